@@ -1,0 +1,1 @@
+"""Photographs: where they come from, their geometry, the prepared store, splits, augmentation, DataModules."""
