@@ -1,0 +1,28 @@
+"""Entry points. ``drgrade COMMAND [overrides]``; ``train.py`` is ``drgrade train``."""
+
+import runpy
+import sys
+
+COMMANDS = {
+    "train": "one run or, with -m, a sweep (the same as python train.py)",
+    "prepare": "photographs -> store: drgrade prepare data=NAME data.root=DIR",
+    "evaluate": "a trained run on any data set: drgrade evaluate checkpoint=RUN data=NAME data.root=DIR",
+}
+
+USAGE = "usage: drgrade COMMAND [overrides]\n\n" + "\n".join(f"  {name:10}{text}" for name, text in COMMANDS.items())
+
+
+def main() -> None:
+    """Run the command's module as the program.
+
+    Lightning starts the further processes of a DDP run by the name of the main module, so the module that runs has to be the command's own.
+    """
+    command = sys.argv[1] if len(sys.argv) > 1 else ""
+    if command in ("", "-h", "--help", "help"):
+        print(USAGE)
+        sys.exit(0 if command else 2)
+    if command not in COMMANDS:
+        print(f"drgrade: there is no command {command!r}\n\n{USAGE}", file=sys.stderr)
+        sys.exit(2)
+    del sys.argv[1]
+    runpy.run_module(f"drgrade.cli.{command}", run_name="__main__", alter_sys=True)

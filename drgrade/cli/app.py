@@ -1,0 +1,171 @@
+"""What all commands share: the config folder, and errors that are one line."""
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import hydra
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf import DictConfig
+from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
+
+import drgrade
+from drgrade.errors import DrgradeError
+
+CONF = next(
+    folder for folder in (Path(drgrade.__file__).parent / "conf", Path(drgrade.__file__).parents[1] / "conf") if folder.is_dir()
+)
+"""The config folder: inside the package when it is installed from a wheel, beside it in a checkout."""
+
+
+def run(function: Callable[[DictConfig], object], config: str) -> None:
+    """Compose a config from the command line and hand it to a function; errors of the user's end as one line and status 1.
+
+    Args:
+        function: Does the work.
+        config: Name of the config in ``conf/``.
+    """
+    full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands exceptions on, instead of printing them in its own way
+    try:
+        hydra.main(config_path=str(CONF), config_name=config, version_base="1.3")(_returning_nothing(function))()
+    except Exception as error:
+        message = explain(error)
+        if full_error or message is None:
+            raise
+        fail(message)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def fail(message: str) -> NoReturn:
+    """Print one line and exit with status 1.
+
+    Args:
+        message: What is wrong and what to do.
+    """
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _returning_nothing(function: Callable[[DictConfig], object]) -> Callable[[DictConfig], None]:
+    """A sweep logs what its jobs return; the artefacts say it better."""
+
+    def task(cfg: DictConfig) -> None:
+        function(cfg)
+
+    return task
+
+
+def explain(error: BaseException) -> str | None:
+    """Say what is wrong in one sentence, if it is something the user can mend.
+
+    Args:
+        error: What was raised.
+
+    Returns:
+        The sentence, or None for an error of the program.
+    """
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+    for cause in _causes(error):
+        if isinstance(cause, DrgradeError | MisconfigurationException):
+            return str(cause)
+        if isinstance(cause, MissingMandatoryValue):
+            return _missing_value(str(cause))
+        if isinstance(cause, ConfigCompositionException | MissingConfigException | OverrideParseException):
+            return explain_override(str(cause))
+    if isinstance(error, OmegaConfBaseException | InstantiationException | HydraException):
+        return str(error)
+    return None
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    causes: list[BaseException] = []
+    while error is not None and error not in causes:
+        causes.append(error)
+        error = error.__cause__ or error.__context__
+    return causes
+
+
+def _missing_value(message: str) -> str:
+    key = re.search(r"full_key: ([\w.]+)|Missing mandatory value: ([\w.]+)", message)
+    name = next((group for group in key.groups() if group), "a setting") if key else "a setting"
+    hint = {"data.root": "the folder of the data set", "encoder.name": "a model of timm", "checkpoint": "a run's folder"}.get(name, "its value")
+    return f"{name} is not given; add {name}=... ({hint}) to the command"
+
+
+def explain_override(message: str) -> str:
+    """Turn Hydra's message about an override into one sentence with the nearest thing that exists.
+
+    Args:
+        message: Hydra's message.
+
+    Returns:
+        One sentence.
+    """
+    key = re.search(r"Could not override '([^']+)'", message)
+    if key:
+        return _unknown_key(key.group(1))
+    choice = re.search(r"Could not find '([^']+)/([^'/]+)'", message)
+    if choice:
+        group, name = choice.groups()
+        return f"there is no {group}={name}; {_nearest(name, choices(group))}"
+    group_only = re.search(r"Could not find '([^']+)'", message)
+    if group_only:
+        return f"there is no config {group_only.group(1)!r}"
+    return message.split("\nSet the environment")[0]
+
+
+def _unknown_key(key: str) -> str:
+    group = key.split("@")[0]
+    if "/" not in group and "." not in group and (CONF / group).is_dir():
+        return f"{group} is chosen with +{group}=NAME: {_nearest('', choices(group))}"
+    return f"there is no setting {key!r}; {_nearest(key, _settings())}"
+
+
+def choices(group: str) -> list[str]:
+    """What a config group offers.
+
+    Args:
+        group: Folder below ``conf/``.
+
+    Returns:
+        Names, sorted.
+    """
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml") if path.stem != "base")
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return f"there is: {', '.join(known)}" if len(known) <= 40 else "see docs/configuration.md"
+
+
+def _settings() -> list[str]:
+    """Every setting of the default config, as ``a.b.c``."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose("train")
+    return sorted(_keys(cfg, ""))
+
+
+def _keys(node: DictConfig, prefix: str) -> list[str]:
+    keys = []
+    for name in node:
+        keys.append(f"{prefix}{name}")
+        child = node._get_node(name)
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation() and not child._is_missing():
+            keys += _keys(child, f"{prefix}{name}.")
+    return keys

@@ -1,0 +1,106 @@
+"""Augmentation: the one module that touches albumentations.
+
+Albumentations 2.0.8 is the last release under the MIT licence and is no longer maintained, so nothing else imports it.
+Every draw is a function of a seed that the caller gives, not of a worker's state: the same photograph at the same place of the stream
+gets the same augmentation with any number of workers, and after a resume.
+"""
+
+import os
+import random
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+Image = npt.NDArray[np.uint8]
+
+
+class Augmentation(Protocol):
+    """Anything that turns one photograph into another of the same shape."""
+
+    def __call__(self, image: Image, seed: int) -> Image:
+        """Augment.
+
+        Args:
+            image: (H, W, 3) uint8, RGB.
+            seed: Everything drawn follows from it.
+
+        Returns:
+            (H, W, 3) uint8, RGB.
+        """
+
+
+class FundusAugmentation:
+    """Zoom, flips, small turns and colour, drawn alike for every photograph.
+
+    Attributes of the published protocol (DESIGN.md, section 1): zoom 0.85-1.15 and flips, nothing else.
+    """
+
+    def __init__(
+        self,
+        zoom: tuple[float, float] = (1.0, 1.0),
+        rotate: float = 0.0,
+        horizontal_flip: bool = False,
+        vertical_flip: bool = False,
+        brightness: float = 0.0,
+        contrast: float = 0.0,
+        saturation: float = 0.0,
+        hue: float = 0.0,
+    ) -> None:
+        """Build the pipeline.
+
+        Args:
+            zoom: Range of the scale, alike in both directions; below 1 the border is filled with black.
+            rotate: Turn by up to this many degrees in either direction.
+            horizontal_flip: Mirror half of the photographs.
+            vertical_flip: Turn half of the photographs upside down (mirrored).
+            brightness: Factor in 1 -+ this.
+            contrast: Factor in 1 -+ this.
+            saturation: Factor in 1 -+ this.
+            hue: Shift by up to this share of the colour circle, 0 to 0.5.
+        """
+        transforms = _geometric(zoom, rotate, horizontal_flip, vertical_flip) + _colour(brightness, contrast, saturation, hue)
+        self._pipeline = _compose(transforms) if transforms else None
+
+    def __call__(self, image: Image, seed: int) -> Image:
+        """See :class:`Augmentation`."""
+        if self._pipeline is None:
+            return image
+        # Not set_random_seed: it gives every transform its own generator with the same seed, so that both flips always come together.
+        self._pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        augmented: Image = self._pipeline(image=image)["image"]
+        return augmented
+
+
+def _albumentations() -> Any:
+    """Import on first use (it takes seconds), with the version check that it makes over the network switched off."""
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+    import albumentations
+
+    return albumentations
+
+
+def _compose(transforms: list[Any]) -> Any:
+    return _albumentations().Compose(transforms)
+
+
+def _geometric(zoom: tuple[float, float], rotate: float, horizontal_flip: bool, vertical_flip: bool) -> list[Any]:
+    transforms = []
+    low, high = zoom
+    if (low, high) != (1.0, 1.0) or rotate:
+        affine = {"scale": (low, high), "rotate": (-rotate, rotate), "keep_ratio": True, "p": 1.0}
+        transforms.append(_albumentations().Affine(**affine, interpolation=cv2.INTER_LINEAR, fill=0))
+    if horizontal_flip:
+        transforms.append(_albumentations().HorizontalFlip(p=0.5))
+    if vertical_flip:
+        transforms.append(_albumentations().VerticalFlip(p=0.5))
+    return transforms
+
+
+def _colour(brightness: float, contrast: float, saturation: float, hue: float) -> list[Any]:
+    spans = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
+    if not any(spans.values()) and not hue:
+        return []
+    ranges = {name: (1 - span, 1 + span) for name, span in spans.items()}
+    return [_albumentations().ColorJitter(**ranges, hue=(-hue, hue), p=1.0)]

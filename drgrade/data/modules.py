@@ -1,0 +1,341 @@
+"""The two LightningDataModules: unlabelled photographs for a pretext, graded photographs for grading."""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from drgrade.data.augment import Augmentation, Image
+from drgrade.data.photographs import Photographs
+from drgrade.data.sampling import Draw, EverySampler, StreamSampler, balancing_weights
+from drgrade.data.splits import proportional_order
+from drgrade.data.views import MaskedView
+from drgrade.errors import ConfigError, DataError
+
+MEAN = (0.485, 0.456, 0.406)
+"""ImageNet's channel means (RGB, of values in 0..1), which timm's weights expect."""
+
+STD = (0.229, 0.224, 0.225)
+"""ImageNet's channel standard deviations."""
+
+UNGRADED = -1
+
+
+class Batch(TypedDict):
+    """What a loader yields. ``image`` is (B, 3, S, S), uint8 from the loader and normalised float on the device; ``grade`` (B,) int64, -1 for none;
+    ``index`` (B,) int64, the row in the store.
+    """  # noqa: D205
+
+    image: Tensor
+    grade: Tensor
+    index: Tensor
+
+
+View = Callable[[Image, int, int | None], Image]
+"""(image (S, S, 3), row in the store, seed or None) -> image."""
+
+
+@dataclass(frozen=True)
+class AugmentedView:
+    """Augment where there is a seed; the photograph itself where there is none."""
+
+    augment: Augmentation
+
+    def __call__(self, image: Image, row: int, seed: int | None) -> Image:
+        """See :data:`View`."""
+        return image if seed is None else self.augment(image, seed)
+
+
+@dataclass(frozen=True)
+class PretextView:
+    """The pretext's view, which has to know how much of each photograph was recorded."""
+
+    views: MaskedView
+    clear: npt.NDArray[np.float64]
+
+    def __call__(self, image: Image, row: int, seed: int | None) -> Image:
+        """See :data:`View`."""
+        return self.views(image, float(self.clear[row]), seed)
+
+
+class StoreDataset(Dataset[dict[str, Any]]):
+    """Photographs of a store, each seen through a view.
+
+    The store is opened in each worker on first use: a memory map that is pickled would travel with all its pixels.
+    """
+
+    def __init__(self, images: Path, rows: Sequence[int], grades: Sequence[int], view: View) -> None:
+        """Choose rows.
+
+        Args:
+            images: The store's ``images.npy``, (N, S, S, 3) uint8.
+            rows: Rows of the store that belong to this set.
+            grades: Grade of each of them, -1 for none.
+            view: Applied to each photograph.
+        """
+        self._path, self._images = images, None
+        self.rows, self.grades = np.asarray(rows, dtype=np.int64), np.asarray(grades, dtype=np.int64)
+        self._view = view
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_images": None}
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        if self._images is None:
+            self._images = np.load(self._path, mmap_mode="r")
+        row = int(self.rows[draw.index])
+        image = self._view(np.array(self._images[row]), row, draw.seed)
+        channels_first = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+        return {"image": channels_first, "grade": int(self.grades[draw.index]), "index": row}
+
+
+def normalise(images: Tensor) -> Tensor:
+    """Turn stored pixels into what an encoder takes.
+
+    Args:
+        images: (..., 3, H, W) uint8.
+
+    Returns:
+        (..., 3, H, W) float32 with ImageNet's mean and standard deviation.
+    """
+    mean = torch.tensor(MEAN, device=images.device).view(3, 1, 1)
+    std = torch.tensor(STD, device=images.device).view(3, 1, 1)
+    return (images.float() / 255 - mean) / std
+
+
+class _StoreDataModule(pl.LightningDataModule):
+    """What both DataModules share: preparation, loaders that know about the processes, normalisation on the device."""
+
+    def __init__(
+        self, photographs: Photographs, batch_size: int, seed: int, num_workers: int | Literal["auto"] = "auto"
+    ) -> None:
+        """Describe the loaders.
+
+        Args:
+            photographs: Store and split.
+            batch_size: Photographs in a batch over *all* processes, so that a learning rate keeps its meaning with more devices.
+            seed: Seed of order and augmentation.
+            num_workers: Loader processes per training process; "auto" is none on the CPU, else the cores there are, at most 8.
+        """
+        super().__init__()
+        self.photographs = photographs
+        self.batch_size, self.seed = batch_size, seed
+        self._num_workers = num_workers
+        self._datasets: dict[str, StoreDataset] = {}
+
+    def prepare_data(self) -> None:
+        """Prepare the store unless it is there."""
+        _ = self.photographs.store
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Normalise on the device: a quarter of the bytes travels."""
+        return {**batch, "image": normalise(batch["image"])}
+
+    @property
+    def _process(self) -> tuple[int, int]:
+        """(rank, number of processes)."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _rows(self, subsets: Sequence[str]) -> npt.NDArray[np.int64]:
+        return np.flatnonzero(self.photographs.split["subset"].isin(subsets)).astype(np.int64)
+
+    def _dataset(self, rows: npt.NDArray[np.int64], view: View) -> StoreDataset:
+        grades = self.photographs.split["grade"].iloc[rows].fillna(UNGRADED).astype(int).tolist()
+        return StoreDataset(self.photographs.store.folder / "images.npy", rows.tolist(), grades, view)
+
+    def _loader(self, dataset: StoreDataset, sampler: StreamSampler | EverySampler, batch_size: int) -> DataLoader[Any]:
+        workers = self._workers()
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=workers > 0,
+        )
+
+    def _workers(self) -> int:
+        if self._num_workers != "auto":
+            return int(self._num_workers)
+        on_cpu = self.trainer is None or self.trainer.strategy.root_device.type == "cpu"
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return 0 if on_cpu else min(8, max(1, cores // self._process[1]))
+
+    def _train_loader(
+        self, dataset: StoreDataset, steps_per_epoch: int | None, weights: Sequence[float] | None = None
+    ) -> DataLoader[Any]:
+        rank, world = self._process
+        batch = local_batch_size(self.batch_size, len(dataset), world)
+        steps = steps_per_epoch or -(-len(dataset) // (batch * world))
+        sampler = StreamSampler(len(dataset), steps * batch * world, self.seed, weights=weights, rank=rank, world=world)
+        return self._loader(dataset, sampler, batch)
+
+    def _every_loader(self, dataset: StoreDataset) -> DataLoader[Any]:
+        rank, world = self._process
+        return self._loader(dataset, EverySampler(len(dataset), rank=rank, world=world), max(1, self.batch_size // world))
+
+
+def local_batch_size(batch_size: int, count: int, world: int) -> int:
+    """Share of one process in a batch; a batch is no larger than the set it is drawn from.
+
+    Args:
+        batch_size: Over all processes.
+        count: Photographs there are.
+        world: Number of processes.
+
+    Returns:
+        At least 1.
+
+    Raises:
+        ConfigError: If the batch cannot be shared evenly.
+    """
+    if batch_size < 1 or batch_size % world:
+        raise ConfigError(f"data.batch_size={batch_size} (over all processes) cannot be shared evenly by {world} processes")
+    return max(1, min(batch_size // world, count // world))
+
+
+class GradingDataModule(_StoreDataModule):
+    """Graded photographs, in the subsets of the split."""
+
+    def __init__(
+        self,
+        photographs: Photographs,
+        augment: Augmentation,
+        batch_size: int,
+        seed: int,
+        steps_per_epoch: int | None = None,
+        balanced: bool = False,
+        num_workers: int | Literal["auto"] = "auto",
+    ) -> None:
+        """Describe the loaders.
+
+        Args:
+            photographs: Store and split.
+            augment: Applied to training photographs.
+            batch_size: Photographs in a batch over all processes.
+            seed: Seed of order and augmentation.
+            steps_per_epoch: Optimiser steps of an epoch; None for one pass over the training photographs.
+            balanced: Draw every grade equally often.
+            num_workers: Loader processes; see the base class.
+        """
+        super().__init__(photographs, batch_size, seed, num_workers)
+        self._augment, self._steps, self._balanced = augment, steps_per_epoch, balanced
+
+    def setup(self, stage: str | None = None) -> None:
+        """Split and open the store.
+
+        Raises:
+            DataError: If the split is impossible.
+        """
+        for subset in ("train", "val", "test"):
+            self._datasets[subset] = self._dataset(self._rows([subset]), AugmentedView(self._augment))
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Endless augmented stream, cut into epochs."""
+        dataset = self._datasets["train"]
+        weights = balancing_weights(dataset.grades.tolist()) if self._balanced else None
+        return self._train_loader(dataset, self._steps, weights)
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """Each validation photograph once; none without validation photographs."""
+        return self._every_loader(self._datasets["val"]) if len(self._datasets["val"]) else []
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Each test photograph once."""
+        return self._every_loader(self._datasets["test"])
+
+
+PRETRAIN_SUBSETS = {"train": ("train", "unlabelled", "val"), "all": ("train", "unlabelled", "val", "test", "excluded")}
+"""What pre-training may see. The training side includes the validation photographs: their grades choose a checkpoint, their pixels
+are on this side of the test; without them there would be an encoder for each validation set instead of one for each fold."""
+
+
+class PretextDataModule(_StoreDataModule):
+    """Unlabelled photographs, as the pretext's views."""
+
+    def __init__(
+        self,
+        photographs: Photographs,
+        views: MaskedView,
+        batch_size: int,
+        seed: int,
+        pretrain_on: Literal["train", "all"] = "train",
+        val_fraction: float = 0.05,
+        num_workers: int | Literal["auto"] = "auto",
+    ) -> None:
+        """Describe the loaders.
+
+        Args:
+            photographs: Store and split.
+            views: Makes a view of a photograph.
+            batch_size: Photographs in a batch over all processes.
+            seed: Seed of order and augmentation.
+            pretrain_on: ``train`` for the training side of the split, ``all`` for every photograph.
+            val_fraction: Share that is held out to watch the pretext (not the grading) on.
+            num_workers: Loader processes; see the base class.
+
+        Raises:
+            ConfigError: If ``pretrain_on`` is neither.
+        """
+        super().__init__(photographs, batch_size, seed, num_workers)
+        if pretrain_on not in PRETRAIN_SUBSETS:
+            raise ConfigError(f"pretrain_on={pretrain_on!r} is neither 'train' nor 'all'")
+        self.views, self._pretrain_on, self._val_fraction = views, pretrain_on, val_fraction
+
+    def setup(self, stage: str | None = None) -> None:
+        """Choose photographs, and hold some out.
+
+        Raises:
+            DataError: If there are too few.
+        """
+        table = self.subsets()
+        view = PretextView(self.views, self.photographs.store.manifest["clear"].to_numpy(dtype=float))
+        for subset in ("train", "val"):
+            rows = np.flatnonzero(table["subset"] == subset).astype(np.int64)
+            self._datasets[subset] = self._dataset(rows, view)
+        if not len(self._datasets["train"]):
+            raise DataError("no photograph is left to pre-train on; use pretrain_on=all or a smaller pretext.val_fraction")
+
+    def subsets(self) -> pd.DataFrame:
+        """What pre-training uses.
+
+        Returns:
+            The split's columns; ``subset`` is train or val of the pretext, or ``test`` for what it must not see.
+        """
+        table = self.photographs.split.copy()
+        seen = table["subset"].isin(PRETRAIN_SUBSETS[self._pretrain_on])
+        groups = proportional_order([(group, 0) for group in table["group"][seen]], [self.photographs.spec.seed, 3])
+        held_out = {group for group, time in groups.items() if time <= self._val_fraction} if self._val_fraction else set()
+        table["subset"] = np.where(~seen, "test", np.where(table["group"].isin(held_out), "val", "train"))
+        return table
+
+    def photographs_hash(self) -> str:
+        """SHA-256 of which photographs pre-training sees, and which of them it learns from.
+
+        Returns:
+            64 hexadecimal digits; the same for all label fractions, and with ``pretrain_on=all`` for all folds.
+        """
+        table = self.subsets()
+        rows = sorted(f"{image}\t{subset}" for image, subset in zip(table["image_id"], table["subset"], strict=True) if subset != "test")
+        return hashlib.sha256("\n".join([self.photographs.store.sha256, *rows]).encode()).hexdigest()
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Endless stream of views, cut into passes over the photographs."""
+        return self._train_loader(self._datasets["train"], None)
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """Each held-out photograph once, in its widest view."""
+        return self._every_loader(self._datasets["val"]) if len(self._datasets["val"]) else []

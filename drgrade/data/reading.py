@@ -1,0 +1,217 @@
+"""Reading one photograph from disk, whatever the camera, viewer or archive made of it."""
+
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+from drgrade.errors import DataError
+
+MAX_PIXELS = 100_000_000
+"""Larger photographs are refused before anything is decoded; a fundus camera writes 5-25 million."""
+
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".ppm")
+"""File name endings that are taken for photographs, in lower case."""
+
+_FORMATS = ("JPEG", "MPO", "PNG", "TIFF", "BMP", "WEBP", "PPM", "GIF")
+_EXIF_ORIENTATION = 0x0112
+_DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    OverflowError,
+    EOFError,
+    struct.error,
+    zlib.error,
+)
+"""What Pillow's decoders raise on damaged files."""
+
+_pillow_settings = threading.RLock()
+
+
+class UnreadablePhotograph(DataError):
+    """A file is not a photograph that can be used; the message is the reason, without the path."""
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A decoded photograph.
+
+    Attributes:
+        pixels: RGB, uint8 of shape (H, W, 3), upright.
+        conversions: What had to be changed to get there, in words; empty for an ordinary 8-bit RGB file.
+        full_size: (width, height) in pixels of the upright photograph at full size. ``pixels`` may be
+            smaller: see ``at_least`` of :func:`read_photograph`.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    conversions: tuple[str, ...]
+    full_size: tuple[int, int]
+
+
+def read_photograph(path: Path, *, max_pixels: int = MAX_PIXELS, at_least: int | None = None) -> Photograph:
+    """Decode a photograph to upright 8-bit RGB.
+
+    Args:
+        path: The file.
+        max_pixels: Refuse larger photographs from their header, before memory is spent on them.
+        at_least: If given, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, several times faster, as
+            long as its shorter side keeps at least this many pixels.
+
+    Raises:
+        UnreadablePhotograph: If the file is missing, empty, truncated, damaged, too large or not an image.
+    """
+    with _strict_pillow(), _open(path) as image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise UnreadablePhotograph(
+                f"too many pixels: {width} x {height} is more than the limit of {max_pixels:,}"
+            )
+        conversions = _frame_notes(image)
+        sixteen_bit = _is_sixteen_bit(image)
+        if at_least is not None and image.format in ("JPEG", "MPO"):
+            _shrink_while_decoding(image, at_least)
+        try:
+            image.load()
+            orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+            upright = ImageOps.exif_transpose(image)
+            pixels, changes = _to_rgb(upright, sixteen_bit)
+        except MemoryError:
+            raise UnreadablePhotograph(f"not enough memory to decode {width} x {height} pixels") from None
+        except _DECODER_ERRORS as error:
+            raise UnreadablePhotograph(_reason(error)) from error
+    conversions += changes
+    if orientation in range(2, 9):
+        conversions.append(f"turned upright by EXIF orientation {orientation}")
+    full_size = (height, width) if orientation in range(5, 9) else (width, height)
+    return Photograph(pixels, tuple(conversions), full_size)
+
+
+@contextmanager
+def _strict_pillow() -> Iterator[None]:
+    """Have Pillow refuse truncated files and leave the pixel limit to us, whatever other code has set.
+
+    Both are globals of Pillow: its own limit is fixed, warns instead of refusing below twice the limit,
+    and does not know ``max_pixels``.
+    """
+    with _pillow_settings:
+        truncated, limit = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
+        ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = False, None
+        try:
+            yield
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = truncated, limit
+
+
+def _open(path: Path) -> Image.Image:
+    """Read the header only."""
+    try:
+        if path.stat().st_size == 0:
+            raise UnreadablePhotograph("empty file (0 bytes)")
+        return Image.open(path, formats=_FORMATS)
+    except FileNotFoundError:
+        raise UnreadablePhotograph("the file is not there") from None
+    except IsADirectoryError:
+        raise UnreadablePhotograph("a folder, not a file") from None
+    except PermissionError:
+        raise UnreadablePhotograph("no permission to read the file") from None
+    except UnidentifiedImageError:
+        raise UnreadablePhotograph(_why_unidentified(path)) from None
+    except _DECODER_ERRORS as error:
+        raise UnreadablePhotograph(_reason(error)) from error
+
+
+def _why_unidentified(path: Path) -> str:
+    with path.open("rb") as file:
+        head = file.read(512)
+    if head.startswith((b"\xff\xd8\xff", b"\x89PNG", b"II*\0", b"MM\0*")):
+        return "truncated or damaged in its header"
+    if b"\0" not in head and not any(byte > 0xF4 for byte in head):
+        return "not an image (it looks like text)"
+    return "not an image in a known format"
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error) or type(error).__name__
+    return f"truncated: {text}" if _speaks_of_an_early_end(text) else f"damaged: {text}"
+
+
+def _speaks_of_an_early_end(text: str) -> bool:
+    return any(
+        word in text.lower() for word in ("truncated", "not enough", "premature", "unexpected end", "eof")
+    )
+
+
+def _shrink_while_decoding(image: Image.Image, at_least: int) -> None:
+    """Ask libjpeg for the smallest of 1/1 .. 1/8 whose shorter side keeps ``at_least`` pixels."""
+    shorter = min(image.size)
+    scale = max((s for s in (1, 2, 4, 8) if shorter // s >= at_least), default=1)
+    if scale > 1:
+        # draft() takes the size it may not fall below. Mode None leaves the colours alone.
+        image.draft(None, (image.width // scale, image.height // scale))
+
+
+def _frame_notes(image: Image.Image) -> list[str]:
+    frames = 1 if image.format in ("JPEG", "MPO") else int(getattr(image, "n_frames", 1))
+    return [f"first of {frames} frames"] if frames > 1 else []
+
+
+def _is_sixteen_bit(image: Image.Image) -> bool:
+    """Whether the file holds 16 bits per channel, of which Pillow silently keeps 8 when it loads colour."""
+    tiles = getattr(image, "tile", None) or []
+    return image.mode.startswith("I") or any(";16" in str(tile[-1]) for tile in tiles)
+
+
+def _to_rgb(image: Image.Image, sixteen_bit: bool) -> tuple[npt.NDArray[np.uint8], list[str]]:
+    """Convert any mode to (H, W, 3) uint8.
+
+    Returns:
+        The pixels, and what was changed.
+
+    Raises:
+        ValueError: For modes without a meaning as a photograph (floating point).
+    """
+    changes = ["16 bit to 8 bit"] if sixteen_bit else []
+    if image.mode.startswith("I"):
+        image = Image.fromarray(_to_eight_bit(np.asarray(image)))
+    if image.mode == "F":
+        raise ValueError("floating-point pixels, not a photograph")
+    if image.mode in ("P", "PA"):
+        changes.append("palette to RGB")
+        image = image.convert("RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB")
+    if image.mode in ("LA", "La", "RGBA", "RGBa"):
+        image, note = _without_alpha(image)
+        changes.append(note)
+    if image.mode in ("1", "L"):
+        changes.append("greyscale to RGB")
+    elif image.mode not in ("RGB", "RGBX"):
+        changes.append(f"{image.mode} to RGB")
+    return np.array(image.convert("RGB")), changes
+
+
+def _to_eight_bit(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
+    """Reduce 16-bit grey values; cameras that record 12 bits store them in the lower 12 of 16."""
+    clipped = np.clip(values.astype(np.int64), 0, 65535)
+    shift = 4 if clipped.max(initial=0) < 4096 else 8
+    return (clipped >> shift).astype(np.uint8)
+
+
+def _without_alpha(image: Image.Image) -> tuple[Image.Image, str]:
+    """Drop the alpha channel; what is transparent becomes black, like the surround of a fundus photograph."""
+    colour = "L" if image.mode.lower().startswith("l") else "RGB"
+    image = image.convert("LA" if colour == "L" else "RGBA")
+    alpha = image.getchannel("A")
+    if alpha.getextrema() == (255, 255):
+        return image.convert(colour), "alpha dropped"
+    black = Image.new(colour, image.size)
+    black.paste(image.convert(colour), mask=alpha)
+    return black, "transparent pixels turned black, alpha dropped"

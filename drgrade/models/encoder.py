@@ -1,0 +1,69 @@
+"""Encoders: images to features."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor, nn
+
+from drgrade.models.timm_backbone import build, output_width, pad_to
+
+
+class Encoder(nn.Module, ABC):
+    """Turns images into one feature vector each.
+
+    Attributes:
+        num_features: length D of the feature vector.
+    """
+
+    num_features: int
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """Encodes a batch.
+
+        Args:
+            images: (B, 3, H, W) float, normalised.
+
+        Returns:
+            (B, D) features.
+        """
+
+
+class TimmEncoder(Encoder):
+    """Any image model of timm, CNN or Vision Transformer, without its classifier.
+
+    The features are what the model feeds to its classifier: the pooled last map of a CNN, the class token
+    (or whatever the model pools) of a Vision Transformer.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        image_size: int = 224,
+        pretrained: bool = False,
+        weights: str | None = None,
+        **options: Any,
+    ) -> None:
+        """Builds the model.
+
+        Args:
+            name: any model name that timm knows, for example `densenet121` or `vit_small_patch16_224`.
+            image_size: side of the square images in pixels. Where the patch size does not divide it, the
+                images are padded with zeros at the right and at the bottom.
+            pretrained: start from the published weights; needs a network or timm's cache.
+            weights: start from a local weights file instead.
+            **options: for `timm.create_model`, for example `drop_path_rate`, or `growth_rate` and
+                `block_config` for a smaller DenseNet.
+
+        Raises:
+            EncoderError: timm does not know the name or an option, or the weights cannot be had or do not
+                fit.
+        """
+        super().__init__()
+        self.model, self._side = build(name, image_size, pretrained=pretrained, weights=weights, **options)
+        self.num_features = output_width(self.model)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Encodes a batch; see `Encoder.forward`."""
+        features: Tensor = self.model(pad_to(images, self._side))
+        return features

@@ -1,0 +1,234 @@
+"""MsSSL: a CNN's feature pyramid and a Vision Transformer's tokens, fused and refined.
+
+After Almattar et al., Scientific Reports 15:33742, 2025, doi 10.1038/s41598-025-85685-w. What the abstract
+leaves open, the shapes and the parameter counts are in docs/msssl.md.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from drgrade.errors import EncoderError
+from drgrade.models.deep_learner import DeepLearner
+from drgrade.models.encoder import Encoder
+from drgrade.models.fpn import FeaturePyramid
+from drgrade.models.timm_backbone import build, drop_padding, output_width, pad_to
+
+# The maps are fused at one cell per 8 x 8 pixels: 28 x 28 at 224 pixels, the size of C3 and P3.
+FUSION_STRIDE = 8
+
+
+class ConvBranch(nn.Module):
+    """The CNN's side of the fusion: P2-P5 of a feature pyramid, or only the last map, projected.
+
+    Attributes:
+        num_maps: how many maps `forward` returns.
+    """
+
+    backbone: Any  # timm's feature extractors share no type
+
+    def __init__(
+        self,
+        name: str,
+        image_size: int,
+        channels: int,
+        use_fpn: bool,
+        pretrained: bool,
+        options: dict[str, Any],
+    ) -> None:
+        """Builds the CNN and its neck.
+
+        Args:
+            name: a timm model that supports `features_only` and has four levels.
+            image_size: side of the square images in pixels.
+            channels: channels of every map returned.
+            use_fpn: False projects the last map with a 1x1 convolution instead.
+            pretrained: start from the published weights.
+            options: for `drgrade.models.timm_backbone.build`.
+        """
+        super().__init__()
+        levels = (-4, -3, -2, -1) if use_fpn else (-1,)
+        options = {"features_only": True, "out_indices": levels, **options}
+        self.backbone, self._side = build(name, image_size, pretrained=pretrained, **options)
+        # Swin and its like give (B, H, W, C).
+        self._channels_last = getattr(self.backbone, "output_fmt", None) == "NHWC"
+        widths: list[int] = self.backbone.feature_info.channels()
+        self.num_maps = len(widths)
+        self._use_fpn = use_fpn
+        self.neck: nn.Module = (
+            FeaturePyramid(widths, channels) if use_fpn else nn.Conv2d(widths[-1], channels, kernel_size=1)
+        )
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Computes the maps.
+
+        Args:
+            images: (B, 3, H, W).
+
+        Returns:
+            `num_maps` maps (B, channels, H_i, W_i), the finest first.
+        """
+        padded = pad_to(images, self._side)
+        maps: list[Tensor] = self.backbone(padded)
+        if self._channels_last:
+            maps = [level.permute(0, 3, 1, 2) for level in maps]
+        maps = [drop_padding(level, images, padded) for level in maps]
+        pyramid: list[Tensor] = self.neck(maps) if self._use_fpn else [self.neck(maps[-1])]
+        return pyramid
+
+
+class TransformerBranch(nn.Module):
+    """The Vision Transformer's side: its tokens as a map at the fusion's resolution, and its global vector.
+
+    Attributes:
+        num_features: length of the global vector.
+    """
+
+    backbone: Any  # timm's Transformers share no type
+
+    def __init__(
+        self, name: str, image_size: int, channels: int, pretrained: bool, options: dict[str, Any]
+    ) -> None:
+        """Builds the Transformer and the transposed convolution.
+
+        Args:
+            name: a timm model that supports `forward_intermediates`.
+            image_size: side of the square images in pixels.
+            channels: channels of the map returned.
+            pretrained: start from the published weights.
+            options: for `drgrade.models.timm_backbone.build`.
+
+        Raises:
+            EncoderError: the model cannot give a map of its tokens.
+        """
+        super().__init__()
+        self.backbone, self._side = build(name, image_size, pretrained=pretrained, **options)
+        if not hasattr(self.backbone, "forward_intermediates"):
+            raise EncoderError(f"{name} gives no map of its tokens; MsSSL needs another Transformer")
+        last = self.backbone.feature_info[-1]
+        self.num_features = output_width(self.backbone)
+        # Patches of 16 pixels need a factor of 2; patches of 8 none, patches of 32 a factor of 4.
+        factor = max(1, round(last["reduction"] / FUSION_STRIDE))
+        self.upsample = nn.ConvTranspose2d(last["num_chs"], channels, kernel_size=factor, stride=factor)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Computes map and vector.
+
+        Args:
+            images: (B, 3, H, W).
+
+        Returns:
+            (B, channels, h, w) the map, h and w close to H / 8 and W / 8; (B, num_features) what the model
+            pools: the class token, or the mean of the patch tokens where it has none.
+        """
+        padded = pad_to(images, self._side)
+        tokens, maps = self.backbone.forward_intermediates(padded, indices=1, norm=True)
+        vector: Tensor = self.backbone.forward_head(tokens, pre_logits=True)
+        return drop_padding(self.upsample(maps[-1]), images, padded), vector
+
+
+class MsSSL(Encoder):
+    """Multi-scale encoder of a CNN, a Vision Transformer, a feature pyramid and a Deep Learner.
+
+    At 224 pixels with ResNet-50 and ViT-S/16: P2-P5 and the ViT's map are brought to 256 x 28 x 28,
+    concatenated, fused by a 1x1 convolution to 256 x 28 x 28, refined to 128 x 56 x 56, pooled to 128 and put
+    before the class token of 384.
+    """
+
+    def __init__(
+        self,
+        cnn: str = "resnet50",
+        vit: str = "vit_small_patch16_224",
+        image_size: int = 224,
+        channels: int = 256,
+        refined_channels: int = 128,
+        pretrained: bool = False,
+        use_vit: bool = True,
+        use_fpn: bool = True,
+        use_deep_learner: bool = True,
+        use_cbam: bool = True,
+        reduction: int = 16,
+        cnn_options: dict[str, Any] | None = None,
+        vit_options: dict[str, Any] | None = None,
+    ) -> None:
+        """Builds the encoder; every `use_...` switch is an ablation.
+
+        Args:
+            cnn: timm name of the CNN.
+            vit: timm name of the Vision Transformer.
+            image_size: side of the square images in pixels.
+            channels: channels of the pyramid, of the ViT's map and of the fused map.
+            refined_channels: channels of the refined map.
+            pretrained: start both backbones from their published weights.
+            use_vit: False leaves the Transformer out, its map and its class token.
+            use_fpn: False uses the CNN's last map alone.
+            use_deep_learner: False pools the fused map itself.
+            use_cbam: False leaves the attention out of the Deep Learner.
+            reduction: of CBAM's channel attention.
+            cnn_options: for timm, and `weights`, a local file; see `TimmEncoder`.
+            vit_options: the same for the Transformer.
+
+        Raises:
+            EncoderError: timm does not know a name or an option, or the weights cannot be had or do not fit.
+        """
+        super().__init__()
+        self.conv_branch = ConvBranch(cnn, image_size, channels, use_fpn, pretrained, dict(cnn_options or {}))
+        self.vit_branch = (
+            TransformerBranch(vit, image_size, channels, pretrained, dict(vit_options or {}))
+            if use_vit
+            else None
+        )
+        num_maps = self.conv_branch.num_maps + int(use_vit)
+        self.fuse = nn.Conv2d(num_maps * channels, channels, kernel_size=1)
+        self.deep_learner: nn.Module = (
+            DeepLearner(channels, refined_channels, reduction, use_cbam)
+            if use_deep_learner
+            else nn.Identity()
+        )
+        self.num_features = refined_channels if use_deep_learner else channels
+        if self.vit_branch is not None:
+            self.num_features += self.vit_branch.num_features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Encodes a batch.
+
+        Args:
+            images: (B, 3, H, W) float, normalised.
+
+        Returns:
+            (B, D): the pooled refined map, then the Transformer's vector.
+        """
+        maps = self.conv_branch(images)
+        vectors: list[Tensor] = []
+        if self.vit_branch is not None:
+            vit_map, vector = self.vit_branch(images)
+            maps = [*maps, vit_map]
+            vectors = [vector]
+        height, width = (math.ceil(side / FUSION_STRIDE) for side in images.shape[-2:])
+        resized = [resize(level, (height, width)) for level in maps]  # each (B, channels, H/8, W/8)
+        refined: Tensor = self.deep_learner(self.fuse(torch.cat(resized, dim=1)))
+        return torch.cat([refined.mean(dim=(2, 3)), *vectors], dim=1)
+
+
+def resize(features: Tensor, size: tuple[int, int]) -> Tensor:
+    """Brings a map to a size: averages where it is larger, interpolates where it is smaller.
+
+    Average pooling by a whole factor comes first because, unlike adaptive pooling, its gradient is
+    deterministic on CUDA.
+
+    Args:
+        features: (B, C, H, W).
+        size: height and width wanted.
+
+    Returns:
+        (B, C, height, width).
+    """
+    factor = min(round(have / want) for have, want in zip(features.shape[-2:], size, strict=True))
+    if factor > 1:
+        features = F.avg_pool2d(features, factor, ceil_mode=True, count_include_pad=False)
+    if features.shape[-2:] == size:
+        return features
+    return F.interpolate(features, size=size, mode="bilinear", align_corners=False)

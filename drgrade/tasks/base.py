@@ -1,0 +1,63 @@
+"""What both tasks share: the optimiser and its schedule, compilation, memory format."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from drgrade.models.encoder import Encoder
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+ScheduleFactory = Callable[[Optimizer, int], LRScheduler]
+"""(optimiser, optimiser steps of the whole run) -> schedule that is stepped after each of them."""
+
+
+class Task(pl.LightningModule):
+    """An encoder that is trained.
+
+    Attributes:
+        encoder: Images to features.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        optimizer: OptimizerFactory,
+        schedule: ScheduleFactory,
+        compile: bool = False,
+        channels_last: bool = False,
+    ) -> None:
+        """Keep the parts.
+
+        Args:
+            encoder: Images to features.
+            optimizer: Makes the optimiser.
+            schedule: Makes the learning-rate schedule.
+            compile: Compile the encoder with ``torch.compile``.
+            channels_last: Keep images and convolution weights with the channels last in memory.
+        """
+        super().__init__()
+        self.encoder = encoder
+        self._optimizer, self._schedule = optimizer, schedule
+        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        if channels_last:
+            self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if compile:
+            # In place: torch.compile(encoder) would rename every tensor of the checkpoint.
+            self.encoder.compile()
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """One optimiser over all parameters, its schedule stepped after every optimiser step."""
+        optimizer = self._optimizer(self.parameters())
+        steps = int(self.trainer.estimated_stepping_batches)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._schedule(optimizer, steps), "interval": "step"}}
+
+    def _images(self, batch: dict[str, Any]) -> Tensor:
+        """Images of a batch, (B, 3, H, W), in the memory format of the encoder."""
+        images: Tensor = batch["image"]
+        return images.contiguous(memory_format=self._memory_format)

@@ -1,0 +1,136 @@
+"""Fine-tuning on graded photographs, and testing."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from drgrade.metrics import GradingMetrics, Predictions
+from drgrade.models.encoder import Encoder
+from drgrade.models.heads import Head
+from drgrade.tasks.base import OptimizerFactory, ScheduleFactory, Task
+
+
+class GradingTask(Task):
+    """An encoder and a head that grade.
+
+    Attributes:
+        head: Features to grade.
+        frozen_epochs: Epochs in which only the head learns.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        head: Callable[[int], Head],
+        optimizer: OptimizerFactory,
+        schedule: ScheduleFactory,
+        frozen_epochs: int = 0,
+        compile: bool = False,
+        channels_last: bool = False,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            encoder: Images to features.
+            head: Makes the head for a number of features.
+            optimizer: Makes the optimiser.
+            schedule: Makes the learning-rate schedule.
+            frozen_epochs: Epochs at the start in which the encoder is frozen, the statistics of its normalisation included.
+            compile: Compile the encoder.
+            channels_last: Channels last in memory.
+        """
+        super().__init__(encoder, optimizer, schedule, compile, channels_last)
+        self.head = head(encoder.num_features)
+        self.frozen_epochs = frozen_epochs
+        self._metrics = torch.nn.ModuleDict({f"{subset}_metrics": GradingMetrics() for subset in ("val", "test")})
+
+    @property
+    def encoder_is_frozen(self) -> bool:
+        """Whether the current epoch belongs to the warm-up of the head."""
+        return self._trainer is not None and self.current_epoch < self.frozen_epochs
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training; a frozen encoder stays in evaluation, so that its batch statistics do not move."""
+        super().train(mode)
+        if mode and self.encoder_is_frozen:
+            self.encoder.eval()
+        return self
+
+    def on_train_epoch_start(self) -> None:
+        """Freeze or thaw the encoder, also after a resume."""
+        self.train()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Grade.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+
+        Returns:
+            Logits of the head.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not (self.training and self.encoder_is_frozen)):
+            features = self.encoder(images)
+        logits: Tensor = self.head(features)
+        return logits.float()  # losses and probabilities in full precision under autocast too
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Loss of one batch."""
+        loss = self.head.loss(self(self._images(batch)), batch["grade"])
+        self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, sync_dist=True, batch_size=len(batch["grade"]))
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Collect results on validation photographs."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Collect results on test photographs."""
+        self._evaluate(batch, "test")
+
+    def on_validation_epoch_end(self) -> None:
+        """Compute the metrics over the whole validation set."""
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Compute the metrics over the whole test set."""
+        self._log_metrics("test")
+
+    def predictions(self, subset: str) -> Predictions:
+        """Results of the last pass over a subset, from all processes.
+
+        Args:
+            subset: ``val`` or ``test``.
+
+        Returns:
+            One entry per photograph, by its row in the store.
+        """
+        return self._collector(subset).predictions()
+
+    def _collector(self, subset: str) -> GradingMetrics:
+        collector = self._metrics[f"{subset}_metrics"]
+        assert isinstance(collector, GradingMetrics)
+        return collector
+
+    def _evaluate(self, batch: dict[str, Any], subset: str) -> None:
+        logits, grades = self(self._images(batch)), batch["grade"]
+        loss = self.head.loss(logits, grades)
+        self.log(f"{subset}/loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(grades))
+        probabilities, predicted = self.head.probabilities(logits), self.head.predict(logits)
+        self._collector(subset).update(batch["index"], probabilities, predicted, grades)
+
+    def _log_metrics(self, subset: str) -> None:
+        metrics = self._collector(subset).compute()
+        # Every process has computed the same figures from the gathered results: nothing to reduce.
+        self.log_dict({f"{subset}/{name}": value for name, value in metrics.items()}, rank_zero_only=False)
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last pass."""
+        self._collector("val").reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Forget the last pass."""
+        self._collector("test").reset()

@@ -1,0 +1,1 @@
+"""Runs: from a composed config to the artefacts of DESIGN.md, section 4."""

@@ -1,0 +1,117 @@
+"""What a run leaves in its folder (DESIGN.md, section 4), each file written whole or not at all."""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from drgrade import __version__
+from drgrade.metrics import Predictions, confusion_matrix
+
+METRICS, CONFIG, SPLIT, PREDICTIONS, CONFUSION, PROVENANCE = (
+    "metrics.json",
+    "config.yaml",
+    "split.csv",
+    "predictions.csv",
+    "confusion.csv",
+    "provenance.json",
+)
+_PACKAGES = ("torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "hydra-core", "albumentations", "numpy", "opencv-python-headless")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader sees all of it or none.
+
+    Args:
+        path: Where; the folder is made.
+        text: What.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def write_metrics(folder: Path, metrics: Mapping[str, object]) -> None:
+    """Write ``metrics.json``: one flat object, keys sorted, nothing that depends on the clock.
+
+    Args:
+        folder: The run's folder.
+        metrics: ``test/qwk`` and the like, ``status``, hashes.
+    """
+    write_text(folder / METRICS, json.dumps(dict(sorted(metrics.items())), indent=2, allow_nan=False) + "\n")
+
+
+def write_config(folder: Path, cfg: DictConfig) -> None:
+    """Write the composed config with every interpolation resolved.
+
+    Args:
+        folder: The run's folder.
+        cfg: The config.
+    """
+    write_text(folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
+
+
+def write_split(folder: Path, split: pd.DataFrame) -> None:
+    """Write ``split.csv``.
+
+    Args:
+        folder: The run's folder.
+        split: Columns image_id, group, grade, subset.
+    """
+    write_text(folder / SPLIT, split[["image_id", "group", "grade", "subset"]].to_csv(index=False))
+
+
+def write_predictions(folder: Path, predictions: Predictions, image_ids: pd.Series) -> None:
+    """Write ``predictions.csv``, in the order of the store, and ``confusion.csv``, rows the true grade.
+
+    Args:
+        folder: The run's folder.
+        predictions: N results, indexed by row in the store.
+        image_ids: image_id of every row of the store.
+    """
+    probabilities = pd.DataFrame(predictions.probabilities.double().numpy(), columns=[f"p{k}" for k in range(5)])
+    table = pd.DataFrame(
+        {
+            "image_id": image_ids.iloc[predictions.index.numpy()].to_numpy(),
+            "grade": predictions.grades.numpy(),
+            "predicted": predictions.predicted.numpy(),
+        }
+    )
+    write_text(folder / PREDICTIONS, table.join(probabilities).to_csv(index=False, float_format="%.6f"))
+    confusion = pd.DataFrame(confusion_matrix(predictions.predicted, predictions.grades).numpy())
+    write_text(folder / CONFUSION, confusion.rename_axis("grade").add_prefix("predicted_").to_csv())
+
+
+def write_provenance(folder: Path, **facts: object) -> None:
+    """Write ``provenance.json``: command, hardware, versions, and what depends on the clock.
+
+    Args:
+        folder: The run's folder.
+        **facts: Further facts, JSON-serialisable.
+    """
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    record = {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "drgrade": __version__,
+        "versions": {name: found for name in _PACKAGES if (found := _version(name))},
+        "python": platform.python_version(),
+        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu},
+        **facts,
+    }
+    write_text(folder / PROVENANCE, json.dumps(record, indent=2) + "\n")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

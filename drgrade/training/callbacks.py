@@ -1,0 +1,88 @@
+"""Callbacks: progress for people, and seeds that make a resumed run equal to one that was never stopped."""
+
+import logging
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, RichProgressBar
+
+log = logging.getLogger(__name__)
+
+
+class SeedEachEpoch(Callback):
+    """Make each epoch's random numbers (dropout, for one) a function of seed, epoch and process.
+
+    Whatever was drawn before, in epochs, validation or loading, no longer matters: a run resumed from ``last.ckpt`` draws what the
+    uninterrupted one would have drawn.
+    """
+
+    def __init__(self, seed: int) -> None:
+        """Remember the run's seed."""
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Seed torch."""
+        sequence = np.random.SeedSequence([self.seed, trainer.current_epoch, trainer.global_rank])
+        torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
+
+
+class EpochLine(Callback):
+    """One plain line per epoch, for log files and terminals that cannot redraw."""
+
+    _SHOWN = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/qwk")
+
+    def __init__(self) -> None:
+        self._started = 0.0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._started = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print the line."""
+        if not trainer.is_global_zero:
+            return
+        metrics = trainer.callback_metrics
+        figures = "  ".join(f"{name} {metrics[name]:.4f}" for name in self._SHOWN if name in metrics)
+        epochs = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
+        log.info("epoch %d%s  %s  (%.1f s)", trainer.current_epoch + 1, epochs, figures, time.monotonic() - self._started)
+
+
+def progress() -> Callback:
+    """A progress bar where somebody watches, a line per epoch where nobody does.
+
+    Returns:
+        The callback; a plain line if stdout is no terminal.
+    """
+    return RichProgressBar(leave=True) if sys.stdout.isatty() else EpochLine()
+
+
+class Clock(Callback):
+    """Measures what a run costs.
+
+    Attributes:
+        seconds: Wall-clock time of training, validation included.
+        images: Images that went through training steps, over all processes (a pretext counts its photographs, not their views).
+    """
+
+    def __init__(self) -> None:
+        self.seconds, self.images = 0.0, 0
+        self._started = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start."""
+        self._started = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count."""
+        self.images += len(batch["index"]) * trainer.world_size
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop."""
+        self.seconds = time.monotonic() - self._started

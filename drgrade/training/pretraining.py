@@ -1,0 +1,232 @@
+"""Pre-training: as a run of its own, and for a grading run that asks for ``init=ssl``."""
+
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any, cast
+
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig, OmegaConf
+
+from drgrade.data.modules import PretextDataModule
+from drgrade.data.photographs import Photographs
+from drgrade.errors import EncoderError
+from drgrade.models.artefact import CARD, WEIGHTS, save_encoder
+from drgrade.tasks import PretextTask
+from drgrade.training.artefacts import SPLIT, write_config, write_metrics, write_provenance, write_split
+from drgrade.training.processes import announced, announcement, is_main_process, wait_for_all
+from drgrade.training.setup import (
+    LAST,
+    finish_logging,
+    make,
+    make_encoder,
+    make_trainer,
+    resume_checkpoint,
+    seed_everything,
+)
+
+log = logging.getLogger(__name__)
+
+_TRAINER_SETTINGS = (
+    "max_epochs",
+    "max_steps",
+    "precision",
+    "gradient_clip_val",
+    "accumulate_grad_batches",
+    "limit_train_batches",
+    "sync_batchnorm",
+)
+"""What of ``trainer`` changes the encoder; devices do not, since a batch is counted over all of them."""
+
+
+def pretrain(cfg: DictConfig, photographs: Photographs, folder: Path, checkpoint: Path | None = None) -> dict[str, Any]:
+    """Pre-train an encoder, and leave it in a folder.
+
+    Args:
+        cfg: Config with ``task: pretext``.
+        photographs: What to learn from.
+        folder: The run's folder.
+        checkpoint: Go on from here.
+
+    Returns:
+        Metrics of the last epoch and ``status``, as in ``metrics.json``.
+
+    Raises:
+        DrgradeError: If photographs or encoder cannot be used.
+    """
+    seed_everything(cfg.pretext.seed)
+    data = make(cfg.pretraining.datamodule, photographs=photographs)
+    assert isinstance(data, PretextDataModule)
+    task = make(cfg.pretraining.task, encoder=make_encoder(cfg))
+    assert isinstance(task, PretextTask)
+    trainer, clock = make_trainer(cfg, folder, monitor=None)
+    trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+    if is_main_process():
+        key = encoder_key(cfg, data)
+        metrics |= {"status": "finished", "data_hash": photographs.store.sha256, "photographs_hash": data.photographs_hash()}
+        write_split(folder, data.subsets())
+        write_config(folder, cfg)
+        write_provenance(folder, seconds=clock.seconds, images=clock.images, devices=trainer.world_size)
+        write_metrics(folder, metrics)
+        save_encoder(task.encoder, folder, _card(cfg, data, key, trainer.global_step))
+        finish_logging()
+    wait_for_all()
+    return metrics
+
+
+def pretrain_run(cfg: DictConfig, photographs: Photographs, folder: Path) -> dict[str, Any]:
+    """Pre-train as a run of its own; later runs with ``init=ssl`` and the same settings find the encoder.
+
+    Args:
+        cfg: Config with ``task: pretext``.
+        photographs: What to learn from.
+        folder: The run's folder.
+
+    Returns:
+        As :func:`pretrain`.
+    """
+    metrics = pretrain(cfg, photographs, folder, resume_checkpoint(cfg))
+    if is_main_process():
+        shared = encoder_folder(cfg, photographs)
+        with FileLock(shared.with_suffix(".lock")):
+            if not (shared / CARD).is_file():
+                shared.mkdir(parents=True, exist_ok=True)
+                for name in (WEIGHTS, SPLIT, CARD):  # the card last: it marks the folder as complete
+                    shutil.copyfile(folder / name, shared / f"{name}.partial")
+                    (shared / f"{name}.partial").replace(shared / name)
+        log.info("encoder: %s (found by init=ssl with the same settings)", shared)
+    return metrics
+
+
+def find_or_pretrain(cfg: DictConfig, photographs: Photographs) -> Path:
+    """Folder of the encoder that ``init=ssl`` means; pre-trains it, once, if there is none.
+
+    Several runs may ask at the same time: one pre-trains and the others wait. Of the processes of a DDP run the first one decides, and the
+    others, which Lightning starts during the pre-training, join it.
+
+    Args:
+        cfg: Config of a grading run.
+        photographs: Of the run.
+
+    Returns:
+        A folder with ``encoder.safetensors`` and ``encoder.json``.
+
+    Raises:
+        EncoderError: In a process that was not started by Lightning (torchrun, SLURM) if there is no encoder yet.
+    """
+    pretext = pretext_config(cfg, photographs)
+    folder = Path(pretext.paths.run)
+    if is_main_process():
+        _pretrain_once(pretext, photographs, folder)
+    elif announcement() == folder.name:
+        pretrain(pretext, photographs, folder, _last_checkpoint(folder))
+    elif not (folder / CARD).is_file():
+        raise EncoderError(
+            "init=ssl: there is no encoder yet, and processes started by torchrun or SLURM cannot agree on who makes it; "
+            "run the pre-training on its own first, with the same settings and task=pretext"
+        )
+    return folder
+
+
+def _pretrain_once(pretext: DictConfig, photographs: Photographs, folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("waiting for another run that is pre-training the same encoder (%s)", folder)
+        lock.acquire()
+    try:
+        if (folder / CARD).is_file():
+            log.info("encoder: found %s", folder)
+            return
+        log.info("encoder: none yet for these settings; pre-training it once (%s epochs) into %s", pretext.trainer.max_epochs, folder)
+        with announced(folder.name):
+            pretrain(pretext, photographs, folder, _last_checkpoint(folder))
+    finally:
+        lock.release()
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    path = folder / "checkpoints" / f"{LAST}.ckpt"
+    return path if path.is_file() else None
+
+
+def pretext_config(cfg: DictConfig, photographs: Photographs) -> DictConfig:
+    """Config of the pre-training that a grading run needs.
+
+    Args:
+        cfg: Config of a grading run.
+        photographs: Of the run.
+
+    Returns:
+        The same config with ``task: pretext``, random weights, the pretext's own length, and the encoder's folder as the run's.
+    """
+    pretext = cfg.copy()
+    OmegaConf.set_struct(pretext, False)
+    pretext.task, pretext.init, pretext.resume = "pretext", "random", None
+    # An override such as trainer.max_epochs=2 is meant for the grading; the pretext has pretext.epochs.
+    pretext.trainer.max_epochs, pretext.trainer.max_steps = cfg.pretext.epochs, cfg.pretext.max_steps
+    pretext.paths.run = str(encoder_folder(pretext, photographs))
+    pretext.name = f"{cfg.name}_pretraining"
+    return pretext
+
+
+def encoder_folder(cfg: DictConfig, photographs: Photographs) -> Path:
+    """Where the encoder of a pre-training is kept for all runs.
+
+    Args:
+        cfg: Config with ``task: pretext``.
+        photographs: What it learns from.
+
+    Returns:
+        A folder below ``paths.encoders``, named by pretext, encoder, size and key.
+    """
+    data = make(cfg.pretraining.datamodule, photographs=photographs)
+    pretext, encoder = (str(node._target_).rsplit(".", 1)[-1].lower() for node in (cfg.pretext.head, cfg.encoder))
+    name = f"{pretext}-{encoder}-{cfg.data.name}-{cfg.data.image_size}px-{encoder_key(cfg, data)[:12]}"
+    return Path(cfg.paths.encoders) / name
+
+
+def encoder_key(cfg: DictConfig, data: PretextDataModule) -> str:
+    """Key of a pre-trained encoder: everything that it depends on, and nothing else.
+
+    Args:
+        cfg: Config with ``task: pretext``.
+        data: Its photographs.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    settings = {**_settings(cfg), "photographs": data.photographs_hash()}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _settings(cfg: DictConfig) -> dict[str, Any]:
+    pretext = cast(dict[str, Any], OmegaConf.to_container(cfg.pretext, resolve=True))
+    for length in ("epochs", "max_steps"):  # those of the trainer count: they may have been overridden
+        pretext.pop(length)
+    trainer = {name: cfg.trainer[name] for name in _TRAINER_SETTINGS if name in cfg.trainer}
+    return {
+        "pretext": pretext,
+        "encoder": OmegaConf.to_container(cfg.encoder, resolve=True),
+        "image_size": cfg.data.image_size,
+        "pretrain_on": cfg.pretrain_on,
+        "trainer": trainer,
+    }
+
+
+def _card(cfg: DictConfig, data: PretextDataModule, key: str, steps: int) -> dict[str, Any]:
+    return {
+        **_settings(cfg),
+        "key": key,
+        "data": cfg.data.name,
+        "data_hash": data.photographs.store.sha256,
+        "photographs_hash": data.photographs_hash(),
+        "fold": cfg.fold if cfg.pretrain_on == "train" else None,
+        "steps": steps,
+        "config": OmegaConf.to_container(cfg, resolve=True),
+    }

@@ -1,0 +1,203 @@
+"""One run, from a composed config to its artefacts. The command line only wraps :func:`train`."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytorch_lightning as pl
+from omegaconf import DictConfig
+
+from drgrade.data.modules import GradingDataModule
+from drgrade.data.photographs import Photographs
+from drgrade.errors import ConfigError
+from drgrade.models.artefact import CARD, WEIGHTS, file_hash
+from drgrade.tasks import GradingTask
+from drgrade.training.artefacts import SPLIT, write_config, write_metrics, write_predictions, write_provenance, write_split
+from drgrade.training.pretraining import find_or_pretrain, pretrain_run
+from drgrade.training.processes import is_main_process
+from drgrade.training.setup import (
+    BEST,
+    LAST,
+    finish_logging,
+    make,
+    make_encoder,
+    make_photographs,
+    make_trainer,
+    resume_checkpoint,
+    seed_everything,
+)
+
+log = logging.getLogger(__name__)
+
+TASKS = ("grading", "pretext")
+
+
+def train(cfg: DictConfig) -> dict[str, Any]:
+    """Train, test, and write the artefacts of DESIGN.md, section 4.
+
+    Args:
+        cfg: The composed config (``conf/train.yaml``).
+
+    Returns:
+        What ``metrics.json`` holds: ``test/qwk`` and the like, hashes, and ``status``.
+
+    Raises:
+        DrgradeError: If something is wrong that the user can mend.
+    """
+    if cfg.task not in TASKS:
+        raise ConfigError(f"task={cfg.task} is none of {', '.join(TASKS)}")
+    folder = Path(cfg.paths.run)
+    try:
+        photographs = make_photographs(cfg)
+        if cfg.task == "pretext":
+            return pretrain_run(cfg, photographs, folder)
+        return grade(cfg, photographs, folder)
+    except BaseException as error:
+        # Whatever ended the run, its folder says so; the error itself goes on.
+        if is_main_process():
+            stopped = not isinstance(error, Exception)
+            write_metrics(folder, {"status": "interrupted" if stopped else "failed", "error": f"{type(error).__name__}: {error}"})
+        raise
+    finally:
+        finish_logging()
+
+
+def grade(cfg: DictConfig, photographs: Photographs, folder: Path) -> dict[str, Any]:
+    """Fine-tune on the label fraction, validate, test.
+
+    Args:
+        cfg: Config with ``task: grading``.
+        photographs: What to learn from and test on.
+        folder: The run's folder.
+
+    Returns:
+        As :func:`train`.
+
+    Raises:
+        DrgradeError: If something is wrong that the user can mend.
+    """
+    checkpoint, initial = resume_checkpoint(cfg), initial_encoder(cfg, photographs)
+    seed_everything(cfg.seed)
+    data = make(cfg.grading.datamodule, photographs=photographs)
+    task = make(cfg.grading.task, encoder=make_encoder(cfg, initial))
+    assert isinstance(data, GradingDataModule)
+    assert isinstance(task, GradingTask)
+    if is_main_process():
+        log.info("photographs: %s", _counts(photographs))
+        write_split(folder, photographs.split)
+        write_config(folder, cfg)
+    monitor = "val/qwk" if cfg.protocol.checkpoint == BEST else None
+    trainer, clock = make_trainer(cfg, folder, monitor=monitor)
+    trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    metrics = {"train/loss": float(trainer.callback_metrics["train/loss"])}
+    chosen = _chosen_checkpoint(cfg, folder)
+    metrics |= test(trainer, task, data, chosen, folder)
+    record = {**metrics, **_provenance(cfg, photographs, initial), "checkpoint": chosen.name, "status": "finished"}
+    if is_main_process():
+        write_provenance(folder, seconds=clock.seconds, images=clock.images, devices=trainer.world_size)
+        write_metrics(folder, record)
+    return record
+
+
+def test(
+    trainer: pl.Trainer, task: GradingTask, data: GradingDataModule, checkpoint: Path, folder: Path
+) -> dict[str, float]:
+    """Validate and test one checkpoint; write its predictions on the test set.
+
+    Args:
+        trainer: Runs it.
+        task: Receives the weights.
+        data: Validation and test photographs.
+        checkpoint: What is tested.
+        folder: Receives ``predictions.csv`` and ``confusion.csv``.
+
+    Returns:
+        ``val/...`` and ``test/...``.
+    """
+    data.setup()
+    metrics: dict[str, float] = {}
+    if data.val_dataloader():
+        metrics |= trainer.validate(task, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)[0]
+    metrics |= trainer.test(task, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)[0]
+    predictions = task.predictions("test")  # gathered: every process has to ask
+    if is_main_process():
+        write_predictions(folder, predictions, data.photographs.split["image_id"])
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def initial_encoder(cfg: DictConfig, photographs: Photographs) -> Path | None:
+    """Where the encoder's first weights come from.
+
+    Args:
+        cfg: Config of a grading run.
+        photographs: Of the run.
+
+    Returns:
+        Folder or file of a pre-trained encoder; None for ``random`` and ``imagenet``.
+
+    Raises:
+        DrgradeError: If there is no such encoder, or it has seen what this run tests on without being allowed to.
+    """
+    if cfg.init in ("random", "imagenet"):
+        return None
+    if cfg.init == "ssl":
+        return find_or_pretrain(cfg, photographs)
+    path = Path(cfg.init)
+    if not path.exists():
+        raise ConfigError(f"init={cfg.init} is none of random, imagenet, ssl, and there is no such file or folder")
+    return path
+
+
+def _chosen_checkpoint(cfg: DictConfig, folder: Path) -> Path:
+    if cfg.protocol.checkpoint not in (BEST, LAST):
+        raise ConfigError(f"protocol.checkpoint={cfg.protocol.checkpoint} is neither {BEST} nor {LAST}")
+    chosen = folder / "checkpoints" / f"{cfg.protocol.checkpoint}.ckpt"
+    if not chosen.is_file():
+        log.warning("no epoch was validated, so that none could be chosen: the last one is tested")
+        return chosen.with_stem(LAST)
+    return chosen
+
+
+def _counts(photographs: Photographs) -> str:
+    counts = photographs.split["subset"].value_counts()
+    listed = ", ".join(f"{subset} {counts[subset]}" for subset in ("train", "unlabelled", "val", "test") if subset in counts)
+    return f"{listed} (split {photographs.split_hash[:12]})"
+
+
+def _provenance(cfg: DictConfig, photographs: Photographs, initial: Path | None) -> dict[str, Any]:
+    """Where the figures come from: hashes of data, split and first weights, and the choices that name a cell of a table."""
+    choices = {name: cfg[name] for name in ("label_fraction", "fold", "folds", "seed")}
+    facts = {**choices, "protocol": cfg.protocol.name, "data": cfg.data.name}
+    facts |= {"data_hash": photographs.store.sha256, "split_hash": photographs.split_hash}
+    if initial is None:
+        return {**facts, "init": cfg.init, "pretraining_saw_test": False if cfg.init == "random" else None}
+    weights = initial / WEIGHTS if initial.is_dir() else initial
+    saw = pretraining_saw_test(weights, cfg.data.name, photographs.split)
+    if saw and is_main_process():
+        log.info("note: pre-training has seen test photographs (without their grades); metrics.json says so")
+    return {**facts, "init": str(cfg.init), "encoder_hash": file_hash(weights), "pretraining_saw_test": saw}
+
+
+def pretraining_saw_test(weights: Path, data: str, split: pd.DataFrame) -> bool | None:
+    """Whether an encoder was pre-trained on photographs that a split tests on.
+
+    Args:
+        weights: An ``encoder.safetensors``, with the files of its run beside it.
+        data: Name of the data set of the split.
+        split: Columns image_id and subset.
+
+    Returns:
+        None where the files beside the weights do not tell.
+    """
+    card, seen = weights.with_name(CARD), weights.with_name(SPLIT)
+    if not card.is_file():
+        return None
+    if json.loads(card.read_text())["data"] != data:
+        return False
+    if not seen.is_file():
+        return None
+    table = pd.read_csv(seen, dtype=str)
+    learnt = set(table["image_id"][table["subset"] != "test"])
+    return not learnt.isdisjoint(split["image_id"][split["subset"] == "test"])

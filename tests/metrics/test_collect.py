@@ -1,0 +1,144 @@
+"""GradingMetrics in one process and in two: the same bits, scikit-learn's values."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from sklearn.metrics import accuracy_score, cohen_kappa_score
+
+from drgrade.metrics import GradingMetrics, grading_metrics
+
+# (photographs, how many of them the first process gets, repeats as a distributed sampler adds them)
+CASES = [(37, 20, 0), (50, 25, 0), (41, 21, 1), (64, 1, 3), (30, 0, 0), (30, 30, 0), (200, 120, 7), (2, 1, 0)]
+
+
+def data(case):
+    """Index, probabilities, predictions and grades of a case, in an order that is not that of the index."""
+    size = CASES[case][0]
+    generator = torch.Generator().manual_seed(case)
+    grades = torch.randint(0, 5, (size,), generator=generator)
+    logits = torch.randn(size, 5, generator=generator) + torch.eye(5)[grades]
+    probabilities = logits.softmax(dim=1)
+    index = torch.randperm(size, generator=generator)
+    return index, probabilities[index], probabilities.argmax(dim=1)[index], grades[index]
+
+
+def share(case, rank):
+    """What one of two processes sees."""
+    size, first, repeats = CASES[case]
+    rows = torch.arange(size)
+    rows = rows[:first] if rank == 0 else torch.cat((rows[first:], rows[:repeats]))
+    return [column[rows] for column in data(case)]
+
+
+def feed(metric, columns, batch=7):
+    for rows in zip(*(column.split(batch) for column in columns), strict=True):
+        metric.update(*rows)
+
+
+def run_rank(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    results = []
+    for case in range(len(CASES)):
+        metric = GradingMetrics()
+        columns = share(case, rank)
+        if len(columns[0]):
+            feed(metric, columns)
+        found = metric.predictions()
+        values = metric.compute()
+        local = len(metric.index)  # gathering must leave a process with its own share
+        metric.reset()
+        results.append(
+            (
+                values,
+                found.index,
+                found.probabilities,
+                found.grades,
+                local,
+                len(columns[0]),
+                len(metric.index),
+            )
+        )
+    torch.save(results, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def alone(case):
+    metric = GradingMetrics()
+    feed(metric, data(case))
+    return metric
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(run_rank, args=(str(folder),), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("case", range(len(CASES)))
+def test_one_process_equals_scikit_learn(case):
+    _, _, predicted, grades = data(case)
+    values = alone(case).compute()
+    labels = list(range(5))
+    assert values["accuracy"] == pytest.approx(accuracy_score(grades, predicted), abs=1e-6)
+    want = cohen_kappa_score(grades, predicted, weights="quadratic", labels=labels)
+    assert values["qwk"] == pytest.approx(want, abs=1e-6)
+
+
+@pytest.mark.parametrize("case", range(len(CASES)))
+def test_two_processes_equal_one_to_the_last_bit(case, two_processes):
+    metric = alone(case)
+    want, found = metric.compute(), metric.predictions()
+    for rank in range(2):
+        values, index, probabilities, grades, local, own, after_reset = two_processes[rank][case]
+        assert values == want
+        assert torch.equal(index, torch.arange(CASES[case][0]))
+        assert torch.equal(probabilities, found.probabilities)
+        assert torch.equal(grades, found.grades)
+        assert (local, after_reset) == (own, 0)
+
+
+def test_batches_and_order_do_not_matter():
+    columns = data(6)
+    want = alone(6).compute()
+    for batch in (1, 64, 1000):
+        metric = GradingMetrics()
+        feed(metric, [column.flip(0) for column in columns], batch)
+        assert metric.compute() == want
+
+
+def test_repeated_photographs_count_once():
+    index, probabilities, predicted, grades = data(0)
+    metric = GradingMetrics()
+    for _ in range(3):
+        metric.update(index, probabilities, predicted, grades)
+    order = index.argsort()
+    assert metric.compute() == grading_metrics(probabilities[order], predicted[order], grades[order])
+    assert metric.predictions().index.tolist() == list(range(37))
+
+
+def test_half_precision_probabilities_are_taken():
+    index, probabilities, predicted, grades = data(0)
+    metric = GradingMetrics()
+    metric.update(index, probabilities.bfloat16(), predicted, grades)
+    assert metric.predictions().probabilities.dtype == torch.float32
+    assert metric.compute()["accuracy"] == alone(0).compute()["accuracy"]
+
+
+def test_reset_forgets():
+    metric = alone(0)
+    metric.reset()
+    feed(metric, data(1))
+    assert metric.compute() == alone(1).compute()
+
+
+def test_forward_returns_the_batch_and_keeps_the_rest():
+    metric = GradingMetrics()
+    batches = list(zip(*(column.split(60) for column in data(6)), strict=True))
+    for rows in batches:
+        batch = GradingMetrics()
+        batch.update(*rows)
+        assert metric(*rows) == batch.compute()
+    assert metric.compute() == alone(6).compute()

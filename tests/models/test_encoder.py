@@ -1,0 +1,132 @@
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from drgrade.errors import EncoderError
+from drgrade.models import TimmEncoder
+
+SMALL_DENSENET = {"growth_rate": 4, "block_config": (1, 1, 1, 1)}
+
+
+@pytest.mark.parametrize("image_size", [64, 100])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("test_resnet", {}),
+        ("densenet121", SMALL_DENSENET),
+        ("mobilenetv3_small_050", {}),  # widens its features after pooling
+        ("test_vit", {}),
+        ("test_vit3", {}),  # no class token
+        ("vit_tiny_patch16_224", {"depth": 1}),
+        ("vit_small_patch14_dinov2", {"depth": 1}),
+        ("vit_small_patch32_224", {"depth": 1}),
+        ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1), "embed_dim": 24}),
+        ("vit_small_r26_s32_224", {"depth": 1}),  # of fixed size by its config, of any by its code
+    ],
+)
+def test_features_have_the_promised_width_and_every_parameter_a_gradient(name, options, image_size):
+    encoder = TimmEncoder(name, image_size, **options)
+    features = encoder(torch.randn(2, 3, image_size, image_size))
+    assert features.shape == (2, encoder.num_features)
+    features.square().sum().backward()
+    assert [key for key, p in encoder.named_parameters() if p.grad is None] == []
+
+
+def test_a_vit_of_8_pixel_patches_works():
+    encoder = TimmEncoder("vit_small_patch8_224", 36, depth=1)
+    assert encoder(torch.randn(1, 3, 36, 36)).shape == (1, 384)
+
+
+def test_padding_is_at_the_right_and_the_bottom():
+    encoder = TimmEncoder("test_vit", 100).eval()
+    images = torch.randn(1, 3, 100, 100)
+    padded = torch.zeros(1, 3, 112, 112)
+    padded[..., :100, :100] = images
+    torch.testing.assert_close(encoder(images), encoder.model(padded))
+
+
+def test_building_is_repeatable_from_the_seed():
+    states = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        states.append(TimmEncoder("test_vit", 64).state_dict())
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_unknown_names_get_suggestions():
+    with pytest.raises(EncoderError, match="densenet121"):
+        TimmEncoder("densnet121")
+    with pytest.raises(EncoderError, match="tag"):
+        TimmEncoder("resnet50.no_such_tag")
+
+
+def test_unknown_options_are_refused():
+    with pytest.raises(EncoderError, match="growthrate"):
+        TimmEncoder("densenet121", growthrate=4)
+    with pytest.raises(EncoderError, match="dephts"):
+        TimmEncoder("test_vit", dephts=4)
+
+
+def test_without_network_the_message_says_what_to_do(monkeypatch):
+    real = timm.create_model
+
+    def offline(name, pretrained=False, **options):
+        if pretrained:
+            raise FileNotFoundError("cannot reach the hub")
+        return real(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(EncoderError, match=r"could not be downloaded .*weights=FILE"):
+        TimmEncoder("test_resnet", 64, pretrained=True)
+
+
+def test_a_model_without_published_weights_is_not_silently_random():
+    with pytest.raises(EncoderError, match="no published weights"):
+        TimmEncoder("densenet264d", 64, pretrained=True)
+
+
+def test_weights_come_from_a_local_file(tmp_path):
+    source = timm.create_model("test_resnet", num_classes=10).eval()
+    save_file(source.state_dict(), tmp_path / "weights.safetensors")
+    torch.save({"state_dict": source.state_dict()}, tmp_path / "weights.pth")
+    images = torch.randn(2, 3, 64, 64)
+    want = source.forward_head(source.forward_features(images), pre_logits=True)
+    for file in ("weights.safetensors", "weights.pth"):
+        encoder = TimmEncoder("test_resnet", 64, weights=str(tmp_path / file)).eval()
+        torch.testing.assert_close(encoder(images), want)
+
+
+def test_position_embeddings_from_a_file_are_resized(tmp_path):
+    source = timm.create_model("test_vit", img_size=160)
+    save_file(source.state_dict(), tmp_path / "vit.safetensors")
+    encoder = TimmEncoder("test_vit", 64, weights=str(tmp_path / "vit.safetensors"))
+    assert torch.equal(encoder.model.blocks[0].attn.qkv.weight, source.blocks[0].attn.qkv.weight)
+    assert encoder(torch.randn(1, 3, 64, 64)).shape == (1, 64)
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path):
+    state = timm.create_model("test_resnet").state_dict()
+    state.pop("conv1.0.weight" if "conv1.0.weight" in state else "conv1.weight")
+    save_file(state, tmp_path / "short.safetensors")
+    with pytest.raises(EncoderError, match=r"does not fit test_resnet: \d+ of \d+ tensors match.*conv1"):
+        TimmEncoder("test_resnet", weights=str(tmp_path / "short.safetensors"))
+    with pytest.raises(EncoderError, match="does not fit densenet121: 0 of"):
+        TimmEncoder("densenet121", weights=str(tmp_path / "short.safetensors"), **SMALL_DENSENET)
+    with pytest.raises(EncoderError, match="no weights file"):
+        TimmEncoder("test_resnet", weights=str(tmp_path / "absent.pth"))
+    (tmp_path / "text.pth").write_text("these are not weights")
+    with pytest.raises(EncoderError, match="cannot be read"):
+        TimmEncoder("test_resnet", weights=str(tmp_path / "text.pth"))
+    with pytest.raises(EncoderError, match="not both"):
+        TimmEncoder("test_resnet", pretrained=True, weights=str(tmp_path / "short.safetensors"))
+
+
+def test_importing_the_models_imports_no_heavy_package():
+    heavy = ("timm", "torchvision", "torchmetrics", "pytorch_lightning", "pandas", "matplotlib")
+    code = f"import sys, drgrade.models; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
