@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ MAX_PIXELS = 100_000_000
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".ppm")
 """File name endings that are taken for photographs, in lower case."""
 
-_FORMATS = ("JPEG", "MPO", "PNG", "TIFF", "BMP", "WEBP", "PPM", "GIF")
+_FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "PPM", "GIF")
 _EXIF_ORIENTATION = 0x0112
 _DECODER_ERRORS = (
     OSError,
@@ -117,7 +118,7 @@ def _open(path: Path) -> Image.Image:
     try:
         if path.stat().st_size == 0:
             raise UnreadablePhotograph("empty file (0 bytes)")
-        return Image.open(path, formats=_FORMATS)
+        return Image.open(path, formats=_known_formats())
     except FileNotFoundError:
         raise UnreadablePhotograph("the file is not there") from None
     except IsADirectoryError:
@@ -128,6 +129,13 @@ def _open(path: Path) -> Image.Image:
         raise UnreadablePhotograph(_why_unidentified(path)) from None
     except _DECODER_ERRORS as error:
         raise UnreadablePhotograph(_reason(error)) from error
+
+
+@cache
+def _known_formats() -> tuple[str, ...]:
+    """Those of our formats that this build of Pillow reads."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def _why_unidentified(path: Path) -> str:

@@ -147,4 +147,4 @@ def finish_logging() -> None:
     if "wandb" in sys.modules:
         import wandb
 
-        wandb.finish(quiet=True)
+        wandb.finish()

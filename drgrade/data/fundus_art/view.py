@@ -132,7 +132,6 @@ class Canvas:
         self._scale = view.supersampling
         height, width = view.shape
         self._pixels = np.zeros((height * self._scale, width * self._scale), np.uint8)
-        self.empty = True
 
     def _fixed_point(self, points: Points) -> npt.NDArray[np.int32]:
         """Turn pixels of the photograph into OpenCV's fixed-point numbers with 4 fractional bits."""
@@ -141,12 +140,10 @@ class Canvas:
 
     def polygon(self, points: Points, value: float = 1.0) -> None:
         """Fill the polygon through (N, 2) pixels with a coverage of ``value`` (0..1)."""
-        self.empty = False
         cv2.fillPoly(self._pixels, [self._fixed_point(points)], round(255 * value), cv2.LINE_8, 4)
 
     def line(self, points: Points, widths: npt.NDArray[np.float64], value: float = 1.0) -> None:
         """Draw a line of changing width through (N, 2) pixels; ``widths`` (N,) are diameters in px."""
-        self.empty = False
         fine = widths * self._scale
         thickness = np.maximum(1, np.round(fine)).astype(int)
         fixed = self._fixed_point(points)

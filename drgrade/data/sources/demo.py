@@ -121,9 +121,9 @@ def _report(drawn: Iterable[None], total: int, what: str) -> None:
     """Wait until all is drawn, with a progress bar on a terminal and a plain line elsewhere."""
     console = Console(stderr=True)
     if console.is_terminal:
-        drawn = track(drawn, description=what, total=total, console=console)
+        drawn = track(drawn, description=f"Drawing {total} demo photographs", total=total, console=console)
     else:
-        console.print(what, soft_wrap=True, highlight=False)
+        console.print(what, soft_wrap=True, highlight=False, markup=False)
     for _ in drawn:
         pass
 

@@ -1,0 +1,179 @@
+import contextlib
+import io
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+from synthetic_photographs import disc_photograph, save
+
+from drgrade.data.reading import UnreadablePhotograph, read_photograph
+
+RGB = disc_photograph((160, 120))
+
+
+def test_an_ordinary_png_comes_back_pixel_by_pixel(tmp_path):
+    photo = read_photograph(save(tmp_path / "a.png", RGB))
+    assert np.array_equal(photo.pixels, RGB)
+    assert photo.conversions == ()
+    assert photo.full_size == (160, 120)
+
+
+def convertible():
+    grey = RGB[..., 0]
+    alpha = np.full_like(grey, 255)
+    holes = np.where(grey > 20, 255, 0).astype(np.uint8)
+    palette = Image.fromarray(RGB).convert("P", palette=Image.Palette.ADAPTIVE)
+    return [
+        ("grey.png", Image.fromarray(grey), "greyscale to RGB"),
+        ("grey.jpg", Image.fromarray(grey), "greyscale to RGB"),
+        ("two.png", Image.fromarray(grey).convert("1"), "greyscale to RGB"),
+        ("sixteen.png", Image.fromarray(grey.astype(np.uint16) * 257), "16 bit to 8 bit"),
+        ("sixteen.tif", Image.fromarray(grey.astype(np.uint16) * 257), "16 bit to 8 bit"),
+        ("twelve.png", Image.fromarray(grey.astype(np.uint16) * 16), "16 bit to 8 bit"),
+        ("rgba.png", Image.fromarray(np.dstack((RGB, alpha))), "alpha dropped"),
+        ("holes.png", Image.fromarray(np.dstack((RGB, holes))), "transparent pixels turned black"),
+        ("la.png", Image.fromarray(np.dstack((grey, alpha))), "alpha dropped"),
+        ("cmyk.jpg", Image.fromarray(RGB).convert("CMYK"), "CMYK to RGB"),
+        ("cmyk.tif", Image.fromarray(RGB).convert("CMYK"), "CMYK to RGB"),
+        ("palette.png", palette, "palette to RGB"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "note"), convertible(), ids=lambda v: v if isinstance(v, str) else ""
+)
+@pytest.mark.parametrize("at_least", [None, 20])
+def test_convertible_photographs_are_converted_and_say_so(tmp_path, name, image, note, at_least):
+    image.save(tmp_path / name)
+    photo = read_photograph(tmp_path / name, at_least=at_least)
+    assert any(note in conversion for conversion in photo.conversions)
+    assert photo.pixels.dtype == np.uint8
+    assert photo.pixels.shape[2] == 3
+    assert photo.full_size == (160, 120)
+    middle = photo.pixels[photo.pixels.shape[0] // 2, photo.pixels.shape[1] // 2]
+    assert abs(int(middle[0]) - int(RGB[60, 80, 0])) < 90
+    assert photo.pixels[0, 0].max() < 30
+
+
+def test_sixteen_bit_colour_is_named_although_pillow_reduces_it_silently(tmp_path):
+    import cv2
+
+    cv2.imwrite(str(tmp_path / "a.png"), RGB[..., ::-1].astype(np.uint16) * 257)
+    photo = read_photograph(tmp_path / "a.png")
+    assert photo.conversions == ("16 bit to 8 bit",)
+    assert np.array_equal(photo.pixels, RGB)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_undone(tmp_path, orientation):
+    lying = np.zeros((120, 160, 3), np.uint8)
+    lying[:40, :40] = 255  # a mark in one corner, in the file's own orientation
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(lying).save(tmp_path / "a.jpg", quality=95, exif=exif)
+    corner = {1: (0, 0), 2: (0, -1), 3: (-1, -1), 4: (-1, 0), 5: (0, 0), 6: (0, -1), 7: (-1, -1), 8: (-1, 0)}
+    for at_least in (None, 20):
+        photo = read_photograph(tmp_path / "a.jpg", at_least=at_least)
+        height, width = photo.pixels.shape[:2]
+        assert (width > height) == (orientation < 5)
+        assert photo.full_size == ((160, 120) if orientation < 5 else (120, 160))
+        assert photo.pixels[corner[orientation]].min() > 240
+        assert sum(photo.pixels[c].min() > 200 for c in ((0, 0), (0, -1), (-1, 0), (-1, -1))) == 1
+        assert photo.conversions == (
+            () if orientation == 1 else (f"turned upright by EXIF orientation {orientation}",)
+        )
+
+
+@pytest.mark.parametrize(
+    ("at_least", "expected"), [(None, (800, 600)), (301, (800, 600)), (300, (400, 300)), (75, (100, 75))]
+)
+def test_jpegs_are_decoded_small_but_never_below_at_least(tmp_path, at_least, expected):
+    path = save(tmp_path / "a.jpg", disc_photograph((800, 600)), quality=90)
+    photo = read_photograph(path, at_least=at_least)
+    assert photo.pixels.shape[1::-1] == expected
+    assert photo.full_size == (800, 600)
+
+
+@pytest.mark.parametrize("size", [(801, 601), (333, 999), (1001, 1003)])
+@pytest.mark.parametrize("at_least", [40, 100, 150])
+def test_odd_sizes_keep_the_shorter_side(tmp_path, size, at_least):
+    path = save(tmp_path / "a.jpg", disc_photograph(size))
+    photo = read_photograph(path, at_least=at_least)
+    assert min(photo.pixels.shape[:2]) >= at_least
+
+
+@pytest.mark.parametrize("at_least", [None, 64])
+@pytest.mark.parametrize("kept", [0.02, 0.3, 0.6, 0.9, 0.99])
+@pytest.mark.parametrize("kind", ["a.jpg", "progressive.jpg", "a.png", "a.tif", "a.bmp", "a.webp"])
+def test_truncated_files_are_refused(tmp_path, kind, kept, at_least):
+    rng = np.random.default_rng(0)
+    noisy = rng.integers(0, 255, (512, 512, 3)).astype(np.uint8)
+    path = save(tmp_path / kind, noisy, **({"progressive": True} if "prog" in kind else {}))
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    with pytest.raises(UnreadablePhotograph, match=r"truncated|damaged"):
+        read_photograph(path, at_least=at_least)
+
+
+def test_truncated_files_are_refused_even_if_other_code_told_pillow_to_load_them(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.jpg")
+    path.write_bytes(path.read_bytes()[:-500])
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(UnreadablePhotograph, match="truncated"):
+        read_photograph(path)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "empty file"),
+        (b"Dear Sir,\nplease find enclosed\n", "looks like text"),
+        (bytes(range(256)) * 8, "not an image"),
+        (b"\xff\xd8\xff", "truncated or damaged in its header"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(30), "damaged|truncated"),
+    ],
+)
+def test_what_is_not_an_image_is_refused_with_its_reason(tmp_path, content, reason):
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(UnreadablePhotograph, match=reason):
+        read_photograph(tmp_path / "a.jpg")
+
+
+def test_missing_files_and_folders_are_refused(tmp_path):
+    with pytest.raises(UnreadablePhotograph, match="not there"):
+        read_photograph(tmp_path / "a.jpg")
+    (tmp_path / "b.jpg").mkdir()
+    with pytest.raises(UnreadablePhotograph, match="folder"):
+        read_photograph(tmp_path / "b.jpg")
+
+
+def test_bombs_are_refused_from_their_header(tmp_path):
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UnreadablePhotograph, match="too many pixels: 20000 x 20000"):
+            read_photograph(tmp_path / "bomb.png")
+
+
+def test_the_limit_on_pixels_is_the_callers_not_pillows(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert read_photograph(path).full_size == (160, 120)
+    assert Image.MAX_IMAGE_PIXELS == 100
+    with pytest.raises(UnreadablePhotograph, match="more than the limit of 19,199"):
+        read_photograph(path, max_pixels=160 * 120 - 1)
+
+
+def test_random_damage_never_escapes_as_another_error(tmp_path):
+    rng = np.random.default_rng(0)
+    for kind in ("JPEG", "PNG", "TIFF", "WEBP", "BMP"):
+        buffer = io.BytesIO()
+        Image.fromarray(RGB).save(buffer, kind)
+        for _ in range(40):
+            content = bytearray(buffer.getvalue())
+            for position in rng.integers(0, min(len(content), 400), 6):
+                content[position] = rng.integers(256)
+            (tmp_path / "x").write_bytes(content)
+            with contextlib.suppress(UnreadablePhotograph):
+                assert read_photograph(tmp_path / "x", max_pixels=10**6).pixels.ndim == 3
