@@ -9,13 +9,16 @@ COMMANDS = {
     "evaluate": "a trained run on any data set: drgrade evaluate checkpoint=RUN data=NAME data.root=DIR",
 }
 
-USAGE = "usage: drgrade COMMAND [overrides]\n\n" + "\n".join(f"  {name:10}{text}" for name, text in COMMANDS.items())
+USAGE = "usage: drgrade COMMAND [overrides]\n\n" + "\n".join(
+    f"  {name:10}{text}" for name, text in COMMANDS.items()
+)
 
 
 def main() -> None:
     """Run the command's module as the program.
 
-    Lightning starts the further processes of a DDP run by the name of the main module, so the module that runs has to be the command's own.
+    Lightning starts the further processes of a DDP run by the name of the main module, so the module that
+    runs has to be the command's own.
     """
     command = sys.argv[1] if len(sys.argv) > 1 else ""
     if command in ("", "-h", "--help", "help"):

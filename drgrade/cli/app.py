@@ -17,19 +17,23 @@ from hydra.errors import (
     OverrideParseException,
 )
 from omegaconf import DictConfig
-from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 import drgrade
 from drgrade.errors import DrgradeError
 
 CONF = next(
-    folder for folder in (Path(drgrade.__file__).parent / "conf", Path(drgrade.__file__).parents[1] / "conf") if folder.is_dir()
+    folder
+    for folder in (Path(drgrade.__file__).parent / "conf", Path(drgrade.__file__).parents[1] / "conf")
+    if folder.is_dir()
 )
 """The config folder: inside the package when it is installed from a wheel, beside it in a checkout."""
 
 
 def run(function: Callable[[DictConfig], object], config: str) -> None:
-    """Compose a config from the command line and hand it to a function; errors of the user's end as one line and status 1.
+    """Compose a config from the command line and hand it to a function.
+
+    What the user can mend ends as one line and status 1.
 
     Args:
         function: Does the work.
@@ -38,7 +42,9 @@ def run(function: Callable[[DictConfig], object], config: str) -> None:
     full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands exceptions on, instead of printing them in its own way
     try:
-        hydra.main(config_path=str(CONF), config_name=config, version_base="1.3")(_returning_nothing(function))()
+        hydra.main(config_path=str(CONF), config_name=config, version_base="1.3")(
+            _returning_nothing(function)
+        )()
     except Exception as error:
         message = explain(error)
         if full_error or message is None:
@@ -77,7 +83,7 @@ def explain(error: BaseException) -> str | None:
     Returns:
         The sentence, or None for an error of the program.
     """
-    from pytorch_lightning.utilities.exceptions import MisconfigurationException
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
 
     for cause in _causes(error):
         if isinstance(cause, DrgradeError | MisconfigurationException):
@@ -102,7 +108,11 @@ def _causes(error: BaseException | None) -> list[BaseException]:
 def _missing_value(message: str) -> str:
     key = re.search(r"full_key: ([\w.]+)|Missing mandatory value: ([\w.]+)", message)
     name = next((group for group in key.groups() if group), "a setting") if key else "a setting"
-    hint = {"data.root": "the folder of the data set", "encoder.name": "a model of timm", "checkpoint": "a run's folder"}.get(name, "its value")
+    hint = {
+        "data.root": "the folder of the data set",
+        "encoder.name": "a model of timm",
+        "checkpoint": "a run's folder",
+    }.get(name, "its value")
     return f"{name} is not given; add {name}=... ({hint}) to the command"
 
 
@@ -163,9 +173,14 @@ def _settings() -> list[str]:
 
 def _keys(node: DictConfig, prefix: str) -> list[str]:
     keys = []
-    for name in node:
+    for name in map(str, node):
         keys.append(f"{prefix}{name}")
         child = node._get_node(name)
-        if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation() and not child._is_missing():
+        if (
+            isinstance(child, DictConfig)
+            and not child._is_none()
+            and not child._is_interpolation()
+            and not child._is_missing()
+        ):
             keys += _keys(child, f"{prefix}{name}.")
     return keys

@@ -1,7 +1,6 @@
 """``python train.py``: one run, or with ``-m`` a sweep."""
 
 import logging
-import sys
 
 from omegaconf import DictConfig
 
@@ -41,10 +40,13 @@ def headline(cfg: DictConfig) -> str:
         return what
     lines = [what]
     if cfg.scale.name == "demo":
-        lines.append("This is the demo scale: drawn photographs, small backbones, short runs. Its figures say nothing about patients.")
+        lines.append(
+            "This is the demo scale: drawn photographs, small backbones, short runs; no result for patients."
+        )
     else:
         lines.append("This is the small scale: small backbones and images for two CPU cores.")
-    lines.append(f"Real photographs at paper scale: python train.py +experiment={cfg.name} data=idrid data.root=DIR scale=paper trainer=gpu")
+    command = f"python train.py +experiment={cfg.name} data=idrid data.root=DIR scale=paper trainer=gpu"
+    lines.append(f"Real photographs at paper scale: {command}")
     return "\n".join(lines)
 
 
@@ -58,7 +60,11 @@ def summary(metrics: dict[str, object], folder: str) -> str:
     Returns:
         A few lines.
     """
-    shown = [name for name in ("test/qwk", "test/accuracy", "test/auroc", "test/mae", "val/qwk", "val/accuracy") if name in metrics]
+    shown = [
+        name
+        for name in ("test/qwk", "test/accuracy", "test/auroc", "test/mae", "val/qwk", "val/accuracy")
+        if name in metrics
+    ]
     figures = "  ".join(f"{name} {metrics[name]:.4f}" for name in shown)
     return f"{metrics['status']}: {figures}\n{folder}"
 
@@ -69,4 +75,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,1 +1,1 @@
-"""Photographs: where they come from, their geometry, the prepared store, splits, augmentation, DataModules."""
+"""Photographs: sources, geometry, the prepared store, splits, augmentation, DataModules."""

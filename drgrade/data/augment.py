@@ -1,7 +1,9 @@
 """Augmentation: the one module that touches albumentations.
 
-Albumentations 2.0.8 is the last release under the MIT licence and is no longer maintained, so nothing else imports it.
-Every draw is a function of a seed that the caller gives, not of a worker's state: the same photograph at the same place of the stream
+Albumentations 2.0.8 is the last release under the MIT licence and is no longer maintained, so nothing else
+imports it.
+Every draw is a function of a seed that the caller gives, not of a worker's state: the same photograph at the
+same place of the stream
 gets the same augmentation with any number of workers, and after a resume.
 """
 
@@ -60,21 +62,24 @@ class FundusAugmentation:
             saturation: Factor in 1 -+ this.
             hue: Shift by up to this share of the colour circle, 0 to 0.5.
         """
-        transforms = _geometric(zoom, rotate, horizontal_flip, vertical_flip) + _colour(brightness, contrast, saturation, hue)
+        transforms = _geometric(zoom, rotate, horizontal_flip, vertical_flip) + _colour(
+            brightness, contrast, saturation, hue
+        )
         self._pipeline = _compose(transforms) if transforms else None
 
     def __call__(self, image: Image, seed: int) -> Image:
         """See :class:`Augmentation`."""
         if self._pipeline is None:
             return image
-        # Not set_random_seed: it gives every transform its own generator with the same seed, so that both flips always come together.
+        # Not set_random_seed: it gives every transform its own generator with the same seed, so that both
+        # flips always come together.
         self._pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
         augmented: Image = self._pipeline(image=image)["image"]
         return augmented
 
 
 def _albumentations() -> Any:
-    """Import on first use (it takes seconds), with the version check that it makes over the network switched off."""
+    """Import on first use (it takes seconds), its version check over the network switched off."""
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
     import albumentations
 
@@ -85,7 +90,9 @@ def _compose(transforms: list[Any]) -> Any:
     return _albumentations().Compose(transforms)
 
 
-def _geometric(zoom: tuple[float, float], rotate: float, horizontal_flip: bool, vertical_flip: bool) -> list[Any]:
+def _geometric(
+    zoom: tuple[float, float], rotate: float, horizontal_flip: bool, vertical_flip: bool
+) -> list[Any]:
     transforms = []
     low, high = zoom
     if (low, high) != (1.0, 1.0) or rotate:

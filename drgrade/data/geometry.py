@@ -172,7 +172,9 @@ def _measure(level: Pixels) -> _Light:
     y, x = max(1, height // 32), max(1, width // 32)
     corners = (level[:y, :x], level[:y, -x:], level[-y:, :x], level[-y:, -x:])
     surround = min(float(np.percentile(level, 1)), *(float(np.median(corner)) for corner in corners))
-    return _Light(surround, max(float(np.percentile(centre, 60)), surround))
+    least = surround + 0.1 * (float(high) - surround)
+    retina = centre[centre > least]
+    return _Light(surround, float(np.percentile(retina if len(retina) else level[level > least], 60)))
 
 
 def _best_circle(level: Pixels, light: _Light) -> _Circle:

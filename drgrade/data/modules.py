@@ -32,7 +32,8 @@ UNGRADED = -1
 
 
 class Batch(TypedDict):
-    """What a loader yields. ``image`` is (B, 3, S, S), uint8 from the loader and normalised float on the device; ``grade`` (B,) int64, -1 for none;
+    """What a loader yields. ``image`` is (B, 3, S, S), uint8 from the loader and normalised float on the
+    device; ``grade`` (B,) int64, -1 for none;
     ``index`` (B,) int64, the row in the store.
     """  # noqa: D205
 
@@ -71,7 +72,8 @@ class PretextView:
 class StoreDataset(Dataset[dict[str, Any]]):
     """Photographs of a store, each seen through a view.
 
-    The store is opened in each worker on first use: a memory map that is pickled would travel with all its pixels.
+    The store is opened in each worker on first use: a memory map that is pickled would travel with all its
+    pixels.
     """
 
     def __init__(self, images: Path, rows: Sequence[int], grades: Sequence[int], view: View) -> None:
@@ -83,7 +85,8 @@ class StoreDataset(Dataset[dict[str, Any]]):
             grades: Grade of each of them, -1 for none.
             view: Applied to each photograph.
         """
-        self._path, self._images = images, None
+        self._path = images
+        self._images: npt.NDArray[np.uint8] | None = None
         self.rows, self.grades = np.asarray(rows, dtype=np.int64), np.asarray(grades, dtype=np.int64)
         self._view = view
 
@@ -96,10 +99,10 @@ class StoreDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         if self._images is None:
             self._images = np.load(self._path, mmap_mode="r")
-        row = int(self.rows[draw.index])
+        row = int(self.rows[draw.photograph])
         image = self._view(np.array(self._images[row]), row, draw.seed)
         channels_first = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
-        return {"image": channels_first, "grade": int(self.grades[draw.index]), "index": row}
+        return {"image": channels_first, "grade": int(self.grades[draw.photograph]), "index": row}
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -117,18 +120,24 @@ def normalise(images: Tensor) -> Tensor:
 
 
 class _StoreDataModule(pl.LightningDataModule):
-    """What both DataModules share: preparation, loaders that know about the processes, normalisation on the device."""
+    """What both DataModules share: preparation, loaders for several processes, normalisation."""
 
     def __init__(
-        self, photographs: Photographs, batch_size: int, seed: int, num_workers: int | Literal["auto"] = "auto"
+        self,
+        photographs: Photographs,
+        batch_size: int,
+        seed: int,
+        num_workers: int | Literal["auto"] = "auto",
     ) -> None:
         """Describe the loaders.
 
         Args:
             photographs: Store and split.
-            batch_size: Photographs in a batch over *all* processes, so that a learning rate keeps its meaning with more devices.
+            batch_size: Photographs in a batch over *all* processes, so that a learning rate keeps its meaning
+                with more devices.
             seed: Seed of order and augmentation.
-            num_workers: Loader processes per training process; "auto" is none on the CPU, else the cores there are, at most 8.
+            num_workers: Loader processes per training process; "auto" is none on the CPU, else the cores
+                there are, at most 8.
         """
         super().__init__()
         self.photographs = photographs
@@ -156,7 +165,9 @@ class _StoreDataModule(pl.LightningDataModule):
         grades = self.photographs.split["grade"].iloc[rows].fillna(UNGRADED).astype(int).tolist()
         return StoreDataset(self.photographs.store.folder / "images.npy", rows.tolist(), grades, view)
 
-    def _loader(self, dataset: StoreDataset, sampler: StreamSampler | EverySampler, batch_size: int) -> DataLoader[Any]:
+    def _loader(
+        self, dataset: StoreDataset, sampler: StreamSampler | EverySampler, batch_size: int
+    ) -> DataLoader[Any]:
         workers = self._workers()
         return DataLoader(
             dataset,
@@ -180,12 +191,16 @@ class _StoreDataModule(pl.LightningDataModule):
         rank, world = self._process
         batch = local_batch_size(self.batch_size, len(dataset), world)
         steps = steps_per_epoch or -(-len(dataset) // (batch * world))
-        sampler = StreamSampler(len(dataset), steps * batch * world, self.seed, weights=weights, rank=rank, world=world)
+        sampler = StreamSampler(
+            len(dataset), steps * batch * world, self.seed, weights=weights, rank=rank, world=world
+        )
         return self._loader(dataset, sampler, batch)
 
     def _every_loader(self, dataset: StoreDataset) -> DataLoader[Any]:
         rank, world = self._process
-        return self._loader(dataset, EverySampler(len(dataset), rank=rank, world=world), max(1, self.batch_size // world))
+        return self._loader(
+            dataset, EverySampler(len(dataset), rank=rank, world=world), max(1, self.batch_size // world)
+        )
 
 
 def local_batch_size(batch_size: int, count: int, world: int) -> int:
@@ -203,7 +218,9 @@ def local_batch_size(batch_size: int, count: int, world: int) -> int:
         ConfigError: If the batch cannot be shared evenly.
     """
     if batch_size < 1 or batch_size % world:
-        raise ConfigError(f"data.batch_size={batch_size} (over all processes) cannot be shared evenly by {world} processes")
+        raise ConfigError(
+            f"data.batch_size={batch_size} (over all processes) cannot be shared evenly by {world} processes"
+        )
     return max(1, min(batch_size // world, count // world))
 
 
@@ -258,9 +275,14 @@ class GradingDataModule(_StoreDataModule):
         return self._every_loader(self._datasets["test"])
 
 
-PRETRAIN_SUBSETS = {"train": ("train", "unlabelled", "val"), "all": ("train", "unlabelled", "val", "test", "excluded")}
-"""What pre-training may see. The training side includes the validation photographs: their grades choose a checkpoint, their pixels
-are on this side of the test; without them there would be an encoder for each validation set instead of one for each fold."""
+PRETRAIN_SUBSETS = {
+    "train": ("train", "unlabelled", "val"),
+    "all": ("train", "unlabelled", "val", "test", "excluded"),
+}
+"""What pre-training may see. The training side includes the validation photographs: their grades choose a
+checkpoint, their pixels
+are on this side of the test; without them there would be an encoder for each validation set instead of one
+for each fold."""
 
 
 class PretextDataModule(_StoreDataModule):
@@ -307,18 +329,27 @@ class PretextDataModule(_StoreDataModule):
             rows = np.flatnonzero(table["subset"] == subset).astype(np.int64)
             self._datasets[subset] = self._dataset(rows, view)
         if not len(self._datasets["train"]):
-            raise DataError("no photograph is left to pre-train on; use pretrain_on=all or a smaller pretext.val_fraction")
+            raise DataError(
+                "no photograph is left to pre-train on; use pretrain_on=all or a smaller pretext.val_fraction"
+            )
 
     def subsets(self) -> pd.DataFrame:
         """What pre-training uses.
 
         Returns:
-            The split's columns; ``subset`` is train or val of the pretext, or ``test`` for what it must not see.
+            The split's columns; ``subset`` is train or val of the pretext, or ``test`` for what it must not
+            see.
         """
         table = self.photographs.split.copy()
         seen = table["subset"].isin(PRETRAIN_SUBSETS[self._pretrain_on])
-        groups = proportional_order([(group, 0) for group in table["group"][seen]], [self.photographs.spec.seed, 3])
-        held_out = {group for group, time in groups.items() if time <= self._val_fraction} if self._val_fraction else set()
+        groups = proportional_order(
+            [(group, 0) for group in table["group"][seen]], [self.photographs.spec.seed, 3]
+        )
+        held_out = (
+            {group for group, time in groups.items() if time <= self._val_fraction}
+            if self._val_fraction
+            else set()
+        )
         table["subset"] = np.where(~seen, "test", np.where(table["group"].isin(held_out), "val", "train"))
         return table
 
@@ -326,10 +357,15 @@ class PretextDataModule(_StoreDataModule):
         """SHA-256 of which photographs pre-training sees, and which of them it learns from.
 
         Returns:
-            64 hexadecimal digits; the same for all label fractions, and with ``pretrain_on=all`` for all folds.
+            64 hexadecimal digits; the same for all label fractions, and with ``pretrain_on=all`` for all
+            folds.
         """
         table = self.subsets()
-        rows = sorted(f"{image}\t{subset}" for image, subset in zip(table["image_id"], table["subset"], strict=True) if subset != "test")
+        rows = sorted(
+            f"{image}\t{subset}"
+            for image, subset in zip(table["image_id"], table["subset"], strict=True)
+            if subset != "test"
+        )
         return hashlib.sha256("\n".join([self.photographs.store.sha256, *rows]).encode()).hexdigest()
 
     def train_dataloader(self) -> DataLoader[Any]:

@@ -53,7 +53,7 @@ def _by_reason(problems: pd.DataFrame) -> list[str]:
     """A line for each kind of reason, the most frequent first, sharing the examples among them."""
     kinds = problems["reason"].map(_kind)
     counts = kinds.value_counts()
-    each = max(1, _EXAMPLES // len(counts))
+    each = max(2, _EXAMPLES // len(counts))
     lines = []
     for kind, count in counts.items():
         of_kind = problems[kinds == kind]

@@ -71,25 +71,27 @@ def read_photograph(path: Path, *, max_pixels: int = MAX_PIXELS, at_least: int |
     Raises:
         UnreadablePhotograph: If the file is missing, empty, truncated, damaged, too large or not an image.
     """
-    with _strict_pillow(), _open(path) as image:
-        width, height = image.size
-        if width * height > max_pixels:
-            raise UnreadablePhotograph(
-                f"too many pixels: {width} x {height} is more than the limit of {max_pixels:,}"
-            )
-        conversions = _frame_notes(image)
-        sixteen_bit = _is_sixteen_bit(image)
-        if at_least is not None and image.format in ("JPEG", "MPO"):
-            _shrink_while_decoding(image, at_least)
-        try:
-            image.load()
-            orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-            upright = ImageOps.exif_transpose(image)
-            pixels, changes = _to_rgb(upright, sixteen_bit)
-        except MemoryError:
-            raise UnreadablePhotograph(f"not enough memory to decode {width} x {height} pixels") from None
-        except _DECODER_ERRORS as error:
-            raise UnreadablePhotograph(_reason(error)) from error
+    with _strict_pillow(), _errors_as_reasons(path):
+        if path.stat().st_size == 0:
+            raise UnreadablePhotograph("empty file (0 bytes)")
+        with Image.open(path, formats=_known_formats()) as image:
+            return _decode(image, max_pixels, at_least)
+
+
+def _decode(image: Image.Image, max_pixels: int, at_least: int | None) -> Photograph:
+    """Decode an image of which only the header has been read."""
+    width, height = image.size
+    if width * height > max_pixels:
+        raise UnreadablePhotograph(
+            f"too many pixels: {width} x {height} is more than the limit of {max_pixels:,}"
+        )
+    conversions = _frame_notes(image)
+    sixteen_bit = _is_sixteen_bit(image)
+    if at_least is not None and image.format in ("JPEG", "MPO"):
+        _shrink_while_decoding(image, at_least)
+    image.load()
+    orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    pixels, changes = _to_rgb(ImageOps.exif_transpose(image), sixteen_bit)
     conversions += changes
     if orientation in range(2, 9):
         conversions.append(f"turned upright by EXIF orientation {orientation}")
@@ -113,18 +115,19 @@ def _strict_pillow() -> Iterator[None]:
             ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = truncated, limit
 
 
-def _open(path: Path) -> Image.Image:
-    """Read the header only."""
+@contextmanager
+def _errors_as_reasons(path: Path) -> Iterator[None]:
+    """Turn what goes wrong with a file into :class:`UnreadablePhotograph`."""
     try:
-        if path.stat().st_size == 0:
-            raise UnreadablePhotograph("empty file (0 bytes)")
-        return Image.open(path, formats=_known_formats())
+        yield
     except FileNotFoundError:
         raise UnreadablePhotograph("the file is not there") from None
     except IsADirectoryError:
         raise UnreadablePhotograph("a folder, not a file") from None
     except PermissionError:
         raise UnreadablePhotograph("no permission to read the file") from None
+    except MemoryError:
+        raise UnreadablePhotograph("not enough memory to decode it") from None
     except UnidentifiedImageError:
         raise UnreadablePhotograph(_why_unidentified(path)) from None
     except _DECODER_ERRORS as error:

@@ -13,8 +13,8 @@ from drgrade.errors import ConfigError
 class Draw(NamedTuple):
     """One place in the stream of training samples."""
 
-    index: int
-    """Photograph."""
+    photograph: int
+    """Its number in the set that is sampled."""
 
     seed: int | None
     """Seeds its augmentation; None for none."""
@@ -23,9 +23,12 @@ class Draw(NamedTuple):
 class StreamSampler(Sampler[Draw]):
     """An endless shuffled stream of photographs, cut into epochs of equal length and dealt to the processes.
 
-    The stream is permutation after permutation (or, with weights, draws with replacement). Cutting it anywhere, rather than at the end
-    of a permutation, makes every batch full, so that epochs can have the same number of optimiser steps at every label fraction. Place p of
-    the stream depends on the seed and p alone; process r of n gets the places r, r + n, ...: n processes together
+    The stream is permutation after permutation (or, with weights, draws with replacement). Cutting it
+    anywhere, rather than at the end
+    of a permutation, makes every batch full, so that epochs can have the same number of optimiser steps at
+    every label fraction. Place p of
+    the stream depends on the seed and p alone; process r of n gets the places r, r + n, ...: n processes
+    together
     see the batches that one process would.
     """
 
@@ -91,7 +94,7 @@ class StreamSampler(Sampler[Draw]):
 
 
 class EverySampler(Sampler[Draw]):
-    """Every photograph exactly once over all processes, in order, not augmented: nothing is padded or repeated."""
+    """Every photograph exactly once over all processes, in order, not augmented, nothing padded."""
 
     def __init__(self, count: int, *, rank: int = 0, world: int = 1) -> None:
         """Deal ``count`` photographs to ``world`` processes, of which this is number ``rank``."""

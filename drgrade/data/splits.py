@@ -1,10 +1,12 @@
 """Which photograph is used for what: test folds, validation, and nested label fractions.
 
 One primitive serves all three: an order of the groups in which *every* prefix holds each grade in proportion
-(:func:`proportional_order`). Folds are consecutive pieces of that order, the validation set is a prefix of it, and the label
+(:func:`proportional_order`). Folds are consecutive pieces of that order, the validation set is a prefix of
+it, and the label
 fraction ``f`` is the prefix that ends at ``f``; so 5 % is inside 10 % is inside 25 % by construction.
 
-A split depends on the photographs, their groups and grades, and ``split.seed``; never on the training seed, on the
+A split depends on the photographs, their groups and grades, and ``split.seed``; never on the training seed,
+on the
 number of processes, or on the order of rows in a file.
 """
 
@@ -21,7 +23,8 @@ import pandas as pd
 from drgrade.errors import ConfigError, DataError
 
 SUBSETS = ("train", "unlabelled", "val", "test", "excluded")
-"""``unlabelled``: training side, its grade is not to be used. ``excluded``: ungraded, and its group is tested or validated on."""
+"""``unlabelled``: training side, its grade is not to be used. ``excluded``: ungraded, and its group is tested
+or validated on."""
 
 PUBLISHED: Literal["published"] = "published"
 
@@ -69,7 +72,7 @@ class SplitSpec:
                 raise ConfigError(f"fold={self.fold!r} is neither a number nor 'published'")
         elif not 0 <= self.fold < self.folds:
             raise ConfigError(
-                f"fold={self.fold} is not in 0..{self.folds - 1}; folds are counted from 0 (folds={self.folds})"
+                f"fold={self.fold} is not in 0..{self.folds - 1}: folds are counted from 0 (folds={self.folds})"
             )
 
 
@@ -81,8 +84,10 @@ def make_split(manifest: pd.DataFrame, spec: SplitSpec) -> pd.DataFrame:
         spec: How to split.
 
     Returns:
-        Columns image_id, group, grade, subset (one of :data:`SUBSETS`), in the order of the manifest. No group is in
-        two of train/unlabelled, val and test; nor, as fractions are of groups, in both train and unlabelled, unless a photograph of it
+        Columns image_id, group, grade, subset (one of :data:`SUBSETS`), in the order of the manifest. No
+        group is in
+        two of train/unlabelled, val and test; nor, as fractions are of groups, in both train and unlabelled,
+        unless a photograph of it
         has no grade.
 
     Raises:
@@ -98,7 +103,8 @@ def make_split(manifest: pd.DataFrame, spec: SplitSpec) -> pd.DataFrame:
     graded = table[table["grade"].notna()]
     if graded.empty:
         raise DataError(
-            "no photograph has a grade: nothing to train or test on (pre-training alone works: +experiment=rotation_pretrain)"
+            "no photograph has a grade: nothing to train or test on; "
+            "pre-training alone works: +experiment=rotation_pretrain"
         )
     test = _published_test(manifest, table) if spec.fold == PUBLISHED else _fold_groups(graded, spec)
     side = graded[~graded["group"].isin(test)]
@@ -142,17 +148,23 @@ def split_hash(split: pd.DataFrame) -> str:
     return hashlib.sha256("\n".join("\t".join(row) for row in rows).encode()).hexdigest()
 
 
-def proportional_order(groups: Iterable[tuple[str, int]], seed: Sequence[int], *, cover: bool = False) -> _Times:
+def proportional_order(
+    groups: Iterable[tuple[str, int]], seed: Sequence[int], *, cover: bool = False
+) -> _Times:
     """Order groups so that every prefix holds every grade in proportion.
 
-    Each group gets a time in [0, 1]; the prefix at ``t`` is all groups with time <= ``t``. Time runs from 0 to 1, and a group is
-    taken whenever that brings the grades' counts nearer (in squares) to their share ``t * total``. Groups of one image then
-    stay within half an image of it at every ``t``; groups of several images with different grades within about one.
+    Each group gets a time in [0, 1]; the prefix at ``t`` is all groups with time <= ``t``. Time runs from 0
+    to 1, and a group is
+    taken whenever that brings the grades' counts nearer (in squares) to their share ``t * total``. Groups of
+    one image then
+    stay within half an image of it at every ``t``; groups of several images with different grades within
+    about one.
 
     Args:
         groups: One pair (group, grade) for each graded photograph.
         seed: Seeds the order among groups with the same grades.
-        cover: Take one image of every grade at time 0, so that a rare grade is not lost at a small fraction. It is still within one
+        cover: Take one image of every grade at time 0, so that a rare grade is not lost at a small fraction.
+            It is still within one
             image of proportional.
 
     Returns:
@@ -169,8 +181,10 @@ def proportional_order(groups: Iterable[tuple[str, int]], seed: Sequence[int], *
     return _sweep_times(list(kinds.values()), shape, cover)
 
 
-def _shuffled_kinds(contents: dict[str, Counter[int]], seed: Sequence[int]) -> dict[tuple[tuple[int, int], ...], list[str]]:
-    """Collect groups with the same grades, each collection in random order (independent of the input's order)."""
+def _shuffled_kinds(
+    contents: dict[str, Counter[int]], seed: Sequence[int]
+) -> dict[tuple[tuple[int, int], ...], list[str]]:
+    """Collect groups with the same grades, in a random order that does not depend on the input's."""
     kinds: defaultdict[tuple[tuple[int, int], ...], list[str]] = defaultdict(list)
     for group in sorted(contents):
         kinds[tuple(sorted(contents[group].items()))].append(group)
@@ -179,7 +193,7 @@ def _shuffled_kinds(contents: dict[str, Counter[int]], seed: Sequence[int]) -> d
 
 
 def _sweep_times(members: list[list[str]], shape: Counts, cover: bool) -> _Times:
-    """Let time run and take groups while that lowers the squared deviation of grades (and, far behind, of kinds).
+    """Let time run and take groups while that lowers the squared deviation.
 
     Args:
         members: Groups of each kind, in the order in which they are taken.
@@ -188,7 +202,8 @@ def _sweep_times(members: list[list[str]], shape: Counts, cover: bool) -> _Times
     """
     size = np.array([len(groups) for groups in members], dtype=float)
     total = size @ shape
-    taken, times = np.zeros(len(members)), {}
+    taken = np.zeros(len(members))
+    times: _Times = {}
     for step in range(_STEPS + 1):
         t = step / _STEPS
         while (kind := _best_kind(taken, size, total, shape, t, cover)) is not None:
@@ -197,13 +212,16 @@ def _sweep_times(members: list[list[str]], shape: Counts, cover: bool) -> _Times
     return times
 
 
-def _best_kind(taken: Counts, size: Counts, total: Counts, shape: Counts, t: float, cover: bool) -> int | None:
+def _best_kind(
+    taken: Counts, size: Counts, total: Counts, shape: Counts, t: float, cover: bool
+) -> int | None:
     """Kind of group whose taking lowers the cost most; None if none does (at t = 1: if none is left)."""
     count = taken @ shape
     grade_gap, kind_gap = count - t * total, taken - t * size
     if cover and t == 0:
         grade_gap = np.where(count == 0, -1.0, grade_gap)
-    # Taking kind k adds shape[k] to the grades' gaps and 1 to its own: the change of the sum of squares, written out.
+    # Taking kind k adds shape[k] to the grades' gaps and 1 to its own: the change of the sum of squares,
+    # written out.
     gain = -(2 * shape @ grade_gap + (shape**2).sum(axis=1)) - _KIND_WEIGHT * (2 * kind_gap + 1)
     gain = np.where(taken < size, gain, -np.inf)
     best = int(gain.argmax())
@@ -261,5 +279,6 @@ def _check_usable(split: pd.DataFrame, spec: SplitSpec) -> None:
         )
     if spec.val_fraction and not counts.get("val", 0):
         raise DataError(
-            f"protocol.val_fraction={spec.val_fraction} leaves no validation photograph; use a larger one, or 0 for none"
+            f"protocol.val_fraction={spec.val_fraction} leaves no validation photograph; "
+            "use a larger one, or 0 for none"
         )

@@ -1,7 +1,10 @@
-"""What a pretext sees of a photograph: a zoomed view under a circular mask, with nothing left that the camera could betray.
+"""What a pretext sees of a photograph: a zoomed view under a circular mask, with nothing left that the camera
+could betray.
 
-Corners, the notch at the rim, cut-off tops and burnt-in text all tell which way up a photograph is. So the view is
-scaled until its mask lies wholly inside what the camera recorded, and everything outside the mask is one constant colour.
+Corners, the notch at the rim, cut-off tops and burnt-in text all tell which way up a photograph is. So the
+view is
+scaled until its mask lies wholly inside what the camera recorded, and everything outside the mask is one
+constant colour.
 """
 
 from collections.abc import Sequence
@@ -21,7 +24,8 @@ MAX_MASK_RADIUS = 0.92
 
 
 def circular_mask(size: int, radius: float = MAX_MASK_RADIUS) -> npt.NDArray[np.bool_]:
-    """Disc about the centre of the pixel grid, ((size-1)/2, (size-1)/2), so that quarter turns map it onto itself exactly.
+    """Disc about the centre of the pixel grid, ((size-1)/2, (size-1)/2), so that quarter turns map it onto
+    itself exactly.
 
     Args:
         size: Side in pixels.
@@ -57,21 +61,27 @@ class MaskedView:
 
         Args:
             mask_radius: Radius of the mask as a share of the half side, in (0, 0.92].
-            zoom: Range of scales. Only their ratio counts: the widest view is the one that just fits into what was recorded.
-            horizontal_flip: Mirror half of the views. There is no vertical flip: it is a mirror and half a turn, and would change
+            zoom: Range of scales. Only their ratio counts: the widest view is the one that just fits into
+                what was recorded.
+            horizontal_flip: Mirror half of the views. There is no vertical flip: it is a mirror and half a
+                turn, and would change
                 the label.
             brightness: See :class:`~drgrade.data.augment.FundusAugmentation`, as for the next three.
             contrast: Factor.
             saturation: Factor.
             hue: Shift.
-            shading: Strength of a brightness gradient across the view, in a direction drawn evenly from the circle: up to 1 -+ this
-                at opposite points of the mask. It drowns the camera's own uneven illumination, which has one direction.
+            shading: Strength of a brightness gradient across the view, in a direction drawn evenly from the
+                circle: up to 1 -+ this
+                at opposite points of the mask. It drowns the camera's own uneven illumination, which has one
+                direction.
 
         Raises:
             ConfigError: If a range makes no sense.
         """
         if len(zoom) != 2 or not 0 < zoom[0] <= zoom[1]:
-            raise ConfigError(f"pretext.views.zoom={list(zoom)} is not a range [low, high] of positive numbers")
+            raise ConfigError(
+                f"pretext.views.zoom={list(zoom)} is not a range [low, high] of positive numbers"
+            )
         if not 0 <= shading < 1:
             raise ConfigError(f"pretext.views.shading={shading} is not in [0, 1)")
         circular_mask(2, mask_radius)
@@ -79,7 +89,11 @@ class MaskedView:
         self.zoom = (zoom[0], zoom[1])
         self.shading = shading
         self._augment = FundusAugmentation(
-            horizontal_flip=horizontal_flip, brightness=brightness, contrast=contrast, saturation=saturation, hue=hue
+            horizontal_flip=horizontal_flip,
+            brightness=brightness,
+            contrast=contrast,
+            saturation=saturation,
+            hue=hue,
         )
         self._masks: dict[int, npt.NDArray[np.bool_]] = {}
 
@@ -88,7 +102,8 @@ class MaskedView:
 
         Args:
             image: (S, S, 3) uint8 from the store: the disc, its rim at the half side.
-            clear: Radius of the largest centred circle that was recorded, as a share of the half side, in (0, 1].
+            clear: Radius of the largest centred circle that was recorded, as a share of the half side, in (0,
+                1].
             seed: Everything drawn follows from it; None for the widest view with nothing drawn.
 
         Returns:
@@ -121,7 +136,12 @@ def zoom_about_centre(image: Image, factor: float) -> Image:
     centre = (image.shape[0] - 1) / 2
     shift = centre * (1 - factor)
     matrix = np.array([[factor, 0, shift], [0, factor, shift]])
-    return np.asarray(cv2.warpAffine(image, matrix, image.shape[:2], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), np.uint8)
+    return np.asarray(
+        cv2.warpAffine(
+            image, matrix, image.shape[:2], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        ),
+        np.uint8,
+    )
 
 
 def shade(image: Image, strength: float, angle: float) -> Image:

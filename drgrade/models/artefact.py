@@ -41,10 +41,12 @@ def load_encoder(encoder: Encoder, path: Path) -> dict[str, Any]:
         path: A run's folder or an ``encoder.safetensors``.
 
     Returns:
-        The card, with ``matched``: the number of parameters (scalars, buffers included) that were loaded. Empty of anything else if the file has no card.
+        The card, with ``matched``: the number of parameters (scalars, buffers included) that were loaded.
+        Empty of anything else if the file has no card.
 
     Raises:
-        EncoderError: If there is no such file, it cannot be read, or any tensor is missing, left over or of another shape; the message names
+        EncoderError: If there is no such file, it cannot be read, or any tensor is missing, left over or of
+            another shape; the message names
             them, and the encoder is unchanged.
     """
     from safetensors import SafetensorError
@@ -52,15 +54,21 @@ def load_encoder(encoder: Encoder, path: Path) -> dict[str, Any]:
 
     weights = path / WEIGHTS if path.is_dir() else path
     if not weights.is_file():
-        raise EncoderError(f"no encoder at {weights}; give init=PATH the folder of a pre-training run, or its {WEIGHTS}")
+        raise EncoderError(
+            f"no encoder at {weights}; give init=PATH the folder of a pre-training run, or its {WEIGHTS}"
+        )
     try:
         state = load_file(weights)
     except (SafetensorError, OSError) as error:
-        raise EncoderError(f"{weights} is not a readable safetensors file ({error}); pre-train again, or use init=ssl") from error
+        raise EncoderError(
+            f"{weights} is not a readable safetensors file ({error}); pre-train again, or use init=ssl"
+        ) from error
     if weights.with_name(CARD).is_file():
         card: dict[str, Any] = json.loads(weights.with_name(CARD).read_text())
         if card.get("sha256") not in (None, file_hash(weights)):
-            raise EncoderError(f"{weights} is not the file that {CARD} beside it describes (its hash differs); pre-train again")
+            raise EncoderError(
+                f"{weights} is not the file that its {CARD} describes (another hash); pre-train again"
+            )
     else:
         card = {}
     _check_fit({name: tuple(tensor.shape) for name, tensor in state.items()}, encoder, weights)
@@ -80,10 +88,12 @@ def _check_fit(found: dict[str, tuple[int, ...]], encoder: Encoder, weights: Pat
         ],
     }
     if any(faults.values()):
-        listed = "; ".join(f"{len(names)} {fault}: {_shortened(names)}" for fault, names in faults.items() if names)
+        listed = "; ".join(
+            f"{len(names)} {fault}: {_shortened(names)}" for fault, names in faults.items() if names
+        )
         raise EncoderError(
-            f"{weights} does not fit this encoder: {listed}. Use the encoder=, data.image_size= and scale= of its pre-training"
-            + f" ({CARD} beside it says which), or pre-train one with init=ssl"
+            f"{weights} does not fit this encoder: {listed}. Use the encoder=, data.image_size= and scale= "
+            f"of its pre-training ({CARD} beside it says which), or pre-train one with init=ssl"
         )
 
 

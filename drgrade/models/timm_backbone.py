@@ -8,6 +8,7 @@ import difflib
 import importlib
 import logging
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +91,23 @@ def drop_padding(features: Tensor, images: Tensor, padded: Tensor) -> Tensor:
     return features[..., :height, :width]
 
 
+def _timm() -> Any:
+    """Import timm without wandb.
+
+    timm imports wandb if it is installed, for a logger of its own training script: seconds of start-up for a
+    run that logs to CSV.
+    """
+    if "timm" in sys.modules or "wandb" in sys.modules:
+        return importlib.import_module("timm")
+    sys.modules["wandb"] = None  # type: ignore[assignment]  # "not installed", as far as an import can tell
+    try:
+        return importlib.import_module("timm")
+    finally:
+        del sys.modules["wandb"]
+
+
 def _check_name(name: str) -> None:
-    import timm
+    timm = _timm()
 
     if ":" in name:  # "hf-hub:..." and "local-dir:..." are for timm to resolve
         return
@@ -108,7 +124,7 @@ def _check_name(name: str) -> None:
 
 def _input_side(name: str, image_size: int, options: dict[str, Any]) -> int | None:
     """The image side to build a fixed-size model for; None for a model that takes every size."""
-    import timm
+    timm = _timm()
 
     config = None if ":" in name else timm.get_pretrained_cfg(name)
     if config is None or not config.fixed_input_size or "img_size" in options:
@@ -139,7 +155,7 @@ def _stride(model: nn.Module) -> int:
 
 
 def _create(name: str, options: dict[str, Any]) -> nn.Module:
-    import timm
+    timm = _timm()
 
     try:
         model: nn.Module = timm.create_model(name, **options)
@@ -152,7 +168,7 @@ def _create(name: str, options: dict[str, Any]) -> nn.Module:
 
 
 def _create_pretrained(name: str, options: dict[str, Any]) -> nn.Module:
-    import timm
+    timm = _timm()
 
     advice = "download the file elsewhere and name it with weights=FILE, or start from init=random"
     config = None if ":" in name else timm.get_pretrained_cfg(name)

@@ -1,4 +1,4 @@
-"""Self-supervised tasks. Plain torch: a pretext makes inputs and targets from unlabelled images, and has a head and a loss."""
+"""Self-supervised tasks, in plain torch: inputs and targets from unlabelled images, a head, a loss."""
 
 from drgrade.pretext.base import Pretext
 from drgrade.pretext.rotation import Rotation

@@ -8,7 +8,7 @@ from drgrade.models.encoder import Encoder
 
 
 class Pretext(nn.Module):
-    """A self-supervised task: views and targets, a head and a loss. The encoder is handed in, it is not part of it."""
+    """A self-supervised task: views and targets, a head and a loss; the encoder is handed in."""
 
     @abstractmethod
     def forward(self, encoder: Encoder, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -19,6 +19,7 @@ class Pretext(nn.Module):
             images: (B, 3, H, W) views, normalised.
 
         Returns:
-            The loss (a scalar, differentiable) and quantities to log: scalars that are means over the batch's views. ``accuracy`` is among
+            The loss (a scalar, differentiable) and quantities to log: scalars that are means over the batch's
+            views. ``accuracy`` is among
             them where the task has one.
         """

@@ -60,8 +60,10 @@ def rotation_scores(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
         targets: (N,) quarter turns; as many of each.
 
     Returns:
-        Scalars. ``accuracy``; ``confusion_0_180``: share of the views turned by 0 or 180 degrees that are taken for the other of the two;
-        ``confusion_90_270`` likewise; ``quarter_error``: share of all views that are taken for a neighbouring turn.
+        Scalars. ``accuracy``; ``confusion_0_180``: share of the views turned by 0 or 180 degrees that are
+        taken for the other of the two;
+        ``confusion_90_270`` likewise; ``quarter_error``: share of all views that are taken for a neighbouring
+        turn.
     """
     away = (logits.argmax(dim=1) - targets) % TURNS  # 0 right, 2 upside down, 1 and 3 a quarter off
     opposite, upright = (away == 2).float(), targets % 2 == 0

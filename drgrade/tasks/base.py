@@ -46,7 +46,7 @@ class Task(pl.LightningModule):
         self._optimizer, self._schedule = optimizer, schedule
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         if channels_last:
-            self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.encoder.to(memory_format=torch.channels_last)
         if compile:
             # In place: torch.compile(encoder) would rename every tensor of the checkpoint.
             self.encoder.compile()
@@ -55,7 +55,10 @@ class Task(pl.LightningModule):
         """One optimiser over all parameters, its schedule stepped after every optimiser step."""
         optimizer = self._optimizer(self.parameters())
         steps = int(self.trainer.estimated_stepping_batches)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._schedule(optimizer, steps), "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self._schedule(optimizer, steps), "interval": "step"},
+        }
 
     def _images(self, batch: dict[str, Any]) -> Tensor:
         """Images of a batch, (B, 3, H, W), in the memory format of the encoder."""

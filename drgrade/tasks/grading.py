@@ -1,11 +1,10 @@
 """Fine-tuning on graded photographs, and testing."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from drgrade.metrics import GradingMetrics, Predictions
 from drgrade.models.encoder import Encoder
@@ -19,6 +18,8 @@ class GradingTask(Task):
     Attributes:
         head: Features to grade.
         frozen_epochs: Epochs in which only the head learns.
+        results: Metrics of the last pass over ``val`` and ``test``, in double precision (Lightning logs
+            single).
     """
 
     def __init__(
@@ -38,14 +39,18 @@ class GradingTask(Task):
             head: Makes the head for a number of features.
             optimizer: Makes the optimiser.
             schedule: Makes the learning-rate schedule.
-            frozen_epochs: Epochs at the start in which the encoder is frozen, the statistics of its normalisation included.
+            frozen_epochs: Epochs at the start in which the encoder is frozen, the statistics of its
+                normalisation included.
             compile: Compile the encoder.
             channels_last: Channels last in memory.
         """
         super().__init__(encoder, optimizer, schedule, compile, channels_last)
         self.head = head(encoder.num_features)
         self.frozen_epochs = frozen_epochs
-        self._metrics = torch.nn.ModuleDict({f"{subset}_metrics": GradingMetrics() for subset in ("val", "test")})
+        self.results: dict[str, dict[str, float]] = {}
+        self._metrics = torch.nn.ModuleDict(
+            {f"{subset}_metrics": GradingMetrics() for subset in ("val", "test")}
+        )
 
     @property
     def encoder_is_frozen(self) -> bool:
@@ -53,7 +58,7 @@ class GradingTask(Task):
         return self._trainer is not None and self.current_epoch < self.frozen_epochs
 
     def train(self, mode: bool = True) -> Self:
-        """Switch to training; a frozen encoder stays in evaluation, so that its batch statistics do not move."""
+        """Switch to training; a frozen encoder stays in evaluation: its batch statistics do not move."""
         super().train(mode)
         if mode and self.encoder_is_frozen:
             self.encoder.eval()
@@ -72,7 +77,9 @@ class GradingTask(Task):
         Returns:
             Logits of the head.
         """
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not (self.training and self.encoder_is_frozen)):
+        with torch.set_grad_enabled(
+            torch.is_grad_enabled() and not (self.training and self.encoder_is_frozen)
+        ):
             features = self.encoder(images)
         logits: Tensor = self.head(features)
         return logits.float()  # losses and probabilities in full precision under autocast too
@@ -80,7 +87,14 @@ class GradingTask(Task):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Loss of one batch."""
         loss = self.head.loss(self(self._images(batch)), batch["grade"])
-        self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, sync_dist=True, batch_size=len(batch["grade"]))
+        self.log(
+            "train/loss",
+            loss.detach(),
+            on_step=False,
+            on_epoch=True,
+            sync_dist=True,
+            batch_size=len(batch["grade"]),
+        )
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -124,8 +138,9 @@ class GradingTask(Task):
 
     def _log_metrics(self, subset: str) -> None:
         metrics = self._collector(subset).compute()
-        # Every process has computed the same figures from the gathered results: nothing to reduce.
-        self.log_dict({f"{subset}/{name}": value for name, value in metrics.items()}, rank_zero_only=False)
+        self.results[subset] = {f"{subset}/{name}": value for name, value in metrics.items()}
+        # Every process has computed the same figures from the gathered results: nothing is left to reduce.
+        self.log_dict(self.results[subset], sync_dist=False)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last pass."""

@@ -50,7 +50,8 @@ class PretextTask(Task):
     def _step(self, batch: dict[str, Any], subset: str) -> Tensor:
         images = self._images(batch)
         loss, scores = self.pretext(self.encoder, images)
-        # Means over views, weighted by the size of each batch and summed over the processes: exact whatever the division.
+        # Means over views, weighted by the size of each batch and summed over the processes: exact whatever
+        # the division.
         logged = {f"{subset}/{name}": value for name, value in {"loss": loss.detach(), **scores}.items()}
         self.log_dict(logged, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(images))
         total: Tensor = loss

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -24,7 +23,17 @@ METRICS, CONFIG, SPLIT, PREDICTIONS, CONFUSION, PROVENANCE = (
     "confusion.csv",
     "provenance.json",
 )
-_PACKAGES = ("torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "hydra-core", "albumentations", "numpy", "opencv-python-headless")
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "pytorch-lightning",
+    "torchmetrics",
+    "hydra-core",
+    "albumentations",
+    "numpy",
+    "opencv-python-headless",
+)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -78,7 +87,9 @@ def write_predictions(folder: Path, predictions: Predictions, image_ids: pd.Seri
         predictions: N results, indexed by row in the store.
         image_ids: image_id of every row of the store.
     """
-    probabilities = pd.DataFrame(predictions.probabilities.double().numpy(), columns=[f"p{k}" for k in range(5)])
+    probabilities = pd.DataFrame(
+        predictions.probabilities.double().numpy(), columns=[f"p{k}" for k in range(5)]
+    )
     table = pd.DataFrame(
         {
             "image_id": image_ids.iloc[predictions.index.numpy()].to_numpy(),
@@ -104,7 +115,12 @@ def write_provenance(folder: Path, **facts: object) -> None:
         "drgrade": __version__,
         "versions": {name: found for name in _PACKAGES if (found := _version(name))},
         "python": platform.python_version(),
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu},
+        "machine": {
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpu": gpu,
+        },
         **facts,
     }
     write_text(folder / PROVENANCE, json.dumps(record, indent=2) + "\n")

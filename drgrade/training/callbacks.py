@@ -16,7 +16,8 @@ log = logging.getLogger(__name__)
 class SeedEachEpoch(Callback):
     """Make each epoch's random numbers (dropout, for one) a function of seed, epoch and process.
 
-    Whatever was drawn before, in epochs, validation or loading, no longer matters: a run resumed from ``last.ckpt`` draws what the
+    Whatever was drawn before, in epochs, validation or loading, no longer matters: a run resumed from
+    ``last.ckpt`` draws what the
     uninterrupted one would have drawn.
     """
 
@@ -49,7 +50,13 @@ class EpochLine(Callback):
         metrics = trainer.callback_metrics
         figures = "  ".join(f"{name} {metrics[name]:.4f}" for name in self._SHOWN if name in metrics)
         epochs = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
-        log.info("epoch %d%s  %s  (%.1f s)", trainer.current_epoch + 1, epochs, figures, time.monotonic() - self._started)
+        log.info(
+            "epoch %d%s  %s  (%.1f s)",
+            trainer.current_epoch + 1,
+            epochs,
+            figures,
+            time.monotonic() - self._started,
+        )
 
 
 def progress() -> Callback:
@@ -66,7 +73,8 @@ class Clock(Callback):
 
     Attributes:
         seconds: Wall-clock time of training, validation included.
-        images: Images that went through training steps, over all processes (a pretext counts its photographs, not their views).
+        images: Images that went through training steps, over all processes (a pretext counts its photographs,
+            not their views).
     """
 
     def __init__(self) -> None:

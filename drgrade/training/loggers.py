@@ -14,7 +14,8 @@ def wandb_logger(save_dir: str, offline: bool | None = None, **settings: Any) ->
 
     Args:
         save_dir: The run's folder; W&B writes below it.
-        offline: Keep the run on this machine; None to decide by whether somebody is logged in. ``WANDB_MODE`` wins.
+        offline: Keep the run on this machine; None to decide by whether somebody is logged in. ``WANDB_MODE``
+            wins.
         **settings: For :class:`pytorch_lightning.loggers.WandbLogger`: project, entity, name, group, tags.
 
     Returns:

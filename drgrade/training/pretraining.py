@@ -41,7 +41,9 @@ _TRAINER_SETTINGS = (
 """What of ``trainer`` changes the encoder; devices do not, since a batch is counted over all of them."""
 
 
-def pretrain(cfg: DictConfig, photographs: Photographs, folder: Path, checkpoint: Path | None = None) -> dict[str, Any]:
+def pretrain(
+    cfg: DictConfig, photographs: Photographs, folder: Path, checkpoint: Path | None = None
+) -> dict[str, Any]:
     """Pre-train an encoder, and leave it in a folder.
 
     Args:
@@ -63,10 +65,14 @@ def pretrain(cfg: DictConfig, photographs: Photographs, folder: Path, checkpoint
     assert isinstance(task, PretextTask)
     trainer, clock = make_trainer(cfg, folder, monitor=None)
     trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+    metrics: dict[str, Any] = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
     if is_main_process():
         key = encoder_key(cfg, data)
-        metrics |= {"status": "finished", "data_hash": photographs.store.sha256, "photographs_hash": data.photographs_hash()}
+        metrics |= {
+            "status": "finished",
+            "data_hash": photographs.store.sha256,
+            "photographs_hash": data.photographs_hash(),
+        }
         write_split(folder, data.subsets())
         write_config(folder, cfg)
         write_provenance(folder, seconds=clock.seconds, images=clock.images, devices=trainer.world_size)
@@ -104,7 +110,8 @@ def pretrain_run(cfg: DictConfig, photographs: Photographs, folder: Path) -> dic
 def find_or_pretrain(cfg: DictConfig, photographs: Photographs) -> Path:
     """Folder of the encoder that ``init=ssl`` means; pre-trains it, once, if there is none.
 
-    Several runs may ask at the same time: one pre-trains and the others wait. Of the processes of a DDP run the first one decides, and the
+    Several runs may ask at the same time: one pre-trains and the others wait. Of the processes of a DDP run
+    the first one decides, and the
     others, which Lightning starts during the pre-training, join it.
 
     Args:
@@ -115,7 +122,8 @@ def find_or_pretrain(cfg: DictConfig, photographs: Photographs) -> Path:
         A folder with ``encoder.safetensors`` and ``encoder.json``.
 
     Raises:
-        EncoderError: In a process that was not started by Lightning (torchrun, SLURM) if there is no encoder yet.
+        EncoderError: In a process that was not started by Lightning (torchrun, SLURM) if there is no encoder
+            yet.
     """
     pretext = pretext_config(cfg, photographs)
     folder = Path(pretext.paths.run)
@@ -125,8 +133,8 @@ def find_or_pretrain(cfg: DictConfig, photographs: Photographs) -> Path:
         pretrain(pretext, photographs, folder, _last_checkpoint(folder))
     elif not (folder / CARD).is_file():
         raise EncoderError(
-            "init=ssl: there is no encoder yet, and processes started by torchrun or SLURM cannot agree on who makes it; "
-            "run the pre-training on its own first, with the same settings and task=pretext"
+            "init=ssl: there is no encoder yet, and processes that torchrun or SLURM started cannot agree on "
+            "who makes it; run the pre-training first, with the same settings and task=pretext"
         )
     return folder
 
@@ -143,7 +151,11 @@ def _pretrain_once(pretext: DictConfig, photographs: Photographs, folder: Path) 
         if (folder / CARD).is_file():
             log.info("encoder: found %s", folder)
             return
-        log.info("encoder: none yet for these settings; pre-training it once (%s epochs) into %s", pretext.trainer.max_epochs, folder)
+        log.info(
+            "encoder: none yet for these settings; pre-training it once (%s epochs) into %s",
+            pretext.trainer.max_epochs,
+            folder,
+        )
         with announced(folder.name):
             pretrain(pretext, photographs, folder, _last_checkpoint(folder))
     finally:
@@ -163,7 +175,8 @@ def pretext_config(cfg: DictConfig, photographs: Photographs) -> DictConfig:
         photographs: Of the run.
 
     Returns:
-        The same config with ``task: pretext``, random weights, the pretext's own length, and the encoder's folder as the run's.
+        The same config with ``task: pretext``, random weights, the pretext's own length, and the encoder's
+        folder as the run's.
     """
     pretext = cfg.copy()
     OmegaConf.set_struct(pretext, False)
@@ -186,7 +199,9 @@ def encoder_folder(cfg: DictConfig, photographs: Photographs) -> Path:
         A folder below ``paths.encoders``, named by pretext, encoder, size and key.
     """
     data = make(cfg.pretraining.datamodule, photographs=photographs)
-    pretext, encoder = (str(node._target_).rsplit(".", 1)[-1].lower() for node in (cfg.pretext.head, cfg.encoder))
+    pretext, encoder = (
+        str(node._target_).rsplit(".", 1)[-1].lower() for node in (cfg.pretext.head, cfg.encoder)
+    )
     name = f"{pretext}-{encoder}-{cfg.data.name}-{cfg.data.image_size}px-{encoder_key(cfg, data)[:12]}"
     return Path(cfg.paths.encoders) / name
 

@@ -10,7 +10,7 @@ _ANNOUNCEMENT = "DRGRADE_PRETRAINING"
 
 
 def is_main_process() -> bool:
-    """Whether this process is the first of its run (Lightning, torchrun and SLURM all tell by the environment)."""
+    """Whether this process is the first of its run; Lightning, torchrun and SLURM all set the environment."""
     ranks = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
     return all(rank == "0" for rank in ranks)
 
@@ -19,7 +19,8 @@ def is_main_process() -> bool:
 def announced(key: str) -> Iterator[None]:
     """Tell the processes that Lightning starts from here on which encoder is being pre-trained.
 
-    They run the same script from its beginning, and must join the same training instead of looking for its result.
+    They run the same script from its beginning, and must join the same training instead of looking for its
+    result.
 
     Args:
         key: Key of the encoder.
@@ -32,7 +33,7 @@ def announced(key: str) -> Iterator[None]:
 
 
 def announcement() -> str | None:
-    """Key of the encoder that the main process is pre-training, if this process was started for it; told once."""
+    """Key of the encoder that the main process is pre-training, if it started this one for that; told once."""
     return os.environ.pop(_ANNOUNCEMENT, None)
 
 

@@ -14,9 +14,17 @@ from drgrade.data.photographs import Photographs
 from drgrade.errors import ConfigError
 from drgrade.models.artefact import CARD, WEIGHTS, file_hash
 from drgrade.tasks import GradingTask
-from drgrade.training.artefacts import SPLIT, write_config, write_metrics, write_predictions, write_provenance, write_split
+from drgrade.training.artefacts import (
+    SPLIT,
+    write_config,
+    write_metrics,
+    write_predictions,
+    write_provenance,
+    write_split,
+)
 from drgrade.training.pretraining import find_or_pretrain, pretrain_run
 from drgrade.training.processes import is_main_process
+from drgrade.training.quiet import quieten
 from drgrade.training.setup import (
     BEST,
     LAST,
@@ -48,6 +56,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     """
     if cfg.task not in TASKS:
         raise ConfigError(f"task={cfg.task} is none of {', '.join(TASKS)}")
+    quieten()
     folder = Path(cfg.paths.run)
     try:
         photographs = make_photographs(cfg)
@@ -58,7 +67,13 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         # Whatever ended the run, its folder says so; the error itself goes on.
         if is_main_process():
             stopped = not isinstance(error, Exception)
-            write_metrics(folder, {"status": "interrupted" if stopped else "failed", "error": f"{type(error).__name__}: {error}"})
+            write_metrics(
+                folder,
+                {
+                    "status": "interrupted" if stopped else "failed",
+                    "error": f"{type(error).__name__}: {error}",
+                },
+            )
         raise
     finally:
         finish_logging()
@@ -94,7 +109,12 @@ def grade(cfg: DictConfig, photographs: Photographs, folder: Path) -> dict[str, 
     metrics = {"train/loss": float(trainer.callback_metrics["train/loss"])}
     chosen = _chosen_checkpoint(cfg, folder)
     metrics |= test(trainer, task, data, chosen, folder)
-    record = {**metrics, **_provenance(cfg, photographs, initial), "checkpoint": chosen.name, "status": "finished"}
+    record = {
+        **metrics,
+        **_provenance(cfg, photographs, initial),
+        "checkpoint": chosen.name,
+        "status": "finished",
+    }
     if is_main_process():
         write_provenance(folder, seconds=clock.seconds, images=clock.images, devices=trainer.world_size)
         write_metrics(folder, record)
@@ -119,12 +139,16 @@ def test(
     data.setup()
     metrics: dict[str, float] = {}
     if data.val_dataloader():
-        metrics |= trainer.validate(task, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)[0]
+        metrics |= trainer.validate(
+            task, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False
+        )[0]
+        metrics |= task.results["val"]
     metrics |= trainer.test(task, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)[0]
+    metrics |= task.results["test"]
     predictions = task.predictions("test")  # gathered: every process has to ask
     if is_main_process():
         write_predictions(folder, predictions, data.photographs.split["image_id"])
-    return {name: float(value) for name, value in metrics.items()}
+    return metrics
 
 
 def initial_encoder(cfg: DictConfig, photographs: Photographs) -> Path | None:
@@ -138,7 +162,8 @@ def initial_encoder(cfg: DictConfig, photographs: Photographs) -> Path | None:
         Folder or file of a pre-trained encoder; None for ``random`` and ``imagenet``.
 
     Raises:
-        DrgradeError: If there is no such encoder, or it has seen what this run tests on without being allowed to.
+        DrgradeError: If there is no such encoder, or it has seen what this run tests on without being allowed
+            to.
     """
     if cfg.init in ("random", "imagenet"):
         return None
@@ -146,7 +171,9 @@ def initial_encoder(cfg: DictConfig, photographs: Photographs) -> Path | None:
         return find_or_pretrain(cfg, photographs)
     path = Path(cfg.init)
     if not path.exists():
-        raise ConfigError(f"init={cfg.init} is none of random, imagenet, ssl, and there is no such file or folder")
+        raise ConfigError(
+            f"init={cfg.init} is none of random, imagenet, ssl, and there is no such file or folder"
+        )
     return path
 
 
@@ -162,12 +189,14 @@ def _chosen_checkpoint(cfg: DictConfig, folder: Path) -> Path:
 
 def _counts(photographs: Photographs) -> str:
     counts = photographs.split["subset"].value_counts()
-    listed = ", ".join(f"{subset} {counts[subset]}" for subset in ("train", "unlabelled", "val", "test") if subset in counts)
+    listed = ", ".join(
+        f"{subset} {counts[subset]}" for subset in ("train", "unlabelled", "val", "test") if subset in counts
+    )
     return f"{listed} (split {photographs.split_hash[:12]})"
 
 
 def _provenance(cfg: DictConfig, photographs: Photographs, initial: Path | None) -> dict[str, Any]:
-    """Where the figures come from: hashes of data, split and first weights, and the choices that name a cell of a table."""
+    """Where the figures come from: hashes of data, split and first weights, and the cell of the table."""
     choices = {name: cfg[name] for name in ("label_fraction", "fold", "folds", "seed")}
     facts = {**choices, "protocol": cfg.protocol.name, "data": cfg.data.name}
     facts |= {"data_hash": photographs.store.sha256, "split_hash": photographs.split_hash}

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, ProgressBar
 from pytorch_lightning.loggers import Logger
 
 from drgrade.data.photographs import Photographs
@@ -105,7 +105,12 @@ def make_trainer(cfg: DictConfig, folder: Path, *, monitor: str | None) -> tuple
     logger = make(cfg.logger) if is_main_process() else False
     if isinstance(logger, Logger):
         logger.log_hyperparams(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True)))
-    trainer = make(cfg.trainer, callbacks=callbacks, logger=logger, default_root_dir=folder)
+    bar = any(
+        isinstance(callback, ProgressBar) for callback in callbacks
+    )  # without one Lightning would add its own
+    trainer = make(
+        cfg.trainer, callbacks=callbacks, logger=logger, default_root_dir=folder, enable_progress_bar=bar
+    )
     assert isinstance(trainer, pl.Trainer)
     return trainer, clock
 
@@ -115,7 +120,12 @@ def _checkpoints(folder: Path, monitor: str | None) -> list[Callback]:
     if monitor is None:
         return [last]
     best = ModelCheckpoint(
-        folder, filename=BEST, monitor=monitor, mode="max", save_on_train_epoch_end=False, enable_version_counter=False
+        folder,
+        filename=BEST,
+        monitor=monitor,
+        mode="max",
+        save_on_train_epoch_end=False,
+        enable_version_counter=False,
     )
     return [last, best]
 
@@ -138,7 +148,9 @@ def resume_checkpoint(cfg: DictConfig) -> Path | None:
     if path.is_dir():
         path = path / "checkpoints" / f"{LAST}.ckpt"
     if not path.is_file():
-        raise ConfigError(f"resume={cfg.resume}: there is no checkpoint at {path}; give a run's folder or a .ckpt file")
+        raise ConfigError(
+            f"resume={cfg.resume}: there is no checkpoint at {path}; give a run's folder or a .ckpt file"
+        )
     return path
 
 

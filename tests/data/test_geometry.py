@@ -97,6 +97,12 @@ def test_text_in_a_corner_and_a_flare_do_not_move_the_circle():
     assert close_to(find_disc(pixels), (385.5, 256), 230)
 
 
+@pytest.mark.parametrize("centre", [(800, 800), (700, 950)])
+def test_a_small_disc_in_a_wide_surround_is_found(centre):
+    disc = find_disc(disc_photograph((1600, 1600), centre, radius=260, background=8, noise=3))
+    assert close_to(disc, centre, 260)
+
+
 def test_vignetting_does_not_shrink_the_circle():
     pixels = disc_photograph((771, 512), radius=230).astype(float)
     y, x = np.mgrid[:512, :771]

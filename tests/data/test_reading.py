@@ -165,6 +165,7 @@ def test_the_limit_on_pixels_is_the_callers_not_pillows(tmp_path, monkeypatch):
         read_photograph(path, max_pixels=160 * 120 - 1)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_random_damage_never_escapes_as_another_error(tmp_path):
     rng = np.random.default_rng(0)
     for kind in ("JPEG", "PNG", "TIFF", "WEBP", "BMP"):

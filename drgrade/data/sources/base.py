@@ -130,7 +130,9 @@ def source_table(entries: Iterable[Entry], problems: Iterable[Problem], dataset:
             found += [Problem(image_id, e.where, reason, "left out") for e in same]
             continue
         kept.append(first)
-        found += [Problem(image_id, e.where, f"repeats {first.where}", "left out") for e in same[1:]]
+        found += [
+            Problem(image_id, e.where, f"duplicate id: repeats {first.where}", "left out") for e in same[1:]
+        ]
     rows = [(*e[:-2], dataset, e.split) for e in kept]
     manifest = pd.DataFrame(rows, columns=list(MANIFEST_COLUMNS), dtype=object)
     types = {column: "Int64" if column == "grade" else "string" for column in MANIFEST_COLUMNS}
