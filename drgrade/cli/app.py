@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -16,11 +17,12 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
-from omegaconf import DictConfig
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 import drgrade
-from drgrade.errors import DrgradeError
+from drgrade.errors import ConfigError, DrgradeError
 
 CONF = next(
     folder
@@ -28,6 +30,9 @@ CONF = next(
     if folder.is_dir()
 )
 """The config folder: inside the package when it is installed from a wheel, beside it in a checkout."""
+
+_FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"
+"""Whether the user wants stack traces."""
 
 
 def run(function: Callable[[DictConfig], object], config: str) -> None:
@@ -39,15 +44,12 @@ def run(function: Callable[[DictConfig], object], config: str) -> None:
         function: Does the work.
         config: Name of the config in ``conf/``.
     """
-    full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands exceptions on, instead of printing them in its own way
     try:
-        hydra.main(config_path=str(CONF), config_name=config, version_base="1.3")(
-            _returning_nothing(function)
-        )()
+        hydra.main(config_path=str(CONF), config_name=config, version_base="1.3")(_job(function))()
     except Exception as error:
         message = explain(error)
-        if full_error or message is None:
+        if _FULL_ERROR or message is None:
             raise
         fail(message)
     except KeyboardInterrupt:
@@ -65,13 +67,28 @@ def fail(message: str) -> NoReturn:
     sys.exit(1)
 
 
-def _returning_nothing(function: Callable[[DictConfig], object]) -> Callable[[DictConfig], None]:
-    """A sweep logs what its jobs return; the artefacts say it better."""
+def _job(function: Callable[[DictConfig], object]) -> Callable[[DictConfig], None]:
+    """What Hydra runs: the function, its errors told in our way."""
 
-    def task(cfg: DictConfig) -> None:
-        function(cfg)
+    def job(cfg: DictConfig) -> None:
+        try:
+            _refuse_missing(cfg)
+            function(cfg)
+        except Exception as error:
+            # In a sweep Hydra has to see the error, to tell this job's end from the others'; alone it would
+            # only add noise.
+            message = explain(error) if HydraConfig.get().mode == RunMode.RUN and not _FULL_ERROR else None
+            if message is None:
+                raise
+            fail(message)
 
-    return task
+    return job
+
+
+def _refuse_missing(cfg: DictConfig) -> None:
+    missing = sorted(OmegaConf.missing_keys(cfg), key=lambda name: (name.count("."), name))
+    if missing:
+        raise ConfigError(_missing_value(missing[0]))
 
 
 def explain(error: BaseException) -> str | None:
@@ -88,8 +105,6 @@ def explain(error: BaseException) -> str | None:
     for cause in _causes(error):
         if isinstance(cause, DrgradeError | MisconfigurationException):
             return str(cause)
-        if isinstance(cause, MissingMandatoryValue):
-            return _missing_value(str(cause))
         if isinstance(cause, ConfigCompositionException | MissingConfigException | OverrideParseException):
             return explain_override(str(cause))
     if isinstance(error, OmegaConfBaseException | InstantiationException | HydraException):
@@ -105,9 +120,7 @@ def _causes(error: BaseException | None) -> list[BaseException]:
     return causes
 
 
-def _missing_value(message: str) -> str:
-    key = re.search(r"full_key: ([\w.]+)|Missing mandatory value: ([\w.]+)", message)
-    name = next((group for group in key.groups() if group), "a setting") if key else "a setting"
+def _missing_value(name: str) -> str:
     hint = {
         "data.root": "the folder of the data set",
         "encoder.name": "a model of timm",

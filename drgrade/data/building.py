@@ -101,7 +101,7 @@ def fill(plan: Plan, folder: Path, workers: int | None) -> pd.DataFrame:
     digest = hashlib.sha256()
     shape = (plan.image_size, plan.image_size, 3)
     count = _write_array(folder / IMAGES, usable(), len(paths), shape, digest)
-    prepared = pd.DataFrame(rows, columns=[*MANIFEST_COLUMNS, *GEOMETRY_COLUMNS])
+    prepared = pd.DataFrame(rows, columns=[*MANIFEST_COLUMNS, *GEOMETRY_COLUMNS]).astype({"grade": "Int64"})
     prepared.to_csv(folder / MANIFEST, index=False)
     digest.update(prepared[list(_LABELS)].to_csv(index=False).encode())
     table = problem_table(problems)

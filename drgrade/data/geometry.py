@@ -190,8 +190,7 @@ def _best_circle(level: Pixels, light: _Light) -> _Circle:
         if circle is None:
             continue
         support, inner_level = _rim(circle, points, level)
-        # A threshold on a slope (vignetting, glow) gives a contour, not the rim: just inside, it is hardly
-        # brighter.
+        # On a slope (vignetting, glow) a threshold gives a contour, not the rim: it is no brighter inside.
         score = support * min((inner_level - light.surround) / (_STEEP * step), 1.0)
         if score > best_score:
             best, best_score = circle, score

@@ -19,11 +19,11 @@ from drgrade.training.artefacts import SPLIT, write_config, write_metrics, write
 from drgrade.training.processes import announced, announcement, is_main_process, wait_for_all
 from drgrade.training.setup import (
     LAST,
+    checkpoints,
     finish_logging,
     make,
     make_encoder,
     make_trainer,
-    resume_checkpoint,
     seed_everything,
 )
 
@@ -63,7 +63,10 @@ def pretrain(
     assert isinstance(data, PretextDataModule)
     task = make(cfg.pretraining.task, encoder=make_encoder(cfg))
     assert isinstance(task, PretextTask)
-    trainer, clock = make_trainer(cfg, folder, monitor=None)
+    if is_main_process():
+        write_split(folder, data.subsets())
+        write_config(folder, cfg)
+    trainer, clock = make_trainer(cfg, folder, checkpoints(folder))
     trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     metrics: dict[str, Any] = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
     if is_main_process():
@@ -73,8 +76,6 @@ def pretrain(
             "data_hash": photographs.store.sha256,
             "photographs_hash": data.photographs_hash(),
         }
-        write_split(folder, data.subsets())
-        write_config(folder, cfg)
         write_provenance(folder, seconds=clock.seconds, images=clock.images, devices=trainer.world_size)
         write_metrics(folder, metrics)
         save_encoder(task.encoder, folder, _card(cfg, data, key, trainer.global_step))
@@ -83,18 +84,21 @@ def pretrain(
     return metrics
 
 
-def pretrain_run(cfg: DictConfig, photographs: Photographs, folder: Path) -> dict[str, Any]:
+def pretrain_run(
+    cfg: DictConfig, photographs: Photographs, folder: Path, checkpoint: Path | None
+) -> dict[str, Any]:
     """Pre-train as a run of its own; later runs with ``init=ssl`` and the same settings find the encoder.
 
     Args:
         cfg: Config with ``task: pretext``.
         photographs: What to learn from.
         folder: The run's folder.
+        checkpoint: Go on from here.
 
     Returns:
         As :func:`pretrain`.
     """
-    metrics = pretrain(cfg, photographs, folder, resume_checkpoint(cfg))
+    metrics = pretrain(cfg, photographs, folder, checkpoint)
     if is_main_process():
         shared = encoder_folder(cfg, photographs)
         with FileLock(shared.with_suffix(".lock")):

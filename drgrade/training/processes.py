@@ -33,7 +33,7 @@ def announced(key: str) -> Iterator[None]:
 
 
 def announcement() -> str | None:
-    """Key of the encoder that the main process is pre-training, if it started this one for that; told once."""
+    """Key of the encoder that the main process is pre-training if it started this one for that (once)."""
     return os.environ.pop(_ANNOUNCEMENT, None)
 
 

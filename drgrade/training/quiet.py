@@ -14,3 +14,7 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=r".*does not have many workers")
     # A run that goes on in its folder (resume=) appends to the log of the same run.
     warnings.filterwarnings("ignore", message=r".*Checkpoint directory .* exists and is not empty")
+    # Our metrics are computed from the gathered results, alike in every process: there is nothing to reduce.
+    warnings.filterwarnings(
+        "ignore", message=r"It is recommended to use `self.log\('(val|test)/.*sync_dist=True"
+    )

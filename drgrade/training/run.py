@@ -28,12 +28,13 @@ from drgrade.training.quiet import quieten
 from drgrade.training.setup import (
     BEST,
     LAST,
+    checkpoints,
     finish_logging,
     make,
     make_encoder,
     make_photographs,
     make_trainer,
-    resume_checkpoint,
+    run_folder,
     seed_everything,
 )
 
@@ -57,12 +58,12 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     if cfg.task not in TASKS:
         raise ConfigError(f"task={cfg.task} is none of {', '.join(TASKS)}")
     quieten()
-    folder = Path(cfg.paths.run)
+    folder, checkpoint = run_folder(cfg)
     try:
         photographs = make_photographs(cfg)
         if cfg.task == "pretext":
-            return pretrain_run(cfg, photographs, folder)
-        return grade(cfg, photographs, folder)
+            return pretrain_run(cfg, photographs, folder, checkpoint)
+        return grade(cfg, photographs, folder, checkpoint)
     except BaseException as error:
         # Whatever ended the run, its folder says so; the error itself goes on.
         if is_main_process():
@@ -79,13 +80,14 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         finish_logging()
 
 
-def grade(cfg: DictConfig, photographs: Photographs, folder: Path) -> dict[str, Any]:
+def grade(cfg: DictConfig, photographs: Photographs, folder: Path, checkpoint: Path | None) -> dict[str, Any]:
     """Fine-tune on the label fraction, validate, test.
 
     Args:
         cfg: Config with ``task: grading``.
         photographs: What to learn from and test on.
         folder: The run's folder.
+        checkpoint: Go on from here.
 
     Returns:
         As :func:`train`.
@@ -93,7 +95,7 @@ def grade(cfg: DictConfig, photographs: Photographs, folder: Path) -> dict[str, 
     Raises:
         DrgradeError: If something is wrong that the user can mend.
     """
-    checkpoint, initial = resume_checkpoint(cfg), initial_encoder(cfg, photographs)
+    initial = initial_encoder(cfg, photographs)
     seed_everything(cfg.seed)
     data = make(cfg.grading.datamodule, photographs=photographs)
     task = make(cfg.grading.task, encoder=make_encoder(cfg, initial))
@@ -104,7 +106,7 @@ def grade(cfg: DictConfig, photographs: Photographs, folder: Path) -> dict[str, 
         write_split(folder, photographs.split)
         write_config(folder, cfg)
     monitor = "val/qwk" if cfg.protocol.checkpoint == BEST else None
-    trainer, clock = make_trainer(cfg, folder, monitor=monitor)
+    trainer, clock = make_trainer(cfg, folder, checkpoints(folder, monitor))
     trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     metrics = {"train/loss": float(trainer.callback_metrics["train/loss"])}
     chosen = _chosen_checkpoint(cfg, folder)

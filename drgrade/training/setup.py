@@ -3,6 +3,7 @@
 import logging
 import random
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from drgrade.data.photographs import Photographs
 from drgrade.errors import ConfigError
 from drgrade.models.artefact import load_encoder
 from drgrade.models.encoder import Encoder
+from drgrade.training.artefacts import CONFIG
 from drgrade.training.callbacks import Clock
 from drgrade.training.processes import is_main_process
 
@@ -88,34 +90,51 @@ def make_encoder(cfg: DictConfig, init: Path | None = None) -> Encoder:
     return encoder
 
 
-def make_trainer(cfg: DictConfig, folder: Path, *, monitor: str | None) -> tuple[pl.Trainer, Clock]:
+def make_trainer(
+    cfg: DictConfig, folder: Path, checkpoints: Sequence[Callback] = ()
+) -> tuple[pl.Trainer, Clock]:
     """Make the trainer with its callbacks and logger.
 
     Args:
         cfg: The run's config.
-        folder: The run's folder; checkpoints go below it.
-        monitor: Metric whose highest value chooses the best checkpoint; None to keep only the last.
+        folder: The run's folder.
+        checkpoints: Callbacks that write checkpoints.
 
     Returns:
         The trainer, and the clock among its callbacks.
     """
     clock = Clock()
     callbacks: list[Callback] = [make(node) for node in cfg.callbacks.values()]
-    callbacks += [clock, *_checkpoints(folder / "checkpoints", monitor)]
+    callbacks += [clock, *checkpoints]
     logger = make(cfg.logger) if is_main_process() else False
     if isinstance(logger, Logger):
-        logger.log_hyperparams(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True)))
-    bar = any(
-        isinstance(callback, ProgressBar) for callback in callbacks
-    )  # without one Lightning would add its own
+        logger.log_hyperparams(
+            cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+        )
     trainer = make(
-        cfg.trainer, callbacks=callbacks, logger=logger, default_root_dir=folder, enable_progress_bar=bar
+        cfg.trainer,
+        callbacks=callbacks,
+        logger=logger,
+        default_root_dir=folder,
+        # Without ours Lightning would add its own.
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
+        enable_checkpointing=bool(checkpoints),
     )
     assert isinstance(trainer, pl.Trainer)
     return trainer, clock
 
 
-def _checkpoints(folder: Path, monitor: str | None) -> list[Callback]:
+def checkpoints(folder: Path, monitor: str | None = None) -> list[Callback]:
+    """Callbacks that keep the last epoch, and the best one.
+
+    Args:
+        folder: The run's folder; they write to ``checkpoints/`` in it.
+        monitor: Metric whose highest value is the best; None to keep only the last epoch.
+
+    Returns:
+        One or two callbacks.
+    """
+    folder = folder / "checkpoints"
     last = ModelCheckpoint(folder, filename=LAST, save_on_train_epoch_end=True, enable_version_counter=False)
     if monitor is None:
         return [last]
@@ -130,28 +149,60 @@ def _checkpoints(folder: Path, monitor: str | None) -> list[Callback]:
     return [last, best]
 
 
-def resume_checkpoint(cfg: DictConfig) -> Path | None:
-    """Checkpoint that ``resume=`` asks for.
+def run_folder(cfg: DictConfig) -> tuple[Path, Path | None]:
+    """Where the run writes, and where it goes on from.
 
     Args:
         cfg: The run's config.
 
     Returns:
-        The checkpoint, or None.
+        The run's folder, and the checkpoint to go on from: none, unless ``resume`` names an earlier run's
+        folder, which then is
+        this run's too.
 
     Raises:
-        ConfigError: If there is none.
+        ConfigError: If there is nothing to go on from, or the run was another one.
     """
     if cfg.resume is None:
-        return None
-    path = Path(cfg.resume)
-    if path.is_dir():
-        path = path / "checkpoints" / f"{LAST}.ckpt"
-    if not path.is_file():
+        return Path(cfg.paths.run), None
+    folder = Path(cfg.resume)
+    checkpoint = folder / "checkpoints" / f"{LAST}.ckpt"
+    if not checkpoint.is_file() or not (folder / CONFIG).is_file():
         raise ConfigError(
-            f"resume={cfg.resume}: there is no checkpoint at {path}; give a run's folder or a .ckpt file"
+            f"resume={cfg.resume} is not a run's folder with {CONFIG} and {checkpoint.relative_to(folder)}"
         )
-    return path
+    before, now = (_choices(each) for each in (cast(DictConfig, OmegaConf.load(folder / CONFIG)), cfg))
+    changed = [
+        f"{name} was {before.get(name)} and is {now.get(name)}"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    ]
+    if changed:
+        raise ConfigError(
+            f"resume={cfg.resume}: that was another run ({'; '.join(changed[:5])}); "
+            "repeat its command and add resume="
+        )
+    return folder, checkpoint
+
+
+_FREE_TO_CHANGE = ("resume", "paths", "trainer", "logger", "callbacks", "hydra", "name")
+"""Settings that may differ when a run goes on: where, on what, for how long, and how it is watched."""
+
+
+def _choices(cfg: DictConfig) -> dict[str, Any]:
+    """Every setting that makes a run what it is, as ``a.b: value``."""
+    container = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+    flat: dict[str, Any] = {}
+
+    def collect(node: dict[str, Any], prefix: str) -> None:
+        for name, value in node.items():
+            if isinstance(value, dict):
+                collect(value, f"{prefix}{name}.")
+            else:
+                flat[f"{prefix}{name}"] = value
+
+    collect({name: value for name, value in container.items() if name not in _FREE_TO_CHANGE}, "")
+    return flat
 
 
 def finish_logging() -> None:

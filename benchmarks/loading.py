@@ -1,0 +1,106 @@
+"""How fast augmented training samples are loaded: from a prepared store, and by decoding the originals.
+
+Both sides give the same batches (uint8, 3 x size x size), through the augmentation of conf/augment/published.yaml,
+the same sampler and a torch DataLoader with one worker process; both workers use one thread. What differs is where a
+photograph comes from: a row of the store's memory-mapped array, or PIL (decode at full size, crop to a square, resize).
+The sides take turns, so that what else the machine does hits both; reported are medians over the rounds.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from PIL import Image, ImageOps
+from torch.utils.data import DataLoader, Dataset
+
+from drgrade.data.augment import Augmentation
+from drgrade.data.modules import UNGRADED, AugmentedView, StoreDataset
+from drgrade.data.sampling import Draw, StreamSampler
+from drgrade.data.sources.folder import Folder
+from drgrade.data.store import prepare
+
+AUGMENT = Path(__file__).parents[1] / "conf" / "augment" / "published.yaml"
+
+
+class DecodedDataset(Dataset[dict[str, Any]]):
+    """What a training without a store does for every sample."""
+
+    def __init__(self, paths: Sequence[Path], size: int, augment: Augmentation) -> None:
+        self.paths, self.size, self.augment = paths, size, augment
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        index, seed = draw
+        with Image.open(self.paths[index]) as photograph:
+            square = ImageOps.fit(photograph.convert("RGB"), (self.size, self.size), Image.Resampling.BILINEAR)
+        image = np.array(square)
+        if seed is not None:
+            image = self.augment(image, seed)
+        channels_first = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+        return {"image": channels_first, "grade": UNGRADED, "index": index}
+
+
+class Side:
+    """One way of loading, whose rate is taken round by round."""
+
+    def __init__(self, dataset: Dataset[Any], photographs: int, batch_size: int, batches: int) -> None:
+        self.samples, self.rates = batches * batch_size, list[float]()
+        self.sampler = StreamSampler(photographs, self.samples, seed=0)
+        self.loader = DataLoader(
+            dataset,
+            batch_size,
+            sampler=self.sampler,
+            num_workers=1,
+            persistent_workers=True,
+            worker_init_fn=_one_thread,
+        )
+
+    def run(self, number: int) -> float:
+        """Load one round; returns samples per second."""
+        self.sampler.set_epoch(number)
+        start = time.perf_counter()
+        loaded = sum(len(batch["image"]) for batch in self.loader)
+        assert loaded == self.samples
+        return loaded / (time.perf_counter() - start)
+
+    @property
+    def rate(self) -> float:
+        """Median over the rounds."""
+        return statistics.median(self.rates)
+
+
+def _one_thread(worker: int) -> None:
+    cv2.setNumThreads(1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", type=Path, default=Path("../shared/data/idrid_originals"), help="originals")
+    parser.add_argument("--size", type=int, default=224, help="side of the samples in px")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--store-batches", type=int, default=128, help="batches of a round from the store")
+    parser.add_argument("--decoded-batches", type=int, default=2, help="batches of a round by decoding")
+    arguments = parser.parse_args()
+    augment: Augmentation = instantiate(OmegaConf.load(AUGMENT), _convert_="all")
+    with tempfile.TemporaryDirectory() as folder:
+        source = Folder(arguments.root, csv=None)
+        store = prepare(source, Path(folder), image_size=arguments.size)
+        count = len(store)
+        prepared = StoreDataset(
+            store.folder / "images.npy", range(count), [UNGRADED] * count, AugmentedView(augment)
+        )
+        paths = [arguments.root / path for path in store.manifest["path"]]
+        decoded = DecodedDataset(paths, arguments.size, augment)
+        fast = Side(prepared, count, arguments.batch_size, arguments.store_batches)
+        slow = Side(decoded, count, arguments.batch_size, arguments.decoded_batches)
+        compare(fast, slow, arguments.rounds)

@@ -1,0 +1,74 @@
+"""Testing a run again from what it left in its folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from drgrade.errors import ConfigError, DataError
+from drgrade.tasks import GradingTask
+from drgrade.training.artefacts import CONFIG, METRICS, write_config, write_metrics
+from drgrade.training.processes import is_main_process
+from drgrade.training.quiet import quieten
+from drgrade.training.run import test
+from drgrade.training.setup import make, make_photographs, make_trainer
+
+
+def evaluate(cfg: DictConfig) -> dict[str, Any]:
+    """Test the checkpoint that a run has chosen, on the run's own validation and test photographs.
+
+    Args:
+        cfg: The composed config (``conf/evaluate.yaml``).
+
+    Returns:
+        What its ``metrics.json`` holds.
+
+    Raises:
+        ConfigError: If the folder holds no finished grading run.
+        DataError: If the photographs, or their split, are not those of the run any more.
+    """
+    quieten()
+    run, record = read_run(Path(cfg.checkpoint))
+    run.init = "random"  # the checkpoint replaces every weight
+    run.paths.stores = cfg.paths.stores
+    photographs = make_photographs(run)
+    for name, found in (("data_hash", photographs.store.sha256), ("split_hash", photographs.split_hash)):
+        if found != record[name]:
+            raise DataError(
+                f"{name} is {found[:12]}, the run had {record[name][:12]}: not the photographs that "
+                f"{cfg.checkpoint} was split on"
+            )
+    task = make(run.grading.task, encoder=make(run.encoder))
+    assert isinstance(task, GradingTask)
+    folder = Path(cfg.paths.run)
+    trainer, _ = make_trainer(cfg, folder)
+    data = make(run.grading.datamodule, photographs=photographs)
+    checkpoint = Path(cfg.checkpoint) / "checkpoints" / record["checkpoint"]
+    metrics = {**record, **test(trainer, task, data, checkpoint, folder), "evaluated": str(cfg.checkpoint)}
+    if is_main_process():
+        write_config(folder, run)
+        write_metrics(folder, metrics)
+    return metrics
+
+
+def read_run(folder: Path) -> tuple[DictConfig, dict[str, Any]]:
+    """Read a grading run's config and metrics.
+
+    Args:
+        folder: The run's folder.
+
+    Returns:
+        The config, and what ``metrics.json`` holds.
+
+    Raises:
+        ConfigError: If there is no finished grading run.
+    """
+    if not (folder / CONFIG).is_file() or not (folder / METRICS).is_file():
+        raise ConfigError(f"checkpoint={folder} is not a run's folder (no {CONFIG} or {METRICS} in it)")
+    record: dict[str, Any] = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    if record["status"] != "finished" or "test/qwk" not in record:
+        raise ConfigError(f"checkpoint={folder} is not a finished grading run (status: {record['status']})")
+    cfg = OmegaConf.load(folder / CONFIG)
+    assert isinstance(cfg, DictConfig)
+    return cfg, record

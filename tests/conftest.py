@@ -1,0 +1,57 @@
+"""What tests of several parts share: a small drawn data set, prepared once."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from drgrade.data.photographs import Photographs
+from drgrade.data.sources.base import Source, SourceTable
+from drgrade.data.sources.demo import Demo
+from drgrade.data.splits import SplitSpec
+
+IMAGE_SIZE = 32
+
+
+class Relabelled(Source):
+    """The photographs of another source with a changed manifest."""
+
+    def __init__(self, source: Source, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+        self.name, self.root = source.name, source.root
+        self._source, self._change = source, change
+
+    def read(self) -> SourceTable:
+        return SourceTable(self._change(self._source.read().manifest.copy()))
+
+
+@pytest.fixture(scope="session")
+def demo_source(tmp_path_factory) -> Demo:
+    """60 photographs of 64 px, drawn in half a second; most patients have two."""
+    return Demo(tmp_path_factory.mktemp("demo"), count=60, size=64, workers=1)
+
+
+@pytest.fixture(scope="session")
+def stores(tmp_path_factory) -> Path:
+    """Folder of all prepared stores of this session."""
+    return tmp_path_factory.mktemp("stores")
+
+
+@pytest.fixture(scope="session")
+def make_photographs(demo_source, stores) -> Callable[..., Photographs]:
+    """``make_photographs(change=None, **split)``: the 60 photographs at 32 px, split as asked.
+
+    ``change`` takes the manifest and returns another (other grades, patients, published split).
+    """
+
+    def make(change: Callable[[pd.DataFrame], pd.DataFrame] | None = None, **split) -> Photographs:
+        source = Relabelled(demo_source, change) if change else demo_source
+        return Photographs(source, SplitSpec(**split), stores, IMAGE_SIZE, workers=1)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def photographs(make_photographs) -> Photographs:
+    """The 60 photographs at 32 px: fold 0 of 5, all labels, 15 % validation."""
+    return make_photographs(val_fraction=0.15)
