@@ -86,9 +86,10 @@ def _job(function: Callable[[DictConfig], object]) -> Callable[[DictConfig], Non
 
 
 def _refuse_missing(cfg: DictConfig) -> None:
-    missing = sorted(OmegaConf.missing_keys(cfg), key=lambda name: (name.count("."), name))
-    if missing:
-        raise ConfigError(_missing_value(missing[0]))
+    for name in sorted(_keys(cfg, "")):
+        parent, _, key = name.rpartition(".")
+        if OmegaConf.is_missing(OmegaConf.select(cfg, parent) if parent else cfg, key):
+            raise ConfigError(_missing_value(name))
 
 
 def explain(error: BaseException) -> str | None:

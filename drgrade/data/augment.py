@@ -9,11 +9,14 @@ gets the same augmentation with any number of workers, and after a resume.
 
 import os
 import random
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+
+from drgrade.errors import ConfigError
 
 Image = npt.NDArray[np.uint8]
 
@@ -41,7 +44,7 @@ class FundusAugmentation:
 
     def __init__(
         self,
-        zoom: tuple[float, float] = (1.0, 1.0),
+        zoom: Sequence[float] = (1.0, 1.0),
         rotate: float = 0.0,
         horizontal_flip: bool = False,
         vertical_flip: bool = False,
@@ -61,7 +64,11 @@ class FundusAugmentation:
             contrast: Factor in 1 -+ this.
             saturation: Factor in 1 -+ this.
             hue: Shift by up to this share of the colour circle, 0 to 0.5.
+
+        Raises:
+            ConfigError: If a range makes no sense.
         """
+        _check(zoom, rotate=rotate, brightness=brightness, contrast=contrast, saturation=saturation, hue=hue)
         transforms = _geometric(zoom, rotate, horizontal_flip, vertical_flip) + _colour(
             brightness, contrast, saturation, hue
         )
@@ -78,6 +85,15 @@ class FundusAugmentation:
         return augmented
 
 
+def _check(zoom: Sequence[float], **strengths: float) -> None:
+    if len(zoom) != 2 or not 0 < zoom[0] <= zoom[1]:
+        raise ConfigError(f"augmentation: zoom={list(zoom)} is not a range [low, high] of positive numbers")
+    for name, strength in strengths.items():
+        highest = {"rotate": 180, "hue": 0.5}.get(name, 1)
+        if not 0 <= strength <= highest:
+            raise ConfigError(f"augmentation: {name}={strength} is not in [0, {highest}]")
+
+
 def _albumentations() -> Any:
     """Import on first use (it takes seconds), its version check over the network switched off."""
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
@@ -91,7 +107,7 @@ def _compose(transforms: list[Any]) -> Any:
 
 
 def _geometric(
-    zoom: tuple[float, float], rotate: float, horizontal_flip: bool, vertical_flip: bool
+    zoom: Sequence[float], rotate: float, horizontal_flip: bool, vertical_flip: bool
 ) -> list[Any]:
     transforms = []
     low, high = zoom

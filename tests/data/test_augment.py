@@ -113,14 +113,15 @@ def test_flips_do_not_depend_on_the_zoom():
     image[:, : size // 2, 1] = 0  # left half magenta
     image[: size // 2, :, 2] = 0  # upper half without blue
     augmentation = FundusAugmentation(zoom=(0.85, 1.15), horizontal_flip=True, vertical_flip=True)
-    counts: Counter[tuple[bool, bool, bool]] = Counter()
+    counts: Counter[tuple[bool, bool, bool]] = Counter()  # mirrored, upside down, enlarged
     for seed in range(800):
         result = augmentation(image, seed)
         green, blue, area = result[:, :, 1], result[:, :, 2], (result[:, :, 0] > 127).sum()
         mirrored, upside_down = green[:, :16].sum() > green[:, 17:].sum(), blue[:16].sum() > blue[17:].sum()
         counts[bool(mirrored), bool(upside_down), bool(area > np.pi * 100)] += 1
-    assert len(counts) == 8
-    assert chisquare(list(counts.values())).pvalue > 0.01
+    table = [[counts[h, v, large] for h in (False, True) for v in (False, True)] for large in (False, True)]
+    assert min(map(min, table)) > 30
+    assert chi2_contingency(table).pvalue > 0.01
 
 
 @pytest.mark.parametrize("size", [64, 65])
@@ -208,7 +209,7 @@ def test_published_config_builds_zoom_and_flips(image):
 
 @pytest.mark.parametrize("zoom", [(1.15, 0.85), (0.0, 1.0), (-1.0, 1.0), (0.9,), (0.8, 0.9, 1.0)])
 def test_a_zoom_that_is_no_range_is_an_error(zoom):
-    with pytest.raises(ConfigError, match="augment.zoom"):
+    with pytest.raises(ConfigError, match="zoom="):
         FundusAugmentation(zoom=zoom)
 
 
@@ -217,7 +218,7 @@ def test_a_zoom_that_is_no_range_is_an_error(zoom):
     [("brightness", -0.1), ("contrast", 1.5), ("saturation", -1), ("hue", 0.6), ("rotate", -5.0)],
 )
 def test_a_strength_out_of_range_is_an_error(name, value):
-    with pytest.raises(ConfigError, match=f"augment.{name}={value}"):
+    with pytest.raises(ConfigError, match=f"{name}={value} is not in"):
         FundusAugmentation(**{name: value})
 
 

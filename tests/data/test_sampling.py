@@ -56,7 +56,7 @@ def test_several_processes_together_see_the_batches_of_one(case):
 def test_every_photograph_comes_equally_often(count, length, seed):
     """Naive reference: the epochs, strung together, are permutation after permutation."""
     sampler = StreamSampler(count, length, seed)
-    stream = [draw.index for number in range(count) for draw in epoch(sampler, number)]
+    stream = [draw.photograph for number in range(count) for draw in epoch(sampler, number)]
     assert Counter(stream) == dict.fromkeys(range(count), length)  # count * length draws in all
     for start in range(0, len(stream), count):
         assert sorted(stream[start : start + count]) == list(range(count))
@@ -64,8 +64,8 @@ def test_every_photograph_comes_equally_often(count, length, seed):
 
 def test_permutations_differ():
     sampler = StreamSampler(50, 50, seed=0)
-    first, second = ([draw.index for draw in epoch(sampler, number)] for number in (0, 1))
-    other = [draw.index for draw in StreamSampler(50, 50, seed=1)]
+    first, second = ([draw.photograph for draw in epoch(sampler, number)] for number in (0, 1))
+    other = [draw.photograph for draw in StreamSampler(50, 50, seed=1)]
     assert first != second
     assert first != other
     assert first != sorted(first)
@@ -126,7 +126,7 @@ def test_balancing_weights_draw_every_grade_equally_often(world):
     drawn = np.zeros(5)
     for rank in range(world):
         sampler = StreamSampler(100, 2000, 0, weights=balancing_weights(grades), rank=rank, world=world)
-        indices = [draw.index for number in range(5) for draw in epoch(sampler, number)]
+        indices = [draw.photograph for number in range(5) for draw in epoch(sampler, number)]
         drawn += np.bincount(grades[indices], minlength=5)
     assert drawn.sum() == 10_000
     assert chisquare(drawn).pvalue > 0.01
@@ -134,7 +134,7 @@ def test_balancing_weights_draw_every_grade_equally_often(world):
 
 def test_weights_are_relative_frequencies():
     weights = np.array([1.0, 2, 3, 0, 4])
-    drawn = np.bincount([draw.index for draw in StreamSampler(5, 20_000, 0, weights=weights)], minlength=5)
+    drawn = np.bincount([draw.photograph for draw in StreamSampler(5, 20_000, 0, weights=weights)], minlength=5)
     assert drawn[3] == 0
     kept = weights > 0
     assert chisquare(drawn[kept], 20_000 * weights[kept] / weights.sum()).pvalue > 0.01
@@ -154,7 +154,7 @@ def test_every_photograph_is_dealt_to_exactly_one_process(count, world):
     shares = [list(sampler) for sampler in samplers]
     assert [len(sampler) for sampler in samplers] == [len(share) for share in shares]
     draws = [draw for share in shares for draw in share]
-    assert sorted(draw.index for draw in draws) == list(range(count))
+    assert sorted(draw.photograph for draw in draws) == list(range(count))
     assert all(draw.seed is None for draw in draws)
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -163,7 +163,7 @@ def test_epochs_are_longer_than_the_set_where_asked():
     """Equal optimiser steps at every label fraction: 8 photographs still fill 5 batches of 4."""
     draws = list(StreamSampler(8, 20, 0))
     assert len(draws) == 20
-    assert {Counter(d.index for d in draws)[i] for i in range(8)} == {2, 3}
+    assert {Counter(d.photograph for d in draws)[i] for i in range(8)} == {2, 3}
     assert len(list(islice(StreamSampler(8, 20, 0), 3))) == 3
 
 

@@ -1,0 +1,48 @@
+# `make demo` and `make test` do all the set-up on a machine that has Python 3.11+ and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export NO_ALBUMENTATIONS_UPDATE := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow lint format benchmark clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(READY)  ## make .venv and install drgrade with all it needs
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "drgrade needs Python 3.11 or later: make PYTHON=python3.12 ..." >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: $(READY)  ## the main job on the built-in demo data: pre-training, fine-tuning, test
+	$(BIN)/python train.py +experiment=msssl_10pct
+
+test: $(READY)  ## the tests, some minutes on two cores
+	$(BIN)/python -m pytest -n auto -m "not slow"
+
+test-slow: $(READY)  ## the tests that take long
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)  ## formatter, linter, type checker
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(READY)  ## put the code into shape
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+benchmark: $(READY)  ## speed, as ratios
+	$(BIN)/python benchmarks/demo_drawing.py
+	$(BIN)/python benchmarks/loading.py
+	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/startup.py
+
+clean:  ## remove what tools leave; outputs/ stays
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
