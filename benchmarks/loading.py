@@ -1,9 +1,10 @@
 """How fast augmented training samples are loaded: from a prepared store, and by decoding the originals.
 
-Both sides give the same batches (uint8, 3 x size x size), through the augmentation of conf/augment/published.yaml,
-the same sampler and a torch DataLoader with one worker process; both workers use one thread. What differs is where a
-photograph comes from: a row of the store's memory-mapped array, or PIL (decode at full size, crop to a square, resize).
-The sides take turns, so that what else the machine does hits both; reported are medians over the rounds.
+Both sides give the same batches (uint8, 3 x size x size) through the augmentation of
+conf/augment/published.yaml, the same sampler, and a torch DataLoader with one worker process of one thread.
+What differs is where a photograph comes from: a row of the store's memory-mapped array, or PIL (decode at
+full
+size, crop to a square, resize). The two take turns, so that whatever else the machine does hits both.
 """
 
 import argparse
@@ -77,7 +78,9 @@ class Side:
 
 
 def _one_thread(worker: int) -> None:
-    cv2.setNumThreads(1)
+    # 0 and not 1: to change the number, OpenCV would join threads that were left behind in the parent
+    # process.
+    cv2.setNumThreads(0)
 
 
 def compare(stored: Side, decoded: Side, rounds: int) -> None:

@@ -106,9 +106,7 @@ def _compose(transforms: list[Any]) -> Any:
     return _albumentations().Compose(transforms)
 
 
-def _geometric(
-    zoom: Sequence[float], rotate: float, horizontal_flip: bool, vertical_flip: bool
-) -> list[Any]:
+def _geometric(zoom: Sequence[float], rotate: float, horizontal_flip: bool, vertical_flip: bool) -> list[Any]:
     transforms = []
     low, high = zoom
     if (low, high) != (1.0, 1.0) or rotate:

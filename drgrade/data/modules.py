@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from drgrade.data.augment import Augmentation, Image
 from drgrade.data.photographs import Photographs
 from drgrade.data.sampling import Draw, EverySampler, StreamSampler, balancing_weights
-from drgrade.data.splits import proportional_order
+from drgrade.data.splits import proportional_order, ungraded_split
 from drgrade.data.views import MaskedView
 from drgrade.errors import ConfigError, DataError
 
@@ -162,7 +162,7 @@ class _StoreDataModule(pl.LightningDataModule):
         return np.flatnonzero(self.photographs.split["subset"].isin(subsets)).astype(np.int64)
 
     def _dataset(self, rows: npt.NDArray[np.int64], view: View) -> StoreDataset:
-        grades = self.photographs.split["grade"].iloc[rows].fillna(UNGRADED).astype(int).tolist()
+        grades = self.photographs.store.manifest["grade"].iloc[rows].fillna(UNGRADED).astype(int).tolist()
         return StoreDataset(self.photographs.store.folder / "images.npy", rows.tolist(), grades, view)
 
     def _loader(
@@ -176,6 +176,8 @@ class _StoreDataModule(pl.LightningDataModule):
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
+            # Its own, so that starting a loader does not move the random numbers of training.
+            generator=torch.Generator().manual_seed(self.seed),
         )
 
     def _workers(self) -> int:
@@ -198,6 +200,11 @@ class _StoreDataModule(pl.LightningDataModule):
 
     def _every_loader(self, dataset: StoreDataset) -> DataLoader[Any]:
         rank, world = self._process
+        if len(dataset) < world:
+            # Lightning skips a process that has no batch, and the others would wait for it for ever.
+            raise ConfigError(
+                f"{len(dataset)} photographs cannot be validated or tested on by {world} processes; use fewer"
+            )
         return self._loader(
             dataset, EverySampler(len(dataset), rank=rank, world=world), max(1, self.batch_size // world)
         )
@@ -247,8 +254,15 @@ class GradingDataModule(_StoreDataModule):
             steps_per_epoch: Optimiser steps of an epoch; None for one pass over the training photographs.
             balanced: Draw every grade equally often.
             num_workers: Loader processes; see the base class.
+
+        Raises:
+            ConfigError: If an epoch would have no step.
         """
         super().__init__(photographs, batch_size, seed, num_workers)
+        if steps_per_epoch is not None and steps_per_epoch < 1:
+            raise ConfigError(
+                f"protocol.steps_per_epoch={steps_per_epoch} is not at least 1; null is one pass over the set"
+            )
         self._augment, self._steps, self._balanced = augment, steps_per_epoch, balanced
 
     def setup(self, stage: str | None = None) -> None:
@@ -310,11 +324,13 @@ class PretextDataModule(_StoreDataModule):
             num_workers: Loader processes; see the base class.
 
         Raises:
-            ConfigError: If ``pretrain_on`` is neither.
+            ConfigError: If ``pretrain_on`` is neither, or ``val_fraction`` out of range.
         """
         super().__init__(photographs, batch_size, seed, num_workers)
         if pretrain_on not in PRETRAIN_SUBSETS:
             raise ConfigError(f"pretrain_on={pretrain_on!r} is neither 'train' nor 'all'")
+        if not 0 <= val_fraction < 1:
+            raise ConfigError(f"pretext.val_fraction={val_fraction} is not in [0, 1)")
         self.views, self._pretrain_on, self._val_fraction = views, pretrain_on, val_fraction
 
     def setup(self, stage: str | None = None) -> None:
@@ -340,8 +356,10 @@ class PretextDataModule(_StoreDataModule):
             The split's columns; ``subset`` is train or val of the pretext, or ``test`` for what it must not
             see.
         """
-        table = self.photographs.split.copy()
-        seen = table["subset"].isin(PRETRAIN_SUBSETS[self._pretrain_on])
+        table = self._split()
+        # With the ungraded eyes of patients who validate, or it would depend on who does.
+        validated = table["group"].isin(table["group"][table["subset"] == "val"])
+        seen = table["subset"].isin(PRETRAIN_SUBSETS[self._pretrain_on]) | validated
         groups = proportional_order(
             [(group, 0) for group in table["group"][seen]], [self.photographs.spec.seed, 3]
         )
@@ -352,6 +370,12 @@ class PretextDataModule(_StoreDataModule):
         )
         table["subset"] = np.where(~seen, "test", np.where(table["group"].isin(held_out), "val", "train"))
         return table
+
+    def _split(self) -> pd.DataFrame:
+        manifest = self.photographs.store.manifest
+        if manifest["grade"].isna().all():
+            return ungraded_split(manifest, self.photographs.spec)
+        return self.photographs.split.copy()
 
     def photographs_hash(self) -> str:
         """SHA-256 of which photographs pre-training sees, and which of them it learns from.

@@ -23,8 +23,8 @@ import pandas as pd
 from drgrade.errors import ConfigError, DataError
 
 SUBSETS = ("train", "unlabelled", "val", "test", "excluded")
-"""``unlabelled``: training side, its grade is not to be used. ``excluded``: ungraded, and its group is tested
-or validated on."""
+"""``unlabelled``: training side, its grade is not to be used. ``excluded``: its group is tested
+or validated on, but it has no grade, or is not in the published test set."""
 
 PUBLISHED: Literal["published"] = "published"
 
@@ -67,12 +67,15 @@ class SplitSpec:
             raise ConfigError(f"protocol.val_fraction={self.val_fraction} is not in [0, 1)")
         if self.folds < 2:
             raise ConfigError(f"folds={self.folds}: cross validation needs at least 2 folds")
+        if self.seed < 0:
+            raise ConfigError(f"split.seed={self.seed} is negative")
         if isinstance(self.fold, str):
             if self.fold != PUBLISHED:
                 raise ConfigError(f"fold={self.fold!r} is neither a number nor 'published'")
-        elif not 0 <= self.fold < self.folds:
+        elif self.fold not in range(self.folds):
             raise ConfigError(
-                f"fold={self.fold} is not in 0..{self.folds - 1}: folds are counted from 0 (folds={self.folds})"
+                f"fold={self.fold} is not in 0..{self.folds - 1}: folds are counted from 0 "
+                f"(folds={self.folds})"
             )
 
 
@@ -93,13 +96,7 @@ def make_split(manifest: pd.DataFrame, spec: SplitSpec) -> pd.DataFrame:
     Raises:
         DataError: If a subset that is needed would be empty, or the data have no published split.
     """
-    table = pd.DataFrame(
-        {
-            "image_id": manifest["image_id"].astype(str),
-            "group": groups_of(manifest),
-            "grade": manifest["grade"].astype("Int64"),
-        }
-    )
+    table = _without_subsets(manifest)
     graded = table[table["grade"].notna()]
     if graded.empty:
         raise DataError(
@@ -113,7 +110,30 @@ def make_split(manifest: pd.DataFrame, spec: SplitSpec) -> pd.DataFrame:
         _subset(group, pd.notna(grade), test, val, train)
         for group, grade in zip(table["group"], table["grade"], strict=True)
     ]
+    if spec.fold == PUBLISHED:
+        # The other eye of a tested patient, published for training: neither trained on nor added to the test.
+        enlarging = (table["subset"] == "test").to_numpy() & ~_in_published_test(manifest)
+        table.loc[enlarging, "subset"] = "excluded"
     _check_usable(table, spec)
+    return table.reset_index(drop=True)
+
+
+def ungraded_split(manifest: pd.DataFrame, spec: SplitSpec) -> pd.DataFrame:
+    """Sides of photographs of which none has a grade: they can be pre-trained on.
+
+    Args:
+        manifest: As for :func:`make_split`.
+        spec: Of which only ``fold`` matters.
+
+    Returns:
+        As :func:`make_split`: unlabelled, but for the published test set, which is excluded.
+
+    Raises:
+        DataError: If the data have no published split and ``fold`` asks for it.
+    """
+    table = _without_subsets(manifest)
+    test = _published_test(manifest, table) if spec.fold == PUBLISHED else set()
+    table["subset"] = np.where(table["group"].isin(test), "excluded", "unlabelled")
     return table.reset_index(drop=True)
 
 
@@ -121,16 +141,26 @@ def groups_of(manifest: pd.DataFrame) -> pd.Series:
     """Name the group of each photograph: its patient where known, else the photograph itself.
 
     Args:
-        manifest: Columns image_id and patient_id (may be missing); a column ``group`` wins if there is one.
+        manifest: Columns image_id and patient_id (may be missing); a column ``group`` wins where it has a
+                value.
 
     Returns:
         Strings, aligned with the manifest.
     """
-    own = manifest["image_id"].astype(str)
+    own = "image:" + manifest["image_id"].astype("string")
+    group = ("patient:" + manifest["patient_id"].astype("string")).fillna(own)
     if "group" in manifest:
-        return manifest["group"].astype(str).rename("group")
-    patient = manifest["patient_id"].astype("string")
-    return ("patient:" + patient).fillna("image:" + own).astype(str).rename("group")
+        group = manifest["group"].astype("string").fillna(group)
+    return group.astype(str).rename("group")
+
+
+def _without_subsets(manifest: pd.DataFrame) -> pd.DataFrame:
+    columns = {
+        "image_id": manifest["image_id"].astype(str),
+        "group": groups_of(manifest),
+        "grade": manifest["grade"].astype("Int64"),
+    }
+    return pd.DataFrame(columns)
 
 
 def split_hash(split: pd.DataFrame) -> str:
@@ -218,11 +248,12 @@ def _best_kind(
     """Kind of group whose taking lowers the cost most; None if none does (at t = 1: if none is left)."""
     count = taken @ shape
     grade_gap, kind_gap = count - t * total, taken - t * size
-    if cover and t == 0:
-        grade_gap = np.where(count == 0, -1.0, grade_gap)
     # Taking kind k adds shape[k] to the grades' gaps and 1 to its own: the change of the sum of squares,
     # written out.
     gain = -(2 * shape @ grade_gap + (shape**2).sum(axis=1)) - _KIND_WEIGHT * (2 * kind_gap + 1)
+    if cover and t == 0:
+        # By grades that are new, not by deviation: a grade that comes only in pairs would wait for its half.
+        gain = ((shape > 0) & (count == 0)).sum(axis=1) / shape.sum(axis=1)
     gain = np.where(taken < size, gain, -np.inf)
     best = int(gain.argmax())
     return best if gain[best] > (-np.inf if t == 1 else 1e-9) else None
@@ -244,8 +275,12 @@ def _fold_groups(graded: pd.DataFrame, spec: SplitSpec) -> set[Hashable]:
     return {group for group, time in times.items() if start < time <= end or (start == time == 0)}
 
 
+def _in_published_test(manifest: pd.DataFrame) -> npt.NDArray[np.bool_]:
+    return (manifest["split"].astype("string") == "test").fillna(False).to_numpy(dtype=bool)
+
+
 def _published_test(manifest: pd.DataFrame, table: pd.DataFrame) -> set[Hashable]:
-    test = table["group"][(manifest["split"].astype("string") == "test").fillna(False).to_numpy(dtype=bool)]
+    test = table["group"][_in_published_test(manifest)]
     if test.empty:
         raise DataError("fold=published: this data set has no published test set; use fold=0 (of folds=5)")
     return set(test)
@@ -271,6 +306,8 @@ def _subset(group: str, graded: bool, test: set[Hashable], val: set[Hashable], t
 
 def _check_usable(split: pd.DataFrame, spec: SplitSpec) -> None:
     counts = split["subset"].value_counts()
+    if not counts.get("test", 0) and spec.fold == PUBLISHED:
+        raise DataError("fold=published: no photograph of the published test set has a grade; use fold=0")
     if not counts.get("test", 0):
         raise DataError(f"fold={spec.fold} of folds={spec.folds} has no test photograph; use fewer folds")
     if not counts.get("train", 0):

@@ -1,13 +1,13 @@
-"""What a pretext sees of a photograph: a zoomed view under a circular mask, with nothing left that the camera
-could betray.
+"""What a pretext sees of a photograph: a view under a circular mask, without what the camera could betray.
 
-Corners, the notch at the rim, cut-off tops and burnt-in text all tell which way up a photograph is. So the
-view is
-scaled until its mask lies wholly inside what the camera recorded, and everything outside the mask is one
-constant colour.
+Corners, the notch at the rim, cut-off tops, burnt-in text and light that falls off to one side all tell which
+way up a photograph is. So the view is scaled until its mask lies wholly inside what the camera recorded,
+everything outside the mask is one constant colour, a band inside the mask's edge is one colour per
+photograph, and the view is levelled. What that leaves is measured in ``docs/rotation.md``.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -17,15 +17,18 @@ from drgrade.data.augment import FundusAugmentation, Image
 from drgrade.errors import ConfigError
 
 FILL = (124, 116, 104)
-"""Colour outside the mask (ImageNet's mean): zero after normalisation."""
+"""Colour outside the mask, and nowhere else (ImageNet's mean): zero after normalisation."""
 
 MAX_MASK_RADIUS = 0.92
-"""Share of the half side. Beyond it lie the rim of the disc, its vignette and the camera's notch."""
+"""Share of the half side."""
+
+_STEEPEST = 0.8
+"""Steepest slope of brightness that is levelled, as a share of the mean on one radius: dark pixels would be
+amplified fivefold."""
 
 
 def circular_mask(size: int, radius: float = MAX_MASK_RADIUS) -> npt.NDArray[np.bool_]:
-    """Disc about the centre of the pixel grid, ((size-1)/2, (size-1)/2), so that quarter turns map it onto
-    itself exactly.
+    """Disc about the centre of the pixel grid, ((size-1)/2, (size-1)/2), which quarter turns map onto itself.
 
     Args:
         size: Side in pixels.
@@ -40,7 +43,16 @@ def circular_mask(size: int, radius: float = MAX_MASK_RADIUS) -> npt.NDArray[np.
     if not 0 < radius <= MAX_MASK_RADIUS:
         raise ConfigError(f"pretext.views.mask_radius={radius} is not in (0, {MAX_MASK_RADIUS}]")
     offset = np.arange(size) - (size - 1) / 2
-    return np.hypot(offset[:, None], offset[None, :]) <= radius * size / 2
+    return np.asarray(np.hypot(offset[:, None], offset[None, :]) <= radius * size / 2)
+
+
+class _Regions(NamedTuple):
+    """Where a view of one size shows what."""
+
+    core: npt.NDArray[np.bool_]  # (S, S), the photograph
+    band: npt.NDArray[np.bool_]  # (S, S), the photograph's mean colour
+    outside: npt.NDArray[np.uint8]  # (S, S), 1 where FILL is shown
+    surround: Image  # (S, S, 3), FILL everywhere
 
 
 class MaskedView:
@@ -49,45 +61,44 @@ class MaskedView:
     def __init__(
         self,
         mask_radius: float = MAX_MASK_RADIUS,
+        band: float = 0.1,
+        level: bool = True,
         zoom: Sequence[float] = (0.85, 1.15),
         horizontal_flip: bool = True,
         brightness: float = 0.0,
         contrast: float = 0.0,
         saturation: float = 0.0,
         hue: float = 0.0,
-        shading: float = 0.0,
     ) -> None:
         """Set what is drawn.
 
         Args:
             mask_radius: Radius of the mask as a share of the half side, in (0, 0.92].
-            zoom: Range of scales. Only their ratio counts: the widest view is the one that just fits into
-                what was recorded.
+            band: Width of the band inside the mask's edge, as a share of the mask's radius, in [0.05, 0.5].
+                It shows the mean colour of the photograph, the same in all directions: the rim of the view
+                tells nothing.
+            level: Divide each colour by its gradient across the view; see :func:`levelled`.
+            zoom: Range of scales. Only their ratio counts: the widest view is the one whose mask just fits
+                into what was recorded.
             horizontal_flip: Mirror half of the views. There is no vertical flip: it is a mirror and half a
-                turn, and would change
-                the label.
+                turn, and would change the label.
             brightness: See :class:`~drgrade.data.augment.FundusAugmentation`, as for the next three.
             contrast: Factor.
             saturation: Factor.
             hue: Shift.
-            shading: Strength of a brightness gradient across the view, in a direction drawn evenly from the
-                circle: up to 1 -+ this
-                at opposite points of the mask. It drowns the camera's own uneven illumination, which has one
-                direction.
 
         Raises:
-            ConfigError: If a range makes no sense.
+            ConfigError: If a value is out of range.
         """
         if len(zoom) != 2 or not 0 < zoom[0] <= zoom[1]:
             raise ConfigError(
                 f"pretext.views.zoom={list(zoom)} is not a range [low, high] of positive numbers"
             )
-        if not 0 <= shading < 1:
-            raise ConfigError(f"pretext.views.shading={shading} is not in [0, 1)")
+        if not 0.05 <= band <= 0.5:
+            raise ConfigError(f"pretext.views.band={band} is not in [0.05, 0.5]")
         circular_mask(2, mask_radius)
-        self.mask_radius = mask_radius
+        self.mask_radius, self.band, self.level = mask_radius, band, level
         self.zoom = (zoom[0], zoom[1])
-        self.shading = shading
         self._augment = FundusAugmentation(
             horizontal_flip=horizontal_flip,
             brightness=brightness,
@@ -95,7 +106,7 @@ class MaskedView:
             saturation=saturation,
             hue=hue,
         )
-        self._masks: dict[int, npt.NDArray[np.bool_]] = {}
+        self._regions: dict[int, _Regions] = {}
 
     def __call__(self, image: Image, clear: float, seed: int | None) -> Image:
         """Make one view.
@@ -107,28 +118,33 @@ class MaskedView:
             seed: Everything drawn follows from it; None for the widest view with nothing drawn.
 
         Returns:
-            (S, S, 3) uint8; :data:`FILL` outside the mask.
+            (S, S, 3) uint8; :data:`FILL` outside the mask, and only there.
         """
-        size = image.shape[0]
-        view = image
+        widest = self.mask_radius / clear
         if seed is None:
-            view = zoom_about_centre(image, 1 / clear)
+            view = zoom_about_centre(image, widest)
         else:
             rng = np.random.default_rng(seed)
-            view = zoom_about_centre(image, rng.uniform(*self.zoom) / self.zoom[0] / clear)
+            view = zoom_about_centre(image, widest * rng.uniform(*self.zoom) / self.zoom[0])
             view = self._augment(view, int(rng.integers(2**32)))
-            if self.shading:
-                view = shade(view, rng.uniform(0, self.shading), rng.uniform(0, 2 * np.pi))
-        mask = self._masks.setdefault(size, circular_mask(size, self.mask_radius))
-        return np.where(mask[:, :, None], view, np.array(FILL, dtype=np.uint8))
+        size = image.shape[0]
+        if size not in self._regions:
+            self._regions[size] = _regions(size, self.mask_radius, self.band)
+        core, band, outside, surround = self._regions[size]
+        if self.level:
+            view = levelled(view, core)
+        view[band] = np.round(cv2.mean(view, core.view(np.uint8))[:3])
+        # A pixel of just this colour would be a hole in the silhouette.
+        view[cv2.inRange(view, np.array(FILL), np.array(FILL)) > 0] += 1
+        return np.asarray(cv2.copyTo(surround, outside, view), np.uint8)
 
 
 def zoom_about_centre(image: Image, factor: float) -> Image:
-    """Enlarge about ((S-1)/2, (S-1)/2), alike in both directions.
+    """Scale about ((S-1)/2, (S-1)/2), alike in both directions; a new array.
 
     Args:
         image: (S, S, 3) uint8.
-        factor: At least 1, so that nothing from outside comes in.
+        factor: Above 1 enlarges. Below 1 the border is repeated outwards.
 
     Returns:
         (S, S, 3) uint8.
@@ -144,17 +160,33 @@ def zoom_about_centre(image: Image, factor: float) -> Image:
     )
 
 
-def shade(image: Image, strength: float, angle: float) -> Image:
-    """Multiply by a linear gradient.
+def levelled(image: Image, core: npt.NDArray[np.bool_]) -> Image:
+    """Divide each colour by the plane that fits it best, in the sense of least squares: no side is brighter.
+
+    A camera's light falls off to one side, the same one in most of its photographs. That gradient alone, four
+    pixels of each photograph, gives the rotation of three in four of IDRiD.
 
     Args:
         image: (S, S, 3) uint8.
-        strength: Factor 1 + strength at one end of a diameter, 1 - strength at the other.
-        angle: Direction in radians.
+        core: (S, S); where the plane is fitted. It must be its own image under quarter turns.
 
     Returns:
-        (S, S, 3) uint8.
+        (S, S, 3) uint8 with the same mean, up to rounding, in ``core``.
     """
-    offset = np.linspace(-1, 1, image.shape[0], dtype=np.float32)
-    gradient = 1 + strength * (np.cos(angle) * offset[None, :] + np.sin(angle) * offset[:, None])
-    return np.clip(image * gradient[:, :, None] + 0.5, 0, 255).astype(np.uint8)
+    inside = cv2.copyTo(image, core.view(np.uint8))
+    rows = cv2.reduce(inside, 1, cv2.REDUCE_SUM, dtype=cv2.CV_32F)[:, 0]  # (S, 3), sums over each row
+    columns = cv2.reduce(inside, 0, cv2.REDUCE_SUM, dtype=cv2.CV_32F)[0]  # (S, 3)
+    offset = np.linspace(-1, 1, len(image), dtype=np.float32)
+    mean = rows.sum(axis=0) / np.float32(core.sum())
+    slopes = np.stack((offset @ rows, offset @ columns)) / np.maximum(mean, 1)  # (2, 3): y, x
+    slopes /= offset**2 @ core.sum(axis=0, dtype=np.float32)
+    slopes *= np.minimum(1, _STEEPEST / np.maximum(np.hypot(*slopes), 1e-6))
+    across = np.tile(slopes[1], len(image)) * np.repeat(offset, 3) + 1
+    plane = np.multiply.outer(offset, np.tile(slopes[0], len(image))) + across  # (S, 3S): fast, as one row
+    return np.asarray(cv2.divide(image, plane.reshape(image.shape), dtype=cv2.CV_8U), np.uint8)
+
+
+def _regions(size: int, radius: float, band: float) -> _Regions:
+    mask, core = circular_mask(size, radius), circular_mask(size, radius * (1 - band))
+    surround = np.full((size, size, 3), FILL, np.uint8)
+    return _Regions(core, mask & ~core, (~mask).astype(np.uint8), surround)

@@ -1,6 +1,7 @@
 """Rotation prediction (Gidaris et al., ICLR 2018; on fundus photographs Taleb et al., NeurIPS 2020)."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ class Rotation(Pretext):
         super().__init__()
         widths = [in_features, *hidden]
         layers: list[nn.Module] = []
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in pairwise(widths):
             layers += [nn.Linear(before, after), nn.ReLU(inplace=True)]
         self.head = nn.Sequential(*layers, nn.Dropout(dropout), nn.Linear(widths[-1], TURNS))
 
@@ -61,9 +62,8 @@ def rotation_scores(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
 
     Returns:
         Scalars. ``accuracy``; ``confusion_0_180``: share of the views turned by 0 or 180 degrees that are
-        taken for the other of the two;
-        ``confusion_90_270`` likewise; ``quarter_error``: share of all views that are taken for a neighbouring
-        turn.
+        taken for the other of the two; ``confusion_90_270`` likewise; ``quarter_error``: share of all views
+        that are taken for a neighbouring turn.
     """
     away = (logits.argmax(dim=1) - targets) % TURNS  # 0 right, 2 upside down, 1 and 3 a quarter off
     opposite, upright = (away == 2).float(), targets % 2 == 0

@@ -62,5 +62,5 @@ class Task(pl.LightningModule):
 
     def _images(self, batch: dict[str, Any]) -> Tensor:
         """Images of a batch, (B, 3, H, W), in the memory format of the encoder."""
-        images: Tensor = batch["image"]
+        images: Tensor = batch["image"].to(self.dtype)  # double under 64-true
         return images.contiguous(memory_format=self._memory_format)

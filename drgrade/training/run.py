@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 import pytorch_lightning as pl
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from drgrade.data.modules import GradingDataModule
 from drgrade.data.photographs import Photographs
@@ -41,6 +41,15 @@ from drgrade.training.setup import (
 log = logging.getLogger(__name__)
 
 TASKS = ("grading", "pretext")
+WHOLE_NUMBERS = {
+    "seed": 0,
+    "pretext.seed": 0,
+    "split.seed": 0,
+    "folds": 2,
+    "data.image_size": 8,
+    "data.batch_size": 1,
+}
+"""Settings that are whole numbers, with their least value."""
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
@@ -55,8 +64,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         DrgradeError: If something is wrong that the user can mend.
     """
-    if cfg.task not in TASKS:
-        raise ConfigError(f"task={cfg.task} is none of {', '.join(TASKS)}")
+    check_settings(cfg)
     quieten()
     folder, checkpoint = run_folder(cfg)
     try:
@@ -78,6 +86,25 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         raise
     finally:
         finish_logging()
+
+
+def check_settings(cfg: DictConfig) -> None:
+    """Refuse values of the wrong kind where they are given, not where they first hurt.
+
+    Args:
+        cfg: The run's config.
+
+    Raises:
+        ConfigError: Naming the setting, its value and what it should be.
+    """
+    if cfg.task not in TASKS:
+        raise ConfigError(f"task={cfg.task} is none of {', '.join(TASKS)}")
+    for name, least in WHOLE_NUMBERS.items():
+        value = OmegaConf.select(cfg, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ConfigError(f"{name}={value} is not a whole number of at least {least}")
+    if not isinstance(cfg.label_fraction, int | float):
+        raise ConfigError(f"label_fraction={cfg.label_fraction} is not a number; 10 % is label_fraction=0.1")
 
 
 def grade(cfg: DictConfig, photographs: Photographs, folder: Path, checkpoint: Path | None) -> dict[str, Any]:

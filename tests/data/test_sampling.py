@@ -134,7 +134,9 @@ def test_balancing_weights_draw_every_grade_equally_often(world):
 
 def test_weights_are_relative_frequencies():
     weights = np.array([1.0, 2, 3, 0, 4])
-    drawn = np.bincount([draw.photograph for draw in StreamSampler(5, 20_000, 0, weights=weights)], minlength=5)
+    drawn = np.bincount(
+        [draw.photograph for draw in StreamSampler(5, 20_000, 0, weights=weights)], minlength=5
+    )
     assert drawn[3] == 0
     kept = weights > 0
     assert chisquare(drawn[kept], 20_000 * weights[kept] / weights.sum()).pvalue > 0.01

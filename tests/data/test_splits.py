@@ -1,0 +1,530 @@
+"""Splits: nested, proportional, group-wise, and a function of the photographs and the split's seed alone."""
+
+import io
+import os
+import random
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from drgrade.data import splits
+from drgrade.data.fundus_art import plan_photographs
+from drgrade.data.sources.idrid import IDRiD
+from drgrade.data.splits import SUBSETS, SplitSpec, groups_of, make_split, proportional_order, split_hash
+from drgrade.errors import ConfigError, DataError
+
+FRACTIONS = (0.05, 0.1, 0.25, 0.5, 1.0)
+APTOS = {0: 1805, 1: 370, 2: 999, 3: 193, 4: 295}
+
+quick = settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much],
+)
+
+
+@pytest.fixture
+def coarse(monkeypatch):
+    """A tenth of the resolution, for ten times the examples; it still divides every fraction used."""
+    monkeypatch.setattr(splits, "_STEPS", 400)
+
+
+def manifest_of(groups, split=None):
+    """One patient a group: ``[[0, None], [2]]`` is a patient with an ungraded eye, and one with one eye."""
+    rows = [(number, grade) for number, grades in enumerate(groups) for grade in grades]
+    frame = pd.DataFrame(
+        {
+            "image_id": [f"i{row:04d}" for row in range(len(rows))],
+            "grade": pd.array([grade for _, grade in rows], dtype="Int64"),
+            "patient_id": pd.array([f"p{number}" for number, _ in rows], dtype="string"),
+            "split": pd.array([None] * len(rows), dtype="string"),
+        }
+    )
+    return frame if split is None else frame.assign(split=pd.array(split, dtype="string"))
+
+
+def singletons(counts):
+    return manifest_of([[grade] for grade, count in counts.items() for _ in range(count)])
+
+
+def demo_manifest(count=400):
+    """The built-in data set's plan, undrawn: two eyes of most patients."""
+    plan = plan_photographs(count, 0)
+    frame = pd.DataFrame(
+        {"image_id": [p.image_id for p in plan], "patient_id": [p.patient_id for p in plan], "split": pd.NA}
+    )
+    return frame.assign(grade=pd.array([p.grade for p in plan], dtype="Int64"))
+
+
+def idrid_manifest():
+    default = Path(__file__).parents[2] / ".." / "shared" / "data"
+    root = Path(os.environ.get("DRGRADE_TEST_DATA", default)) / "idrid"
+    if not root.is_dir():
+        pytest.skip(f"{root} is not there")
+    return IDRiD(root).read().manifest
+
+
+def counts(split, *subsets):
+    """Photographs of each grade in some subsets, (5,)."""
+    grades = split.loc[split["subset"].isin(subsets or SUBSETS), "grade"].dropna().astype(int)
+    return np.bincount(grades, minlength=5)
+
+
+def ids(split, *subsets):
+    return set(split.loc[split["subset"].isin(subsets), "image_id"])
+
+
+def labels_used(split, spec):
+    """The label fraction: with val_within_fraction the validation labels are part of it."""
+    return ids(split, "train", "val") if spec.val_within_fraction else ids(split, "train")
+
+
+def try_split(manifest, **spec):
+    try:
+        return make_split(manifest, SplitSpec(**spec))
+    except DataError:
+        return None
+
+
+grades = st.sampled_from([0, 0, 0, 1, 2, 2, 3, 4])
+group = st.lists(st.one_of(grades, grades, grades, st.none()), min_size=1, max_size=3)
+manifests = st.lists(group, min_size=15, max_size=60).map(manifest_of)
+graded_group = st.lists(grades, min_size=1, max_size=3)
+graded_manifests = st.lists(graded_group, min_size=15, max_size=60).map(manifest_of)
+single_manifests = st.lists(grades, min_size=15, max_size=150).map(lambda g: manifest_of([[x] for x in g]))
+specs = st.fixed_dictionaries(
+    {
+        "fold": st.integers(0, 2),
+        "folds": st.integers(3, 5),
+        "val_fraction": st.sampled_from([0.0, 0.05, 0.15, 0.3]),
+        "val_within_fraction": st.booleans(),
+        "seed": st.integers(0, 2**32),
+    }
+)
+
+
+# Fractions
+
+
+@quick
+@given(manifests, specs)
+def test_every_fraction_is_inside_the_next(coarse, manifest, spec):
+    found = []
+    for fraction in FRACTIONS:
+        split = try_split(manifest, **spec, label_fraction=fraction)
+        if split is not None:
+            found.append((fraction, split))
+    assume(len(found) > 1)
+    for (_, smaller), (_, larger) in pairwise(found):
+        chosen = SplitSpec(**spec)
+        assert labels_used(smaller, chosen) <= labels_used(larger, chosen)
+        assert ids(smaller, "test") == ids(larger, "test")
+        if not chosen.val_within_fraction:
+            assert ids(smaller, "val") == ids(larger, "val")
+            assert ids(smaller, "excluded") == ids(larger, "excluded")
+    fraction, everything = found[-1]
+    if fraction == 1:
+        graded_unlabelled = everything[(everything["subset"] == "unlabelled") & everything["grade"].notna()]
+        assert graded_unlabelled.empty
+
+
+@quick
+@given(single_manifests, specs, st.sampled_from(FRACTIONS))
+def test_grades_of_a_fraction_are_proportional(coarse, manifest, spec, fraction):
+    """Single photographs: the nearest whole number, but one at least of each grade in the fraction."""
+    split = try_split(manifest, **spec, label_fraction=fraction)
+    assume(split is not None)
+    side = counts(split, "train", "val", "unlabelled")
+    val, train = counts(split, "val"), counts(split, "train")
+    whole, used = (side, val + train) if spec["val_within_fraction"] else (side - val, train)
+    assert (np.abs(used - np.maximum(fraction * whole, whole > 0)) <= 0.5 + 1e-9).all()
+    drawn_from = used if spec["val_within_fraction"] else side
+    assert (np.abs(val - spec["val_fraction"] * drawn_from) <= 0.5 + 1e-9).all()
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.033, 0.1, 1 / 3, 0.37, 0.9])
+@pytest.mark.parametrize("within", [False, True])
+def test_any_fraction_is_exact_for_single_photographs(fraction, within):
+    split = make_split(
+        singletons(APTOS), SplitSpec(label_fraction=fraction, val_fraction=0.05, val_within_fraction=within)
+    )
+    side, val, train = (
+        counts(split, "train", "val", "unlabelled"),
+        counts(split, "val"),
+        counts(split, "train"),
+    )
+    used, whole = (train + val, side) if within else (train, side - val)
+    assert (np.abs(used - np.maximum(fraction * whole, 1)) <= 0.75).all()
+
+
+@pytest.mark.parametrize("fold", range(5))
+def test_pairs_of_eyes_stay_within_one_on_the_demo_plan(fold):
+    for fraction in FRACTIONS:
+        split = make_split(demo_manifest(), SplitSpec(fold=fold, label_fraction=fraction))
+        whole = counts(split, "train", "unlabelled")
+        assert (np.abs(counts(split, "train") - fraction * whole) <= 1 + 1e-9).all()
+        assert (np.abs(counts(split, "val") - 0.05 * (whole + counts(split, "val"))) <= 1 + 1e-9).all()
+
+
+@quick
+@given(graded_manifests, st.integers(0, 100))
+def test_every_prefix_is_proportional_up_to_the_largest_group(coarse, manifest, seed):
+    pairs = list(zip(groups_of(manifest), manifest["grade"].astype(int), strict=True))
+    times = proportional_order(pairs, [seed])
+    total = np.bincount([grade for _, grade in pairs], minlength=5)
+    for t in np.linspace(0, 1, 41):
+        prefix = np.bincount([grade for name, grade in pairs if times[name] <= t + 1e-9], minlength=5)
+        assert (np.abs(prefix - t * total) <= 3 + 1).all()
+
+
+@quick
+@given(
+    many=st.integers(60, 120),
+    size=st.integers(1, 2),
+    rare=st.lists(
+        st.sampled_from([[3], [4], [3, 3], [4, 4], [3, 4], [0, 4], [4, 4, 4]]), min_size=1, max_size=2
+    ),
+    seed=st.integers(0, 50),
+)
+def test_a_rare_grade_is_in_the_smallest_fraction(coarse, many, size, rare, seed):
+    manifest = manifest_of([[0] * size] * many + [[2] * size] * (many // 2) + rare)
+    for within in (False, True):
+        spec = SplitSpec(label_fraction=0.05, val_fraction=0.3, val_within_fraction=within, seed=seed)
+        split = make_split(manifest, spec)
+        side = counts(split, "train", "unlabelled", *(["val"] if within else []))
+        used = counts(split, "train", *(["val"] if within else []))
+        assert ((used > 0) == (side > 0)).all()
+        assert (used <= np.maximum(0.05 * side + 2, 3)).all()  # nor more of it than its group
+
+
+# Folds and groups
+
+
+@quick
+@given(manifests, st.integers(2, 5), st.integers(0, 1000))
+def test_folds_partition_the_graded_photographs(coarse, manifest, folds, seed):
+    found = [try_split(manifest, fold=k, folds=folds, val_fraction=0.0, seed=seed) for k in range(folds)]
+    assume(all(split is not None for split in found))
+    tested = [image for split in found for image in ids(split, "test")]
+    assert sorted(tested) == sorted(manifest.loc[manifest["grade"].notna(), "image_id"])
+
+
+@quick
+@given(single_manifests, st.integers(2, 5), st.integers(0, 1000))
+def test_test_folds_are_proportional_within_one(coarse, manifest, folds, seed):
+    for fold in range(folds):
+        split = try_split(manifest, fold=fold, folds=folds, val_fraction=0.0, seed=seed)
+        assume(split is not None)
+        # 400 steps do not divide by 3: up to 1/400 of the photographs of a grade on top.
+        assert (np.abs(counts(split, "test") - counts(split) / folds) <= 1 + counts(split) / 400).all()
+
+
+@pytest.mark.parametrize("fold", range(5))
+def test_aptos_folds_are_proportional_within_one(fold):
+    split = make_split(singletons(APTOS), SplitSpec(fold=fold))
+    assert (np.abs(counts(split, "test") - counts(split) / 5) <= 1).all()
+
+
+@quick
+@given(manifests, specs, st.sampled_from(FRACTIONS), st.booleans())
+def test_no_group_is_on_two_sides(coarse, manifest, spec, fraction, published):
+    if published:
+        manifest = manifest.assign(split=np.where(np.arange(len(manifest)) % 7 == 0, "test", "train"))
+        spec = {**spec, "fold": "published"}
+    split = try_split(manifest, **spec, label_fraction=fraction)
+    assume(split is not None)
+    assert set(split["subset"]) <= set(SUBSETS)
+    assert split["image_id"].tolist() == manifest["image_id"].tolist()
+    graded = split["grade"].notna()
+    assert graded[split["subset"].isin(["train", "val", "test"])].all()
+    sides = split.assign(
+        side=split["subset"].map({"train": "train", "unlabelled": "train", "val": "val", "test": "test"})
+    )
+    assert sides.dropna(subset="side").groupby("group")["side"].nunique().max() == 1
+    training_side = split[graded & split["subset"].isin(["train", "unlabelled"])]
+    assert training_side.groupby("group")["subset"].nunique().max() == 1
+    excluded = split[split["subset"] == "excluded"]
+    held_out = set(split.loc[split["subset"].isin(["val", "test"]), "group"])
+    if not published:
+        assert not excluded["grade"].notna().any()
+        assert set(excluded["group"]) <= held_out
+    assert held_out.isdisjoint(split.loc[split["subset"].isin(["train", "unlabelled"]), "group"])
+
+
+def test_two_eyes_of_a_patient_and_photographs_of_unknown_patients():
+    manifest = manifest_of([[0, 1], [2], [3]])
+    manifest.loc[2:, "patient_id"] = pd.NA
+    assert groups_of(manifest).tolist() == ["patient:p0", "patient:p0", "image:i0002", "image:i0003"]
+
+
+def test_a_patient_called_like_a_photograph_is_another_group():
+    manifest = manifest_of([[0], [1]]).assign(image_id=["x", "y"], patient_id=["y", pd.NA])
+    assert groups_of(manifest).nunique() == 2
+
+
+def test_groups_that_are_given_win():
+    manifest = manifest_of([[0], [0], [1]]).assign(group=["a", "b", "a"])
+    assert groups_of(manifest).tolist() == ["a", "b", "a"]
+
+
+@pytest.mark.parametrize("missing", [None, np.nan, pd.NA])
+def test_where_no_group_is_given_the_patient_is_the_group(missing):
+    manifest = manifest_of([[0, 0], [1], [2]]).assign(group=["a", "a", missing, missing])
+    assert groups_of(manifest).tolist() == ["a", "a", "patient:p1", "patient:p2"]
+
+
+# What a split depends on
+
+
+@quick
+@given(manifests, specs, st.randoms(use_true_random=False))
+def test_the_order_of_rows_does_not_matter(coarse, manifest, spec, shuffler):
+    split = try_split(manifest, **spec, label_fraction=0.25)
+    assume(split is not None)
+    order = list(range(len(manifest)))
+    shuffler.shuffle(order)
+    for shuffled in (manifest.iloc[order], manifest.iloc[order].reset_index(drop=True)):
+        again = make_split(shuffled, SplitSpec(**spec, label_fraction=0.25))
+        assert again["image_id"].tolist() == shuffled["image_id"].tolist()
+        pd.testing.assert_frame_equal(again.sort_values("image_id", ignore_index=True), split)
+        assert split_hash(again) == split_hash(split)
+
+
+def test_an_index_with_repeats_does_not_matter():
+    manifest = demo_manifest(60)
+    expected = make_split(manifest, SplitSpec())
+    pd.testing.assert_frame_equal(make_split(manifest.set_index(np.zeros(60, int)), SplitSpec()), expected)
+
+
+def test_another_process_makes_the_same_split():
+    manifest = demo_manifest(60)
+    code = (
+        "import sys, pandas as pd\n"
+        "from drgrade.data.splits import SplitSpec, make_split, split_hash\n"
+        "manifest = pd.read_csv(sys.stdin)\n"
+        "print(split_hash(make_split(manifest, SplitSpec(label_fraction=0.1))))\n"
+    )
+    expected = split_hash(make_split(manifest, SplitSpec(label_fraction=0.1)))
+    for hash_seed in ("1", "2"):
+        found = subprocess.run(
+            [sys.executable, "-c", code],
+            input=manifest.to_csv(index=False),
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+        )
+        assert found.stdout.strip() == expected
+
+
+def test_the_training_seed_does_not_matter():
+    """The global generators are neither read nor moved."""
+    manifest, hashes = demo_manifest(60), set()
+    for seed in (0, 1):
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        torch.manual_seed(seed)
+        before = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())  # noqa: NPY002
+        hashes.add(split_hash(make_split(manifest, SplitSpec(label_fraction=0.25))))
+        after = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())  # noqa: NPY002
+        assert before == after
+    assert len(hashes) == 1
+
+
+def test_the_seed_of_the_split_matters():
+    manifest = demo_manifest(120)
+    tests = [frozenset(ids(make_split(manifest, SplitSpec(seed=seed)), "test")) for seed in range(4)]
+    assert len(set(tests)) == 4
+
+
+def test_the_split_of_a_photograph_does_not_follow_its_name():
+    """Neighbours in the list are no likelier to be tested together."""
+    split = make_split(singletons({0: 1000}), SplitSpec())
+    tested = (split["subset"] == "test").to_numpy()
+    together = (tested[1:] & tested[:-1]).sum()
+    assert 20 < together < 60  # 40 expected
+
+
+# Validation within the fraction
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.25, 1.0])
+def test_validation_labels_can_come_out_of_the_fraction(fraction):
+    manifest = demo_manifest()
+    common = {"label_fraction": fraction, "val_fraction": 0.2}
+    before = make_split(manifest, SplitSpec(**common))
+    within = make_split(manifest, SplitSpec(**common, val_within_fraction=True))
+    side = counts(within, "train", "val", "unlabelled").sum()
+    used = counts(within, "train", "val").sum()
+    assert used == pytest.approx(fraction * side, abs=5)
+    assert counts(within, "val").sum() == pytest.approx(0.2 * used, abs=5)
+    assert counts(before, "val").sum() == pytest.approx(0.2 * side, abs=5)
+    assert ids(within, "test") == ids(before, "test")
+
+
+def test_no_validation_if_none_is_asked_for():
+    split = make_split(demo_manifest(60), SplitSpec(val_fraction=0.0))
+    assert set(split["subset"]) == {"train", "test"}
+
+
+# The published test set
+
+
+def published(groups, test):
+    """``test``: numbers of the photographs in the published test set."""
+    size = sum(len(grades) for grades in groups)
+    return manifest_of(groups, ["test" if row in test else "train" for row in range(size)])
+
+
+def test_the_published_test_set_is_honoured():
+    manifest = published([[g % 5] for g in range(100)], set(range(70, 100)))
+    for fraction in (0.1, 1.0):
+        split = make_split(manifest, SplitSpec(fold="published", val_fraction=0.15, label_fraction=fraction))
+        assert split["subset"].tolist()[70:] == ["test"] * 30
+        assert not ids(split, "test") & set(manifest["image_id"][:70])
+
+
+def test_ungraded_photographs_of_tested_patients_are_excluded():
+    manifest = published([[g % 5, None] for g in range(40)], set(range(60, 80)))
+    split = make_split(manifest, SplitSpec(fold="published", val_fraction=0.0))
+    assert split["subset"].tolist() == ["train", "unlabelled"] * 30 + ["test", "excluded"] * 10
+
+
+def test_the_published_test_set_is_not_enlarged_by_other_photographs_of_its_patients():
+    """The other eye of a tested patient, published as training data, is neither trained nor tested on."""
+    manifest = published([[g % 5, g % 5] for g in range(40)], set(range(60, 80, 2)))
+    split = make_split(manifest, SplitSpec(fold="published", val_fraction=0.0))
+    assert split["subset"].tolist() == ["train", "train"] * 30 + ["test", "excluded"] * 10
+
+
+def test_the_published_split_may_be_missing_for_some_photographs():
+    manifest = published([[g % 5] for g in range(50)], set(range(40, 50)))
+    manifest.loc[:9, "split"] = pd.NA
+    split = make_split(manifest, SplitSpec(fold="published", val_fraction=0.0))
+    assert split["subset"].tolist() == ["train"] * 40 + ["test"] * 10
+
+
+# Hash
+
+
+def test_the_hash_changes_with_every_change():
+    split = make_split(demo_manifest(60), SplitSpec(label_fraction=0.25)).astype({"grade": "Int64"})
+    changed = [split]
+    changes = {"image_id": "other", "group": "other", "grade": 3, "subset": "val"}
+    for column, value in (*changes.items(), ("grade", pd.NA)):
+        other = split.copy()
+        row = int(np.flatnonzero((split[column] != value).fillna(True))[0])
+        other.loc[row, column] = value
+        changed.append(other)
+    changed += [split.iloc[1:], pd.concat([split, split.iloc[:1]])]
+    assert len({split_hash(each) for each in changed}) == len(changed)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a", "b", "c"],
+        ["001", "002", "10"],
+        ["NA", "nan", "None"],
+        ["1.50", "1e3", "true"],
+        ["ä b", "c,d", 'e"f'],
+    ],
+)
+def test_the_hash_survives_csv(names):
+    split = pd.DataFrame(
+        {
+            "image_id": names,
+            "group": [f"image:{name}" for name in names],
+            "grade": pd.array([0, None, 4], dtype="Int64"),
+            "subset": ["train", "unlabelled", "test"],
+        }
+    )
+    text = io.StringIO(split.to_csv(index=False))
+    read = pd.read_csv(
+        text, dtype={"image_id": str, "group": str}, keep_default_na=False, na_values={"grade": [""]}
+    )
+    assert split_hash(read) == split_hash(split)
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"label_fraction": 0.0}, r"label_fraction=0.0 is not in \(0, 1\]"),
+        ({"label_fraction": 10}, r"label_fraction=10 is not in \(0, 1\]; 10 % is label_fraction=0.1"),
+        ({"label_fraction": -0.1}, "label_fraction=-0.1"),
+        ({"label_fraction": float("nan")}, "label_fraction=nan"),
+        ({"val_fraction": 1.0}, r"protocol.val_fraction=1.0 is not in \[0, 1\)"),
+        ({"val_fraction": -0.05}, "protocol.val_fraction=-0.05"),
+        ({"folds": 1}, "folds=1: .*at least 2"),
+        ({"fold": 5}, "fold=5 is not in 0..4"),
+        ({"fold": -1}, "fold=-1 is not in 0..4"),
+        ({"fold": 0.5}, "fold=0.5 is not in 0..4"),
+        ({"fold": 2, "folds": 2}, "fold=2 is not in 0..1"),
+        ({"fold": "first"}, "fold='first' is neither a number nor 'published'"),
+        ({"seed": -1}, "split.seed=-1"),
+    ],
+)
+def test_impossible_settings_say_what_is_wrong(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        SplitSpec(**settings)
+
+
+def test_a_published_fold_needs_no_valid_number_of_it():
+    assert SplitSpec(fold="published", folds=2).fold == "published"
+
+
+@pytest.mark.parametrize(
+    ("manifest", "settings", "message"),
+    [
+        (manifest_of([[None]] * 20), {}, "no photograph has a grade"),
+        (manifest_of([[0]] * 20), {"fold": "published"}, "no published test set; use fold=0"),
+        (manifest_of([[0]]), {"fold": 1}, "fold=1 of folds=5 has no test photograph; use fewer folds"),
+        (manifest_of([[0]] * 6), {"val_fraction": 0.05}, "protocol.val_fraction=0.05 leaves no validation"),
+        (manifest_of([[0]] * 6), {"val_fraction": 0.99}, "no training photograph"),
+        (
+            manifest_of([[0]] * 10, ["train"] * 9 + ["test"]).assign(
+                grade=pd.array([0] * 9 + [None], dtype="Int64")
+            ),
+            {"fold": "published", "val_fraction": 0.0},
+            "no photograph of the published test set has a grade",
+        ),
+    ],
+)
+def test_impossible_splits_say_what_is_wrong(manifest, settings, message):
+    with pytest.raises(DataError, match=message):
+        make_split(manifest, SplitSpec(**settings))
+
+
+# Real labels
+
+
+@pytest.mark.parametrize("fold", ["published", 0, 3])
+def test_idrid_is_split_in_proportion(fold):
+    manifest = idrid_manifest()
+    previous: set[str] = set()
+    for fraction in FRACTIONS:
+        split = make_split(manifest, SplitSpec(fold=fold, label_fraction=fraction, val_fraction=0.15))
+        train, val = counts(split, "train"), counts(split, "val")
+        whole = counts(split, "train", "unlabelled")
+        assert (np.abs(train - np.maximum(fraction * whole, 1)) <= 0.5).all()
+        assert (np.abs(val - 0.15 * (whole + val)) <= 0.5).all()
+        assert previous <= ids(split, "train")
+        previous = ids(split, "train")
+    if fold == "published":
+        assert counts(split, "test").tolist() == [34, 5, 32, 19, 13]
+        assert ids(split, "test") == set(manifest.loc[manifest["split"] == "test", "image_id"])
+        assert counts(split, "train", "val").tolist() == [134, 20, 136, 74, 49]
+    else:
+        assert (np.abs(counts(split, "test") - counts(split) / 5) <= 1).all()

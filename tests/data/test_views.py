@@ -1,0 +1,210 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from drgrade.data.geometry import crop_disc, find_disc
+from drgrade.data.views import FILL, MAX_MASK_RADIUS, MaskedView, circular_mask, levelled, zoom_about_centre
+from drgrade.errors import ConfigError
+
+SENTINEL = (255, 0, 255)
+SIZES = (17, 32, 63, 96, 224)
+
+
+def photograph(size=64, seed=0, low=40, high=200):
+    return np.random.default_rng(seed).integers(low, high, (size, size, 3)).astype(np.uint8)
+
+
+def smooth_photograph(size=64):
+    y, x = np.mgrid[:size, :size] / size
+    return np.stack((80 + 100 * x, 60 + 90 * y, 40 + 40 * x * y), axis=-1).astype(np.uint8)
+
+
+def distance(size):
+    offset = np.arange(size) - (size - 1) / 2
+    return np.hypot(offset[:, None], offset[None, :]) / (size / 2)
+
+
+def silhouette(view):
+    return (view != FILL).any(axis=-1)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("radius", [0.3, 0.8, MAX_MASK_RADIUS])
+def test_the_mask_is_its_own_image_under_turns_and_mirrors(size, radius):
+    mask = circular_mask(size, radius)
+    for image in (np.rot90(mask), np.rot90(mask, 2), mask[::-1], mask[:, ::-1], mask.T):
+        np.testing.assert_array_equal(image, mask)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_mask_is_the_disc_about_the_centre_of_the_pixels(size):
+    mask = circular_mask(size)
+    assert distance(size)[mask].max() <= 0.92
+    assert mask.sum() == pytest.approx(np.pi * (0.92 * size / 2) ** 2, rel=0.05)
+
+
+@pytest.mark.parametrize("radius", [0.0, -1.0, 0.921, 1.0])
+def test_a_mask_that_reaches_the_rim_is_refused(radius):
+    with pytest.raises(ConfigError, match="mask_radius"):
+        MaskedView(mask_radius=radius)
+
+
+@pytest.mark.parametrize("options", [{"zoom": [1.1, 0.9]}, {"zoom": [0, 1]}, {"zoom": [1]}])
+def test_a_zoom_that_is_no_range_is_refused(options):
+    with pytest.raises(ConfigError, match="zoom"):
+        MaskedView(**options)
+
+
+@pytest.mark.parametrize("band", [0.0, 0.6])
+def test_a_band_that_hides_nothing_or_nearly_everything_is_refused(band):
+    with pytest.raises(ConfigError, match="band"):
+        MaskedView(band=band)
+
+
+@pytest.mark.parametrize("seed", [None, 0, 5])
+@pytest.mark.parametrize("size", [33, 64, 96])
+def test_every_photograph_has_the_same_silhouette(size, seed):
+    views = [
+        photograph(size),
+        photograph(size, low=0, high=2),
+        np.full((size, size, 3), FILL, np.uint8),
+        np.where(photograph(size) > 120, np.array(FILL), photograph(size)).astype(np.uint8),
+        np.full((size, size, 3), 255, np.uint8),
+        smooth_photograph(size),
+    ]
+    for level in (False, True):
+        for image in views:
+            shown = MaskedView(level=level)(image, 0.83, seed)
+            np.testing.assert_array_equal(silhouette(shown), circular_mask(size))
+            assert (shown[~circular_mask(size)] == FILL).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    clear=st.floats(0.5, 1.0),
+    low=st.floats(0.6, 1.0),
+    spread=st.floats(1.0, 1.6),
+    seed=st.one_of(st.none(), st.integers(0, 2**63)),
+    size=st.sampled_from([32, 63, 96, 224]),
+    radius=st.floats(0.5, MAX_MASK_RADIUS),
+)
+def test_nothing_under_the_mask_was_not_recorded(clear, low, spread, seed, size, radius):
+    recorded = distance(size) <= clear
+    image = np.where(recorded[..., None], np.uint8(90), np.array(SENTINEL, np.uint8))
+    view = MaskedView(mask_radius=radius, zoom=(low, low * spread), level=False)(image, clear, seed)
+    assert (view[circular_mask(size, radius)] == 90).all()
+    levelled_view = MaskedView(mask_radius=radius, zoom=(low, low * spread))(image, clear, seed)
+    np.testing.assert_array_equal(levelled_view, view)
+
+
+@settings(max_examples=15, deadline=None)
+@given(top=st.floats(0.0, 0.4), bottom=st.floats(0.0, 0.4), seed=st.integers(0, 1000))
+def test_nothing_of_a_cut_off_disc_shows_the_cut(top, bottom, seed):
+    y, x = np.mgrid[:240, :240] + 0.5
+    inside = np.hypot(x - 120, y - 120) < 110
+    frame = slice(round(10 + 110 * top), round(230 - 110 * bottom))
+    pixels = (np.where(inside, 150, 0)[..., None] * np.ones(3)).astype(np.uint8)[frame]
+    disc = find_disc(pixels)
+    view = MaskedView()(crop_disc(pixels, disc, 96), disc.clear_radius / disc.radius, seed)
+    assert (np.abs(view[circular_mask(96)].astype(int) - 150) <= 1).all()
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+@pytest.mark.parametrize("size", [32, 63, 96, 224])
+def test_the_rim_shows_one_colour_the_mean_of_the_rest(size, seed):
+    view = MaskedView()(photograph(size), 0.9, seed)
+    rim = circular_mask(size) & ~circular_mask(size, 0.9 * MAX_MASK_RADIUS)
+    colours = np.unique(view[rim], axis=0)
+    assert len(colours) == 1
+    core = view[circular_mask(size, 0.9 * MAX_MASK_RADIUS)]
+    np.testing.assert_allclose(colours[0], core.mean(axis=0), atol=0.6)
+
+
+def test_the_view_shows_what_was_recorded_up_to_the_band():
+    size, clear = 224, 0.8
+    y, x = np.mgrid[:size, :size] - (size - 1) / 2
+    radius = np.hypot(x, y) / (size / 2)
+    image = np.repeat((250 * radius)[..., None], 3, axis=-1).clip(0, 255).astype(np.uint8)
+    view = MaskedView(level=False)(image, clear, None)
+    core = circular_mask(size, 0.9 * MAX_MASK_RADIUS)
+    np.testing.assert_allclose(view[core][:, 0], (250 * radius * clear / MAX_MASK_RADIUS)[core], atol=1.5)
+
+
+def test_a_view_follows_from_its_seed():
+    view, image = MaskedView(brightness=0.2, hue=0.1), photograph()
+    np.testing.assert_array_equal(view(image, 0.9, 7), MaskedView(brightness=0.2, hue=0.1)(image, 0.9, 7))
+    assert len({view(image, 0.9, seed).tobytes() for seed in range(20)}) == 20
+
+
+def test_a_view_leaves_the_photograph_as_it_is():
+    image = photograph()
+    before = image.copy()
+    for seed in (None, 0, 1):
+        MaskedView()(image, 1.0, seed)
+    np.testing.assert_array_equal(image, before)
+
+
+def test_without_a_seed_it_is_the_widest_view_unmirrored():
+    image = smooth_photograph()
+    plain = MaskedView(zoom=(0.7, 0.7), horizontal_flip=False)
+    for clear in (0.6, 1.0):
+        np.testing.assert_array_equal(MaskedView()(image, clear, None), plain(image, clear, 1))
+
+
+def test_only_the_ratio_of_the_zooms_counts():
+    image = photograph()
+    one, other = MaskedView(zoom=(0.5, 1.0)), MaskedView(zoom=(1.0, 2.0))
+    np.testing.assert_array_equal(one(image, 0.9, 5), other(image, 0.9, 5))
+
+
+def test_views_are_mirrored_left_to_right_only():
+    view = MaskedView(zoom=(1, 1), level=False)
+    image = photograph(65)
+    widest = view(image, 1.0, None)
+    drawn = [view(image, 1.0, seed) for seed in range(200)]
+    mirrored = [np.array_equal(v, widest[:, ::-1]) for v in drawn]
+    assert all(m or np.array_equal(v, widest) for m, v in zip(mirrored, drawn, strict=True))
+    assert 70 < sum(mirrored) < 130
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_a_turned_photograph_gives_the_turned_view(k):
+    image = smooth_photograph(64)
+    turned = MaskedView()(np.rot90(image, k).copy(), 0.9, None)
+    expected = np.rot90(MaskedView()(image, 0.9, None), k)
+    assert np.abs(turned.astype(int) - expected).max() <= 2
+
+
+def test_zooming_by_one_changes_nothing():
+    image = photograph()
+    np.testing.assert_array_equal(zoom_about_centre(image, 1.0), image)
+
+
+@pytest.mark.parametrize("size", [32, 63, 224])
+@pytest.mark.parametrize("slopes", [(0.3, -0.2), (0.0, 0.5), (-0.5, -0.5)])
+def test_levelling_takes_a_gradient_out(size, slopes):
+    core = circular_mask(size, 0.8)
+    offset = np.linspace(-1, 1, size)
+    plane = 1 + slopes[0] * offset[None, :] + slopes[1] * offset[:, None]
+    image = np.clip(np.array([120, 80, 60]) * plane[..., None] + 0.5, 0, 255).astype(np.uint8)
+    shown = levelled(image, core)[core].astype(float)
+    np.testing.assert_allclose(shown, np.broadcast_to([120, 80, 60], shown.shape), atol=2)
+
+
+def test_levelling_is_a_division_by_the_plane_of_least_squares():
+    core, image = circular_mask(64, 0.8), photograph(64)
+    image[:20] //= 3
+    y, x = np.meshgrid(np.linspace(-1, 1, 64), np.linspace(-1, 1, 64), indexing="ij")
+    design = np.stack((np.ones(core.sum()), x[core], y[core]), axis=1)
+    coefficients, *_ = np.linalg.lstsq(design, image[core].astype(float), rcond=None)
+    expected = image[core] / (design @ (coefficients / coefficients[0]))
+    np.testing.assert_allclose(levelled(image, core)[core], expected.clip(0, 255), atol=0.6)
+
+
+def test_levelling_survives_a_black_and_a_half_black_photograph():
+    core = circular_mask(64, 0.8)
+    black = np.zeros((64, 64, 3), np.uint8)
+    np.testing.assert_array_equal(levelled(black, core)[core], 0)
+    black[:, 40:] = 255
+    assert (levelled(black, core)[:, :40][core[:, :40]] == 0).all()

@@ -1,0 +1,123 @@
+"""The rotation must not be told from the silhouette, from the rim, or from outside the mask.
+
+Every test has its control: on an unprotected crop the same network tells the rotation from the same part.
+Accuracies are those of held-out photographs; chance is 25 %.
+"""
+
+from functools import partial
+
+import numpy as np
+import pytest
+from rotation_shortcuts import (
+    four_colours,
+    halves,
+    hard_mask,
+    outside,
+    ring,
+    silhouette,
+    tells,
+    turns_alike,
+    views_of,
+    whole,
+    whole_crop,
+)
+
+from drgrade.data.views import FILL, MaskedView, circular_mask
+
+CHANCE, TOLERANCE = 0.25, 0.05
+DATA = ("demo", "idrid")
+HIDDEN = {
+    "silhouette": silhouette,
+    "outside": outside,
+    "rim of 5 %": partial(ring, width=0.05),
+    "rim of 10 %": partial(ring, width=0.1),
+}
+
+
+@pytest.fixture(scope="module")
+def views(stores):
+    made = {}
+
+    def of(name, view, kind):
+        if (name, kind) not in made:
+            made[name, kind] = views_of(stores(name), view, [1, 2, 3])
+        return made[name, kind]
+
+    return of
+
+
+def accuracy(shown, epochs):
+    """Of a network that was trained on the views of half the photographs, on the last view of the others."""
+    train, test = halves(len(shown))
+    score = tells(shown[train, :-1], shown[test, -1], epochs)
+    assert 4 * len(test) >= 300
+    return score
+
+
+@pytest.mark.parametrize("part", HIDDEN)
+@pytest.mark.parametrize("name", DATA)
+def test_what_must_not_tell_the_rotation_does_not(views, name, part):
+    shown = HIDDEN[part](views(name, MaskedView(), "views"))
+    assert turns_alike(shown)
+    assert accuracy(shown, epochs=1).accuracy == pytest.approx(CHANCE, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("part", ["rim of 5 %", "rim of 10 %"])
+@pytest.mark.parametrize("name", DATA)
+def test_the_rim_of_the_widest_views_does_not_tell_it_either(stores, name, part):
+    assert turns_alike(HIDDEN[part](views_of(stores(name), MaskedView(), [None])))
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "view"),
+    [
+        ("demo", "silhouette", whole_crop),
+        ("demo", "outside", whole_crop),
+        ("demo", "rim of 10 %", hard_mask),
+        ("idrid", "silhouette", whole_crop),
+        ("idrid", "outside", whole_crop),
+        ("idrid", "rim of 5 %", hard_mask),
+    ],
+)
+def test_without_protection_it_does(views, name, part, view):
+    shown = HIDDEN[part](views(name, view, view.__name__))
+    score = accuracy(shown, epochs=6)
+    assert score.accuracy - 3 * score.error > CHANCE + TOLERANCE
+
+
+@pytest.mark.parametrize(("name", "at_least"), [("demo", 0.45), ("idrid", 0.7)])
+def test_the_whole_view_still_does(views, name, at_least):
+    assert accuracy(whole(views(name, MaskedView(), "views")), epochs=6).accuracy > at_least
+
+
+def test_levelling_takes_most_of_what_light_alone_tells(views):
+    plain = accuracy(four_colours(views("idrid", MaskedView(level=False), "plain")), epochs=6)
+    level = accuracy(four_colours(views("idrid", MaskedView(), "views")), epochs=6)
+    assert plain.accuracy > 0.5
+    assert level.accuracy < 0.4
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_all_photographs_have_one_silhouette_and_no_padding_under_it(stores, name):
+    store = stores(name)
+    clear = store.manifest["clear"].to_numpy()
+    mask, core = circular_mask(64), circular_mask(64, 0.9 * 0.92)
+    for seed in (None, 4):
+        for i, image in enumerate(store.images):
+            view = MaskedView(level=False)(np.array(image), clear[i], seed)
+            np.testing.assert_array_equal((view != FILL).any(axis=-1), mask)
+            # Black under the mask only where the photograph itself is black, well inside what was recorded.
+            black = (view.max(axis=-1) < 8) & mask
+            recorded = np.array(image)[circular_mask(64, min(0.92, 0.9 * clear[i]))]
+            assert not black.any() or (recorded.max(axis=-1) < 8).any()
+            assert (view[mask & ~core].max(axis=-1) >= 8).all()
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_a_marked_padding_never_shows(stores, name):
+    store = stores(name)
+    y, x = np.mgrid[:64, :64] - 31.5
+    for image, clear in zip(store.images[:60], store.manifest["clear"][:60], strict=True):
+        marked = np.where((np.hypot(x, y) / 32 <= clear)[..., None], image // 2, np.uint8(255))
+        for seed in (None, 1, 2):
+            assert MaskedView(level=False)(marked, clear, seed)[circular_mask(64)].max() <= 127

@@ -1,0 +1,97 @@
+"""Wrong input on the command line: one line that says what to do, and a status that is not zero."""
+
+import subprocess
+import sys
+
+import pytest
+
+from drgrade.cli import app
+from drgrade.cli import main as drgrade
+from drgrade.cli.train import headline, work
+
+
+@pytest.fixture
+def run(monkeypatch, capfd, overrides, tmp_path):
+    """Run the command in this process; gives status and stderr."""
+
+    def call(*arguments, tiny=True):
+        monkeypatch.setattr(sys, "argv", ["train.py", *(overrides if tiny else []), *arguments])
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+        with pytest.raises(SystemExit) as caught:
+            app.run(work, "train")
+        return caught.value.code, capfd.readouterr().err
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("argument", "hint"),
+    [
+        ("trainer.max_epoch=3", "did you mean trainer.max_epochs"),
+        ("label_fracton=0.1", "did you mean label_fraction"),
+        ("+experiment=msssl_10pc", "did you mean msssl_10pct"),
+        ("experiment=msssl_10pct", "+experiment=NAME"),
+        ("encoder=resnet5", "did you mean resnet50"),
+        ("head=softmx", "did you mean softmax"),
+        ("protocol=matchd", "did you mean matched"),
+        ("data=aptos", "there is no data=aptos"),
+        ("data=idrid", "data.root is not given"),
+        ("data=idrid data.root=/nowhere", "/nowhere"),
+        ("data=folder data.root=/nowhere", "/nowhere"),
+        ("encoder=timm", "encoder.name is not given"),
+        ("seed=", "seed"),
+    ],
+)
+def test_a_wrong_override_is_one_clear_line(argument, hint, run):
+    status, errors = run(*argument.split(), "logger=none", tiny=False)
+    lines = [line for line in errors.splitlines() if line.strip()]
+    assert status == 1
+    assert hint in lines[-1]
+    assert lines[-1].startswith("error: ")
+    assert "Traceback" not in errors
+    assert len(lines) == 1
+
+
+def test_an_encoder_that_does_not_fit_is_one_clear_line(run, tmp_path):
+    (tmp_path / "encoder.safetensors").write_bytes(b"")
+    status, errors = run(f"init={tmp_path / 'encoder.safetensors'}")
+    assert status == 1
+    assert "not a readable safetensors file" in errors
+    assert "Traceback" not in errors
+
+
+def test_an_error_of_the_program_keeps_its_stack_trace(monkeypatch, tmp_path):
+    def broken(cfg):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RuntimeError, match="a bug"):
+        app.run(broken, "train")
+
+
+def test_the_first_lines_say_demo_scale_and_the_command_for_real_data(compose):
+    text = headline(compose("+experiment=msssl_10pct"))
+    assert "demo scale" in text
+    assert "python train.py +experiment=msssl_10pct data=idrid data.root=DIR scale=paper" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [([], 2, "usage"), (["--help"], 0, "prepare"), (["prepar"], 2, "no command")],
+)
+def test_the_drgrade_command_lists_its_commands(arguments, status, words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["drgrade", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        drgrade()
+    output = capsys.readouterr()
+    assert caught.value.code == status
+    assert words in output.out + output.err
+
+
+def test_prepare_makes_a_store_and_says_what_is_in_it(shared, tmp_path):
+    arguments = [*shared, "data.count=60", "data.size=64", "data.image_size=32"]
+    command = [sys.executable, "-m", "drgrade.cli.prepare", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert "60 photographs at 32 px" in done.stdout

@@ -1,0 +1,67 @@
+"""Every experiment file composes, trains, and follows its protocol."""
+
+import hydra
+import pytest
+from hydra.errors import ConfigCompositionException
+
+from drgrade.cli.app import CONF, choices
+from drgrade.training.run import train
+
+EXPERIMENTS = choices("experiment")
+
+
+def test_the_experiments_of_both_systems_exist():
+    wanted = {f"{method}_{share}pct" for method in ("rotation", "msssl") for share in (5, 10, 25, 50, 100)}
+    assert wanted | {"rotation_pretrain", "msssl_pretrain"} <= set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_trains_two_steps_on_the_demo(experiment, compose):
+    cfg = compose(f"+experiment={experiment}", "trainer.max_steps=2", "pretext.max_steps=2")
+    metrics = train(cfg)
+    assert metrics["status"] == "finished"
+    assert ("test/qwk" in metrics) == (cfg.task == "grading")
+
+
+@pytest.mark.parametrize(
+    ("method", "protocol", "seen"), [("rotation", "published", "all"), ("msssl", "matched", "train")]
+)
+def test_an_experiment_follows_the_protocol_of_its_paper_and_can_be_overridden(
+    method, protocol, seen, compose
+):
+    cfg = compose(f"+experiment={method}_10pct")
+    assert (cfg.protocol.name, cfg.pretrain_on, cfg.label_fraction) == (protocol, seen, 0.1)
+    assert compose(f"+experiment={method}_10pct", "protocol=published").protocol.name == "published"
+
+
+def test_paper_scale_is_what_the_papers_say():
+    cfg = plain("+experiment=rotation_10pct", "data=idrid", "data.root=x")
+    assert (cfg.data.image_size, cfg.data.batch_size) == (224, 32)
+    assert (cfg.pretext.epochs, cfg.pretext.optimizer.lr, cfg.pretext.head.hidden) == (
+        200,
+        1e-5,
+        [2048, 1024],
+    )
+    assert (cfg.protocol.epochs, cfg.protocol.frozen_epochs, cfg.protocol.val_fraction) == (20, 3, 0.05)
+    assert (cfg.optimizer.lr, cfg.head.hidden, cfg.head.dropout) == (5e-5, 1024, 0.5)
+    assert (cfg.augment.zoom, cfg.augment.horizontal_flip, cfg.augment.vertical_flip) == (
+        [0.85, 1.15],
+        True,
+        True,
+    )
+
+
+def test_the_scale_follows_the_data_and_can_be_chosen():
+    assert plain("+experiment=msssl_10pct").scale.name == "demo"
+    assert plain("+experiment=msssl_10pct", "data=idrid", "data.root=x").scale.name == "paper"
+    assert plain("+experiment=msssl_10pct", "data=idrid", "data.root=x", "scale=small").scale.name == "small"
+
+
+def plain(*overrides):
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose("train", list(overrides))
+
+
+def test_an_unknown_key_is_refused(compose):
+    with pytest.raises(ConfigCompositionException):
+        compose("trainer.max_epoch=3")

@@ -1,0 +1,156 @@
+"""init=ssl finds or makes the encoder that fits, once."""
+
+import json
+import subprocess
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from drgrade.errors import EncoderError
+from drgrade.training.pretraining import encoder_folder, pretext_config
+from drgrade.training.run import train
+from drgrade.training.setup import make_photographs
+
+DENSENET = ("+experiment=rotation_50pct",)
+
+
+def folder_of(cfg):
+    photographs = make_photographs(cfg)
+    return encoder_folder(pretext_config(cfg, photographs), photographs).name
+
+
+def test_a_grading_run_pretrains_once_and_the_next_one_finds_it(compose, tmp_path, caplog):
+    caplog.set_level("INFO")
+    train(compose(*DENSENET, run="first"))
+    assert "pre-training it once" in caplog.text
+    caplog.clear()
+    train(compose(*DENSENET, "label_fraction=0.25", run="second"))
+    assert "encoder: found" in caplog.text
+    (folder,) = [path for path in (tmp_path / "encoders").iterdir() if path.is_dir()]
+    record = json.loads((tmp_path / "second" / "metrics.json").read_text())
+    assert record["encoder_hash"] == json.loads((folder / "encoder.json").read_text())["sha256"]
+
+
+def test_a_pretraining_run_is_found_by_a_grading_run(compose, tmp_path, caplog):
+    caplog.set_level("INFO")
+    train(compose("+experiment=rotation_pretrain", run="pretraining"))
+    assert (tmp_path / "pretraining" / "encoder.safetensors").is_file()
+    train(compose(*DENSENET))
+    assert "pre-training it once" not in caplog.text
+
+
+def test_the_weights_that_a_run_starts_from_are_the_pretrained_ones(compose, tmp_path):
+    train(compose("+experiment=rotation_pretrain", run="pretraining"))
+    pretrained = load_file(tmp_path / "pretraining" / "encoder.safetensors")
+    # One frozen epoch leaves them as they were, whether they are found or given by their path.
+    for init in ("ssl", str(tmp_path / "pretraining"), str(tmp_path / "pretraining" / "encoder.safetensors")):
+        train(compose(*DENSENET, f"init={init}", "protocol.frozen_epochs=1", "trainer.max_epochs=1"))
+        state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        assert all(torch.equal(state[f"encoder.{name}"], value) for name, value in pretrained.items())
+
+
+@pytest.mark.parametrize(
+    ("override", "same"),
+    [
+        ("label_fraction=0.05", True),
+        ("head=softmax", True),
+        ("trainer.max_epochs=7", True),
+        ("optimizer.lr=1", True),
+        ("data.image_size=64", False),
+        ("pretext.epochs=2", False),
+        ("pretext.optimizer.lr=1", False),
+        ("pretext.views.mask_radius=0.8", False),
+        ("scale.densenet.growth_rate=8", False),
+        ("seed=1", False),
+        ("data.count=50", False),
+    ],
+)
+def test_an_encoder_is_shared_by_runs_with_the_same_pretext_settings_only(override, same, compose):
+    assert (folder_of(compose(*DENSENET)) == folder_of(compose(*DENSENET, override))) == same
+
+
+def test_one_encoder_for_all_folds_or_one_for_each(compose):
+    for seen, same in (("all", True), ("train", False)):
+        folds = {folder_of(compose(*DENSENET, f"pretrain_on={seen}", f"fold={fold}")) for fold in range(2)}
+        assert (len(folds) == 1) == same
+
+
+def test_what_pretraining_saw_is_on_record(compose, tmp_path):
+    for seen, saw in (("all", True), ("train", False)):
+        metrics = train(compose(*DENSENET, f"pretrain_on={seen}", run=seen))
+        assert metrics["pretraining_saw_test"] is saw
+        split = pd.read_csv(tmp_path / seen / "split.csv", index_col="image_id")["subset"]
+        (folder,) = [
+            path.parent
+            for path in (tmp_path / "encoders").glob("*/encoder.json")
+            if json.loads(path.read_text())["pretrain_on"] == seen
+        ]
+        pretext = pd.read_csv(folder / "split.csv", index_col="image_id")["subset"]
+        learnt = pretext.index[pretext != "test"]
+        assert set(split[learnt]) == (
+            {"train", "unlabelled", "val", "test"} if saw else {"train", "unlabelled", "val"}
+        )
+    assert train(compose(*DENSENET, "init=random", run="random"))["pretraining_saw_test"] is False
+
+
+def test_an_encoder_of_another_size_is_refused(compose, tmp_path):
+    train(compose("+experiment=rotation_pretrain", run="pretraining"))
+    with pytest.raises(EncoderError, match="of another shape"):
+        train(compose(*DENSENET, f"init={tmp_path / 'pretraining'}", "scale.densenet.growth_rate=8"))
+
+
+def test_the_card_says_how_the_encoder_came_about(compose, tmp_path):
+    train(compose("+experiment=rotation_pretrain", run="pretraining"))
+    card = json.loads((tmp_path / "pretraining" / "encoder.json").read_text())
+    assert card["image_size"] == 32
+    assert card["data"] == "demo"
+    assert card["pretext"]["head"]["_target_"] == "drgrade.pretext.Rotation"
+    assert card["steps"] > 0
+    metrics = json.loads((tmp_path / "pretraining" / "metrics.json").read_text())
+    assert {"train/accuracy", "val/accuracy", "val/confusion_0_180", "val/confusion_90_270"} <= metrics.keys()
+    assert metrics["status"] == "finished"
+
+
+def test_an_interrupted_pretraining_goes_on_where_it_stopped(compose, tmp_path, caplog, monkeypatch):
+    from pytorch_lightning import Callback
+
+    from drgrade.training import pretraining
+
+    class PowerCut(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 1:
+                raise RuntimeError("power cut")
+
+    settings = (*DENSENET, "pretext.epochs=2")
+    train(compose(*settings, f"paths.encoders={tmp_path / 'straight'}", run="straight_run"))
+    original = pretraining.make_trainer
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            pretraining, "make_trainer", lambda cfg, folder, kept: original(cfg, folder, [*kept, PowerCut()])
+        )
+        with pytest.raises(RuntimeError, match="power cut"):
+            train(compose(*settings, run="broken"))
+    train(compose(*settings))
+    (straight,) = (tmp_path / "straight").glob("*/encoder.safetensors")
+    (resumed,) = (tmp_path / "encoders").glob("*/encoder.safetensors")
+    before, after = load_file(straight), load_file(resumed)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_runs_that_ask_at_the_same_time_pretrain_once(command, tmp_path):
+    runs = [
+        subprocess.Popen(
+            command(*DENSENET, "trainer.max_steps=1", f"label_fraction={fraction}"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=tmp_path,
+        )
+        for fraction in (0.5, 1.0)
+    ]
+    outputs = [run.communicate(timeout=300)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], outputs
+    assert sum("pre-training it once" in output for output in outputs) == 1
+    assert sum("encoder: found" in output for output in outputs) == 1

@@ -1,0 +1,56 @@
+"""Two processes give what one gives. Each test starts `python` as a user would."""
+
+import filecmp
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from drgrade.training.run import train
+
+
+def call(command, folder):
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture
+def evaluate(tmp_path, shared):
+    def run(name, *more):
+        stores = shared[1]
+        command = [sys.executable, "-m", "drgrade.cli.evaluate", f"checkpoint={tmp_path / 'run'}", stores]
+        call([*command, f"paths.run={tmp_path / name}", f"paths.outputs={tmp_path}", *more], tmp_path)
+        return tmp_path / name
+
+    return run
+
+
+def test_a_checkpoint_tested_in_one_process_and_in_two_gives_the_same(compose, tmp_path, evaluate):
+    train(compose("+experiment=msssl_100pct", "init=random", "trainer.precision=64-true", "folds=4"))
+    predictions = pd.read_csv(tmp_path / "run" / "predictions.csv")
+    assert len(predictions) % 2 == 1
+    # Batches differ in size, so that single precision differs in its last bits; double precision shows all
+    # else.
+    one = evaluate("one", "trainer=cpu", "trainer.precision=64-true")
+    two = evaluate("two", "trainer=ddp_cpu", "trainer.precision=64-true")
+    assert filecmp.cmp(one / "predictions.csv", two / "predictions.csv", shallow=False)
+    assert filecmp.cmp(one / "predictions.csv", tmp_path / "run" / "predictions.csv", shallow=False)
+    first, second = (json.loads((folder / "metrics.json").read_text()) for folder in (one, two))
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert second[name] == (pytest.approx(value, abs=1e-9) if isinstance(value, float) else value), name
+
+
+def test_a_ddp_run_pretrains_trains_and_tests(command, tmp_path):
+    output = call(
+        command("+experiment=rotation_100pct", "trainer=ddp_cpu", f"paths.run={tmp_path / 'run'}"), tmp_path
+    )
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["status"] == "finished"
+    assert output.count("pre-training it once") == 1
+    predictions, split = (pd.read_csv(tmp_path / "run" / f"{name}.csv") for name in ("predictions", "split"))
+    assert sorted(predictions["image_id"]) == sorted(split["image_id"][split["subset"] == "test"])
+    assert json.loads((tmp_path / "run" / "provenance.json").read_text())["devices"] == 2

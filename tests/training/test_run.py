@@ -1,0 +1,251 @@
+"""What a run does and leaves, on the smallest models."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from pytorch_lightning import Callback
+from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score, roc_auc_score
+
+from drgrade.cli.app import explain
+from drgrade.data.augment import FundusAugmentation
+from drgrade.data.modules import GradingDataModule
+from drgrade.data.splits import split_hash
+from drgrade.errors import ConfigError, DataError
+from drgrade.training import run as run_module
+from drgrade.training.run import train
+from drgrade.training.setup import make, make_encoder, make_trainer, seed_everything
+
+
+def weights_of(folder):
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+@pytest.fixture
+def finished(compose, tmp_path):
+    metrics = train(
+        compose("encoder=timm", "encoder.name=test_resnet", "+experiment=rotation_100pct", "init=random")
+    )
+    return metrics, tmp_path / "run"
+
+
+def test_a_run_leaves_the_artefacts_of_the_contract(finished):
+    metrics, folder = finished
+    assert json.loads((folder / "metrics.json").read_text()) == metrics
+    assert metrics["status"] == "finished"
+    assert {"test/qwk", "test/accuracy", "test/auroc", "val/qwk", "train/loss", "data_hash"} <= metrics.keys()
+    predictions = pd.read_csv(folder / "predictions.csv")
+    assert list(predictions) == ["image_id", "grade", "predicted", "p0", "p1", "p2", "p3", "p4"]
+    split = pd.read_csv(folder / "split.csv")
+    assert list(split) == ["image_id", "group", "grade", "subset"]
+    assert split_hash(split) == metrics["split_hash"]
+    assert sorted(predictions["image_id"]) == sorted(split["image_id"][split["subset"] == "test"])
+    assert (folder / "config.yaml").is_file()
+    assert (folder / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_its_figures_follow_from_its_predictions(finished):
+    metrics, folder = finished
+    table = pd.read_csv(folder / "predictions.csv")
+    truth, predicted, scores = (
+        table["grade"],
+        table["predicted"],
+        table[["p0", "p1", "p2", "p3", "p4"]].to_numpy(),
+    )
+    assert metrics["test/qwk"] == pytest.approx(
+        cohen_kappa_score(truth, predicted, weights="quadratic"), abs=1e-6
+    )
+    assert metrics["test/accuracy"] == pytest.approx(accuracy_score(truth, predicted), abs=1e-6)
+    assert metrics["test/mae"] == pytest.approx((truth - predicted).abs().mean(), abs=1e-6)
+    assert metrics["test/macro_f1"] == pytest.approx(
+        f1_score(truth, predicted, average="macro", labels=sorted({*truth, *predicted}), zero_division=0),
+        abs=1e-6,
+    )
+    referable = roc_auc_score(truth >= 2, scores[:, 2:].sum(axis=1))
+    assert metrics["test/referable_auroc"] == pytest.approx(
+        referable, abs=1e-3
+    )  # the CSV rounds, which can make ties
+    confusion = pd.read_csv(folder / "confusion.csv", index_col="grade").to_numpy()
+    for grade in range(5):
+        for guess in range(5):
+            assert confusion[grade, guess] == ((truth == grade) & (predicted == guess)).sum()
+
+
+def test_same_seed_and_config_give_bit_identical_metrics(compose, tmp_path):
+    for name in ("first", "second"):
+        train(compose("+experiment=msssl_50pct", f"paths.encoders={tmp_path / name}_encoders", run=name))
+    first, second = ((tmp_path / name / "metrics.json").read_bytes() for name in ("first", "second"))
+    assert first == second
+
+
+def test_another_seed_gives_another_run_on_the_same_split(compose):
+    one = train(compose("init=random", "seed=0", run="zero"))
+    two = train(compose("init=random", "seed=1", run="one"))
+    assert one["split_hash"] == two["split_hash"]
+    assert one["train/loss"] != two["train/loss"]
+
+
+class StopAfter(Callback):
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == self.epoch:
+            raise RuntimeError("power cut")
+
+
+@pytest.mark.parametrize("experiment", ["rotation_100pct", "msssl_50pct"])
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_resumed_run_ends_with_the_weights_of_one_never_stopped(
+    experiment, epoch, compose, tmp_path, monkeypatch
+):
+    # Dropout, a schedule over the whole run, frozen epochs, and Adam's moments all have to be taken up again.
+    settings = (
+        f"+experiment={experiment}",
+        "init=random",
+        "schedule=cosine",
+        "protocol.epochs=3",
+        "protocol.frozen_epochs=1",
+        "data.batch_size=8",
+    )
+    straight = train(compose(*settings, run="straight"))
+    original = run_module.make_trainer
+    with monkeypatch.context() as patch:
+
+        def interrupted(cfg, folder, checkpoints):
+            return original(cfg, folder, [*checkpoints, StopAfter(epoch)])
+
+        patch.setattr(run_module, "make_trainer", interrupted)
+        with pytest.raises(RuntimeError, match="power cut"):
+            train(compose(*settings, run="resumed"))
+    assert json.loads((tmp_path / "resumed" / "metrics.json").read_text())["status"] == "failed"
+    resumed = train(compose(*settings, f"resume={tmp_path / 'resumed'}", run="elsewhere"))
+    before, after = weights_of(tmp_path / "straight"), weights_of(tmp_path / "resumed")
+    assert before.keys() == after.keys()
+    for name in before:
+        assert torch.equal(before[name], after[name]), name
+    assert {**straight, "checkpoint": 0} == {**resumed, "checkpoint": 0}
+
+
+def test_resuming_another_run_is_refused(compose, tmp_path):
+    train(compose("+experiment=rotation_100pct", "init=random"))
+    with pytest.raises(ConfigError, match=r"label_fraction was 1 and is 0\.5"):
+        train(compose("+experiment=rotation_50pct", "init=random", f"resume={tmp_path / 'run'}", run="other"))
+
+
+class TestedOnItsTrainingPhotographs(GradingDataModule):
+    def val_dataloader(self):
+        return self._every_loader(self._datasets["train"])
+
+
+def test_eight_images_are_learnt_by_heart(compose, tmp_path, make_photographs):
+    photographs = make_photographs(val_fraction=0.15)
+    split = photographs.split
+    chosen = pd.concat([split[split["grade"] == grade].head(2) for grade in range(5)]).head(8).index
+    split["subset"] = np.where(split.index.isin(chosen), "train", "excluded")
+    cfg = compose(
+        "encoder=resnet18",
+        "head.dropout=0",
+        "optimizer.lr=1e-3",
+        "trainer.max_epochs=10",
+        "protocol.frozen_epochs=0",
+    )
+    torch.manual_seed(0)
+    data = TestedOnItsTrainingPhotographs(
+        photographs, FundusAugmentation(), batch_size=8, seed=0, steps_per_epoch=20
+    )
+    task = make(cfg.grading.task, encoder=make_encoder(cfg))
+    make_trainer(cfg, tmp_path)[0].fit(task, datamodule=data)
+    assert task.results["val"]["val/qwk"] == 1.0
+
+
+def test_the_label_fraction_reaches_the_loader(compose, tmp_path):
+    metrics = train(compose("init=random", "label_fraction=0.25"))
+    split = pd.read_csv(tmp_path / "run" / "split.csv")
+    counts = split["subset"].value_counts()
+    side = counts["train"] + counts["unlabelled"]
+    assert abs(counts["train"] / side - 0.25) < 0.1
+    images = json.loads((tmp_path / "run" / "provenance.json").read_text())["images"]
+    batch = min(8, counts["train"])
+    assert images == 2 * batch * math.ceil(counts["train"] / batch)
+    assert metrics["label_fraction"] == 0.25
+
+
+def test_matched_takes_equal_steps_at_every_fraction(compose, tmp_path):
+    for fraction in (0.1, 1.0):
+        train(compose("protocol=matched", f"label_fraction={fraction}", run=f"f{fraction}"))
+        checkpoint = torch.load(tmp_path / f"f{fraction}" / "checkpoints" / "last.ckpt", weights_only=True)
+        assert checkpoint["global_step"] == 2 * 2
+
+
+def test_the_frozen_encoder_does_not_move_and_its_statistics_neither(compose, tmp_path):
+    base = ("encoder=timm", "encoder.name=test_resnet", "trainer.max_epochs=1")
+    train(compose(*base, "protocol.frozen_epochs=1", run="frozen"))
+    train(compose(*base, "protocol.frozen_epochs=0", run="free"))
+    torch.manual_seed(0)
+    cfg = compose(*base)
+    seed_everything(cfg.seed)
+    start = make_encoder(cfg).state_dict()
+    frozen, free = weights_of(tmp_path / "frozen"), weights_of(tmp_path / "free")
+    assert all(torch.equal(start[name], frozen[f"encoder.{name}"]) for name in start)
+    assert any(
+        "running_mean" in name and not torch.equal(start[name], free[f"encoder.{name}"]) for name in start
+    )
+
+
+@pytest.mark.parametrize("head", ["cumulative", "softmax", "regression"])
+@pytest.mark.parametrize(
+    "extra", ["trainer.precision=bf16-mixed", "channels_last=true", "data.balanced=true"]
+)
+def test_heads_precisions_and_memory_formats_combine(head, extra, compose):
+    metrics = train(compose(f"head={head}", extra, "trainer.max_steps=2"))
+    assert all(math.isfinite(value) for name, value in metrics.items() if name.startswith("test/"))
+
+
+def test_without_validation_photographs_the_last_epoch_is_tested(compose, caplog):
+    metrics = train(compose("protocol=matched", "protocol.val_fraction=0"))
+    assert metrics["checkpoint"] == "last.ckpt"
+    assert not any(name.startswith("val/") for name in metrics)
+    assert "the last one is tested" in caplog.text
+
+
+def test_the_best_epoch_is_tested_where_the_protocol_says_so(compose):
+    assert train(compose("protocol=matched"))["checkpoint"] == "best.ckpt"
+
+
+def test_a_failed_run_says_so_in_its_folder(compose, tmp_path):
+    with pytest.raises(DataError):
+        train(
+            compose(
+                f"data.root={tmp_path / 'nowhere'}",
+                "data.source._target_=drgrade.data.sources.idrid.IDRiD",
+                "~data.source.count",
+                "~data.source.size",
+                "~data.source.seed",
+                "~data.source.workers",
+            )
+        )
+    record = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert record["status"] == "failed"
+    assert "nowhere" in record["error"]
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("init=nowhere.safetensors", "no such file"),
+        ("label_fraction=10", "label_fraction=0.1"),
+        ("fold=5", "counted from 0"),
+        ("fold=published", "no published test set"),
+        ("task=grade", "none of grading, pretext"),
+        ("protocol.checkpoint=first", "neither best nor last"),
+        ("encoder=timm encoder.name=resnet_18", "did you mean"),
+    ],
+)
+def test_settings_that_make_no_sense_are_explained(override, hint, compose):
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - the explanation is what counts
+        train(compose(*override.split()))
+    assert hint in (explain(caught.value) or "")
