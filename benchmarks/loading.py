@@ -4,7 +4,7 @@ Both sides give the same batches (uint8, 3 x size x size) through the augmentati
 conf/augment/published.yaml, the same sampler, and a torch DataLoader with one worker process of one thread.
 What differs is where a photograph comes from: a row of the store's memory-mapped array, or PIL (decode at
 full
-size, crop to a square, resize). The two take turns, so that whatever else the machine does hits both.
+full size, crop to a square, resize). The two take turns, so that whatever else the machine does hits both.
 """
 
 import argparse
@@ -78,14 +78,14 @@ class Side:
 
 
 def _one_thread(worker: int) -> None:
-    # 0 and not 1: to change the number, OpenCV would join threads that were left behind in the parent
-    # process.
+    # 0 and not 1: for 1, OpenCV would wait for threads that stayed behind in the parent process.
     cv2.setNumThreads(0)
 
 
 def compare(stored: Side, decoded: Side, rounds: int) -> None:
     """Let the two take turns, and print what they did."""
-    stored.rate(0), decoded.rate(0)  # not counted: the workers start, files come into the page cache
+    for side in (stored, decoded):
+        side.rate(0)  # not counted: the workers start, files come into the page cache
     rates = [(stored.rate(number), decoded.rate(number)) for number in range(1, rounds + 1)]
     ratios = [fast / slow for fast, slow in rates]
     for name, values in zip(("from the store", "decoding with PIL"), zip(*rates, strict=True), strict=True):

@@ -199,7 +199,7 @@ def main() -> None:
     parser.add_argument("--idrid", type=Path, help="folder of IDRiD; only the demo data without it")
     parser.add_argument("--size", type=int, default=64, help="side of the views in px")
     parser.add_argument("--count", type=int, default=400, help="number of demo photographs")
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--folder", type=Path, help="for the stores; a temporary one without it")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

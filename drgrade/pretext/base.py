@@ -8,7 +8,13 @@ from drgrade.models.encoder import Encoder
 
 
 class Pretext(nn.Module):
-    """A self-supervised task: views and targets, a head and a loss; the encoder is handed in."""
+    """A self-supervised task: views and targets, a head and a loss; the encoder is handed in.
+
+    Attributes:
+        scores: Names of what is logged beside the loss.
+    """
+
+    scores: tuple[str, ...]
 
     @abstractmethod
     def forward(self, encoder: Encoder, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

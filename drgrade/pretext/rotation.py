@@ -31,6 +31,8 @@ def four_turns(images: Tensor) -> tuple[Tensor, Tensor]:
 class Rotation(Pretext):
     """Tell which of 0, 90, 180, 270 degrees (counter-clockwise) a view was turned by."""
 
+    scores = ("accuracy", "confusion_0_180", "confusion_90_270", "quarter_error")
+
     def __init__(self, in_features: int, hidden: Sequence[int] = (2048, 1024), dropout: float = 0.0) -> None:
         """Build the head.
 

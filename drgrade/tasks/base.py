@@ -1,6 +1,6 @@
 """What both tasks share: the optimiser and its schedule, compilation, memory format."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -10,11 +10,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from drgrade.metrics.mean import EpochMean
 from drgrade.models.encoder import Encoder
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 ScheduleFactory = Callable[[Optimizer, int], LRScheduler]
 """(optimiser, optimiser steps of the whole run) -> schedule that is stepped after each of them."""
+
+
+SUBSETS = ("train", "val", "test")
 
 
 class Task(pl.LightningModule):
@@ -29,6 +33,7 @@ class Task(pl.LightningModule):
         encoder: Encoder,
         optimizer: OptimizerFactory,
         schedule: ScheduleFactory,
+        averaged: Sequence[str],
         compile: bool = False,
         channels_last: bool = False,
     ) -> None:
@@ -38,12 +43,16 @@ class Task(pl.LightningModule):
             encoder: Images to features.
             optimizer: Makes the optimiser.
             schedule: Makes the learning-rate schedule.
+            averaged: Names of the quantities whose mean over an epoch is logged.
             compile: Compile the encoder with ``torch.compile``.
             channels_last: Keep images and convolution weights with the channels last in memory.
         """
         super().__init__()
         self.encoder = encoder
         self._optimizer, self._schedule = optimizer, schedule
+        self._means = nn.ModuleDict(
+            {f"{subset}/{name}": EpochMean() for subset in SUBSETS for name in averaged}
+        )
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         if channels_last:
             self.encoder.to(memory_format=torch.channels_last)
@@ -59,6 +68,23 @@ class Task(pl.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self._schedule(optimizer, steps), "interval": "step"},
         }
+
+    def _log_means(self, subset: str, values: Mapping[str, Tensor], weight: int) -> None:
+        """Add a batch to the means of an epoch, which are exact however the set is divided.
+
+        Lightning's own mean of a logged tensor is not: under gloo it cuts the mean number of images to a
+        whole one.
+
+        Args:
+            subset: ``train``, ``val`` or ``test``.
+            values: Means over the batch.
+            weight: Images in it.
+        """
+        for name, value in values.items():
+            mean = self._means[f"{subset}/{name}"]
+            assert isinstance(mean, EpochMean)
+            mean.update(value, weight)
+            self.log(f"{subset}/{name}", mean, on_step=False, on_epoch=True)
 
     def _images(self, batch: dict[str, Any]) -> Tensor:
         """Images of a batch, (B, 3, H, W), in the memory format of the encoder."""

@@ -44,7 +44,7 @@ class GradingTask(Task):
             compile: Compile the encoder.
             channels_last: Channels last in memory.
         """
-        super().__init__(encoder, optimizer, schedule, compile, channels_last)
+        super().__init__(encoder, optimizer, schedule, ("loss",), compile, channels_last)
         self.head = head(encoder.num_features)
         self.frozen_epochs = frozen_epochs
         self.results: dict[str, dict[str, float]] = {}
@@ -87,14 +87,7 @@ class GradingTask(Task):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Loss of one batch."""
         loss = self.head.loss(self(self._images(batch)), batch["grade"])
-        self.log(
-            "train/loss",
-            loss.detach(),
-            on_step=False,
-            on_epoch=True,
-            sync_dist=True,
-            batch_size=len(batch["grade"]),
-        )
+        self._log_means("train", {"loss": loss}, len(batch["grade"]))
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -132,7 +125,7 @@ class GradingTask(Task):
     def _evaluate(self, batch: dict[str, Any], subset: str) -> None:
         logits, grades = self(self._images(batch)), batch["grade"]
         loss = self.head.loss(logits, grades)
-        self.log(f"{subset}/loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(grades))
+        self._log_means(subset, {"loss": loss}, len(grades))
         probabilities, predicted = self.head.probabilities(logits), self.head.predict(logits)
         self._collector(subset).update(batch["index"], probabilities, predicted, grades)
 

@@ -36,8 +36,9 @@ class PretextTask(Task):
             compile: Compile the encoder.
             channels_last: Channels last in memory.
         """
-        super().__init__(encoder, optimizer, schedule, compile, channels_last)
-        self.pretext = pretext(encoder.num_features)
+        task = pretext(encoder.num_features)
+        super().__init__(encoder, optimizer, schedule, ("loss", *task.scores), compile, channels_last)
+        self.pretext = task
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Loss of one batch of views."""
@@ -50,9 +51,6 @@ class PretextTask(Task):
     def _step(self, batch: dict[str, Any], subset: str) -> Tensor:
         images = self._images(batch)
         loss, scores = self.pretext(self.encoder, images)
-        # Means over views, weighted by the size of each batch and summed over the processes: exact whatever
-        # the division.
-        logged = {f"{subset}/{name}": value for name, value in {"loss": loss.detach(), **scores}.items()}
-        self.log_dict(logged, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(images))
+        self._log_means(subset, {"loss": loss, **scores}, len(images))
         total: Tensor = loss
         return total

@@ -256,6 +256,6 @@ def pretraining_saw_test(weights: Path, data: str, split: pd.DataFrame) -> bool 
         return False
     if not seen.is_file():
         return None
-    table = pd.read_csv(seen, dtype=str)
+    table = pd.read_csv(seen, dtype=str, keep_default_na=False)
     learnt = set(table["image_id"][table["subset"] != "test"])
     return not learnt.isdisjoint(split["image_id"][split["subset"] == "test"])

@@ -104,8 +104,8 @@ def test_the_loss_is_the_cross_entropy_of_every_view():
     for k in range(4):
         for image in batch:
             logits = pretext.head(encoder(torch.rot90(image, k, (1, 2))[None]))[0]
-            total -= float(logits.log_softmax(0)[k])
-    assert float(loss) == pytest.approx(total / 20, rel=1e-5)
+            total -= logits.log_softmax(0)[k].item()
+    assert loss.item() == pytest.approx(total / 20, rel=1e-5)
 
 
 def test_every_parameter_gets_a_gradient():
@@ -130,7 +130,7 @@ def test_training_learns_to_tell_the_turns():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[0] == pytest.approx(np.log(4), abs=0.3)
     assert losses[-1] < 0.2
     assert float(scores["accuracy"]) > 0.95
