@@ -28,7 +28,7 @@ class EpochMean(Metric):
         """Make empty states; ``kwargs`` are for :class:`torchmetrics.Metric`."""
         super().__init__(**kwargs)
         for name in ("total", "weight"):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+            self.add_state(name, torch.zeros(()), dist_reduce_fx="sum")
 
     def update(self, value: Tensor, weight: int) -> None:
         """Add a batch.
@@ -37,13 +37,13 @@ class EpochMean(Metric):
             value: Scalar, the mean over the batch.
             weight: Size of the batch.
         """
-        self.total = self.total + value.detach().double() * weight
+        self.total = self.total + value.detach().float() * weight
         self.weight = self.weight + weight
 
     def compute(self) -> Tensor:
         """The mean; NaN if there was nothing, or if a batch was NaN.
 
         Returns:
-            Scalar, float64.
+            Scalar, float32.
         """
         return self.total / self.weight
