@@ -1,14 +1,15 @@
 """What an optimiser step costs through drgrade, against a bare PyTorch loop on the same batches.
 
 One side is `train()`, the function behind train.py, with its Lightning trainer, loading, augmentation,
-callbacks and logging (logger=csv): each epoch is one block of steps, timed from its start, so that loading the
-first batch counts, to the end of its last step. The other side is zero_grad, forward, loss, backward and step
-over the batches of that block, which are in memory by then, with copies of the encoder and the head and the
-same optimiser. The blocks alternate; reported are medians, without the first block.
+callbacks and logging (logger=csv). A step's time runs from the end of the step before, or from the start of the
+epoch, so that loading its batch counts. The other side is zero_grad, forward, loss, backward and step on that
+batch, which is in memory by then, with copies of the encoder and the head and the same optimiser. The sides
+take turns step by step, so that whatever else the machine does hits both; reported are medians over the steps.
 """
 
 import argparse
 import copy
+import logging
 import statistics
 import tempfile
 import time
@@ -26,39 +27,39 @@ from drgrade.cli.app import CONF
 from drgrade.tasks import GradingTask
 from drgrade.training.run import train
 
+STEPS_PER_EPOCH = 10
+WARM_UP = 5
+"""Steps that do not count."""
+
 
 class BareLoop:
     """The same training without anything around it."""
 
     def __init__(self, task: GradingTask, precision: str) -> None:
-        self.encoder, self.head = copy.deepcopy(task.encoder), copy.deepcopy(task.head)
+        self.encoder, self.head = copy.deepcopy(task.encoder).train(), copy.deepcopy(task.head).train()
         self.optimizer = task._optimizer([*self.encoder.parameters(), *self.head.parameters()])
         self.autocast = precision == "bf16-mixed"
 
-    def run(self, batches: Sequence[dict[str, Any]]) -> float:
-        """Train on the batches; returns seconds per step."""
-        self.encoder.train()
-        self.head.train()
+    def step(self, batch: dict[str, Any]) -> float:
+        """Train on one batch; returns seconds."""
         start = time.perf_counter()
-        for batch in batches:
-            self.optimizer.zero_grad()
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
-                loss = self.head.loss(self.head(self.encoder(batch["image"])).float(), batch["grade"])
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
-        return (time.perf_counter() - start) / len(batches)
+        self.optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+            logits = self.head(self.encoder(batch["image"]))
+            loss = self.head.loss(logits.float(), batch["grade"])
+        loss.backward()
+        self.optimizer.step()
+        return time.perf_counter() - start
 
 
-class Alternate(Callback):
-    """Times every epoch of a training, and lets bare loops do the same between epochs."""
+class TakeTurns(Callback):
+    """Times every step of a training, and has bare loops take the same step after it."""
 
     def __init__(self, bare: Sequence[str]) -> None:
-        """Take the precisions of the bare loops; the first is the training's own."""
-        self.names = ["through train()", *(f"bare loop, {precision}" for precision in bare)]
+        """Take the precisions of the bare loops."""
         self.precisions, self.loops = bare, list[BareLoop]()
-        self.blocks: list[list[float]] = []
-        self.batches: list[dict[str, Any]] = []
-        self.started = self.stopped = 0.0
+        self.seconds: list[list[float]] = []
+        self.since = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Copy the untrained parts."""
@@ -66,36 +67,34 @@ class Alternate(Callback):
         self.loops = [BareLoop(pl_module, precision) for precision in self.precisions]
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock."""
-        self.batches = []
-        self.started = time.perf_counter()
+        """Leave out validation and checkpoints."""
+        self.since = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Keep the batch, and the time so far."""
-        self.batches.append(batch)
-        self.stopped = time.perf_counter()
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Let the bare loops have their turn."""
-        own = (self.stopped - self.started) / len(self.batches)
-        self.blocks.append([own, *(loop.run(self.batches) for loop in self.loops)])
+        """Stop the clock, let the bare loops have their turn, start the clock again."""
+        own = time.perf_counter() - self.since
+        self.seconds.append([own, *(loop.step(batch) for loop in self.loops)])
+        self.since = time.perf_counter()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the result."""
-        counted = self.blocks[1:]
-        print(f"trainer.precision={trainer.precision}: {len(counted)} blocks of {len(self.batches)} steps")
-        for side, name in enumerate(self.names):
-            milliseconds = 1000 * statistics.median(block[side] for block in counted)
-            ratios = [block[0] / block[side] for block in counted]
-            print(f"  {name:24} {milliseconds:8.1f} ms/step", end="")
-            print(f"   train() is {statistics.median(ratios):.3f} of it", end=" ")
-            print(f"({min(ratios):.3f} - {max(ratios):.3f})")
+        counted = self.seconds[WARM_UP:]
+        print(
+            f"trainer.precision={trainer.precision}, {len(counted)} steps, {torch.get_num_threads()} threads"
+        )
+        print(f"  {'train()':24} {1000 * statistics.median(row[0] for row in counted):8.1f} ms/step")
+        for side, precision in enumerate(self.precisions, start=1):
+            milliseconds = 1000 * statistics.median(row[side] for row in counted)
+            first, ratio, third = statistics.quantiles((row[0] / row[side] for row in counted), n=4)
+            print(f"  {'bare loop, ' + precision:24} {milliseconds:8.1f} ms/step; train() / this", end=" ")
+            print(f"{ratio:.3f} (quartiles {first:.3f} - {third:.3f})", flush=True)
 
 
 def compose(arguments: argparse.Namespace, precision: str, bare: Sequence[str], folder: Path) -> DictConfig:
     """Config of one training: train.py's, and the callback of this file."""
+    epochs = -(-(arguments.steps + WARM_UP) // STEPS_PER_EPOCH)
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return hydra.compose(
             "train",
@@ -107,12 +106,12 @@ def compose(arguments: argparse.Namespace, precision: str, bare: Sequence[str], 
                 "logger=csv",
                 "trainer=cpu",
                 f"trainer.precision={precision}",
-                f"trainer.max_epochs={arguments.blocks + 1}",
-                f"protocol.steps_per_epoch={arguments.steps}",
+                f"trainer.max_epochs={epochs}",
+                f"protocol.steps_per_epoch={STEPS_PER_EPOCH}",
                 "protocol.frozen_epochs=0",
                 f"paths.run={folder}",
-                "+callbacks.alternate._target_=__main__.Alternate",
-                f"+callbacks.alternate.bare=[{','.join(bare)}]",
+                "+callbacks.take_turns._target_=__main__.TakeTurns",
+                f"+callbacks.take_turns.bare=[{','.join(bare)}]",
             ],
         )
 
@@ -121,16 +120,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--encoder", default="densenet121")
     parser.add_argument("--size", type=int, default=96, help="side of the images in px")
-    parser.add_argument("--steps", type=int, default=8, help="optimiser steps of a block")
-    parser.add_argument("--blocks", type=int, default=10)
-    parser.add_argument("--no-bf16", action="store_true", help="leave out trainer.precision=bf16-mixed")
+    parser.add_argument("--steps", type=int, default=60, help="optimiser steps that count")
+    parser.add_argument("--threads", type=int, help="of torch; default: one per core")
+    parser.add_argument("--only", choices=["32-true", "bf16-mixed"], help="one precision instead of both")
     arguments = parser.parse_args()
-    trainings = [("32-true", ["32-true"])]
-    if not arguments.no_bf16:
-        trainings.append(("bf16-mixed", ["bf16-mixed", "32-true"]))
-    for precision, bare in trainings:
-        with tempfile.TemporaryDirectory() as folder:
-            train(compose(arguments, precision, bare, Path(folder)))
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for precision, bare in (("32-true", ["32-true"]), ("bf16-mixed", ["bf16-mixed", "32-true"])):
+        if arguments.only in (None, precision):
+            with tempfile.TemporaryDirectory() as folder:
+                train(compose(arguments, precision, bare, Path(folder)))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,16 @@
 """``python train.py``: one run, or with ``-m`` a sweep."""
 
 import logging
+import subprocess
+import sys
+from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from drgrade.cli.app import run
+from drgrade.errors import DrgradeError
 
 
 def work(cfg: DictConfig) -> None:
@@ -16,6 +22,9 @@ def work(cfg: DictConfig) -> None:
     from drgrade.training.processes import is_main_process
 
     log = logging.getLogger("drgrade")
+    if is_sweep() and "strategy" in cfg.trainer:
+        run_alone(HydraConfig.get())
+        return
     if not is_main_process():
         logging.getLogger().setLevel(logging.WARNING)
     log.info("%s", headline(cfg))
@@ -24,6 +33,37 @@ def work(cfg: DictConfig) -> None:
     metrics = train(cfg)
     if is_main_process():
         log.info("%s", summary(metrics, cfg.paths.run))
+
+
+def is_sweep() -> bool:
+    """Whether this is a cell of a sweep (``-m``)."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def run_alone(hydra_cfg: Any) -> None:
+    """Run one cell of a sweep as a command of its own.
+
+    Lightning starts the further processes of a DDP run by repeating the command line; that of a sweep would
+    start the whole
+    sweep again in each of them.
+
+    Args:
+        hydra_cfg: Hydra's config of the cell.
+
+    Raises:
+        DrgradeError: If the cell failed.
+    """
+    command = [
+        sys.executable,
+        sys.argv[0],
+        *hydra_cfg.overrides.task,
+        f"hydra.run.dir={hydra_cfg.runtime.output_dir}",
+    ]
+    status = subprocess.run(command, check=False).returncode
+    if status:
+        raise DrgradeError(
+            f"cell {' '.join(hydra_cfg.overrides.task)} of the sweep failed (status {status}): see above"
+        )
 
 
 def headline(cfg: DictConfig) -> str:
