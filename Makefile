@@ -23,7 +23,7 @@ demo: $(READY)  ## the main job on the built-in demo data: pre-training, fine-tu
 	$(BIN)/python train.py +experiment=msssl_10pct
 
 test: $(READY)  ## the tests, some minutes on two cores
-	$(BIN)/python -m pytest -n auto -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow"  # one thread for each of the workers
 
 test-slow: $(READY)  ## the tests that take long
 	$(BIN)/python -m pytest -m slow

@@ -1,10 +1,13 @@
 """What an optimiser step costs through drgrade, against a bare PyTorch loop on the same batches.
 
 One side is `train()`, the function behind train.py, with its Lightning trainer, loading, augmentation,
-callbacks and logging (logger=csv). A step's time runs from the end of the step before, or from the start of the
-epoch, so that loading its batch counts. The other side is zero_grad, forward, loss, backward and step on that
-batch, which is in memory by then, with copies of the encoder and the head and the same optimiser. The sides
-take turns step by step, so that whatever else the machine does hits both; reported are medians over the steps.
+callbacks and logging (logger=csv). A step's time runs from the end of the step before, or from the start of
+the epoch, so that loading its batch counts. The other side is zero_grad, forward, loss, backward and step on
+that batch, which is in memory by then, with copies of the encoder and the head and the same optimiser. The
+sides take turns step by step, so that whatever else the machine does hits both; reported are medians.
+
+On a busy machine take --threads=1 --cpu-time: several threads that wait for each other while others hold the
+cores take ten times as long, now on this side, now on that.
 """
 
 import argparse
@@ -13,7 +16,7 @@ import logging
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,8 @@ from drgrade.cli.app import CONF
 from drgrade.tasks import GradingTask
 from drgrade.training.run import train
 
+Clock = Callable[[], float]
+
 STEPS_PER_EPOCH = 10
 WARM_UP = 5
 """Steps that do not count."""
@@ -35,28 +40,30 @@ WARM_UP = 5
 class BareLoop:
     """The same training without anything around it."""
 
-    def __init__(self, task: GradingTask, precision: str) -> None:
+    def __init__(self, task: GradingTask, precision: str, clock: Clock) -> None:
+        self.clock = clock
         self.encoder, self.head = copy.deepcopy(task.encoder).train(), copy.deepcopy(task.head).train()
         self.optimizer = task._optimizer([*self.encoder.parameters(), *self.head.parameters()])
         self.autocast = precision == "bf16-mixed"
 
     def step(self, batch: dict[str, Any]) -> float:
         """Train on one batch; returns seconds."""
-        start = time.perf_counter()
+        start = self.clock()
         self.optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
             logits = self.head(self.encoder(batch["image"]))
             loss = self.head.loss(logits.float(), batch["grade"])
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
-        return time.perf_counter() - start
+        return self.clock() - start
 
 
 class TakeTurns(Callback):
     """Times every step of a training, and has bare loops take the same step after it."""
 
-    def __init__(self, bare: Sequence[str]) -> None:
-        """Take the precisions of the bare loops."""
+    def __init__(self, bare: Sequence[str], cpu_time: bool) -> None:
+        """Take the precisions of the bare loops, and which clock to use."""
+        self.clock: Clock = time.process_time if cpu_time else time.perf_counter
         self.precisions, self.loops = bare, list[BareLoop]()
         self.seconds: list[list[float]] = []
         self.since = 0.0
@@ -64,19 +71,19 @@ class TakeTurns(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Copy the untrained parts."""
         assert isinstance(pl_module, GradingTask)
-        self.loops = [BareLoop(pl_module, precision) for precision in self.precisions]
+        self.loops = [BareLoop(pl_module, precision, self.clock) for precision in self.precisions]
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave out validation and checkpoints."""
-        self.since = time.perf_counter()
+        self.since = self.clock()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop the clock, let the bare loops have their turn, start the clock again."""
-        own = time.perf_counter() - self.since
+        own = self.clock() - self.since
         self.seconds.append([own, *(loop.step(batch) for loop in self.loops)])
-        self.since = time.perf_counter()
+        self.since = self.clock()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the result."""
@@ -112,6 +119,7 @@ def compose(arguments: argparse.Namespace, precision: str, bare: Sequence[str], 
                 f"paths.run={folder}",
                 "+callbacks.take_turns._target_=__main__.TakeTurns",
                 f"+callbacks.take_turns.bare=[{','.join(bare)}]",
+                f"+callbacks.take_turns.cpu_time={arguments.cpu_time}",
             ],
         )
 
@@ -122,6 +130,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=96, help="side of the images in px")
     parser.add_argument("--steps", type=int, default=60, help="optimiser steps that count")
     parser.add_argument("--threads", type=int, help="of torch; default: one per core")
+    parser.add_argument("--cpu-time", action="store_true", help="of the process, instead of the wall clock")
     parser.add_argument("--only", choices=["32-true", "bf16-mixed"], help="one precision instead of both")
     arguments = parser.parse_args()
     if arguments.threads:

@@ -196,7 +196,7 @@ def test_the_frozen_encoder_does_not_move_and_its_statistics_neither(compose, tm
     )
 
 
-@pytest.mark.parametrize("head", ["cumulative", "softmax", "regression"])
+@pytest.mark.parametrize("head", ["cumulative", "softmax", "regression", "corn"])
 @pytest.mark.parametrize(
     "extra", ["trainer.precision=bf16-mixed", "channels_last=true", "data.balanced=true"]
 )

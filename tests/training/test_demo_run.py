@@ -1,0 +1,28 @@
+"""The demo as a user runs it. Minutes, so only with `make test-slow`."""
+
+import json
+
+import hydra
+import pytest
+
+from drgrade.cli.app import CONF
+from drgrade.training.run import train
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", ["msssl_10pct", "rotation_10pct"])
+def test_the_demo_with_all_labels_is_graded_well(experiment, tmp_path):
+    overrides = [f"+experiment={experiment}", "label_fraction=1.0", f"paths.outputs={tmp_path}", "logger=none"]
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose("train", [*overrides, f"paths.run={tmp_path / 'run'}"])
+    train(cfg)
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["test/qwk"] >= 0.7
+
+
+@pytest.mark.slow
+def test_a_compiled_encoder_trains_and_its_checkpoint_keeps_its_names(compose, tmp_path):
+    import torch
+
+    train(compose("compile=true", "trainer.max_steps=2"))
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert not any("_orig_mod" in name for name in state)
