@@ -6,7 +6,7 @@ import sys
 COMMANDS = {
     "train": "one run or, with -m, a sweep (the same as python train.py)",
     "prepare": "photographs -> store: drgrade prepare data=NAME data.root=DIR",
-    "evaluate": "a trained run on any data set: drgrade evaluate checkpoint=RUN data=NAME data.root=DIR",
+    "evaluate": "a run tested again, on any device: drgrade evaluate checkpoint=RUN",
 }
 
 USAGE = "usage: drgrade COMMAND [overrides]\n\n" + "\n".join(

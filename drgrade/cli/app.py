@@ -46,7 +46,7 @@ def run(function: Callable[[DictConfig], object], config: str) -> None:
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands exceptions on, instead of printing them in its own way
     try:
-        hydra.main(config_path=str(CONF), config_name=config, version_base="1.3")(_job(function))()
+        hydra.main(config_path=str(CONF), config_name=config, version_base="1.3")(_job(function, config))()
     except Exception as error:
         message = explain(error)
         if _FULL_ERROR or message is None:
@@ -67,11 +67,12 @@ def fail(message: str) -> NoReturn:
     sys.exit(1)
 
 
-def _job(function: Callable[[DictConfig], object]) -> Callable[[DictConfig], None]:
+def _job(function: Callable[[DictConfig], object], config: str) -> Callable[[DictConfig], None]:
     """What Hydra runs: the function, its errors told in our way."""
 
     def job(cfg: DictConfig) -> None:
         try:
+            _refuse_new_settings(config)
             _refuse_missing(cfg)
             function(cfg)
         except Exception as error:
@@ -83,6 +84,18 @@ def _job(function: Callable[[DictConfig], object]) -> Callable[[DictConfig], Non
             fail(message)
 
     return job
+
+
+def _refuse_new_settings(config: str) -> None:
+    """Hydra lets ``+anything=value`` add a setting that nobody reads, ``+experimnt=x`` among them."""
+    groups = [folder.name for folder in CONF.iterdir() if folder.is_dir()]
+    known = sorted({*groups, *map(str, OmegaConf.load(CONF / f"{config}.yaml"))})
+    for override in HydraConfig.get().overrides.task:
+        added = re.match(r"\++([\w-]+)", override)
+        if added and added.group(1) not in known:
+            raise ConfigError(
+                f"{override}: nothing reads {added.group(1)!r}; {_nearest(added.group(1), known)}"
+            )
 
 
 def _refuse_missing(cfg: DictConfig) -> None:

@@ -9,7 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from drgrade.cli.app import run
+from drgrade.cli.app import choices, run
 from drgrade.errors import DrgradeError
 
 
@@ -85,7 +85,8 @@ def headline(cfg: DictConfig) -> str:
         )
     else:
         lines.append("This is the small scale: small backbones and images for two CPU cores.")
-    command = f"python train.py +experiment={cfg.name} data=idrid data.root=DIR scale=paper trainer=gpu"
+    experiment = f"+experiment={cfg.name} " if cfg.name in choices("experiment") else ""
+    command = f"python train.py {experiment}data=idrid data.root=DIR scale=paper trainer=gpu"
     lines.append(f"Real photographs at paper scale: {command}")
     return "\n".join(lines)
 

@@ -112,9 +112,7 @@ def write_provenance(folder: Path, **facts: object) -> None:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     record = {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "drgrade": __version__,
-        "versions": {name: found for name in _PACKAGES if (found := _version(name))},
-        "python": platform.python_version(),
+        "versions": versions(),
         "machine": {
             "processor": platform.machine(),
             "cores": os.cpu_count(),
@@ -124,6 +122,16 @@ def write_provenance(folder: Path, **facts: object) -> None:
         **facts,
     }
     write_text(folder / PROVENANCE, json.dumps(record, indent=2) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, drgrade and the packages that figures depend on.
+
+    Returns:
+        Name: version, of those that are installed.
+    """
+    own = {"python": platform.python_version(), "drgrade": __version__}
+    return own | {name: found for name in _PACKAGES if (found := _version(name))}
 
 
 def _version(package: str) -> str | None:

@@ -15,7 +15,14 @@ from drgrade.data.photographs import Photographs
 from drgrade.errors import EncoderError
 from drgrade.models.artefact import CARD, WEIGHTS, save_encoder
 from drgrade.tasks import PretextTask
-from drgrade.training.artefacts import SPLIT, write_config, write_metrics, write_provenance, write_split
+from drgrade.training.artefacts import (
+    SPLIT,
+    versions,
+    write_config,
+    write_metrics,
+    write_provenance,
+    write_split,
+)
 from drgrade.training.processes import announced, announcement, is_main_process, wait_for_all
 from drgrade.training.setup import (
     LAST,
@@ -247,5 +254,6 @@ def _card(cfg: DictConfig, data: PretextDataModule, key: str, steps: int) -> dic
         "photographs_hash": data.photographs_hash(),
         "fold": cfg.fold if cfg.pretrain_on == "train" else None,
         "steps": steps,
+        "versions": versions(),
         "config": OmegaConf.to_container(cfg, resolve=True),
     }

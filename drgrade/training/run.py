@@ -67,6 +67,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     check_settings(cfg)
     quieten()
     folder, checkpoint = run_folder(cfg)
+    cfg.paths.run = str(folder)  # a resumed run logs to the folder that it goes on in
     try:
         photographs = make_photographs(cfg)
         if cfg.task == "pretext":
@@ -74,8 +75,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         return grade(cfg, photographs, folder, checkpoint)
     except BaseException as error:
         # Whatever ended the run, its folder says so; the error itself goes on.
+        stopped = not isinstance(error, Exception)
         if is_main_process():
-            stopped = not isinstance(error, Exception)
             write_metrics(
                 folder,
                 {
@@ -83,6 +84,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
                     "error": f"{type(error).__name__}: {error}",
                 },
             )
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error  # Lightning has made an ordinary exit of it
         raise
     finally:
         finish_logging()
@@ -230,12 +233,23 @@ def _provenance(cfg: DictConfig, photographs: Photographs, initial: Path | None)
     facts = {**choices, "protocol": cfg.protocol.name, "data": cfg.data.name}
     facts |= {"data_hash": photographs.store.sha256, "split_hash": photographs.split_hash}
     if initial is None:
-        return {**facts, "init": cfg.init, "pretraining_saw_test": False if cfg.init == "random" else None}
+        untrained = cfg.init == "random" and not _has_weights(cfg.encoder)
+        return {**facts, "init": cfg.init, "pretraining_saw_test": False if untrained else None}
     weights = initial / WEIGHTS if initial.is_dir() else initial
     saw = pretraining_saw_test(weights, cfg.data.name, photographs.split)
     if saw and is_main_process():
         log.info("note: pre-training has seen test photographs (without their grades); metrics.json says so")
     return {**facts, "init": str(cfg.init), "encoder_hash": file_hash(weights), "pretraining_saw_test": saw}
+
+
+def _has_weights(encoder: DictConfig) -> bool:
+    """Whether the encoder's own settings name a weights file or ask for published weights."""
+    return any(
+        _has_weights(value)
+        if isinstance(value, DictConfig)
+        else name in ("weights", "pretrained") and bool(value)
+        for name, value in encoder.items()
+    )
 
 
 def pretraining_saw_test(weights: Path, data: str, split: pd.DataFrame) -> bool | None:

@@ -32,6 +32,7 @@ def run(monkeypatch, capfd, overrides, tmp_path):
         ("label_fracton=0.1", "did you mean label_fraction"),
         ("+experiment=msssl_10pc", "did you mean msssl_10pct"),
         ("experiment=msssl_10pct", "+experiment=NAME"),
+        ("+experimnt=msssl_10pct", "did you mean experiment"),
         ("encoder=resnet5", "did you mean resnet50"),
         ("head=softmx", "did you mean softmax"),
         ("protocol=matchd", "did you mean matched"),
