@@ -12,14 +12,9 @@ from drgrade.training.run import train
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", ["msssl_10pct", "rotation_10pct"])
 def test_the_demo_with_all_labels_is_graded_well(experiment, tmp_path):
-    overrides = [
-        f"+experiment={experiment}",
-        "label_fraction=1.0",
-        f"paths.outputs={tmp_path}",
-        "logger=none",
-    ]
+    settings = ["label_fraction=1.0", "logger=none", f"paths.outputs={tmp_path}"]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = hydra.compose("train", [f"+experiment={experiment}", *settings, f"paths.run={tmp_path / 'run'}"])
+        cfg = hydra.compose("train", [f"+experiment={experiment}", *settings, f"paths.run={tmp_path}/run"])
     train(cfg)
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["test/qwk"] >= 0.7
 
