@@ -31,8 +31,10 @@ CONF = next(
 )
 """The config folder: inside the package when it is installed from a wheel, beside it in a checkout."""
 
-_FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"
-"""Whether the user wants stack traces."""
+_FULL_ERROR = os.environ.setdefault("DRGRADE_FULL_ERROR", os.environ.get("HYDRA_FULL_ERROR", "0")) == "1"
+"""Whether the user wants stack traces. Kept under a name of its own for the processes that this one starts,
+in which Hydra's
+variable is what :func:`run` has made of it."""
 
 
 def run(function: Callable[[DictConfig], object], config: str) -> None:
@@ -88,8 +90,9 @@ def _job(function: Callable[[DictConfig], object], config: str) -> Callable[[Dic
 
 def _refuse_new_settings(config: str) -> None:
     """Hydra lets ``+anything=value`` add a setting that nobody reads, ``+experimnt=x`` among them."""
-    groups = [folder.name for folder in CONF.iterdir() if folder.is_dir()]
-    known = sorted({*groups, *map(str, OmegaConf.load(CONF / f"{config}.yaml"))})
+    own = OmegaConf.load(CONF / f"{config}.yaml")
+    groups = [str(name) for choice in own.defaults if isinstance(choice, DictConfig) for name in choice]
+    known = sorted({*groups, *map(str, own), *(["experiment", "scale"] if config == "train" else [])})
     for override in HydraConfig.get().overrides.task:
         added = re.match(r"\++([\w-]+)", override)
         if added and added.group(1) not in known:
@@ -166,9 +169,8 @@ def explain_override(message: str) -> str:
 
 
 def _unknown_key(key: str) -> str:
-    group = key.split("@")[0]
-    if "/" not in group and "." not in group and (CONF / group).is_dir():
-        return f"{group} is chosen with +{group}=NAME: {_nearest('', choices(group))}"
+    if key == "experiment":
+        return f"an experiment is chosen with +experiment=NAME; {_nearest('', choices(key))}"
     return f"there is no setting {key!r}; {_nearest(key, _settings())}"
 
 

@@ -10,7 +10,7 @@ import logging
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from drgrade.errors import EncoderError
 
+_Module = TypeVar("_Module", bound=nn.Module)
 _logger = logging.getLogger("drgrade.models")
 
 
@@ -89,6 +90,23 @@ def drop_padding(features: Tensor, images: Tensor, padded: Tensor) -> Tensor:
     """
     height, width = (math.ceil(features.shape[i] * images.shape[i] / padded.shape[i]) for i in (-2, -1))
     return features[..., :height, :width]
+
+
+def synchronised(model: _Module) -> _Module:
+    """Replace every batch normalisation by one whose statistics are taken over all processes.
+
+    torch's own conversion, which Lightning uses, drops the activation that timm builds into a normalisation
+    (DenseNet and others).
+
+    Args:
+        model: Any model; it is changed, and must not have been converted before.
+
+    Returns:
+        The model, its tensors under the same names.
+    """
+    _timm()
+    converted: _Module = importlib.import_module("timm.layers").convert_sync_batchnorm(model)
+    return converted
 
 
 def _timm() -> Any:

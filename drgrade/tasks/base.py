@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from drgrade.errors import ConfigError
 from drgrade.metrics.mean import EpochMean
 from drgrade.models.encoder import Encoder
+from drgrade.models.timm_backbone import synchronised
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 ScheduleFactory = Callable[[Optimizer, int], LRScheduler]
@@ -36,6 +38,7 @@ class Task(pl.LightningModule):
         averaged: Sequence[str],
         compile: bool = False,
         channels_last: bool = False,
+        sync_batchnorm: bool = False,
     ) -> None:
         """Keep the parts.
 
@@ -46,6 +49,7 @@ class Task(pl.LightningModule):
             averaged: Names of the quantities whose mean over an epoch is logged.
             compile: Compile the encoder with ``torch.compile``.
             channels_last: Keep images and convolution weights with the channels last in memory.
+            sync_batchnorm: Take batch statistics over all GPUs.
         """
         super().__init__()
         self.encoder = encoder
@@ -53,6 +57,7 @@ class Task(pl.LightningModule):
         self._means = nn.ModuleDict(
             {f"{subset}/{name}": EpochMean() for subset in SUBSETS for name in averaged}
         )
+        self._sync_batchnorm = sync_batchnorm
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         if channels_last:
             self.encoder.to(memory_format=torch.channels_last)
@@ -60,9 +65,18 @@ class Task(pl.LightningModule):
             # In place: torch.compile(encoder) would rename every tensor of the checkpoint.
             self.encoder.compile()
 
+    def configure_model(self) -> None:
+        """Convert normalisations, once, where several GPUs share a batch."""
+        if self._sync_batchnorm and self.trainer.world_size > 1 and self.device.type == "cuda":
+            self.encoder = synchronised(self.encoder)
+            self._sync_batchnorm = False
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimiser over all parameters, its schedule stepped after every optimiser step."""
-        optimizer = self._optimizer(self.parameters())
+        try:
+            optimizer = self._optimizer(self.parameters())
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"optimizer: {error}") from error
         steps = int(self.trainer.estimated_stepping_batches)
         return {
             "optimizer": optimizer,

@@ -31,6 +31,7 @@ class GradingTask(Task):
         frozen_epochs: int = 0,
         compile: bool = False,
         channels_last: bool = False,
+        sync_batchnorm: bool = False,
     ) -> None:
         """Put the parts together.
 
@@ -43,8 +44,9 @@ class GradingTask(Task):
                 normalisation included.
             compile: Compile the encoder.
             channels_last: Channels last in memory.
+            sync_batchnorm: Batch statistics over all GPUs.
         """
-        super().__init__(encoder, optimizer, schedule, ("loss",), compile, channels_last)
+        super().__init__(encoder, optimizer, schedule, ("loss",), compile, channels_last, sync_batchnorm)
         self.head = head(encoder.num_features)
         self.frozen_epochs = frozen_epochs
         self.results: dict[str, dict[str, float]] = {}

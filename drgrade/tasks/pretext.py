@@ -25,6 +25,7 @@ class PretextTask(Task):
         schedule: ScheduleFactory,
         compile: bool = False,
         channels_last: bool = False,
+        sync_batchnorm: bool = False,
     ) -> None:
         """Put the parts together.
 
@@ -35,9 +36,12 @@ class PretextTask(Task):
             schedule: Makes the learning-rate schedule.
             compile: Compile the encoder.
             channels_last: Channels last in memory.
+            sync_batchnorm: Batch statistics over all GPUs.
         """
         task = pretext(encoder.num_features)
-        super().__init__(encoder, optimizer, schedule, ("loss", *task.scores), compile, channels_last)
+        super().__init__(
+            encoder, optimizer, schedule, ("loss", *task.scores), compile, channels_last, sync_batchnorm
+        )
         self.pretext = task
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:

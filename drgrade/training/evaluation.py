@@ -31,7 +31,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     quieten()
     run, record = read_run(Path(cfg.checkpoint))
     run.init = "random"  # the checkpoint replaces every weight
-    run.paths.stores = cfg.paths.stores
+    if cfg.paths.stores is not None:
+        run.photographs.folder = cfg.paths.stores
     photographs = make_photographs(run)
     for name, found in (("data_hash", photographs.store.sha256), ("split_hash", photographs.split_hash)):
         if found != record[name]:

@@ -3,16 +3,18 @@
 import hashlib
 import json
 import logging
+import math
 import shutil
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from drgrade.data.modules import PretextDataModule
 from drgrade.data.photographs import Photographs
-from drgrade.errors import EncoderError
+from drgrade.errors import ConfigError, DrgradeError, EncoderError
 from drgrade.models.artefact import CARD, WEIGHTS, save_encoder
 from drgrade.tasks import PretextTask
 from drgrade.training.artefacts import (
@@ -32,20 +34,27 @@ from drgrade.training.setup import (
     make_encoder,
     make_trainer,
     seed_everything,
+    start_afresh,
 )
 
 log = logging.getLogger(__name__)
 
-_TRAINER_SETTINGS = (
-    "max_epochs",
-    "max_steps",
-    "precision",
-    "gradient_clip_val",
-    "accumulate_grad_batches",
-    "limit_train_batches",
-    "sync_batchnorm",
+_VERSION = 1
+"""Raise it when the same settings give another encoder, because a pretext or its views have changed."""
+
+_WITHOUT_EFFECT = (
+    "_target_",
+    "accelerator",
+    "devices",
+    "num_nodes",
+    "strategy",
+    "deterministic",
+    "log_every_n_steps",
+    "num_sanity_val_steps",
+    "enable_model_summary",
+    "use_distributed_sampler",
 )
-"""What of ``trainer`` changes the encoder; devices do not, since a batch is counted over all of them."""
+"""What of ``trainer`` does not change the encoder; a batch is counted over all devices."""
 
 
 def pretrain(
@@ -65,17 +74,23 @@ def pretrain(
     Raises:
         DrgradeError: If photographs or encoder cannot be used.
     """
+    if cfg.init not in ("random", "imagenet"):
+        raise ConfigError(f"init={cfg.init}: pre-training starts from init=random or init=imagenet")
+    if "seed_each_epoch" in cfg.callbacks:
+        cfg.callbacks.seed_each_epoch.seed = cfg.pretext.seed
     seed_everything(cfg.pretext.seed)
     data = make(cfg.pretraining.datamodule, photographs=photographs)
     assert isinstance(data, PretextDataModule)
     task = make(cfg.pretraining.task, encoder=make_encoder(cfg))
     assert isinstance(task, PretextTask)
     if is_main_process():
+        start_afresh(folder, checkpoint)
         write_split(folder, data.subsets())
         write_config(folder, cfg)
     trainer, clock = make_trainer(cfg, folder, checkpoints(folder))
     trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     metrics: dict[str, Any] = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+    _refuse_diverged(task, metrics, folder)
     if is_main_process():
         key = encoder_key(cfg, data)
         metrics |= {
@@ -89,6 +104,17 @@ def pretrain(
         finish_logging()
     wait_for_all()
     return metrics
+
+
+def _refuse_diverged(task: PretextTask, metrics: dict[str, Any], folder: Path) -> None:
+    """An encoder that is not a number must not be kept, nor the checkpoint from which it would come again."""
+    weights = all(bool(torch.isfinite(tensor).all()) for tensor in task.encoder.state_dict().values())
+    if weights and all(map(math.isfinite, metrics.values())):
+        return
+    wait_for_all()
+    if is_main_process():
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    raise DrgradeError("pre-training has diverged (loss or weights not finite): lower pretext.optimizer.lr")
 
 
 def pretrain_run(
@@ -235,13 +261,18 @@ def _settings(cfg: DictConfig) -> dict[str, Any]:
     pretext = cast(dict[str, Any], OmegaConf.to_container(cfg.pretext, resolve=True))
     for length in ("epochs", "max_steps"):  # those of the trainer count: they may have been overridden
         pretext.pop(length)
-    trainer = {name: cfg.trainer[name] for name in _TRAINER_SETTINGS if name in cfg.trainer}
+    trainer = {name: value for name, value in cfg.trainer.items() if name not in _WITHOUT_EFFECT}
+    # Batch statistics: one set for a whole batch, or one for each process.
+    shared = "strategy" not in cfg.trainer or (cfg.sync_batchnorm and cfg.trainer.accelerator != "cpu")
     return {
         "pretext": pretext,
         "encoder": OmegaConf.to_container(cfg.encoder, resolve=True),
         "image_size": cfg.data.image_size,
         "pretrain_on": cfg.pretrain_on,
+        "init": cfg.init,
         "trainer": trainer,
+        "normalised_apart": 1 if shared else cfg.trainer.devices,
+        "version": _VERSION,
     }
 
 

@@ -11,10 +11,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from drgrade.data.modules import GradingDataModule
 from drgrade.data.photographs import Photographs
-from drgrade.errors import ConfigError
+from drgrade.data.splits import split_hash
+from drgrade.errors import ConfigError, DataError
 from drgrade.models.artefact import CARD, WEIGHTS, file_hash
 from drgrade.tasks import GradingTask
 from drgrade.training.artefacts import (
+    METRICS,
     SPLIT,
     write_config,
     write_metrics,
@@ -36,6 +38,7 @@ from drgrade.training.setup import (
     make_trainer,
     run_folder,
     seed_everything,
+    start_afresh,
 )
 
 log = logging.getLogger(__name__)
@@ -76,7 +79,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     except BaseException as error:
         # Whatever ended the run, its folder says so; the error itself goes on.
         stopped = not isinstance(error, Exception)
-        if is_main_process():
+        if is_main_process() and not (checkpoint and _finished(folder)):
             write_metrics(
                 folder,
                 {
@@ -106,6 +109,12 @@ def check_settings(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ConfigError(f"{name}={value} is not a whole number of at least {least}")
+    if cfg.protocol.checkpoint not in (BEST, LAST):
+        raise ConfigError(f"protocol.checkpoint={cfg.protocol.checkpoint} is neither {BEST} nor {LAST}")
+    if cfg.trainer.devices != 1 and "strategy" not in cfg.trainer:
+        raise ConfigError(
+            f"trainer.devices={cfg.trainer.devices}: for several devices use trainer=ddp or trainer=ddp_cpu"
+        )
     if not isinstance(cfg.label_fraction, int | float):
         raise ConfigError(f"label_fraction={cfg.label_fraction} is not a number; 10 % is label_fraction=0.1")
 
@@ -133,12 +142,15 @@ def grade(cfg: DictConfig, photographs: Photographs, folder: Path, checkpoint: P
     assert isinstance(task, GradingTask)
     if is_main_process():
         log.info("photographs: %s", _counts(photographs))
+        _check_same_split(folder, checkpoint, photographs)
+        start_afresh(folder, checkpoint)
         write_split(folder, photographs.split)
         write_config(folder, cfg)
     monitor = "val/qwk" if cfg.protocol.checkpoint == BEST else None
     trainer, clock = make_trainer(cfg, folder, checkpoints(folder, monitor))
     trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    metrics = {"train/loss": float(trainer.callback_metrics["train/loss"])}
+    # Empty if the run had ended before it was resumed to be tested.
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name == "train/loss"}
     chosen = _chosen_checkpoint(cfg, folder)
     metrics |= test(trainer, task, data, chosen, folder)
     record = {
@@ -206,12 +218,16 @@ def initial_encoder(cfg: DictConfig, photographs: Photographs) -> Path | None:
         raise ConfigError(
             f"init={cfg.init} is none of random, imagenet, ssl, and there is no such file or folder"
         )
+    weights = path / WEIGHTS if path.is_dir() else path
+    if cfg.pretrain_on == "train" and pretraining_saw_test(weights, photographs):
+        raise ConfigError(
+            f"init={cfg.init}: its pre-training has seen photographs that this run tests on; "
+            "pretrain_on=all allows it, and metrics.json will say so"
+        )
     return path
 
 
 def _chosen_checkpoint(cfg: DictConfig, folder: Path) -> Path:
-    if cfg.protocol.checkpoint not in (BEST, LAST):
-        raise ConfigError(f"protocol.checkpoint={cfg.protocol.checkpoint} is neither {BEST} nor {LAST}")
     chosen = folder / "checkpoints" / f"{cfg.protocol.checkpoint}.ckpt"
     if not chosen.is_file():
         log.warning("no epoch was validated, so that none could be chosen: the last one is tested")
@@ -236,7 +252,7 @@ def _provenance(cfg: DictConfig, photographs: Photographs, initial: Path | None)
         untrained = cfg.init == "random" and not _has_weights(cfg.encoder)
         return {**facts, "init": cfg.init, "pretraining_saw_test": False if untrained else None}
     weights = initial / WEIGHTS if initial.is_dir() else initial
-    saw = pretraining_saw_test(weights, cfg.data.name, photographs.split)
+    saw = pretraining_saw_test(weights, photographs)
     if saw and is_main_process():
         log.info("note: pre-training has seen test photographs (without their grades); metrics.json says so")
     return {**facts, "init": str(cfg.init), "encoder_hash": file_hash(weights), "pretraining_saw_test": saw}
@@ -252,24 +268,40 @@ def _has_weights(encoder: DictConfig) -> bool:
     )
 
 
-def pretraining_saw_test(weights: Path, data: str, split: pd.DataFrame) -> bool | None:
-    """Whether an encoder was pre-trained on photographs that a split tests on.
+def pretraining_saw_test(weights: Path, photographs: Photographs) -> bool | None:
+    """Whether an encoder was pre-trained on photographs that a run tests on.
 
     Args:
         weights: An ``encoder.safetensors``, with the files of its run beside it.
-        data: Name of the data set of the split.
-        split: Columns image_id and subset.
+        photographs: Of the run.
 
     Returns:
-        None where the files beside the weights do not tell.
+        None where the files beside the weights do not tell, or are of other data, or of the same in another
+        size.
     """
     card, seen = weights.with_name(CARD), weights.with_name(SPLIT)
-    if not card.is_file():
+    if not card.is_file() or not seen.is_file():
         return None
-    if json.loads(card.read_text())["data"] != data:
-        return False
-    if not seen.is_file():
+    if json.loads(card.read_text(encoding="utf-8"))["data_hash"] != photographs.store.sha256:
         return None
     table = pd.read_csv(seen, dtype=str, keep_default_na=False)
     learnt = set(table["image_id"][table["subset"] != "test"])
+    split = photographs.split
     return not learnt.isdisjoint(split["image_id"][split["subset"] == "test"])
+
+
+def _finished(folder: Path) -> bool:
+    record = folder / METRICS
+    return record.is_file() and json.loads(record.read_text(encoding="utf-8"))["status"] == "finished"
+
+
+def _check_same_split(folder: Path, checkpoint: Path | None, photographs: Photographs) -> None:
+    if checkpoint is None:
+        return
+    before = split_hash(
+        pd.read_csv(folder / SPLIT, dtype=str, keep_default_na=False, na_values={"grade": [""]})
+    )
+    if before != photographs.split_hash:
+        raise DataError(
+            f"resume={folder}: the photographs, or their grades, are not those that the run was split on"
+        )

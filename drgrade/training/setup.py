@@ -2,6 +2,7 @@
 
 import logging
 import random
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,10 +38,16 @@ def make(node: DictConfig, **given: Any) -> Any:
 
     Returns:
         The object.
+
+    Raises:
+        ConfigError: If it refuses a setting.
     """
     if not given:
         return instantiate(node, _convert_="all")
-    return instantiate(node, _convert_="all", _partial_=True)(**given)
+    try:
+        return instantiate(node, _convert_="all", _partial_=True)(**given)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{node._target_} refuses its settings: {error}") from error
 
 
 def seed_everything(seed: int) -> None:
@@ -188,6 +195,9 @@ def run_folder(cfg: DictConfig) -> tuple[Path, Path | None]:
 _FREE_TO_CHANGE = ("resume", "paths", "trainer", "logger", "callbacks", "hydra", "name")
 """Settings that may differ when a run goes on: where, on what, for how long, and how it is watched."""
 
+_PLACES = ("data.root", "data.source.root", "photographs.source.root", "photographs.folder")
+"""Photographs may have moved; whether they are still the same, the hash of the split tells."""
+
 
 def _choices(cfg: DictConfig) -> dict[str, Any]:
     """Every setting that makes a run what it is, as ``a.b: value``."""
@@ -202,7 +212,20 @@ def _choices(cfg: DictConfig) -> dict[str, Any]:
                 flat[f"{prefix}{name}"] = value
 
     collect({name: value for name, value in container.items() if name not in _FREE_TO_CHANGE}, "")
-    return flat
+    return {
+        name: value for name, value in flat.items() if name not in _PLACES and not name.endswith(".workers")
+    }
+
+
+def start_afresh(folder: Path, checkpoint: Path | None) -> None:
+    """Remove checkpoints that an earlier run may have left in the folder, unless this run goes on from them.
+
+    Args:
+        folder: The run's folder.
+        checkpoint: What the run goes on from.
+    """
+    if checkpoint is None:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def finish_logging() -> None:

@@ -130,3 +130,15 @@ def test_importing_the_models_imports_no_heavy_package():
     code = f"import sys, drgrade.models; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_synchronised_normalisation_keeps_activations_and_names():
+    # torch's conversion, and so Lightning's, drops the ReLUs that timm builds into DenseNet's normalisations.
+    torch.manual_seed(0)
+    encoder = TimmEncoder("densenet121", image_size=32, growth_rate=4, block_config=[1, 1, 1, 1]).eval()
+    images = torch.randn(2, 3, 32, 32)
+    before, names = encoder(images), list(encoder.state_dict())
+    converted = synchronised(encoder).eval()
+    assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in converted.modules())
+    assert list(converted.state_dict()) == names
+    torch.testing.assert_close(converted(images), before)

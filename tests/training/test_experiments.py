@@ -2,6 +2,7 @@
 
 import hydra
 import pytest
+import torch
 from hydra.errors import ConfigCompositionException
 
 from drgrade.cli.app import CONF, choices
@@ -21,6 +22,8 @@ def test_every_experiment_trains_two_steps_on_the_demo(experiment, compose):
     metrics = train(cfg)
     assert metrics["status"] == "finished"
     assert ("test/qwk" in metrics) == (cfg.task == "grading")
+    checkpoint = torch.load(f"{cfg.paths.run}/checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 2
 
 
 @pytest.mark.parametrize(

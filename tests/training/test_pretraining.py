@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from drgrade.errors import EncoderError
+from drgrade.errors import ConfigError, DrgradeError, EncoderError
 from drgrade.training.pretraining import encoder_folder, pretext_config
 from drgrade.training.run import train
 from drgrade.training.setup import make_photographs
@@ -65,6 +65,8 @@ def test_the_weights_that_a_run_starts_from_are_the_pretrained_ones(compose, tmp
         ("scale.densenet.growth_rate=8", False),
         ("seed=1", False),
         ("data.count=50", False),
+        ("+trainer.limit_train_batches=1", False),
+        ("trainer=ddp_cpu", False),  # every process normalises its own part of a batch
     ],
 )
 def test_an_encoder_is_shared_by_runs_with_the_same_pretext_settings_only(override, same, compose):
@@ -154,3 +156,32 @@ def test_runs_that_ask_at_the_same_time_pretrain_once(command, tmp_path):
     assert [run.returncode for run in runs] == [0, 0], outputs
     assert sum("pre-training it once" in output for output in outputs) == 1
     assert sum("encoder: found" in output for output in outputs) == 1
+
+
+def test_an_encoder_that_started_from_other_weights_is_another_encoder(compose):
+    keys = []
+    for init in ("random", "imagenet"):
+        cfg = compose("+experiment=rotation_pretrain", f"init={init}")
+        keys.append(encoder_folder(cfg, make_photographs(cfg)).name)
+    assert keys[0] != keys[1]
+
+
+@pytest.mark.parametrize("init", ["ssl", "some/folder"])
+def test_pretraining_refuses_first_weights_that_it_would_ignore(init, compose):
+    with pytest.raises(ConfigError, match="init=random or init=imagenet"):
+        train(compose("+experiment=rotation_pretrain", f"init={init}"))
+
+
+def test_a_diverged_pretraining_is_refused_however_often_it_is_tried(compose, tmp_path):
+    for attempt in range(2):
+        with pytest.raises(DrgradeError, match="diverged"):
+            train(compose(*DENSENET, "pretext.optimizer.lr=1e30", run=f"try{attempt}"))
+    assert not list((tmp_path / "encoders").glob("*/encoder.json"))
+
+
+def test_with_pretrain_on_train_an_encoder_that_saw_the_test_photographs_is_refused(compose, tmp_path):
+    train(compose("+experiment=rotation_pretrain", "pretrain_on=all", run="pretraining"))
+    init = f"init={tmp_path / 'pretraining'}"
+    with pytest.raises(ConfigError, match="has seen photographs that this run tests on"):
+        train(compose(*DENSENET, init, "pretrain_on=train"))
+    assert train(compose(*DENSENET, init, "pretrain_on=all"))["pretraining_saw_test"] is True

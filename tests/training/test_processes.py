@@ -18,10 +18,9 @@ def call(command, folder):
 
 
 @pytest.fixture
-def evaluate(tmp_path, shared):
+def evaluate(tmp_path):
     def run(name, *more):
-        stores = shared[1]
-        command = [sys.executable, "-m", "drgrade.cli.evaluate", f"checkpoint={tmp_path / 'run'}", stores]
+        command = [sys.executable, "-m", "drgrade.cli.evaluate", f"checkpoint={tmp_path / 'run'}"]
         call([*command, f"paths.run={tmp_path / name}", f"paths.outputs={tmp_path}", *more], tmp_path)
         return tmp_path / name
 
@@ -42,6 +41,13 @@ def test_a_checkpoint_tested_in_one_process_and_in_two_gives_the_same(compose, t
     assert first.keys() == second.keys()
     for name, value in first.items():
         assert second[name] == (pytest.approx(value, abs=1e-6) if isinstance(value, float) else value), name
+
+
+def test_evaluation_makes_its_own_store_where_it_is_told_to(compose, tmp_path, evaluate):
+    train(compose("init=random", "trainer.max_steps=1"))
+    folder = evaluate("again", "trainer=cpu", f"paths.stores={tmp_path / 'fresh'}")
+    assert list((tmp_path / "fresh").glob("demo-*/images.npy"))
+    assert filecmp.cmp(folder / "predictions.csv", tmp_path / "run" / "predictions.csv", shallow=False)
 
 
 def test_each_cell_of_a_ddp_sweep_runs_once(command, tmp_path):

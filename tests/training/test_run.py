@@ -212,8 +212,26 @@ def test_without_validation_photographs_the_last_epoch_is_tested(compose, caplog
     assert "the last one is tested" in caplog.text
 
 
-def test_the_best_epoch_is_tested_where_the_protocol_says_so(compose):
+def test_the_epoch_with_the_highest_qwk_is_tested(compose, tmp_path):
+    metrics = train(compose("protocol=matched", "protocol.epochs=4", "logger=csv"))
+    curve = pd.read_csv(tmp_path / "run" / "csv" / "metrics.csv").dropna(subset=["val/qwk", "epoch"])
+    during = curve[curve["epoch"] < 4].drop_duplicates("epoch")["val/qwk"].to_numpy()
+    best = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
+    assert metrics["checkpoint"] == "best.ckpt"
+    assert best["epoch"] == during.argmax()
+    assert metrics["val/qwk"] == pytest.approx(during.max(), abs=1e-6)
+
+
+def test_a_checkpoint_that_an_earlier_run_left_in_the_folder_is_not_tested(compose):
     assert train(compose("protocol=matched"))["checkpoint"] == "best.ckpt"
+    assert train(compose("protocol=matched", "trainer.max_steps=1"))["checkpoint"] == "last.ckpt"
+
+
+def test_a_finished_run_that_is_resumed_is_tested_again(compose, tmp_path):
+    settings = ("+experiment=rotation_100pct", "init=random")
+    first = train(compose(*settings))
+    again = train(compose(*settings, f"resume={tmp_path / 'run'}", run="elsewhere"))
+    assert {**again, "train/loss": 0} == {**first, "train/loss": 0}
 
 
 def test_a_failed_run_says_so_in_its_folder(compose, tmp_path):
@@ -242,6 +260,10 @@ def test_a_failed_run_says_so_in_its_folder(compose, tmp_path):
         ("fold=published", "no published test set"),
         ("task=grade", "none of grading, pretext"),
         ("protocol.checkpoint=first", "neither best nor last"),
+        ("trainer.devices=2", "trainer=ddp"),
+        ("trainer.precision=bf16-mix", "bf16-mix"),
+        ("optimizer.lr=-1", "learning rate"),
+        ("head.dropout=2", "dropout"),
         ("encoder=timm encoder.name=resnet_18", "did you mean"),
     ],
 )
