@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from drgrade.errors import EncoderError
 from drgrade.models import TimmEncoder
+from drgrade.models.timm_backbone import synchronised
 
 SMALL_DENSENET = {"growth_rate": 4, "block_config": (1, 1, 1, 1)}
 
