@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -119,6 +120,11 @@ def normalise(images: Tensor) -> Tensor:
     return (images.float() / 255 - mean) / std
 
 
+def _one_opencv_thread(worker: int) -> None:
+    """Each loader process has a core; and a forked one lacks its parent's OpenCV threads, so 0 and not 1."""
+    cv2.setNumThreads(0)
+
+
 class _StoreDataModule(pl.LightningDataModule):
     """What both DataModules share: preparation, loaders for several processes, normalisation."""
 
@@ -176,6 +182,7 @@ class _StoreDataModule(pl.LightningDataModule):
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
+            worker_init_fn=_one_opencv_thread,
             # Its own, so that starting a loader does not move the random numbers of training.
             generator=torch.Generator().manual_seed(self.seed),
         )

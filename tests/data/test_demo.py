@@ -1,6 +1,8 @@
 """The drawn data set: deterministic, true to the severity scale, and without shortcuts."""
 
 import hashlib
+import subprocess
+import sys
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -241,3 +243,16 @@ def test_any_size_can_be_drawn(size: int):
         drawing = draw_photograph(Photograph(0, "right", 4, camera), size, seed=1)
         assert drawing.pixels.shape[0] == size
         assert drawing.pixels.shape[:2] == drawing.lesions.shape
+
+
+def test_drawing_in_several_processes_does_not_wait_for_threads_that_a_fork_has_lost(tmp_path):
+    # After OpenCV has used its threads in the parent, a forked worker that asks it for one thread hangs now and then.
+    code = (
+        "import sys, cv2, numpy as np\n"
+        "from drgrade.data.sources.demo import Demo\n"
+        "cv2.setNumThreads(4)\n"
+        "for i in range(3):\n"
+        "    cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (0, 0), 5)\n"
+        "    Demo(sys.argv[1], count=20, size=64, seed=i, workers=2).read()\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=120)

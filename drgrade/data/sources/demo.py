@@ -109,7 +109,8 @@ class Demo(Source):
             with _one_opencv_thread():
                 _report(map(draw, photographs), len(photographs), what)
             return
-        with ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+        # 0, not 1: a forked worker would wait for its parent's OpenCV threads, which it does not have, to end.
+        with ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(0,)) as pool:
             try:
                 _report(pool.map(draw, photographs, chunksize=4), len(photographs), what)
             except BaseException:
