@@ -109,7 +109,7 @@ class Demo(Source):
             with _one_opencv_thread():
                 _report(map(draw, photographs), len(photographs), what)
             return
-        # 0, not 1: a forked worker would wait for its parent's OpenCV threads, which it does not have, to end.
+        # 0, not 1: a forked worker would wait for its parent's OpenCV threads to end, which it does not have.
         with ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(0,)) as pool:
             try:
                 _report(pool.map(draw, photographs, chunksize=4), len(photographs), what)
