@@ -246,7 +246,7 @@ def test_any_size_can_be_drawn(size: int):
 
 
 def test_drawing_in_several_processes_does_not_wait_for_threads_that_a_fork_has_lost(tmp_path):
-    # Once OpenCV has used threads in the parent, a forked worker that asks it for one thread hangs now and then.
+    # Once OpenCV has used threads in the parent, a forked worker that asks for one thread hangs now and then.
     code = (
         "import sys, cv2, numpy as np\n"
         "from drgrade.data.sources.demo import Demo\n"
