@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -113,6 +114,7 @@ def write_provenance(folder: Path, **facts: object) -> None:
     record = {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "versions": versions(),
+        "commit": _commit(),
         "machine": {
             "processor": platform.machine(),
             "cores": os.cpu_count(),
@@ -132,6 +134,25 @@ def versions() -> dict[str, str]:
     """
     own = {"python": platform.python_version(), "drgrade": __version__}
     return own | {name: found for name in _PACKAGES if (found := _version(name))}
+
+
+def _commit() -> str | None:
+    """Commit of the checkout that drgrade runs from, with ``+`` if it has changes; None if there is none."""
+    command = [
+        "git",
+        "-C",
+        str(Path(__file__).parent),
+        "describe",
+        "--always",
+        "--abbrev=40",
+        "--dirty=+",
+        "--exclude=*",
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # no git
+        return None
+    return done.stdout.strip() or None
 
 
 def _version(package: str) -> str | None:

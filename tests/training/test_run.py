@@ -44,6 +44,10 @@ def test_a_run_leaves_the_artefacts_of_the_contract(finished):
     assert split_hash(split) == metrics["split_hash"]
     assert sorted(predictions["image_id"]) == sorted(split["image_id"][split["subset"] == "test"])
     assert (folder / "config.yaml").is_file()
+    assert (
+        json.loads((folder / "provenance.json").read_text())["versions"]["torch"]
+        == torch.__version__.split("+")[0]
+    )
     assert (folder / "checkpoints" / "last.ckpt").is_file()
 
 
