@@ -80,13 +80,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         # Whatever ended the run, its folder says so; the error itself goes on.
         stopped = not isinstance(error, Exception)
         if is_main_process() and not (checkpoint and _finished(folder)):
-            write_metrics(
-                folder,
-                {
-                    "status": "interrupted" if stopped else "failed",
-                    "error": f"{type(error).__name__}: {error}",
-                },
-            )
+            reason = {} if stopped else {"error": f"{type(error).__name__}: {error}"}
+            write_metrics(folder, {"status": "interrupted" if stopped else "failed", **reason})
         if isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from error  # Lightning has made an ordinary exit of it
         raise

@@ -38,7 +38,7 @@ def test_an_offline_run_is_written(nobody, compose, tmp_path):
 
 def test_csv_has_the_curves(compose, tmp_path):
     train(compose("logger=csv"))
-    text = (tmp_path / "run" / "csv" / "metrics.csv").read_text()
+    text = (tmp_path / "run" / "csv" / "version_0" / "metrics.csv").read_text()
     assert "train/loss" in text
     assert "val/qwk" in text
 

@@ -140,7 +140,7 @@ def test_resuming_another_run_is_refused(compose, tmp_path):
         train(compose("+experiment=rotation_50pct", "init=random", f"resume={tmp_path / 'run'}", run="other"))
 
 
-class TestedOnItsTrainingPhotographs(GradingDataModule):
+class ValidatedOnItsTrainingPhotographs(GradingDataModule):
     def val_dataloader(self):
         return self._every_loader(self._datasets["train"])
 
@@ -158,7 +158,7 @@ def test_eight_images_are_learnt_by_heart(compose, tmp_path, make_photographs):
         "protocol.frozen_epochs=0",
     )
     torch.manual_seed(0)
-    data = TestedOnItsTrainingPhotographs(
+    data = ValidatedOnItsTrainingPhotographs(
         photographs, FundusAugmentation(), batch_size=8, seed=0, steps_per_epoch=20
     )
     task = make(cfg.grading.task, encoder=make_encoder(cfg))
@@ -218,7 +218,9 @@ def test_without_validation_photographs_the_last_epoch_is_tested(compose, caplog
 
 def test_the_epoch_with_the_highest_qwk_is_tested(compose, tmp_path):
     metrics = train(compose("protocol=matched", "protocol.epochs=4", "logger=csv"))
-    curve = pd.read_csv(tmp_path / "run" / "csv" / "metrics.csv").dropna(subset=["val/qwk", "epoch"])
+    curve = pd.read_csv(tmp_path / "run" / "csv" / "version_0" / "metrics.csv").dropna(
+        subset=["val/qwk", "epoch"]
+    )
     during = curve[curve["epoch"] < 4].drop_duplicates("epoch")["val/qwk"].to_numpy()
     best = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
     assert metrics["checkpoint"] == "best.ckpt"
@@ -275,3 +277,12 @@ def test_settings_that_make_no_sense_are_explained(override, hint, compose):
     with pytest.raises(Exception) as caught:  # noqa: PT011 - the explanation is what counts
         train(compose(*override.split()))
     assert hint in (explain(caught.value) or "")
+
+
+def test_a_resumed_run_keeps_the_curves_of_its_first_part(compose, tmp_path):
+    settings = ("+experiment=rotation_100pct", "init=random", "logger=csv")
+    train(compose(*settings, "trainer.max_epochs=1"))
+    train(compose(*settings, f"resume={tmp_path / 'run'}", run="elsewhere"))
+    parts = [tmp_path / "run" / "csv" / f"version_{part}" / "metrics.csv" for part in (0, 1)]
+    epochs = [set(pd.read_csv(part).dropna(subset=["train/loss"])["epoch"]) for part in parts]
+    assert epochs == [{0}, {1}]
