@@ -1,14 +1,14 @@
 """What every source gives: a manifest of photographs, and the list of what is wrong with it.
 
 Readers of one layout (:class:`Source`) share the parts below: they turn every row of a label file into an
-:class:`Entry`, or raise :class:`RowError` for a row that cannot be used, and :func:`source_table` does the
-rest.
+:class:`Entry`, or raise :class:`RowError` for a row that cannot be used; :func:`read_rows` goes through a
+label file, and :func:`collect` makes the manifest.
 """
 
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 import pandas as pd
 
 from drgrade.data.reading import IMAGE_EXTENSIONS
+from drgrade.data.sources.labels import LabelFile, LabelRow
 from drgrade.errors import DataError
 
 MANIFEST_COLUMNS = ("image_id", "path", "grade", "patient_id", "eye", "dataset", "split")
@@ -46,12 +47,14 @@ class Problem:
         reason: What is wrong, in words.
         action: ``left out`` (the photograph or row is not in the store) or ``converted`` (it is, after a
             conversion).
+        photograph: The photograph's file, relative to the root, if there is one that a row names; else "".
     """
 
     image_id: str
     path: str
     reason: str
     action: Literal["left out", "converted"]
+    photograph: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,13 @@ class Source(ABC):
     Attributes:
         name: The data set's name, as in ``data=NAME``.
         root: Folder that the manifest's paths are relative to.
+        how_to_get: Where the data set is to be had, its terms in a line, the layout expected, and the
+            command of the official client if there is one. Part of every message on missing files.
     """
 
     name: str
     root: Path
+    how_to_get: str = ""
 
     @abstractmethod
     def read(self) -> SourceTable:
@@ -81,6 +87,74 @@ class Source(ABC):
             DataError: If the data set as a whole cannot be used (no such folder, no label file, a column
                 is missing).
         """
+
+    def download(self) -> None:
+        """Fetch the data set into the root, in the layout that :meth:`read` reads; nothing if it is there.
+
+        This default is for data sets whose terms their user must accept in person: it leaves what lies in
+        the root to :meth:`read`, so that ``download=true`` serves several data sets at once.
+
+        Raises:
+            DataError: If there is nothing and drgrade may not fetch it, or if that fails.
+        """
+        if self.root.is_dir() and any(self.root.iterdir()):
+            return
+        raise DataError(
+            f"data={self.name} cannot be downloaded by drgrade: its terms are between you and its owner. "
+            f"Get it yourself, then set data.root=DIR.\n{self.how_to_get}"
+        )
+
+    def photograph_folders(self) -> tuple[str, ...]:
+        """Folders of the data set that hold its photographs, relative to the root."""
+        return (".",)
+
+    def unlisted(self) -> list[str]:
+        """Photographs in the data set's folders that no row of a label file names.
+
+        Returns:
+            Paths relative to the root, sorted. What a row names is not among them, whether that row can be
+            used or not.
+
+        Raises:
+            DataError: As :meth:`read`.
+        """
+        table = self.read()
+        named = set(table.manifest["path"])
+        named.update(*((problem.photograph, problem.path) for problem in table.problems))
+        finders = (PhotoFinder(self.root, folder) for folder in self.photograph_folders())
+        return sorted({path for finder in finders for path in finder.all_photographs()} - named)
+
+    def need(self, *choices: str) -> str:
+        """The first of several files or folders that is there.
+
+        Args:
+            choices: Paths relative to the root, the official one first.
+
+        Raises:
+            DataError: If none is: what is missing, where it was looked for, and how to get it.
+        """
+        for choice in choices:
+            if (self.root / choice).exists():
+                return choice
+        raise self.missing(choices[0])
+
+    def missing(self, path: str) -> DataError:
+        """The error for a file or folder that should be there.
+
+        Args:
+            path: Relative to the root.
+        """
+        if not self.root.is_dir():
+            state = f"{self.root} {'is not a folder' if self.root.exists() else 'does not exist'}"
+            state += f": data={self.name} should lie there"
+        else:
+            state = f"data={self.name} is not there or incomplete: {self.root / path} is not there"
+        return DataError(f"{state}. {self._remedy()}\n{self.how_to_get}")
+
+    def _remedy(self) -> str:
+        if type(self).download is Source.download:
+            return "Set data.root=DIR to the folder that holds it."
+        return "Set data.root=DIR to the folder that holds it, or download=true to have it fetched."
 
 
 class RowError(Exception):
@@ -109,6 +183,78 @@ class Entry(NamedTuple):
     where: str = ""
 
 
+def read_rows(
+    labels: LabelFile,
+    image_column: str,
+    finder: "PhotoFinder",
+    entry: Callable[[LabelRow, str], Entry],
+    *,
+    locate: Callable[[str], str] = str,
+    prefix: str = "",
+) -> Iterator[Entry | Problem]:
+    """Go through a label file; rows that cannot be used become problems.
+
+    Args:
+        labels: The file.
+        image_column: Column that names the photograph.
+        finder: Finds it.
+        entry: Makes the entry from a row and the photograph's path; ``where`` is filled in here. It may raise
+            :class:`RowError`.
+        locate: File name, for the finder, of what the column says.
+        prefix: Stands before the name in the image_id of problems.
+
+    Yields:
+        One item for each row.
+    """
+    for row in labels.rows:
+        name, where, path = row.cells[image_column], f"{labels.path.name}:{row.line}", ""
+        try:
+            if row.surplus:
+                raise RowError(f"{row.surplus} more values than columns")
+            if not name:
+                raise RowError(f'empty id (column "{image_column}")')
+            path = finder.find(locate(name))
+            yield entry(row, path)._replace(where=where)
+        except RowError as error:
+            yield Problem(f"{prefix}{finder.stem(name)}", where, str(error), "left out", path)
+
+
+def read_folder(
+    finder: "PhotoFinder", entry: Callable[[str], Entry], skip: Container[str] = ()
+) -> Iterator[Entry | Problem]:
+    """Go through the photographs of a folder that no label file names.
+
+    Args:
+        finder: Finds them.
+        skip: Paths that are passed over.
+        entry: Makes the entry from a photograph's path; ``where`` is filled in here. It may raise
+            :class:`RowError`.
+
+    Yields:
+        One item for each photograph.
+    """
+    for path in finder.all_photographs():
+        if path in skip:
+            continue
+        try:
+            finder.find((finder.root / path).absolute().as_posix())
+            yield entry(path)._replace(where=path)
+        except RowError as error:
+            yield Problem(finder.stem(path), path, str(error), "left out", path)
+
+
+def collect(items: Iterable[Entry | Problem], dataset: str) -> SourceTable:
+    """Make the table of what :func:`read_rows` and :func:`read_folder` found; see :func:`source_table`."""
+    entries: list[Entry] = []
+    problems: list[Problem] = []
+    for item in items:
+        if isinstance(item, Entry):
+            entries.append(item)
+        else:
+            problems.append(item)
+    return source_table(entries, problems, dataset)
+
+
 def source_table(entries: Iterable[Entry], problems: Iterable[Problem], dataset: str) -> SourceTable:
     """Sort entries into a manifest, each image_id once.
 
@@ -127,12 +273,11 @@ def source_table(entries: Iterable[Entry], problems: Iterable[Problem], dataset:
         if conflicts:
             values = "; ".join(f"{e.where}: {', '.join(str(getattr(e, c)) for c in conflicts)}" for e in same)
             reason = f"duplicate id with conflicting {' and '.join(conflicts)} ({values})"
-            found += [Problem(image_id, e.where, reason, "left out") for e in same]
+            found += [Problem(image_id, e.where, reason, "left out", e.path) for e in same]
             continue
         kept.append(first)
-        found += [
-            Problem(image_id, e.where, f"duplicate id: repeats {first.where}", "left out") for e in same[1:]
-        ]
+        repeats = f"duplicate id: repeats {first.where}"
+        found += [Problem(image_id, e.where, repeats, "left out", e.path) for e in same[1:]]
     rows = [(*e[:-2], dataset, e.split) for e in kept]
     manifest = pd.DataFrame(rows, columns=list(MANIFEST_COLUMNS), dtype=object)
     types = {column: "Int64" if column == "grade" else "string" for column in MANIFEST_COLUMNS}
@@ -145,11 +290,15 @@ def parse_text(text: str) -> str | None:
     return None if text.lower() in _NO_VALUE else text
 
 
-def parse_grade(text: str) -> int | None:
+def parse_grade(text: str, *, ungradable: int | None = None) -> int | None:
     """Read a grade: ``2``, ``2.0``, or nothing for a photograph without a label.
 
+    Args:
+        text: The cell.
+        ungradable: Number that says that the photograph could not be graded.
+
     Raises:
-        RowError: For anything else.
+        RowError: For anything else, and for the number ``ungradable``.
     """
     value = parse_text(text)
     if value is None:
@@ -160,6 +309,8 @@ def parse_grade(text: str) -> int | None:
         raise RowError(f'grade "{value}" is not a number') from None
     if not math.isfinite(number) or number != int(number):
         raise RowError(f"grade {value} is not a whole number")
+    if int(number) == ungradable:
+        raise RowError(f"ungradable (grade {ungradable})")
     if int(number) not in GRADES:
         raise RowError(f"grade {value} is not one of {GRADES[0]}-{GRADES[-1]}")
     return int(number)
@@ -199,14 +350,24 @@ class PhotoFinder:
         root: Folder that the resulting paths are relative to; nothing outside it is accepted.
         folder: Folder that the names are relative to, relative to ``root``.
         extensions: Endings, in lower case, that are tried in this order for names without one.
+        loose: Whether a file may differ from its name in upper and lower case and in its ending, as copies of
+            public data sets often do. A file that fits exactly comes first; several that fit loosely are not
+            guessed between.
     """
 
-    def __init__(self, root: Path, folder: str = ".", extensions: tuple[str, ...] = IMAGE_EXTENSIONS) -> None:
+    def __init__(
+        self,
+        root: Path,
+        folder: str = ".",
+        extensions: tuple[str, ...] = IMAGE_EXTENSIONS,
+        loose: bool = False,
+    ) -> None:
         self.root = root
         self.folder = folder
         self.extensions = extensions
-        self._real_root = root.resolve()
-        self._listings: dict[Path, dict[str, list[str]]] = {}
+        self.loose = loose
+        self._top = os.path.normpath(root.absolute())
+        self._listings: dict[str, _Listing] = {}
 
     def find(self, name: str) -> str:
         """Path of a photograph relative to the root, with forward slashes.
@@ -218,17 +379,22 @@ class PhotoFinder:
             RowError: If it is not there, not a file, ambiguous, or outside the root.
         """
         name = name if os.sep == "\\" else name.replace("\\", "/")
-        wanted = Path(os.path.normpath(self.root.absolute() / self.folder / name))
+        wanted = os.path.normpath(os.path.join(self._top, self.folder, name))  # noqa: PTH118  (30 times faster)
+        if not wanted.startswith(os.path.join(self._top, "")):  # noqa: PTH118
+            raise RowError(f"path outside the root {self.root}: {name}")
+        folder, base = os.path.split(wanted)
         try:
-            relative = wanted.relative_to(os.path.normpath(self.root.absolute()))
-            path = wanted if wanted.is_file() else self._with_ending(wanted, name)
-            if not path.resolve().is_relative_to(self._real_root):
-                raise RowError(f"path outside the root {self.root} (through a symbolic link): {name}")
+            listing = self._listing(folder)
+            known = listing.plain.get(base)
+            if known is None or not (known or Path(wanted).is_file()):
+                base = self._with_ending(listing, folder, base, name)
+            if not (listing.inside and listing.plain.get(base)):
+                self._check_link(Path(folder, base), name)
         except ValueError:
             raise RowError(f"path outside the root {self.root}: {name}") from None
         except OSError as error:
             raise RowError(f"the file cannot be used: {name} ({error.strerror})") from None
-        return relative.with_name(path.name).as_posix()
+        return os.path.join(folder, base)[len(self._top) :].lstrip(os.sep).replace(os.sep, "/")  # noqa: PTH118
 
     def stem(self, path: str) -> str:
         """A path without its ending, if that is one of a photograph."""
@@ -237,35 +403,64 @@ class PhotoFinder:
 
     def all_photographs(self) -> Iterator[str]:
         """Every photograph in the folder and below, relative to the root; hidden ones are left out."""
-        start = self.root / self.folder
-        for folder, subfolders, files in os.walk(start):
+        for folder, subfolders, files in os.walk(self.root / self.folder):
             subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            below = Path(os.path.relpath(folder, self.root))
             for name in sorted(files):
                 if not name.startswith(".") and name.lower().endswith(self.extensions):
-                    yield (
-                        Path(os.path.normpath(Path(folder, name)))
-                        .relative_to(os.path.normpath(self.root))
-                        .as_posix()
-                    )
+                    yield (below / name).as_posix()
 
-    def _with_ending(self, wanted: Path, name: str) -> Path:
-        listing = self._listings.get(wanted.parent)
-        if listing is None:
-            listing = self._listings[wanted.parent] = self._by_stem(wanted.parent)
-        fitting = listing.get(wanted.name, [])
+    def _with_ending(self, listing: "_Listing", folder: str, base: str, name: str) -> str:
+        fitting = listing.by_stem.get(self.stem(base).casefold() if self.loose else base, [])
         if len(fitting) > 1:
             raise RowError(f"several files fit {name}: {', '.join(fitting)}")
-        if not fitting:
+        # is_file(): upper and lower case may be the same here, and it gives the reason where it fails
+        if not fitting and not Path(folder, base).is_file():
             raise RowError(f"the file is not there: {name}")
-        return wanted.with_name(fitting[0])
+        return fitting[0] if fitting else base
 
-    def _by_stem(self, folder: Path) -> dict[str, list[str]]:
-        listing: dict[str, list[str]] = {}
-        if folder.is_dir():
-            for file in sorted(folder.iterdir()):
-                if file.suffix.lower() in self.extensions:
-                    listing.setdefault(file.stem, []).append(file.name)
-        return listing
+    def _check_link(self, path: Path, name: str) -> None:
+        """Check a file that is a link, or is in a folder that one leads to."""
+        if not path.is_file():
+            raise RowError(f"the file is not there: {name}")
+        if not path.resolve().is_relative_to(self.root.resolve()):
+            raise RowError(f"path outside the root {self.root} (through a symbolic link): {name}")
+
+    def _listing(self, folder: str) -> "_Listing":
+        """What is in a folder, read once: large data sets have one of 50,000 files."""
+        if folder not in self._listings:
+            plain, by_stem = dict[str, bool](), dict[str, list[str]]()
+            for file, is_plain in _scan(folder):
+                stem = self.stem(file)
+                if stem != file and not stem.startswith("."):
+                    by_stem.setdefault(stem.casefold() if self.loose else stem, []).append(file)
+                plain[file] = is_plain
+            inside = Path(folder).resolve().is_relative_to(self.root.resolve())
+            self._listings[folder] = _Listing(inside, plain, by_stem)
+        return self._listings[folder]
+
+
+class _Listing(NamedTuple):
+    """What is in a folder.
+
+    Attributes:
+        inside: Whether it is inside the root, links followed.
+        plain: By name, whether it is a file and no link.
+        by_stem: Names of photographs by what they are without ending.
+    """
+
+    inside: bool
+    plain: dict[str, bool]
+    by_stem: dict[str, list[str]]
+
+
+def _scan(folder: str) -> list[tuple[str, bool]]:
+    """Names in a folder, and whether they are files and no links; none if it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((entry.name, entry.is_file(follow_symlinks=False)) for entry in entries)
+    except OSError:
+        return []  # find() gets the reason when it asks for a file in it
 
 
 def require_folder(root: Path, what: str) -> None:

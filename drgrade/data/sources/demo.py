@@ -68,6 +68,13 @@ class Demo(Source):
         manifest = pd.read_csv(self.root / LABELS, dtype={"grade": "Int64", "split": "string"})
         return SourceTable(manifest[list(MANIFEST_COLUMNS)])
 
+    def download(self) -> None:
+        """Nothing is to be fetched: :meth:`read` draws."""
+
+    def photograph_folders(self) -> tuple[str, ...]:
+        """Without the masks of the lesions."""
+        return (IMAGES,)
+
     def _draw_once(self) -> None:
         """Draw the data set, unless another process has done so while this one waited for the lock."""
         parent = self.root.parent

@@ -1,6 +1,6 @@
 """Any folder of photographs, with a CSV file of grades or without."""
 
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from drgrade.data.reading import IMAGE_EXTENSIONS
@@ -8,22 +8,23 @@ from drgrade.data.sources.base import (
     Entry,
     PhotoFinder,
     Problem,
-    RowError,
     Source,
     SourceTable,
+    collect,
     parse_eye,
     parse_grade,
     parse_split,
     parse_text,
+    read_folder,
+    read_rows,
     require_folder,
-    source_table,
 )
 from drgrade.data.sources.labels import LabelFile, LabelRow, read_label_file
 from drgrade.errors import DataError
 
 
 class Folder(Source):
-    """A folder of photographs, and a CSV file with a row for each.
+    """A folder of photographs, and a CSV file (or .xlsx sheet) with a row for each.
 
     A photograph's image_id is its path as the CSV file names it, without the ending. An empty grade means
     that the photograph has no label. A row that cannot be used is left out with its reason.
@@ -42,6 +43,10 @@ class Folder(Source):
         extensions: Endings that are taken for photographs.
         name: Name of the data set.
     """
+
+    how_to_get = """\
+data=folder reads your own photographs: data.root=DIR is their folder, data.csv=FILE their grades
+(data.csv=null: none), data.image_column and data.grade_column its columns."""
 
     def __init__(
         self,
@@ -81,17 +86,21 @@ class Folder(Source):
                 f"{self.root / self.images} is not a folder: set data.images=DIR, relative to data.root"
             )
         finder = PhotoFinder(self.root, self.images, self.extensions)
-        entries: list[Entry] = []
-        problems: list[Problem] = []
+        items: list[Entry | Problem] = []
         if self.csv is not None:
-            for item in self._listed(self._label_file(), finder):
-                (entries if isinstance(item, Entry) else problems).append(item)  # type: ignore[arg-type]
+            items += read_rows(
+                self._label_file(), self.image_column, finder, partial(self._entry, finder=finder)
+            )
         if self.csv is None or self.include_unlisted:
-            for item in self._unlisted({entry.path for entry in entries}, finder):
-                (entries if isinstance(item, Entry) else problems).append(item)  # type: ignore[arg-type]
-        if not entries and not problems:
+            listed = {item.path for item in items if isinstance(item, Entry)}
+            items += read_folder(finder, lambda path: Entry(self._image_id(path, finder), path), skip=listed)
+        if not items:
             raise DataError(f"{self.csv or self.root} names no photograph: it is empty")
-        return source_table(entries, problems, self.name)
+        return collect(items, self.name)
+
+    def photograph_folders(self) -> tuple[str, ...]:
+        """See :meth:`Source.photograph_folders`."""
+        return (self.images,)
 
     def _label_file(self) -> LabelFile:
         assert self.csv is not None
@@ -111,25 +120,10 @@ class Folder(Source):
         )
         return labels
 
-    def _listed(self, labels: LabelFile, finder: PhotoFinder) -> Iterator[Entry | Problem]:
-        for row in labels.rows:
-            where = f"{labels.path.name}:{row.line}"
-            try:
-                yield self._entry(row, where, finder)
-            except RowError as error:
-                yield Problem(finder.stem(row.cells[self.image_column]), where, str(error), "left out")
-
-    def _entry(self, row: LabelRow, where: str, finder: PhotoFinder) -> Entry:
-        if row.surplus:
-            raise RowError(f"{row.surplus} more values than columns")
-        name = row.cells[self.image_column]
-        if not name:
-            raise RowError(f'empty id (column "{self.image_column}")')
-
+    def _entry(self, row: LabelRow, path: str, finder: PhotoFinder) -> Entry:
         def cell(column: str | None) -> str:
             return row.cells[column] if column is not None else ""
 
-        path = finder.find(name)
         return Entry(
             image_id=self._image_id(path, finder),
             path=path,
@@ -137,20 +131,7 @@ class Folder(Source):
             patient_id=parse_text(cell(self.patient_column)),
             eye=parse_eye(cell(self.eye_column)),
             split=parse_split(cell(self.split_column)),
-            where=where,
         )
-
-    def _unlisted(self, listed: set[str], finder: PhotoFinder) -> Iterator[Entry | Problem]:
-        for path in finder.all_photographs():
-            if path in listed:
-                continue
-            image_id = self._image_id(path, finder)
-            try:
-                finder.find((self.root / path).absolute().as_posix())
-            except RowError as error:
-                yield Problem(image_id, path, str(error), "left out")
-            else:
-                yield Entry(image_id, path, where=path)
 
     def _image_id(self, path: str, finder: PhotoFinder) -> str:
         """The path below the folder of photographs, without its ending."""

@@ -1,37 +1,44 @@
 """The Indian Diabetic Retinopathy Image Dataset (IDRiD), part B: disease grading."""
 
+import re
+import shutil
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pandas as pd
 
 from drgrade.data.sources.base import (
+    GRADES,
     Entry,
     PhotoFinder,
     Problem,
-    RowError,
     Source,
     SourceTable,
+    collect,
     parse_grade,
-    source_table,
+    read_rows,
 )
-from drgrade.data.sources.labels import read_label_file
+from drgrade.data.sources.fetch import build_once, needs_extra
+from drgrade.data.sources.labels import LabelRow, read_label_file
 from drgrade.errors import DataError
+from drgrade.progress import say
 
 PART = "B. Disease Grading"
+REPOSITORY = "amin-nejad/idrid-disease-grading"
+"""The copy on Hugging Face: parquet files of columns ``image`` (bytes, path) and ``label`` (0-4)."""
+
+PUBLISHED = {"train": [134, 20, 136, 74, 49], "test": [34, 5, 32, 19, 13]}
+"""Photographs of grade 0-4 in each set (Porwal et al. 2018)."""
+
 _SETS = {
     "train": ("a. Training Set", "a. IDRiD_Disease Grading_Training Labels.csv"),
     "test": ("b. Testing Set", "b. IDRiD_Disease Grading_Testing Labels.csv"),
 }
 _IMAGES, _LABELS = "1. Original Images", "2. Groundtruths"
 _IMAGE_COLUMN, _GRADE_COLUMN = "Image name", "Retinopathy grade"
-
-HOW_TO_GET = f"""\
-IDRiD is free (CC BY 4.0): IEEE DataPort, "Indian Diabetic Retinopathy Image Dataset (IDRiD)",
-doi 10.21227/H25W98; download "{PART}.zip", unpack it, and set data.root=DIR to the folder that then holds
-  {PART}/{_IMAGES}/a. Training Set/IDRiD_001.jpg ... IDRiD_413.jpg
-  {PART}/{_IMAGES}/b. Testing Set/IDRiD_001.jpg ... IDRiD_103.jpg
-  {PART}/{_LABELS}/a. IDRiD_Disease Grading_Training Labels.csv
-  {PART}/{_LABELS}/b. IDRiD_Disease Grading_Testing Labels.csv
-Cite: P. Porwal et al., Data 3(3):25, 2018, doi 10.3390/data3030025."""
+_NAME = re.compile(r"IDRiD_\d{3}\.jpg", re.IGNORECASE)
+_DOWNLOAD = ".download"
 
 
 class IDRiD(Source):
@@ -45,6 +52,15 @@ class IDRiD(Source):
         name: Name of the data set.
     """
 
+    how_to_get = f"""\
+IDRiD is free (CC BY 4.0): IEEE DataPort, "Indian Diabetic Retinopathy Image Dataset (IDRiD)",
+doi 10.21227/H25W98; download "{PART}.zip" and unpack it. data.root then holds
+  {PART}/{_IMAGES}/a. Training Set/IDRiD_001.jpg ... IDRiD_413.jpg
+  {PART}/{_IMAGES}/b. Testing Set/IDRiD_001.jpg ... IDRiD_103.jpg
+  {PART}/{_LABELS}/a. IDRiD_Disease Grading_Training Labels.csv
+  {PART}/{_LABELS}/b. IDRiD_Disease Grading_Testing Labels.csv
+Cite: P. Porwal et al., Data 3(3):25, 2018, doi 10.3390/data3030025."""
+
     def __init__(self, root: str | Path, name: str = "idrid") -> None:
         self.root = Path(root)
         self.name = name
@@ -56,35 +72,113 @@ class IDRiD(Source):
             DataError: If a folder or a label file of the official layout is missing.
         """
         part = self._part()
-        entries: list[Entry] = []
-        problems: list[Problem] = []
-        for split in _SETS:
-            for item in self._read_set(part, split):
-                (entries if isinstance(item, Entry) else problems).append(item)  # type: ignore[arg-type]
-        return source_table(entries, problems, self.name)
+        return collect((item for split in _SETS for item in self._read_set(part, split)), self.name)
 
-    def _part(self) -> Path:
+    def photograph_folders(self) -> tuple[str, ...]:
+        """See :meth:`Source.photograph_folders`."""
+        return tuple(f"{self._part()}{_IMAGES}/{folder}" for folder, _ in _SETS.values())
+
+    def download(self) -> None:
+        """Fetch the copy on Hugging Face (200 MB), and write it in the official layout.
+
+        What was fetched stays in ``.download`` until all of it is written: a second try goes on from there.
+
+        Raises:
+            DataError: If part of the data set is there already, the copy cannot be fetched, or it has not the
+                published number of photographs of each grade.
+        """
+        if any((self.root / choice).exists() for choice in (PART, _IMAGES)):
+            self._check_complete()
+            say(f"data={self.name} is there already: {self.root}")
+            return
+        build_once(self.root / PART, self._fetch)
+        shutil.rmtree(self.root / _DOWNLOAD, ignore_errors=True)
+        say(f"data={self.name}: wrote {self.root / PART}")
+
+    def _part(self) -> str:
         """The folder of part B; archives are often unpacked one level deeper than meant."""
-        for candidate in (self.root, self.root / PART, self.root / PART / PART):
-            if (candidate / _IMAGES).is_dir():
-                return candidate
-        state = "holds no IDRiD disease grading" if self.root.is_dir() else "is not a folder"
-        raise DataError(f"{self.root} {state}.\n{HOW_TO_GET}")
+        choices = (f"{PART}/", f"{PART}/{PART}/", "")
+        return self.need(*(f"{choice}{_IMAGES}" for choice in choices)).removesuffix(_IMAGES)
 
-    def _read_set(self, part: Path, split: str) -> Iterator[Entry | Problem]:
-        image_folder, label_file = part / _IMAGES / _SETS[split][0], part / _LABELS / _SETS[split][1]
-        for needed in (image_folder, label_file):
-            if not needed.exists():
-                raise DataError(f"IDRiD is incomplete: {needed} is not there.\n{HOW_TO_GET}")
-        labels = read_label_file(label_file)
-        labels.require(image_column=_IMAGE_COLUMN, grade_column=_GRADE_COLUMN)
-        finder = PhotoFinder(self.root, image_folder.relative_to(self.root).as_posix())
-        for row in labels.rows:
-            name, where = row.cells[_IMAGE_COLUMN], f"{label_file.name}:{row.line}"
-            try:
-                if not name:
-                    raise RowError(f'empty id (column "{_IMAGE_COLUMN}")')
-                path, grade = finder.find(name), parse_grade(row.cells[_GRADE_COLUMN])
-                yield Entry(f"{split}/{finder.stem(name)}", path, grade, split=split, where=where)
-            except RowError as error:
-                yield Problem(f"{split}/{name}", where, str(error), "left out")
+    def _check_complete(self) -> None:
+        try:
+            self.read()
+        except DataError as error:
+            raise DataError(
+                f"{self.root} holds part of IDRiD: complete it, or delete what is there of it to have all of "
+                f"it fetched. {error}"
+            ) from error
+
+    def _read_set(self, part: str, split: str) -> Iterator[Entry | Problem]:
+        folder, file = _SETS[split]
+        images = self.need(f"{part}{_IMAGES}/{folder}")
+        labels = read_label_file(self.root / self.need(f"{part}{_LABELS}/{file}"))
+        image, grade = labels.column(_IMAGE_COLUMN), labels.column(_GRADE_COLUMN)
+        finder = PhotoFinder(self.root, images, loose=True)
+
+        def entry(row: LabelRow, path: str) -> Entry:
+            name = f"{split}/{finder.stem(row.cells[image])}"
+            return Entry(name, path, parse_grade(row.cells[grade]), split=split)
+
+        yield from read_rows(labels, image, finder, entry, prefix=f"{split}/")
+
+    def _fetch(self, part: Path) -> None:
+        """Fetch the copy, and unpack it into the folder of part B."""
+        say(f"data={self.name}: fetching {REPOSITORY} from Hugging Face (200 MB)")
+        copy = _snapshot(self.root / _DOWNLOAD)
+        (part / _LABELS).mkdir()
+        for split, (folder, file) in _SETS.items():
+            images = part / _IMAGES / folder
+            images.mkdir(parents=True)
+            rows = [row for parquet in sorted(copy.glob(f"data/{split}-*.parquet")) for row in _rows(parquet)]
+            counts = [sum(grade == row["label"] for row in rows) for grade in GRADES]
+            if counts != PUBLISHED[split]:
+                raise DataError(
+                    f"{REPOSITORY} has changed: its {split} set has {counts} photographs of grade 0-4, not "
+                    f"{PUBLISHED[split]} as published. Nothing was kept but {self.root / _DOWNLOAD}; get the "
+                    f"data set by hand.\n{self.how_to_get}"
+                )
+            labels = pd.DataFrame(_write(rows, images), columns=[_IMAGE_COLUMN, _GRADE_COLUMN])
+            labels.sort_values(_IMAGE_COLUMN).to_csv(part / _LABELS / file, index=False)
+
+
+def _snapshot(folder: Path) -> Path:
+    """Fetch the parquet files; what is there already is not fetched again."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        # Without a token: the data set is public, and a user's key is none of its business.
+        copy = snapshot_download(
+            REPOSITORY, repo_type="dataset", allow_patterns=["data/*.parquet"], local_dir=folder, token=False
+        )
+    except Exception as error:  # the client lets those of several HTTP libraries through
+        raise DataError(
+            f"{REPOSITORY} cannot be fetched from Hugging Face ({type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else 'no message'}). Try again, or get the data set "
+            f"by hand.\n{IDRiD.how_to_get}"
+        ) from error
+    return Path(str(copy))
+
+
+def _rows(parquet: Path) -> list[dict[str, Any]]:
+    """Rows of a parquet file: ``image`` is a dictionary of ``bytes`` and ``path``, ``label`` a grade."""
+    try:
+        table = pd.read_parquet(parquet, engine="pyarrow", columns=["image", "label"])
+    except ImportError:
+        raise needs_extra("download=true of data=idrid", "pyarrow") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{parquet} is damaged ({error}): delete it and try again") from error
+    return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+
+
+def _write(rows: list[dict[str, Any]], folder: Path) -> list[tuple[str, int]]:
+    """Write photographs as they are; returns their names and grades.
+
+    Without the official names they are ``row_001``, ...: our numbers must not be taken for the authors'.
+    """
+    names = [PurePosixPath(row["image"]["path"] or "").name for row in rows]
+    if len(set(names)) < len(names) or not all(map(_NAME.fullmatch, names)):
+        names = [f"row_{number:03d}.jpg" for number in range(1, len(rows) + 1)]
+    for row, name in zip(rows, names, strict=True):
+        (folder / name).write_bytes(row["image"]["bytes"])
+    return [(name.rpartition(".")[0], int(row["label"])) for row, name in zip(rows, names, strict=True)]

@@ -1,7 +1,8 @@
-"""Reading label files: CSV as spreadsheets, archives and people really write it."""
+"""Reading label files: CSV as spreadsheets, archives and people really write it, lists, and .xlsx."""
 
 import csv
 import io
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,17 +53,36 @@ class LabelFile:
                 f"Name the right one: {overrides}"
             )
 
+    def column(self, *names: str) -> str:
+        """The first of several columns that is there: versions of one data set name it differently.
+
+        Args:
+            names: The columns.
+
+        Raises:
+            DataError: If none is.
+        """
+        for name in names:
+            if name in self.columns:
+                return name
+        wanted = " or ".join(f'"{name}"' for name in names)
+        raise DataError(
+            f"{self.path} has no column {wanted}; its columns are {', '.join(self.columns) or '(none)'}. "
+            "Is it the official file? If not, data=folder reads it with data.csv, data.image_column and "
+            "data.grade_column"
+        )
+
 
 def read_label_file(path: Path) -> LabelFile:
     """Read a CSV file whatever its separator (comma, semicolon, tab) and encoding (UTF-8, UTF-16, Latin-1).
 
     A byte order mark, blanks around headers and cells, unnamed columns without content and empty rows are
-    dropped.
+    dropped. Of an .xlsx file the first sheet is read.
 
     Raises:
         DataError: If the file cannot be read, is empty, is not text, or names a column twice.
     """
-    lines = io.StringIO(_decode(path), newline="")
+    lines = io.StringIO(_sheet(path) if path.suffix.lower() == ".xlsx" else _decode(path), newline="")
     reader = csv.reader(lines, delimiter=_separator(lines.getvalue()), skipinitialspace=True)
     try:
         header = [name.strip() for name in next(reader, [])]
@@ -77,6 +97,23 @@ def read_label_file(path: Path) -> LabelFile:
         )
     except csv.Error as error:
         raise DataError(f"{path}:{reader.line_num} cannot be read as CSV: {error}") from error
+    return LabelFile(path, columns, rows)
+
+
+def read_list_file(path: Path, columns: tuple[str, ...]) -> LabelFile:
+    """Read a text file without a header whose values are separated by blanks, as in ``a.jpg 0``.
+
+    Args:
+        path: The file.
+        columns: What the values are; missing ones are empty.
+
+    Raises:
+        DataError: If the file cannot be read, is not text, or is empty.
+    """
+    lines = enumerate(_decode(path).splitlines(), start=1)
+    rows = tuple(_row(number, line.split(), list(columns)) for number, line in lines if line.strip())
+    if not rows:
+        raise DataError(f"{path} is empty: expected a line for each photograph ({' '.join(columns)})")
     return LabelFile(path, columns, rows)
 
 
@@ -100,6 +137,22 @@ def _decode(path: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
         return content.decode("latin-1")
+
+
+def _sheet(path: Path) -> str:
+    """The first sheet of a spreadsheet as CSV, line for line."""
+    import pandas as pd
+
+    try:
+        sheet = pd.read_excel(path, header=None, dtype=str, keep_default_na=False, engine="openpyxl")
+    except ImportError:
+        raise DataError(
+            f"{path} needs openpyxl: pip install 'drgrade[datasets]', or export the sheet as "
+            f"{path.with_suffix('.csv').name} beside it"
+        ) from None
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} cannot be read as a spreadsheet: {error}") from error
+    return sheet.to_csv(index=False, header=False)
 
 
 def _separator(text: str) -> str:

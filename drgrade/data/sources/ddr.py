@@ -1,0 +1,76 @@
+"""DDR: 13,673 photographs from China, the grading part."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from drgrade.data.sources.base import (
+    Entry,
+    PhotoFinder,
+    Problem,
+    Source,
+    SourceTable,
+    collect,
+    parse_grade,
+    read_rows,
+)
+from drgrade.data.sources.labels import LabelRow, read_list_file
+
+PART = "DR_grading"
+UNGRADABLE = 5
+"""What the lists say of a photograph that could not be graded."""
+
+_SETS = {"train": "train", "val": "valid", "test": "test"}
+
+
+class DDR(Source):
+    """6,835 training, 2,733 validation and 4,105 test photographs of many cameras; 12,522 are graded.
+
+    The 1,151 that the authors found ungradable (grade 5) are left out. Patients and eyes are not published.
+
+    Args:
+        root: Folder that holds ``DR_grading`` or ``DDR-dataset/DR_grading``, or that folder itself.
+        name: Name of the data set.
+    """
+
+    how_to_get = f"""\
+DDR is free to download (terms: none stated for the photographs; its repository has the MIT licence):
+https://github.com/nkicsl/DDR-dataset links to the archive, in parts to be joined. Unpacked, it holds
+  {PART}/train.txt, valid.txt, test.txt (lines "NAME.jpg GRADE", 5: ungradable)
+  {PART}/train/NAME.jpg, {PART}/valid/NAME.jpg, {PART}/test/NAME.jpg
+Cite: T. Li et al., Information Sciences 501:511-522, 2019, doi 10.1016/j.ins.2019.06.011."""
+
+    def __init__(self, root: str | Path, name: str = "ddr") -> None:
+        self.root = Path(root)
+        self.name = name
+
+    def read(self) -> SourceTable:
+        """Read the three lists.
+
+        Raises:
+            DataError: If a list or a folder is missing.
+        """
+        part = self._part()
+        needed = [f"{part}{folder}{ending}" for folder in _SETS.values() for ending in (".txt", "")]
+        for path in needed:
+            self.need(path)
+        return collect((item for split in _SETS for item in self._read_set(part, split)), self.name)
+
+    def photograph_folders(self) -> tuple[str, ...]:
+        """See :meth:`Source.photograph_folders`."""
+        return tuple(f"{self._part()}{folder}" for folder in _SETS.values())
+
+    def _part(self) -> str:
+        choices = (f"{PART}/", f"DDR-dataset/{PART}/", "")
+        list_ = self.need(*(f"{choice}train.txt" for choice in choices))
+        return list_.removesuffix("train.txt")
+
+    def _read_set(self, part: str, split: str) -> Iterator[Entry | Problem]:
+        folder = _SETS[split]
+        labels = read_list_file(self.root / f"{part}{folder}.txt", ("image", "grade"))
+        finder = PhotoFinder(self.root, f"{part}{folder}", loose=True)
+
+        def entry(row: LabelRow, path: str) -> Entry:
+            grade = parse_grade(row.cells["grade"], ungradable=UNGRADABLE)
+            return Entry(finder.stem(row.cells["image"]), path, grade, split=split)
+
+        yield from read_rows(labels, "image", finder, entry)

@@ -1,0 +1,123 @@
+"""DeepDRiD: the regular (45 degree) photographs of the ISBI 2020 challenge."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from drgrade.data.sources.base import (
+    Entry,
+    PhotoFinder,
+    Problem,
+    RowError,
+    Source,
+    SourceTable,
+    collect,
+    parse_grade,
+    parse_text,
+    read_rows,
+)
+from drgrade.data.sources.labels import LabelFile, LabelRow, read_label_file
+
+PART = "regular_fundus_images"
+UNGRADABLE = 5
+"""The grade of photographs of too poor a quality."""
+
+_SETS = {
+    "train": ("regular-fundus-training", ("regular-fundus-training.csv",)),
+    "val": ("regular-fundus-validation", ("regular-fundus-validation.csv",)),
+    "test": (
+        "Online-Challenge1&2-Evaluation",
+        ("Challenge1_labels.csv", "Challenge1_labels.xlsx", "Challenge1_upload.csv"),
+    ),
+}
+_IMAGES = "Images"
+_IMAGE = "image_id"
+_EYES = {"left": "left_eye_DR_Level", "right": "right_eye_DR_Level"}
+_GRADE = ("DR_Levels", "DR_Level")
+_NAME = re.compile(r"(?P<patient>\d+)_(?P<eye>[lr])\d+")
+
+
+class DeepDRiD(Source):
+    """2,000 photographs of 500 patients, two of each eye, graded by eye; training, validation and test set.
+
+    Patient and eye are in the name: ``12_l1``, ``12_l2``, ``12_r1``, ``12_r2``. Where the name says one eye
+    and the label file has the grade of the other, the eye is taken for unknown and the grade is kept.
+
+    Args:
+        root: Folder that holds ``regular_fundus_images``, or that folder itself.
+        name: Name of the data set.
+    """
+
+    how_to_get = f"""\
+DeepDRiD is on GitHub (terms: none stated there but to cite the paper):
+  git clone https://github.com/deepdrdoc/DeepDRiD
+data.root is the clone, which holds
+  {PART}/regular-fundus-training/regular-fundus-training.csv and Images/PATIENT/PATIENT_l1.jpg
+  {PART}/regular-fundus-validation/regular-fundus-validation.csv and Images/...
+  {PART}/Online-Challenge1&2-Evaluation/Challenge1_labels.xlsx (or .csv) and Images/...
+Cite: R. Liu et al., Patterns 3(6):100512, 2022, doi 10.1016/j.patter.2022.100512."""
+
+    def __init__(self, root: str | Path, name: str = "deepdrid") -> None:
+        self.root = Path(root)
+        self.name = name
+
+    def read(self) -> SourceTable:
+        """Read the three label files.
+
+        Without its labels (``Challenge1_upload.csv`` only) the test set is ungraded.
+
+        Raises:
+            DataError: If a set is not there or a column is missing, or if the labels are an .xlsx file and
+                openpyxl is not installed.
+        """
+        part = self._part()
+        files = {split: self._need_set(part, split) for split in _SETS}
+        items = (item for split, file in files.items() for item in self._read_set(part, split, file))
+        return collect(items, self.name)
+
+    def photograph_folders(self) -> tuple[str, ...]:
+        """See :meth:`Source.photograph_folders`."""
+        return tuple(f"{self._part()}{folder}/{_IMAGES}" for folder, _ in _SETS.values())
+
+    def _part(self) -> str:
+        first = _SETS["train"][0]
+        return self.need(f"{PART}/{first}", first).removesuffix(first)
+
+    def _need_set(self, part: str, split: str) -> str:
+        folder, files = _SETS[split]
+        self.need(f"{part}{folder}/{_IMAGES}")
+        return self.need(*(f"{part}{folder}/{file}" for file in files))
+
+    def _read_set(self, part: str, split: str, file: str) -> Iterator[Entry | Problem]:
+        labels = read_label_file(self.root / file)
+        image = labels.column(_IMAGE)
+        grades = _grade_columns(labels, split)
+        finder = PhotoFinder(self.root, f"{part}{_SETS[split][0]}/{_IMAGES}", loose=True)
+
+        def entry(row: LabelRow, path: str) -> Entry:
+            match = _NAME.fullmatch(finder.stem(row.cells[image]))
+            if match is None:
+                raise RowError(f'the name "{row.cells[image]}" does not say patient and eye (12_l1, 12_r2)')
+            named = "left" if match["eye"] == "l" else "right"
+            graded = [eye for eye, column in grades.items() if parse_text(row.cells[column]) is not None]
+            if len(graded) > 1:
+                raise RowError("it has a grade of the left and of the right eye")
+            text = row.cells[grades[graded[0]]] if graded else ""
+            eye = None if graded and graded[0] not in (named, "") else named
+            return Entry(
+                match[0], path, parse_grade(text, ungradable=UNGRADABLE), match["patient"], eye, split
+            )
+
+        yield from read_rows(labels, image, finder, entry, locate=_below_patient)
+
+
+def _grade_columns(labels: LabelFile, split: str) -> dict[str, str]:
+    """Column of the grades by eye; "" is either eye."""
+    if split == "test":
+        return {"": labels.column(*_GRADE)}
+    return {eye: labels.column(column) for eye, column in _EYES.items()}
+
+
+def _below_patient(name: str) -> str:
+    """Photographs lie in a folder for each patient; the column image_path names none that exists."""
+    return f"{name.partition('_')[0]}/{name}"

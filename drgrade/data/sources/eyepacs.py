@@ -1,0 +1,89 @@
+"""EyePACS: Kaggle's Diabetic Retinopathy Detection of 2015."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from drgrade.data.sources.base import (
+    Entry,
+    PhotoFinder,
+    Problem,
+    RowError,
+    Source,
+    SourceTable,
+    collect,
+    parse_grade,
+    read_folder,
+    read_rows,
+)
+from drgrade.data.sources.labels import LabelRow, read_label_file
+
+_SETS = {"train": ("trainLabels.csv", "train"), "test": ("retinopathy_solution.csv", "test")}
+_IMAGE, _GRADE = "image", "level"
+_NAME = re.compile(r"(?P<patient>.+)_(?P<eye>left|right)", re.IGNORECASE)
+
+
+class EyePACS(Source):
+    """35,126 graded training and 53,576 test photographs, two a patient, of many clinics and cameras.
+
+    Patient and eye are in the name, ``PATIENT_left`` or ``PATIENT_right``. Without the test set's grades
+    (``retinopathy_solution.csv``) its photographs are ungraded.
+
+    Args:
+        root: Folder that holds ``trainLabels.csv`` and ``train``, and perhaps ``test``.
+        name: Name of the data set.
+    """
+
+    how_to_get = """\
+EyePACS is for those who accept the rules of its Kaggle competition (terms: there; not to be passed on):
+  kaggle competitions download -c diabetic-retinopathy-detection
+(https://www.kaggle.com/c/diabetic-retinopathy-detection, with your own token). The archives come in parts:
+join them (cat train.zip.* > train.zip) and unpack them. data.root then holds
+  trainLabels.csv (image,level), train/PATIENT_left.jpeg and _right.jpeg, and for the test set
+  test/*.jpeg and retinopathy_solution.csv (image,level,Usage; published on the forum after the competition).
+Cite: Kaggle and EyePACS, Diabetic Retinopathy Detection, 2015."""
+
+    def __init__(self, root: str | Path, name: str = "eyepacs") -> None:
+        self.root = Path(root)
+        self.name = name
+
+    def read(self) -> SourceTable:
+        """Read the label files, and list test photographs without grades.
+
+        Raises:
+            DataError: If the training set is not there, or a label file lacks a column.
+        """
+        for needed in _SETS["train"]:
+            self.need(needed)
+        return collect((item for split in _SETS for item in self._read_set(split)), self.name)
+
+    def photograph_folders(self) -> tuple[str, ...]:
+        """See :meth:`Source.photograph_folders`."""
+        return tuple(folder for _, folder in _SETS.values())
+
+    def _read_set(self, split: str) -> Iterator[Entry | Problem]:
+        file, folder = _SETS[split]
+        if not (self.root / folder).is_dir():
+            if (self.root / file).is_file():
+                reason = f"none of its photographs is there: no folder {folder}"
+                yield Problem("", file, reason, "left out")
+            return
+        nested = f"{folder}/{folder}"
+        finder = PhotoFinder(self.root, nested if (self.root / nested).is_dir() else folder, loose=True)
+        if not (self.root / file).is_file():
+            yield from read_folder(finder, lambda path: _entry(Path(path).stem, path, None, split))
+            return
+        labels = read_label_file(self.root / file)
+        image, level = labels.column(_IMAGE), labels.column(_GRADE)
+
+        def entry(row: LabelRow, path: str) -> Entry:
+            return _entry(finder.stem(row.cells[image]), path, parse_grade(row.cells[level]), split)
+
+        yield from read_rows(labels, image, finder, entry)
+
+
+def _entry(name: str, path: str, grade: int | None, split: str) -> Entry:
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise RowError(f'the name "{name}" does not say patient and eye (PATIENT_left, PATIENT_right)')
+    return Entry(name, path, grade, match["patient"], match["eye"].lower(), split)

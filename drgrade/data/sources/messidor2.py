@@ -1,0 +1,121 @@
+"""Messidor-2 with the adjudicated grades of Krause et al. (2018)."""
+
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from drgrade.data.sources.base import (
+    Entry,
+    PhotoFinder,
+    Problem,
+    RowError,
+    Source,
+    SourceTable,
+    collect,
+    parse_grade,
+    parse_text,
+    read_rows,
+)
+from drgrade.data.sources.labels import LabelRow, read_label_file
+from drgrade.errors import DataError
+
+GRADES_FILE = "messidor_data.csv"
+_IMAGES = ("IMAGES", "images", "messidor-2/messidor-2/preprocess", "messidor-2/preprocess")
+_IMAGE = ("image_id", "id_code")
+_GRADE = ("adjudicated_dr_grade", "diagnosis")
+_GRADABLE = "adjudicated_gradable"
+
+
+class _Place(NamedTuple):
+    patient: str
+    eye: str
+
+
+class Messidor2(Source):
+    """874 examinations of one photograph per eye; 1,744 of the 1,748 photographs have an adjudicated grade.
+
+    A pair of the pairs file is one patient. Names in the label files and on disk differ in case and ending;
+    they are matched without either. There is no published split.
+
+    Args:
+        root: Folder that holds ``IMAGES`` and ``messidor_data.csv``.
+        pairs: The pairs file, relative to ``root``; None to go without: every photograph is then taken for a
+            patient of its own, and the two eyes of a patient may stand on two sides of a split.
+        name: Name of the data set.
+    """
+
+    how_to_get = f"""\
+Messidor-2 is free for research and teaching, on request (terms: not to be passed on, to be acknowledged):
+the photographs and the pairs file from https://www.adcis.net/en/third-party/messidor2/, the grades with
+  kaggle datasets download -d google-brain/messidor2-dr-grades
+(with your own token). Put them together as
+  IMAGES/20051020_43808_0100_PP.png ... IMAGES/IM004832.JPG
+  {GRADES_FILE} (image_id,adjudicated_dr_grade,adjudicated_dme,adjudicated_gradable)
+  messidor-2.csv (left;right: the pairs; data.pairs=null to go without)
+Cite: E. Decenciere et al., Image Anal Stereol 33:231-234, 2014, doi 10.5566/ias.1155; M. D. Abramoff et al.,
+JAMA Ophthalmol 131:351-357, 2013, doi 10.1001/jamaophthalmol.2013.1743; grades: J. Krause et al.,
+Ophthalmology 125:1264-1272, 2018, doi 10.1016/j.ophtha.2018.01.034."""
+
+    def __init__(
+        self, root: str | Path, pairs: str | None = "messidor-2.csv", name: str = "messidor2"
+    ) -> None:
+        self.root = Path(root)
+        self.pairs = pairs
+        self.name = name
+
+    def read(self) -> SourceTable:
+        """Read the grades and the pairs.
+
+        Raises:
+            DataError: If the photographs, the grades or the pairs are not there, or a column is missing.
+        """
+        return collect(self._items(), self.name)
+
+    def photograph_folders(self) -> tuple[str, ...]:
+        """See :meth:`Source.photograph_folders`."""
+        return (self.need(*_IMAGES),)
+
+    def _items(self) -> Iterator[Entry | Problem]:
+        labels = read_label_file(self.root / self.need(GRADES_FILE))
+        finder = PhotoFinder(self.root, self.need(*_IMAGES), loose=True)
+        image, grade = labels.column(*_IMAGE), labels.column(*_GRADE)
+        places, problems = self._places()
+        yield from problems
+
+        def entry(row: LabelRow, path: str) -> Entry:
+            gradable = parse_text(row.cells.get(_GRADABLE, ""))
+            if gradable is not None and gradable not in ("1", "1.0"):
+                raise RowError(f"ungradable ({_GRADABLE} {gradable})")
+            name = finder.stem(row.cells[image])
+            patient, eye = places.get(name.casefold(), (None, None))
+            return Entry(name, path, parse_grade(row.cells[grade]), patient, eye)
+
+        yield from read_rows(labels, image, finder, entry)
+
+    def _places(self) -> tuple[dict[str, _Place], list[Problem]]:
+        """Patient and eye by the photograph's name, in lower case and without its ending."""
+        if self.pairs is None:
+            return {}, []
+        pairs = read_label_file(self.root / self.need(self.pairs))
+        columns = {eye: self._pairs_column(pairs.columns, eye) for eye in ("left", "right")}
+        places: dict[str, _Place] = {}
+        problems: list[Problem] = []
+        for row in pairs.rows:
+            names = {eye: PurePosixPath(row.cells[column]).stem for eye, column in columns.items()}
+            patient = names["left"] or names["right"]
+            where = f"{self.pairs}:{row.line}"
+            for eye, name in names.items():
+                place = _Place(patient, eye)
+                if name and places.setdefault(name.casefold(), place) != place:
+                    reason = f"in two pairs: also with {places[name.casefold()].patient}, which is kept"
+                    problems.append(Problem(name, where, reason, "left out"))
+        return places, problems
+
+    def _pairs_column(self, columns: tuple[str, ...], eye: str) -> str:
+        for column in columns:
+            if eye in column.lower():
+                return column
+        raise DataError(
+            f"{self.root / str(self.pairs)} has no column for the {eye} eye; its columns are "
+            f"{', '.join(columns)}. Expected left;right"
+        )

@@ -1,0 +1,173 @@
+"""RetinaMNIST: the photographs of DeepDRiD's training and validation sets, small."""
+
+import hashlib
+import importlib
+import shutil
+import zipfile
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from filelock import FileLock
+
+from drgrade.data.sources.base import (
+    Entry,
+    PhotoFinder,
+    Source,
+    SourceTable,
+    collect,
+    parse_grade,
+    parse_split,
+    read_rows,
+)
+from drgrade.data.sources.fetch import build_once, needs_extra
+from drgrade.data.sources.labels import LabelRow, read_label_file
+from drgrade.errors import ConfigError, DataError
+from drgrade.progress import say
+
+SIZES = (28, 64, 128, 224)
+"""Sides in px that the photographs are published at."""
+
+_SETS = ("train", "val", "test")
+_LABELS = "labels.csv"
+_URL = "https://zenodo.org/records/10519652"
+
+
+class RetinaMNIST(Source):
+    """1,080 training, 120 validation and 400 test photographs, cut to a square and made small; grades 0-4.
+
+    They come as arrays in one file (``retinamnist_224.npz``). On first use they are written as PNG files into
+    a folder beside it, whose name depends on the file's content. Patients and eyes are not published.
+
+    Args:
+        root: Folder that holds the .npz file.
+        size: Side of the photographs in px, one of :data:`SIZES`.
+        name: Name of the data set.
+
+    Raises:
+        ConfigError: If there is no such size.
+    """
+
+    how_to_get = f"""\
+RetinaMNIST is free (CC BY 4.0): part of MedMNIST, {_URL}
+data.root holds retinamnist_224.npz (or retinamnist_128.npz, retinamnist_64.npz, or retinamnist.npz for 28 px;
+data.size says which). The official client (pip install medmnist) fetches it, too:
+  python -c "import medmnist; medmnist.RetinaMNIST('train', download=True, root='DIR', size=224)"
+Cite: J. Yang et al., Scientific Data 10:41, 2023, doi 10.1038/s41597-022-01721-8; R. Liu et al.,
+Patterns 3(6):100512, 2022, doi 10.1016/j.patter.2022.100512."""
+
+    def __init__(self, root: str | Path, size: int = 224, name: str = "retinamnist") -> None:
+        if size not in SIZES:
+            raise ConfigError(f"data.size={size} is not one of {', '.join(map(str, SIZES))}")
+        self.root = Path(root)
+        self.size = size
+        self.name = name
+
+    @property
+    def file(self) -> str:
+        """Name of the .npz file."""
+        return "retinamnist.npz" if self.size == 28 else f"retinamnist_{self.size}.npz"
+
+    def read(self) -> SourceTable:
+        """Write the photographs to files unless they are there already, and list them.
+
+        Raises:
+            DataError: If the .npz file is missing, damaged or of another format, or the root cannot be
+                written.
+        """
+        folder = self._folder()
+        build_once(self.root / folder, partial(_unpack, self.root / self.file, self.size))
+        labels = read_label_file(self.root / folder / _LABELS)
+        finder = PhotoFinder(self.root, folder)
+
+        def entry(row: LabelRow, path: str) -> Entry:
+            grade, split = parse_grade(row.cells["grade"]), parse_split(row.cells["split"])
+            return Entry(finder.stem(row.cells["image"]), path, grade, split=split)
+
+        return collect(read_rows(labels, "image", finder, entry), self.name)
+
+    def photograph_folders(self) -> tuple[str, ...]:
+        """See :meth:`Source.photograph_folders`."""
+        return (self._folder(),)
+
+    def download(self) -> None:
+        """Fetch the .npz file from Zenodo through the package medmnist, which checks its MD5.
+
+        Raises:
+            DataError: If medmnist is not installed or the file cannot be fetched.
+        """
+        target, folder = self.root / self.file, self.root / ".download"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.root / f".{self.file}.lock"):
+                if target.exists():
+                    say(f"data={self.name} is there already: {target}")
+                else:
+                    say(f"data={self.name}: fetching {self.file} from {_URL}")
+                    _fetch(folder, self.size)
+                    (folder / self.file).replace(target)
+                shutil.rmtree(folder, ignore_errors=True)
+        except OSError as error:
+            raise DataError(f"{target} cannot be written: {error}") from error
+
+    def _folder(self) -> str:
+        """Folder of the unpacked photographs: the archive's checksums tell one content from another."""
+        path = self.root / self.need(self.file)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                content = sorted((member.filename, member.CRC) for member in archive.infolist())
+        except (OSError, zipfile.BadZipFile) as error:
+            raise _damaged(path, str(error)) from error
+        return f"retinamnist-{self.size}-{hashlib.sha256(repr(content).encode()).hexdigest()[:8]}"
+
+
+def _fetch(folder: Path, size: int) -> None:
+    try:
+        medmnist = importlib.import_module("medmnist")
+    except ImportError:
+        raise needs_extra("download=true of data=retinamnist", "medmnist") from None
+    try:
+        medmnist.RetinaMNIST(split="train", download=True, root=str(folder), size=size)
+    except Exception as error:  # medmnist turns whatever happens into a RuntimeError, without the cause in it
+        cause = error.__context__ or error
+        if isinstance(cause, KeyboardInterrupt):
+            raise cause from None
+        raise DataError(
+            f"RetinaMNIST cannot be fetched through medmnist ({type(cause).__name__}: {cause}). Try again, "
+            f"or get it by hand.\n{RetinaMNIST.how_to_get}"
+        ) from error
+
+
+def _unpack(path: Path, size: int, folder: Path) -> None:
+    """Write every photograph as PNG, and a label file."""
+    rows: list[tuple[str, int, str]] = []
+    for split in _SETS:
+        images, grades = _read_set(path, split, size)
+        for number, (image, grade) in enumerate(zip(images, grades, strict=True)):
+            name = f"{split}_{number:04d}"
+            png = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
+            (folder / f"{name}.png").write_bytes(png.tobytes())
+            rows.append((name, int(grade), split))
+    pd.DataFrame(rows, columns=["image", "grade", "split"]).to_csv(folder / _LABELS, index=False)
+
+
+def _read_set(path: Path, split: str, size: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.integer]]:
+    """Images (N, size, size, 3) uint8 and grades (N,) of one set."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            images, grades = archive[f"{split}_images"], archive[f"{split}_labels"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise _damaged(path, str(error)) from error
+    if images.shape[1:] != (size, size, 3) or images.dtype != np.uint8 or grades.shape != (len(images), 1):
+        raise _damaged(path, f"{split}: images {images.dtype} {images.shape}, labels {grades.shape}")
+    return images, grades[:, 0]
+
+
+def _damaged(path: Path, reason: str) -> DataError:
+    return DataError(
+        f"{path} is damaged, or no file of RetinaMNIST ({reason}): delete it and get it again.\n"
+        f"{RetinaMNIST.how_to_get}"
+    )

@@ -1,0 +1,90 @@
+import pytest
+from source_layouts import files, reasons, rows, text
+
+from drgrade.data.sources.aptos2019 import APTOS2019
+from drgrade.errors import DataError
+
+
+@pytest.fixture
+def aptos(tmp_path):
+    """The competition's layout."""
+    files(
+        tmp_path,
+        "train_images/000c1434d8d7.png",
+        "train_images/001639a390f0.png",
+        "test_images/0005cfc8afb6.png",
+    )
+    text(tmp_path / "train.csv", "id_code,diagnosis", "000c1434d8d7,2", "001639a390f0,4")
+    text(tmp_path / "test.csv", "id_code", "0005cfc8afb6")
+    return tmp_path
+
+
+def test_test_photographs_have_no_grade(aptos):
+    table = APTOS2019(aptos).read()
+    assert rows(table, "image_id", "path", "grade", "patient_id", "eye", "split") == [
+        ("0005cfc8afb6", "test_images/0005cfc8afb6.png", None, None, None, "test"),
+        ("000c1434d8d7", "train_images/000c1434d8d7.png", 2, None, None, "train"),
+        ("001639a390f0", "train_images/001639a390f0.png", 4, None, None, "train"),
+    ]
+    assert table.problems == ()
+
+
+def test_the_training_set_alone_is_enough(aptos):
+    (aptos / "test.csv").unlink()
+    assert len(APTOS2019(aptos).read().manifest) == 2
+    assert APTOS2019(aptos).unlisted() == ["test_images/0005cfc8afb6.png"]
+
+
+def test_a_test_list_without_its_photographs_is_one_problem(aptos):
+    (aptos / "test_images/0005cfc8afb6.png").unlink()
+    (aptos / "test_images").rmdir()
+    table = APTOS2019(aptos).read()
+    assert len(table.manifest) == 2
+    assert reasons(table) == [("", "test.csv", "none of its photographs is there: no folder test_images")]
+
+
+def test_the_common_re_split_with_nested_folders_has_graded_test_photographs(tmp_path):
+    files(tmp_path, *(f"{s}_images/{s}_images/{s}1.png" for s in ("train", "val", "test")))
+    for file, split in (("train_1", "train"), ("valid", "val"), ("test", "test")):
+        text(tmp_path / f"{file}.csv", "id_code,diagnosis", f"{split}1,3")
+    assert rows(APTOS2019(tmp_path).read(), "image_id", "path", "grade", "split") == [
+        ("test1", "test_images/test_images/test1.png", 3, "test"),
+        ("train1", "train_images/train_images/train1.png", 3, "train"),
+        ("val1", "val_images/val_images/val1.png", 3, "val"),
+    ]
+
+
+def test_photographs_converted_to_jpeg_are_found(tmp_path):
+    files(tmp_path, "train_images/a.jpg")
+    text(tmp_path / "train.csv", "id_code,diagnosis", "a.png,1")
+    assert rows(APTOS2019(tmp_path).read(), "image_id", "path") == [("a", "train_images/a.jpg")]
+
+
+def test_bad_rows_are_left_out_with_file_and_line(aptos):
+    text(aptos / "train.csv", "id_code,diagnosis", "000c1434d8d7,5", "nowhere,1", ",1", "001639a390f0,0")
+    table = APTOS2019(aptos).read()
+    assert reasons(table) == [
+        ("000c1434d8d7", "train.csv:2", "grade 5 is not one of 0-4"),
+        ("nowhere", "train.csv:3", "the file is not there: nowhere"),
+        ("", "train.csv:4", 'empty id (column "id_code")'),
+    ]
+    assert APTOS2019(aptos).unlisted() == []
+
+
+@pytest.mark.parametrize("missing", ["train.csv", "train_images"])
+def test_a_missing_training_set_says_how_to_get_it(aptos, missing):
+    (aptos / missing).rename(aptos / "elsewhere")
+    with pytest.raises(DataError, match=f"{missing} is not there") as error:
+        APTOS2019(aptos).read()
+    assert "kaggle competitions download -c aptos2019-blindness-detection" in str(error.value)
+
+
+def test_a_training_file_of_another_kind_is_refused(aptos):
+    text(aptos / "train.csv", "id_code,level", "000c1434d8d7,2")
+    with pytest.raises(DataError, match=r'no column "diagnosis"; its columns are id_code, level'):
+        APTOS2019(aptos).read()
+
+
+def test_it_cannot_be_downloaded(tmp_path):
+    with pytest.raises(DataError, match="cannot be downloaded by drgrade"):
+        APTOS2019(tmp_path / "nowhere").download()

@@ -1,0 +1,179 @@
+"""What the sources share: going through rows, finding photographs, missing data sets, spreadsheets."""
+
+import sys
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from source_layouts import files, reasons, rows, text
+
+from drgrade.data.sources.base import PhotoFinder, RowError, Source, SourceTable, parse_grade
+from drgrade.data.sources.folder import Folder
+from drgrade.data.sources.labels import read_label_file, read_list_file
+from drgrade.errors import DataError
+
+
+class Bare(Source):
+    """A source with no more than it must have."""
+
+    how_to_get = "Ask the clinic (terms: yours)."
+
+    def __init__(self, root):
+        self.root, self.name = root, "bare"
+
+    def read(self):
+        self.need("labels.csv", "old/labels.csv")
+        return SourceTable(Folder(self.root).read().manifest)
+
+
+def test_a_missing_folder_is_one_message_with_how_to_get_it(tmp_path):
+    with pytest.raises(DataError, match=r"nope does not exist.*data\.root=DIR") as error:
+        Bare(tmp_path / "nope").read()
+    assert "Ask the clinic (terms: yours)." in str(error.value)
+    assert "download=true" not in str(error.value)
+
+
+def test_an_incomplete_data_set_names_the_file(tmp_path):
+    with pytest.raises(DataError, match=r"bare is not there or incomplete: .*labels\.csv is not there"):
+        Bare(tmp_path).read()
+
+
+def test_a_source_that_cannot_download_says_so_and_how_to_get_it(tmp_path):
+    with pytest.raises(DataError, match=r"data=bare cannot be downloaded by drgrade.*data\.root=DIR\.\nAsk"):
+        Bare(tmp_path).download()
+
+
+def test_download_leaves_what_is_there_alone(tmp_path):
+    Bare(files(tmp_path, "a.png")).download()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_unlisted_photographs_are_those_that_no_row_names_usable_or_not(tmp_path):
+    files(tmp_path, "a.png", "bad.png", "twice.png", "new.png", "sub/new.jpg", ".hidden.png", "notes.txt")
+    text(tmp_path / "labels.csv", "image,grade", "a,1", "bad,9", "twice,1", "twice,2", "gone,1")
+    assert Folder(tmp_path).unlisted() == ["new.png", "sub/new.jpg"]
+
+
+def test_nothing_is_unlisted_where_all_photographs_are_taken(tmp_path):
+    files(tmp_path, "a.png", "b.png")
+    text(tmp_path / "labels.csv", "image,grade", "a,1")
+    assert Folder(tmp_path, include_unlisted=True).unlisted() == []
+
+
+@pytest.mark.parametrize("name", ["IM1.jpg", "im1", "im1.PNG", "IM1.tif"])
+def test_a_loose_finder_matches_without_case_and_ending(tmp_path, name):
+    files(tmp_path, "x/IM1.JPG")
+    assert PhotoFinder(tmp_path, "x", loose=True).find(name) == "x/IM1.JPG"
+    if name != "IM1.JPG":
+        with pytest.raises(RowError, match="not there"):
+            PhotoFinder(tmp_path, "x").find(name)
+
+
+def test_a_loose_finder_prefers_the_exact_name_and_does_not_guess(tmp_path):
+    files(tmp_path, "a.png", "A.JPG")
+    finder = PhotoFinder(tmp_path, loose=True)
+    assert finder.find("a.png") == "a.png"
+    with pytest.raises(RowError, match=r"several files fit a\.tif: A\.JPG, a\.png"):
+        finder.find("a.tif")
+
+
+def test_a_folder_of_the_same_name_does_not_hide_the_photograph(tmp_path):
+    files(tmp_path, "a/other.png", "a.png")
+    assert PhotoFinder(tmp_path).find("a") == "a.png"
+
+
+def test_broken_links_and_links_out_are_refused(tmp_path):
+    outside = files(tmp_path / "outside", "x.png") / "x.png"
+    root = files(tmp_path / "root", "in.png")
+    (root / "broken.png").symlink_to(root / "nowhere.png")
+    (root / "loop.png").symlink_to(root / "loop.png")
+    (root / "out.png").symlink_to(outside)
+    (root / "link.png").symlink_to(root / "in.png")
+    for loose in (False, True):
+        finder = PhotoFinder(root, loose=loose)
+        for name in ("broken.png", "broken", "loop.png", "out.png", "out"):
+            with pytest.raises(RowError, match=r"not there|outside the root"):
+                finder.find(name)
+        assert finder.find("link") == "link.png"
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.sampled_from("aAbB"), min_size=1, max_size=3).map("".join), st.booleans())
+def test_whatever_is_found_is_there_and_inside(tmp_path_factory, name, loose):
+    root = tmp_path_factory.mktemp("root")
+    files(root, "in/a.png", "in/Ab.jpg", "in/BB.jpeg", "in/aab.JPG")
+    try:
+        path = PhotoFinder(root, "in", loose=loose).find(name)
+    except RowError:
+        stems = [file.stem for file in (root / "in").iterdir()]
+        same = [stem.casefold() == name.casefold() if loose else stem == name for stem in stems]
+        assert not any(same)
+    else:
+        assert (root / path).is_file()
+        assert (root / path).stem.casefold() == name.casefold()
+
+
+@pytest.mark.parametrize("text_", ["5", "5.0", " 5 "])
+def test_the_number_for_ungradable_is_a_reason_of_its_own(text_):
+    with pytest.raises(RowError, match=r"^ungradable \(grade 5\)$"):
+        parse_grade(text_, ungradable=5)
+    with pytest.raises(RowError, match="not one of 0-4"):
+        parse_grade(text_)
+    assert parse_grade("4", ungradable=5) == 4
+
+
+def test_a_list_without_header(tmp_path):
+    labels = read_list_file(
+        text(tmp_path / "l.txt", "a.jpg 0", "", "b.jpg\t1", "c.jpg", "d e f"), ("image", "g")
+    )
+    assert [(row.line, row.cells["image"], row.cells["g"], row.surplus) for row in labels.rows] == [
+        (1, "a.jpg", "0", 0),
+        (3, "b.jpg", "1", 0),
+        (4, "c.jpg", "", 0),
+        (5, "d", "e", 1),
+    ]
+
+
+def test_an_empty_list_is_refused(tmp_path):
+    with pytest.raises(DataError, match="is empty"):
+        read_list_file(text(tmp_path / "l.txt", " "), ("image",))
+
+
+def test_a_column_under_any_of_its_names(tmp_path):
+    labels = read_label_file(text(tmp_path / "l.csv", "id_code,diagnosis", "a,1"))
+    assert labels.column("image_id", "id_code") == "id_code"
+    with pytest.raises(DataError, match=r'no column "image" or "x"; its columns are id_code, diagnosis'):
+        labels.column("image", "x")
+
+
+def test_a_spreadsheet_is_read_like_its_csv(tmp_path):
+    pytest.importorskip("openpyxl")
+    frame = pd.DataFrame({"image": ["001", "NA", "c"], "grade": [0, 2, None], "note": ["a,b", None, "x"]})
+    frame.to_excel(tmp_path / "l.xlsx", index=False)
+    read = read_label_file(tmp_path / "l.xlsx")
+    text(tmp_path / "l.csv", "image,grade,note", '001,0,"a,b"', "NA,2,", "c,,x")
+    assert read.rows == read_label_file(tmp_path / "l.csv").rows
+    assert read.columns == ("image", "grade", "note")
+
+
+def test_a_file_that_is_no_spreadsheet_is_refused(tmp_path):
+    pytest.importorskip("openpyxl")
+    with pytest.raises(DataError, match="cannot be read as a spreadsheet"):
+        read_label_file(text(tmp_path / "l.xlsx", "image,grade"))
+
+
+def test_a_spreadsheet_without_openpyxl_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    (tmp_path / "l.xlsx").touch()
+    with pytest.raises(DataError, match=r"needs openpyxl: pip install 'drgrade\[datasets\]'.*l\.csv"):
+        read_label_file(tmp_path / "l.xlsx")
+
+
+def test_conflicting_rows_are_not_unlisted_but_are_problems(tmp_path):
+    files(tmp_path, "a.png")
+    text(tmp_path / "labels.csv", "image,grade", "a,1", "a,2")
+    table = Folder(tmp_path).read()
+    assert rows(table, "image_id") == []
+    assert len(reasons(table)) == 2
+    assert {problem.photograph for problem in table.problems} == {"a.png"}

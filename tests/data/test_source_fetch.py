@@ -1,0 +1,68 @@
+"""A folder that is fetched or unpacked is complete, or not there."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from source_layouts import files
+
+from drgrade.data.sources.fetch import build_once
+from drgrade.errors import DataError
+
+
+def folders(path):
+    return sorted(child.name for child in path.iterdir() if child.is_dir())
+
+
+def test_of_several_that_ask_at_once_one_builds_and_all_find_it_complete(tmp_path):
+    together, calls = threading.Barrier(4), []
+
+    def fill(folder):
+        calls.append(folder)
+        files(folder, "first")
+        time.sleep(0.05)
+        files(folder, "last")
+
+    def ask(_):
+        together.wait()
+        built = build_once(tmp_path / "new/target", fill)
+        return built, (tmp_path / "new/target/last").exists()
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(ask, range(4)))
+    assert sorted(built for built, _ in answers) == [False, False, False, True]
+    assert all(complete for _, complete in answers)
+    assert len(calls) == 1
+    assert folders(tmp_path / "new") == ["target"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, DataError])
+def test_an_interrupted_build_leaves_nothing(tmp_path, error):
+    def fill(folder):
+        files(folder, "first")
+        raise error
+
+    with pytest.raises(error):
+        build_once(tmp_path / "target", fill)
+    assert folders(tmp_path) == []
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
+    files(tmp_path, ".target-abc/first", ".other-abc/first", "target-abc/first")
+    build_once(tmp_path / "target", lambda folder: files(folder, "all"))
+    assert folders(tmp_path) == [".other-abc", "target", "target-abc"]
+
+
+def test_a_full_or_forbidden_disk_is_an_error_of_the_user(tmp_path):
+    def fill(folder):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(DataError, match=r"target cannot be written: .*No space left on device"):
+        build_once(tmp_path / "target", fill)
+
+
+def test_what_is_there_is_neither_locked_nor_touched(tmp_path):
+    files(tmp_path, "target/old")
+    assert not build_once(tmp_path / "target", lambda folder: pytest.fail("built again"))
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
