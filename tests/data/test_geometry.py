@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -8,11 +9,236 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from synthetic_photographs import disc_photograph
 
-from drgrade.data.geometry import Disc, NoFundus, crop_disc, find_disc
+from drgrade.data.geometry import Disc, NoFundus, crop_disc, find_disc, recorded_mask
 from drgrade.data.reading import read_photograph
 
 REAL = Path(os.environ.get("DRGRADE_TEST_DATA", Path(__file__).parents[2] / "../shared/data"))
 real = pytest.mark.skipif(not (REAL / "idrid").is_dir(), reason=f"no IDRiD in {REAL}")
+
+
+def draw(
+    size=(640, 480),
+    centre=None,
+    radius=None,
+    stretch=1.0,
+    background=(2, 1.0),
+    brightness=150,
+    falloff=0.4,
+    halo=0.0,
+    bright_rim=0.0,
+    side_light=0.0,
+    flares=(),
+    notch=None,
+    cut=(0, 0, 0, 0),
+    text=False,
+    seed=0,
+):
+    """A fundus of known place: optic disc, dark macula, blurred rim, and what goes wrong.
+
+    ``centre``, ``radius`` and ``stretch`` as in `Disc`; ``background`` is level and noise; flares are angles
+    on the rim; ``cut`` are widths of black bands at left, top, right, bottom.
+    """
+    (width, height), (cx, cy) = size, centre or (size[0] / 2, size[1] / 2)
+    radius = radius or 0.45 * min(size)
+    x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    u, v = (x - cx) / (stretch * radius), (y - cy) / radius
+    distance = np.hypot(u, v)
+    light = (
+        brightness * (1 - falloff * np.minimum(distance, 1) ** 2) * (1 + 0.1 * np.sin(9 * u) * np.sin(11 * v))
+    )
+    light += 0.5 * brightness * np.exp(-((((u - 0.45) / 0.11) ** 2 + (v / 0.13) ** 2) ** 2))
+    light *= 1 - 0.5 * np.exp(-((u + 0.1) ** 2 + v**2) / 0.03)
+    light *= (1 + side_light * u) * (1 + bright_rim * np.exp(-(((distance - 0.97) / 0.02) ** 2)))
+    level = np.clip((1 - distance) * radius / 2 + 0.5, 0, 1) * light
+    if notch is not None:
+        along, across = u * np.cos(notch) + v * np.sin(notch), v * np.cos(notch) - u * np.sin(notch)
+        level[(along > 0.9) & (along < 1.06) & (np.abs(across) < 0.05)] = 0.6 * brightness
+    level = np.where(
+        distance > 1, np.maximum(level, halo * brightness * np.exp((1 - distance) / 0.08)), level
+    )
+    for angle in flares:
+        fx, fy = cx + stretch * radius * np.cos(angle), cy + radius * np.sin(angle)
+        level += 100 * np.exp(-((((x - fx) / (0.2 * radius)) ** 2 + ((y - fy) / (0.26 * radius)) ** 2) ** 2))
+    left, top, right, bottom = cut
+    level[(x < left) | (y < top) | (x > width - right) | (y > height - bottom)] = 0
+    rng = np.random.default_rng(seed)
+    pixels = level[..., None] * (1.0, 0.55, 0.25) + rng.normal(*background, (height, width, 3))
+    pixels = np.clip(pixels, 0, 255).astype(np.uint8)
+    if text:
+        cv2.putText(pixels, "OD 12/03/2011", (4, height - 8), 0, height / 400, (255, 255, 255), 3)
+        cv2.putText(pixels, "R", (width - 50, 50), 0, height / 300, (200, 220, 255), 4)
+    return cv2.imdecode(cv2.imencode(".jpg", pixels)[1], cv2.IMREAD_COLOR)
+
+
+def misses(disc, centre, radius, stretch=1.0):
+    """Errors of centre, radius and stretch, as shares."""
+    place = (
+        max(abs(disc.x - centre[0]) / stretch, abs(disc.y - centre[1]), abs(disc.radius - radius)) / radius
+    )
+    return place, abs(np.log(disc.stretch / stretch))
+
+
+HARD = {
+    "dark": {"brightness": 22, "background": (1, 0.7)},
+    "dark and cut at top and bottom": {"brightness": 22, "background": (1, 0.7), "radius": 270},
+    "vignetting": {"falloff": 0.85},
+    "bright rim": {"bright_rim": 1.0},
+    "halo": {"halo": 0.25},
+    "halo and cut at top and bottom": {"halo": 0.25, "radius": 270},
+    "cut at top and bottom": {"radius": 280},
+    "cut on all sides": {"size": (480, 480), "radius": 280},
+    "bands on all sides": {"size": (480, 480), "radius": 215, "cut": (60, 70, 65, 75)},
+    "bands of a brighter surround": {"cut": (0, 60, 0, 80), "background": (9, 2)},
+    "background": {"background": (28, 7)},
+    "background and cut": {"background": (20, 5), "radius": 270},
+    "text": {"text": True},
+    "text and cut at top and bottom": {"text": True, "radius": 265},
+    "flares": {"flares": (0.3, 2.5, 4.4)},
+    "flare and cut at top and bottom": {"flares": (0.2, 3.0), "radius": 270},
+    "notch": {"notch": 0.7},
+    "light from one side": {"side_light": 0.7},
+    "touches all four sides": {"size": (480, 480), "radius": 240},
+    "off-centre": {"centre": (200, 300), "radius": 200},
+    "off-centre and cut on one side": {"centre": (150, 240), "radius": 190},
+    "very small in a large frame": {"size": (1500, 1100), "centre": (300, 800), "radius": 110},
+    "small file": {"size": (128, 96)},
+}
+
+
+@pytest.mark.parametrize("options", HARD.values(), ids=HARD.keys())
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_hard_photograph_gives_its_disc_and_is_not_taken_for_squashed(options, seed):
+    size = options.get("size", (640, 480))
+    centre, radius = (
+        options.get("centre", (size[0] / 2, size[1] / 2)),
+        options.get("radius", 0.45 * min(size)),
+    )
+    disc = find_disc(draw(seed=seed, **options))
+    assert disc.stretch == 1
+    assert misses(disc, centre, radius)[0] < 0.02
+
+
+SQUASHED = {
+    "whole": {},
+    "cut at top and bottom": {"cut_off": True},
+    "dark": {"brightness": 25, "background": (1, 0.7)},
+    "background": {"background": (20, 5)},
+    "text": {"text": True},
+    "flares": {"flares": (0.8, 3.6)},
+    "light from one side": {"side_light": -0.6},
+    "halo": {"halo": 0.2},
+    "notch": {"notch": 0.6},
+}
+
+
+@pytest.mark.parametrize("options", SQUASHED.values(), ids=SQUASHED.keys())
+@pytest.mark.parametrize("stretch", [0.45, 0.664, 0.9, 1.1, 1.5])
+def test_a_squashed_photograph_gives_its_stretch_to_one_per_cent(options, stretch):
+    options = dict(options)
+    radius = 250 if options.pop("cut_off", False) else 200
+    size = (round(2.3 * radius * stretch), 430)
+    disc = find_disc(draw(size, radius=radius, stretch=stretch, **options))
+    place, out_of_round = misses(disc, (size[0] / 2, 215), radius, stretch)
+    assert out_of_round < 0.01
+    assert place < 0.02
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    width=st.integers(300, 1000),
+    aspect=st.floats(0.65, 1.0),
+    share=st.floats(0.35, 0.6),
+    shift=st.tuples(st.floats(-0.05, 0.05), st.floats(-0.05, 0.05)),
+    bands=st.tuples(st.floats(0, 0.12), st.floats(0, 0.12)),
+    background=st.tuples(st.floats(0, 20), st.floats(0.3, 5)),
+    brightness=st.integers(80, 220),
+    seed=st.integers(0, 99),
+)
+def test_place_and_roundness_hold_over_size_cut_and_background(
+    width, aspect, share, shift, bands, background, brightness, seed
+):
+    size = (width, round(width * aspect))
+    radius = min(share * size[1], 0.46 * width)
+    centre = (width * (0.5 + shift[0]), size[1] * (0.5 + shift[1]))
+    cut = (0, bands[0] * size[1], 0, bands[1] * size[1])
+    pixels = draw(size, centre, radius, background=background, brightness=brightness, cut=cut, seed=seed)
+    disc = find_disc(pixels)
+    assert disc.stretch == 1
+    assert misses(disc, centre, radius)[0] < 0.02
+
+
+def test_specks_at_the_edge_of_a_long_black_frame_are_no_reason_to_stop():
+    pixels = np.zeros((100, 900, 3), np.uint8)
+    for x in range(760, 900, 20):
+        pixels[40:50, x : x + 10] = 120
+    assert find_disc(pixels).radius == pytest.approx(50, rel=0.02)  # nothing found: the inscribed circle
+
+
+def test_the_crop_is_the_mean_over_each_of_its_pixels():
+    """Reductions in several steps are those in one, but for rounding."""
+    pixels = draw((900, 700), radius=300)
+    disc = Disc(450, 350, 300, 0, 0, 900, 700)
+    square = pixels[50:650, 150:750]
+    for size in (60, 150, 200, 299):
+        direct = cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA)
+        gaps = np.abs(crop_disc(pixels, disc, size).astype(int) - direct)
+        assert gaps.mean() < 0.7
+        assert gaps.max() <= 8
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(
+    factor=st.floats(0.35, 1.0),
+    stretch=st.sampled_from([0.7, 1.0, 1.4]),
+    radius=st.floats(260, 420),
+    seed=st.integers(0, 99),
+)
+def test_the_crop_of_a_smaller_copy_is_the_crop_of_the_photograph(factor, stretch, radius, seed):
+    size = (round(900 * max(stretch, 0.8)), 700)
+    pixels = draw(size, radius=radius, stretch=stretch, seed=seed)
+    small = cv2.resize(pixels, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+    crops = [crop_disc(image, find_disc(image), 64).astype(int) for image in (pixels, small)]
+    assert np.abs(crops[0] - crops[1]).mean() < 4
+
+
+@pytest.mark.parametrize("stretch", [0.664, 1.3])
+def test_the_crop_of_a_squashed_photograph_is_that_of_the_photograph(stretch):
+    pixels = draw((900, 640), (460, 310), 290)
+    squashed = cv2.resize(pixels, None, fx=stretch, fy=1, interpolation=cv2.INTER_AREA)
+    crops = [crop_disc(image, find_disc(image), 128).astype(int) for image in (pixels, squashed)]
+    assert np.abs(crops[0] - crops[1]).mean() < 4
+    stretched = crop_disc(squashed, replace(find_disc(squashed), stretch=1.0), 128)
+    assert np.abs(crops[0] - stretched).mean() > 8
+
+
+def test_without_a_rim_nothing_is_known_of_squashing():
+    pixels = draw((900, 900), radius=700)[200:700, 150:750]
+    squashed = np.ascontiguousarray(cv2.resize(pixels, (300, 500), interpolation=cv2.INTER_AREA))
+    assert find_disc(squashed) == Disc(x=150, y=250, radius=150, left=0, top=0, right=300, bottom=500)
+
+
+def test_the_clear_circle_of_a_squashed_disc_is_measured_where_it_is_round():
+    disc = Disc(x=50, y=100, radius=80, left=10, top=0, right=100, bottom=200, stretch=0.5)
+    assert disc.clear_radius == 80
+    assert replace(disc, left=20).clear_radius == 60  # 30 of 40 pixels across
+    assert replace(disc, top=50).clear_radius == 50
+    assert disc.scaled(2, 2) == Disc(100, 200, 160, 20, 0, 200, 400, 0.5)
+
+
+@pytest.mark.parametrize("stretch", [1.0, 0.6])
+def test_the_recorded_mask_is_the_disc_without_padding_and_bands(stretch):
+    size, disc = 40, Disc(x=60, y=70, radius=60, left=0, top=25, right=200, bottom=130, stretch=stretch)
+    mask = recorded_mask(disc, size)
+    for row in range(size):
+        for column in range(size):
+            u, v = (column + 0.5) / 20 - 1, (row + 0.5) / 20 - 1
+            x, y = 60 + 60 * stretch * u, 70 + 60 * v
+            half_x, half_y = 60 * stretch / size + 0.5, 60 / size + 0.5
+            inside = x - half_x >= 0 and x + half_x <= 200 and y - half_y >= 25 and y + half_y <= 130
+            assert mask[row, column] == (np.hypot(u, v) <= 1 and inside)
+    recorded = np.zeros((140, 200, 3), np.uint8)
+    recorded[25:130] = 255
+    assert (crop_disc(recorded, disc, size)[mask] == 255).all()
 
 
 def close_to(disc, centre, radius, tolerance=0.02):
@@ -212,3 +438,24 @@ def test_the_disc_of_a_full_size_photograph_is_that_of_its_small_copy():
     small = find_disc(read_photograph(path, at_least=448).pixels)
     full = find_disc(read_photograph(path).pixels)
     assert close_to(small.scaled(4, 4), (full.x, full.y), full.radius, 0.005)
+
+
+@real
+@pytest.mark.parametrize(("width", "height"), [(512, 512), (224, 224), (900, 512), (718, 512)])
+def test_squashed_idrid_photographs_give_their_stretch_to_one_per_cent(width, height):
+    """Cut off at top and bottom, only the sides of the ellipse are to be seen."""
+    for path in sorted((REAL / "idrid").rglob("*.jpg"))[::40]:
+        pixels = read_photograph(path).pixels
+        disc = find_disc(pixels)
+        fx, fy = width / pixels.shape[1], height / pixels.shape[0]
+        squashed = find_disc(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA))
+        place, out_of_round = misses(squashed, (fx * disc.x, fy * disc.y), fy * disc.radius, fx / fy)
+        assert out_of_round < 0.0125, path
+        assert place < 0.012, path
+        assert abs(squashed.clear_radius / squashed.radius - disc.clear_radius / disc.radius) < 0.015
+
+
+@real
+def test_no_idrid_photograph_is_taken_for_squashed():
+    for path in sorted((REAL / "idrid").rglob("*.jpg"))[1::6]:
+        assert find_disc(read_photograph(path, at_least=200).pixels).stretch == 1, path
