@@ -1,11 +1,9 @@
 """What all commands share: the config folder, and errors that are one line."""
 
-import difflib
 import os
 import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import NoReturn
 
 import hydra
@@ -21,15 +19,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import drgrade
+from drgrade.config import CONF, choices, nearest
 from drgrade.errors import ConfigError, DrgradeError
-
-CONF = next(
-    folder
-    for folder in (Path(drgrade.__file__).parent / "conf", Path(drgrade.__file__).parents[1] / "conf")
-    if folder.is_dir()
-)
-"""The config folder: inside the package when it is installed from a wheel, beside it in a checkout."""
 
 _FULL_ERROR = os.environ.setdefault("DRGRADE_FULL_ERROR", os.environ.get("HYDRA_FULL_ERROR", "0")) == "1"
 """Whether the user wants stack traces. Kept under a name of its own for the processes that this one starts,
@@ -60,12 +51,12 @@ def run(function: Callable[[DictConfig], object], config: str) -> None:
 
 
 def fail(message: str) -> NoReturn:
-    """Print one line and exit with status 1.
+    """Print what is wrong, and exit with status 1.
 
     Args:
         message: What is wrong and what to do.
     """
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {message}", file=sys.stderr)
     sys.exit(1)
 
 
@@ -97,7 +88,7 @@ def _refuse_new_settings(config: str) -> None:
         added = re.match(r"\++([\w-]+)", override)
         if added and added.group(1) not in known:
             raise ConfigError(
-                f"{override}: nothing reads {added.group(1)!r}; {_nearest(added.group(1), known)}"
+                f"{override}: nothing reads {added.group(1)!r}; {nearest(added.group(1), known)}"
             )
 
 
@@ -109,7 +100,7 @@ def _refuse_missing(cfg: DictConfig) -> None:
 
 
 def explain(error: BaseException) -> str | None:
-    """Say what is wrong in one sentence, if it is something the user can mend.
+    """Say what is wrong, if it is something the user can mend.
 
     Args:
         error: What was raised.
@@ -120,13 +111,19 @@ def explain(error: BaseException) -> str | None:
     from lightning_fabric.utilities.exceptions import MisconfigurationException
 
     for cause in _causes(error):
-        if isinstance(cause, DrgradeError | MisconfigurationException):
-            return str(cause)
+        if isinstance(cause, DrgradeError):
+            return str(cause)  # its line breaks are meant: a data set that is not there shows the layout
+        if isinstance(cause, MisconfigurationException):
+            return _one_line(str(cause))
         if isinstance(cause, ConfigCompositionException | MissingConfigException | OverrideParseException):
-            return explain_override(str(cause))
+            return _one_line(explain_override(str(cause)))
     if isinstance(error, OmegaConfBaseException | InstantiationException | HydraException):
-        return str(error)
+        return _one_line(str(error))
     return None
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())
 
 
 def _causes(error: BaseException | None) -> list[BaseException]:
@@ -161,7 +158,7 @@ def explain_override(message: str) -> str:
     choice = re.search(r"Could not find '([^']+)/([^'/]+)'", message)
     if choice:
         group, name = choice.groups()
-        return f"there is no {group}={name}; {_nearest(name, choices(group))}"
+        return f"there is no {group}={name}; {nearest(name, choices(group))}"
     group_only = re.search(r"Could not find '([^']+)'", message)
     if group_only:
         return f"there is no config {group_only.group(1)!r}"
@@ -170,27 +167,8 @@ def explain_override(message: str) -> str:
 
 def _unknown_key(key: str) -> str:
     if key == "experiment":
-        return f"an experiment is chosen with +experiment=NAME; {_nearest('', choices(key))}"
-    return f"there is no setting {key!r}; {_nearest(key, _settings())}"
-
-
-def choices(group: str) -> list[str]:
-    """What a config group offers.
-
-    Args:
-        group: Folder below ``conf/``.
-
-    Returns:
-        Names, sorted.
-    """
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml") if path.stem != "base")
-
-
-def _nearest(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
-    if close:
-        return f"did you mean {' or '.join(close)}?"
-    return f"there is: {', '.join(known)}" if len(known) <= 40 else "see docs/configuration.md"
+        return f"an experiment is chosen with +experiment=NAME; {nearest('', choices(key))}"
+    return f"there is no setting {key!r}; {nearest(key, _settings())}"
 
 
 def _settings() -> list[str]:

@@ -1,10 +1,17 @@
 """``drgrade prepare``: photographs -> store."""
 
 import logging
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from drgrade.cli.app import run
+from drgrade.errors import ConfigError
+
+if TYPE_CHECKING:
+    from drgrade.data.store import Store
+
+log = logging.getLogger("drgrade")
 
 
 def work(cfg: DictConfig) -> None:
@@ -12,18 +19,42 @@ def work(cfg: DictConfig) -> None:
 
     Args:
         cfg: The composed config (``conf/prepare.yaml``).
+
+    Raises:
+        ConfigError: If ``preview`` is no number of photographs.
     """
     from hydra.utils import instantiate
 
-    store = instantiate(cfg.store)
+    from drgrade.config import further_sources
+
+    if not isinstance(cfg.preview, int) or isinstance(cfg.preview, bool) or cfg.preview < 0:
+        raise ConfigError(f"preview={cfg.preview} is not a number of photographs; 0 for none")
+    photographs = instantiate(cfg.photographs, **further_sources(cfg))
+    for store in photographs.stores:
+        log.info("%s", _counts(store))
+        if cfg.preview:
+            _preview(store, cfg)
+
+
+def _counts(store: "Store") -> str:
     grades = store.manifest["grade"]
-    counts = ", ".join(
-        f"{count} of grade {grade}" for grade, count in grades.value_counts().sort_index().items()
+    counts = [f"{count} of grade {grade}" for grade, count in grades.value_counts().sort_index().items()]
+    ungraded = [f"{grades.isna().sum()} ungraded"] if grades.isna().any() else []
+    listed = ", ".join(counts + ungraded)
+    return f"{len(store)} photographs at {store.image_size} px: {listed}\n{store.folder}"
+
+
+def _preview(store: "Store", cfg: DictConfig) -> None:
+    from pathlib import Path
+
+    from drgrade.data.preview import write_preview
+
+    folder = Path(cfg.paths.previews) / store.folder.name
+    root = Path(store.info["root"])
+    sheets = write_preview(
+        store.manifest, root, store.images, folder, cfg.preview, max_pixels=cfg.data.max_pixels
     )
-    ungraded = f", {grades.isna().sum()} ungraded" if grades.isna().any() else ""
-    logging.getLogger("drgrade").info(
-        "%d photographs at %d px: %s%s\n%s", len(store), store.image_size, counts, ungraded, store.folder
-    )
+    log.info("%s", "\n".join(map(str, sheets)))
 
 
 def main() -> None:

@@ -9,7 +9,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from drgrade.cli.app import choices, run
+from drgrade.cli.app import run
+from drgrade.config import choices
 from drgrade.errors import DrgradeError
 
 

@@ -1,42 +1,73 @@
-"""Building a prepared store: its key, its files. :mod:`drgrade.data.store` says when and where."""
+"""Building a prepared store: its keys, its files. :mod:`drgrade.data.store` says when and where."""
 
 import hashlib
 import json
-import os
 import platform
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import cv2
 import numpy as np
 import pandas as pd
 import PIL
 
-from drgrade.data.crops import Crop, CropMaker, make_crops
+from drgrade.data.crops import Crop, CropMaker, Facts, make_crops
+from drgrade.data.duplicates.thumbnail import THUMBNAIL_SIZE
+from drgrade.data.earlier import (
+    FILES,
+    IMAGES,
+    THUMBNAILS,
+    ArrayWriter,
+    Earlier,
+    Place,
+    Record,
+    Shelf,
+    place,
+)
 from drgrade.data.problems import problem_table
+from drgrade.data.reading import MAX_PIXELS
 from drgrade.data.sources.base import MANIFEST_COLUMNS, Problem, Source, SourceTable
+from drgrade.progress import track
 
-FORMAT = 1
+FORMAT = 2
 """Version of the layout of a store's folder."""
 
-PREPARATION_VERSION = 1
+PREPARATION_VERSION = 2
 """Raised whenever the same photographs would give other pixels: older stores are then not taken for them."""
 
-GEOMETRY_COLUMNS = ("width", "height", "circle_x", "circle_y", "circle_r", "clear")
-"""Columns of a store's manifest after the source's.
-
-Size of the original in pixels; centre and radius of the disc in pixels of the original; and the radius of the
-largest centred circle without padding, as a share of the disc's.
-"""
-
-IMAGES, MANIFEST, PROBLEMS, INFO = "images.npy", "manifest.csv", "problems.csv", "store.json"
+MANIFEST, PROBLEMS, INFO = "manifest.csv", "problems.csv", "store.json"
 
 _LABELS = ("image_id", "grade", "patient_id", "eye", "dataset", "split")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the pixels of a store depend on, beside the photographs.
+
+    Attributes:
+        image_size: Side of the images in pixels.
+        max_pixels: Larger photographs are refused.
+        illumination: Normalisation of the light, a name of :mod:`drgrade.data.illumination`.
+    """
+
+    image_size: int
+    max_pixels: int = MAX_PIXELS
+    illumination: str = "none"
+
+    @property
+    def label(self) -> str:
+        """For the names of folders."""
+        variant = "" if self.illumination == "none" else f"-{self.illumination.replace('_', '-')}"
+        return f"{self.image_size}px{variant}"
+
+    @property
+    def versioned(self) -> list[Any]:
+        """With the versions of this code."""
+        return [PREPARATION_VERSION, FORMAT, *asdict(self).values()]
 
 
 @dataclass(frozen=True)
@@ -47,113 +78,218 @@ class Plan:
         source: The photographs and their labels.
         table: What the source read.
         folder: Folder of all stores.
-        image_size: Side of the images in pixels.
-        max_pixels: Larger photographs are refused.
+        settings: How to prepare.
     """
 
     source: Source
     table: SourceTable
     folder: Path
-    image_size: int
-    max_pixels: int
+    settings: Settings
 
     @cached_property
-    def key(self) -> str:
-        """Hash of all that the store depends on: rows, problems, settings, sizes and times of the files."""
-        files = [_size_and_time(self.source.root / path) for path in self.table.manifest["path"]]
+    def paths(self) -> list[Path]:
+        """The photographs' files."""
+        return [self.source.root / path for path in self.table.manifest["path"]]
+
+    @cached_property
+    def places(self) -> list[Place]:
+        """The files as they are now."""
+        return [place(path) for path in self.paths]
+
+    @cached_property
+    def state(self) -> str:
+        """Hash of all that the store depends on, as far as it shows without reading a photograph."""
+        return self._hash(self.places)
+
+    def key(self, contents: Sequence[str]) -> str:
+        """Hash of all that the store depends on, the files by the SHA-256 of their contents."""
+        return self._hash(contents)
+
+    def _hash(self, files: Sequence[object]) -> str:
         problems = [list(asdict(problem).values()) for problem in self.table.problems]
-        settings = [PREPARATION_VERSION, FORMAT, self.source.name, self.image_size, self.max_pixels]
-        digest = hashlib.sha256(json.dumps([settings, files, problems]).encode())
+        values = [self.settings.versioned, self.source.name, files, problems]
+        digest = hashlib.sha256(json.dumps(values).encode())
         digest.update(self.table.manifest.to_csv(index=False).encode())
         return digest.hexdigest()
 
     @property
-    def name(self) -> str:
-        """Name of the store's folder."""
-        return f"{self.source.name}-{self.image_size}px-{self.key[:12]}"
+    def family(self) -> str:
+        """What the names of this source's stores with these settings begin with."""
+        return f"{self.source.name}-{self.settings.label}"
+
+    @cached_property
+    def work(self) -> str:
+        """Name of the unfinished store: the same whenever this source is prepared with these settings."""
+        values = [self.settings.versioned, self.source.name, str(self.source.root.absolute())]
+        return f"{self.family}-{hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]}"
+
+    def target(self, key: str) -> Path:
+        """Folder of the store with a key."""
+        return self.folder / f"{self.family}-{key[:12]}"
+
+
+@dataclass(frozen=True)
+class Built:
+    """What :func:`fill` wrote.
+
+    Attributes:
+        key: Key of the store.
+        photographs: Their number.
+        problems: Table of :mod:`drgrade.data.problems`.
+    """
+
+    key: str
+    photographs: int
+    problems: pd.DataFrame
+
+
+def fill(plan: Plan, folder: Path, workers: int | None, earlier: Earlier, begun: Shelf | None) -> Built:
+    """Write a store's files, taking what was made earlier.
+
+    Args:
+        plan: What to prepare.
+        folder: Where.
+        workers: Number of processes; None for one per CPU.
+        earlier: To take crops from.
+        begun: What is in the folder already, if this build goes on with one that was stopped.
+
+    Raises:
+        OSError: If they cannot be written; what was written can be gone on from.
+    """
+    whole = None if begun else earlier.whole(plan.places)
+    if whole is not None and _link(whole.folder, folder):
+        (folder / FILES).write_text("".join(r.line() for r in whole.records), encoding="utf-8")
+        return _describe(plan, folder, whole.records, _read_pixels_hash(whole.folder))
+    with _Writer(folder, len(plan.places), plan.settings.image_size, begun) as writer:
+        start = len(writer.records)
+        crops = track(
+            _crops(plan, start, workers, earlier),
+            len(plan.places) - start,
+            "preparing",
+            f"photographs of {plan.source.name}" + (f" ({start} are prepared)" if start else ""),
+        )
+        for file, crop in zip(plan.places[start:], crops, strict=True):
+            writer.add(file, crop)
+    return _describe(plan, folder, writer.records, writer.sha256)
+
+
+def can_continue(plan: Plan, begun: Shelf) -> bool:
+    """Whether what was begun is just the beginning of what is planned."""
+    return [record.place for record in begun.records] == plan.places[: len(begun.records)]
+
+
+def _crops(plan: Plan, start: int, workers: int | None, earlier: Earlier) -> Iterator[Crop]:
+    """Crops in the order of the manifest, from row ``start``; only what is new is decoded."""
+    settings = plan.settings
+    maker = CropMaker(settings.image_size, settings.max_pixels, settings.illumination, earlier.contents)
+    pairs = list(zip(plan.paths, plan.places, strict=True))[start:]
+    made = make_crops(maker, [path for path, file in pairs if not earlier.is_unchanged(file)], workers)
+    for _, file in pairs:
+        crop = earlier.at(file) if earlier.is_unchanged(file) else next(made)
+        yield earlier.of(crop.sha256) if crop.is_known else crop
+
+
+class _Writer:
+    """Writes arrays and ``files.jsonl`` so that a build killed at any point can be gone on with.
+
+    Args:
+        folder: Where.
+        at_most: Upper bound of the number of photographs.
+        image_size: Side of the images in pixels.
+        begun: What is there already.
+    """
+
+    def __init__(self, folder: Path, at_most: int, image_size: int, begun: Shelf | None) -> None:
+        self._digest = hashlib.sha256()
+        self.records = list(begun.records) if begun else []
+        after = begun.slots if begun else 0
+        for slot in range(after):
+            self._digest.update(np.ascontiguousarray(begun.images[slot]).data)  # type: ignore[union-attr]
+        self._images = ArrayWriter(folder / IMAGES, at_most, (image_size, image_size, 3), after)
+        self._thumbnails = ArrayWriter(folder / THUMBNAILS, at_most, (THUMBNAIL_SIZE, THUMBNAIL_SIZE), after)
+        self._files = _journal(folder / FILES, self.records)
 
     @property
-    def target(self) -> Path:
-        """Where the store will be."""
-        return self.folder / self.name
+    def sha256(self) -> str:
+        """Of all pixels."""
+        return self._digest.hexdigest()
+
+    def add(self, file: Place, crop: Crop) -> None:
+        """Write a crop, then the line that says so."""
+        slot = None
+        if crop.pixels is not None and crop.thumbnail is not None:
+            self._digest.update(np.ascontiguousarray(crop.pixels).data)
+            self._thumbnails.append(crop.thumbnail)
+            slot = self._images.append(crop.pixels)
+        self.records.append(Record.of(file, crop, slot))
+        self._files.write(self.records[-1].line())
+        self._files.flush()
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        for array in (self._images, self._thumbnails):
+            array.close(complete=kind is None)
+        self._files.close()
 
 
-def fill(plan: Plan, folder: Path, workers: int | None) -> pd.DataFrame:
-    """Write a store's files; returns its problems."""
-    manifest = plan.table.manifest
-    maker = CropMaker(plan.image_size, plan.max_pixels)
-    paths = [plan.source.root / path for path in manifest["path"]]
+def _journal(path: Path, records: list[Record]) -> TextIO:
+    """Open ``files.jsonl`` after these records; a torn or unsound end of it is cut off."""
+    whole = path.with_suffix(".whole")
+    whole.write_text("".join(record.line() for record in records), encoding="utf-8")
+    whole.replace(path)
+    return path.open("a", encoding="utf-8")
+
+
+def _link(existing: Path, folder: Path) -> bool:
+    """Share the arrays of a finished store, which are never changed; False where that is impossible."""
+    if not (existing / INFO).is_file():
+        return False
+    try:
+        for name in (IMAGES, THUMBNAILS):
+            (folder / name).hardlink_to(existing / name)
+    except OSError:  # no hard links on this file system: the crops are copied instead
+        for name in (IMAGES, THUMBNAILS):
+            (folder / name).unlink(missing_ok=True)
+        return False
+    return True
+
+
+def _read_pixels_hash(folder: Path) -> str:
+    return str(json.loads((folder / INFO).read_text(encoding="utf-8"))["pixels_sha256"])
+
+
+def _describe(plan: Plan, folder: Path, records: Sequence[Record], pixels_sha256: str) -> Built:
+    """Write manifest, problems and ``store.json``."""
     rows: list[tuple[Any, ...]] = []
     problems = list(plan.table.problems)
-
-    def usable() -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
-        crops = _with_progress(make_crops(maker, paths, workers), len(paths), plan.source.name)
-        for row, crop in zip(manifest.itertuples(index=False, name=None), crops, strict=True):
-            image_id, path = row[:2]
-            if crop.pixels is None:
-                problems.append(Problem(image_id, path, crop.failure, "left out"))
-                continue
-            if crop.conversions:
-                problems.append(Problem(image_id, path, ", ".join(crop.conversions), "converted"))
-            rows.append(row + _geometry(crop))
-            yield crop.pixels
-
-    digest = hashlib.sha256()
-    shape = (plan.image_size, plan.image_size, 3)
-    count = _write_array(folder / IMAGES, usable(), len(paths), shape, digest)
-    prepared = pd.DataFrame(rows, columns=[*MANIFEST_COLUMNS, *GEOMETRY_COLUMNS]).astype({"grade": "Int64"})
+    for row, record in zip(plan.table.manifest.itertuples(index=False, name=None), records, strict=True):
+        if record.facts is None:
+            problems.append(Problem(row[0], row[1], record.failure, "left out"))
+            continue
+        if record.conversions:
+            problems.append(Problem(row[0], row[1], ", ".join(record.conversions), "converted"))
+        rows.append(row + tuple(record.facts))
+    prepared = pd.DataFrame(rows, columns=[*MANIFEST_COLUMNS, *Facts._fields]).astype({"grade": "Int64"})
     prepared.to_csv(folder / MANIFEST, index=False)
-    digest.update(prepared[list(_LABELS)].to_csv(index=False).encode())
     table = problem_table(problems)
     table.to_csv(folder / PROBLEMS, index=False)
-    info = _info(plan, count, table, digest.hexdigest())
+    digest = hashlib.sha256(pixels_sha256.encode())
+    digest.update(prepared[list(_LABELS)].to_csv(index=False).encode())
+    key = plan.key([record.sha256 for record in records])
+    info = {
+        "key": key,
+        "sha256": digest.hexdigest(),
+        "pixels_sha256": pixels_sha256,
+        "photographs": len(rows),
+        **_info(plan, table),
+    }
     (folder / INFO).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-    return table
+    return Built(key, len(rows), table)
 
 
-def _geometry(crop: Crop) -> tuple[int, int, float, float, float, float]:
-    """Values of the geometry columns of one photograph."""
-    assert crop.disc is not None
-    disc = crop.disc
-    clear = max(disc.clear_radius, 0.0) / disc.radius
-    return (*crop.size, round(disc.x, 2), round(disc.y, 2), round(disc.radius, 2), round(clear, 5))
-
-
-def _write_array(
-    path: Path,
-    images: Iterable[np.ndarray[Any, np.dtype[np.uint8]]],
-    at_most: int,
-    shape: tuple[int, ...],
-    digest: "hashlib._Hash",
-) -> int:
-    """Write images one after the other as one .npy array, and hash them.
-
-    How many there are is known at the end only; NumPy's header has room to grow, so it is written again in
-    place.
-
-    Returns:
-        Their number.
-    """
-    count = 0
-    header = {"descr": "|u1", "fortran_order": False}
-    with path.open("w+b") as file:
-        np.lib.format.write_array_header_1_0(file, header | {"shape": (at_most, *shape)})
-        start = file.tell()
-        for image in images:
-            content = np.ascontiguousarray(image).data
-            digest.update(content)
-            file.write(content)
-            count += 1
-        file.seek(0)
-        np.lib.format.write_array_header_1_0(file, header | {"shape": (count, *shape)})
-        if file.tell() != start:
-            raise RuntimeError("NumPy wrote headers of two lengths")
-        file.flush()
-        os.fsync(file.fileno())
-    return count
-
-
-def _info(plan: Plan, photographs: int, problems: pd.DataFrame, sha256: str) -> dict[str, Any]:
+def _info(plan: Plan, problems: pd.DataFrame) -> dict[str, Any]:
     actions = problems["action"]
     return {
         "format": FORMAT,
@@ -161,11 +297,7 @@ def _info(plan: Plan, photographs: int, problems: pd.DataFrame, sha256: str) -> 
         "source": plan.source.name,
         "reader": f"{type(plan.source).__module__}.{type(plan.source).__qualname__}",
         "root": str(plan.source.root.absolute()),
-        "image_size": plan.image_size,
-        "max_pixels": plan.max_pixels,
-        "key": plan.key,
-        "sha256": sha256,
-        "photographs": photographs,
+        **asdict(plan.settings),
         "left_out": int((actions == "left out").sum()),
         "converted": int((actions == "converted").sum()),
         "versions": {
@@ -176,28 +308,3 @@ def _info(plan: Plan, photographs: int, problems: pd.DataFrame, sha256: str) -> 
             "pillow": PIL.__version__,
         },
     }
-
-
-def _with_progress(crops: Iterable[Crop], total: int, name: str) -> Iterator[Crop]:
-    """Show progress on stderr: a bar on a terminal, else one line."""
-    if not sys.stderr.isatty():
-        say(f"preparing {total} photographs of {name}")
-        yield from crops
-        return
-    from rich.console import Console
-    from rich.progress import track
-
-    yield from track(crops, f"preparing {name}", total, console=Console(stderr=True))
-
-
-def say(text: str) -> None:
-    """Tell the user on stderr; stdout belongs to results."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def _size_and_time(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns

@@ -11,21 +11,57 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from drgrade.data.duplicates.thumbnail import THUMBNAIL_SIZE, make_thumbnail
 from drgrade.data.geometry import Disc, NoFundus, crop_disc, find_disc
-from drgrade.data.reading import Photograph, UnreadablePhotograph, read_photograph
+from drgrade.data.illumination import illuminate
+from drgrade.data.reading import Photograph, UnreadablePhotograph, hash_file, read_photograph
 from drgrade.errors import DataError
 
 _FEW = 24
 """So few photographs are prepared faster than worker processes start."""
 
+_GRID = 64
+
 _DECODED_OVER = 2
-"""Photographs are decoded at no less than this multiple of the crop's size: shrinking the rest averages."""
+"""Photographs are decoded at no less than this multiple of what is cut out: shrinking the rest averages."""
+
+
+class Facts(NamedTuple):
+    """What is known of one photograph: the columns of a store's manifest after the source's.
+
+    Attributes:
+        width: Of the original, upright, in pixels.
+        height: Of the original, in pixels.
+        file_size: In bytes.
+        file_sha256: Of the file's content.
+        circle_x: Centre of the disc from the left edge of the original, in its pixels.
+        circle_y: Centre of the disc from its top edge.
+        circle_r: Radius of the disc; see :class:`~drgrade.data.geometry.Disc` for squashed photographs.
+        stretch: Horizontal over vertical semi-axis of the disc as found in the file; 1 unless squashed.
+        clear: Radius of the largest centred circle without padding, as a share of the disc's.
+        border: Share of the original outside the recorded part of the disc, in [0, 1].
+        brightness: Mean of all channels over the whole original, 0-255.
+    """
+
+    width: int
+    height: int
+    file_size: int
+    file_sha256: str
+    circle_x: float
+    circle_y: float
+    circle_r: float
+    stretch: float
+    clear: float
+    border: float
+    brightness: float
 
 
 @dataclass(frozen=True)
@@ -33,18 +69,25 @@ class Crop:
     """What is kept of one photograph.
 
     Attributes:
-        pixels: RGB, uint8 of shape (S, S, 3); None if the photograph cannot be used.
-        size: (width, height) of the whole photograph.
-        disc: The disc in pixels of the whole photograph; None if the photograph cannot be used.
+        sha256: Of the file's content; "" if it could not be read.
+        pixels: RGB, uint8 of shape (S, S, 3); None if the photograph cannot be used, or is known.
+        thumbnail: Grey, uint8 of shape (T, T), for the search for duplicates; None likewise.
+        facts: None likewise.
         conversions: What had to be changed, in words.
         failure: Why the photograph cannot be used; "" if it can.
     """
 
-    pixels: npt.NDArray[np.uint8] | None
-    size: tuple[int, int] = (0, 0)
-    disc: Disc | None = None
+    sha256: str = ""
+    pixels: npt.NDArray[np.uint8] | None = None
+    thumbnail: npt.NDArray[np.uint8] | None = None
+    facts: Facts | None = None
     conversions: tuple[str, ...] = ()
     failure: str = ""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the file's content was known to the maker, so that nothing was decoded."""
+        return self.pixels is None and not self.failure
 
 
 @dataclass(frozen=True)
@@ -54,28 +97,80 @@ class CropMaker:
     Attributes:
         image_size: Side of the crops in pixels.
         max_pixels: Larger photographs are refused.
+        illumination: Normalisation of the light, a name of :mod:`drgrade.data.illumination`.
+        known: SHA-256 of contents that need not be decoded again.
     """
 
     image_size: int
     max_pixels: int
+    illumination: str = "none"
+    known: frozenset[str] = frozenset()
 
     def __call__(self, path: Path) -> Crop:
         """Read a photograph, find its disc and cut it out."""
+        sha256 = ""
         try:
-            photo = self._read(path, _DECODED_OVER * self.image_size)
-            disc = find_disc(photo.pixels)
-            if 2 * disc.radius < self.image_size and photo.pixels.shape[1] < photo.full_size[0]:
-                photo = self._read(path, None)
-                disc = find_disc(photo.pixels)
+            sha256 = hash_file(path)
+            return Crop(sha256) if sha256 in self.known else self._crop(path, sha256)
         except (UnreadablePhotograph, NoFundus) as error:
-            return Crop(None, failure=str(error))
-        pixels = crop_disc(photo.pixels, disc, self.image_size)
-        height, width = photo.pixels.shape[:2]
-        whole = disc.scaled(photo.full_size[0] / width, photo.full_size[1] / height)
-        return Crop(pixels, photo.full_size, whole, photo.conversions)
+            return Crop(sha256, failure=str(error))
 
-    def _read(self, path: Path, at_least: int | None) -> Photograph:
+    def _crop(self, path: Path, sha256: str) -> Crop:
+        photo, disc = self._decode(path)
+        pixels = illuminate(self.illumination, crop_disc(photo.pixels, disc, self.image_size), disc)
+        return Crop(
+            sha256,
+            pixels,
+            make_thumbnail(photo.pixels, disc),
+            _facts(photo, disc, path.stat().st_size, sha256),
+            (*photo.conversions, *_squash_note(disc)),
+        )
+
+    def _decode(self, path: Path) -> tuple[Photograph, Disc]:
+        """Decode at no more pixels than the crop needs, where the file allows that."""
+        wanted = _DECODED_OVER * max(self.image_size, THUMBNAIL_SIZE)
+        photo = self._read(path, ceil(wanted))
+        disc = find_disc(photo.pixels)
+        across = 2 * disc.radius * min(1, disc.stretch)
+        if across < wanted / _DECODED_OVER and photo.pixels.shape[1] < photo.full_size[0]:
+            # A small disc in a large frame.
+            photo = self._read(path, ceil(wanted * min(photo.pixels.shape[:2]) / across))
+            disc = find_disc(photo.pixels)
+        return photo, disc
+
+    def _read(self, path: Path, at_least: int) -> Photograph:
         return read_photograph(path, max_pixels=self.max_pixels, at_least=at_least)
+
+
+def _facts(photo: Photograph, disc: Disc, file_size: int, sha256: str) -> Facts:
+    height, width = photo.pixels.shape[:2]
+    whole = disc.scaled(photo.full_size[0] / width, photo.full_size[1] / height)
+    return Facts(
+        *photo.full_size,
+        file_size,
+        sha256,
+        circle_x=round(whole.x, 2),
+        circle_y=round(whole.y, 2),
+        circle_r=round(whole.radius, 2),
+        stretch=round(whole.stretch, 4),
+        clear=round(max(whole.clear_radius, 0.0) / whole.radius, 5),
+        border=round(_border(disc, height, width), 4),
+        brightness=round(float(np.mean(cv2.mean(photo.pixels)[:3])), 2),
+    )
+
+
+def _border(disc: Disc, height: int, width: int) -> float:
+    """Share of a photograph outside the recorded part of its disc, by a grid of points."""
+    y, x = (np.arange(_GRID) + 0.5)[:, None] * height / _GRID, (np.arange(_GRID) + 0.5) * width / _GRID
+    inside = np.hypot((x - disc.x) / disc.stretch, y - disc.y) <= disc.radius
+    inside &= (x >= disc.left) & (x <= disc.right) & (y >= disc.top) & (y <= disc.bottom)
+    return 1 - float(inside.mean())
+
+
+def _squash_note(disc: Disc) -> list[str]:
+    if disc.stretch == 1:
+        return []
+    return [f"squashed by earlier processing ({disc.stretch:.2f} : 1), undone"]
 
 
 def make_crops(maker: Callable[[Path], Crop], paths: Sequence[Path], workers: int | None) -> Iterator[Crop]:
@@ -94,23 +189,21 @@ def make_crops(maker: Callable[[Path], Crop], paths: Sequence[Path], workers: in
         yield from map(maker, paths)
         return
     try:
-        with ProcessPoolExecutor(workers, _start_method(), _start_worker) as pool:
-            yield from _in_order(pool, maker, paths, ahead=4 * workers)
+        with ProcessPoolExecutor(workers, _start_method(), _start_worker, (maker,)) as pool:
+            yield from _in_order(pool, paths, ahead=4 * workers)
     except BrokenProcessPool:
         raise DataError(
             f"a worker process was killed while preparing photographs, perhaps for lack of memory: "
-            f"try fewer than {workers} with data.workers=N"
+            f"try fewer than {workers} with data.workers=N. What was prepared is kept, and is not done again"
         ) from None
 
 
-def _in_order(
-    pool: ProcessPoolExecutor, maker: Callable[[Path], Crop], paths: Sequence[Path], ahead: int
-) -> Iterator[Crop]:
+def _in_order(pool: ProcessPoolExecutor, paths: Sequence[Path], ahead: int) -> Iterator[Crop]:
     """Like ``pool.map``, with at most ``ahead`` results in memory."""
     waiting: deque[Future[Crop]] = deque()
     try:
         for path in paths:
-            waiting.append(pool.submit(maker, path))
+            waiting.append(pool.submit(_make, path))
             if len(waiting) >= ahead:
                 yield waiting.popleft().result()
         while waiting:
@@ -125,9 +218,18 @@ def _start_method() -> multiprocessing.context.BaseContext:
     return multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
 
 
-def _start_worker() -> None:
+_makers: list[Callable[[Path], Crop]] = []
+"""The maker of this worker process: sent once, as what it knows may be megabytes."""
+
+
+def _start_worker(maker: Callable[[Path], Crop]) -> None:
     cv2.setNumThreads(1)  # one process per CPU already
+    _makers[:] = [maker]
     threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _make(path: Path) -> Crop:
+    return _makers[0](path)
 
 
 def _follow_parent() -> None:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from drgrade.data.augment import Augmentation, Image
 from drgrade.data.photographs import Photographs
 from drgrade.data.sampling import Draw, EverySampler, StreamSampler, balancing_weights
-from drgrade.data.splits import proportional_order, ungraded_split
+from drgrade.data.splits import has_grades, proportional_order, ungraded_split
 from drgrade.data.views import MaskedView
 from drgrade.errors import ConfigError, DataError
 
@@ -35,7 +35,7 @@ UNGRADED = -1
 class Batch(TypedDict):
     """What a loader yields. ``image`` is (B, 3, S, S), uint8 from the loader and normalised float on the
     device; ``grade`` (B,) int64, -1 for none;
-    ``index`` (B,) int64, the row in the store.
+    ``index`` (B,) int64, the row in the manifest of all photographs.
     """  # noqa: D205
 
     image: Tensor
@@ -44,7 +44,7 @@ class Batch(TypedDict):
 
 
 View = Callable[[Image, int, int | None], Image]
-"""(image (S, S, 3), row in the store, seed or None) -> image."""
+"""(image (S, S, 3), row in the manifest, seed or None) -> image."""
 
 
 @dataclass(frozen=True)
@@ -71,23 +71,26 @@ class PretextView:
 
 
 class StoreDataset(Dataset[dict[str, Any]]):
-    """Photographs of a store, each seen through a view.
+    """Photographs of one store or several, each seen through a view.
 
-    The store is opened in each worker on first use: a memory map that is pickled would travel with all its
+    The stores are opened in each worker on first use: a memory map that is pickled would travel with all its
     pixels.
     """
 
-    def __init__(self, images: Path, rows: Sequence[int], grades: Sequence[int], view: View) -> None:
+    def __init__(
+        self, images: Sequence[Path], rows: Sequence[int], grades: Sequence[int], view: View
+    ) -> None:
         """Choose rows.
 
         Args:
-            images: The store's ``images.npy``, (N, S, S, 3) uint8.
-            rows: Rows of the store that belong to this set.
+            images: ``images.npy`` of the stores, (N_k, S, S, 3) uint8.
+            rows: Rows that belong to this set, counted through all stores.
             grades: Grade of each of them, -1 for none.
             view: Applied to each photograph.
         """
-        self._path = images
-        self._images: npt.NDArray[np.uint8] | None = None
+        self._paths = list(images)
+        self._images: list[npt.NDArray[np.uint8]] | None = None
+        self._ends = np.zeros(0, np.int64)
         self.rows, self.grades = np.asarray(rows, dtype=np.int64), np.asarray(grades, dtype=np.int64)
         self._view = view
 
@@ -98,12 +101,18 @@ class StoreDataset(Dataset[dict[str, Any]]):
         return {**self.__dict__, "_images": None}
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        if self._images is None:
-            self._images = np.load(self._path, mmap_mode="r")
         row = int(self.rows[draw.photograph])
-        image = self._view(np.array(self._images[row]), row, draw.seed)
+        image = self._view(self._photograph(row), row, draw.seed)
         channels_first = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
         return {"image": channels_first, "grade": int(self.grades[draw.photograph]), "index": row}
+
+    def _photograph(self, row: int) -> Image:
+        if self._images is None:
+            self._images = [np.load(path, mmap_mode="r") for path in self._paths]
+            self._ends = np.cumsum([len(images) for images in self._images])
+        store = int(np.searchsorted(self._ends, row, side="right"))
+        images = self._images[store]
+        return np.array(images[row - (int(self._ends[store]) - len(images))])
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -152,8 +161,8 @@ class _StoreDataModule(pl.LightningDataModule):
         self._datasets: dict[str, StoreDataset] = {}
 
     def prepare_data(self) -> None:
-        """Prepare the store unless it is there."""
-        _ = self.photographs.store
+        """Prepare the stores, and search for duplicates, unless that is done."""
+        _ = self.photographs.manifest
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Normalise on the device: a quarter of the bytes travels."""
@@ -168,8 +177,16 @@ class _StoreDataModule(pl.LightningDataModule):
         return np.flatnonzero(self.photographs.split["subset"].isin(subsets)).astype(np.int64)
 
     def _dataset(self, rows: npt.NDArray[np.int64], view: View) -> StoreDataset:
-        grades = self.photographs.store.manifest["grade"].iloc[rows].fillna(UNGRADED).astype(int).tolist()
-        return StoreDataset(self.photographs.store.folder / "images.npy", rows.tolist(), grades, view)
+        """Photographs with the split's grades: those of copies that disagree are not the manifest's."""
+        grades = self._table()["grade"].iloc[rows].fillna(UNGRADED).astype(int).tolist()
+        return StoreDataset(self.photographs.image_files, rows.tolist(), grades, view)
+
+    def _table(self) -> pd.DataFrame:
+        """The split; of photographs without any grade, what they can be used for."""
+        photographs = self.photographs
+        if has_grades(photographs.manifest):
+            return photographs.split
+        return ungraded_split(photographs.manifest, photographs.spec)
 
     def _loader(
         self, dataset: StoreDataset, sampler: StreamSampler | EverySampler, batch_size: int
@@ -271,6 +288,8 @@ class GradingDataModule(_StoreDataModule):
                 f"protocol.steps_per_epoch={steps_per_epoch} is not at least 1; null is one pass over the set"
             )
         self._augment, self._steps, self._balanced = augment, steps_per_epoch, balanced
+        self.tested = "test"
+        """What the test loader serves: ``test``, or the name of an external data set."""
 
     def setup(self, stage: str | None = None) -> None:
         """Split and open the store.
@@ -278,8 +297,18 @@ class GradingDataModule(_StoreDataModule):
         Raises:
             DataError: If the split is impossible.
         """
+        view = AugmentedView(self._augment)
         for subset in ("train", "val", "test"):
-            self._datasets[subset] = self._dataset(self._rows([subset]), AugmentedView(self._augment))
+            self._datasets[subset] = self._dataset(self._rows([subset]), view)
+        datasets = self.photographs.manifest["dataset"].to_numpy()
+        external = self._rows(["external"])
+        for name in self.external:
+            self._datasets[name] = self._dataset(external[datasets[external] == name], view)
+
+    @property
+    def external(self) -> list[str]:
+        """Names of the external data sets."""
+        return [source.name for source, role in self.photographs.roles if role == "external"]
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Endless augmented stream, cut into epochs."""
@@ -292,18 +321,25 @@ class GradingDataModule(_StoreDataModule):
         return self._every_loader(self._datasets["val"]) if len(self._datasets["val"]) else []
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Each test photograph once."""
-        return self._every_loader(self._datasets["test"])
+        """Each photograph of :attr:`tested` once."""
+        return self._every_loader(self._datasets[self.tested])
 
 
 PRETRAIN_SUBSETS = {
     "train": ("train", "unlabelled", "val"),
     "all": ("train", "unlabelled", "val", "test", "excluded"),
 }
-"""What pre-training may see. The training side includes the validation photographs: their grades choose a
-checkpoint, their pixels
-are on this side of the test; without them there would be an encoder for each validation set instead of one
-for each fold."""
+"""What pre-training may see; external data sets, and copies of their photographs, never.
+
+The training side includes the validation photographs: their grades choose a checkpoint, their pixels are on
+this side of the test; without them there would be an encoder for each validation set instead of one for each
+fold.
+"""
+
+
+def _in_group_of(table: pd.DataFrame, which: pd.Series) -> pd.Series:
+    """Which photographs are in a group with one of those."""
+    return table["group"].isin(table["group"][which.to_numpy(dtype=bool)])
 
 
 class PretextDataModule(_StoreDataModule):
@@ -347,7 +383,7 @@ class PretextDataModule(_StoreDataModule):
             DataError: If there are too few.
         """
         table = self.subsets()
-        view = PretextView(self.views, self.photographs.store.manifest["clear"].to_numpy(dtype=float))
+        view = PretextView(self.views, self.photographs.manifest["clear"].to_numpy(dtype=float))
         for subset in ("train", "val"):
             rows = np.flatnonzero(table["subset"] == subset).astype(np.int64)
             self._datasets[subset] = self._dataset(rows, view)
@@ -363,26 +399,22 @@ class PretextDataModule(_StoreDataModule):
             The split's columns; ``subset`` is train or val of the pretext, or ``test`` for what it must not
             see.
         """
-        table = self._split()
-        # With the ungraded eyes of patients who validate, or it would depend on who does.
-        validated = table["group"].isin(table["group"][table["subset"] == "val"])
-        seen = table["subset"].isin(PRETRAIN_SUBSETS[self._pretrain_on]) | validated
-        groups = proportional_order(
-            [(group, 0) for group in table["group"][seen]], [self.photographs.spec.seed, 3]
-        )
-        held_out = (
-            {group for group, time in groups.items() if time <= self._val_fraction}
-            if self._val_fraction
-            else set()
-        )
+        table = self._table().copy()
+        seen = table["subset"].isin(PRETRAIN_SUBSETS[self._pretrain_on])
+        # The ungraded eyes of patients who validate, too: or it would depend on who does.
+        relatives = (table["subset"] == "excluded") & _in_group_of(table, table["subset"] == "val")
+        seen |= relatives & ~_in_group_of(table, table["subset"] == "test")
+        seen &= ~_in_group_of(table, self.photographs.manifest["role"] == "external")
+        held_out = self._held_out(table["group"][seen])
         table["subset"] = np.where(~seen, "test", np.where(table["group"].isin(held_out), "val", "train"))
         return table
 
-    def _split(self) -> pd.DataFrame:
-        manifest = self.photographs.store.manifest
-        if manifest["grade"].isna().all():
-            return ungraded_split(manifest, self.photographs.spec)
-        return self.photographs.split.copy()
+    def _held_out(self, groups: pd.Series) -> set[object]:
+        """Groups that the pretext is watched on."""
+        if not self._val_fraction:
+            return set()
+        pairs = [(group, 0) for group in groups]
+        return set(proportional_order(pairs, [self.photographs.spec.seed, 3], until=self._val_fraction))
 
     def photographs_hash(self) -> str:
         """SHA-256 of which photographs pre-training sees, and which of them it learns from.
@@ -392,12 +424,11 @@ class PretextDataModule(_StoreDataModule):
             folds.
         """
         table = self.subsets()
-        rows = sorted(
-            f"{image}\t{subset}"
-            for image, subset in zip(table["image_id"], table["subset"], strict=True)
-            if subset != "test"
-        )
-        return hashlib.sha256("\n".join([self.photographs.store.sha256, *rows]).encode()).hexdigest()
+        seen = (table["subset"] != "test").to_numpy()
+        stores = self.photographs.store_numbers(np.flatnonzero(seen))
+        used = table[seen]
+        rows = sorted(f"{i}\t{subset}" for i, subset in zip(used["image_id"], used["subset"], strict=True))
+        return hashlib.sha256("\n".join([self.photographs.hash_of(stores), *rows]).encode()).hexdigest()
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Endless stream of views, cut into passes over the photographs."""

@@ -1,21 +1,25 @@
-"""The photographs of a run: a source, prepared into a store, and split."""
+"""The photographs of a run: a collection of data sets, and its split."""
 
 from functools import cached_property
 from pathlib import Path
+from typing import Unpack
 
 import pandas as pd
 
+from drgrade.data.collection import Collection, Options
 from drgrade.data.sources.base import Source
-from drgrade.data.splits import SplitSpec, make_split, split_hash
-from drgrade.data.store import Store, prepare
+from drgrade.data.splits import Remark, Split, SplitSpec, split_hash, split_with_remarks
 
 
-class Photographs:
-    """Ties a source to its store and its split; both are made on first use.
+class Photographs(Collection):
+    """A collection and how it is split; stores and split are made on first use.
 
-    Attributes:
+    Args:
         source: Where the photographs come from.
-        spec: How they are split.
+        split: How to split them.
+        folder: Folder of all stores.
+        image_size: Side of the prepared photographs in pixels.
+        **options: See :class:`~drgrade.data.collection.Options`.
     """
 
     def __init__(
@@ -24,49 +28,28 @@ class Photographs:
         split: SplitSpec,
         folder: str | Path,
         image_size: int,
-        strict: bool = False,
-        workers: int | None = None,
-        max_pixels: int = 100_000_000,
+        **options: Unpack[Options],
     ) -> None:
-        """Describe what to prepare; nothing is read yet.
-
-        Args:
-            source: Where the photographs come from.
-            split: How to split them.
-            folder: Folder of all stores.
-            image_size: Side of the prepared photographs in pixels.
-            strict: Stop if any photograph has to be left out.
-            workers: Processes that prepare; None for one per core.
-            max_pixels: Photographs with more pixels are left out, undecoded.
-        """
-        self.source, self.spec = source, split
-        self._folder, self._image_size = Path(folder), image_size
-        self._strict, self._workers, self._max_pixels = strict, workers, max_pixels
+        super().__init__(source, folder, image_size, **options)
+        self.spec = split
 
     @cached_property
-    def store(self) -> Store:
-        """The prepared store.
+    def _made(self) -> Split:
+        return split_with_remarks(self.manifest, self.spec)
 
-        Raises:
-            DataError: If the source cannot be used.
-        """
-        return prepare(
-            self.source,
-            self._folder,
-            image_size=self._image_size,
-            strict=self._strict,
-            workers=self._workers,
-            max_pixels=self._max_pixels,
-        )
-
-    @cached_property
+    @property
     def split(self) -> pd.DataFrame:
-        """Columns image_id, group, grade, subset; row i is image i of the store.
+        """Columns image_id, group, grade, subset; row i is image i.
 
         Raises:
             DataError: If the split asked for is impossible with these photographs.
         """
-        return make_split(self.store.manifest, self.spec)
+        return self._made.table
+
+    @property
+    def remarks(self) -> tuple[Remark, ...]:
+        """What a reader of the results should know about the split."""
+        return self._made.remarks
 
     @cached_property
     def split_hash(self) -> str:

@@ -1,5 +1,6 @@
 """Reading one photograph from disk, whatever the camera, viewer or archive made of it."""
 
+import hashlib
 import struct
 import threading
 import zlib
@@ -20,6 +21,9 @@ MAX_PIXELS = 100_000_000
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".ppm")
 """File name endings that are taken for photographs, in lower case."""
+
+NO_MEMORY = "not enough memory to decode it"
+"""The one reason that another attempt may not find again."""
 
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "PPM", "GIF")
 _EXIF_ORIENTATION = 0x0112
@@ -78,6 +82,16 @@ def read_photograph(path: Path, *, max_pixels: int = MAX_PIXELS, at_least: int |
             return _decode(image, max_pixels, at_least)
 
 
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's content, as hexadecimal digits.
+
+    Raises:
+        UnreadablePhotograph: If it cannot be read.
+    """
+    with _errors_as_reasons(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _decode(image: Image.Image, max_pixels: int, at_least: int | None) -> Photograph:
     """Decode an image of which only the header has been read."""
     width, height = image.size
@@ -91,9 +105,10 @@ def _decode(image: Image.Image, max_pixels: int, at_least: int | None) -> Photog
         _shrink_while_decoding(image, at_least)
     image.load()
     orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-    pixels, changes = _to_rgb(ImageOps.exif_transpose(image), sixteen_bit)
+    turned = orientation in range(2, 9)
+    pixels, changes = _to_rgb(ImageOps.exif_transpose(image) if turned else image, sixteen_bit)
     conversions += changes
-    if orientation in range(2, 9):
+    if turned:
         conversions.append(f"turned upright by EXIF orientation {orientation}")
     full_size = (height, width) if orientation in range(5, 9) else (width, height)
     return Photograph(pixels, tuple(conversions), full_size)
@@ -127,7 +142,7 @@ def _errors_as_reasons(path: Path) -> Iterator[None]:
     except PermissionError:
         raise UnreadablePhotograph("no permission to read the file") from None
     except MemoryError:
-        raise UnreadablePhotograph("not enough memory to decode it") from None
+        raise UnreadablePhotograph(NO_MEMORY) from None
     except UnidentifiedImageError:
         raise UnreadablePhotograph(_why_unidentified(path)) from None
     except _DECODER_ERRORS as error:
@@ -206,7 +221,7 @@ def _to_rgb(image: Image.Image, sixteen_bit: bool) -> tuple[npt.NDArray[np.uint8
         changes.append("greyscale to RGB")
     elif image.mode not in ("RGB", "RGBX"):
         changes.append(f"{image.mode} to RGB")
-    return np.array(image.convert("RGB")), changes
+    return np.array(image if image.mode == "RGB" else image.convert("RGB")), changes
 
 
 def _to_eight_bit(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:

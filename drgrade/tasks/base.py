@@ -98,7 +98,11 @@ class Task(pl.LightningModule):
             mean = self._means[f"{subset}/{name}"]
             assert isinstance(mean, EpochMean)
             mean.update(value, weight)
-            self.log(f"{subset}/{name}", mean, on_step=False, on_epoch=True)
+            self.log(f"{self._named(subset)}/{name}", mean, on_step=False, on_epoch=True)
+
+    def _named(self, subset: str) -> str:
+        """What the metrics of a subset are logged under."""
+        return subset
 
     def _images(self, batch: dict[str, Any]) -> Tensor:
         """Images of a batch, (B, 3, H, W), in the memory format of the encoder."""

@@ -20,6 +20,7 @@ class GradingTask(Task):
         frozen_epochs: Epochs in which only the head learns.
         results: Metrics of the last pass over ``val`` and ``test``, in double precision (Lightning logs
             single).
+        tested: What metrics of a test are called: ``test``, or ``external/NAME``.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class GradingTask(Task):
         self.head = head(encoder.num_features)
         self.frozen_epochs = frozen_epochs
         self.results: dict[str, dict[str, float]] = {}
+        self.tested = "test"
         self._metrics = torch.nn.ModuleDict(
             {f"{subset}_metrics": GradingMetrics() for subset in ("val", "test")}
         )
@@ -124,6 +126,9 @@ class GradingTask(Task):
         assert isinstance(collector, GradingMetrics)
         return collector
 
+    def _named(self, subset: str) -> str:
+        return self.tested if subset == "test" else subset
+
     def _evaluate(self, batch: dict[str, Any], subset: str) -> None:
         logits, grades = self(self._images(batch)), batch["grade"]
         loss = self.head.loss(logits, grades)
@@ -133,7 +138,8 @@ class GradingTask(Task):
 
     def _log_metrics(self, subset: str) -> None:
         metrics = self._collector(subset).compute()
-        self.results[subset] = {f"{subset}/{name}": value for name, value in metrics.items()}
+        named = self._named(subset)
+        self.results[subset] = {f"{named}/{name}": value for name, value in metrics.items()}
         # Every process has computed the same figures from the gathered results: nothing is left to reduce.
         self.log_dict(self.results[subset], sync_dist=False)
 

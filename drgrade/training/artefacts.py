@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -16,10 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 from drgrade import __version__
 from drgrade.metrics import Predictions, confusion_matrix
 
-METRICS, CONFIG, SPLIT, PREDICTIONS, CONFUSION, PROVENANCE = (
+METRICS, CONFIG, SPLIT, SEEN, PREDICTIONS, CONFUSION, PROVENANCE = (
     "metrics.json",
     "config.yaml",
     "split.csv",
+    "seen.txt",
     "predictions.csv",
     "confusion.csv",
     "provenance.json",
@@ -80,13 +81,24 @@ def write_split(folder: Path, split: pd.DataFrame) -> None:
     write_text(folder / SPLIT, split[["image_id", "group", "grade", "subset"]].to_csv(index=False))
 
 
-def write_predictions(folder: Path, predictions: Predictions, image_ids: pd.Series) -> None:
-    """Write ``predictions.csv``, in the order of the store, and ``confusion.csv``, rows the true grade.
+def write_seen(folder: Path, file_hashes: Iterable[str]) -> None:
+    """Write ``seen.txt``: SHA-256 of the content of each file that pre-training has seen.
 
     Args:
         folder: The run's folder.
-        predictions: N results, indexed by row in the store.
-        image_ids: image_id of every row of the store.
+        file_hashes: Of these files.
+    """
+    write_text(folder / SEEN, "".join(f"{sha256}\n" for sha256 in sorted(set(file_hashes))))
+
+
+def write_predictions(folder: Path, predictions: Predictions, image_ids: pd.Series, name: str = "") -> None:
+    """Write ``predictions.csv``, in the order of the manifest, and ``confusion.csv``, rows the true grade.
+
+    Args:
+        folder: The run's folder.
+        predictions: N results, indexed by row in the manifest.
+        image_ids: image_id of every row of the manifest.
+        name: Goes into the names of the files: ``predictions_NAME.csv``.
     """
     probabilities = pd.DataFrame(
         predictions.probabilities.double().numpy(), columns=[f"p{k}" for k in range(5)]
@@ -98,9 +110,13 @@ def write_predictions(folder: Path, predictions: Predictions, image_ids: pd.Seri
             "predicted": predictions.predicted.numpy(),
         }
     )
-    write_text(folder / PREDICTIONS, table.join(probabilities).to_csv(index=False, float_format="%.6f"))
+    predictions_file, confusion_file = (
+        (folder / file).with_stem(f"{Path(file).stem}_{name}" if name else Path(file).stem)
+        for file in (PREDICTIONS, CONFUSION)
+    )
+    write_text(predictions_file, table.join(probabilities).to_csv(index=False, float_format="%.6f"))
     confusion = pd.DataFrame(confusion_matrix(predictions.predicted, predictions.grades).numpy())
-    write_text(folder / CONFUSION, confusion.rename_axis("grade").add_prefix("predicted_").to_csv())
+    write_text(confusion_file, confusion.rename_axis("grade").add_prefix("predicted_").to_csv())
 
 
 def write_provenance(folder: Path, **facts: object) -> None:

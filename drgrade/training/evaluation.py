@@ -34,7 +34,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     if cfg.paths.stores is not None:
         run.photographs.folder = cfg.paths.stores
     photographs = make_photographs(run)
-    for name, found in (("data_hash", photographs.store.sha256), ("split_hash", photographs.split_hash)):
+    for name, found in (("data_hash", photographs.sha256), ("split_hash", photographs.split_hash)):
         if found != record[name]:
             raise DataError(
                 f"{name} is {found[:12]}, the run had {record[name][:12]}: not the photographs that "

@@ -18,11 +18,13 @@ from drgrade.errors import ConfigError, DrgradeError, EncoderError
 from drgrade.models.artefact import CARD, WEIGHTS, save_encoder
 from drgrade.tasks import PretextTask
 from drgrade.training.artefacts import (
+    SEEN,
     SPLIT,
     versions,
     write_config,
     write_metrics,
     write_provenance,
+    write_seen,
     write_split,
 )
 from drgrade.training.processes import announced, announcement, is_main_process, wait_for_all
@@ -85,7 +87,9 @@ def pretrain(
     assert isinstance(task, PretextTask)
     if is_main_process():
         start_afresh(folder, checkpoint)
-        write_split(folder, data.subsets())
+        subsets = data.subsets()
+        write_split(folder, subsets)
+        write_seen(folder, photographs.manifest["file_sha256"][subsets["subset"].ne("test").to_numpy()])
         write_config(folder, cfg)
     trainer, clock = make_trainer(cfg, folder, checkpoints(folder))
     trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -95,7 +99,7 @@ def pretrain(
         key = encoder_key(cfg, data)
         metrics |= {
             "status": "finished",
-            "data_hash": photographs.store.sha256,
+            "data_hash": photographs.sha256,
             "photographs_hash": data.photographs_hash(),
         }
         write_provenance(folder, seconds=clock.seconds, images=clock.images, devices=trainer.world_size)
@@ -137,7 +141,7 @@ def pretrain_run(
         with FileLock(shared.with_suffix(".lock")):
             if not (shared / CARD).is_file():
                 shared.mkdir(parents=True, exist_ok=True)
-                for name in (WEIGHTS, SPLIT, CARD):  # the card last: it marks the folder as complete
+                for name in (WEIGHTS, SPLIT, SEEN, CARD):  # the card last: it marks the folder as complete
                     shutil.copyfile(folder / name, shared / f"{name}.partial")
                     (shared / f"{name}.partial").replace(shared / name)
         log.info("encoder: %s (found by init=ssl with the same settings)", shared)
@@ -281,7 +285,7 @@ def _card(cfg: DictConfig, data: PretextDataModule, key: str, steps: int) -> dic
         **_settings(cfg),
         "key": key,
         "data": cfg.data.name,
-        "data_hash": data.photographs.store.sha256,
+        "data_hash": data.photographs.sha256,
         "photographs_hash": data.photographs_hash(),
         "fold": cfg.fold if cfg.pretrain_on == "train" else None,
         "steps": steps,

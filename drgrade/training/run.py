@@ -11,12 +11,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from drgrade.data.modules import GradingDataModule
 from drgrade.data.photographs import Photographs
-from drgrade.data.splits import split_hash
+from drgrade.data.splits import SUBSETS, split_hash
 from drgrade.errors import ConfigError, DataError
-from drgrade.models.artefact import CARD, WEIGHTS, file_hash
+from drgrade.models.artefact import WEIGHTS, file_hash
 from drgrade.tasks import GradingTask
 from drgrade.training.artefacts import (
     METRICS,
+    SEEN,
     SPLIT,
     write_config,
     write_metrics,
@@ -137,6 +138,8 @@ def grade(cfg: DictConfig, photographs: Photographs, folder: Path, checkpoint: P
     assert isinstance(task, GradingTask)
     if is_main_process():
         log.info("photographs: %s", _counts(photographs))
+        for remark in photographs.remarks:
+            log.log(logging.WARNING if remark.serious else logging.INFO, "split: %s", remark.text)
         _check_same_split(folder, checkpoint, photographs)
         start_afresh(folder, checkpoint)
         write_split(folder, photographs.split)
@@ -170,10 +173,11 @@ def test(
         task: Receives the weights.
         data: Validation and test photographs.
         checkpoint: What is tested.
-        folder: Receives ``predictions.csv`` and ``confusion.csv``.
+        folder: Receives ``predictions.csv`` and ``confusion.csv``, and of an external data set
+            ``predictions_NAME.csv`` and ``confusion_NAME.csv``.
 
     Returns:
-        ``val/...`` and ``test/...``.
+        ``val/...``, ``test/...``, and ``external/NAME/...`` of each external data set.
     """
     data.setup()
     metrics: dict[str, float] = {}
@@ -182,11 +186,16 @@ def test(
             task, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False
         )[0]
         metrics |= task.results["val"]
-    metrics |= trainer.test(task, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)[0]
-    metrics |= task.results["test"]
-    predictions = task.predictions("test")  # gathered: every process has to ask
-    if is_main_process():
-        write_predictions(folder, predictions, data.photographs.split["image_id"])
+    for name in ("test", *data.external):
+        data.tested, task.tested = name, name if name == "test" else f"external/{name}"
+        metrics |= trainer.test(
+            task, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False
+        )[0]
+        metrics |= task.results["test"]
+        predictions = task.predictions("test")  # gathered: every process has to ask
+        if is_main_process():
+            ids = data.photographs.split["image_id"]
+            write_predictions(folder, predictions, ids, "" if name == "test" else name)
     return metrics
 
 
@@ -232,9 +241,7 @@ def _chosen_checkpoint(cfg: DictConfig, folder: Path) -> Path:
 
 def _counts(photographs: Photographs) -> str:
     counts = photographs.split["subset"].value_counts()
-    listed = ", ".join(
-        f"{subset} {counts[subset]}" for subset in ("train", "unlabelled", "val", "test") if subset in counts
-    )
+    listed = ", ".join(f"{subset} {counts[subset]}" for subset in SUBSETS if subset in counts)
     return f"{listed} (split {photographs.split_hash[:12]})"
 
 
@@ -242,7 +249,8 @@ def _provenance(cfg: DictConfig, photographs: Photographs, initial: Path | None)
     """Where the figures come from: hashes of data, split and first weights, and the cell of the table."""
     choices = {name: cfg[name] for name in ("label_fraction", "fold", "folds", "seed")}
     facts = {**choices, "protocol": cfg.protocol.name, "data": cfg.data.name}
-    facts |= {"data_hash": photographs.store.sha256, "split_hash": photographs.split_hash}
+    facts |= {"data_hash": photographs.sha256, "split_hash": photographs.split_hash}
+    facts |= {f"split/{remark.name}": remark.count for remark in photographs.remarks}
     if initial is None:
         untrained = cfg.init == "random" and not _has_weights(cfg.encoder)
         return {**facts, "init": cfg.init, "pretraining_saw_test": False if untrained else None}
@@ -264,25 +272,21 @@ def _has_weights(encoder: DictConfig) -> bool:
 
 
 def pretraining_saw_test(weights: Path, photographs: Photographs) -> bool | None:
-    """Whether an encoder was pre-trained on photographs that a run tests on.
+    """Whether an encoder was pre-trained on photographs that a run tests on, by the content of the files.
 
     Args:
         weights: An ``encoder.safetensors``, with the files of its run beside it.
         photographs: Of the run.
 
     Returns:
-        None where the files beside the weights do not tell, or are of other data, or of the same in another
-        size.
+        None where no file beside the weights tells.
     """
-    card, seen = weights.with_name(CARD), weights.with_name(SPLIT)
-    if not card.is_file() or not seen.is_file():
+    seen = weights.with_name(SEEN)
+    if not seen.is_file():
         return None
-    if json.loads(card.read_text(encoding="utf-8"))["data_hash"] != photographs.store.sha256:
-        return None
-    table = pd.read_csv(seen, dtype=str, keep_default_na=False)
-    learnt = set(table["image_id"][table["subset"] != "test"])
-    split = photographs.split
-    return not learnt.isdisjoint(split["image_id"][split["subset"] == "test"])
+    learnt = set(seen.read_text(encoding="utf-8").split())
+    tested = photographs.split["subset"].isin(["test", "external"]).to_numpy()
+    return not learnt.isdisjoint(photographs.manifest["file_sha256"][tested])
 
 
 def _finished(folder: Path) -> bool:

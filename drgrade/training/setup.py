@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, ProgressBar
 from pytorch_lightning.loggers import Logger
 
+from drgrade.config import further_sources
 from drgrade.data.photographs import Photographs
 from drgrade.errors import ConfigError
 from drgrade.models.artefact import load_encoder
@@ -68,9 +69,12 @@ def make_photographs(cfg: DictConfig) -> Photographs:
         cfg: The run's config.
 
     Returns:
-        Store and split, made on first use.
+        Stores and split, made on first use.
+
+    Raises:
+        ConfigError: If a further data set is not known.
     """
-    photographs = make(cfg.photographs)
+    photographs = make(cfg.photographs, **further_sources(cfg))
     assert isinstance(photographs, Photographs)
     return photographs
 
@@ -195,7 +199,14 @@ def run_folder(cfg: DictConfig) -> tuple[Path, Path | None]:
 _FREE_TO_CHANGE = ("resume", "paths", "trainer", "logger", "callbacks", "hydra", "name")
 """Settings that may differ when a run goes on: where, on what, for how long, and how it is watched."""
 
-_PLACES = ("data.root", "data.source.root", "photographs.source.root", "photographs.folder")
+_PLACES = (
+    "data.root",
+    "data.source.root",
+    "photographs.source.root",
+    "photographs.folder",
+    "split.file",
+    "photographs.split.file",
+)
 """Photographs may have moved; whether they are still the same, the hash of the split tells."""
 
 

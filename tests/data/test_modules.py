@@ -116,12 +116,12 @@ def test_the_fill_of_the_pretext_is_nearly_zero_once_normalised():
 def test_photographs_and_grades_are_those_of_the_index(photographs, subset):
     data = grading(photographs)
     found = batches(getattr(data, f"{subset}_dataloader")())
-    manifest = photographs.store.manifest
+    manifest = photographs.manifest
     assert set(rows(found)) == set(subset_rows(photographs, subset))
     assert rows(found, "grade") == manifest["grade"].iloc[rows(found)].tolist()
     for batch in found:
         for image, row in zip(batch["image"], batch["index"], strict=True):
-            np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), photographs.store.images[row])
+            np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), photographs.stores[0].images[row])
 
 
 def test_only_training_photographs_are_augmented(photographs):
@@ -138,7 +138,7 @@ def test_ungraded_photographs_have_no_grade_in_the_pretext(make_photographs):
     photographs = make_photographs(some_ungraded, val_fraction=0.15)
     data = pretext(photographs, pretrain_on="all")
     for batch in batches(data.train_dataloader()):
-        missing = photographs.store.manifest["grade"].iloc[batch["index"].tolist()].isna().to_numpy()
+        missing = photographs.manifest["grade"].iloc[batch["index"].tolist()].isna().to_numpy()
         assert ((batch["grade"] == -1).numpy() == missing).all()
 
 
@@ -319,7 +319,7 @@ def test_a_dataset_is_pickled_without_its_pixels(photographs, make):
     loader = make(photographs).train_dataloader()
     first = dataset[next(iter(loader.sampler))]  # the store is open now
     pickled = pickle.dumps(dataset)
-    assert len(pickled) < 20_000 < photographs.store.images.nbytes
+    assert len(pickled) < 20_000 < photographs.stores[0].images.nbytes
     again = pickle.loads(pickled)[next(iter(loader.sampler))]
     assert torch.equal(again["image"], first["image"])
 
@@ -376,8 +376,8 @@ def test_the_pretext_validates_in_the_widest_view_and_masks_everything(photograp
     view = MaskedView()
     for batch in batches(data.val_dataloader()):
         for image, row in zip(batch["image"], batch["index"].tolist(), strict=True):
-            clear = photographs.store.manifest["clear"].iloc[row]
-            expected = view(np.array(photographs.store.images[row]), clear, None)
+            clear = photographs.manifest["clear"].iloc[row]
+            expected = view(np.array(photographs.stores[0].images[row]), clear, None)
             np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), expected)
 
 
@@ -419,7 +419,7 @@ def test_pretraining_needs_no_grades(make_photographs, pretrain_on):
     data = pretext(photographs, pretrain_on=pretrain_on, val_fraction=0.2)
     table = data.subsets()
     assert set(table["subset"]) == {"train", "val"}
-    assert table["group"].tolist() == groups_of(photographs.store.manifest).tolist()
+    assert table["group"].tolist() == groups_of(photographs.manifest).tolist()
     found = batches(data.train_dataloader())
     assert set(rows(found, "grade")) == {-1}
     assert len(data.photographs_hash()) == 64

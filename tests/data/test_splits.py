@@ -14,14 +14,22 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from split_manifests import counts, demo_manifest, ids, manifest_of, singletons, try_split
 
-from drgrade.data import splits
-from drgrade.data.fundus_art import plan_photographs
 from drgrade.data.sources.idrid import IDRiD
-from drgrade.data.splits import SUBSETS, SplitSpec, groups_of, make_split, proportional_order, split_hash
+from drgrade.data.splits import (
+    SUBSETS,
+    SplitSpec,
+    groups_of,
+    make_split,
+    order,
+    proportional_order,
+    split_hash,
+)
 from drgrade.errors import ConfigError, DataError
 
 FRACTIONS = (0.05, 0.1, 0.25, 0.5, 1.0)
+DEMO_HASH = "64983ca8f049515507be8c24547fbe6b6a8292e0f71f84b7c05a0e20cb3a4c8f"
 APTOS = {0: 1805, 1: 370, 2: 999, 3: 193, 4: 295}
 
 quick = settings(
@@ -34,34 +42,7 @@ quick = settings(
 @pytest.fixture
 def coarse(monkeypatch):
     """A tenth of the resolution, for ten times the examples; it still divides every fraction used."""
-    monkeypatch.setattr(splits, "_STEPS", 400)
-
-
-def manifest_of(groups, split=None):
-    """One patient a group: ``[[0, None], [2]]`` is a patient with an ungraded eye, and one with one eye."""
-    rows = [(number, grade) for number, grades in enumerate(groups) for grade in grades]
-    frame = pd.DataFrame(
-        {
-            "image_id": [f"i{row:04d}" for row in range(len(rows))],
-            "grade": pd.array([grade for _, grade in rows], dtype="Int64"),
-            "patient_id": pd.array([f"p{number}" for number, _ in rows], dtype="string"),
-            "split": pd.array([None] * len(rows), dtype="string"),
-        }
-    )
-    return frame if split is None else frame.assign(split=pd.array(split, dtype="string"))
-
-
-def singletons(counts):
-    return manifest_of([[grade] for grade, count in counts.items() for _ in range(count)])
-
-
-def demo_manifest(count=400):
-    """The built-in data set's plan, undrawn: two eyes of most patients."""
-    plan = plan_photographs(count, 0)
-    frame = pd.DataFrame(
-        {"image_id": [p.image_id for p in plan], "patient_id": [p.patient_id for p in plan], "split": pd.NA}
-    )
-    return frame.assign(grade=pd.array([p.grade for p in plan], dtype="Int64"))
+    monkeypatch.setattr(order, "STEPS", 400)
 
 
 def idrid_manifest():
@@ -72,26 +53,9 @@ def idrid_manifest():
     return IDRiD(root).read().manifest
 
 
-def counts(split, *subsets):
-    """Photographs of each grade in some subsets, (5,)."""
-    grades = split.loc[split["subset"].isin(subsets or SUBSETS), "grade"].dropna().astype(int)
-    return np.bincount(grades, minlength=5)
-
-
-def ids(split, *subsets):
-    return set(split.loc[split["subset"].isin(subsets), "image_id"])
-
-
 def labels_used(split, spec):
     """The label fraction: with val_within_fraction the validation labels are part of it."""
     return ids(split, "train", "val") if spec.val_within_fraction else ids(split, "train")
-
-
-def try_split(manifest, **spec):
-    try:
-        return make_split(manifest, SplitSpec(**spec))
-    except DataError:
-        return None
 
 
 grades = st.sampled_from([0, 0, 0, 1, 2, 2, 3, 4])
@@ -259,28 +223,6 @@ def test_no_group_is_on_two_sides(coarse, manifest, spec, fraction, published):
     assert held_out.isdisjoint(split.loc[split["subset"].isin(["train", "unlabelled"]), "group"])
 
 
-def test_two_eyes_of_a_patient_and_photographs_of_unknown_patients():
-    manifest = manifest_of([[0, 1], [2], [3]])
-    manifest.loc[2:, "patient_id"] = pd.NA
-    assert groups_of(manifest).tolist() == ["patient:p0", "patient:p0", "image:i0002", "image:i0003"]
-
-
-def test_a_patient_called_like_a_photograph_is_another_group():
-    manifest = manifest_of([[0], [1]]).assign(image_id=["x", "y"], patient_id=["y", pd.NA])
-    assert groups_of(manifest).nunique() == 2
-
-
-def test_groups_that_are_given_win():
-    manifest = manifest_of([[0], [0], [1]]).assign(group=["a", "b", "a"])
-    assert groups_of(manifest).tolist() == ["a", "b", "a"]
-
-
-@pytest.mark.parametrize("missing", [None, np.nan, pd.NA])
-def test_where_no_group_is_given_the_patient_is_the_group(missing):
-    manifest = manifest_of([[0, 0], [1], [2]]).assign(group=["a", "a", missing, missing])
-    assert groups_of(manifest).tolist() == ["a", "a", "patient:p1", "patient:p2"]
-
-
 # What a split depends on
 
 
@@ -352,6 +294,18 @@ def test_the_split_of_a_photograph_does_not_follow_its_name():
     tested = (split["subset"] == "test").to_numpy()
     together = (tested[1:] & tested[:-1]).sum()
     assert 20 < together < 60  # 40 expected
+
+
+def test_the_published_results_on_the_demo_data_keep_their_split():
+    """A recorded hash, against the rule: results that are compared with later ones name it."""
+    split = make_split(demo_manifest(), SplitSpec(fold=2, label_fraction=0.1, val_fraction=0.15))
+    assert split_hash(split) == DEMO_HASH
+
+
+def test_the_columns_of_later_days_change_nothing_if_they_say_nothing():
+    manifest = demo_manifest(60)
+    more = manifest.assign(dataset="demo", role="labelled", duplicate=pd.NA)
+    assert split_hash(make_split(more, SplitSpec())) == split_hash(make_split(manifest, SplitSpec()))
 
 
 # Validation within the fraction
@@ -474,6 +428,7 @@ def test_the_hash_survives_csv(names):
         ({"fold": 2, "folds": 2}, "fold=2 is not in 0..1"),
         ({"fold": "first"}, "fold='first' is neither a number nor 'published'"),
         ({"seed": -1}, "split.seed=-1"),
+        ({"disagreeing": "first"}, "split.disagreeing='first' is not one of drop, keep_one, majority"),
     ],
 )
 def test_impossible_settings_say_what_is_wrong(settings, message):
@@ -492,7 +447,11 @@ def test_a_published_fold_needs_no_valid_number_of_it():
         (manifest_of([[0]] * 20), {"fold": "published"}, "no published test set; use fold=0"),
         (manifest_of([[0]]), {"fold": 1}, "fold=1 of folds=5 has no test photograph; use fewer folds"),
         (manifest_of([[0]] * 6), {"val_fraction": 0.05}, "protocol.val_fraction=0.05 leaves no validation"),
-        (manifest_of([[0]] * 6), {"val_fraction": 0.99}, "no training photograph"),
+        (
+            manifest_of([[0]] * 6, ["test"] * 6),
+            {"fold": "published"},
+            "fold=published leaves no photograph with a grade to train on",
+        ),
         (
             manifest_of([[0]] * 10, ["train"] * 9 + ["test"]).assign(
                 grade=pd.array([0] * 9 + [None], dtype="Int64")

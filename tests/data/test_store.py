@@ -1,3 +1,5 @@
+import errno
+import hashlib
 import json
 import os
 import shutil
@@ -5,15 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from synthetic_photographs import disc_photograph, labelled_folder, save, write_labels
 
 from drgrade.data import building
-from drgrade.data.crops import Crop, make_crops
+from drgrade.data.crops import Crop, CropMaker, make_crops
+from drgrade.data.duplicates.thumbnail import THUMBNAIL_SIZE
 from drgrade.data.sources.folder import Folder
 from drgrade.data.store import Store, prepare
 from drgrade.errors import DataError
@@ -31,7 +36,49 @@ def make(root, folder, **options):
 
 
 def visible(folder):
-    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
+    """Stores, finished and not."""
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name != ".index")
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Names of the files that are decoded from now on, by this process."""
+    names = []
+    original = CropMaker._crop
+
+    def spy(maker, path, sha256):
+        names.append(path.name)
+        return original(maker, path, sha256)
+
+    monkeypatch.setattr(CropMaker, "_crop", spy)
+    return names
+
+
+class Killed(BaseException):
+    """Nothing in the code under test may catch it, as nothing catches a SIGKILL."""
+
+
+@contextmanager
+def killed_after(number):
+    """Within it, preparation ends without any clearing up once so many photographs are written."""
+    original = building._Writer.add
+    count = 0
+
+    def add(writer, file, crop):
+        nonlocal count
+        if count == number:
+            raise Killed
+        count += 1
+        original(writer, file, crop)
+
+    def die(*_):
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):  # noqa: PT012  (for the caller's block)
+        patch.setattr(building._Writer, "add", add)
+        patch.setattr(building, "_describe", die)
+        patch.setattr(building.ArrayWriter, "close", lambda writer, complete: None)
+        yield
 
 
 def test_a_store_holds_crops_labels_and_geometry(root, tmp_path):
@@ -46,6 +93,12 @@ def test_a_store_holds_crops_labels_and_geometry(root, tmp_path):
     assert (first["width"], first["height"]) == (160, 120)
     assert [first["circle_x"], first["circle_y"], first["circle_r"]] == pytest.approx([80, 60, 54], abs=1)
     assert 0.95 < first["clear"] <= 1
+    assert first["stretch"] == 1
+    assert first["border"] == pytest.approx(1 - np.pi * 54**2 / (160 * 120), abs=0.03)
+    assert first["brightness"] == pytest.approx(disc_photograph(brightness=120).mean(), abs=1)
+    content = (root / "p0.png").read_bytes()
+    assert (first["file_size"], first["file_sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
+    assert store.thumbnails.shape == (6, THUMBNAIL_SIZE, THUMBNAIL_SIZE)
     assert store.images[0, SIZE // 2, SIZE // 2, 0] > 80
     assert store.images[0, 0, 0].max() < 5
 
@@ -59,10 +112,12 @@ def test_the_images_are_read_only(root, tmp_path):
 def test_the_folder_says_how_it_was_made(root, tmp_path):
     store = make(root, tmp_path / "stores")
     assert sorted(path.name for path in store.folder.iterdir()) == [
+        "files.jsonl",
         "images.npy",
         "manifest.csv",
         "problems.csv",
         "store.json",
+        "thumbnails.npy",
     ]
     assert store.folder.name == f"folder-{SIZE}px-{store.info['key'][:12]}"
     assert json.loads((store.folder / "store.json").read_text())["photographs"] == 6
@@ -97,14 +152,76 @@ def test_changed_files_rows_or_settings_make_another_store(root, tmp_path):
     stores = tmp_path / "stores"
     folders = {make(root, stores).folder}
     folders.add(make(root, stores, max_pixels=10**6).folder)
+    folders.add(make(root, stores, illumination="clahe").folder)
     folders.add(prepare(Folder(root), stores, image_size=32).folder)
-    os.utime(root / "p0.png", (1, 1))
+    save(root / "p0.png", disc_photograph(brightness=99))
     folders.add(make(root, stores).folder)
     write_labels(root / "labels.csv", *(f"p{i},1" for i in range(6)))
     folders.add(make(root, stores).folder)
     write_labels(root / "labels.csv", *(f"p{i},1" for i in range(6)), "gone,1")
     folders.add(make(root, stores).folder)
-    assert len(folders) == 6
+    assert len(folders) == 7
+
+
+def test_of_changed_photographs_only_those_are_prepared_again(root, tmp_path, decoded):
+    before = make(root, tmp_path / "stores")
+    assert len(decoded) == 6
+    save(root / "p4.png", disc_photograph(brightness=99))
+    save(root / "p6.png", disc_photograph(brightness=88))
+    write_labels(root / "labels.csv", *(f"p{i}.png,{i % 5}" for i in range(1, 7)))
+    decoded.clear()
+    after = make(root, tmp_path / "stores")
+    assert decoded == ["p4.png", "p6.png"]
+    assert after.manifest["image_id"].tolist() == [f"p{i}" for i in range(1, 7)]
+    np.testing.assert_array_equal(after.images[:3], before.images[1:4])
+    assert (after.images[3] != before.images[4]).any()
+    alone = make(root, tmp_path / "afresh")
+    assert alone.sha256 == after.sha256
+    np.testing.assert_array_equal(alone.thumbnails, after.thumbnails)
+    pd.testing.assert_frame_equal(alone.manifest, after.manifest)
+
+
+def test_a_file_that_is_replaced_under_its_old_size_and_time_is_noticed(tmp_path):
+    root = tmp_path / "photos"
+    for name, brightness in (("a", 120), ("b", 180)):
+        Image.fromarray(disc_photograph(brightness=brightness)).save(save(root / f"{name}.bmp"))
+    write_labels(root / "labels.csv", "a,1")
+    first = make(root, tmp_path / "stores")
+    status = (root / "a.bmp").stat()
+    (root / "a.bmp").write_bytes((root / "b.bmp").read_bytes())
+    os.utime(root / "a.bmp", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (root / "a.bmp").stat().st_size == status.st_size
+    assert make(root, tmp_path / "stores").sha256 != first.sha256
+
+
+def test_touched_and_renamed_files_are_known_by_their_content(root, tmp_path, decoded):
+    first = make(root, tmp_path / "stores")
+    decoded.clear()
+    for path in root.iterdir():
+        os.utime(path, (1, 1))
+    assert make(root, tmp_path / "stores").folder == first.folder
+    (root / "p0.png").rename(root / "q0.png")
+    write_labels(root / "labels.csv", "q0,0", *(f"p{i}.png,{i % 5}" for i in range(1, 6)))
+    renamed = make(root, tmp_path / "stores")
+    assert decoded == []
+    assert renamed.manifest["image_id"].tolist() == ["p1", "p2", "p3", "p4", "p5", "q0"]
+    np.testing.assert_array_equal(renamed.images[5], first.images[0])
+
+
+def test_with_other_labels_the_pixels_are_shared(root, tmp_path, decoded):
+    (root / "p2.png").write_bytes(b"")
+    first = make(root, tmp_path / "stores")
+    decoded.clear()
+    write_labels(root / "labels.csv", *(f"p{i}.png,4" for i in range(6)))
+    second = make(root, tmp_path / "stores")
+    assert decoded == []
+    assert second.folder != first.folder
+    assert (second.folder / "images.npy").samefile(first.folder / "images.npy")
+    assert second.manifest["grade"].tolist() == [4] * 5
+    assert second.left_out["image_id"].tolist() == ["p2"]
+    assert second.sha256 == make(root, tmp_path / "afresh").sha256
+    shutil.rmtree(first.folder)
+    assert Store.open(second.folder).images[0].max() > 80
 
 
 def test_the_hash_is_of_pixels_and_labels_not_of_places_and_times(root, tmp_path):
@@ -114,7 +231,7 @@ def test_the_hash_is_of_pixels_and_labels_not_of_places_and_times(root, tmp_path
     for path in elsewhere.iterdir():
         os.utime(path, (1, 1))
     second = make(elsewhere, tmp_path / "other")
-    assert first.folder.name != second.folder.name
+    assert first.folder.name == second.folder.name
     assert first.sha256 == second.sha256
     write_labels(elsewhere / "labels.csv", *(f"p{i},1" for i in range(6)))
     assert make(elsewhere, tmp_path / "other").sha256 != first.sha256
@@ -143,19 +260,106 @@ def test_a_killed_worker_is_reported(tmp_path, monkeypatch):
         list(make_crops(_die, [tmp_path] * 4, 2))
 
 
-def test_an_error_half_way_leaves_nothing(root, tmp_path, monkeypatch):
-    def fail_at_third(maker, paths, workers):
-        for i, path in enumerate(paths):
-            if i == 3:
-                raise RuntimeError("no more")
-            yield maker(path)
+@pytest.mark.parametrize("number", range(7))
+def test_a_build_that_is_killed_is_gone_on_with(root, tmp_path, decoded, number):
+    (root / "p1.png").write_bytes(b"")
+    with killed_after(number):
+        make(root, tmp_path / "stores")
+    decoded.clear()
+    store = make(root, tmp_path / "stores")
+    names = ["p0.png", "p1.png", "p2.png", "p3.png", "p4.png", "p5.png"]
+    assert decoded == names[number:]
+    whole = make(root, tmp_path / "at once")
+    assert store.folder.name == whole.folder.name
+    assert store.sha256 == whole.sha256
+    for name in ("images.npy", "thumbnails.npy", "manifest.csv", "problems.csv"):
+        assert (store.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+    assert visible(tmp_path / "stores") == [store.folder.name]
+
+
+def test_a_build_may_be_killed_again_and_again(root, tmp_path, decoded):
+    for _ in range(3):
+        with killed_after(2):
+            make(root, tmp_path / "stores")
+        assert len(visible(tmp_path / "stores")) == 1
+    assert make(root, tmp_path / "stores").sha256 == make(root, tmp_path / "at once").sha256
+    resumed = decoded[: -len(["p0", "p1", "p2", "p3", "p4", "p5"])]
+    assert resumed == [
+        f"p{i}.png" for i in (0, 1, 2, 2, 3, 4, 4, 5)
+    ]  # what was decoded but not written, twice
+
+
+def test_what_was_begun_is_used_when_photographs_have_changed_since(root, tmp_path, decoded):
+    with killed_after(4):
+        make(root, tmp_path / "stores")
+    save(root / "p1.png", disc_photograph(brightness=99))
+    decoded.clear()
+    with killed_after(3):
+        make(root, tmp_path / "stores")
+    assert decoded == ["p1.png"]
+    assert len(visible(tmp_path / "stores")) == 2
+    store = make(root, tmp_path / "stores")
+    assert decoded == ["p1.png", "p4.png", "p5.png"]
+    assert visible(tmp_path / "stores") == [store.folder.name]
+    assert store.sha256 == make(root, tmp_path / "at once").sha256
+
+
+def unfinished(stores):
+    (folder,) = stores.glob(".*.unfinished-*")
+    return folder
+
+
+def test_what_a_kill_tore_is_prepared_again(root, tmp_path, decoded):
+    with killed_after(4):
+        make(root, tmp_path / "stores")
+    files = unfinished(tmp_path / "stores") / "files.jsonl"
+    files.write_text(files.read_text()[:-20])
+    decoded.clear()
+    store = make(root, tmp_path / "stores")
+    assert decoded == ["p3.png", "p4.png", "p5.png"]
+    assert store.sha256 == make(root, tmp_path / "at once").sha256
+
+
+def test_pixels_that_a_power_cut_lost_are_prepared_again(root, tmp_path, decoded):
+    with killed_after(4):
+        make(root, tmp_path / "stores")
+    with (unfinished(tmp_path / "stores") / "images.npy").open("r+b") as file:
+        file.seek(-SIZE * SIZE * 3, os.SEEK_END)
+        file.write(bytes(SIZE * SIZE * 3))
+    decoded.clear()
+    store = make(root, tmp_path / "stores")
+    assert decoded == ["p3.png", "p4.png", "p5.png"]
+    assert store.sha256 == make(root, tmp_path / "at once").sha256
+
+
+def test_a_full_disk_is_reported_and_what_is_there_is_kept(root, tmp_path, monkeypatch, decoded):
+    original = building.ArrayWriter.append
+
+    def append(writer, values):
+        if writer.count == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(writer, values)
 
     with monkeypatch.context() as patch:
-        patch.setattr(building, "make_crops", fail_at_third)
-        with pytest.raises(RuntimeError, match="no more"):
+        patch.setattr(building.ArrayWriter, "append", append)
+        with pytest.raises(DataError, match=r"No space left.*is kept.*paths\.stores"):
             make(root, tmp_path / "stores")
-    assert visible(tmp_path / "stores") == []
+    decoded.clear()
     assert len(make(root, tmp_path / "stores")) == 6
+    assert decoded == ["p3.png", "p4.png", "p5.png"]
+
+
+def test_after_a_strict_stop_only_the_mended_file_is_prepared(root, tmp_path, decoded):
+    content = (root / "p1.png").read_bytes()
+    (root / "p1.png").write_bytes(content[:60])
+    with pytest.raises(DataError, match="strict"):
+        make(root, tmp_path / "stores", strict=True)
+    with pytest.raises(DataError, match="not a prepared store"):
+        Store.open(unfinished(tmp_path / "stores"))
+    (root / "p1.png").write_bytes(content)
+    decoded.clear()
+    assert len(make(root, tmp_path / "stores", strict=True)) == 6
+    assert decoded == ["p1.png"]
 
 
 SCRIPT = """
@@ -195,7 +399,7 @@ def test_a_killed_run_leaves_nothing_that_looks_like_a_store(root, tmp_path):
     stores = tmp_path / "stores"
     process = start(root, stores, 30)
     deadline = time.monotonic() + 30
-    while not list(stores.glob(".*.unfinished/images.npy")) and time.monotonic() < deadline:
+    while not list(stores.glob(".*.unfinished-*/images.npy")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -203,7 +407,6 @@ def test_a_killed_run_leaves_nothing_that_looks_like_a_store(root, tmp_path):
     assert leftover.startswith(".")
     with pytest.raises(DataError, match="not a prepared store"):
         Store.open(stores / leftover)
-    os.utime(root / "p0.png", (1, 1))  # even another store's preparation clears it away
     store = make(root, stores)
     assert visible(stores) == [store.folder.name]
 
@@ -212,7 +415,7 @@ def test_a_run_in_progress_is_not_cleared_away(root, tmp_path):
     stores = tmp_path / "stores"
     process = start(root, stores, 0.5)
     deadline = time.monotonic() + 30
-    while not list(stores.glob(".*.unfinished")) and time.monotonic() < deadline:
+    while not list(stores.glob(".*.unfinished-*")) and time.monotonic() < deadline:
         time.sleep(0.02)
     other = labelled_folder(tmp_path / "other", 2)
     make(other, stores)
@@ -228,14 +431,10 @@ def test_no_worker_outlives_a_killed_run(tmp_path):
         .replace(
             "store = ",
             "from drgrade.data import crops\nimport multiprocessing, os, signal\n"
-            "def kill(text):\n"
-            "    if text.startswith('preparing'): return\n"
-            "building.say = kill\n"
-            "original = building._geometry\n"
-            "def geometry(crop):\n"
+            "def add(writer, file, crop):\n"
             "    print(*[child.pid for child in multiprocessing.active_children()], flush=True)\n"
             "    os.kill(os.getpid(), signal.SIGKILL)\n"
-            "building._geometry = geometry\n"
+            "building._Writer.add = add\n"
             "store = ",
         )
         .replace("image_size=48", "image_size=48, workers=2")

@@ -8,7 +8,7 @@ import hydra
 import pytest
 from omegaconf import DictConfig
 
-from drgrade.cli.app import CONF
+from drgrade.config import CONF
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -37,8 +37,8 @@ def run(monkeypatch, capfd, overrides, tmp_path):
         ("head=softmx", "did you mean softmax"),
         ("protocol=matchd", "did you mean matched"),
         ("data=aptos", "there is no data=aptos"),
-        ("data=idrid", "data.root is not given"),
-        ("data=idrid data.root=/nowhere", "/nowhere"),
+        ("data=folder", "data.root is not given"),
+        ("data=idrid data.unlabelled=[ddrr]", "did you mean ddr"),
         ("data=folder data.root=/nowhere", "/nowhere"),
         ("encoder=timm", "encoder.name is not given"),
         ("seed=", "seed"),
@@ -52,6 +52,16 @@ def test_a_wrong_override_is_one_clear_line(argument, hint, run):
     assert lines[-1].startswith("error: ")
     assert "Traceback" not in errors
     assert len(lines) == 1
+
+
+def test_a_data_set_that_is_not_there_is_one_message_with_where_to_get_it(run, tmp_path):
+    status, errors = run("data=eyepacs", f"paths.data={tmp_path}", "logger=none", tiny=False)
+    first, *rest = [line for line in errors.splitlines() if line.strip()]
+    assert status == 1
+    assert first.startswith("error: ")
+    assert str(tmp_path / "eyepacs") in first
+    assert any("kaggle competitions download" in line for line in rest)
+    assert "Traceback" not in errors
 
 
 def test_an_encoder_that_does_not_fit_is_one_clear_line(run, tmp_path):

@@ -5,7 +5,7 @@ import json
 import hydra
 import pytest
 
-from drgrade.cli.app import CONF
+from drgrade.config import CONF
 from drgrade.training.run import train
 
 

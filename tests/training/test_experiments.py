@@ -5,7 +5,7 @@ import pytest
 import torch
 from hydra.errors import ConfigCompositionException
 
-from drgrade.cli.app import CONF, choices
+from drgrade.config import CONF, choices
 from drgrade.training.run import train
 
 EXPERIMENTS = choices("experiment")

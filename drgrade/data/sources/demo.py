@@ -39,16 +39,22 @@ class Demo(Source):
         size: Height of the photographs in px, at least 64; the width depends on the camera.
         seed: Seed of the data set, at least 0.
         workers: Processes that draw; None for one per CPU. The result does not depend on it.
+        name: Name of the data set.
 
     Raises:
         ConfigError: If one of the numbers is out of range.
     """
 
-    name = "demo"
-
     def __init__(
-        self, root: str | Path, count: int = 400, size: int = 256, seed: int = 0, workers: int | None = None
+        self,
+        root: str | Path,
+        count: int = 400,
+        size: int = 256,
+        seed: int = 0,
+        workers: int | None = None,
+        name: str = "demo",
     ) -> None:
+        self.name = name
         bounds = {"count": (count, 1), "size": (size, SMALLEST), "seed": (seed, 0), "workers": (workers, 1)}
         for setting, (value, least) in bounds.items():
             if value is not None and value < least:
@@ -66,7 +72,7 @@ class Demo(Source):
         if not (self.root / LABELS).exists():
             self._draw_once()
         manifest = pd.read_csv(self.root / LABELS, dtype={"grade": "Int64", "split": "string"})
-        return SourceTable(manifest[list(MANIFEST_COLUMNS)])
+        return SourceTable(manifest[list(MANIFEST_COLUMNS)].assign(dataset=self.name))
 
     def download(self) -> None:
         """Nothing is to be fetched: :meth:`read` draws."""
@@ -170,7 +176,7 @@ def _labels(photographs: list[Photograph]) -> pd.DataFrame:
             "grade": photograph.grade,
             "patient_id": photograph.patient_id,
             "eye": photograph.eye,
-            "dataset": Demo.name,
+            "dataset": "demo",
             "split": pd.NA,
         }
         for photograph in photographs

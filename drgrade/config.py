@@ -1,0 +1,92 @@
+"""The config folder: where it is, what it offers, and further data sets by their names in it."""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import drgrade
+from drgrade.errors import ConfigError
+
+CONF = next(
+    folder
+    for folder in (Path(drgrade.__file__).parent / "conf", Path(drgrade.__file__).parents[1] / "conf")
+    if folder.is_dir()
+)
+"""The config folder: inside the package when it is installed from a wheel, beside it in a checkout."""
+
+ROLES = ("labelled", "unlabelled", "external")
+"""Settings ``data.ROLE`` that name further data sets."""
+
+
+def choices(group: str) -> list[str]:
+    """What a config group offers.
+
+    Args:
+        group: Folder below ``conf/``.
+
+    Returns:
+        Names, sorted.
+    """
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml") if path.stem != "base")
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """Half a sentence on what a mistyped word may have meant."""
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return f"there is: {', '.join(known)}" if len(known) <= 40 else "see docs/configuration.md"
+
+
+def further_sources(cfg: DictConfig) -> dict[str, list[Any]]:
+    """Make the sources of ``data.labelled``, ``data.unlabelled`` and ``data.external``.
+
+    Args:
+        cfg: A composed config with ``data`` and ``paths``. Each of the settings is a list of names of
+            ``conf/data``, or of mappings with such a name as ``data`` and settings that differ:
+            ``{data: folder, name: more, root: DIR}``.
+
+    Returns:
+        Role: sources.
+
+    Raises:
+        ConfigError: If an item is no such name, or sets what there is not.
+    """
+    return {role: [_source(role, item, cfg) for item in _items(role, cfg)] for role in ROLES}
+
+
+def _items(role: str, cfg: DictConfig) -> list[Any]:
+    items = OmegaConf.select(cfg, f"data.{role}", default=[])
+    if not OmegaConf.is_list(items):
+        raise ConfigError(f"data.{role}={items} is not a list: data.{role}=[eyepacs,ddr]")
+    return list(items)
+
+
+def _source(role: str, item: Any, cfg: DictConfig) -> Any:
+    settings = dict(item) if isinstance(item, DictConfig) else {"data": item}
+    name = str(settings.pop("data", ""))
+    if name not in choices("data"):
+        raise ConfigError(f"data.{role}: there is no data set {name!r}; {nearest(name, choices('data'))}")
+    own = OmegaConf.merge(*(OmegaConf.load(CONF / "data" / f"{file}.yaml") for file in ("base", name)))
+    assert isinstance(own, DictConfig)
+    known = sorted(map(str, own))
+    for setting in settings:
+        if setting not in known:
+            raise ConfigError(
+                f"data.{role}: data={name} has no setting {setting!r}; {nearest(str(setting), known)}"
+            )
+    whole = OmegaConf.merge(
+        {"paths": cfg.paths, "data": own}, {"data": {"workers": cfg.data.workers, **settings}}
+    )
+    if OmegaConf.is_missing(whole.data, "root"):
+        raise ConfigError(
+            f"data.{role}: data={name} needs a folder: data.{role}=[{{data: {name}, root: DIR}}]"
+        )
+    try:
+        return instantiate(whole.data.source)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"data.{role}, data={name}: {error}") from error

@@ -1,0 +1,206 @@
+"""What is compared of two photographs: their detail, and how they are lit.
+
+Detail (vessels, lesions, the edge of the optic disc) is what a narrow band of spatial frequencies shows of
+the logarithm of the thumbnail, divided by its local contrast: neither re-encoding nor another size,
+brightness or gamma changes it much. The light is what is left when detail is blurred away. Two exposures of
+one eye agree in their detail but not in their light, as eye and flash are never aligned twice alike; copies
+agree in both.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from scipy import fft
+
+from drgrade.data.duplicates.thumbnail import Thumbnail
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+COARSE_SIZE, FINE_SIZE, LIGHT_SIZE = 64, 128, 32
+"""Sides, in pixels, of the pictures that are retrieved and aligned by, compared in detail, and in light."""
+
+LEAST_DIAMETER = 64.0
+"""A disc of fewer pixels across the original shows too little to be told from others."""
+
+LEAST_CONTRAST = 0.0135
+"""Least standard deviation of the coarse detail, in log units: below it there is hardly more than noise."""
+
+LEAST_SPREAD = 0.08
+"""Least share of the spectrum that takes part: below it there is a regular pattern, and no retina."""
+
+TURNS = 8
+"""Ways to lay a square: turned by 0, 90, 180, 270 degrees, and the same mirrored."""
+
+_COARSE_BAND = (0.8, 2.0)  # standard deviations, in px of the picture, of the two Gaussians of a band
+_FINE_BAND = (1.5, 4.0)
+_LIGHT_BLUR = 2.0
+_RIM = 0.95  # share of the radius that is looked at: rims glow, and fits of the disc differ
+_DARK = 8.0  # grey levels; added before the logarithm, which would magnify noise in the dark
+_LEAST_LOCAL_CONTRAST = 0.01
+_LOWEST, _HIGHEST = 8, 24  # half cycles across the square that a descriptor is made of
+
+
+@dataclass(frozen=True)
+class Detail:
+    """The detail of a thumbnail.
+
+    Attributes:
+        values: float32 (S, S), mean 0 and about unit variance where known, 0 elsewhere.
+        known: bool (S, S): in the disc and recorded.
+        contrast: Standard deviation before the division by the local contrast, in log units.
+    """
+
+    values: Floats
+    known: npt.NDArray[np.bool_]
+    contrast: float
+
+
+def coarse_detail(thumbnail: Thumbnail) -> Detail:
+    """The detail that photographs are retrieved and aligned by, S = 64."""
+    return _detail(thumbnail, COARSE_SIZE, _COARSE_BAND)
+
+
+def fine_detail(thumbnail: Thumbnail) -> Detail:
+    """The detail that they are compared by once aligned, S = 128."""
+    return _detail(thumbnail, FINE_SIZE, _FINE_BAND)
+
+
+def brightness(thumbnail: Thumbnail) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """The logarithm of the brightness, float32 (32, 32), and where it is known."""
+    return _scaled(thumbnail, LIGHT_SIZE)
+
+
+def light(brightness: Floats, known: npt.NDArray[np.bool_]) -> Floats:
+    """Blur brightness until no detail is left.
+
+    Args:
+        brightness: float32 (32, 32).
+        known: What to make use of. Two photographs can only be compared if it is the same of both.
+
+    Returns:
+        float32 (L,), at the L places that are known.
+    """
+    return _blur(brightness, known, _LIGHT_BLUR)[known]
+
+
+def _scaled(thumbnail: Thumbnail, size: int) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """The logarithm of a thumbnail at another size, (S, S), and where it is known."""
+    share = cv2.resize((thumbnail > 0).astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
+    grey = cv2.resize(thumbnail, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32)
+    return np.log(grey + np.float32(_DARK)), (share > 0.999) & _inner(size)
+
+
+@cache
+def _inner(size: int) -> npt.NDArray[np.bool_]:
+    """The disc, less its rim; (S, S)."""
+    offsets = np.arange(size) + 0.5 - size / 2
+    return np.asarray(np.square(offsets)[:, None] + np.square(offsets) < (_RIM * size / 2) ** 2)
+
+
+def _blur(picture: Floats, known: npt.NDArray[np.bool_], sigma: float) -> Floats:
+    """Gaussian blur of what is known alone (normalised convolution, Knutsson and Westin 1993)."""
+    weights = known.astype(np.float32)
+    total = cv2.GaussianBlur(picture * weights, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)
+    weight = cv2.GaussianBlur(weights, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)
+    return np.asarray(total / np.maximum(weight, np.float32(1e-3)), np.float32)
+
+
+def _detail(thumbnail: Thumbnail, size: int, band: tuple[float, float]) -> Detail:
+    logarithm, known = _scaled(thumbnail, size)
+    if not known.any():
+        return Detail(np.zeros((size, size), np.float32), known, 0.0)
+    fine, coarse = band
+    detail = _blur(logarithm, known, fine) - _blur(logarithm, known, coarse)
+    local = np.sqrt(np.maximum(_blur(detail * detail, known, 2 * coarse), 0) + _LEAST_LOCAL_CONTRAST**2)
+    values = detail / local
+    centred = np.where(known, values - values[known].mean(), np.float32(0))
+    return Detail(np.asarray(centred, np.float32), known, float(detail[known].std()))
+
+
+def descriptor(detail: Detail) -> Floats:
+    """The spectrum of the coarse detail between 4 and 12 cycles across the disc.
+
+    The upper end is what survives the small differences between the discs that are found in a photograph and
+    in its cropped copy. The spectrum is that of the discrete cosine transform, so that a mirror image has the
+    same numbers with other signs: see :func:`turned`.
+
+    Args:
+        detail: Of a thumbnail, S = 64.
+
+    Returns:
+        float32 (D,) of unit length; zeros if there is no detail.
+    """
+    spectrum = fft.dctn(detail.values, norm="ortho")
+    values = np.asarray(spectrum[_band()], np.float32)
+    return np.asarray(values / max(float(np.linalg.norm(values)), 1e-6), np.float32)
+
+
+@cache
+def _band() -> tuple[Ints, Ints]:
+    """Rows and columns of the numbers of a spectrum that make up its descriptor, by parity."""
+    row, column = np.divmod(np.arange(_HIGHEST**2), _HIGHEST)
+    inside = (row**2 + column**2 >= _LOWEST**2) & (row**2 + column**2 < _HIGHEST**2)
+    order = np.lexsort((column, row, column % 2, row % 2, ~inside))[: inside.sum()]
+    return row[order], column[order]
+
+
+@cache
+def parities() -> tuple[slice, slice, slice, slice]:
+    """Parts of a descriptor by the parity of row and column in the spectrum: both even, ..., both odd.
+
+    To mirror a picture is to change the sign of some of these parts: left to right, of those with an odd
+    column; upside down, of those with an odd row.
+    """
+    row, column = _band()
+    start = np.searchsorted(2 * (row % 2) + column % 2, np.arange(5))
+    even_even, even_odd, odd_even, odd_odd = (slice(int(a), int(b)) for a, b in pairwise(start))
+    return even_even, even_odd, odd_even, odd_odd
+
+
+def is_distinctive(detail: Detail, spectrum: Floats) -> bool:
+    """Whether a photograph shows enough to tell it from others.
+
+    Args:
+        detail: Of its thumbnail, S = 64.
+        spectrum: Its :func:`descriptor`.
+    """
+    # Participation ratio: 1 / (D sum v^4) is k / D if k of the D numbers are alike and the others 0.
+    spread = 1 / (len(spectrum) * float((spectrum.astype(np.float64) ** 4).sum()) + 1e-12)
+    return detail.contrast >= LEAST_CONTRAST and LEAST_SPREAD <= spread <= 1
+
+
+def turned(descriptors: Floats, turn: int) -> Floats:
+    """The descriptors, (..., D), of the same thumbnails laid otherwise: see :func:`turn_picture`."""
+    order, signs = _turn_of_spectrum(turn)
+    return descriptors[..., order] * signs
+
+
+def turn_picture(picture: Thumbnail, turn: int) -> Thumbnail:
+    """Lay a square picture otherwise.
+
+    Args:
+        picture: (S, S).
+        turn: 0 to 7: so many quarter turns counter-clockwise; from 4 on, ``turn - 4`` after mirroring left to
+            right.
+    """
+    return np.ascontiguousarray(np.rot90(np.fliplr(picture) if turn >= 4 else picture, turn % 4))
+
+
+@cache
+def _turn_of_spectrum(turn: int) -> tuple[Ints, Floats]:
+    """Which number of a descriptor becomes which when the picture is turned, and with which sign."""
+    band = _band()
+    order = np.zeros((_HIGHEST, _HIGHEST), np.int64)
+    order[band] = np.arange(len(band[0]))
+    signs = np.ones(order.shape, np.float32)
+    odd = np.where(np.arange(_HIGHEST) % 2, -1, 1).astype(np.float32)
+    if turn >= 4:
+        signs = signs * odd  # the cosines of odd number are odd around the middle
+    for _ in range(turn % 4):
+        order, signs = order.T, signs.T * odd[:, None]  # a quarter turn: transpose, then upside down
+    return order[band], signs[band]

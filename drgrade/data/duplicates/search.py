@@ -1,0 +1,215 @@
+"""Find the photographs that are there twice."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from itertools import combinations, product
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from drgrade.data.duplicates.features import (
+    LEAST_DIAMETER,
+    Floats,
+    Ints,
+    coarse_detail,
+    descriptor,
+    is_distinctive,
+    turn_picture,
+)
+from drgrade.data.duplicates.retrieval import candidates
+from drgrade.data.duplicates.thumbnail import THUMBNAIL_SIZE, Thumbnail
+from drgrade.data.duplicates.verification import Comparison, Portrait, compare
+from drgrade.progress import track
+
+DUPLICATES_VERSION = 1
+"""Raised whenever the same photographs would give other pairs: older findings are then not used again."""
+
+IDENTICAL, NEAR = "identical", "near"
+
+MOST_LISTED = 50
+"""A file that is there more often is listed as pairs with its first row: all would be N²/2."""
+
+_COLUMNS = {
+    "first": "int64",
+    "second": "int64",
+    "kind": "str",
+    "similarity": "float64",
+    "mirrored": "bool",
+    "turned": "int64",
+    "scale": "float64",
+    "shift": "float64",
+}
+_PORTRAITS = 512  # in memory, 0.1 MB each
+
+_T = TypeVar("_T")
+_Pair = tuple[int, int, str, float, bool, int, float, float]
+
+
+def find_duplicates(
+    thumbnails: npt.NDArray[np.uint8],
+    hashes: Sequence[str],
+    diameters: npt.NDArray[np.floating],
+    progress: bool = False,
+) -> pd.DataFrame:
+    """Find the files that are there twice, and the copies of one exposure.
+
+    A copy may be encoded anew, smaller, slightly cropped, a little brighter or darker, mirrored, and turned
+    by quarters. The two eyes of a patient, and two exposures of one eye, are no copies. Photographs that show
+    too little to tell are compared by their bytes only.
+
+    The result does not depend on the order of the photographs, but for files that are there more than
+    :data:`MOST_LISTED` times.
+
+    Args:
+        thumbnails: uint8 (N, T, T), see :func:`~drgrade.data.duplicates.thumbnail.make_thumbnail`; may be
+            memory-mapped.
+        hashes: SHA-256 of each file, N of them.
+        diameters: (N,), diameters of the discs in pixels of the original photographs.
+        progress: Whether to show on stderr how far it is.
+
+    Returns:
+        One row for each pair, ordered by the first two columns:
+
+        - ``first``, ``second``: row numbers, first < second;
+        - ``kind``: ``identical`` (the same bytes) or ``near``;
+        - ``similarity``: correlation of the detail, 0..1;
+        - ``mirrored``: whether one is the mirror image of the other;
+        - ``turned``: 0, 90, 180 or 270: the second, mirrored left to right if ``mirrored`` and then turned
+          counter-clockwise by so many degrees, looks like the first;
+        - ``scale``: how much larger the retina is on the second thumbnail, about 1;
+        - ``shift``: of its centre, as a share of the diameter, about 0.
+
+    Raises:
+        ValueError: If the three do not belong together.
+    """
+    _check(thumbnails, hashes, diameters)
+    copies = _copies(hashes)
+    rows: list[_Pair] = []
+    for of_one in copies:
+        rows += [(*pair, IDENTICAL, 1.0, False, 0, 1.0, 0.0) for pair in _pairs_within(of_one)]
+    for one, other, turn, match in _near(thumbnails, copies, np.asarray(diameters), progress):
+        for row, other_row in product(_listed(copies[one]), _listed(copies[other])):
+            rows.append(_near_row(row, other_row, turn, match))
+    columns = zip(*rows, strict=True) if rows else [[]] * len(_COLUMNS)
+    table = pd.DataFrame(
+        {
+            name: pd.Series(list(values), dtype=_COLUMNS[name])
+            for name, values in zip(_COLUMNS, columns, strict=True)
+        }
+    )
+    return table.sort_values(["first", "second"], ignore_index=True)
+
+
+def clusters(pairs: pd.DataFrame, count: int) -> Ints:
+    """Gather the photographs that pairs connect.
+
+    Args:
+        pairs: What :func:`find_duplicates` returned, or some rows of it.
+        count: Number of photographs.
+
+    Returns:
+        int64 (count,): the smallest row number of each one's cluster; its own if it has no duplicate.
+    """
+    return _smallest_connected(pairs["first"].to_numpy(), pairs["second"].to_numpy(), count)
+
+
+def _smallest_connected(first: Ints, second: Ints, count: int) -> Ints:
+    graph = coo_array((np.ones(len(first), np.int8), (first, second)), shape=(count, count))
+    _, component = connected_components(graph, directed=False)
+    _, smallest = np.unique(component, return_index=True)
+    return np.asarray(smallest[component], np.int64)
+
+
+def _check(
+    thumbnails: npt.NDArray[np.uint8], hashes: Sequence[str], diameters: npt.NDArray[np.floating]
+) -> None:
+    expected = (len(hashes), THUMBNAIL_SIZE, THUMBNAIL_SIZE)
+    if len(hashes) == 0 == len(thumbnails):
+        return
+    if thumbnails.shape != expected or thumbnails.dtype != np.uint8:
+        raise ValueError(f"thumbnails are {thumbnails.dtype} {thumbnails.shape}, not uint8 {expected}")
+    if np.shape(diameters) != expected[:1]:
+        raise ValueError(f"{len(hashes)} hashes, but diameters of shape {np.shape(diameters)}")
+
+
+def _copies(hashes: Sequence[str]) -> list[list[int]]:
+    """Rows of each file, in the order of their hashes: nothing that follows sees the order of the rows."""
+    rows: dict[str, list[int]] = {}
+    for row, digest in enumerate(hashes):
+        rows.setdefault(digest, []).append(row)
+    return [rows[digest] for digest in sorted(rows)]
+
+
+def _listed(of_one: list[int]) -> list[int]:
+    return of_one if len(of_one) <= MOST_LISTED else of_one[:1]
+
+
+def _pairs_within(of_one: list[int]) -> Iterable[tuple[int, int]]:
+    if len(of_one) <= MOST_LISTED:
+        return combinations(of_one, 2)
+    return ((of_one[0], row) for row in of_one[1:])
+
+
+def _near(
+    thumbnails: npt.NDArray[np.uint8],
+    copies: list[list[int]],
+    diameters: npt.NDArray[np.floating],
+    progress: bool,
+) -> Iterator[tuple[int, int, int, Comparison]]:
+    """Find the copies among files: their numbers, how the second has to be laid, and how it then fits."""
+    large = [number for number, rows in enumerate(copies) if diameters[rows[0]] >= LEAST_DIAMETER]
+    files, descriptors = _describe(thumbnails, copies, large, progress)
+    first, second, turn = candidates(descriptors)
+    # By connected photographs, so that those in memory are used again.
+    order = np.lexsort((second, first, _smallest_connected(first, second, len(files))[first]))
+
+    @lru_cache(maxsize=_PORTRAITS)
+    def portrait(number: int, turn: int) -> Portrait:
+        return Portrait.of(turn_picture(thumbnails[copies[files[number]][0]], turn))
+
+    for number in _tracked(order, len(order), "comparing", "pairs of photographs", progress):
+        i, j, how = int(first[number]), int(second[number]), int(turn[number])
+        match = compare(portrait(i, 0), portrait(j, how))
+        if match is not None and match.one_exposure:
+            yield files[i], files[j], how, match
+
+
+def _describe(
+    thumbnails: npt.NDArray[np.uint8], copies: list[list[int]], numbers: list[int], progress: bool
+) -> tuple[list[int], Floats]:
+    """Describe files: the numbers of those that can be told from others, and their descriptors (M, D)."""
+    files, descriptors = [], []
+    for number in _tracked(numbers, len(numbers), "looking for duplicates of", "photographs", progress):
+        spectrum = _distinctive(thumbnails[copies[number][0]])
+        if spectrum is not None:
+            files.append(number)
+            descriptors.append(spectrum)
+    return files, np.stack(descriptors) if descriptors else np.zeros((0, 0), np.float32)
+
+
+def _distinctive(thumbnail: Thumbnail) -> Floats | None:
+    detail = coarse_detail(thumbnail)
+    spectrum = descriptor(detail)
+    return spectrum if is_distinctive(detail, spectrum) else None
+
+
+def _tracked(items: Iterable[_T], total: int, doing: str, of: str, progress: bool) -> Iterable[_T]:
+    return track(items, total, doing, of) if progress and total else items
+
+
+def _near_row(row: int, other: int, turn: int, match: Comparison) -> _Pair:
+    """Put a pair of rows in order.
+
+    That the second turned by k quarters is the first means that the first turned by -k is the second; but a
+    mirror image that is then turned is its own inverse.
+    """
+    mirrored, degrees, scale = turn >= 4, 90 * (turn % 4), match.scale
+    similarity = min(max(match.similarity, 0.0), 1.0)
+    if row > other:
+        row, other, scale = other, row, 1 / scale
+        degrees = degrees if mirrored else -degrees % 360
+    return row, other, NEAR, similarity, mirrored, degrees, scale, match.shift

@@ -1,0 +1,204 @@
+"""A split that is given as a file: somebody else's published one, or the ``split.csv`` of a run.
+
+A CSV file with a column ``image_id`` and one of
+
+- ``subset`` or ``split``: train, val, test (usual spellings), or unlabelled, external, excluded;
+- ``fold``: a whole number, the test fold of the photograph.
+
+A column ``grade`` is compared with the data's grades; other columns are not read.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+import pandas as pd
+
+from drgrade.data.reading import IMAGE_EXTENSIONS
+from drgrade.data.sources.base import RowError, parse_grade, parse_split
+from drgrade.data.sources.labels import LabelFile, LabelRow, read_label_file
+from drgrade.data.splits.remarks import examples
+from drgrade.data.splits.spec import SUBSETS, SplitSpec
+from drgrade.errors import DataError
+
+_Value = TypeVar("_Value")
+
+_PLACES = ("subset", "split", "fold")
+_SPELLINGS = {subset: subset for subset in SUBSETS} | {"unlabeled": "unlabelled"}
+
+
+@dataclass(frozen=True)
+class SplitFile:
+    """A split file, matched with photographs.
+
+    Attributes:
+        path: The file.
+        subsets: What it says of each photograph that it names: one of :data:`SUBSETS`; of a file of folds,
+            ``test`` for the test fold and ``train`` for the others.
+        grades: What its column ``grade`` says, where it says something; None if it has no such column.
+        unknown: Its names that no photograph has.
+        folds: Its folds; none if it names subsets.
+    """
+
+    path: Path
+    subsets: dict[str, str]
+    grades: dict[str, int] | None
+    unknown: tuple[str, ...]
+    folds: tuple[int, ...] = ()
+
+    @property
+    def validates(self) -> bool:
+        """Whether it names validation photographs."""
+        return "val" in self.subsets.values()
+
+
+def read_split_file(table: pd.DataFrame, spec: SplitSpec) -> SplitFile:
+    """Read ``spec.file`` and find its photographs.
+
+    A name may have the ending of an image file, or lack or have the data set's name in front (``idrid/...``),
+    as long as it fits one photograph only.
+
+    Args:
+        table: Columns image_id, dataset, grade, duplicate of all photographs.
+        spec: ``file``, and ``fold`` for a file of folds.
+
+    Raises:
+        DataError: If the file cannot be read or used: which line, why, and what to do.
+    """
+    path = Path(str(spec.file))
+    if not path.is_file():
+        raise DataError(f"split.file={path} is not there: give a CSV file with image_id and subset (or fold)")
+    file = read_label_file(path)
+    column = _place_column(file)
+    rows, unknown = _matched(file, table)
+    if not rows:
+        raise DataError(
+            f"{path} names none of the photographs: it has {examples(unknown)}, the data have "
+            f"{examples(table['image_id'])}. Is it a split of another data set?"
+        )
+    folds: tuple[int, ...] = ()
+    if column == "fold":
+        numbers = {image_id: _one(path, image_id, found, _fold) for image_id, found in rows.items()}
+        folds = tuple(sorted(set(numbers.values())))
+        if spec.fold not in folds:
+            raise DataError(f"{path} has the folds {', '.join(map(str, folds))}: set fold to one of them")
+        subsets = {name: "test" if number == spec.fold else "train" for name, number in numbers.items()}
+    else:
+        subsets = {
+            image_id: _one(path, image_id, found, lambda row: _subset(row, column))
+            for image_id, found in rows.items()
+        }
+    grades = _grades(path, rows, table) if "grade" in file.columns else None
+    return SplitFile(path, subsets, grades, tuple(unknown), folds)
+
+
+def _place_column(file: LabelFile) -> str:
+    present = [column for column in _PLACES if column in file.columns]
+    if "image_id" not in file.columns or not present:
+        missing = "image_id" if "image_id" not in file.columns else "subset (or split, or fold)"
+        raise DataError(
+            f"{file.path} has no column {missing}; its columns are {', '.join(file.columns)}. "
+            "A split file needs image_id and subset (or fold): rename them"
+        )
+    if len(present) > 1:
+        raise DataError(f"{file.path} has the columns {' and '.join(present)}: keep the one that is meant")
+    return present[0]
+
+
+def _matched(file: LabelFile, table: pd.DataFrame) -> tuple[dict[str, list[LabelRow]], list[str]]:
+    """Rows by photograph, and names that fit none."""
+    ids = set(table["image_id"])
+    aliases = _aliases(table)
+    rows: defaultdict[str, list[LabelRow]] = defaultdict(list)
+    unknown = []
+    for row in file.rows:
+        name = row.cells["image_id"]
+        fitting = {name} if name in ids else aliases.get(name) or aliases.get(_stem(name), set())
+        if len(fitting) > 1:
+            raise DataError(
+                f"{file.path}:{row.line}: {name} fits several photographs {examples(fitting)}: "
+                "write the image_id in full"
+            )
+        if not fitting:
+            unknown.append(name)
+        for image_id in fitting:
+            rows[image_id].append(row)
+    return dict(rows), unknown
+
+
+def _aliases(table: pd.DataFrame) -> dict[str, set[str]]:
+    """Other names of the photographs: without ending, with or without the data set in front."""
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    for image_id, dataset in zip(table["image_id"], table["dataset"], strict=True):
+        stem = _stem(image_id)
+        for name in (stem, f"{dataset}/{stem}", stem.removeprefix(f"{dataset}/")):
+            found[name].add(image_id)
+    return found
+
+
+def _stem(name: str) -> str:
+    ending = PurePosixPath(name).suffix
+    return name.removesuffix(ending) if ending.lower() in IMAGE_EXTENSIONS else name
+
+
+def _one(path: Path, image_id: str, rows: list[LabelRow], parse: Callable[[LabelRow], _Value]) -> _Value:
+    """What the rows of a photograph say, if they agree."""
+    values = {}
+    for row in rows:
+        try:
+            values[parse(row)] = row.line
+        except RowError as error:
+            raise DataError(f"{path}:{row.line}: {image_id}: {error}") from None
+    if len(values) > 1:
+        said = "; ".join(f"line {line}: {value}" for value, line in values.items())
+        raise DataError(f"{path} names {image_id} more than once and differently ({said}): keep one row")
+    return next(iter(values))
+
+
+def _subset(row: LabelRow, column: str) -> str:
+    text = row.cells[column]
+    subset = _SPELLINGS.get(text.lower()) or parse_split(text)
+    if subset is None:
+        raise RowError(f"no {column} is given; write one of {', '.join(SUBSETS)}")
+    return subset
+
+
+def _fold(row: LabelRow) -> int:
+    text = row.cells["fold"]
+    try:
+        number = float(text)
+    except ValueError:
+        raise RowError(f'fold "{text}" is not a number') from None
+    if not number.is_integer():
+        raise RowError(f"fold {text} is not a whole number")
+    return int(number)
+
+
+def _grades(path: Path, rows: dict[str, list[LabelRow]], table: pd.DataFrame) -> dict[str, int]:
+    found = {
+        name: _one(path, name, same, lambda row: parse_grade(row.cells["grade"]))
+        for name, same in rows.items()
+    }
+    given = {name: grade for name, grade in found.items() if grade is not None}
+    _check_grades(path, given, table)
+    return given
+
+
+def _check_grades(path: Path, given: dict[str, int], table: pd.DataFrame) -> None:
+    """Of copies that disagree, any of the grades will do: another run may have settled it otherwise."""
+    graded = table[table["grade"].notna()]
+    cluster = graded["duplicate"].fillna("")
+    by_cluster = graded.groupby("duplicate")["grade"].agg(set).to_dict()
+    other = []
+    for image_id, own, copies in zip(graded["image_id"], graded["grade"], cluster, strict=True):
+        grade = given.get(image_id)
+        if grade is not None and grade != own and grade not in by_cluster.get(copies, ()):
+            other.append(f"{image_id}: {grade} there, {own} in the data")
+    if other:
+        raise DataError(
+            f"{path} has other grades than the data for {len(other)} of {len(given)} photographs "
+            f"{examples(other)}: it was made for other data, or other labels. To use its subsets all the "
+            "same, delete its column grade"
+        )

@@ -1,0 +1,290 @@
+"""Putting a split together.
+
+First every photograph gets a place: what it is for by its role, the published test set, the test fold or the
+split file. Then validation and labels are drawn from those whose place is the training side.
+"""
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import pandas as pd
+
+from drgrade.data.splits.disagreement import settle_grades
+from drgrade.data.splits.drawing import draw_test_fold, draw_validation_and_training
+from drgrade.data.splits.files import SplitFile, read_split_file
+from drgrade.data.splits.groups import groups_of
+from drgrade.data.splits.noteworthy import remarks_on
+from drgrade.data.splits.remarks import Remark, examples
+from drgrade.data.splits.spec import PUBLISHED, ROLES, SplitSpec
+from drgrade.errors import ConfigError, DataError
+
+_SIDE, _POOL = "side", "pool"
+"""Places that a draw turns into subsets: labelled photographs of the training side; photographs of a data set
+that is only pre-trained on."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split, and what a run has to say about it.
+
+    Attributes:
+        table: As :func:`make_split` returns it.
+        remarks: What a reader of the results should know.
+    """
+
+    table: pd.DataFrame
+    remarks: tuple[Remark, ...]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of each remark, by its name; remarks that there was no need for are left out."""
+        return {remark.name: remark.count for remark in self.remarks}
+
+
+def make_split(manifest: pd.DataFrame, spec: SplitSpec) -> pd.DataFrame:
+    """Assign every photograph to one subset.
+
+    Args:
+        manifest: Columns image_id, grade (missing for ungraded), patient_id, split; one row a photograph.
+            Optional: ``duplicate``, the cluster of copies that a photograph belongs to (missing: none);
+            ``dataset``; ``role``, one of :data:`ROLES` (missing: labelled).
+        spec: How to split.
+
+    Returns:
+        Columns image_id, group, grade, subset (one of :data:`SUBSETS`), in the order of the manifest. A grade
+        is missing where it must not be used. No group is in two of train/unlabelled, val and test or external
+        (a split file may put it there); nor, as fractions are of groups, in both train and unlabelled, unless
+        a photograph of it has no grade or is of another role.
+
+    Raises:
+        DataError: If a subset that is needed would be empty, the data have no published split, or the split
+            file cannot be used.
+        ConfigError: If the split file and ``val_within_fraction`` exclude each other.
+    """
+    return split_with_remarks(manifest, spec).table
+
+
+def ungraded_split(manifest: pd.DataFrame, spec: SplitSpec) -> pd.DataFrame:
+    """Sides of photographs of which none has a grade: they can be pre-trained on.
+
+    Args:
+        manifest: As for :func:`make_split`; grades are not used.
+        spec: Of which only ``fold`` and ``file`` matter.
+
+    Returns:
+        As :func:`make_split`: unlabelled, or excluded where a photograph or one of its group is in the
+        published test set, or is external.
+
+    Raises:
+        DataError: If the data have no published split and ``fold`` asks for it, or the split file cannot be
+            used.
+    """
+    return split_with_remarks(_without_grades(manifest), spec, need_grades=False).table
+
+
+def has_grades(manifest: pd.DataFrame) -> bool:
+    """Whether :func:`make_split` has anything to split: a graded photograph that is ``labelled``."""
+    return bool(_graded_and_labelled(_photographs(manifest)).any())
+
+
+def split_with_remarks(manifest: pd.DataFrame, spec: SplitSpec, *, need_grades: bool = True) -> Split:
+    """Split, and say what is noteworthy about it.
+
+    Args:
+        manifest: As for :func:`make_split`.
+        spec: How to split.
+        need_grades: Refuse photographs of which none has a grade. If not, they are split as by
+            :func:`ungraded_split`.
+
+    Raises:
+        DataError: As :func:`make_split`.
+        ConfigError: As :func:`make_split`.
+    """
+    table = _photographs(manifest)
+    listed = read_split_file(table, spec) if spec.file is not None else None
+    table["place"] = _places(table, spec, listed)
+    # Published test sets, of which a file's is one, and external data sets keep their grades.
+    table["untouched"] = (table["role"] == "external") | (table["place"] == "test")
+    table["raw"], table["grade"] = table["grade"], _grades(table, spec, listed)
+    graded = _graded_and_labelled(table)
+    if need_grades and not graded.any():
+        raise DataError(
+            "no photograph has a grade: nothing to train or test on; "
+            "pre-training alone works: +experiment=rotation_pretrain"
+        )
+    if listed is None and spec.fold != PUBLISHED:
+        _place_test_fold(table, graded, spec)
+    _exclude_relatives(table, obeyed=listed is not None)
+    table["subset"] = _drawn(table, spec, listed)
+    if graded.any():
+        _check_usable(table, spec)
+    columns = ["image_id", "group", "grade", "subset"]
+    return Split(table[columns], remarks_on(table, spec, listed))
+
+
+def split_hash(split: pd.DataFrame) -> str:
+    """SHA-256 of a split, independent of the order of its rows.
+
+    Args:
+        split: What :func:`make_split` returned, or a ``split.csv`` read back.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    columns = split[["image_id", "group", "subset"]].astype(str)
+    grades = ["" if pd.isna(grade) else str(int(grade)) for grade in split["grade"]]
+    rows = sorted(zip(columns["image_id"], columns["group"], grades, columns["subset"], strict=True))
+    return hashlib.sha256("\n".join("\t".join(row) for row in rows).encode()).hexdigest()
+
+
+def _without_grades(manifest: pd.DataFrame) -> pd.DataFrame:
+    return manifest.assign(grade=pd.array([None] * len(manifest), dtype="Int64"))
+
+
+def _photographs(manifest: pd.DataFrame) -> pd.DataFrame:
+    """Working table: all that is known of each photograph, indexed from 0."""
+    missing = pd.Series(pd.NA, index=manifest.index, dtype="string")
+    role = manifest.get("role", missing).astype("string").fillna("labelled")
+    unknown = sorted(set(role) - set(ROLES))
+    if unknown:
+        raise DataError(f'role "{unknown[0]}" of a photograph is not one of {", ".join(ROLES)}')
+    columns = {
+        "image_id": manifest["image_id"].astype(str),
+        "group": groups_of(manifest),
+        "grade": manifest["grade"].astype("Int64").where(role != "unlabelled"),
+        "role": role.astype(str),
+        "dataset": manifest.get("dataset", missing).astype("string").fillna("").astype(str),
+        "patient": manifest["patient_id"].astype("string"),
+        "duplicate": manifest.get("duplicate", missing).astype("string"),
+        "published": (manifest["split"].astype("string") == "test").fillna(False).astype(bool),
+    }
+    return pd.DataFrame(columns).reset_index(drop=True)
+
+
+def _graded_and_labelled(table: pd.DataFrame) -> pd.Series:
+    return table["grade"].notna() & (table["role"] == "labelled")
+
+
+# Places
+
+
+def _places(table: pd.DataFrame, spec: SplitSpec, listed: SplitFile | None) -> pd.Series:
+    """What each photograph is for, as far as its role, the published test set or the file says."""
+    place = table["role"].map({"labelled": _SIDE, "unlabelled": _POOL, "external": "external"})
+    labelled = table["role"] == "labelled"
+    if listed is not None:
+        return _listed_places(table, place, listed)
+    if spec.fold == PUBLISHED:
+        test = labelled & table["published"]
+        if labelled.any() and not test.any():
+            raise DataError(
+                "fold=published: this data set has no published test set; use fold=0 (of folds=5)"
+            )
+        place = place.mask(test, "test")
+    return place
+
+
+def _listed_places(table: pd.DataFrame, place: pd.Series, listed: SplitFile) -> pd.Series:
+    """As the file says; what it does not name is excluded, unless its role says what it is for."""
+    named = table["image_id"].map(listed.subsets)
+    external = table["role"] == "external"
+    wrong = table["image_id"][external & named.notna() & ~named.isin(["external", "excluded"])]
+    if len(wrong):
+        raise DataError(
+            f"{listed.path} uses photographs of an external data set {examples(wrong)}: those are tested on "
+            "apart, and nothing else; delete their rows, or do not name the data set as external"
+        )
+    place = place.mask(named.notna() & ~external & (named != "train"), named)
+    place = place.mask(external & (named == "excluded"), "excluded")
+    return place.mask(named.isna() & (place == _SIDE), "excluded")
+
+
+def _grades(table: pd.DataFrame, spec: SplitSpec, listed: SplitFile | None) -> pd.Series:
+    """Grades to be used."""
+    grades = settle_grades(table, spec.disagreeing)
+    if listed is not None and listed.grades is not None:
+        # Of a run's own file: settled by that run.
+        given = table["image_id"].map(listed.grades).astype("Int64")
+        grades = grades.mask((table["place"] == "test") & grades.notna() & given.notna(), given)
+    return grades
+
+
+def _place_test_fold(table: pd.DataFrame, graded: pd.Series, spec: SplitSpec) -> None:
+    tested = table["group"].isin(draw_test_fold(table[graded], spec)) & (table["role"] == "labelled")
+    table["place"] = table["place"].mask(tested, "test")
+
+
+def _exclude_relatives(table: pd.DataFrame, obeyed: bool) -> None:
+    """Take photographs off the training side whose group is tested on; ``why`` says what for.
+
+    Args:
+        table: Changed: place; why is added.
+        obeyed: A file made the split: what it names stays where it says, unless the group is external.
+    """
+    place, group = table["place"], table["group"]
+    on_side = place.isin([_SIDE, "val", "unlabelled"])
+    tested = group.isin(group[place == "test"])
+    external = group.isin(group[table["role"] == "external"])
+    held_out = group.isin(group[(place == "val") | ((table["role"] == "unlabelled") & table["published"])])
+    table["why"] = ""
+    _exclude(table, on_side & external, "external")
+    if not obeyed:
+        _exclude(table, on_side & tested, "tested")
+    _exclude(table, (place == _POOL) & (tested | external | held_out), "pool")
+
+
+def _exclude(table: pd.DataFrame, which: pd.Series, why: str) -> None:
+    table.loc[which & (table["place"] != "excluded"), "why"] = why
+    table.loc[which, "place"] = "excluded"
+
+
+def _drawn(table: pd.DataFrame, spec: SplitSpec, listed: SplitFile | None) -> pd.Series:
+    """Subset of each photograph."""
+    place, graded = table["place"], table["grade"].notna()
+    on_side = place == _SIDE
+    drawn = spec if listed is None or not listed.validates else _without_validation(spec, listed)
+    val, train = draw_validation_and_training(table[on_side & graded], drawn)
+    validates = table["group"].isin(val)
+    subset = place.mask(place.isin([_SIDE, _POOL]), "unlabelled")
+    subset = subset.mask(on_side & graded & table["group"].isin(train), "train")
+    subset = subset.mask(validates & (subset == "unlabelled"), "excluded")
+    subset = subset.mask(validates & on_side & graded, "val")
+    return subset.mask(subset.isin(["val", "test", "external"]) & ~graded, "excluded")
+
+
+def _without_validation(spec: SplitSpec, listed: SplitFile) -> SplitSpec:
+    """The file names the validation photographs: none are drawn."""
+    if spec.val_within_fraction:
+        raise ConfigError(
+            f"{listed.path} names validation photographs, so that protocol.val_within_fraction=true cannot "
+            "hold: set it to false, or call them train in the file"
+        )
+    return replace(spec, val_fraction=0.0)
+
+
+def _check_usable(split: pd.DataFrame, spec: SplitSpec) -> None:
+    counts = split["subset"].value_counts()
+    if not counts.get("test", 0):
+        raise DataError(_no_test(spec))
+    if not counts.get("train", 0):
+        raise DataError(
+            f"{_asked(spec)} leaves no photograph with a grade to train on: all are tested or validated on, "
+            "or belong to the group of one that is; test and validate on fewer"
+        )
+    if spec.val_fraction and not counts.get("val", 0):
+        raise DataError(
+            f"protocol.val_fraction={spec.val_fraction} leaves no validation photograph; "
+            "use a larger one, or 0 for none"
+        )
+
+
+def _no_test(spec: SplitSpec) -> str:
+    if spec.file is not None:
+        return f"{_asked(spec)} names no test photograph that has a grade; name some"
+    if spec.fold == PUBLISHED:
+        return "fold=published: no photograph of the published test set has a grade; use fold=0"
+    return f"{_asked(spec)} of folds={spec.folds} has no test photograph; use fewer folds"
+
+
+def _asked(spec: SplitSpec) -> str:
+    return f"split.file={spec.file}" if spec.file is not None else f"fold={spec.fold}"

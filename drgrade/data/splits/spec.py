@@ -1,0 +1,71 @@
+"""The words of a split, and its settings."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from drgrade.errors import ConfigError
+
+SUBSETS = ("train", "unlabelled", "val", "test", "external", "excluded")
+"""``unlabelled``: training side, its grade is not to be used. ``external``: of a data set that is only tested
+on. ``excluded``: neither trained nor tested on, because its group is tested or validated on."""
+
+ROLES = ("labelled", "unlabelled", "external")
+"""What a data set is for: to be split; for pre-training only, whatever its grades; for testing only."""
+
+PUBLISHED: Literal["published"] = "published"
+
+Disagreeing = Literal["drop", "keep_one", "majority"]
+
+
+@dataclass(frozen=True)
+class SplitSpec:
+    """How to split.
+
+    Attributes:
+        fold: Test fold, 0 to ``folds - 1``, or ``"published"`` for the test set that came with the data. With
+            a ``file`` of folds, the file's number of the test fold.
+        folds: Number of test folds, at least 2.
+        label_fraction: Share of the training labels that may be used, in (0, 1].
+        val_fraction: Share of the labels of the training side that validate, in [0, 1).
+        val_within_fraction: Take the validation labels out of the label fraction, instead of before it.
+        seed: Seed of the split; not the training seed.
+        disagreeing: What becomes of the grades of copies of one photograph that are graded differently:
+            ``drop`` all, ``keep_one`` (the first by image_id), or the strict ``majority`` for all.
+        file: CSV file with the split, instead of ``fold``; see :mod:`drgrade.data.splits.files`.
+    """
+
+    fold: int | Literal["published"] = 0
+    folds: int = 5
+    label_fraction: float = 1.0
+    val_fraction: float = 0.05
+    val_within_fraction: bool = False
+    seed: int = 0
+    disagreeing: Disagreeing = "drop"
+    file: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.label_fraction <= 1:
+            raise ConfigError(
+                f"label_fraction={self.label_fraction} is not in (0, 1]; 10 % is label_fraction=0.1"
+            )
+        if not 0 <= self.val_fraction < 1:
+            raise ConfigError(f"protocol.val_fraction={self.val_fraction} is not in [0, 1)")
+        if self.folds < 2:
+            raise ConfigError(f"folds={self.folds}: cross validation needs at least 2 folds")
+        if self.seed < 0:
+            raise ConfigError(f"split.seed={self.seed} is negative")
+        if self.disagreeing not in get_args(Disagreeing):
+            raise ConfigError(
+                f"split.disagreeing={self.disagreeing!r} is not one of {', '.join(get_args(Disagreeing))}"
+            )
+        self._check_fold()
+
+    def _check_fold(self) -> None:
+        if isinstance(self.fold, str):
+            if self.fold != PUBLISHED:
+                raise ConfigError(f"fold={self.fold!r} is neither a number nor 'published'")
+        elif self.file is None and self.fold not in range(self.folds):
+            raise ConfigError(
+                f"fold={self.fold} is not in 0..{self.folds - 1}: folds are counted from 0 "
+                f"(folds={self.folds})"
+            )

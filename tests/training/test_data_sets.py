@@ -1,0 +1,166 @@
+"""Runs over several data sets, and with a given split: from the config to metrics.json."""
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+from conftest import TINY
+from hydra import compose as compose_any
+from hydra import initialize_config_dir
+
+from drgrade.config import CONF, further_sources
+from drgrade.data.sources.demo import Demo
+from drgrade.data.sources.folder import Folder
+from drgrade.errors import ConfigError, DataError
+from drgrade.training.evaluation import evaluate
+from drgrade.training.run import train
+from drgrade.training.setup import make_photographs
+
+GRADING = ("+experiment=rotation_100pct", "init=random", "trainer.max_steps=2")
+
+
+@pytest.fixture
+def other(tmp_path):
+    """Twelve photographs of a clinic elsewhere, drawn with another seed, as a folder with a CSV."""
+    demo = Demo(tmp_path / "drawn", count=12, size=64, seed=7, workers=1)
+    manifest = demo.read().manifest
+    root = tmp_path / "elsewhere"
+    root.mkdir()
+    for path in manifest["path"]:
+        shutil.copyfile(demo.root / path, root / path.rpartition("/")[2])
+    names = manifest["path"].str.rpartition("/")[2]
+    pd.DataFrame({"image": names, "grade": manifest["grade"]}).to_csv(root / "labels.csv", index=False)
+    return root
+
+
+def item(root, name="elsewhere"):
+    return f"{{data: folder, name: {name}, root: {root}}}"
+
+
+def test_further_data_sets_are_named_or_described(compose, other):
+    cfg = compose(f"data.unlabelled=[ddr,{item(other)}]", "paths.data=/somewhere")
+    sources = further_sources(cfg)
+    assert (sources["labelled"], sources["external"]) == ([], [])
+    by_name, described = sources["unlabelled"]
+    assert (by_name.name, str(by_name.root)) == ("ddr", "/somewhere/ddr")
+    assert isinstance(described, Folder)
+    assert (described.name, described.root) == ("elsewhere", other)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            "data.unlabelled=[eyepac]",
+            r"data\.unlabelled: there is no data set 'eyepac'; did you mean eyepacs",
+        ),
+        ("data.external=[folder]", r"data=folder needs a folder: data\.external=\[\{data: folder, root"),
+        ("data.labelled=eyepacs", r"is not a list: data\.labelled=\[eyepacs,ddr\]"),
+        ("data.labelled=[{data: ddr, rooot: x}]", r"data=ddr has no setting 'rooot'; did you mean root"),
+        ("data.labelled=[demo]", r"demo is given twice"),
+    ],
+)
+def test_what_is_no_data_set_is_refused(compose, setting, message):
+    with pytest.raises(ConfigError, match=message):
+        make_photographs(compose(setting))
+
+
+def test_a_data_set_that_is_not_there_says_where_to_get_it(compose, tmp_path):
+    with pytest.raises(DataError, match=r"kaggle competitions download") as error:
+        train(compose(*GRADING, "data.unlabelled=[eyepacs]", f"paths.data={tmp_path}/none"))
+    assert str(tmp_path / "none" / "eyepacs") in str(error.value)
+
+
+def test_an_external_data_set_is_tested_on_after_the_test_set(compose, other, tmp_path):
+    metrics = train(compose(*GRADING, f"data.external=[{item(other)}]"))
+    alone = train(compose(*GRADING, run="alone"))
+    for name in ("qwk", "accuracy", "loss", "auroc"):
+        assert metrics[f"test/{name}"] == alone[f"test/{name}"]
+        assert f"external/elsewhere/{name}" in metrics
+    split = pd.read_csv(tmp_path / "run" / "split.csv")
+    external = split["subset"] == "external"
+    assert external.sum() == 12
+    predictions = pd.read_csv(tmp_path / "run" / "predictions_elsewhere.csv")
+    assert set(predictions["image_id"]) == set(split["image_id"][external])
+    assert (predictions["grade"] == predictions["predicted"]).mean() == pytest.approx(
+        metrics["external/elsewhere/accuracy"]
+    )
+    assert (tmp_path / "run" / "confusion_elsewhere.csv").is_file()
+    assert set(pd.read_csv(tmp_path / "run" / "predictions.csv")["image_id"]) == set(
+        split["image_id"][split["subset"] == "test"]
+    )
+
+
+def test_a_run_with_external_data_is_tested_again_from_its_folder(compose, other, tmp_path):
+    metrics = train(compose(*GRADING, f"data.external=[{item(other)}]"))
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose_any(
+            "evaluate",
+            [
+                f"checkpoint={tmp_path}/run",
+                f"paths.run={tmp_path}/again",
+                "paths.outputs=unused",
+                "trainer=cpu",
+            ],
+        )
+    again = evaluate(cfg)
+    assert {k: v for k, v in again.items() if "/" in k} == {k: v for k, v in metrics.items() if "/" in k}
+
+
+def test_pools_join_the_pretraining_and_nothing_else(compose, other, tmp_path):
+    cfg = compose(
+        "+experiment=msssl_pretrain",
+        "pretext=rotation",
+        f"data.unlabelled=[{item(other)}]",
+        "trainer.max_steps=1",
+    )
+    train(cfg)
+    split = pd.read_csv(tmp_path / "run" / "split.csv")
+    pool = split["image_id"].str.startswith("elsewhere/")
+    assert set(split["subset"][pool]) <= {"train", "val"}
+    seen = (tmp_path / "run" / "seen.txt").read_text().split()
+    assert len(seen) == (split["subset"] != "test").sum()
+
+
+def test_a_run_gives_the_same_again_from_its_split_file(compose, tmp_path):
+    first = train(compose(*GRADING, "fold=2"))
+    given = f"split.file={tmp_path}/run/split.csv"
+    second = train(compose(*GRADING, given, run="again"))
+    assert second["split_hash"] == first["split_hash"]
+    assert second["test/qwk"] == first["test/qwk"]
+    quarter = train(compose(*GRADING, given, "label_fraction=0.25", run="quarter"))
+    assert quarter["split_hash"] != first["split_hash"]
+    test_sides = [
+        pd.read_csv(tmp_path / run / "predictions.csv")["image_id"].tolist() for run in ("run", "quarter")
+    ]
+    assert test_sides[0] == test_sides[1]
+
+
+def test_what_is_noteworthy_about_a_split_is_said_and_counted(shared, tmp_path, caplog):
+    """A photograph of the training set is copied into the published test set, with another grade."""
+    demo = Demo(tmp_path / "drawn", count=24, size=64, seed=3, workers=1)
+    manifest = demo.read().manifest
+    root = tmp_path / "leaky"
+    root.mkdir()
+    rows = ["image,grade,split"]
+    for i, (path, grade) in enumerate(zip(manifest["path"], manifest["grade"], strict=True)):
+        shutil.copyfile(demo.root / path, root / f"{i}.png")
+        rows.append(f"{i}.png,{grade},{'test' if i % 4 == 0 else 'train'}")
+    shutil.copyfile(root / "1.png", root / "copy.png")
+    rows.append(f"copy.png,{(manifest['grade'][1] + 1) % 5},test")
+    (root / "labels.csv").write_text("\n".join(rows) + "\n")
+    caplog.set_level("INFO")
+    of_the_demo = ("data.count", "data.size")
+    settings = [
+        each for each in (*TINY, *shared, *GRADING) if not each.startswith((*of_the_demo, "data.root"))
+    ]
+    folder = ["data=folder", "scale=demo", f"data.root={root}", "data.split_column=split", "fold=published"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        train(compose_any("train", [*settings, *folder, f"paths.run={tmp_path}/run"]))
+    record = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    split = pd.read_csv(tmp_path / "run" / "split.csv", dtype=str).set_index("image_id")
+    assert split["subset"][["copy", "1"]].tolist() == ["test", "excluded"]
+    assert split["grade"]["copy"] == str((manifest["grade"][1] + 1) % 5)
+    assert [value for name, value in record.items() if name.startswith("split/")]
+    assert any("the published test set has copies" in message for message in caplog.messages)
