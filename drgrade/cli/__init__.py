@@ -6,6 +6,7 @@ import sys
 COMMANDS = {
     "train": "one run or, with -m, a sweep (the same as python train.py)",
     "prepare": "photographs -> store: drgrade prepare data=NAME data.root=DIR",
+    "audit": "what is wrong with photographs and labels: drgrade audit data=NAME data.root=DIR",
     "evaluate": "a run tested again, on any device: drgrade evaluate checkpoint=RUN",
 }
 

@@ -1,0 +1,50 @@
+"""A small data set with every defect there is, and one without any."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from defective_folder import make_defective
+from PIL import Image
+
+from drgrade.audit import Audit, Settings, audit
+from drgrade.data.collection import Collection
+from drgrade.data.sources.demo import Demo
+from drgrade.data.sources.folder import Folder
+
+SIZE = 96
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory) -> Demo:
+    """40 photographs of 192 px."""
+    return Demo(tmp_path_factory.mktemp("drawn"), count=40, size=192, workers=1)
+
+
+@pytest.fixture(scope="session")
+def drawn_pixels(drawn) -> list[np.ndarray]:
+    """Their pixels, RGB uint8 (H, W, 3)."""
+    return [np.array(Image.open(drawn.root / path).convert("RGB")) for path in drawn.read().manifest["path"]]
+
+
+@pytest.fixture(scope="session")
+def defective(drawn, tmp_path_factory) -> Folder:
+    """The data set of :mod:`defective_folder`."""
+    return make_defective(drawn, tmp_path_factory.mktemp("defective"))
+
+
+@pytest.fixture(scope="session")
+def make_audit(tmp_path_factory) -> Callable[..., Audit]:
+    """``make_audit(source, settings, **options)``: audit at 96 px, in one store folder."""
+    stores = tmp_path_factory.mktemp("audit_stores")
+
+    def make(source, settings: Settings | None = None, **options) -> Audit:
+        return audit(Collection(source, stores, SIZE, workers=1, **options), settings)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def defective_audit(make_audit, defective) -> Audit:
+    """The audit of the data set with defects."""
+    return make_audit(defective, Settings(fail_on=("conflicting_grades", "unreadable", "across_datasets")))

@@ -1,0 +1,143 @@
+"""The page."""
+
+import base64
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from defective_folder import HOSTILE
+
+from drgrade.audit import FINDINGS, Settings
+from drgrade.audit.page import render
+from drgrade.audit.shortcut import probe
+
+VOID = {"meta", "img", "br", "link", "input", "hr", "rect", "line", "circle"}
+
+
+class Page(HTMLParser):
+    """What tags, attributes and text a page has; complains of tags that do not match."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.text = [], [], [], []
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, *pair) for pair in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, *pair) for pair in attrs]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data.strip())
+
+    @property
+    def pictures(self):
+        return [value for tag, name, value in self.attributes if (tag, name) == ("img", "src")]
+
+
+@pytest.fixture(scope="module")
+def page(defective_audit):
+    return Page(render(defective_audit))
+
+
+def test_names_are_escaped(page):
+    assert "script" not in page.tags
+    assert HOSTILE in page.text
+
+
+def test_labels_that_hold_markup_are_escaped(defective_audit):
+    findings = defective_audit.findings.copy()
+    findings["detail"] = "</td><img src=x onerror=alert(1)>"
+    page = Page(render(replace(defective_audit, findings=findings)))
+    assert all(value.startswith("data:image/jpeg;base64,") for value in page.pictures)
+    assert not any(name.startswith("on") for _, name, _ in page.attributes)
+
+
+def test_nothing_is_fetched_from_elsewhere(defective_audit, page):
+    html = render(defective_audit)
+    assert not re.search(r"(https?:)?//[a-z]", re.sub(r"base64,[^\"]*", "", html))
+    assert not {"script", "link", "iframe"} & set(page.tags)
+
+
+def test_pairs_are_shown_side_by_side_and_are_the_photographs(defective_audit, page):
+    assert {"copy", "p00", "p01_again", "p02_mirrored"} <= set(page.text)
+    for uri, row in zip(
+        page.pictures, [defective_audit.pairs["first"][0], defective_audit.pairs["second"][0]], strict=False
+    ):
+        shown = cv2.imdecode(
+            np.frombuffer(base64.b64decode(uri.partition(",")[2]), np.uint8), cv2.IMREAD_COLOR
+        )
+        difference = np.abs(shown[..., ::-1].astype(int) - defective_audit.pixels(row))
+        assert difference.mean() < 4
+
+
+def test_every_kind_that_was_found_is_on_the_page(defective_audit, page):
+    for kind in set(defective_audit.findings["finding"]):
+        assert kind in page.text
+
+
+def test_a_row_of_the_label_file_is_named(page):
+    assert "the file is not there: gone.jpg" in page.text
+    assert any(re.fullmatch(r"labels\.csv:\d+", text) for text in page.text)
+
+
+def test_pairs_beyond_the_cap_are_counted(defective_audit):
+    capped = replace(defective_audit, settings=Settings(pairs_on_page=1))
+    page = Page(render(capped))
+    assert any(text.startswith("1 of 3 are shown") for text in page.text)
+    assert "p02_mirrored" not in page.text
+
+
+def test_a_hundred_thousand_findings_do_not_make_a_huge_page(defective_audit):
+    many = pd.concat([defective_audit.findings] * 5000, ignore_index=True)
+    pairs = pd.concat([defective_audit.pairs] * 5000, ignore_index=True)
+    assert len(render(replace(defective_audit, findings=many, pairs=pairs))) < 5_000_000
+
+
+def test_nothing_found_is_said(make_audit, drawn):
+    text = Page(render(make_audit(drawn))).text
+    assert any("Passed: nothing found" in line for line in text)
+    assert "No photograph is there twice." in text
+
+
+def test_a_search_that_was_not_made_is_not_taken_for_a_result(make_audit, drawn):
+    text = Page(render(replace(make_audit(drawn, find_duplicates=False), searched=False))).text
+    assert "No photograph is there twice." not in text
+    assert any("not searched for" in line for line in text)
+
+
+def test_the_probe_is_drawn(defective_audit):
+    rng = np.random.default_rng(0)
+    grade = rng.integers(0, 5, 120)
+    manifest = pd.DataFrame(
+        {"image_id": [f"i{i}" for i in range(120)], "patient_id": pd.NA, "dataset": "made_up", "grade": grade}
+    ).assign(
+        width=1000 + 500 * grade, height=1000, file_size=1, border=0.2, brightness=rng.uniform(0, 9, 120)
+    )
+    found = probe(manifest.astype({"grade": "Int64"}), Settings(permutations=19, resamples=100))
+    html = render(replace(defective_audit, probes=[found]))
+    page = Page(html)
+    assert found.sentence + "." in page.text
+    widths = [float(value) for tag, name, value in page.attributes if (tag, name) == ("rect", "width")]
+    assert len(widths) == 1 + 7  # chance, all features, each feature
+    assert widths[1] == pytest.approx(300 * found.qwk, abs=0.5)
+    assert "does not vary" in page.text
+
+
+def test_every_finding_has_words():
+    for kind in FINDINGS.values():
+        assert kind.title
+        assert kind.meaning.endswith(".")

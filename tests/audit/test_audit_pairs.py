@@ -1,0 +1,80 @@
+"""What follows from a pair of copies."""
+
+import pandas as pd
+import pytest
+
+from drgrade.audit.findings import finding_table
+from drgrade.audit.pairs import pair_findings, pair_table
+
+FIRST = {
+    "image_id": "a",
+    "path": "a.jpg",
+    "grade": 2,
+    "patient_id": "p",
+    "eye": "left",
+    "dataset": "one",
+    "split": "train",
+    "role": "labelled",
+}
+
+
+def findings_of(second=None, first=None, **duplicate):
+    """Findings of a pair: what differs from :data:`FIRST`, and from a near-duplicate."""
+    rows = [FIRST | (first or {}), FIRST | {"image_id": "b", "path": "b.jpg"} | (second or {})]
+    manifest = pd.DataFrame(rows).astype({"grade": "Int64"})
+    pair = {"first": 0, "second": 1, "kind": "near", "similarity": 0.9, "mirrored": False, "turned": 0}
+    return finding_table(pair_findings(pair_table(manifest, pd.DataFrame([pair | duplicate]))))
+
+
+@pytest.mark.parametrize(
+    ("second", "expected"),
+    [
+        ({}, {"near_duplicate"}),
+        ({"grade": 3}, {"near_duplicate", "conflicting_grades"}),
+        ({"grade": None}, {"near_duplicate"}),
+        ({"split": "test"}, {"near_duplicate", "across_splits"}),
+        ({"split": None}, {"near_duplicate"}),
+        ({"patient_id": "q"}, {"near_duplicate", "across_patients"}),
+        ({"patient_id": None}, {"near_duplicate"}),
+        ({"grade": 0, "split": "test"}, {"near_duplicate", "conflicting_grades", "across_splits"}),
+        ({"dataset": "two", "patient_id": "two/p", "split": "test"}, {"near_duplicate", "across_datasets"}),
+        ({"dataset": "two", "grade": 1}, {"near_duplicate", "across_datasets", "conflicting_grades"}),
+    ],
+)
+def test_a_pair_is_what_differs_between_its_photographs(second, expected):
+    assert set(findings_of(second)["finding"]) == expected
+    # It does not matter which comes first.
+    assert set(findings_of(first=second)["finding"]) == expected
+
+
+def test_a_copy_filed_as_the_other_eye_is_said_to_be():
+    (detail,) = findings_of({"eye": "right"}, kind="identical")["detail"]
+    assert detail == "filed as left and as right eye"
+
+
+def test_mirrored_and_turned_copies_are_said_to_be():
+    (detail,) = findings_of(mirrored=True, turned=90)["detail"]
+    assert detail == "mirrored, turned by 90 degrees"
+
+
+def test_errors_come_first_then_what_is_most_similar():
+    grades = [0, 0, 0, 0, 0, 1]
+    names = list("abcdef")
+    rows = [FIRST | {"image_id": name, "grade": grade} for name, grade in zip(names, grades, strict=True)]
+    manifest = pd.DataFrame(rows).astype({"grade": "Int64"})
+    duplicates = pd.DataFrame(
+        [(0, 1, "near", 0.8), (1, 2, "near", 0.95), (3, 4, "identical", 1.0), (4, 5, "near", 0.85)],
+        columns=["first", "second", "kind", "similarity"],
+    ).assign(mirrored=False, turned=0)
+    table = pair_table(manifest, duplicates)
+    assert (table["image_id"] + table["other_image_id"]).tolist() == ["ef", "de", "bc", "ab"]
+    shuffled = pair_table(manifest, duplicates.iloc[[2, 0, 3, 1]])
+    pd.testing.assert_frame_equal(table, shuffled)
+
+
+def test_no_duplicates_give_an_empty_table():
+    manifest = pd.DataFrame([FIRST]).astype({"grade": "Int64"})
+    none = pd.DataFrame(columns=["first", "second", "kind", "similarity", "mirrored", "turned"])
+    table = pair_table(manifest, none.astype({"first": "int64", "second": "int64"}))
+    assert table.empty
+    assert finding_table(pair_findings(table)).empty

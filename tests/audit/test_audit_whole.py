@@ -1,0 +1,133 @@
+"""The audit as a whole: every defect is found, and nothing else."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from defective_folder import DEFECTS
+
+from drgrade.audit import FINDINGS, Settings, write_audit
+from drgrade.audit.findings import COLUMNS
+from drgrade.audit.pairs import PAIR_COLUMNS
+from drgrade.errors import ConfigError, DataError
+
+
+def found_in(audit):
+    columns = audit.findings[["finding", "image_id", "other_image_id"]].astype(object)
+    return set(columns.where(columns.notna(), None).itertuples(index=False, name=None))
+
+
+def test_every_defect_is_found_and_nothing_else(defective_audit):
+    assert found_in(defective_audit) == DEFECTS
+    assert len(defective_audit.findings) == len(DEFECTS)
+
+
+def test_a_data_set_without_defects_gives_no_finding(make_audit, drawn):
+    audit = make_audit(drawn, Settings(fail_on=tuple(FINDINGS)))
+    assert audit.findings.empty
+    assert audit.failing == []
+
+
+def test_only_what_is_found_and_asked_for_fails(defective_audit):
+    assert defective_audit.failing == ["conflicting_grades", "unreadable"]
+
+
+def test_a_copy_in_another_data_set_is_found_and_named_by_its_data_set(make_audit, drawn, defective):
+    audit = make_audit(defective, external=[drawn])
+    across = audit.findings[audit.findings["finding"] == "across_datasets"]
+    assert set(across["dataset"]) | set(across["other_dataset"]) == {"defective", "demo"}
+    ids = set(across["image_id"]) | set(across["other_image_id"])
+    first = f"demo/{drawn.read().manifest['image_id'][3]}"
+    assert {"p03", first} <= ids
+    # Splits and patients of two data sets have nothing to do with each other.
+    assert set(audit.findings.loc[audit.findings["finding"] == "across_splits", "dataset"]) == {"defective"}
+
+
+def test_photographs_of_an_unlabelled_set_need_no_label(make_audit, drawn, defective):
+    audit = make_audit(drawn, unlabelled=[defective])
+    assert "label_missing" not in set(audit.findings["finding"])
+    assert {"unreadable", "near_duplicate"} <= set(audit.findings["finding"])
+
+
+def test_tables_have_their_columns_and_words(defective_audit, tmp_path):
+    write_audit(defective_audit, tmp_path / "audit")
+    findings = pd.read_csv(tmp_path / "audit" / "findings.csv")
+    assert list(findings) == list(COLUMNS)
+    assert set(findings["finding"]) <= set(FINDINGS)
+    assert (findings["severity"] == [FINDINGS[name].severity for name in findings["finding"]]).all()
+    pairs = pd.read_csv(tmp_path / "audit" / "pairs.csv")
+    assert list(pairs) == list(PAIR_COLUMNS)
+    of_pairs = findings[findings["other_image_id"].notna()]
+    assert sorted(" ".join(pairs["findings"]).split()) == sorted(of_pairs["finding"])
+    quality = pd.read_csv(tmp_path / "audit" / "quality.csv")
+    assert quality["image_id"].tolist() == defective_audit.manifest["image_id"].tolist()
+
+
+def test_facts_are_one_flat_object_that_counts_the_findings(defective_audit, tmp_path):
+    write_audit(defective_audit, tmp_path / "audit")
+    facts = json.loads((tmp_path / "audit" / "audit.json").read_text())
+    assert all(isinstance(value, str | int | float | bool) for value in facts.values())
+    assert facts["status"] == "failed"
+    assert facts["data/defective/sha256"] == defective_audit.stores[0].sha256
+    for kind in FINDINGS:
+        assert facts[f"findings/{kind}"] == sum(found == kind for found, _, _ in DEFECTS)
+
+
+def test_a_second_audit_writes_the_same_bytes(make_audit, defective, defective_audit, tmp_path):
+    again = make_audit(defective, defective_audit.settings)
+    for number, audit in enumerate((defective_audit, again)):
+        write_audit(audit, tmp_path / str(number))
+    first, second = (
+        {path.name: path.read_bytes() for path in (tmp_path / number).iterdir()} for number in "01"
+    )
+    assert len(first) == 5
+    assert first == second
+
+
+def test_an_earlier_audit_is_replaced_and_nothing_else_is(defective_audit, tmp_path):
+    folder = tmp_path / "audit"
+    write_audit(defective_audit, folder)
+    (folder / "left.over").touch()
+    write_audit(defective_audit, folder)
+    assert not (folder / "left.over").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["audit"]
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").touch()
+    with pytest.raises(ConfigError, match="something else"):
+        write_audit(defective_audit, tmp_path / "thesis")
+    assert (tmp_path / "thesis" / "chapter1.tex").exists()
+
+
+def test_an_audit_that_cannot_be_written_leaves_nothing(defective_audit, tmp_path, monkeypatch):
+    def fail(audit):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("drgrade.audit.writing.render", fail)
+    with pytest.raises(DataError, match="No space left on device"):
+        write_audit(defective_audit, tmp_path / "audit")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pixels_are_those_of_the_row_through_all_data_sets(make_audit, drawn, defective):
+    audit = make_audit(defective, external=[drawn])
+    for row in (0, len(audit.stores[0]) - 1, len(audit.stores[0]), len(audit.manifest) - 1):
+        name = audit.manifest["image_id"][row].removeprefix("demo/")
+        store = audit.stores[int(audit.manifest["dataset"][row] == "demo")]
+        number = store.manifest["image_id"].tolist().index(name)
+        assert np.array_equal(audit.pixels(row), store.images[number])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"fail_on": ["identcal"]}, "no finding 'identcal'; did you mean identical"),
+        ({"fail_on": "identical"}, r"fail_on=\[identical\]"),
+        ({"folds": 1}, "folds=1 is too small"),
+        ({"permutations": 2.5}, "permutations=2.5 is not a whole number"),
+        ({"dark_below": "dim"}, "dark_below=dim is not a number"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        Settings(**settings)
