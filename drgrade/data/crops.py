@@ -30,7 +30,7 @@ _FEW = 24
 
 _GRID = 64
 
-_DECODED_OVER = 2
+_DECODED_OVER = 1.5
 """Photographs are decoded at no less than this multiple of what is cut out: shrinking the rest averages."""
 
 
