@@ -39,6 +39,7 @@ format: $(READY)  ## put the code into shape
 
 benchmark: $(READY)  ## speed, as ratios
 	$(BIN)/python benchmarks/demo_drawing.py
+	$(BIN)/python benchmarks/preparation.py
 	$(BIN)/python benchmarks/loading.py
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/startup.py
