@@ -2,9 +2,10 @@
 
     python benchmarks/focus.py --idrid ../shared/data/idrid
 
-Every second photograph of IDRiD and of the demo is blurred at full size by a Gaussian whose standard deviation
-is given in pixels of the prepared photograph at 224 px, then prepared at 224 and 96 px and measured. Found are
-counted by the fixed threshold alone, and as the one blurred photograph in a data set of sharp ones.
+Every second photograph of IDRiD and of the demo is blurred at full size by a Gaussian whose standard
+deviation is given in pixels of the prepared photograph at 224 px, then prepared at 224 and 96 px and
+measured. Found are counted by the fixed threshold alone, and as the one blurred photograph in a data set
+of sharp ones.
 """
 
 import argparse
