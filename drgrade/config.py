@@ -71,14 +71,16 @@ def _source(role: str, item: Any, cfg: DictConfig) -> Any:
     name = str(settings.pop("data", ""))
     if name not in choices("data"):
         raise ConfigError(f"data.{role}: there is no data set {name!r}; {nearest(name, choices('data'))}")
-    own = OmegaConf.merge(*(OmegaConf.load(CONF / "data" / f"{file}.yaml") for file in ("base", name)))
-    assert isinstance(own, DictConfig)
-    known = sorted(map(str, own))
+    file = OmegaConf.load(CONF / "data" / f"{name}.yaml")
+    assert isinstance(file, DictConfig)
+    known = sorted({*map(str, file), "name", "root"} - {"defaults", "fold", "source"})
     for setting in settings:
         if setting not in known:
             raise ConfigError(
-                f"data.{role}: data={name} has no setting {setting!r}; {nearest(str(setting), known)}"
+                f"data.{role}: {setting!r} cannot be set for data={name}; what can: {', '.join(known)} "
+                "(how photographs are prepared is the same for all data sets)"
             )
+    own = OmegaConf.merge(OmegaConf.load(CONF / "data" / "base.yaml"), file)
     whole = OmegaConf.merge(
         {"paths": cfg.paths, "data": own}, {"data": {"workers": cfg.data.workers, **settings}}
     )

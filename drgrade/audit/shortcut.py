@@ -94,6 +94,14 @@ def probe(manifest: pd.DataFrame, settings: Settings) -> Probe:
         manifest: One data set's rows of a collection's manifest.
         settings: Folds, repeats, seed, and how many photographs to take at most.
     """
+    from threadpoolctl import threadpool_limits
+
+    # Models this small are slower on several threads, many times so where others use the cores.
+    with threadpool_limits(limits=1):
+        return _probe(manifest, settings)
+
+
+def _probe(manifest: pd.DataFrame, settings: Settings) -> Probe:
     dataset = str(manifest["dataset"].iloc[0]) if len(manifest) else ""
     graded = _taken(manifest[manifest["grade"].notna()], settings)
     counts = graded["grade"].value_counts()

@@ -37,6 +37,7 @@ def run(function: Callable[[DictConfig], object], config: str) -> None:
         function: Does the work.
         config: Name of the config in ``conf/``.
     """
+    _running[:] = [config]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands exceptions on, instead of printing them in its own way
     try:
         hydra.main(config_path=str(CONF), config_name=config, version_base="1.3")(_job(function, config))()
@@ -82,8 +83,9 @@ def _job(function: Callable[[DictConfig], object], config: str) -> Callable[[Dic
 def _refuse_new_settings(config: str) -> None:
     """Hydra lets ``+anything=value`` add a setting that nobody reads, ``+experimnt=x`` among them."""
     own = OmegaConf.load(CONF / f"{config}.yaml")
-    groups = [str(name) for choice in own.defaults if isinstance(choice, DictConfig) for name in choice]
-    known = sorted({*groups, *map(str, own), *(["experiment", "scale"] if config == "train" else [])})
+    known = sorted(
+        {*_groups(config), *map(str, own), *(["experiment", "scale"] if config == "train" else [])}
+    )
     for override in HydraConfig.get().overrides.task:
         added = re.match(r"\++([\w-]+)", override)
         if added and added.group(1) not in known:
@@ -115,7 +117,9 @@ def explain(error: BaseException) -> str | None:
             return str(cause)  # its line breaks are meant: a data set that is not there shows the layout
         if isinstance(cause, MisconfigurationException):
             return _one_line(str(cause))
-        if isinstance(cause, ConfigCompositionException | MissingConfigException | OverrideParseException):
+        if isinstance(cause, OverrideParseException):
+            return _unreadable(str(cause.override))
+        if isinstance(cause, ConfigCompositionException | MissingConfigException):
             return _one_line(explain_override(str(cause)))
     if isinstance(error, OmegaConfBaseException | InstantiationException | HydraException):
         return _one_line(str(error))
@@ -165,17 +169,37 @@ def explain_override(message: str) -> str:
     return message.split("\nSet the environment")[0]
 
 
+def _unreadable(override: str) -> str:
+    """What to do about an override that Hydra's grammar has no place for."""
+    return (
+        f"{override!r} cannot be read: a value with blanks, brackets, commas or other signs needs two pairs "
+        """of quotes, as in 'data.root="/photos/ddr (copy)"'; and ~ is not expanded, write $HOME"""
+    )
+
+
 def _unknown_key(key: str) -> str:
     if key == "experiment":
         return f"an experiment is chosen with +experiment=NAME; {nearest('', choices(key))}"
-    return f"there is no setting {key!r}; {nearest(key, _settings())}"
+    return f"there is no setting {key!r} here; {nearest(key, _settings())}"
+
+
+_running = ["train"]
+"""Name of the config of the command that runs."""
 
 
 def _settings() -> list[str]:
-    """Every setting of the default config, as ``a.b.c``."""
+    """Every setting of the command's config with the data set that was asked for, as ``a.b.c``."""
+    chosen = [argument for argument in sys.argv[1:] if re.fullmatch(r"data=\w+", argument)]
+    known = [each for each in chosen if each.removeprefix("data=") in choices("data")]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = hydra.compose("train")
+        cfg = hydra.compose(_running[0], known if "data" in _groups(_running[0]) else [])
     return sorted(_keys(cfg, ""))
+
+
+def _groups(config: str) -> list[str]:
+    """Groups in a config's defaults list."""
+    own = OmegaConf.load(CONF / f"{config}.yaml")
+    return [str(name) for choice in own.defaults if isinstance(choice, DictConfig) for name in choice]
 
 
 def _keys(node: DictConfig, prefix: str) -> list[str]:

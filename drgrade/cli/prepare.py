@@ -9,6 +9,8 @@ from drgrade.cli.app import run
 from drgrade.errors import ConfigError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from drgrade.data.store import Store
 
 log = logging.getLogger("drgrade")
@@ -30,10 +32,10 @@ def work(cfg: DictConfig) -> None:
     if not isinstance(cfg.preview, int) or isinstance(cfg.preview, bool) or cfg.preview < 0:
         raise ConfigError(f"preview={cfg.preview} is not a number of photographs; 0 for none")
     photographs = instantiate(cfg.photographs, **further_sources(cfg))
-    for store in photographs.stores:
+    for store, (source, _) in zip(photographs.stores, photographs.roles, strict=True):
         log.info("%s", _counts(store))
         if cfg.preview:
-            _preview(store, cfg)
+            _preview(store, source.root, cfg)
 
 
 def _counts(store: "Store") -> str:
@@ -44,13 +46,12 @@ def _counts(store: "Store") -> str:
     return f"{len(store)} photographs at {store.image_size} px: {listed}\n{store.folder}"
 
 
-def _preview(store: "Store", cfg: DictConfig) -> None:
+def _preview(store: "Store", root: "Path", cfg: DictConfig) -> None:
     from pathlib import Path
 
     from drgrade.data.preview import write_preview
 
     folder = Path(cfg.paths.previews) / store.folder.name
-    root = Path(store.info["root"])
     sheets = write_preview(
         store.manifest, root, store.images, folder, cfg.preview, max_pixels=cfg.data.max_pixels
     )

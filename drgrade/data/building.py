@@ -36,7 +36,7 @@ from drgrade.progress import track
 FORMAT = 2
 """Version of the layout of a store's folder."""
 
-PREPARATION_VERSION = 2
+PREPARATION_VERSION = 3
 """Raised whenever the same photographs would give other pixels: older stores are then not taken for them."""
 
 MANIFEST, PROBLEMS, INFO = "manifest.csv", "problems.csv", "store.json"
@@ -101,8 +101,8 @@ class Plan:
         """Hash of all that the store depends on, as far as it shows without reading a photograph."""
         return self._hash(self.places)
 
-    def key(self, contents: Sequence[str]) -> str:
-        """Hash of all that the store depends on, the files by the SHA-256 of their contents."""
+    def key(self, contents: Sequence[object]) -> str:
+        """Hash of all that the store depends on, the files by what was read: SHA-256 and failure of each."""
         return self._hash(contents)
 
     def _hash(self, files: Sequence[object]) -> str:
@@ -136,11 +136,13 @@ class Built:
         key: Key of the store.
         photographs: Their number.
         problems: Table of :mod:`drgrade.data.problems`.
+        is_lasting: Whether the same files would give the same store again.
     """
 
     key: str
     photographs: int
     problems: pd.DataFrame
+    is_lasting: bool
 
 
 def fill(plan: Plan, folder: Path, workers: int | None, earlier: Earlier, begun: Shelf | None) -> Built:
@@ -175,7 +177,9 @@ def fill(plan: Plan, folder: Path, workers: int | None, earlier: Earlier, begun:
 
 def can_continue(plan: Plan, begun: Shelf) -> bool:
     """Whether what was begun is just the beginning of what is planned."""
-    return [record.place for record in begun.records] == plan.places[: len(begun.records)]
+    same = [record.place for record in begun.records] == plan.places[: len(begun.records)]
+    # A failure that may pass is tried again, which in place is impossible.
+    return same and not begun.is_shared and not any(record.is_passing for record in begun.records)
 
 
 def _crops(plan: Plan, start: int, workers: int | None, earlier: Earlier) -> Iterator[Crop]:
@@ -277,7 +281,7 @@ def _describe(plan: Plan, folder: Path, records: Sequence[Record], pixels_sha256
     table.to_csv(folder / PROBLEMS, index=False)
     digest = hashlib.sha256(pixels_sha256.encode())
     digest.update(prepared[list(_LABELS)].to_csv(index=False).encode())
-    key = plan.key([record.sha256 for record in records])
+    key = plan.key([[record.sha256, record.failure] for record in records])
     info = {
         "key": key,
         "sha256": digest.hexdigest(),
@@ -286,7 +290,7 @@ def _describe(plan: Plan, folder: Path, records: Sequence[Record], pixels_sha256
         **_info(plan, table),
     }
     (folder / INFO).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-    return Built(key, len(rows), table)
+    return Built(key, len(rows), table, not any(record.is_passing for record in records))
 
 
 def _info(plan: Plan, problems: pd.DataFrame) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -20,12 +21,23 @@ from drgrade.data.duplicates import DUPLICATES_VERSION, clusters, find_duplicate
 from drgrade.data.earlier import IMAGES
 from drgrade.data.sources.base import Source
 from drgrade.data.store import Store, prepare
-from drgrade.errors import ConfigError
+from drgrade.errors import ConfigError, DataError
 
 Role = Literal["labelled", "unlabelled", "external"]
 """What a data set is for: grading (trained, validated and tested on), pre-training only, testing only."""
 
 _TYPES = {"kind": "string", "mirrored": "bool"}
+
+
+_NAME = re.compile(r"[\w-][\w.-]*")
+
+
+def _read_pairs(path: Path) -> pd.DataFrame | None:
+    """What was found before; None if that is not there, or damaged."""
+    try:
+        return pd.read_csv(path, dtype=_TYPES)
+    except (FileNotFoundError, ValueError):  # a power cut may leave an empty file
+        return None
 
 
 _FURTHER: tuple[Role, ...] = ("labelled", "unlabelled", "external")
@@ -60,7 +72,7 @@ class Collection:
         **options: See :class:`Options`.
 
     Raises:
-        ConfigError: If two data sets have one name.
+        ConfigError: If two data sets have one name, or a name cannot be part of a file's.
     """
 
     def __init__(
@@ -75,6 +87,11 @@ class Collection:
         for role in _FURTHER:
             self.roles += [(other, role) for other in options.pop(role, ())]
         names = [each.name for each, _ in self.roles]
+        for name in names:
+            if not _NAME.fullmatch(name):
+                raise ConfigError(
+                    f"data.name={name!r} goes into names of files: use letters, digits, dots, _ and -"
+                )
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ConfigError(
@@ -141,16 +158,27 @@ class Collection:
             json.dumps([DUPLICATES_VERSION, PREPARATION_VERSION, hashes]).encode()
         ).hexdigest()
         path = self.folder / "duplicates" / f"{key[:32]}.csv"
-        path.parent.mkdir(exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
-            if not path.is_file():
-                diameters = 2 * self.photographs["circle_r"].to_numpy(dtype=float)
-                with self._thumbnails() as thumbnails:
-                    pairs = find_duplicates(thumbnails, hashes, diameters, progress=True)
-                partial = path.with_suffix(".partial")
-                pairs.to_csv(partial, index=False)
-                partial.replace(path)
-        return pd.read_csv(path, dtype=_TYPES)
+        found = _read_pairs(path)
+        if found is not None:
+            return found
+        try:
+            path.parent.mkdir(exist_ok=True)
+            with FileLock(path.with_suffix(".lock")):
+                found = _read_pairs(path)
+                return self._search(path, hashes) if found is None else found
+        except OSError as error:
+            raise DataError(
+                f"the copies that were found cannot be kept in {path.parent}: {error.strerror or error}"
+            ) from error
+
+    def _search(self, path: Path, hashes: list[str]) -> pd.DataFrame:
+        diameters = 2 * self.photographs["circle_r"].to_numpy(dtype=float)
+        with self._thumbnails() as thumbnails:
+            pairs = find_duplicates(thumbnails, hashes, diameters, progress=True)
+        partial = path.with_suffix(".partial")
+        pairs.to_csv(partial, index=False)
+        partial.replace(path)
+        return pd.read_csv(path, dtype=_TYPES)  # as it will be read the next time
 
     @contextmanager
     def _thumbnails(self) -> Iterator[npt.NDArray[np.uint8]]:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from drgrade.data.crops import Crop, Facts
-from drgrade.data.reading import NO_MEMORY
+from drgrade.data.reading import NO_MEMORY, NO_PERMISSION
 
 IMAGES, THUMBNAILS, FILES = "images.npy", "thumbnails.npy", "files.jsonl"
 
@@ -89,6 +89,12 @@ class Record(NamedTuple):
         """Whether reading the same content again would give the same."""
         return bool(self.sha256) and not self.failure.startswith(NO_MEMORY)
 
+    @property
+    def is_passing(self) -> bool:
+        """Whether another attempt may fare better though nothing is done: memory, or a disk, failed."""
+        there = self.place.signature is not None
+        return bool(self.failure) and there and not self.is_lasting and self.failure != NO_PERMISSION
+
 
 def _check(pixels: Pixels, thumbnail: Pixels) -> int:
     return zlib.crc32(np.ascontiguousarray(thumbnail).data, zlib.crc32(np.ascontiguousarray(pixels).data))
@@ -108,6 +114,8 @@ class ArrayWriter:
     """
 
     def __init__(self, path: Path, at_most: int, shape: tuple[int, ...], after: int = 0) -> None:
+        if after and path.stat().st_nlink > 1:
+            raise RuntimeError(f"{path} belongs to a store, too: it must not be written to")
         self.count = after
         self._shape = shape
         self._file = path.open("r+b" if after else "w+b", buffering=0)
@@ -196,11 +204,19 @@ class Shelf:
         for line in lines:
             if not line.endswith("\n"):
                 break  # torn by a kill
-            record = Record.parse(line)
+            try:
+                record = Record.parse(line)
+            except (ValueError, TypeError):
+                break  # what a power cut leaves may be anything
             if not (finished or _is_sound(record, images, thumbnails)):
                 break
             records.append(record)
         return cls(folder, images, thumbnails, tuple(records)) if records else None
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether a store has the same arrays (hard links), which must then not be written to."""
+        return any((self.folder / name).stat().st_nlink > 1 for name in (IMAGES, THUMBNAILS))
 
     @property
     def slots(self) -> int:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from drgrade.data.augment import Augmentation, Image
 from drgrade.data.photographs import Photographs
 from drgrade.data.sampling import Draw, EverySampler, StreamSampler, balancing_weights
-from drgrade.data.splits import has_grades, proportional_order, ungraded_split
+from drgrade.data.splits import proportional_order
 from drgrade.data.views import MaskedView
 from drgrade.errors import ConfigError, DataError
 
@@ -178,15 +178,8 @@ class _StoreDataModule(pl.LightningDataModule):
 
     def _dataset(self, rows: npt.NDArray[np.int64], view: View) -> StoreDataset:
         """Photographs with the split's grades: those of copies that disagree are not the manifest's."""
-        grades = self._table()["grade"].iloc[rows].fillna(UNGRADED).astype(int).tolist()
+        grades = self.photographs.sides.table["grade"].iloc[rows].fillna(UNGRADED).astype(int).tolist()
         return StoreDataset(self.photographs.image_files, rows.tolist(), grades, view)
-
-    def _table(self) -> pd.DataFrame:
-        """The split; of photographs without any grade, what they can be used for."""
-        photographs = self.photographs
-        if has_grades(photographs.manifest):
-            return photographs.split
-        return ungraded_split(photographs.manifest, photographs.spec)
 
     def _loader(
         self, dataset: StoreDataset, sampler: StreamSampler | EverySampler, batch_size: int
@@ -224,13 +217,17 @@ class _StoreDataModule(pl.LightningDataModule):
 
     def _every_loader(self, dataset: StoreDataset) -> DataLoader[Any]:
         rank, world = self._process
-        if len(dataset) < world:
-            # Lightning skips a process that has no batch, and the others would wait for it for ever.
-            raise ConfigError(
-                f"{len(dataset)} photographs cannot be validated or tested on by {world} processes; use fewer"
-            )
+        _check_shareable(len(dataset), world)
         return self._loader(
             dataset, EverySampler(len(dataset), rank=rank, world=world), max(1, self.batch_size // world)
+        )
+
+
+def _check_shareable(count: int, world: int) -> None:
+    """Lightning skips a process that has no batch, and the others would wait for it for ever."""
+    if count < world:
+        raise ConfigError(
+            f"{count} photographs cannot be validated or tested on by {world} processes; use fewer"
         )
 
 
@@ -304,6 +301,7 @@ class GradingDataModule(_StoreDataModule):
         external = self._rows(["external"])
         for name in self.external:
             self._datasets[name] = self._dataset(external[datasets[external] == name], view)
+            _check_shareable(len(self._datasets[name]), self._process[1])  # before training, not after
 
     @property
     def external(self) -> list[str]:
@@ -325,21 +323,14 @@ class GradingDataModule(_StoreDataModule):
         return self._every_loader(self._datasets[self.tested])
 
 
-PRETRAIN_SUBSETS = {
-    "train": ("train", "unlabelled", "val"),
-    "all": ("train", "unlabelled", "val", "test", "excluded"),
-}
-"""What pre-training may see; external data sets, and copies of their photographs, never.
+PRETRAIN_ON = ("train", "all")
+"""What pre-training may see: the training side of the split, or every photograph; external data sets, and
+what is in a group with their photographs, never.
 
 The training side includes the validation photographs: their grades choose a checkpoint, their pixels are on
 this side of the test; without them there would be an encoder for each validation set instead of one for each
 fold.
 """
-
-
-def _in_group_of(table: pd.DataFrame, which: pd.Series) -> pd.Series:
-    """Which photographs are in a group with one of those."""
-    return table["group"].isin(table["group"][which.to_numpy(dtype=bool)])
 
 
 class PretextDataModule(_StoreDataModule):
@@ -370,7 +361,7 @@ class PretextDataModule(_StoreDataModule):
             ConfigError: If ``pretrain_on`` is neither, or ``val_fraction`` out of range.
         """
         super().__init__(photographs, batch_size, seed, num_workers)
-        if pretrain_on not in PRETRAIN_SUBSETS:
+        if pretrain_on not in PRETRAIN_ON:
             raise ConfigError(f"pretrain_on={pretrain_on!r} is neither 'train' nor 'all'")
         if not 0 <= val_fraction < 1:
             raise ConfigError(f"pretext.val_fraction={val_fraction} is not in [0, 1)")
@@ -399,12 +390,9 @@ class PretextDataModule(_StoreDataModule):
             The split's columns; ``subset`` is train or val of the pretext, or ``test`` for what it must not
             see.
         """
-        table = self._table().copy()
-        seen = table["subset"].isin(PRETRAIN_SUBSETS[self._pretrain_on])
-        # The ungraded eyes of patients who validate, too: or it would depend on who does.
-        relatives = (table["subset"] == "excluded") & _in_group_of(table, table["subset"] == "val")
-        seen |= relatives & ~_in_group_of(table, table["subset"] == "test")
-        seen &= ~_in_group_of(table, self.photographs.manifest["role"] == "external")
+        sides = self.photographs.sides
+        table = sides.table.copy()
+        seen = ~sides.foreign & (sides.training_side if self._pretrain_on == "train" else True)
         held_out = self._held_out(table["group"][seen])
         table["subset"] = np.where(~seen, "test", np.where(table["group"].isin(held_out), "val", "train"))
         return table
@@ -428,7 +416,8 @@ class PretextDataModule(_StoreDataModule):
         stores = self.photographs.store_numbers(np.flatnonzero(seen))
         used = table[seen]
         rows = sorted(f"{i}\t{subset}" for i, subset in zip(used["image_id"], used["subset"], strict=True))
-        return hashlib.sha256("\n".join([self.photographs.hash_of(stores), *rows]).encode()).hexdigest()
+        pixels = [self.photographs.stores[number].pixels_sha256 for number in stores]
+        return hashlib.sha256("\n".join([*pixels, *rows]).encode()).hexdigest()
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Endless stream of views, cut into passes over the photographs."""

@@ -8,7 +8,15 @@ import pandas as pd
 
 from drgrade.data.collection import Collection, Options
 from drgrade.data.sources.base import Source
-from drgrade.data.splits import Remark, Split, SplitSpec, split_hash, split_with_remarks
+from drgrade.data.splits import (
+    Remark,
+    Split,
+    SplitSpec,
+    has_grades,
+    split_hash,
+    split_or_sides,
+    split_with_remarks,
+)
 
 
 class Photographs(Collection):
@@ -36,6 +44,15 @@ class Photographs(Collection):
     @cached_property
     def _made(self) -> Split:
         return split_with_remarks(self.manifest, self.spec)
+
+    @cached_property
+    def sides(self) -> Split:
+        """The split, also of photographs of which none has a grade: they can be pre-trained on.
+
+        Raises:
+            DataError: If the split asked for is impossible with these photographs.
+        """
+        return self._made if has_grades(self.manifest) else split_or_sides(self.manifest, self.spec)
 
     @property
     def split(self) -> pd.DataFrame:

@@ -22,6 +22,8 @@ MAX_PIXELS = 100_000_000
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".ppm")
 """File name endings that are taken for photographs, in lower case."""
 
+NO_PERMISSION = "no permission to read the file"
+
 NO_MEMORY = "not enough memory to decode it"
 """The one reason that another attempt may not find again."""
 
@@ -140,7 +142,7 @@ def _errors_as_reasons(path: Path) -> Iterator[None]:
     except IsADirectoryError:
         raise UnreadablePhotograph("a folder, not a file") from None
     except PermissionError:
-        raise UnreadablePhotograph("no permission to read the file") from None
+        raise UnreadablePhotograph(NO_PERMISSION) from None
     except MemoryError:
         raise UnreadablePhotograph(NO_MEMORY) from None
     except UnidentifiedImageError:

@@ -38,6 +38,9 @@ from drgrade.errors import DataError
 from drgrade.progress import say
 
 _UNFINISHED = ".unfinished"
+_SHELVES = 3
+"""So many of the newest stores are looked through for crops: each costs memory."""
+
 _INDEX = ".index"
 """Folder of small files: the state of a source's files -> the name of the store that was made of them."""
 _TYPES = dict.fromkeys(MANIFEST_COLUMNS, "string") | dict.fromkeys(
@@ -79,6 +82,11 @@ class Store:
     def sha256(self) -> str:
         """Hash of pixels and labels; the same wherever and whenever the store was made."""
         return str(self.info["sha256"])
+
+    @property
+    def pixels_sha256(self) -> str:
+        """Hash of the pixels alone."""
+        return str(self.info["pixels_sha256"])
 
     @property
     def name(self) -> str:
@@ -238,6 +246,8 @@ def _locked(plan: Plan) -> Iterator[None]:
     except Timeout:
         say(f"waiting for another process that prepares {plan.source.name}")
         lock.acquire()
+    except OSError as error:
+        raise DataError(f"cannot write to the folder of stores {plan.folder}: {error.strerror}") from error
     try:
         yield
     finally:
@@ -263,14 +273,25 @@ def _build(plan: Plan, strict: bool, workers: int | None) -> Path:
             f"no photograph of {plan.source.root} can be used: {examples(left_out)}. All problems: {report}"
         )
     target = plan.target(built.key)
-    if not target.is_dir():  # else the same contents under other times of files
-        unfinished.rename(target)
-    _remember(plan, target)
+    _move(unfinished, target)
+    if built.is_lasting:
+        _remember(plan, target)
     _remove({*leftovers, unfinished})
     say(f"prepared {built.photographs} photographs: {target}")
     if len(built.problems):
         say(summary(built.problems, target / PROBLEMS))
     return target
+
+
+def _move(unfinished: Path, target: Path) -> None:
+    """Put a store in its place, unless the same contents under other names or times are there already."""
+    if target.is_dir():
+        return
+    try:
+        unfinished.rename(target)
+    except OSError:
+        if not target.is_dir():  # made at this moment by a process with another copy of the data set
+            raise
 
 
 def _new_unfinished(plan: Plan, leftovers: list[Path]) -> Path:
@@ -282,12 +303,9 @@ def _new_unfinished(plan: Plan, leftovers: list[Path]) -> Path:
 
 def _finished(plan: Plan) -> list[Shelf]:
     """Finished stores of this source's name with these settings."""
-    alike = (
-        path
-        for path in sorted(plan.folder.glob(f"{plan.family}-*"))
-        if _made_alike(path / INFO, plan.settings)
-    )
-    return [shelf for path in alike if (shelf := Shelf.open(path, finished=True))]
+    alike = [path for path in plan.folder.glob(f"{plan.family}-*") if _made_alike(path / INFO, plan.settings)]
+    newest = sorted(alike, key=lambda path: path.stat().st_mtime)[-_SHELVES:]
+    return [shelf for path in newest if (shelf := Shelf.open(path, finished=True))]
 
 
 def _made_alike(info: Path, settings: Settings) -> bool:

@@ -14,12 +14,14 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from drgrade import __version__
+from drgrade.errors import DataError
 from drgrade.metrics import Predictions, confusion_matrix
 
-METRICS, CONFIG, SPLIT, SEEN, PREDICTIONS, CONFUSION, PROVENANCE = (
+METRICS, CONFIG, SPLIT, HASHES, SEEN, PREDICTIONS, CONFUSION, PROVENANCE = (
     "metrics.json",
     "config.yaml",
     "split.csv",
+    "photographs.json",
     "seen.txt",
     "predictions.csv",
     "confusion.csv",
@@ -79,6 +81,40 @@ def write_split(folder: Path, split: pd.DataFrame) -> None:
         split: Columns image_id, group, grade, subset.
     """
     write_text(folder / SPLIT, split[["image_id", "group", "grade", "subset"]].to_csv(index=False))
+
+
+def write_hashes(folder: Path, **hashes: str) -> None:
+    """Write ``photographs.json``: what a run that goes on has to find unchanged.
+
+    Args:
+        folder: The run's folder.
+        **hashes: Of the photographs, and of what they are used for.
+    """
+    write_text(folder / HASHES, json.dumps(hashes, indent=2) + "\n")
+
+
+def check_hashes(folder: Path, **hashes: str) -> None:
+    """Compare with what :func:`write_hashes` wrote.
+
+    Args:
+        folder: Of the run that is to go on.
+        **hashes: As they are now.
+
+    Raises:
+        DataError: If there is nothing to compare with, or something is different.
+    """
+    try:
+        before = json.loads((folder / HASHES).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"resume={folder}: its {HASHES} cannot be read, so that nobody can tell whether it would go on "
+            f"with the same photographs ({error})"
+        ) from error
+    if before != hashes:
+        raise DataError(
+            f"resume={folder}: the photographs, their grades, or their split are not those that the run "
+            "began with"
+        )
 
 
 def write_seen(folder: Path, file_hashes: Iterable[str]) -> None:

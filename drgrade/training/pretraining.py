@@ -20,8 +20,10 @@ from drgrade.tasks import PretextTask
 from drgrade.training.artefacts import (
     SEEN,
     SPLIT,
+    check_hashes,
     versions,
     write_config,
+    write_hashes,
     write_metrics,
     write_provenance,
     write_seen,
@@ -86,7 +88,11 @@ def pretrain(
     task = make(cfg.pretraining.task, encoder=make_encoder(cfg))
     assert isinstance(task, PretextTask)
     if is_main_process():
+        hashes = {"photographs_hash": data.photographs_hash()}
+        if checkpoint is not None:
+            check_hashes(folder, **hashes)
         start_afresh(folder, checkpoint)
+        write_hashes(folder, **hashes)
         subsets = data.subsets()
         write_split(folder, subsets)
         write_seen(folder, photographs.manifest["file_sha256"][subsets["subset"].ne("test").to_numpy()])

@@ -5,21 +5,21 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 
 from drgrade.data.modules import GradingDataModule
 from drgrade.data.photographs import Photographs
-from drgrade.data.splits import SUBSETS, split_hash
-from drgrade.errors import ConfigError, DataError
+from drgrade.data.splits import SUBSETS
+from drgrade.errors import ConfigError
 from drgrade.models.artefact import WEIGHTS, file_hash
 from drgrade.tasks import GradingTask
 from drgrade.training.artefacts import (
     METRICS,
     SEEN,
-    SPLIT,
+    check_hashes,
     write_config,
+    write_hashes,
     write_metrics,
     write_predictions,
     write_provenance,
@@ -130,6 +130,11 @@ def grade(cfg: DictConfig, photographs: Photographs, folder: Path, checkpoint: P
     Raises:
         DrgradeError: If something is wrong that the user can mend.
     """
+    if cfg.data.unlabelled and cfg.init != "ssl" and is_main_process():
+        log.warning(
+            "data.unlabelled is not learnt from: init=%s pre-trains nothing (init=ssl does, as in +experiment)",
+            cfg.init,
+        )
     initial = initial_encoder(cfg, photographs)
     seed_everything(cfg.seed)
     data = make(cfg.grading.datamodule, photographs=photographs)
@@ -140,9 +145,12 @@ def grade(cfg: DictConfig, photographs: Photographs, folder: Path, checkpoint: P
         log.info("photographs: %s", _counts(photographs))
         for remark in photographs.remarks:
             log.log(logging.WARNING if remark.serious else logging.INFO, "split: %s", remark.text)
-        _check_same_split(folder, checkpoint, photographs)
+        hashes = {"data_hash": photographs.sha256, "split_hash": photographs.split_hash}
+        if checkpoint is not None:
+            check_hashes(folder, **hashes)
         start_afresh(folder, checkpoint)
         write_split(folder, photographs.split)
+        write_hashes(folder, **hashes)
         write_config(folder, cfg)
     monitor = "val/qwk" if cfg.protocol.checkpoint == BEST else None
     trainer, clock = make_trainer(cfg, folder, checkpoints(folder, monitor))
@@ -249,6 +257,9 @@ def _provenance(cfg: DictConfig, photographs: Photographs, initial: Path | None)
     """Where the figures come from: hashes of data, split and first weights, and the cell of the table."""
     choices = {name: cfg[name] for name in ("label_fraction", "fold", "folds", "seed")}
     facts = {**choices, "protocol": cfg.protocol.name, "data": cfg.data.name}
+    for source, role in photographs.roles[1:]:
+        named = facts.get(f"data_{role}")
+        facts[f"data_{role}"] = f"{named},{source.name}" if named else source.name
     facts |= {"data_hash": photographs.sha256, "split_hash": photographs.split_hash}
     facts |= {f"split/{remark.name}": remark.count for remark in photographs.remarks}
     if initial is None:
@@ -292,15 +303,3 @@ def pretraining_saw_test(weights: Path, photographs: Photographs) -> bool | None
 def _finished(folder: Path) -> bool:
     record = folder / METRICS
     return record.is_file() and json.loads(record.read_text(encoding="utf-8"))["status"] == "finished"
-
-
-def _check_same_split(folder: Path, checkpoint: Path | None, photographs: Photographs) -> None:
-    if checkpoint is None:
-        return
-    before = split_hash(
-        pd.read_csv(folder / SPLIT, dtype=str, keep_default_na=False, na_values={"grade": [""]})
-    )
-    if before != photographs.split_hash:
-        raise DataError(
-            f"resume={folder}: the photographs, or their grades, are not those that the run was split on"
-        )

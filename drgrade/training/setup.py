@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, ProgressBar
 from pytorch_lightning.loggers import Logger
 
-from drgrade.config import further_sources
+from drgrade.config import ROLES, further_sources
 from drgrade.data.photographs import Photographs
 from drgrade.errors import ConfigError
 from drgrade.models.artefact import load_encoder
@@ -196,7 +196,7 @@ def run_folder(cfg: DictConfig) -> tuple[Path, Path | None]:
     return folder, checkpoint
 
 
-_FREE_TO_CHANGE = ("resume", "paths", "trainer", "logger", "callbacks", "hydra", "name")
+_FREE_TO_CHANGE = ("resume", "download", "paths", "trainer", "logger", "callbacks", "hydra", "name")
 """Settings that may differ when a run goes on: where, on what, for how long, and how it is watched."""
 
 _PLACES = (
@@ -219,13 +219,22 @@ def _choices(cfg: DictConfig) -> dict[str, Any]:
         for name, value in node.items():
             if isinstance(value, dict):
                 collect(value, f"{prefix}{name}.")
+            elif prefix == "data." and name in ROLES:
+                flat[f"{prefix}{name}"] = [_without_root(item) for item in value]
             else:
                 flat[f"{prefix}{name}"] = value
 
     collect({name: value for name, value in container.items() if name not in _FREE_TO_CHANGE}, "")
     return {
-        name: value for name, value in flat.items() if name not in _PLACES and not name.endswith(".workers")
+        name: value
+        for name, value in flat.items()
+        if name not in _PLACES and not name.endswith((".workers", ".download"))
     }
+
+
+def _without_root(item: Any) -> Any:
+    """A further data set, wherever it lies."""
+    return {name: value for name, value in item.items() if name != "root"} if isinstance(item, dict) else item
 
 
 def start_afresh(folder: Path, checkpoint: Path | None) -> None:

@@ -148,3 +148,52 @@ def test_grades_of_copies_that_disagree_are_those_of_the_split(main, tmp_path):
     index = photographs.manifest["image_id"].tolist().index
     assert served[index("0")] == 0
     assert index("1") not in served
+
+
+def test_a_damaged_list_of_copies_is_searched_for_again(main, other, tmp_path):
+    shutil.copyfile(main.root / "3.png", other.root / "7.png")
+    photographs = Collection(main, tmp_path / "stores", SIZE, external=[other])
+    assert len(photographs.duplicates) == 1
+    (path,) = (tmp_path / "stores" / "duplicates").glob("*.csv")
+    path.write_text("")
+    assert len(Collection(main, tmp_path / "stores", SIZE, external=[other]).duplicates) == 1
+
+
+def test_copies_that_were_found_can_be_read_where_nothing_can_be_written(main, tmp_path, monkeypatch):
+    assert len(Collection(main, tmp_path / "stores", SIZE).duplicates) == 0
+    monkeypatch.setattr(collection, "FileLock", None)
+    assert len(Collection(main, tmp_path / "stores", SIZE).duplicates) == 0
+
+
+@pytest.mark.parametrize("name", ["a/b", "", "a b", "..", ".a", "ä\n"])
+def test_a_name_that_cannot_be_part_of_a_files_is_refused(main, tmp_path, name):
+    main.name = name
+    with pytest.raises(ConfigError, match=r"data\.name="):
+        Collection(main, tmp_path, SIZE)
+
+
+def test_grades_of_a_pool_do_not_change_the_key_of_a_pretraining(main, other, tmp_path):
+    def key():
+        photographs = Photographs(
+            main, SplitSpec(val_fraction=0.3), tmp_path / "stores", SIZE, unlabelled=[other]
+        )
+        return pretext(photographs, "train").photographs_hash()
+
+    before = key()
+    labels = (other.root / "labels.csv").read_text().replace("0.png,0,", "0.png,4,")
+    (other.root / "labels.csv").write_text(labels)
+    assert key() == before
+
+
+def test_what_pretraining_sees_of_a_pool_does_not_depend_on_who_validates(main, other, tmp_path):
+    """A photograph of the pool's own published test set is not seen, whatever it is a copy of."""
+    rows = (f"{i}.png,1,{'test' if i == 4 else 'train'}" for i in range(10))
+    write_labels(other.root / "labels.csv", *rows, header="image,grade,split")
+    pool = Folder(other.root, name="other", split_column="split")
+    for copied in range(20):
+        shutil.copyfile(main.root / f"{copied}.png", other.root / "4.png")
+        photographs = Photographs(
+            main, SplitSpec(val_fraction=0.3), tmp_path / "stores", SIZE, unlabelled=[pool]
+        )
+        table = pretext(photographs, "train").subsets().set_index("image_id")["subset"]
+        assert table["other/4"] == "test"

@@ -216,11 +216,15 @@ def test_copies_and_patients_of_external_photographs_leave_the_training_side():
     assert excluded == 4  # in the fifth fold they are tested on
 
 
-def test_an_external_photograph_keeps_its_grade_where_copies_disagree():
+def test_an_external_photograph_has_no_say_where_copies_disagree():
     manifest = crowd([2, 3], copies=["x", "x"], role=["external", "labelled"])
-    split = make_split(manifest, SplitSpec())
-    assert split["grade"].tolist()[:2] == [2, pd.NA]
-    assert split["subset"][:2].tolist() == ["external", "excluded"]
+    found = set()
+    for fold in range(5):
+        split = make_split(manifest, SplitSpec(fold=fold))
+        assert split["grade"].tolist()[:2] == [2, 3]
+        assert split["subset"][0] == "external"
+        found.add(split["subset"][1])
+    assert found == {"excluded", "test"}, "off the training side; in its test fold both are tests"
 
 
 def test_external_photographs_do_not_move_the_others():
@@ -230,6 +234,40 @@ def test_external_photographs_do_not_move_the_others():
         rest = make_split(plain.iloc[2:], SplitSpec(fold=fold))
         found = make_split(more, SplitSpec(fold=fold)).iloc[2:].reset_index(drop=True)
         pd.testing.assert_frame_equal(found, rest)
+
+
+@pytest.mark.parametrize("grade", [1, 2])
+@pytest.mark.parametrize("patient", [None, "a first"])
+def test_an_external_copy_does_not_move_the_test_fold(grade, patient):
+    """Whether it agrees or not, and whatever its patient is called."""
+    more = crowd([1, grade], copies=["x", "x"], role=["labelled", "external"], patient=[None, patient])
+    external = more["image_id"][1]
+    plain = more[more["image_id"] != external].assign(duplicate=None)
+    for fold in range(5):
+        before = make_split(plain, SplitSpec(fold=fold)).set_index("image_id")
+        after = make_split(more, SplitSpec(fold=fold)).set_index("image_id").drop(external)
+        assert (before["subset"] == "test").equals(after["subset"] == "test")
+        assert before["grade"].equals(after["grade"])
+        assert set(after.index[after["subset"] == "excluded"]) <= {more["image_id"][0]}
+
+
+def test_a_copy_in_a_pool_does_not_rename_a_group():
+    manifest = crowd([1, 1], copies=["x", "x"], role=["labelled", "unlabelled"], patient=[None, "a first"])
+    groups = make_split(manifest, SplitSpec())["group"]
+    assert groups[0] == groups[1] == f"image:{manifest['image_id'][0]}"
+
+
+def test_an_external_data_set_without_grades_is_refused_before_anything_is_trained():
+    manifest = crowd([None, None], role=["external"] * 2).assign(dataset=["far", "far"] + ["near"] * 80)
+    with pytest.raises(DataError, match=r"data\.external: far has no photograph with a grade"):
+        make_split(manifest, SplitSpec())
+
+
+def test_a_published_test_set_whose_grades_nobody_has_is_part_of_a_pool():
+    manifest = crowd([None, 1, None], role=["unlabelled"] * 3, split=["test", "train", "test"])
+    assert make_split(manifest, SplitSpec())["subset"][:3].tolist() == ["unlabelled"] * 3
+    graded = crowd([2, 1, None], role=["unlabelled"] * 3, split=["test", "train", "test"])
+    assert make_split(graded, SplitSpec())["subset"][:3].tolist() == ["excluded", "unlabelled", "excluded"]
 
 
 def test_an_unknown_role_is_refused():
@@ -283,9 +321,15 @@ def test_photographs_without_grades_have_sides_too():
         role=["labelled", "unlabelled", "external", "unlabelled", "external", "labelled"],
     ).iloc[:6]
     split = ungraded_split(manifest, SplitSpec(fold="published"))
-    assert split["subset"].tolist() == ["excluded"] * 6
+    assert split["subset"].tolist() == [*["excluded"] * 3, "unlabelled", *["excluded"] * 2]
     split = ungraded_split(manifest, SplitSpec(fold=0))
-    assert split["subset"].tolist() == ["unlabelled", "unlabelled", *["excluded"] * 4]
+    assert split["subset"].tolist() == [
+        "unlabelled",
+        "unlabelled",
+        "excluded",
+        "unlabelled",
+        *["excluded"] * 2,
+    ]
 
 
 def test_a_pool_alone_can_be_pre_trained_on():

@@ -19,6 +19,7 @@ from synthetic_photographs import disc_photograph, labelled_folder, save, write_
 from drgrade.data import building
 from drgrade.data.crops import Crop, CropMaker, make_crops
 from drgrade.data.duplicates.thumbnail import THUMBNAIL_SIZE
+from drgrade.data.reading import NO_MEMORY, UnreadablePhotograph
 from drgrade.data.sources.folder import Folder
 from drgrade.data.store import Store, prepare
 from drgrade.errors import DataError
@@ -302,6 +303,72 @@ def test_what_was_begun_is_used_when_photographs_have_changed_since(root, tmp_pa
     assert decoded == ["p1.png", "p4.png", "p5.png"]
     assert visible(tmp_path / "stores") == [store.folder.name]
     assert store.sha256 == make(root, tmp_path / "at once").sha256
+
+
+def test_a_build_that_shares_a_stores_arrays_is_never_written_to(root, tmp_path):
+    """It would change the store: an unfinished one may have hard links to a finished one's."""
+    (root / "p1.png").write_bytes(b"")
+    first = make(root, tmp_path / "stores")
+    before = (first.folder / "images.npy").read_bytes()
+    write_labels(root / "labels.csv", *(f"p{i}.png,4" for i in range(6)))
+    with pytest.raises(DataError, match="strict"):
+        make(root, tmp_path / "stores", strict=True)
+    assert unfinished(tmp_path / "stores").joinpath("images.npy").samefile(first.folder / "images.npy")
+    save(root / "z.png", disc_photograph(brightness=77))
+    write_labels(root / "labels.csv", *(f"p{i}.png,4" for i in range(6)), "z,0")
+    second = make(root, tmp_path / "stores")
+    assert len(second) == 6
+    assert (first.folder / "images.npy").read_bytes() == before
+    assert len(Store.open(first.folder)) == 5
+    assert second.sha256 == make(root, tmp_path / "afresh").sha256
+
+
+def test_a_failure_that_may_pass_is_tried_again(root, tmp_path, monkeypatch):
+    original = CropMaker._decode
+
+    def out_of_memory(maker, path):
+        if path.name == "p3.png":
+            raise UnreadablePhotograph(NO_MEMORY)
+        return original(maker, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CropMaker, "_decode", out_of_memory)
+        first = make(root, tmp_path / "stores")
+    assert first.left_out["reason"].tolist() == [NO_MEMORY]
+    second = make(root, tmp_path / "stores")
+    assert len(second) == 6
+    assert second.folder != first.folder
+
+
+@pytest.mark.parametrize("torn", ["\0" * 40 + "\n", "[1,2]\n", "null\n"])
+def test_a_damaged_journal_costs_no_more_than_what_it_speaks_of(root, tmp_path, decoded, torn):
+    with killed_after(3):
+        make(root, tmp_path / "stores")
+    with (unfinished(tmp_path / "stores") / "files.jsonl").open("a") as journal:
+        journal.write(torn)
+    decoded.clear()
+    store = make(root, tmp_path / "stores")
+    assert decoded == ["p3.png", "p4.png", "p5.png"]
+    (store.folder / "files.jsonl").write_text(torn)
+    write_labels(root / "labels.csv", *(f"p{i}.png,4" for i in range(6)))
+    assert len(make(root, tmp_path / "stores")) == 6
+
+
+def test_two_copies_of_a_data_set_may_be_prepared_at_once(root, tmp_path, monkeypatch):
+    """Their lock is by folder, their store by content."""
+    stores = tmp_path / "stores"
+    other = tmp_path / "other"
+    shutil.copytree(root, other)
+    original = Path.rename
+
+    def overtaken(path, target):
+        monkeypatch.setattr(Path, "rename", original)
+        make(other, stores)
+        return original(path, target)
+
+    monkeypatch.setattr(Path, "rename", overtaken)
+    assert len(make(root, stores)) == 6
+    assert len(visible(stores)) == 1
 
 
 def unfinished(stores):

@@ -57,7 +57,12 @@ def test_further_data_sets_are_named_or_described(compose, other):
         ),
         ("data.external=[folder]", r"data=folder needs a folder: data\.external=\[\{data: folder, root"),
         ("data.labelled=eyepacs", r"is not a list: data\.labelled=\[eyepacs,ddr\]"),
-        ("data.labelled=[{data: ddr, rooot: x}]", r"data=ddr has no setting 'rooot'; did you mean root"),
+        (
+            "data.labelled=[{data: ddr, rooot: x}]",
+            r"'rooot' cannot be set for data=ddr; what can: name, root",
+        ),
+        ("data.external=[{data: ddr, illumination: clahe}]", r"'illumination' cannot be set for data=ddr"),
+        ("data.external=[{data: ddr, fold: 3}]", r"'fold' cannot be set"),
         ("data.labelled=[demo]", r"demo is given twice"),
     ],
 )
@@ -164,3 +169,47 @@ def test_what_is_noteworthy_about_a_split_is_said_and_counted(shared, tmp_path, 
     assert split["grade"]["copy"] == str((manifest["grade"][1] + 1) % 5)
     assert [value for name, value in record.items() if name.startswith("split/")]
     assert any("the published test set has copies" in message for message in caplog.messages)
+
+
+def test_a_pretraining_does_not_go_on_with_another_split(compose, tmp_path):
+    """It would learn from photographs that its list of those it has seen does not name."""
+    train(compose("+experiment=rotation_pretrain", "pretrain_on=train", "trainer.max_epochs=1"))
+    split = pd.read_csv(tmp_path / "run" / "split.csv")
+    other = split.assign(subset=["test" if i % 3 else "train" for i in range(len(split))])
+    other.drop(columns="grade").to_csv(tmp_path / "other.csv", index=False)
+    before = (tmp_path / "run" / "seen.txt").read_bytes()
+    with pytest.raises(DataError, match="not those that the run began with"):
+        train(
+            compose(
+                "+experiment=rotation_pretrain",
+                "pretrain_on=train",
+                "trainer.max_epochs=2",
+                f"split.file={tmp_path}/other.csv",
+                f"resume={tmp_path}/run",
+            )
+        )
+    assert (tmp_path / "run" / "seen.txt").read_bytes() == before
+
+
+def test_a_run_does_not_go_on_with_changed_pixels(tmp_path):
+    demo = Demo(tmp_path / "drawn", count=40, size=64, seed=3, workers=1)
+    manifest = demo.read().manifest
+    root = tmp_path / "photos"
+    root.mkdir()
+    for path in manifest["path"]:
+        shutil.copyfile(demo.root / path, root / path.rpartition("/")[2])
+    names = manifest["path"].str.rpartition("/")[2]
+    pd.DataFrame({"image": names, "grade": manifest["grade"]}).to_csv(root / "labels.csv", index=False)
+    of_the_demo = ("data.count", "data.size", "data.root")
+    settings = [each for each in (*TINY, *GRADING) if not each.startswith(of_the_demo)]
+    settings += ["data=folder", "scale=demo", f"data.root={root}", f"paths.stores={tmp_path}/stores"]
+
+    def run(*more):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return train(compose_any("train", [*settings, f"paths.run={tmp_path}/run", *more]))
+
+    run()
+    first, second = names[:2]
+    shutil.copyfile(root / second, root / first)
+    with pytest.raises(DataError, match="not those that the run began with"):
+        run(f"resume={tmp_path}/run")

@@ -9,7 +9,10 @@ Thumbnail = npt.NDArray[np.uint8]
 """(T, T) uint8: 0 where the camera recorded nothing, 1-255 in the disc of the fundus."""
 
 THUMBNAIL_SIZE = 128
-"""Side T of a thumbnail in pixels, whatever size a run trains at: splits must not depend on that."""
+"""Side T of a thumbnail in pixels, whatever size a run trains at: splits must not depend on that.
+
+A larger size may decode photographs at a finer scale, which changes a thumbnail by less than a JPEG's noise.
+"""
 
 DECODED_OVER = 1.5
 """Photographs should be decoded at this multiple of T, or more, over their shorter side."""

@@ -7,6 +7,7 @@ label file, and :func:`collect` makes the manifest.
 
 import math
 import os
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ class Problem:
         path: The file (or ``labels.csv:17`` for a row) it was found in, relative to the root where possible.
         reason: What is wrong, in words.
         action: ``left out`` (the photograph or row is not in the store) or ``converted`` (it is, after a
-            conversion).
+            conversion or with what the reason says; ``data.strict`` does not stop at it).
         photograph: The photograph's file, relative to the root, if there is one that a row names; else "".
     """
 
@@ -183,6 +184,10 @@ class Entry(NamedTuple):
     where: str = ""
 
 
+_SAID = ("grade", "patient_id", "eye", "split")
+"""What a row says of a photograph."""
+
+
 def read_rows(
     labels: LabelFile,
     image_column: str,
@@ -236,11 +241,24 @@ def read_folder(
     for path in finder.all_photographs():
         if path in skip:
             continue
+        if not _is_text(path):
+            shown = path.encode("utf-8", "backslashreplace").decode()
+            yield Problem(shown, shown, "the file's name is not UTF-8: rename it", "left out", shown)
+            continue
         try:
             finder.find((finder.root / path).absolute().as_posix())
             yield entry(path)._replace(where=path)
         except RowError as error:
             yield Problem(finder.stem(path), path, str(error), "left out", path)
+
+
+def _is_text(path: str) -> bool:
+    """Whether a name can be written to a table; on Linux it may be any bytes."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def collect(items: Iterable[Entry | Problem], dataset: str) -> SourceTable:
@@ -256,32 +274,49 @@ def collect(items: Iterable[Entry | Problem], dataset: str) -> SourceTable:
 
 
 def source_table(entries: Iterable[Entry], problems: Iterable[Problem], dataset: str) -> SourceTable:
-    """Sort entries into a manifest, each image_id once.
+    """Sort entries into a manifest, each image_id and each file once.
 
-    Of rows that say the same the first is kept. Where rows of one image_id disagree (another grade, file,
-    patient, eye or split) nobody can tell which is right, and all of them are left out. Rows left out are
-    added to the problems.
+    Of rows that say the same of one image_id or one file the first is kept: files are found under more than
+    one spelling. Where such rows disagree (another grade, file, patient, eye or split) nobody can tell which
+    is right, and all of them are left out. Rows left out are added to the problems.
     """
-    found = list(problems)
-    by_id: dict[str, list[Entry]] = {}
-    for entry in entries:
-        by_id.setdefault(entry.image_id, []).append(entry)
-    kept: list[Entry] = []
-    for image_id, same in sorted(by_id.items()):
-        first = same[0]
-        conflicts = [field for field in Entry._fields[1:-1] if len({getattr(e, field) for e in same}) > 1]
-        if conflicts:
-            values = "; ".join(f"{e.where}: {', '.join(str(getattr(e, c)) for c in conflicts)}" for e in same)
-            reason = f"duplicate id with conflicting {' and '.join(conflicts)} ({values})"
-            found += [Problem(image_id, e.where, reason, "left out", e.path) for e in same]
-            continue
-        kept.append(first)
-        repeats = f"duplicate id: repeats {first.where}"
-        found += [Problem(image_id, e.where, repeats, "left out", e.path) for e in same[1:]]
-    rows = [(*e[:-2], dataset, e.split) for e in kept]
+    found, listed = list(problems), list(entries)
+    conflicts = _conflicts(listed)
+    by_id: dict[str, Entry] = {}
+    by_path: dict[str, Entry] = {}
+    for number, entry in enumerate(listed):
+        reason = conflicts.get(number)
+        if reason is None:
+            first = by_id.get(entry.image_id) or by_path.get(entry.path)
+            if first is None:
+                by_id[entry.image_id] = by_path[entry.path] = entry
+                continue
+            named = "" if first.image_id == entry.image_id else f" ({first.image_id}, the same file)"
+            reason = f"duplicate id: repeats {first.where}{named}"
+        found.append(Problem(entry.image_id, entry.where, reason, "left out", entry.path))
+    rows = [(*e[:-2], dataset, e.split) for _, e in sorted(by_id.items())]
     manifest = pd.DataFrame(rows, columns=list(MANIFEST_COLUMNS), dtype=object)
     types = {column: "Int64" if column == "grade" else "string" for column in MANIFEST_COLUMNS}
     return SourceTable(manifest.astype(types), tuple(found))
+
+
+def _conflicts(entries: list[Entry]) -> dict[int, str]:
+    """Why entries cannot be used that disagree with others of their image_id or file, by their number."""
+    reasons: dict[int, str] = {}
+    for key, what in (("image_id", "duplicate id with"), ("path", "one file under several ids, with")):
+        groups: dict[str, list[int]] = {}
+        for number, entry in enumerate(entries):
+            groups.setdefault(getattr(entry, key), []).append(number)
+        for numbers in groups.values():
+            same = [entries[number] for number in numbers]
+            fields = [f for f in ("path", *_SAID) if len({getattr(e, f) for e in same}) > 1]
+            if fields:
+                shown = fields if key == "image_id" else ["image_id", *fields]
+                values = (f"{e.where}: {', '.join(str(getattr(e, f)) for f in shown)}" for e in same)
+                reason = f"{what} conflicting {' and '.join(fields)} ({'; '.join(values)})"
+                for number in numbers:
+                    reasons.setdefault(number, reason)
+    return reasons
 
 
 def parse_text(text: str) -> str | None:
@@ -353,6 +388,9 @@ class PhotoFinder:
         loose: Whether a file may differ from its name in upper and lower case and in its ending, as copies of
             public data sets often do. A file that fits exactly comes first; several that fit loosely are not
             guessed between.
+
+    A letter with an accent may be one character in a label file and two in a file's name (Unicode NFC and NFD;
+    file systems of macOS write the latter): both are the same name.
     """
 
     def __init__(
@@ -411,7 +449,7 @@ class PhotoFinder:
                     yield (below / name).as_posix()
 
     def _with_ending(self, listing: "_Listing", folder: str, base: str, name: str) -> str:
-        fitting = listing.by_stem.get(self.stem(base).casefold() if self.loose else base, [])
+        fitting = listing.by_name.get(self._key(self.stem(base) if self.loose else base), [])
         if len(fitting) > 1:
             raise RowError(f"several files fit {name}: {', '.join(fitting)}")
         # is_file(): upper and lower case may be the same here, and it gives the reason where it fails
@@ -429,15 +467,22 @@ class PhotoFinder:
     def _listing(self, folder: str) -> "_Listing":
         """What is in a folder, read once: large data sets have one of 50,000 files."""
         if folder not in self._listings:
-            plain, by_stem = dict[str, bool](), dict[str, list[str]]()
+            plain, by_name = dict[str, bool](), dict[str, list[str]]()
             for file, is_plain in _scan(folder):
                 stem = self.stem(file)
                 if stem != file and not stem.startswith("."):
-                    by_stem.setdefault(stem.casefold() if self.loose else stem, []).append(file)
+                    by_name.setdefault(self._key(stem), []).append(file)
+                if not (self.loose or file.isascii()):
+                    by_name.setdefault(self._key(file), []).append(file)
                 plain[file] = is_plain
             inside = Path(folder).resolve().is_relative_to(self.root.resolve())
-            self._listings[folder] = _Listing(inside, plain, by_stem)
+            self._listings[folder] = _Listing(inside, plain, by_name)
         return self._listings[folder]
+
+    def _key(self, name: str) -> str:
+        """What names have in common that are taken for the same."""
+        name = unicodedata.normalize("NFC", name)
+        return unicodedata.normalize("NFC", name.casefold()) if self.loose else name
 
 
 class _Listing(NamedTuple):
@@ -446,12 +491,13 @@ class _Listing(NamedTuple):
     Attributes:
         inside: Whether it is inside the root, links followed.
         plain: By name, whether it is a file and no link.
-        by_stem: Names of photographs by what they are without ending.
+        by_name: Names of photographs by what they are without ending, and with it where a strict finder may
+            meet another form of it; see :meth:`PhotoFinder._key`.
     """
 
     inside: bool
     plain: dict[str, bool]
-    by_stem: dict[str, list[str]]
+    by_name: dict[str, list[str]]
 
 
 def _scan(folder: str) -> list[tuple[str, bool]]:

@@ -105,13 +105,18 @@ def read_list_file(path: Path, columns: tuple[str, ...]) -> LabelFile:
 
     Args:
         path: The file.
-        columns: What the values are; missing ones are empty.
+        columns: What the values are; missing ones are empty. The first may have blanks in it, as names of
+            files do.
 
     Raises:
         DataError: If the file cannot be read, is not text, or is empty.
     """
     lines = enumerate(_decode(path).splitlines(), start=1)
-    rows = tuple(_row(number, line.split(), list(columns)) for number, line in lines if line.strip())
+    rows = tuple(
+        _row(number, line.rsplit(None, len(columns) - 1), list(columns))
+        for number, line in lines
+        if line.strip()
+    )
     if not rows:
         raise DataError(f"{path} is empty: expected a line for each photograph ({' '.join(columns)})")
     return LabelFile(path, columns, rows)

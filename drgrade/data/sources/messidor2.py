@@ -27,15 +27,19 @@ _GRADABLE = "adjudicated_gradable"
 
 
 class _Place(NamedTuple):
+    """Where the pairs file names a photograph; ``line`` counts from 1."""
+
     patient: str
     eye: str
+    line: int
 
 
 class Messidor2(Source):
     """874 examinations of one photograph per eye; 1,744 of the 1,748 photographs have an adjudicated grade.
 
     A pair of the pairs file is one patient. Names in the label files and on disk differ in case and ending;
-    they are matched without either. There is no published split.
+    they are matched without either. There is no published split. A photograph in no pair is a patient of its
+    own and reported as such.
 
     Args:
         root: Folder that holds ``IMAGES`` and ``messidor_data.csv``.
@@ -67,7 +71,8 @@ Ophthalmology 125:1264-1272, 2018, doi 10.1016/j.ophtha.2018.01.034."""
         """Read the grades and the pairs.
 
         Raises:
-            DataError: If the photographs, the grades or the pairs are not there, or a column is missing.
+            DataError: If the photographs, the grades or the pairs are not there, a column is missing, or not
+                one photograph is in the pairs.
         """
         return collect(self._items(), self.name)
 
@@ -81,16 +86,39 @@ Ophthalmology 125:1264-1272, 2018, doi 10.1016/j.ophtha.2018.01.034."""
         image, grade = labels.column(*_IMAGE), labels.column(*_GRADE)
         places, problems = self._places()
         yield from problems
+        listed = {finder.stem(row.cells[image]).casefold() for row in labels.rows}
+        yield from self._unmatched(places, listed)
 
         def entry(row: LabelRow, path: str) -> Entry:
             gradable = parse_text(row.cells.get(_GRADABLE, ""))
             if gradable is not None and gradable not in ("1", "1.0"):
                 raise RowError(f"ungradable ({_GRADABLE} {gradable})")
             name = finder.stem(row.cells[image])
-            patient, eye = places.get(name.casefold(), (None, None))
+            patient, eye, _ = places.get(name.casefold(), (None, None, 0))
             return Entry(name, path, parse_grade(row.cells[grade]), patient, eye)
 
-        yield from read_rows(labels, image, finder, entry)
+        for item in read_rows(labels, image, finder, entry):
+            yield item
+            if self.pairs is not None and isinstance(item, Entry) and item.patient_id is None:
+                reason = f"in no pair of {self.pairs}: taken for a patient of its own"
+                yield Problem(item.image_id, item.where, reason, "converted", item.path)
+
+    def _unmatched(self, places: dict[str, _Place], listed: set[str]) -> Iterator[Problem]:
+        """Names of the pairs file that no row of the grades has.
+
+        Raises:
+            DataError: If that is all of them.
+        """
+        if self.pairs is not None and not places.keys() & listed:
+            raise DataError(
+                f"{self.root / self.pairs} names no photograph of {self.root / GRADES_FILE}: is it the pairs "
+                "file of Messidor-2? data.pairs=FILE names another; data.pairs=null goes without, every "
+                "photograph then being a patient of its own"
+            )
+        for name, place in places.items():
+            if name not in listed:
+                reason = f"its photograph is not in {GRADES_FILE}"
+                yield Problem(name, f"{self.pairs}:{place.line}", reason, "left out")
 
     def _places(self) -> tuple[dict[str, _Place], list[Problem]]:
         """Patient and eye by the photograph's name, in lower case and without its ending."""
@@ -105,10 +133,11 @@ Ophthalmology 125:1264-1272, 2018, doi 10.1016/j.ophtha.2018.01.034."""
             patient = names["left"] or names["right"]
             where = f"{self.pairs}:{row.line}"
             for eye, name in names.items():
-                place = _Place(patient, eye)
-                if name and places.setdefault(name.casefold(), place) != place:
-                    reason = f"in two pairs: also with {places[name.casefold()].patient}, which is kept"
-                    problems.append(Problem(name, where, reason, "left out"))
+                place = _Place(patient, eye, row.line)
+                first = places.setdefault(name.casefold(), place) if name else place
+                if first != place:
+                    reason = f"paired twice: line {first.line} is kept ({first.eye} eye of {first.patient})"
+                    problems.append(Problem(name, where, reason, "converted"))
         return places, problems
 
     def _pairs_column(self, columns: tuple[str, ...], eye: str) -> str:

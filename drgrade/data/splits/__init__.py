@@ -16,6 +16,7 @@ from drgrade.data.splits.making import (
     has_grades,
     make_split,
     split_hash,
+    split_or_sides,
     split_with_remarks,
     ungraded_split,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "make_split",
     "proportional_order",
     "split_hash",
+    "split_or_sides",
     "split_with_remarks",
     "ungraded_split",
 ]

@@ -30,10 +30,15 @@ class Split:
     Attributes:
         table: As :func:`make_split` returns it.
         remarks: What a reader of the results should know.
+        training_side: Whether a photograph is on the training side, so that pre-training may see it: the
+            same whoever validates, and at every fraction.
+        foreign: Whether it is of an external data set, or in a group with one that is.
     """
 
     table: pd.DataFrame
     remarks: tuple[Remark, ...]
+    training_side: pd.Series
+    foreign: pd.Series
 
     @property
     def counts(self) -> dict[str, int]:
@@ -79,7 +84,22 @@ def ungraded_split(manifest: pd.DataFrame, spec: SplitSpec) -> pd.DataFrame:
         DataError: If the data have no published split and ``fold`` asks for it, or the split file cannot be
             used.
     """
-    return split_with_remarks(_without_grades(manifest), spec, need_grades=False).table
+    return split_or_sides(_without_grades(manifest), spec).table
+
+
+def split_or_sides(manifest: pd.DataFrame, spec: SplitSpec) -> Split:
+    """The split of :func:`make_split`, or of :func:`ungraded_split` where no photograph has a grade.
+
+    Args:
+        manifest: As for :func:`make_split`.
+        spec: How to split.
+
+    Raises:
+        DataError: As those.
+        ConfigError: As :func:`make_split`.
+    """
+    graded = has_grades(manifest)
+    return split_with_remarks(manifest if graded else _without_grades(manifest), spec, need_grades=graded)
 
 
 def has_grades(manifest: pd.DataFrame) -> bool:
@@ -115,11 +135,14 @@ def split_with_remarks(manifest: pd.DataFrame, spec: SplitSpec, *, need_grades: 
     if listed is None and spec.fold != PUBLISHED:
         _place_test_fold(table, graded, spec)
     _exclude_relatives(table, obeyed=listed is not None)
+    on_side = table["place"].isin([_SIDE, _POOL, "val", "unlabelled"])
     table["subset"] = _drawn(table, spec, listed)
+    table["group"] = table["whole"]
     if graded.any():
-        _check_usable(table, spec)
+        _check_usable(table, spec, listed)
     columns = ["image_id", "group", "grade", "subset"]
-    return Split(table[columns], remarks_on(table, spec, listed))
+    foreign = _related(table, table["role"] == "external")
+    return Split(table[columns], remarks_on(table, spec, listed), on_side, foreign)
 
 
 def split_hash(split: pd.DataFrame) -> str:
@@ -138,7 +161,9 @@ def split_hash(split: pd.DataFrame) -> str:
 
 
 def _without_grades(manifest: pd.DataFrame) -> pd.DataFrame:
-    return manifest.assign(grade=pd.array([None] * len(manifest), dtype="Int64"))
+    """Those of pools stay: they are not used, but say which published test set is one."""
+    of_pool = manifest["role"] == "unlabelled" if "role" in manifest else False
+    return manifest.assign(grade=manifest["grade"].astype("Int64").where(of_pool))
 
 
 def _photographs(manifest: pd.DataFrame) -> pd.DataFrame:
@@ -148,9 +173,13 @@ def _photographs(manifest: pd.DataFrame) -> pd.DataFrame:
     unknown = sorted(set(role) - set(ROLES))
     if unknown:
         raise DataError(f'role "{unknown[0]}" of a photograph is not one of {", ".join(ROLES)}')
+    whole = groups_of(manifest)
+    # What an external data set knows of a photograph must not move the draw, only exclude.
+    inside = groups_of(manifest[(role != "external").to_numpy()])
     columns = {
         "image_id": manifest["image_id"].astype(str),
-        "group": groups_of(manifest),
+        "whole": whole,
+        "group": inside.reindex(manifest.index).fillna(whole).astype(str),
         "grade": manifest["grade"].astype("Int64").where(role != "unlabelled"),
         "role": role.astype(str),
         "dataset": manifest.get("dataset", missing).astype("string").fillna("").astype(str),
@@ -158,7 +187,11 @@ def _photographs(manifest: pd.DataFrame) -> pd.DataFrame:
         "duplicate": manifest.get("duplicate", missing).astype("string"),
         "published": (manifest["split"].astype("string") == "test").fillna(False).astype(bool),
     }
-    return pd.DataFrame(columns).reset_index(drop=True)
+    table = pd.DataFrame(columns).reset_index(drop=True)
+    # A test set whose grades nobody has (APTOS 2019) is none that a pool could spoil.
+    known = table["dataset"][table["published"] & manifest["grade"].notna().to_numpy()]
+    table["published"] &= (table["role"] != "unlabelled") | table["dataset"].isin(known)
+    return table
 
 
 def _graded_and_labelled(table: pd.DataFrame) -> pd.Series:
@@ -201,7 +234,8 @@ def _listed_places(table: pd.DataFrame, place: pd.Series, listed: SplitFile) -> 
 
 def _grades(table: pd.DataFrame, spec: SplitSpec, listed: SplitFile | None) -> pd.Series:
     """Grades to be used."""
-    grades = settle_grades(table, spec.disagreeing)
+    copies = table["duplicate"].mask(table["role"] == "external")  # they have no say about the others
+    grades = settle_grades(table.assign(duplicate=copies), spec.disagreeing)
     if listed is not None and listed.grades is not None:
         # Of a run's own file: settled by that run.
         given = table["image_id"].map(listed.grades).astype("Int64")
@@ -221,16 +255,21 @@ def _exclude_relatives(table: pd.DataFrame, obeyed: bool) -> None:
         table: Changed: place; why is added.
         obeyed: A file made the split: what it names stays where it says, unless the group is external.
     """
-    place, group = table["place"], table["group"]
+    place = table["place"]
     on_side = place.isin([_SIDE, "val", "unlabelled"])
-    tested = group.isin(group[place == "test"])
-    external = group.isin(group[table["role"] == "external"])
-    held_out = group.isin(group[(place == "val") | ((table["role"] == "unlabelled") & table["published"])])
+    tested = _related(table, place == "test")
+    external = _related(table, table["role"] == "external")
+    held_out = _related(table, (place == "val") | ((table["role"] == "unlabelled") & table["published"]))
     table["why"] = ""
     _exclude(table, on_side & external, "external")
     if not obeyed:
         _exclude(table, on_side & tested, "tested")
     _exclude(table, (place == _POOL) & (tested | external | held_out), "pool")
+
+
+def _related(table: pd.DataFrame, to: pd.Series) -> pd.Series:
+    """Whether a photograph is in the group of one of those."""
+    return table["whole"].isin(table["whole"][to])
 
 
 def _exclude(table: pd.DataFrame, which: pd.Series, why: str) -> None:
@@ -262,8 +301,15 @@ def _without_validation(spec: SplitSpec, listed: SplitFile) -> SplitSpec:
     return replace(spec, val_fraction=0.0)
 
 
-def _check_usable(split: pd.DataFrame, spec: SplitSpec) -> None:
+def _check_usable(split: pd.DataFrame, spec: SplitSpec, listed: SplitFile | None) -> None:
     counts = split["subset"].value_counts()
+    of_external = split[split["role"] == "external"]
+    for name, subsets in of_external.groupby("dataset")["subset"]:
+        if "external" not in set(subsets):
+            raise DataError(
+                f"data.external: {name} has no photograph with a grade, so that nothing can be tested on it; "
+                "ungraded photographs can be pre-trained on: data.unlabelled"
+            )
     if not counts.get("test", 0):
         raise DataError(_no_test(spec))
     if not counts.get("train", 0):
@@ -271,6 +317,8 @@ def _check_usable(split: pd.DataFrame, spec: SplitSpec) -> None:
             f"{_asked(spec)} leaves no photograph with a grade to train on: all are tested or validated on, "
             "or belong to the group of one that is; test and validate on fewer"
         )
+    if listed is not None and listed.validates and not counts.get("val", 0):
+        raise DataError(f"no validation photograph that {_asked(spec)} names has a grade that can be used")
     if spec.val_fraction and not counts.get("val", 0):
         raise DataError(
             f"protocol.val_fraction={spec.val_fraction} leaves no validation photograph; "

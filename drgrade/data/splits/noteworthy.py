@@ -56,6 +56,19 @@ def _on_file(table: pd.DataFrame, spec: SplitSpec, listed: SplitFile) -> Iterato
     idle = table["image_id"][sought & table["grade"].isna() & (table["role"] != "unlabelled")]
     text = f"without a grade to use: {number(len(idle))} that {path} trains or tests on {examples(idle)}"
     yield Remark("file_ungraded", len(idle), text)
+    said = table["image_id"].map(listed.subsets)
+    idle = table["image_id"][(table["role"] == "labelled") & (said == "external")]
+    text = (
+        f"neither trained nor tested on: {number(len(idle))} that {path} calls external, of a data set that "
+        f"is not named in data.external {examples(idle)}"
+    )
+    yield Remark("file_external", len(idle), text, serious=True)
+    pool = table["image_id"][(table["role"] == "unlabelled") & said.isin(["train", "val", "test"])]
+    text = (
+        f"{number(len(pool))} that {path} trains or tests on are of data.unlabelled, whose grades are not "
+        f"used {examples(pool)}"
+    )
+    yield Remark("file_of_pool", len(pool), text, serious=True)
     yield _on_leaks(table, listed)
 
 
