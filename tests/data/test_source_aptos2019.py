@@ -71,6 +71,27 @@ def test_bad_rows_are_left_out_with_file_and_line(aptos):
     assert APTOS2019(aptos).unlisted() == []
 
 
+def test_two_spellings_of_one_file_with_two_grades_are_both_left_out(tmp_path):
+    files(tmp_path, "train_images/im0.jpg", "train_images/b.png")
+    text(tmp_path / "train.csv", "id_code,diagnosis", "im0,0", "b,2", "IM0,1")
+    table = APTOS2019(tmp_path).read()
+    assert rows(table, "image_id", "grade") == [("b", 2)]
+    reason = "one file under several ids, with conflicting grade (train.csv:2: im0, 0; train.csv:4: IM0, 1)"
+    assert reasons(table) == [("im0", "train.csv:2", reason), ("IM0", "train.csv:4", reason)]
+    assert APTOS2019(tmp_path).unlisted() == []
+
+
+def test_of_two_spellings_of_one_file_that_agree_the_first_is_kept(tmp_path):
+    files(tmp_path, "train_images/im0.jpg")
+    text(tmp_path / "train.csv", "id_code,diagnosis", "im0,1", "IM0,1", "im0.png,1")
+    table = APTOS2019(tmp_path).read()
+    assert rows(table, "image_id", "path", "grade") == [("im0", "train_images/im0.jpg", 1)]
+    assert reasons(table) == [
+        ("IM0", "train.csv:3", "duplicate id: repeats train.csv:2 (im0, the same file)"),
+        ("im0", "train.csv:4", "duplicate id: repeats train.csv:2"),
+    ]
+
+
 @pytest.mark.parametrize("missing", ["train.csv", "train_images"])
 def test_a_missing_training_set_says_how_to_get_it(aptos, missing):
     (aptos / missing).rename(aptos / "elsewhere")

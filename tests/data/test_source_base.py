@@ -1,6 +1,7 @@
 """What the sources share: going through rows, finding photographs, missing data sets, spreadsheets."""
 
 import sys
+import unicodedata
 
 import pandas as pd
 import pytest
@@ -8,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from source_layouts import files, reasons, rows, text
 
-from drgrade.data.sources.base import PhotoFinder, RowError, Source, SourceTable, parse_grade
+from drgrade.data.sources.base import (
+    Entry,
+    PhotoFinder,
+    RowError,
+    Source,
+    SourceTable,
+    parse_grade,
+    source_table,
+)
 from drgrade.data.sources.folder import Folder
 from drgrade.data.sources.labels import read_label_file, read_list_file
 from drgrade.errors import DataError
@@ -78,6 +87,28 @@ def test_a_loose_finder_prefers_the_exact_name_and_does_not_guess(tmp_path):
         finder.find("a.tif")
 
 
+@pytest.mark.parametrize("loose", [False, True])
+@pytest.mark.parametrize(("on_disk", "in_file"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_accents_of_both_unicode_forms_are_the_same_name(tmp_path, loose, on_disk, in_file):
+    stored = unicodedata.normalize(on_disk, "Müller-é.jpg")
+    files(tmp_path, stored, "x.jpg")
+    finder = PhotoFinder(tmp_path, loose=loose)
+    named = unicodedata.normalize(in_file, "Müller-é.jpg")
+    assert named != stored
+    assert finder.find(named) == finder.find(named.removesuffix(".jpg")) == finder.find(stored) == stored
+    with pytest.raises(RowError, match="not there"):
+        finder.find("Muller-e.jpg")
+
+
+def test_a_file_of_each_unicode_form_is_found_exactly_or_not_at_all(tmp_path):
+    forms = [unicodedata.normalize(form, "é.jpg") for form in ("NFC", "NFD")]
+    files(tmp_path, *forms)
+    finder = PhotoFinder(tmp_path)
+    assert [finder.find(name) for name in forms] == forms
+    with pytest.raises(RowError, match="several files fit"):
+        finder.find(forms[0].removesuffix(".jpg"))
+
+
 def test_a_folder_of_the_same_name_does_not_hide_the_photograph(tmp_path):
     files(tmp_path, "a/other.png", "a.png")
     assert PhotoFinder(tmp_path).find("a") == "a.png"
@@ -131,7 +162,7 @@ def test_a_list_without_header(tmp_path):
         (1, "a.jpg", "0", 0),
         (3, "b.jpg", "1", 0),
         (4, "c.jpg", "", 0),
-        (5, "d", "e", 1),
+        (5, "d e", "f", 0),
     ]
 
 
@@ -177,3 +208,22 @@ def test_conflicting_rows_are_not_unlisted_but_are_problems(tmp_path):
     assert rows(table, "image_id") == []
     assert len(reasons(table)) == 2
     assert {problem.photograph for problem in table.problems} == {"a.png"}
+
+
+ENTRIES = st.builds(
+    Entry, st.sampled_from("ab"), st.sampled_from(["p", "q"]), st.sampled_from([0, 1]), where=st.just("l:1")
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(ENTRIES, max_size=5))
+def test_ids_and_files_are_unique_and_every_row_is_kept_or_reported(entries):
+    table = source_table(entries, [], "x")
+    assert table.manifest["image_id"].is_unique
+    assert table.manifest["path"].is_unique
+    assert len(table.manifest) + len(table.problems) == len(entries)
+    for _, row in table.manifest.iterrows():
+        of_file = {entry.grade for entry in entries if entry.path == row["path"]}
+        of_id = {entry[1:3] for entry in entries if entry.image_id == row["image_id"]}
+        assert of_file == {row["grade"]}
+        assert of_id == {(row["path"], row["grade"])}

@@ -53,6 +53,14 @@ def test_a_name_in_two_sets_is_in_neither(ddr):
     assert sum("conflicting path and split" in reason for *_, reason in reasons(table)) == 2
 
 
+def test_names_may_have_blanks(ddr):
+    files(ddr, "DR_grading/valid/a b.jpg")
+    text(ddr / "DR_grading/valid.txt", "v1.jpg 3", "a b.jpg 0")
+    table = DDR(ddr).read()
+    assert ("a b", "DR_grading/valid/a b.jpg", 0) in rows(table, "image_id", "path", "grade")
+    assert [problem.image_id for problem in table.problems] == ["t5"]
+
+
 @pytest.mark.parametrize("row", ["v1.jpg x", "v1.jpg 3 3", "nowhere.jpg 1", "v1.jpg 6"])
 def test_a_bad_line_is_left_out_with_file_and_line(ddr, row):
     text(ddr / "DR_grading/valid.txt", row)

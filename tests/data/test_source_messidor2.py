@@ -1,10 +1,24 @@
 import pytest
 from source_layouts import files, reasons, rows, text
 
+from drgrade.data.problems import problem_table, summary
 from drgrade.data.sources.messidor2 import Messidor2
 from drgrade.errors import DataError
 
 GRADES = "image_id,adjudicated_dr_grade,adjudicated_dme,adjudicated_gradable"
+
+
+def of_action(table, action):
+    return [(p.image_id, p.path, p.reason) for p in table.problems if p.action == action]
+
+
+def left_out(table):
+    return of_action(table, "left out")
+
+
+def noted(table):
+    """Reports on photographs that stay."""
+    return of_action(table, "converted")
 
 
 @pytest.fixture
@@ -68,8 +82,48 @@ def test_photographs_as_tiff_and_a_missing_half_of_a_pair(messidor):
 def test_a_photograph_in_two_pairs_is_reported(messidor):
     text(messidor / "messidor-2.csv", "left;right", "IM1.JPG;IM2.JPG", "2005_1_PP.png;IM2.JPG")
     table = Messidor2(messidor).read()
-    assert ("IM2", "messidor-2.csv:3", "in two pairs: also with IM1, which is kept") in reasons(table)
+    reason = "paired twice: line 2 is kept (right eye of IM1)"
+    assert ("IM2", "messidor-2.csv:3", reason) in noted(table)
     assert ("IM2", "IM1") in rows(table, "image_id", "patient_id")
+
+
+def test_a_pair_of_one_photograph_with_itself_is_reported_and_the_photograph_stays(messidor):
+    text(
+        messidor / "messidor-2.csv",
+        "left;right",
+        "2005_1_PP.png;2005_2_PP.png",
+        "IM2.JPG;im2.jpg",
+        "IM1.JPG;",
+    )
+    table = Messidor2(messidor).read()
+    assert noted(table) == [("im2", "messidor-2.csv:3", "paired twice: line 3 is kept (left eye of IM2)")]
+    assert [reason[0] for reason in left_out(table)] == ["2005_2_PP"]
+    assert ("IM2", "IM2", "left") in rows(table, "image_id", "patient_id", "eye")
+
+
+def test_pairs_of_other_photographs_are_refused(messidor):
+    text(messidor / "messidor-2.csv", "left;right", "A1.jpg;B1.jpg")
+    with pytest.raises(DataError, match=r"messidor-2\.csv names no photograph of .*data\.pairs=null"):
+        Messidor2(messidor).read()
+
+
+def test_photographs_without_a_pair_stay_and_are_counted(messidor):
+    text(messidor / "messidor-2.csv", "left;right", "2005_1_PP.png;2005_2_PP.png")
+    table = Messidor2(messidor).read()
+    reason = "in no pair of messidor-2.csv: taken for a patient of its own"
+    assert noted(table) == [("IM1", "messidor_data.csv:4", reason), ("IM2", "messidor_data.csv:5", reason)]
+    assert rows(table, "image_id", "patient_id")[1:] == [("IM1", None), ("IM2", None)]
+    assert f"2 x {reason.partition(':')[0]}: IM1" in summary(problem_table(table.problems), messidor)
+
+
+def test_names_in_the_pairs_that_have_no_photograph_are_reported(messidor):
+    text(
+        messidor / "messidor-2.csv", "left;right", "2005_1_PP.png;2005_2_PP.png", "IM2.JPG;IM1.JPG", "A1.jpg;"
+    )
+    table = Messidor2(messidor).read()
+    assert left_out(table)[0] == ("A1", "messidor-2.csv:4", "its photograph is not in messidor_data.csv")
+    assert len(table.manifest) == 3
+    assert noted(table) == []
 
 
 def test_a_pairs_file_without_eyes_is_refused(messidor):

@@ -184,10 +184,6 @@ class Entry(NamedTuple):
     where: str = ""
 
 
-_SAID = ("grade", "patient_id", "eye", "split")
-"""What a row says of a photograph."""
-
-
 def read_rows(
     labels: LabelFile,
     image_column: str,
@@ -309,7 +305,7 @@ def _conflicts(entries: list[Entry]) -> dict[int, str]:
             groups.setdefault(getattr(entry, key), []).append(number)
         for numbers in groups.values():
             same = [entries[number] for number in numbers]
-            fields = [f for f in ("path", *_SAID) if len({getattr(e, f) for e in same}) > 1]
+            fields = [f for f in Entry._fields[1:-1] if len({getattr(e, f) for e in same}) > 1]
             if fields:
                 shown = fields if key == "image_id" else ["image_id", *fields]
                 values = (f"{e.where}: {', '.join(str(getattr(e, f)) for f in shown)}" for e in same)
@@ -381,6 +377,9 @@ def _one_of(text: str, known: dict[str, str], what: str, choices: str) -> str | 
 class PhotoFinder:
     """Finds the files that label files name, inside one folder.
 
+    A letter with an accent may be one character in a label file and two in a file's name (Unicode NFC and
+    NFD; files from a Mac have the latter): that is the same name.
+
     Args:
         root: Folder that the resulting paths are relative to; nothing outside it is accepted.
         folder: Folder that the names are relative to, relative to ``root``.
@@ -388,9 +387,6 @@ class PhotoFinder:
         loose: Whether a file may differ from its name in upper and lower case and in its ending, as copies of
             public data sets often do. A file that fits exactly comes first; several that fit loosely are not
             guessed between.
-
-    A letter with an accent may be one character in a label file and two in a file's name (Unicode NFC and NFD;
-    file systems of macOS write the latter): both are the same name.
     """
 
     def __init__(

@@ -32,6 +32,7 @@ class _Place(NamedTuple):
     patient: str
     eye: str
     line: int
+    name: str
 
 
 class Messidor2(Source):
@@ -94,7 +95,8 @@ Ophthalmology 125:1264-1272, 2018, doi 10.1016/j.ophtha.2018.01.034."""
             if gradable is not None and gradable not in ("1", "1.0"):
                 raise RowError(f"ungradable ({_GRADABLE} {gradable})")
             name = finder.stem(row.cells[image])
-            patient, eye, _ = places.get(name.casefold(), (None, None, 0))
+            place = places.get(name.casefold())
+            patient, eye = (place.patient, place.eye) if place else (None, None)
             return Entry(name, path, parse_grade(row.cells[grade]), patient, eye)
 
         for item in read_rows(labels, image, finder, entry):
@@ -115,10 +117,10 @@ Ophthalmology 125:1264-1272, 2018, doi 10.1016/j.ophtha.2018.01.034."""
                 "file of Messidor-2? data.pairs=FILE names another; data.pairs=null goes without, every "
                 "photograph then being a patient of its own"
             )
-        for name, place in places.items():
-            if name not in listed:
+        for key, place in places.items():
+            if key not in listed:
                 reason = f"its photograph is not in {GRADES_FILE}"
-                yield Problem(name, f"{self.pairs}:{place.line}", reason, "left out")
+                yield Problem(place.name, f"{self.pairs}:{place.line}", reason, "left out")
 
     def _places(self) -> tuple[dict[str, _Place], list[Problem]]:
         """Patient and eye by the photograph's name, in lower case and without its ending."""
@@ -133,7 +135,7 @@ Ophthalmology 125:1264-1272, 2018, doi 10.1016/j.ophtha.2018.01.034."""
             patient = names["left"] or names["right"]
             where = f"{self.pairs}:{row.line}"
             for eye, name in names.items():
-                place = _Place(patient, eye, row.line)
+                place = _Place(patient, eye, row.line, name)
                 first = places.setdefault(name.casefold(), place) if name else place
                 if first != place:
                     reason = f"paired twice: line {first.line} is kept ({first.eye} eye of {first.patient})"
