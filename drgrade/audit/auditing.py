@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pandas as pd
 from drgrade.audit.files import file_findings
 from drgrade.audit.findings import FINDINGS, finding_table
 from drgrade.audit.pairs import pair_findings, pair_table
+from drgrade.audit.patients import patient_findings, patients_comparable
 from drgrade.audit.quality import Quality, measure_all, quality_findings
 from drgrade.audit.settings import Settings
 from drgrade.audit.shortcut import Probe, probe, probe_findings
@@ -29,6 +31,7 @@ class Audit:
     Attributes:
         name: Of the first data set.
         stores: The prepared data sets.
+        roots: Folder of each data set's photographs, where it lies now.
         manifest: Their photographs, counted through.
         findings: Columns of :func:`~drgrade.audit.findings.finding_table`.
         pairs: Columns of :func:`~drgrade.audit.pairs.pair_table`.
@@ -40,6 +43,7 @@ class Audit:
 
     name: str
     stores: Sequence[Store]
+    roots: Sequence[Path]
     manifest: pd.DataFrame
     findings: pd.DataFrame
     pairs: pd.DataFrame
@@ -59,6 +63,11 @@ class Audit:
         """Kinds that were found and that ``fail_on`` names."""
         return [kind for kind, count in self.counts.items() if count and kind in self.settings.fail_on]
 
+    @property
+    def patients_compared(self) -> bool:
+        """Whether patients are known on both sides of a published split."""
+        return patients_comparable(self.manifest)
+
     def pixels(self, row: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """The prepared photograph of a row of the manifest, uint8 (S, S, 3)."""
         for store in self.stores:
@@ -72,7 +81,7 @@ class Audit:
         names = ", ".join(store.name for store in self.stores)
         lines = [f"{len(self.manifest)} photographs of {names}"]
         lines += [
-            f"  {count:6d}  {kind:20}{FINDINGS[kind].severity}"
+            f"  {count:6d}  {kind:24}{FINDINGS[kind].severity}"
             for kind, count in self.counts.items()
             if count
         ]
@@ -90,6 +99,7 @@ class Audit:
             "photographs": len(self.manifest),
             "pairs": len(self.pairs),
             "duplicates_searched": self.searched,
+            "patients_compared": self.patients_compared,
         }
         facts |= {f"findings/{kind}": count for kind, count in self.counts.items()}
         for store in self.stores:
@@ -137,6 +147,7 @@ def audit(collection: Collection, settings: Settings | None = None, *, searched:
     findings = finding_table(
         [
             *pair_findings(pairs),
+            *patient_findings(manifest),
             *file_findings(collection),
             *quality_findings(manifest, qualities, stores[0].image_size, settings),
             *probe_findings(probes, settings),
@@ -144,7 +155,16 @@ def audit(collection: Collection, settings: Settings | None = None, *, searched:
     )
     assert list(qualities) == list(Quality._fields)
     return Audit(
-        collection.source.name, stores, manifest, findings, pairs, qualities, probes, settings, searched
+        name=collection.source.name,
+        stores=stores,
+        roots=[source.root.absolute() for source, _ in collection.roles],
+        manifest=manifest,
+        findings=findings,
+        pairs=pairs,
+        qualities=qualities,
+        probes=probes,
+        settings=settings,
+        searched=searched,
     )
 
 

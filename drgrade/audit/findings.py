@@ -30,8 +30,13 @@ FINDINGS: dict[str, Kind] = {
     ),
     "across_splits": Kind(
         "error",
-        "Copies across the published split",
+        "Copies across the published test set",
         "What is tested on was trained on. A split that drgrade draws keeps copies together.",
+    ),
+    "patient_across_splits": Kind(
+        "error",
+        "Patients across the published split",
+        "The test is on patients who were trained on. A split that drgrade draws keeps patients together.",
     ),
     "across_datasets": Kind(
         "error",
@@ -67,6 +72,12 @@ FINDINGS: dict[str, Kind] = {
         "warning",
         "Copies filed under two patients",
         "One of the two patients is wrong, and so perhaps is the grouping of other photographs.",
+    ),
+    "train_val_copies": Kind(
+        "warning",
+        "Copies across published train and val",
+        "A checkpoint would be chosen on what was trained on, if the published val were used. drgrade draws "
+        "validation from both, and keeps copies together.",
     ),
     "shortcut": Kind(
         "warning",
@@ -115,7 +126,7 @@ class Finding(NamedTuple):
     Attributes:
         finding: One of :data:`FINDINGS`.
         image_id: The photograph, as far as it is known.
-        other_image_id: The other one of a pair.
+        other_image_id: The other one of a pair, or of a patient.
         dataset: Data set of the photograph.
         other_dataset: Data set of the other one.
         grade: Its grade.

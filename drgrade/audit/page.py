@@ -4,6 +4,7 @@ import base64
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
@@ -16,6 +17,7 @@ from drgrade.audit.files import counts_by_reason
 from drgrade.audit.findings import FINDINGS
 from drgrade.audit.pairs import rows
 from drgrade.audit.shortcut import FEATURES, SIGNIFICANT, Probe
+from drgrade.data.store import Store
 
 _SIDE = 168  # px of a photograph on the page
 _JPEG_QUALITY = 82
@@ -28,6 +30,7 @@ _COPIES = (
     "across_splits",
     "across_datasets",
     "across_patients",
+    "train_val_copies",
 )
 _GALLERIES = ("blank", "dark", "over_exposed", "out_of_focus", "tiny")
 _LISTS = (
@@ -43,7 +46,8 @@ _LISTS = (
 _CHECKS: dict[str, tuple[str, ...]] = {
     "Copies": ("identical", "near_duplicate"),
     "Conflicts": ("conflicting_grades", "across_patients"),
-    "Leaks": ("across_splits", "across_datasets"),
+    "Leaks": ("across_splits", "across_datasets", "train_val_copies"),
+    "Patients": ("patient_across_splits",),
     "Files": ("unreadable", "converted"),
     "Labels": ("image_missing", "label_invalid", "label_missing", "label_repeated"),
     "Photographs": _GALLERIES,
@@ -54,6 +58,7 @@ _ANCHORS = {
     "Copies": "pairs",
     "Conflicts": "pairs",
     "Leaks": "pairs",
+    "Patients": "patients",
     "Files": "lists",
     "Labels": "lists",
     "Photographs": "galleries",
@@ -101,8 +106,9 @@ def render(audit: Audit) -> str:
         kinds=FINDINGS,
         verdict=_verdict(audit),
         tiles=[*_tiles(audit), _probe_tile(audit)],
-        stores=[_store(store) for store in audit.stores],
+        stores=[_store(store, root) for store, root in zip(audit.stores, audit.roots, strict=True)],
         pairs=_pairs(audit, picture),
+        patients=_patients(audit),
         galleries=[found for kind in _GALLERIES if (found := _gallery(audit, kind, picture))],
         lists=[found for kind in _LISTS if (found := _list(audit, kind))],
         probes=[_chart(found) for found in audit.probes],
@@ -151,6 +157,9 @@ def _tiles(audit: Audit) -> list[Tile]:
         if not audit.searched and _ANCHORS[title] == "pairs":
             tiles.append(Tile(title, "–", "not searched for", "off", _ANCHORS[title]))  # noqa: RUF001
             continue
+        if title == "Patients" and not audit.patients_compared:
+            tiles.append(Tile(title, "–", "not known, or no published split", "off", _ANCHORS[title]))  # noqa: RUF001
+            continue
         found = [kind for kind in kinds if audit.counts[kind]]
         state = next(
             (s for s in ("error", "warning", "note") for k in found if FINDINGS[k].severity == s), "good"
@@ -175,7 +184,7 @@ def _probe_tile(audit: Audit) -> Tile:
     return Tile("Shortcuts", f"{worst.qwk:.2f}", verdict, state, "shortcuts")
 
 
-def _store(store: Any) -> dict[str, Any]:
+def _store(store: Store, root: Path) -> dict[str, Any]:
     grades = store.manifest["grade"]
     return {
         "name": store.name,
@@ -183,7 +192,7 @@ def _store(store: Any) -> dict[str, Any]:
         "grades": [int((grades == grade).sum()) for grade in range(5)],
         "ungraded": int(grades.isna().sum()),
         "size": store.image_size,
-        "root": store.info["root"],
+        "root": str(root),
         "sha256": store.sha256[:12],
     }
 
@@ -219,6 +228,12 @@ def _note(pair: dict[str, Any]) -> str:
 
 def _of_kind(audit: Audit, kind: str) -> pd.DataFrame:
     return audit.findings[audit.findings["finding"] == kind]
+
+
+def _patients(audit: Audit) -> dict[str, Any]:
+    """Patients on both sides of a published split, for a table."""
+    found = _of_kind(audit, "patient_across_splits")
+    return {"rows": rows(found.head(_IN_LIST)), "total": len(found), "compared": audit.patients_compared}
 
 
 def _gallery(audit: Audit, kind: str, picture: Callable[[int], str]) -> dict[str, Any] | None:

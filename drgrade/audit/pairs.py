@@ -73,7 +73,9 @@ def _kinds(pair: dict[str, Any]) -> list[str]:
         # Splits and patients of different data sets have nothing to do with each other.
         return [*kinds, "across_datasets"]
     if _differ(pair, "split"):
-        kinds.append("across_splits")
+        # A published val is training side: drgrade draws validation from it and train.
+        tested = "test" in (pair["split"], pair["other_split"])
+        kinds.append("across_splits" if tested else "train_val_copies")
     if _differ(pair, "patient_id"):
         kinds.append("across_patients")
     return kinds
@@ -87,7 +89,7 @@ def _differ(pair: dict[str, Any], column: str) -> bool:
 def _detail(kind: str, pair: dict[str, Any]) -> str:
     if kind == "conflicting_grades":
         return f"grade {pair['grade']} and grade {pair['other_grade']}"
-    if kind == "across_splits":
+    if kind in ("across_splits", "train_val_copies"):
         return f"{pair['split']} and {pair['other_split']}"
     if kind == "across_datasets":
         return f"{pair['dataset']} ({pair['role']}) and {pair['other_dataset']} ({pair['other_role']})"

@@ -48,8 +48,15 @@ class Settings:
     pairs_on_page: int = 200
 
     def __post_init__(self) -> None:
-        if isinstance(self.fail_on, str):
-            raise ConfigError(f"fail_on={self.fail_on} is not a list: fail_on=[{self.fail_on}]")
+        given: object = self.fail_on  # of a config, so that it may be anything
+        if isinstance(given, str):
+            raise ConfigError(f"fail_on={given} is not a list: fail_on=[{given}]")
+        if not isinstance(given, Sequence):
+            value = "null" if given is None else given
+            raise ConfigError(
+                f"fail_on={value} is not a list: fail_on=[] to pass whatever is found, "
+                "or fail_on=[across_splits] and the like"
+            )
         for name in self.fail_on:
             if name not in FINDINGS:
                 raise ConfigError(

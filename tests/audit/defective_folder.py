@@ -19,6 +19,7 @@ DEFECTS = {
     ("conflicting_grades", "copy", "p00"),
     ("identical", "copy", "p00"),
     ("across_splits", "p01", "p01_again"),
+    ("patient_across_splits", "p01_again", "p01"),
     ("near_duplicate", "p01", "p01_again"),
     ("near_duplicate", "p02", "p02_mirrored"),
     ("across_patients", "p02", "p02_mirrored"),

@@ -41,7 +41,9 @@ def test_the_command_fails_with_a_status_of_its_own_and_says_why(overrides, tmp_
     command = [sys.executable, "-m", "drgrade.cli.audit", *overrides]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
     assert done.returncode == FOUND == 3, done.stderr
-    assert "failed: 1 conflicting_grades, 1 across_splits, 2 unreadable" in done.stdout
+    assert (
+        "failed: 1 conflicting_grades, 1 across_splits, 1 patient_across_splits, 2 unreadable" in done.stdout
+    )
     assert done.stdout.rstrip().endswith(f"{tmp_path}/audit/index.html")
     assert (tmp_path / "audit" / "index.html").is_file()
     assert "Traceback" not in done.stderr
@@ -64,6 +66,7 @@ def test_it_fails_on_what_is_named_and_only_on_that(overrides):
     [
         ("fail_on=[nearduplicate]", "did you mean near_duplicate"),
         ("fail_on=tiny", r"fail_on=\[tiny\]"),
+        ("fail_on=null", r"fail_on=null is not a list: fail_on=\[\]"),
         ("audit.folds=1", "folds=1 is too small"),
         ("data.illumination=clahe", "leave it at none"),
         ("data.strict=true", "fail_on"),
@@ -101,6 +104,18 @@ def test_the_defaults_of_the_config_are_those_of_the_code():
     assert {name: config[name] for name in settings if name != "fail_on"} == {
         name: value for name, value in settings.items() if name != "fail_on"
     }
+
+
+def test_the_documentation_has_every_setting_with_its_default():
+    from dataclasses import asdict
+
+    from drgrade.audit import Settings
+
+    text = (REPOSITORY / "docs" / "audit.md").read_text()
+    rows = [
+        f"| `audit.{name}` | {value:g} |" for name, value in asdict(Settings()).items() if name != "fail_on"
+    ]
+    assert [row for row in rows if row not in text] == []
 
 
 def test_the_documentation_names_every_finding():

@@ -33,6 +33,7 @@ def findings_of(second=None, first=None, **duplicate):
         ({"grade": 3}, {"near_duplicate", "conflicting_grades"}),
         ({"grade": None}, {"near_duplicate"}),
         ({"split": "test"}, {"near_duplicate", "across_splits"}),
+        ({"split": "val"}, {"near_duplicate", "train_val_copies"}),
         ({"split": None}, {"near_duplicate"}),
         ({"patient_id": "q"}, {"near_duplicate", "across_patients"}),
         ({"patient_id": None}, {"near_duplicate"}),
@@ -45,6 +46,18 @@ def test_a_pair_is_what_differs_between_its_photographs(second, expected):
     assert set(findings_of(second)["finding"]) == expected
     # It does not matter which comes first.
     assert set(findings_of(first=second)["finding"]) == expected
+
+
+def test_copies_in_published_val_and_test_are_tested_on():
+    found = findings_of(first={"split": "val"}, second={"split": "test"})
+    assert set(found["finding"]) == {"near_duplicate", "across_splits"}
+
+
+def test_copies_in_published_train_and_val_are_no_error():
+    found = findings_of(second={"split": "val"})
+    assert set(found["severity"]) == {"warning"}
+    (detail,) = found.loc[found["finding"] == "train_val_copies", "detail"]
+    assert detail == "train and val"
 
 
 def test_a_copy_filed_as_the_other_eye_is_said_to_be():
