@@ -181,7 +181,7 @@ def _probe_tile(audit: Audit) -> Tile:
         state, verdict = "note", "QWK without the retina: small, but no chance"
     else:
         state, verdict = "good", "QWK without the retina: no more than chance"
-    return Tile("Shortcuts", f"{worst.qwk:.2f}", verdict, state, "shortcuts")
+    return Tile("Shortcuts", f"{round(worst.qwk, 2) + 0.0:.2f}", verdict, state, "shortcuts")
 
 
 def _store(store: Store, root: Path) -> dict[str, Any]:
@@ -269,7 +269,7 @@ def _chart(found: Probe) -> dict[str, Any]:
     bars = [
         Bar(
             label,
-            "does not vary" if name in found.constant else f"{value:.2f}",
+            "does not vary" if name in found.constant else f"{round(value, 2) + 0.0:.2f}",
             _at(0) + 8 if name in found.constant else _at(1) + 20,
             number * _BAR_STEP + (8 if number else 0),
             _at(min(value, 0)),

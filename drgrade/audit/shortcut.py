@@ -75,7 +75,10 @@ class Probe:
         """What came out, in words."""
         if self.skipped:
             return f"{self.dataset}: no shortcut probe, {self.skipped}"
-        figures = f"{self.qwk:.2f} (95 % interval {self.low:.2f} to {self.high:.2f})"
+        qwk, low, high = (
+            f"{round(value, 2) + 0.0:.2f}" for value in (self.qwk, self.low, self.high)
+        )  # no -0.00
+        figures = f"{qwk} (95 % interval {low} to {high})"
         found = f"{self.dataset}: a QWK of {figures} is reached without looking at the retina"
         if self.p_value > SIGNIFICANT:
             return f"{found}, no more than chance (p = {self.p_value:.2f})"

@@ -132,7 +132,7 @@ def grade(cfg: DictConfig, photographs: Photographs, folder: Path, checkpoint: P
     """
     if cfg.data.unlabelled and cfg.init != "ssl" and is_main_process():
         log.warning(
-            "data.unlabelled is not learnt from: init=%s pre-trains nothing (init=ssl does, as in +experiment)",
+            "data.unlabelled is not learnt from: init=%s pre-trains nothing (init=ssl does)",
             cfg.init,
         )
     initial = initial_encoder(cfg, photographs)

@@ -162,8 +162,8 @@ def split_hash(split: pd.DataFrame) -> str:
 
 def _without_grades(manifest: pd.DataFrame) -> pd.DataFrame:
     """Those of pools stay: they are not used, but say which published test set is one."""
-    of_pool = manifest["role"] == "unlabelled" if "role" in manifest else False
-    return manifest.assign(grade=manifest["grade"].astype("Int64").where(of_pool))
+    role = manifest.get("role", pd.Series("labelled", index=manifest.index))
+    return manifest.assign(grade=manifest["grade"].astype("Int64").where(role == "unlabelled"))
 
 
 def _photographs(manifest: pd.DataFrame) -> pd.DataFrame:
