@@ -120,7 +120,8 @@ class MaskedView:
         Returns:
             (S, S, 3) uint8; :data:`FILL` outside the mask, and only there.
         """
-        widest = self.mask_radius / clear
+        # Half a pixel less than was recorded: interpolation reaches over the edge.
+        widest = self.mask_radius / (clear - 1 / len(image))
         if seed is None:
             view = zoom_about_centre(image, widest)
         else:

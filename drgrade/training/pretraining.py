@@ -43,7 +43,7 @@ from drgrade.training.setup import (
 
 log = logging.getLogger(__name__)
 
-_VERSION = 1
+_VERSION = 2
 """Raise it when the same settings give another encoder, because a pretext or its views have changed."""
 
 _WITHOUT_EFFECT = (

@@ -409,7 +409,8 @@ def test_another_encoder_where_other_photographs_are_held_out_or_seen(make_photo
         pretext(photographs, pretrain_on="all").photographs_hash(),
         pretext(make_photographs(none_graded), pretrain_on="all").photographs_hash(),
     ]
-    assert len(set(hashes)) == 4
+    assert len(set(hashes[:3])) == 3
+    assert hashes[3] == hashes[2], "grades that are not used change nothing"
     assert pretext(photographs, seed=5, batch_size=4).photographs_hash() == hashes[0]
 
 
