@@ -1,5 +1,9 @@
 """What people really have: each bad file and row is named with its reason in one report."""
 
+import os
+import sys
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -158,3 +162,12 @@ def test_a_missing_column_stops_at_once_and_writes_nothing(root, tmp_path):
 def test_no_file_is_ever_written_into_the_data_set(root, store):
     assert sorted(path.suffix for path in root.iterdir()).count(".csv") == 1
     assert not list(root.glob("*.lock"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not allow such names")
+def test_a_file_name_that_is_no_text_is_left_out(tmp_path):
+    content = save(tmp_path / "good.png").read_bytes()
+    Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9.png")).write_bytes(content)
+    store = prepare(Folder(tmp_path, csv=None), tmp_path / "stores", image_size=48)
+    assert store.manifest["image_id"].tolist() == ["good"]
+    assert reason_of(store.left_out, "caf\\udce9.png") == "the file's name is not UTF-8: rename it"
