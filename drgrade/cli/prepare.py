@@ -1,6 +1,7 @@
 """``drgrade prepare``: photographs -> store."""
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
@@ -9,8 +10,6 @@ from drgrade.cli.app import run
 from drgrade.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from drgrade.data.store import Store
 
 log = logging.getLogger("drgrade")
@@ -46,9 +45,7 @@ def _counts(store: "Store") -> str:
     return f"{len(store)} photographs at {store.image_size} px: {listed}\n{store.folder}"
 
 
-def _preview(store: "Store", root: "Path", cfg: DictConfig) -> None:
-    from pathlib import Path
-
+def _preview(store: "Store", root: Path, cfg: DictConfig) -> None:
     from drgrade.data.preview import write_preview
 
     folder = Path(cfg.paths.previews) / store.folder.name

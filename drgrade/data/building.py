@@ -31,6 +31,7 @@ from drgrade.data.earlier import (
 from drgrade.data.problems import problem_table
 from drgrade.data.reading import MAX_PIXELS
 from drgrade.data.sources.base import MANIFEST_COLUMNS, Problem, Source, SourceTable
+from drgrade.files import write_text
 from drgrade.progress import track
 
 FORMAT = 2
@@ -160,7 +161,7 @@ def fill(plan: Plan, folder: Path, workers: int | None, earlier: Earlier, begun:
     """
     whole = None if begun else earlier.whole(plan.places)
     if whole is not None and _link(whole.folder, folder):
-        (folder / FILES).write_text("".join(r.line() for r in whole.records), encoding="utf-8")
+        write_text(folder / FILES, "".join(record.line() for record in whole.records))
         return _describe(plan, folder, whole.records, _read_pixels_hash(whole.folder))
     with _Writer(folder, len(plan.places), plan.settings.image_size, begun) as writer:
         start = len(writer.records)
@@ -240,9 +241,7 @@ class _Writer:
 
 def _journal(path: Path, records: list[Record]) -> TextIO:
     """Open ``files.jsonl`` after these records; a torn or unsound end of it is cut off."""
-    whole = path.with_suffix(".whole")
-    whole.write_text("".join(record.line() for record in records), encoding="utf-8")
-    whole.replace(path)
+    write_text(path, "".join(record.line() for record in records))
     return path.open("a", encoding="utf-8")
 
 

@@ -22,6 +22,7 @@ from drgrade.data.earlier import IMAGES
 from drgrade.data.sources.base import Source
 from drgrade.data.store import Store, prepare
 from drgrade.errors import ConfigError, DataError
+from drgrade.files import write_text
 
 Role = Literal["labelled", "unlabelled", "external"]
 """What a data set is for: grading (trained, validated and tested on), pre-training only, testing only."""
@@ -175,9 +176,7 @@ class Collection:
         diameters = 2 * self.photographs["circle_r"].to_numpy(dtype=float)
         with self._thumbnails() as thumbnails:
             pairs = find_duplicates(thumbnails, hashes, diameters, progress=True)
-        partial = path.with_suffix(".partial")
-        pairs.to_csv(partial, index=False)
-        partial.replace(path)
+        write_text(path, pairs.to_csv(index=False))
         return pd.read_csv(path, dtype=_TYPES)  # as it will be read the next time
 
     @contextmanager
@@ -199,14 +198,10 @@ class Collection:
     @property
     def sha256(self) -> str:
         """Hash of pixels and labels; of a single data set the store's."""
-        return self.hash_of(range(len(self.stores)))
-
-    def hash_of(self, stores: Sequence[int]) -> str:
-        """Hash of pixels and labels of some of the stores, by their numbers."""
-        hashes = [self.stores[number].sha256 for number in stores]
-        if list(stores) == [0]:
+        hashes = [prepared.sha256 for prepared in self.stores]
+        if len(hashes) == 1:
             return hashes[0]
-        roles = [[self.stores[number].name, self.roles[number][1]] for number in stores]
+        roles = [[source.name, role] for source, role in self.roles]
         return hashlib.sha256(json.dumps([roles, hashes]).encode()).hexdigest()
 
     def store_numbers(self, rows: npt.NDArray[np.int64]) -> list[int]:

@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -390,6 +391,10 @@ class PretextDataModule(_StoreDataModule):
             The split's columns; ``subset`` is train or val of the pretext, or ``test`` for what it must not
             see.
         """
+        return self._subsets.copy()
+
+    @cached_property
+    def _subsets(self) -> pd.DataFrame:
         sides = self.photographs.sides
         table = sides.table.copy()
         seen = ~sides.foreign & (sides.training_side if self._pretrain_on == "train" else True)
@@ -411,7 +416,7 @@ class PretextDataModule(_StoreDataModule):
             64 hexadecimal digits; the same for all label fractions, and with ``pretrain_on=all`` for all
             folds.
         """
-        table = self.subsets()
+        table = self._subsets
         seen = (table["subset"] != "test").to_numpy()
         stores = self.photographs.store_numbers(np.flatnonzero(seen))
         used = table[seen]

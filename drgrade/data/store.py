@@ -14,7 +14,6 @@ A store is a folder with
 
 import json
 import multiprocessing
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +34,7 @@ from drgrade.data.problems import examples, read_problems, summary
 from drgrade.data.reading import MAX_PIXELS
 from drgrade.data.sources.base import MANIFEST_COLUMNS, Source
 from drgrade.errors import DataError
+from drgrade.files import write_text
 from drgrade.progress import say
 
 _UNFINISHED = ".unfinished"
@@ -328,9 +328,7 @@ def _fill(plan: Plan, unfinished: Path, workers: int | None, earlier: Earlier, b
 
 
 def _remember(plan: Plan, target: Path) -> None:
-    partial = plan.folder / _INDEX / f".{plan.state}.{os.getpid()}"
-    partial.write_text(target.name, encoding="utf-8")
-    partial.replace(plan.folder / _INDEX / plan.state)
+    write_text(plan.folder / _INDEX / plan.state, target.name)
 
 
 def _remove(folders: set[Path]) -> None:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from drgrade import __version__
 from drgrade.errors import DataError
+from drgrade.files import write_text
 from drgrade.metrics import Predictions, confusion_matrix
 
 METRICS, CONFIG, SPLIT, HASHES, SEEN, PREDICTIONS, CONFUSION, PROVENANCE = (
@@ -38,19 +39,6 @@ _PACKAGES = (
     "numpy",
     "opencv-python-headless",
 )
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader sees all of it or none.
-
-    Args:
-        path: Where; the folder is made.
-        text: What.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def write_metrics(folder: Path, metrics: Mapping[str, object]) -> None:

@@ -20,18 +20,21 @@ from drgrade.training.setup import make_photographs
 GRADING = ("+experiment=rotation_100pct", "init=random", "trainer.max_steps=2")
 
 
+def folder_of(demo, root):
+    """Drawn photographs as a folder with a CSV file."""
+    manifest = demo.read().manifest
+    names = manifest["path"].str.rpartition("/")[2]
+    root.mkdir()
+    for path, name in zip(manifest["path"], names, strict=True):
+        shutil.copyfile(demo.root / path, root / name)
+    pd.DataFrame({"image": names, "grade": manifest["grade"]}).to_csv(root / "labels.csv", index=False)
+    return root
+
+
 @pytest.fixture
 def other(tmp_path):
     """Twelve photographs of a clinic elsewhere, drawn with another seed, as a folder with a CSV."""
-    demo = Demo(tmp_path / "drawn", count=12, size=64, seed=7, workers=1)
-    manifest = demo.read().manifest
-    root = tmp_path / "elsewhere"
-    root.mkdir()
-    for path in manifest["path"]:
-        shutil.copyfile(demo.root / path, root / path.rpartition("/")[2])
-    names = manifest["path"].str.rpartition("/")[2]
-    pd.DataFrame({"image": names, "grade": manifest["grade"]}).to_csv(root / "labels.csv", index=False)
-    return root
+    return folder_of(Demo(tmp_path / "drawn", count=12, size=64, seed=7, workers=1), tmp_path / "elsewhere")
 
 
 def item(root, name="elsewhere"):
@@ -193,13 +196,7 @@ def test_a_pretraining_does_not_go_on_with_another_split(compose, tmp_path):
 
 def test_a_run_does_not_go_on_with_changed_pixels(tmp_path):
     demo = Demo(tmp_path / "drawn", count=40, size=64, seed=3, workers=1)
-    manifest = demo.read().manifest
-    root = tmp_path / "photos"
-    root.mkdir()
-    for path in manifest["path"]:
-        shutil.copyfile(demo.root / path, root / path.rpartition("/")[2])
-    names = manifest["path"].str.rpartition("/")[2]
-    pd.DataFrame({"image": names, "grade": manifest["grade"]}).to_csv(root / "labels.csv", index=False)
+    root = folder_of(demo, tmp_path / "photos")
     of_the_demo = ("data.count", "data.size", "data.root")
     settings = [each for each in (*TINY, *GRADING) if not each.startswith(of_the_demo)]
     settings += ["data=folder", "scale=demo", f"data.root={root}", f"paths.stores={tmp_path}/stores"]
@@ -209,7 +206,7 @@ def test_a_run_does_not_go_on_with_changed_pixels(tmp_path):
             return train(compose_any("train", [*settings, f"paths.run={tmp_path}/run", *more]))
 
     run()
-    first, second = names[:2]
+    first, second = pd.read_csv(root / "labels.csv")["image"][:2]
     shutil.copyfile(root / second, root / first)
     with pytest.raises(DataError, match="not those that the run began with"):
         run(f"resume={tmp_path}/run")

@@ -12,12 +12,11 @@ from pathlib import Path
 import cv2
 import pandas as pd
 from filelock import FileLock
-from rich.console import Console
-from rich.progress import track
 
 from drgrade.data.fundus_art import ART_VERSION, Photograph, draw_photograph, plan_photographs
 from drgrade.data.sources.base import MANIFEST_COLUMNS, Source, SourceTable
 from drgrade.errors import ConfigError, DataError
+from drgrade.progress import track
 
 LABELS = "labels.csv"
 IMAGES = "images"
@@ -117,29 +116,21 @@ class Demo(Source):
         """Draw the photographs, in several processes where that pays."""
         draw = partial(_draw_to_files, folder=folder, size=self.size, seed=self.seed)
         workers = min(self.workers, len(photographs))
-        what = f"Drawing {len(photographs)} demo photographs to {self.root}"
         if workers == 1:
             with _one_opencv_thread():
-                _report(map(draw, photographs), len(photographs), what)
+                self._wait_for(map(draw, photographs), len(photographs))
             return
         # 0, not 1: a forked worker would wait for its parent's OpenCV threads to end, which it does not have.
         with ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(0,)) as pool:
             try:
-                _report(pool.map(draw, photographs, chunksize=4), len(photographs), what)
+                self._wait_for(pool.map(draw, photographs, chunksize=4), len(photographs))
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
 
-
-def _report(drawn: Iterable[None], total: int, what: str) -> None:
-    """Wait until all is drawn, with a progress bar on a terminal and a plain line elsewhere."""
-    console = Console(stderr=True)
-    if console.is_terminal:
-        drawn = track(drawn, description=f"Drawing {total} demo photographs", total=total, console=console)
-    else:
-        console.print(what, soft_wrap=True, highlight=False, markup=False)
-    for _ in drawn:
-        pass
+    def _wait_for(self, drawn: Iterable[None], total: int) -> None:
+        for _ in track(drawn, total, "Drawing", f"demo photographs to {self.root}"):
+            pass
 
 
 @contextmanager
