@@ -1,0 +1,243 @@
+"""What a report says, as plain data: made by :mod:`drgrade.report.study`, shown by the writers.
+
+A *method* is everything that is equal in all its runs: encoder, pretext, first weights, head, protocol and all other
+settings but the axes (label fraction, fold, seed). A *row* is a method at a label fraction. Its *folds* are the runs
+whose mean is reported; several seeds of a fold are averaged before anything else.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A 95 % interval."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its 95 % interval."""
+
+    value: float
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class Method:
+    """What the rows of one method have in common.
+
+    Attributes:
+        key: Unique and stable, from its settings; safe in a file name.
+        label: What people call it, as short as the other methods of the report allow.
+        protocol: ``published``, ``matched``, or another protocol's name.
+        init: ``random``, ``imagenet``, ``ssl`` or a path.
+        settings: The settings in which it differs from any other method of the report.
+        saw_test: Whether pre-training saw test photographs, without grades; None: not known.
+    """
+
+    key: str
+    label: str
+    protocol: str
+    init: str
+    settings: Mapping[str, object]
+    saw_test: bool | None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line in a figure: ROC (false against true positive rate) or another one.
+
+    Attributes:
+        x: (N,).
+        y: (N,).
+    """
+
+    x: Floats
+    y: Floats
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Confidence against accuracy, in the bins of the expected calibration error.
+
+    Attributes:
+        confidence: (bins,) mean of the largest probability; NaN where a bin is empty.
+        accuracy: (bins,) share of those photographs whose grade had that probability; NaN where a bin is empty.
+        count: (bins,) photographs.
+        ece: Expected calibration error, mean over folds.
+    """
+
+    confidence: Floats
+    accuracy: Floats
+    count: Counts
+    ece: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method at a label fraction.
+
+    Attributes:
+        method: Key of the method.
+        label_fraction: In (0, 1].
+        folds: QWK of every fold, mean over its seeds, by the fold's name.
+        seeds: Seeds that every fold has (their number differs between folds only in a half-finished sweep).
+        minimum: Over the folds.
+        mean: Over the folds, with its interval (bootstrap of groups inside folds).
+        maximum: Over the folds.
+        sd: Sample standard deviation over the folds (n - 1); NaN for a single fold.
+        metrics: Mean over the folds of the other test metrics: ``accuracy``, ``auroc``, ``mae``, ``ece``, ...
+        confusion: (5, 5) summed over folds and seeds; rows are the true grade.
+        recall: Per grade, over all folds; NaN value where the grade does not occur.
+        calibration: Over all folds.
+        roc: Referable DR (grade >= 2), one curve over the pooled photographs of all folds.
+        referable_auroc: Mean over the folds, with its interval.
+        labels: Training labels of a run, mean over the folds.
+        seconds: Wall-clock seconds of training, mean over the runs; NaN where not known.
+        images_per_second: Mean over the runs; NaN where not known.
+        peak_memory: Bytes, the highest of all runs; None where not known.
+        complete: Whether no run of the row is missing.
+    """
+
+    method: str
+    label_fraction: float
+    folds: Mapping[str, float]
+    seeds: Sequence[int]
+    minimum: float
+    mean: Estimate
+    maximum: float
+    sd: float
+    metrics: Mapping[str, float]
+    confusion: Counts
+    recall: Sequence[Estimate]
+    calibration: Calibration
+    roc: Curve
+    referable_auroc: Estimate
+    labels: float
+    seconds: float
+    images_per_second: float
+    peak_memory: int | None
+    complete: bool
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two methods at a label fraction, over the folds and seeds that both have.
+
+    Attributes:
+        first: Key of a method.
+        second: Key of the other.
+        label_fraction: In (0, 1].
+        folds: Number of common folds.
+        difference: Mean QWK of first minus second; interval from a paired bootstrap of groups inside folds.
+        won: Share of the folds in which the first is better; a tie counts half.
+        p_value: Two-sided, from the same bootstrap: twice the smaller share of resamples on one side of zero.
+    """
+
+    first: str
+    second: str
+    label_fraction: float
+    folds: int
+    difference: Estimate
+    won: float
+    p_value: float
+
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """Figures of a paper, which were not computed here.
+
+    Attributes:
+        label: Method, as the paper has it.
+        source: Paper, data and protocol, in a phrase.
+        label_fraction: In (0, 1].
+        minimum: None where the paper does not give it, as ``maximum``.
+        mean: QWK.
+        maximum: See ``minimum``.
+    """
+
+    label: str
+    source: str
+    label_fraction: float
+    mean: float
+    minimum: float | None = None
+    maximum: float | None = None
+
+
+@dataclass(frozen=True)
+class PretrainingCost:
+    """What pre-training one encoder took.
+
+    Attributes:
+        method: Key of the method that uses it.
+        encoder: Name of its folder.
+        seconds: Wall-clock.
+        images_per_second: Photographs, not their views.
+        peak_memory: Bytes; None where not known.
+    """
+
+    method: str
+    encoder: str
+    seconds: float
+    images_per_second: float
+    peak_memory: int | None
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A run that should be there and is not finished.
+
+    Attributes:
+        name: Of its folder, or what would be run.
+        status: ``failed``, ``interrupted``, ``unfinished`` (begun, without a result) or ``not begun``.
+        reason: Why, where it is known.
+    """
+
+    name: str
+    status: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything that a report says.
+
+    Attributes:
+        title: Of the page.
+        runs: Finished runs that the figures come from.
+        missing: Runs that are not finished.
+        data: Facts about the data, in the order in which they are shown: name, hash, photographs, image size, ...
+        provenance: Facts about how it was made: commands, commits, versions, hardware, seeds.
+        splits: Split hash of every label fraction and fold, by (protocol, fraction, fold).
+        grades: Test photographs of each grade, over all folds.
+        methods: In the order in which they are shown.
+        rows: By method, then label fraction.
+        comparisons: Every pair of methods at every fraction that both have.
+        published: Rows of papers.
+        pretrainings: Cost of each encoder.
+        notes: Sentences that a reader of the figures has to know.
+    """
+
+    title: str
+    runs: Sequence[Path]
+    missing: Sequence[Missing]
+    data: Mapping[str, str]
+    provenance: Mapping[str, str]
+    splits: Mapping[tuple[str, float, str], str]
+    grades: Counts
+    methods: Sequence[Method]
+    rows: Sequence[Row]
+    comparisons: Sequence[Comparison]
+    published: Sequence[PublishedRow]
+    pretrainings: Sequence[PretrainingCost]
+    notes: Sequence[str] = field(default_factory=tuple)
