@@ -3,14 +3,11 @@
 import base64
 from collections.abc import Callable, Sequence
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
 import pandas as pd
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from drgrade.audit.auditing import Audit
 from drgrade.audit.files import counts_by_reason
@@ -18,6 +15,7 @@ from drgrade.audit.findings import FINDINGS
 from drgrade.audit.pairs import rows
 from drgrade.audit.shortcut import FEATURES, SIGNIFICANT, Probe
 from drgrade.data.store import Store
+from drgrade.pages import environment, resource, stylesheet
 
 _SIDE = 168  # px of a photograph on the page
 _JPEG_QUALITY = 82
@@ -99,10 +97,10 @@ def render(audit: Audit) -> str:
         HTML. Its size is bounded: pairs, galleries and lists are capped, and say so.
     """
     picture = _pictures(audit)
-    template = _environment().from_string(_resource("page.html.j2"))
+    template = environment().from_string(resource("drgrade.audit", "templates/page.html.j2"))
     return template.render(
         audit=audit,
-        css=Markup(_resource("page.css")),
+        css=stylesheet("drgrade.audit"),
         kinds=FINDINGS,
         verdict=_verdict(audit),
         tiles=[*_tiles(audit), _probe_tile(audit)],
@@ -113,16 +111,6 @@ def render(audit: Audit) -> str:
         lists=[found for kind in _LISTS if (found := _list(audit, kind))],
         probes=[_chart(found) for found in audit.probes],
     )
-
-
-def _resource(name: str) -> str:
-    return (files("drgrade.audit") / "templates" / name).read_text(encoding="utf-8")
-
-
-@cache
-def _environment() -> Environment:
-    # Names of files and cells of label files come from outside: everything is escaped.
-    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
 def _pictures(audit: Audit) -> Callable[[int], str]:
