@@ -1,0 +1,227 @@
+"""Run folders as a real sweep leaves them, without the training: graders of chosen skill, no photographs."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from drgrade.config import CONF
+from drgrade.data.splits import split_hash
+from drgrade.metrics import Predictions, grading_metrics
+from drgrade.training.artefacts import (
+    write_config,
+    write_hashes,
+    write_metrics,
+    write_predictions,
+    write_split,
+    write_text,
+)
+
+DATA_HASH = "d" * 64
+COMMIT = "c" * 40
+SHARES = (0.45, 0.1, 0.25, 0.1, 0.1)
+
+
+@dataclass(frozen=True)
+class FakeMethod:
+    """A method of a made-up study.
+
+    Attributes:
+        overrides: What tells it from others on the command line: ``("init=ssl",)``; composed for real.
+        skill: Share of the photographs that it grades right with all labels; with fewer labels less.
+        encoder: Goes into ``provenance.json``: folder of the pre-trained encoder.
+        saw_test: Goes into ``metrics.json``.
+    """
+
+    overrides: tuple[str, ...] = ("init=random",)
+    skill: float = 0.6
+    encoder: str | None = None
+    saw_test: bool | None = False
+
+
+ROTATION = FakeMethod(("method=rotation", "init=ssl"), skill=0.8, saw_test=True)
+RANDOM = FakeMethod(("method=rotation", "init=random"), skill=0.5)
+
+
+def write_runs(
+    folder: Path,
+    methods: Sequence[FakeMethod] = (ROTATION, RANDOM),
+    fractions: Sequence[float] = (0.1, 1.0),
+    folds: Sequence[int | str] = (0, 1, 2),
+    seeds: Sequence[int] = (0,),
+    photographs: int = 90,
+    split_seed: int = 0,
+    data_hash: str = DATA_HASH,
+    sweep: str | None = "study",
+) -> list[Path]:
+    """Write the folder of a finished sweep.
+
+    Args:
+        folder: Receives ``sweep.json`` and a folder for each cell.
+        methods: Rows of the table.
+        fractions: Label fractions.
+        folds: Test folds; ``("published",)`` for a published test set (then the first third is tested).
+        seeds: Training seeds.
+        photographs: How many there are, in groups of one or two, in all folds together.
+        split_seed: ``split.seed``; another one gives other folds.
+        data_hash: Goes into ``metrics.json``.
+        sweep: Name of the sweep; None for single runs without ``sweep.json``.
+
+    Returns:
+        The runs' folders, in the order of ``sweep.json``.
+    """
+    table = _photographs(photographs, max(3, len(folds)), split_seed)
+    cells: dict[str, list[str]] = {}
+    runs = []
+    for method in methods:
+        for fraction in fractions:
+            for fold in folds:
+                for seed in seeds:
+                    axes = [f"label_fraction={fraction}", f"fold={fold}", f"seed={seed}"]
+                    overrides = [*method.overrides, *axes]
+                    name = "_".join(overrides).replace("=", "-").replace("/", "-")
+                    cells[name] = overrides
+                    cfg = _config(method.overrides, fraction, fold, len(folds), seed, split_seed)
+                    cfg.sweep, cfg.paths.run = sweep, str(folder / name)
+                    _write_run(folder / name, cfg, method, table, data_hash)
+                    runs.append(folder / name)
+    if sweep is not None:
+        listed = [{"name": name, "overrides": overrides} for name, overrides in cells.items()]
+        record = {"name": sweep, "command": ["train.py", "-m", "+experiment=study"], "cells": listed}
+        write_text(folder / "sweep.json", json.dumps(record))
+    return runs
+
+
+def fail_run(run: Path, error: str = "RuntimeError: out of memory", status: str = "failed") -> None:
+    """Make a finished run one that failed (or was interrupted) after it began."""
+    for name in ("predictions.csv", "confusion.csv", "provenance.json"):
+        (run / name).unlink()
+    reason = {"error": error} if status == "failed" else {}
+    write_metrics(run, {"status": status, **reason})
+
+
+def stop_run(run: Path) -> None:
+    """Make a finished run one that is still going, or was killed."""
+    for name in ("predictions.csv", "confusion.csv", "provenance.json", "metrics.json"):
+        (run / name).unlink()
+
+
+def remove_run(run: Path) -> None:
+    """Make a finished run one that has not begun."""
+    shutil.rmtree(run)
+
+
+def change_json(path: Path, **changes: Any) -> None:
+    """Change entries of ``metrics.json``, ``provenance.json``, ...; None of a missing one adds it as null."""
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, **changes}, indent=2))
+
+
+def change_config(run: Path, **changes: Any) -> None:
+    """Change entries of ``config.yaml``; ``a__b=1`` is ``a.b``."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    for name, value in changes.items():
+        *parents, last = name.split("__")
+        node = config
+        for parent in parents:
+            node = node[parent]
+        node[last] = value
+    (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def _photographs(count: int, folds: int, seed: int) -> pd.DataFrame:
+    """Photographs in groups of one or two; every fold has all grades if there are enough."""
+    rng = np.random.default_rng([seed, 1])
+    sizes = np.random.default_rng(0).integers(1, 3, size=count)
+    group = np.repeat(np.arange(count), sizes)[:count]
+    fold_of_group = rng.permutation(np.arange(count) % folds)
+    grades = np.random.default_rng(2).choice(5, size=count, p=SHARES)
+    return pd.DataFrame(
+        {
+            "image_id": [
+                f"{row:04d}" for row in range(count)
+            ],  # digits: what a careless reader makes numbers of
+            "group": [f"patient:p{number:03d}" for number in group],
+            "grade": grades,
+            "fold": fold_of_group[group],
+            "order": rng.random(count)[group],
+        }
+    )
+
+
+def _write_run(run: Path, cfg: DictConfig, method: FakeMethod, table: pd.DataFrame, data_hash: str) -> None:
+    split = _split(table, cfg)
+    tested = np.flatnonzero(split["subset"] == "test")
+    predictions = _predictions(table, tested, method.skill * cfg.label_fraction**0.2, cfg)
+    parts = (predictions.probabilities, predictions.predicted, predictions.grades)
+    hashes = {"data_hash": data_hash, "split_hash": split_hash(split)}
+    metrics = {f"test/{name}": value for name, value in grading_metrics(*parts).items()}
+    facts = {name: cfg[name] for name in ("label_fraction", "fold", "folds", "seed", "init")}
+    facts |= {"protocol": cfg.protocol.name, "data": cfg.data.name, "pretraining_saw_test": method.saw_test}
+    write_split(run, split)
+    write_hashes(run, **hashes)
+    write_config(run, cfg)
+    write_predictions(run, predictions, table["image_id"])
+    write_metrics(run, {**metrics, **facts, **hashes, "checkpoint": "last.ckpt", "status": "finished"})
+    provenance = {
+        "command": ["train.py", *method.overrides],
+        "versions": {"python": "3.11.7", "drgrade": "0.1.0", "torch": "2.15.0"},
+        "commit": COMMIT,
+        "machine": {"processor": "x86_64", "cores": 2, "threads": 1, "gpu": None},
+        "seconds": 60.0 + cfg.seed,
+        "images": 6000,
+        "devices": 1,
+        "images_per_second": 100.0,
+        "peak_memory": 10**9 + cfg.seed,
+        "encoder": method.encoder,
+    }
+    write_text(run / "provenance.json", json.dumps(provenance, indent=2) + "\n")
+
+
+def _split(table: pd.DataFrame, cfg: DictConfig) -> pd.DataFrame:
+    fold = 0 if cfg.fold == "published" else cfg.fold
+    val = cfg.protocol.val_fraction
+    subset = np.where(table["order"] < val + (1 - val) * cfg.label_fraction, "train", "unlabelled")
+    subset = np.where(table["order"] < val, "val", subset)
+    return table.assign(subset=np.where(table["fold"] == fold, "test", subset))
+
+
+def _predictions(table: pd.DataFrame, tested: np.ndarray, skill: float, cfg: DictConfig) -> Predictions:
+    fold = 99 if cfg.fold == "published" else cfg.fold
+    rng = np.random.default_rng([cfg.seed, fold, int(1000 * cfg.label_fraction), int(1e6 * skill)])
+    grades = table["grade"].to_numpy()[tested]
+    predicted = np.where(rng.random(len(tested)) < skill, grades, rng.choice(5, size=len(tested)))
+    weights = rng.random((len(tested), 5)) + 2 * np.eye(5)[predicted]
+    probabilities = weights / weights.sum(axis=1, keepdims=True)
+    return Predictions(
+        torch.from_numpy(tested),
+        torch.from_numpy(probabilities).float(),
+        torch.from_numpy(predicted),
+        torch.from_numpy(grades),
+    )
+
+
+@cache
+def _composed(overrides: tuple[str, ...]) -> DictConfig:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose("train", [*overrides, "logger=none", "trainer=cpu", "paths.run=unset"])
+
+
+def _config(
+    overrides: tuple[str, ...], fraction: float, fold: int | str, folds: int, seed: int, split_seed: int
+) -> DictConfig:
+    cfg = _composed(overrides).copy()
+    cfg.label_fraction, cfg.fold, cfg.folds, cfg.seed = fraction, fold, max(2, folds), seed
+    cfg.split.seed = split_seed
+    OmegaConf.resolve(cfg)
+    return cfg
