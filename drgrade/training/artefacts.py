@@ -17,17 +17,8 @@ from drgrade import __version__
 from drgrade.errors import DataError
 from drgrade.files import write_text
 from drgrade.metrics import Predictions, confusion_matrix
+from drgrade.training.folder import CONFIG, CONFUSION, HASHES, METRICS, PREDICTIONS, PROVENANCE, SEEN, SPLIT
 
-METRICS, CONFIG, SPLIT, HASHES, SEEN, PREDICTIONS, CONFUSION, PROVENANCE = (
-    "metrics.json",
-    "config.yaml",
-    "split.csv",
-    "photographs.json",
-    "seen.txt",
-    "predictions.csv",
-    "confusion.csv",
-    "provenance.json",
-)
 _PACKAGES = (
     "torch",
     "torchvision",

@@ -1,6 +1,7 @@
 """Callbacks: progress for people, and seeds that make a resumed run equal to one that was never stopped."""
 
 import logging
+import resource
 import sys
 import time
 from typing import Any
@@ -69,21 +70,48 @@ def progress() -> Callback:
 
 
 class Clock(Callback):
-    """Measures what a run costs.
+    """Measures what a run costs; a run that goes on goes on counting.
 
     Attributes:
         seconds: Wall-clock time of training, validation included.
         images: Images that went through training steps, over all processes (a pretext counts its photographs,
             not their views).
+        peak_memory: Bytes; on a GPU the most that torch had reserved on the first one, else the most that the
+            process had resident.
     """
 
     def __init__(self) -> None:
-        self.seconds, self.images = 0.0, 0
-        self._started = 0.0
+        self.seconds, self.images, self.peak_memory = 0.0, 0, 0
+        self._last = 0.0
+
+    def cost(self) -> dict[str, float]:
+        """What goes into ``provenance.json``.
+
+        Returns:
+            seconds, images, images_per_second, peak_memory.
+        """
+        rate = self.images / self.seconds if self.seconds else 0.0
+        return {
+            "seconds": self.seconds,
+            "images": self.images,
+            "images_per_second": rate,
+            "peak_memory": self.peak_memory,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        self._read()
+        return {"seconds": self.seconds, "images": self.images, "peak_memory": self.peak_memory}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From the checkpoint."""
+        self.seconds, self.images, self.peak_memory = (
+            state_dict[name] for name in ("seconds", "images", "peak_memory")
+        )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start."""
-        self._started = time.monotonic()
+        self._last = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -93,4 +121,20 @@ class Clock(Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop."""
-        self.seconds = time.monotonic() - self._started
+        self._read()
+        self._last = 0.0
+
+    def _read(self) -> None:
+        """Add the time since the last reading, and look at memory."""
+        if not self._last:
+            return
+        now = time.monotonic()
+        self.seconds, self._last = self.seconds + now - self._last, now
+        self.peak_memory = max(self.peak_memory, _peak_memory())
+
+
+def _peak_memory() -> int:
+    if torch.cuda.is_available() and (reserved := torch.cuda.max_memory_reserved()):  # 0 if nothing ran there
+        return int(reserved)
+    # Kibibytes on Linux, bytes on macOS.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -8,7 +8,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from drgrade.errors import ConfigError, DataError
 from drgrade.tasks import GradingTask
-from drgrade.training.artefacts import CONFIG, METRICS, write_config, write_metrics
+from drgrade.training.artefacts import write_config, write_metrics
+from drgrade.training.folder import CONFIG, METRICS
 from drgrade.training.processes import is_main_process
 from drgrade.training.quiet import quieten
 from drgrade.training.run import test

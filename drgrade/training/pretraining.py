@@ -18,8 +18,6 @@ from drgrade.errors import ConfigError, DrgradeError, EncoderError
 from drgrade.models.artefact import CARD, WEIGHTS, save_encoder
 from drgrade.tasks import PretextTask
 from drgrade.training.artefacts import (
-    SEEN,
-    SPLIT,
     check_hashes,
     versions,
     write_config,
@@ -29,6 +27,7 @@ from drgrade.training.artefacts import (
     write_seen,
     write_split,
 )
+from drgrade.training.folder import PROVENANCE, SEEN, SPLIT
 from drgrade.training.processes import announced, announcement, is_main_process, wait_for_all
 from drgrade.training.setup import (
     LAST,
@@ -108,7 +107,7 @@ def pretrain(
             "data_hash": photographs.sha256,
             "photographs_hash": data.photographs_hash(),
         }
-        write_provenance(folder, seconds=clock.seconds, images=clock.images, devices=trainer.world_size)
+        write_provenance(folder, **clock.cost(), devices=trainer.world_size)
         write_metrics(folder, metrics)
         save_encoder(task.encoder, folder, _card(cfg, data, key, trainer.global_step))
         finish_logging()
@@ -147,7 +146,13 @@ def pretrain_run(
         with FileLock(shared.with_suffix(".lock")):
             if not (shared / CARD).is_file():
                 shared.mkdir(parents=True, exist_ok=True)
-                for name in (WEIGHTS, SPLIT, SEEN, CARD):  # the card last: it marks the folder as complete
+                for name in (
+                    WEIGHTS,
+                    SPLIT,
+                    SEEN,
+                    PROVENANCE,
+                    CARD,
+                ):  # the card last: it marks the folder as complete
                     shutil.copyfile(folder / name, shared / f"{name}.partial")
                     (shared / f"{name}.partial").replace(shared / name)
         log.info("encoder: %s (found by init=ssl with the same settings)", shared)

@@ -3,8 +3,12 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
+
+from drgrade.errors import ConfigError
 
 _ANNOUNCEMENT = "DRGRADE_PRETRAINING"
 
@@ -35,6 +39,31 @@ def announced(key: str) -> Iterator[None]:
 def announcement() -> str | None:
     """Key of the encoder that the main process is pre-training if it started this one for that (once)."""
     return os.environ.pop(_ANNOUNCEMENT, None)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep a second run out of a run's folder; what a killed run held is free again.
+
+    Args:
+        folder: The run's folder, made if it is not there.
+
+    Raises:
+        ConfigError: If another run is at work in it.
+    """
+    if not is_main_process():
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ConfigError(f"another process is at work in {folder}: wait for it, or end it") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def wait_for_all() -> None:

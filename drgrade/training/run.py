@@ -1,6 +1,5 @@
 """One run, from a composed config to its artefacts. The command line only wraps :func:`train`."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,6 @@ from drgrade.errors import ConfigError
 from drgrade.models.artefact import WEIGHTS, file_hash
 from drgrade.tasks import GradingTask
 from drgrade.training.artefacts import (
-    METRICS,
-    SEEN,
     check_hashes,
     write_config,
     write_hashes,
@@ -25,8 +22,10 @@ from drgrade.training.artefacts import (
     write_provenance,
     write_split,
 )
+from drgrade.training.folder import METRICS, SEEN, read_metrics
+from drgrade.training.identity import AUTO
 from drgrade.training.pretraining import find_or_pretrain, pretrain_run
-from drgrade.training.processes import is_main_process
+from drgrade.training.processes import alone_in, is_main_process
 from drgrade.training.quiet import quieten
 from drgrade.training.setup import (
     BEST,
@@ -72,6 +71,16 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     quieten()
     folder, checkpoint = run_folder(cfg)
     cfg.paths.run = str(folder)  # a resumed run logs to the folder that it goes on in
+    if cfg.resume == AUTO and _finished(folder):
+        return read_metrics(folder)
+    with alone_in(folder):
+        return _train(cfg, folder, checkpoint)
+
+
+def _train(cfg: DictConfig, folder: Path, checkpoint: Path | None) -> dict[str, Any]:
+    """One run in its folder, which says in the end how it ended."""
+    if is_main_process() and not _finished(folder):
+        (folder / METRICS).unlink(missing_ok=True)  # how an earlier attempt ended
     try:
         photographs = make_photographs(cfg)
         if cfg.task == "pretext":
@@ -166,7 +175,9 @@ def grade(cfg: DictConfig, photographs: Photographs, folder: Path, checkpoint: P
         "status": "finished",
     }
     if is_main_process():
-        write_provenance(folder, seconds=clock.seconds, images=clock.images, devices=trainer.world_size)
+        write_provenance(
+            folder, **clock.cost(), devices=trainer.world_size, encoder=str(initial or "") or None
+        )
         write_metrics(folder, record)
     return record
 
@@ -301,5 +312,4 @@ def pretraining_saw_test(weights: Path, photographs: Photographs) -> bool | None
 
 
 def _finished(folder: Path) -> bool:
-    record = folder / METRICS
-    return record.is_file() and json.loads(record.read_text(encoding="utf-8"))["status"] == "finished"
+    return read_metrics(folder).get("status") == "finished"

@@ -16,13 +16,14 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, ProgressBar
 from pytorch_lightning.loggers import Logger
 
-from drgrade.config import ROLES, further_sources
+from drgrade.config import further_sources
 from drgrade.data.photographs import Photographs
 from drgrade.errors import ConfigError
 from drgrade.models.artefact import load_encoder
 from drgrade.models.encoder import Encoder
-from drgrade.training.artefacts import CONFIG
 from drgrade.training.callbacks import Clock
+from drgrade.training.folder import CONFIG
+from drgrade.training.identity import AUTO, differences
 from drgrade.training.processes import is_main_process
 
 log = logging.getLogger(__name__)
@@ -168,73 +169,30 @@ def run_folder(cfg: DictConfig) -> tuple[Path, Path | None]:
 
     Returns:
         The run's folder, and the checkpoint to go on from: none, unless ``resume`` names an earlier run's
-        folder, which then is
-        this run's too.
+        folder, which then is this run's too. With ``resume=auto`` that is the run's own folder, and there
+        is nothing to go on from if it has not been begun there.
 
     Raises:
         ConfigError: If there is nothing to go on from, or the run was another one.
     """
     if cfg.resume is None:
         return Path(cfg.paths.run), None
-    folder = Path(cfg.resume)
+    folder = Path(cfg.paths.run if cfg.resume == AUTO else cfg.resume)
     checkpoint = folder / "checkpoints" / f"{LAST}.ckpt"
-    if not checkpoint.is_file() or not (folder / CONFIG).is_file():
+    begun = checkpoint.is_file() and (folder / CONFIG).is_file()
+    if cfg.resume != AUTO and not begun:
         raise ConfigError(
             f"resume={cfg.resume} is not a run's folder with {CONFIG} and {checkpoint.relative_to(folder)}"
         )
-    before, now = (_choices(each) for each in (cast(DictConfig, OmegaConf.load(folder / CONFIG)), cfg))
-    changed = [
-        f"{name} was {before.get(name)} and is {now.get(name)}"
-        for name in sorted({*before, *now})
-        if before.get(name) != now.get(name)
-    ]
+    if not (folder / CONFIG).is_file():
+        return folder, None
+    changed = differences(cast(DictConfig, OmegaConf.load(folder / CONFIG)), cfg)
     if changed:
         raise ConfigError(
-            f"resume={cfg.resume}: that was another run ({'; '.join(changed[:5])}); "
+            f"resume={cfg.resume}: {folder} holds another run ({'; '.join(changed[:5])}); "
             "repeat its command and add resume="
         )
-    return folder, checkpoint
-
-
-_FREE_TO_CHANGE = ("resume", "download", "paths", "trainer", "logger", "callbacks", "hydra", "name")
-"""Settings that may differ when a run goes on: where, on what, for how long, and how it is watched."""
-
-_PLACES = (
-    "data.root",
-    "data.source.root",
-    "photographs.source.root",
-    "photographs.folder",
-    "split.file",
-    "photographs.split.file",
-)
-"""Photographs may have moved; whether they are still the same, the hash of the split tells."""
-
-
-def _choices(cfg: DictConfig) -> dict[str, Any]:
-    """Every setting that makes a run what it is, as ``a.b: value``."""
-    container = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
-    flat: dict[str, Any] = {}
-
-    def collect(node: dict[str, Any], prefix: str) -> None:
-        for name, value in node.items():
-            if isinstance(value, dict):
-                collect(value, f"{prefix}{name}.")
-            elif prefix == "data." and name in ROLES:
-                flat[f"{prefix}{name}"] = [_without_root(item) for item in value]
-            else:
-                flat[f"{prefix}{name}"] = value
-
-    collect({name: value for name, value in container.items() if name not in _FREE_TO_CHANGE}, "")
-    return {
-        name: value
-        for name, value in flat.items()
-        if name not in _PLACES and not name.endswith((".workers", ".download"))
-    }
-
-
-def _without_root(item: Any) -> Any:
-    """A further data set, wherever it lies."""
-    return {name: value for name, value in item.items() if name != "root"} if isinstance(item, dict) else item
+    return folder, checkpoint if begun else None
 
 
 def start_afresh(folder: Path, checkpoint: Path | None) -> None:

@@ -1,0 +1,42 @@
+"""A run's folder: what its files are called, and how it ended. Imports nothing heavy."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from drgrade.errors import DataError
+
+METRICS, CONFIG, SPLIT, HASHES, SEEN, PREDICTIONS, CONFUSION, PROVENANCE = (
+    "metrics.json",
+    "config.yaml",
+    "split.csv",
+    "photographs.json",
+    "seen.txt",
+    "predictions.csv",
+    "confusion.csv",
+    "provenance.json",
+)
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """Read ``metrics.json``.
+
+    Args:
+        folder: A run's folder.
+
+    Returns:
+        What it holds; empty if there is none yet.
+
+    Raises:
+        DataError: If it is no JSON object.
+    """
+    path = folder / METRICS
+    if not path.is_file():
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} cannot be read ({error}); remove it to run this again") from error
+    if not isinstance(record, dict):
+        raise DataError(f"{path} is no JSON object; remove it to run this again")
+    return record

@@ -1,0 +1,136 @@
+"""Processes of one run that torchrun or SLURM has started all at once: how many, which is first, what it decides.
+
+Lightning starts the further processes of a run by itself, one after the first has begun, and hands them what
+the first has decided. torchrun and ``srun`` start all of them side by side, on one machine or many.
+"""
+
+import functools
+import itertools
+import os
+from datetime import timedelta
+
+import torch
+from lightning_fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+
+from drgrade.errors import ConfigError, DrgradeError
+
+_APART = 10_000
+"""Between the port of our store and that of the process group."""
+
+_number = itertools.count()
+
+
+def by_torchrun() -> bool:
+    """Whether torchrun has started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def by_slurm() -> bool:
+    """Whether SLURM has started this process as one of several of a job step.
+
+    A step of one task is an ordinary process: there, Lightning starts the others itself.
+    """
+    return not by_torchrun() and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+
+
+def started_together() -> bool:
+    """Whether all processes of the run have been started, so that Lightning must not start any."""
+    return by_torchrun() or by_slurm()
+
+
+def first_of_all() -> bool:
+    """Whether this is the first of the processes; ask only where they have been started together."""
+    return os.environ["RANK" if by_torchrun() else "SLURM_PROCID"] == "0"
+
+
+def cluster_environment() -> ClusterEnvironment:
+    """What Lightning has to know of the processes; it would guess otherwise, by what is installed.
+
+    Lightning's own requeueing under SLURM stays off: a run goes on from ``last.ckpt`` with ``resume=auto``, and
+    whether a job is requeued is the business of the launcher or of SLURM.
+
+    Returns:
+        Lightning's description of the environment.
+    """
+    if by_torchrun():
+        return TorchElasticEnvironment()
+    return SLURMEnvironment(auto_requeue=False) if by_slurm() else LightningEnvironment()
+
+
+def check_devices(distributed: bool) -> None:
+    """Refuse several processes for a run of one.
+
+    Args:
+        distributed: Whether the run's trainer has a strategy for several processes.
+
+    Raises:
+        ConfigError: If each of the processes would do the whole run, in the same folder.
+    """
+    if by_torchrun():
+        starter, count = "torchrun", int(os.environ["WORLD_SIZE"])
+    else:
+        starter, count = "SLURM", int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    if count > 1 and not distributed:
+        raise ConfigError(
+            f"{starter} has started {count} processes, but the trainer is made for one: use trainer=ddp or "
+            "trainer=ddp_cpu, or start one process"
+        )
+
+
+def refuse_several() -> None:
+    """Refuse to be one of several processes, for a command that must be run once.
+
+    Raises:
+        ConfigError: If this is one of several.
+    """
+    if started_together():
+        raise ConfigError(
+            "a sweep is started once, without torchrun and without srun: it starts the processes of its cells "
+            "itself (docs/cluster.md)"
+        )
+
+
+def agree(decision: str | None = None) -> str:
+    """The first process decides, and all others get to know it. Every process has to ask, in the same order.
+
+    Args:
+        decision: Of the first process; the others' does not count.
+
+    Returns:
+        The first one's decision.
+
+    Raises:
+        DrgradeError: If the first process is gone.
+    """
+    key = str(next(_number))
+    try:
+        if first_of_all():
+            assert decision is not None
+            _store().set(key, decision)
+            return decision
+        return str(_store().get(key).decode())
+    except torch.distributed.DistError as error:
+        raise DrgradeError(f"the first process of this run does not answer; see its output ({error})") from error
+
+
+@functools.cache
+def _store() -> torch.distributed.Store:
+    """A table that all processes of the run can read.
+
+    torchrun's agent keeps one. Under SLURM the first process does, until it ends.
+    """
+    environment = cluster_environment()
+    address, port = environment.main_address, environment.main_port
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        store = torch.distributed.TCPStore(address, port, is_master=False)
+    else:
+        port += _APART if port + _APART < 65_536 else -_APART
+        store = torch.distributed.TCPStore(address, port, is_master=first_of_all(), wait_for_workers=False)
+    store.set_timeout(timedelta(days=365))  # another run may be pre-training what this one needs
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return torch.distributed.PrefixStore(f"drgrade/{attempt}", store)
