@@ -3,15 +3,19 @@
 import logging
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from drgrade.cli.app import run
+from drgrade.cli.app import fail, run
 from drgrade.config import choices
 from drgrade.errors import DrgradeError
+from drgrade.sweeps.cells import progress
+from drgrade.sweeps.command import cell_command
+from drgrade.sweeps.sweeper import Outcome, outcome
 
 
 def work(cfg: DictConfig) -> None:
@@ -45,8 +49,7 @@ def run_alone(hydra_cfg: Any) -> None:
     """Run one cell of a sweep as a command of its own.
 
     Lightning starts the further processes of a DDP run by repeating the command line; that of a sweep would
-    start the whole
-    sweep again in each of them.
+    start the whole sweep again in each of them, and that of a launcher's worker is no command of ours.
 
     Args:
         hydra_cfg: Hydra's config of the cell.
@@ -54,17 +57,12 @@ def run_alone(hydra_cfg: Any) -> None:
     Raises:
         DrgradeError: If the cell failed.
     """
-    command = [
-        sys.executable,
-        sys.argv[0],
-        *hydra_cfg.overrides.task,
-        f"hydra.run.dir={hydra_cfg.runtime.output_dir}",
-    ]
+    own = [each for each in hydra_cfg.overrides.hydra if not each.startswith("hydra.sweep.")]
+    command = cell_command([*own, *hydra_cfg.overrides.task], Path(hydra_cfg.runtime.output_dir))
     status = subprocess.run(command, check=False).returncode
     if status:
-        raise DrgradeError(
-            f"cell {' '.join(hydra_cfg.overrides.task)} of the sweep failed (status {status}): see above"
-        )
+        found = progress(Path(hydra_cfg.runtime.output_dir))
+        raise DrgradeError(f"{found.status} (exit status {status}): {found.reason or 'see above'}")
 
 
 def headline(cfg: DictConfig) -> str:
@@ -111,9 +109,30 @@ def summary(metrics: dict[str, object], folder: str) -> str:
     return f"{metrics['status']}: {figures}\n{folder}"
 
 
+def report_sweep(done: Outcome) -> None:
+    """Say what a sweep came to.
+
+    Args:
+        done: The sweep.
+
+    Raises:
+        SystemExit: With status 1 if a cell is not finished.
+    """
+    log = logging.getLogger("drgrade")
+    log.info("drgrade report %s", done.folder)
+    if done.failures:
+        print(done.failures, file=sys.stderr)
+        fail("the sweep is not complete; the same command again runs what is missing and nothing else")
+
+
 def main() -> None:
     """Run from the command line."""
-    run(work, "train")
+    try:
+        run(work, "train")
+    finally:
+        done = outcome()
+        if done:
+            report_sweep(done)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,248 @@
+"""Hydra's launcher of drgrade: every cell is a process of its own on this machine."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from drgrade.errors import ConfigError, DrgradeError
+from drgrade.sweeps.cells import FINISHED, progress
+from drgrade.sweeps.command import cell_command
+from drgrade.sweeps.slots import Gpu, Slot, Slots, find_gpus
+from drgrade.training.folder import PROVENANCE
+
+log = logging.getLogger("drgrade")
+
+AUTO = "auto"
+_PAUSE = 0.2
+_PATIENCE = 60.0
+"""Seconds that a stopped cell has to write down that it was stopped."""
+
+
+@dataclass
+class _Running:
+    """A cell at work."""
+
+    number: int
+    name: str
+    folder: Path
+    place: int
+    process: subprocess.Popen[bytes]
+    started: float
+
+
+class LocalLauncher(Launcher):
+    """Runs cells on this machine, each in a process of its own, several at a time if asked to."""
+
+    def __init__(
+        self, n_jobs: int | str = AUTO, cells_per_gpu: int | str = AUTO, most_per_gpu: int = 8
+    ) -> None:
+        """Keep the settings (``conf/hydra/launcher/local.yaml``).
+
+        Args:
+            n_jobs: Cells at the same time; ``auto``: one without GPUs, else as many as the GPUs take.
+            cells_per_gpu: Cells that share a GPU; ``auto``: as many as fit, by what the first took.
+            most_per_gpu: Upper limit of ``auto``.
+        """
+        self._settings = {"n_jobs": n_jobs, "cells_per_gpu": cells_per_gpu}
+        self._most = most_per_gpu
+        self._config: DictConfig | None = None
+        self._context: HydraContext | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """See Hydra's ``Launcher``."""
+        self._config, self._context = config, hydra_context
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run the cells; one that fails does not stop the others.
+
+        Args:
+            job_overrides: Of each cell.
+            initial_job_idx: Number of the first.
+
+        Returns:
+            Of each cell, in their order: its metrics, or what it failed of.
+
+        Raises:
+            ConfigError: If the settings make no sense.
+        """
+        assert self._config is not None
+        slots = self._slots(len(job_overrides))
+        waiting = deque(self._jobs(job_overrides, initial_job_idx))
+        log.info("%d cells, %s", len(waiting), _at_a_time(slots.parallel))
+        board = _Board(len(waiting))
+        running: list[_Running] = []
+        with _terminated_as_interrupted():
+            try:
+                while waiting or running:
+                    while waiting and (taken := slots.take()):
+                        running.append(self._start(*waiting.popleft(), *taken, slots.parallel))
+                    for cell in [each for each in running if each.process.poll() is not None]:
+                        running.remove(cell)
+                        slots.give_back(cell.place, _gpu_memory(cell.folder))
+                        board.ended(cell, slots.parallel)
+                    time.sleep(_PAUSE)
+            finally:
+                _stop(running)
+        return [self._returned(job, folder) for _, job, folder in self._jobs(job_overrides, initial_job_idx)]
+
+    def _jobs(
+        self, job_overrides: Sequence[Sequence[str]], first: int
+    ) -> Iterator[tuple[int, list[str], Path]]:
+        """Number, overrides and folder of each cell."""
+        assert self._config is not None
+        assert self._context is not None
+        for number, overrides in enumerate(job_overrides, start=first):
+            cfg = self._context.config_loader.load_sweep_config(self._config, list(overrides))
+            OmegaConf.set_struct(cfg, False)
+            cfg.hydra.job.num, cfg.hydra.job.id = number, str(number)
+            yield number, list(overrides), Path(cfg.hydra.sweep.dir) / str(cfg.hydra.sweep.subdir)
+
+    def _slots(self, cells: int) -> Slots:
+        assert self._config is not None
+        trainer = self._config.trainer
+        gpus: list[Gpu] = [] if trainer.accelerator == "cpu" else find_gpus()
+        devices = trainer.get("devices", 1)
+        several = "strategy" in trainer
+        each = (len(gpus) if devices in (AUTO, -1, "-1") else int(devices)) if several and gpus else 1
+        numbers = {name: _number(name, value) for name, value in self._settings.items()}
+        slots = Slots(gpus, **numbers, gpus_per_cell=each, most_per_gpu=self._most)
+        if (numbers["n_jobs"] or 1) > cells:
+            log.info("hydra.launcher.n_jobs=%d, but there are %d cells", numbers["n_jobs"], cells)
+        return slots
+
+    def _start(
+        self, number: int, overrides: list[str], folder: Path, place: int, slot: Slot, parallel: int
+    ) -> _Running:
+        assert self._config is not None
+        folder.mkdir(parents=True, exist_ok=True)
+        command = cell_command([*self._config.hydra.overrides.hydra, *overrides], folder)
+        with (folder / "output.log").open("ab") as output:
+            # A session of its own: Ctrl-C reaches this process alone, which then stops the cells in order.
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=_environment(slot, parallel),
+                start_new_session=True,
+            )
+        return _Running(number, folder.name, folder, place, process, time.monotonic())
+
+    def _returned(self, overrides: list[str], folder: Path) -> JobReturn:
+        """What became of a cell, from its folder."""
+        found = progress(folder)
+        done = JobReturn(overrides=overrides, working_dir=str(folder))
+        if found.status == FINISHED:
+            done.status, done.return_value = JobStatus.COMPLETED, dict(found.record)
+        else:
+            done.status = JobStatus.FAILED
+            done.return_value = DrgradeError(f"cell {folder.name}: {found.status} {found.reason}".rstrip())
+        return done
+
+
+class _Board:
+    """Tells how far the sweep is."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._done, self._seconds = total, 0, 0.0
+
+    def ended(self, cell: _Running, parallel: int) -> None:
+        """Say what became of a cell, and how long the others will take."""
+        took = time.monotonic() - cell.started
+        self._done, self._seconds = self._done + 1, self._seconds + took
+        found = progress(cell.folder)
+        qwk = found.record.get("test/qwk", found.record.get("val/qwk"))
+        figure = "" if qwk is None else f"  qwk {qwk:.4f}"
+        left = (self._total - self._done) * self._seconds / self._done / parallel
+        rest = f", about {_duration(left)} left" if self._done < self._total else ""
+        log.info(
+            "[%d/%d] %s  %s%s  (%s%s)",
+            self._done,
+            self._total,
+            cell.name,
+            found.status,
+            figure,
+            _duration(took),
+            rest,
+        )
+        if found.reason and found.status != FINISHED:
+            log.info("        %s", " ".join(found.reason.split())[:300])
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _at_a_time(parallel: int) -> str:
+    return "one after the other" if parallel == 1 else f"{parallel} at a time"
+
+
+def _number(name: str, value: int | str | None) -> int | None:
+    if value in (None, AUTO):
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"hydra.launcher.{name}={value} is not a whole number of at least 1, or auto")
+    return value
+
+
+def _environment(slot: Slot, parallel: int) -> dict[str, str]:
+    """The environment of a cell: its GPUs, and its share of the cores."""
+    environment = dict(os.environ)
+    if slot.gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)
+    if parallel > 1:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // parallel)))
+    return environment
+
+
+def _gpu_memory(folder: Path) -> int:
+    """Bytes of GPU memory that a cell took; 0 if not known."""
+    path = folder / PROVENANCE
+    if not path.is_file():
+        return 0
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return int(record.get("peak_memory") or 0) if record.get("machine", {}).get("gpu") else 0
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """A batch system ends a job with SIGTERM: stop the cells as Ctrl-C would."""
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stop(running: Sequence[_Running]) -> None:
+    """Interrupt what still runs, so that it can say so in its folder; kill what does not listen."""
+    for cell in running:
+        os.killpg(cell.process.pid, signal.SIGINT)
+    for cell in running:
+        try:
+            cell.process.wait(timeout=_PATIENCE)
+        except subprocess.TimeoutExpired:
+            os.killpg(cell.process.pid, signal.SIGKILL)
+            cell.process.wait()

@@ -1,0 +1,40 @@
+"""Where a sweep lies: the same command finds the same folder."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+
+AXES = ("label_fraction", "fold", "seed", "init")
+"""More values of these extend a sweep: they are not part of its name."""
+
+_NAMED = ("experiment", "data")
+"""Part of the readable name already."""
+
+_FREE = re.compile(
+    r"(resume|download|sweep|method|name)$"
+    r"|(trainer|logger|callbacks)$|logger\.|callbacks\.|paths\."
+    r"|trainer\.(accelerator|devices|num_nodes|strategy)"
+    r"|data\.root$|data\.(workers|num_workers|download)$"
+)
+"""Settings that do not make it another sweep: where, on what, and how it is watched."""
+
+
+def sweep_name(name: str, data: str, fixed: Sequence[tuple[str, str]]) -> str:
+    """Name a sweep by its experiment, its data and, if there are any, its other settings.
+
+    Args:
+        name: ``name`` of the config.
+        data: Name of the data set.
+        fixed: (setting, value) of the command line that all cells share.
+
+    Returns:
+        ``rotation_table-demo``, or ``rotation_table-demo-3fa2b1`` with further settings. Values of the axes,
+        and settings that change no result, do not count.
+    """
+    counted = sorted(
+        f"{key}={value}"
+        for key, value in ((key.lstrip("+"), value) for key, value in fixed)
+        if key not in AXES and key not in _NAMED and not _FREE.match(key)
+    )
+    suffix = f"-{hashlib.sha256(chr(10).join(counted).encode()).hexdigest()[:6]}" if counted else ""
+    return f"{name}-{data}{suffix}"

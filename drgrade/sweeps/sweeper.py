@@ -1,0 +1,209 @@
+"""Hydra's sweeper of drgrade: every combination of the swept values is a cell with a folder of its own.
+
+The same command finds the same folder: finished cells are not run again, and a broken one goes on from its
+last checkpoint, with every launcher, because each cell gets ``resume=auto``.
+"""
+
+import itertools
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from drgrade.errors import ConfigError
+from drgrade.sweeps.cells import FINISHED, Cell, cell_name, failures, progress, write_sweep
+from drgrade.sweeps.naming import sweep_name
+from drgrade.training.folder import CONFIG
+from drgrade.training.identity import AUTO, differences
+
+log = logging.getLogger("drgrade")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a sweep came to.
+
+    Attributes:
+        folder: The sweep's.
+        cells: How many it has.
+        failures: Table of those that are not finished; empty if all are.
+    """
+
+    folder: Path
+    cells: int
+    failures: str
+
+
+_outcomes: list[Outcome] = []
+
+
+def outcome() -> Outcome | None:
+    """What the sweep of this process came to.
+
+    Hydra drops what a sweeper returns.
+
+    Returns:
+        None if there was none.
+    """
+    return _outcomes[-1] if _outcomes else None
+
+
+class CellSweeper(Sweeper):
+    """Names cells, leaves out finished ones, launches the others, and says in the end which failed."""
+
+    def __init__(self, params: Mapping[str, str] | None = None) -> None:
+        """Keep the settings (``conf/hydra/sweeper/cells.yaml``).
+
+        Args:
+            params: Setting: value or values, as on the command line, which wins.
+        """
+        self.params = dict(params or {})
+        self.config: DictConfig | None = None
+        self.context: HydraContext | None = None
+        self.launcher: Launcher | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """See Hydra's ``Sweeper``."""
+        self.context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> list[Any]:
+        """Run every cell that is not finished.
+
+        Args:
+            arguments: Task overrides of the command line.
+
+        Returns:
+            What the launcher returned; empty if it was not asked.
+
+        Raises:
+            ConfigError: If the command asks for what a sweep cannot be.
+        """
+        assert self.config is not None
+        assert self.launcher is not None
+        overrides = self._overrides(arguments)
+        name, folder = self._place(overrides)
+        cells = _cells(overrides)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_sweep(folder, name, [Path(sys.argv[0]).name, *sys.argv[1:]], cells)
+        OmegaConf.save(self.config, folder / "multirun.yaml")
+        waiting = [cell for cell in cells if not self._is_finished(cell, name, folder)]
+        log.info(
+            "sweep %s: %d cells, %d of them finished\n%s", name, len(cells), len(cells) - len(waiting), folder
+        )
+        returns: list[Any] = []
+        try:
+            if waiting:
+                batch = [_arguments(cell, name, folder) for cell in waiting]
+                returns.append(self.launcher.launch(batch, initial_job_idx=0))
+        finally:
+            # Also if the launcher raised: what it raised goes on, and says why cells are missing.
+            _outcomes.append(Outcome(folder, len(cells), failures(folder, cells)))
+        return returns
+
+    def _overrides(self, arguments: Sequence[str]) -> list[Override]:
+        """The sweep's overrides, the last one of each setting."""
+        assert self.context is not None
+        given = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
+        parsed = OverridesParser.create(config_loader=self.context.config_loader).parse_overrides(given)
+        last = {override.get_key_element(): override for override in parsed}
+        for key, override in last.items():
+            if key.lstrip("+") in ("resume", "sweep") and (override.is_sweep_override() or override.value()):
+                raise ConfigError(
+                    f"{override.input_line}: a sweep goes on by itself when its command is repeated; "
+                    "leave this out"
+                )
+        return list(last.values())
+
+    def _place(self, overrides: Sequence[Override]) -> tuple[str, Path]:
+        """Name and folder of the sweep; the folder is the command's if it names one."""
+        assert self.config is not None
+        chosen = [each for each in self.config.hydra.overrides.hydra if each.startswith("hydra.sweep.dir=")]
+        if chosen:
+            folder = Path(self.config.hydra.sweep.dir)
+            return folder.name, folder
+        fixed = [
+            (each.get_key_element(), each.get_value_element_as_str())
+            for each in overrides
+            if not each.is_sweep_override()
+        ]
+        name = sweep_name(self.config.name, self.config.data.name, fixed)
+        folder = Path(self.config.paths.outputs) / "sweeps" / name
+        with open_dict(self.config):
+            self.config.hydra.sweep.dir = str(folder)
+        return name, folder
+
+    def _is_finished(self, cell: Cell, name: str, folder: Path) -> bool:
+        """Whether a cell need not run; composes its config in any case: errors come before any run."""
+        cfg = self._compose(_arguments(cell, name, folder))
+        cfg.paths.run = str(folder / cell.name)
+        missing = OmegaConf.missing_keys(cfg)
+        if missing:
+            raise ConfigError(f"{', '.join(sorted(missing))} is not given; add it to the command")
+        if progress(folder / cell.name).status != FINISHED:
+            return False
+        before = OmegaConf.load(folder / cell.name / CONFIG)
+        assert isinstance(before, DictConfig)
+        changed = differences(before, cfg)
+        if changed:
+            raise ConfigError(
+                f"{folder / cell.name} is finished, but was another run ({'; '.join(changed[:5])}): "
+                "choose another folder with hydra.sweep.dir=, or remove it"
+            )
+        return True
+
+    def _compose(self, arguments: list[str]) -> DictConfig:
+        assert self.config is not None
+        assert self.context is not None
+        composed = self.context.config_loader.load_sweep_config(self.config, arguments)
+        OmegaConf.set_struct(composed, False)
+        composed.pop("hydra")
+        return composed
+
+
+def _cells(overrides: Sequence[Override]) -> list[Cell]:
+    """Every combination of the swept values; the last override changes fastest."""
+    cells = []
+    for combination in itertools.product(*map(_arguments_of, overrides)):
+        swept = {
+            each.get_key_element(): argument.split("=", 1)[1]
+            for each, argument in zip(overrides, combination, strict=True)
+            if each.is_sweep_override()
+        }
+        cells.append(Cell(cell_name(swept), tuple(combination)))
+    return cells
+
+
+def _arguments_of(override: Override) -> list[str]:
+    """What an override stands for: itself, or one argument for each value that it sweeps over."""
+    if not override.is_sweep_override():
+        return [override.input_line or ""]
+    if not override.is_discrete_sweep():
+        raise ConfigError(
+            f"{override.input_line}: a table needs values, as in a=1,2 or range(1,5); "
+            "a search over an interval is hydra/sweeper=search"
+        )
+    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+
+
+def _arguments(cell: Cell, name: str, folder: Path) -> list[str]:
+    """A cell's overrides, with its place and that it may go on there; they win over what was given."""
+    return [
+        *cell.overrides,
+        f"sweep='{name}'",
+        f"resume={AUTO}",
+        f"hydra.sweep.dir='{folder}'",
+        f"hydra.sweep.subdir='{cell.name}'",
+    ]
