@@ -74,7 +74,7 @@ def cell_name(values: Mapping[str, str]) -> str:
         values: Swept setting: value.
 
     Returns:
-        ``init-ssl_label_fraction-0.1_fold-3``; values that hold other signs are shortened and get a hash.
+        ``init-ssl_label_fraction-0.1_fold-3_seed-0``; values that hold other signs get a hash.
     """
     parts = [f"{_last(key)}-{_plain(value)}" for key, value in values.items()]
     return "_".join(parts) or "single"

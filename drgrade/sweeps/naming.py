@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 
-AXES = ("label_fraction", "fold", "seed", "init")
+AXES = ("init", "label_fraction", "fold", "seed")
 """More values of these extend a sweep: they are not part of its name."""
 
 _NAMED = ("experiment", "data")

@@ -7,7 +7,7 @@ last checkpoint, with every launcher, because each cell gets ``resume=auto``.
 import itertools
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from drgrade.errors import ConfigError
 from drgrade.sweeps.cells import FINISHED, Cell, cell_name, failures, progress, write_sweep
-from drgrade.sweeps.naming import sweep_name
+from drgrade.sweeps.naming import AXES, sweep_name
 from drgrade.training.folder import CONFIG
 from drgrade.training.identity import AUTO, differences
 
@@ -95,14 +95,16 @@ class CellSweeper(Sweeper):
         assert self.launcher is not None
         overrides = self._overrides(arguments)
         name, folder = self._place(overrides)
-        cells = _cells(overrides)
+        configs = {
+            cell: cfg for cell, cfg in self._cells(overrides)
+        }  # composed here: errors come before any run
+        cells = list(configs)
         folder.mkdir(parents=True, exist_ok=True)
         write_sweep(folder, name, [Path(sys.argv[0]).name, *sys.argv[1:]], cells)
         OmegaConf.save(self.config, folder / "multirun.yaml")
-        waiting = [cell for cell in cells if not self._is_finished(cell, name, folder)]
-        log.info(
-            "sweep %s: %d cells, %d of them finished\n%s", name, len(cells), len(cells) - len(waiting), folder
-        )
+        waiting = [cell for cell, cfg in configs.items() if not _is_finished(folder / cell.name, cfg)]
+        finished = len(cells) - len(waiting)
+        log.info("sweep %s: %d cells, %d of them finished\n%s", name, len(cells), finished, folder)
         returns: list[Any] = []
         try:
             if waiting:
@@ -145,45 +147,42 @@ class CellSweeper(Sweeper):
             self.config.hydra.sweep.dir = str(folder)
         return name, folder
 
-    def _is_finished(self, cell: Cell, name: str, folder: Path) -> bool:
-        """Whether a cell need not run; composes its config in any case: errors come before any run."""
-        cfg = self._compose(_arguments(cell, name, folder))
-        cfg.paths.run = str(folder / cell.name)
-        missing = OmegaConf.missing_keys(cfg)
-        if missing:
-            raise ConfigError(f"{', '.join(sorted(missing))} is not given; add it to the command")
-        if progress(folder / cell.name).status != FINISHED:
-            return False
-        before = OmegaConf.load(folder / cell.name / CONFIG)
-        assert isinstance(before, DictConfig)
-        changed = differences(before, cfg)
-        if changed:
-            raise ConfigError(
-                f"{folder / cell.name} is finished, but was another run ({'; '.join(changed[:5])}): "
-                "choose another folder with hydra.sweep.dir=, or remove it"
-            )
-        return True
-
-    def _compose(self, arguments: list[str]) -> DictConfig:
+    def _cells(self, overrides: Sequence[Override]) -> Iterator[tuple[Cell, DictConfig]]:
+        """Every combination of the swept values with its config; the last override changes fastest."""
         assert self.config is not None
         assert self.context is not None
-        composed = self.context.config_loader.load_sweep_config(self.config, arguments)
-        OmegaConf.set_struct(composed, False)
-        composed.pop("hydra")
-        return composed
+        for combination in itertools.product(*map(_arguments_of, overrides)):
+            cfg = self.context.config_loader.load_sweep_config(self.config, list(combination))
+            OmegaConf.set_struct(cfg, False)
+            cfg.pop("hydra")
+            swept = {
+                each.get_key_element(): argument.split("=", 1)[1]
+                for each, argument in zip(overrides, combination, strict=True)
+                if each.is_sweep_override()
+            }
+            # The axes always: a sweep that is extended along one must know its earlier cells again.
+            named = {key: value for key, value in swept.items() if key not in AXES}
+            named |= {axis: str(cfg[axis]) for axis in AXES}
+            yield Cell(cell_name(named), tuple(combination)), cfg
 
 
-def _cells(overrides: Sequence[Override]) -> list[Cell]:
-    """Every combination of the swept values; the last override changes fastest."""
-    cells = []
-    for combination in itertools.product(*map(_arguments_of, overrides)):
-        swept = {
-            each.get_key_element(): argument.split("=", 1)[1]
-            for each, argument in zip(overrides, combination, strict=True)
-            if each.is_sweep_override()
-        }
-        cells.append(Cell(cell_name(swept), tuple(combination)))
-    return cells
+def _is_finished(folder: Path, cfg: DictConfig) -> bool:
+    """Whether a cell need not run."""
+    cfg.paths.run = str(folder)
+    missing = OmegaConf.missing_keys(cfg)
+    if missing:
+        raise ConfigError(f"{', '.join(sorted(missing))} is not given; add it to the command")
+    if progress(folder).status != FINISHED:
+        return False
+    before = OmegaConf.load(folder / CONFIG)
+    assert isinstance(before, DictConfig)
+    changed = differences(before, cfg)
+    if changed:
+        raise ConfigError(
+            f"{folder} is finished, but was another run ({'; '.join(changed[:5])}): "
+            "choose another folder with hydra.sweep.dir=, or remove it"
+        )
+    return True
 
 
 def _arguments_of(override: Override) -> list[str]:
