@@ -1,8 +1,8 @@
 """What a report says, as plain data: made by :mod:`drgrade.report.study`, shown by the writers.
 
-A *method* is everything that is equal in all its runs: encoder, pretext, first weights, head, protocol and all other
-settings but the axes (label fraction, fold, seed). A *row* is a method at a label fraction. Its *folds* are the runs
-whose mean is reported; several seeds of a fold are averaged before anything else.
+A *method* is everything that is equal in all its runs: encoder, pretext, first weights, head, protocol and
+all other settings but the axes (label fraction, fold, seed). A *row* is a method at a label fraction. Its *folds*
+are the runs whose mean is reported; several seeds of a fold are averaged before anything else.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,9 +39,12 @@ class Method:
     Attributes:
         key: Unique and stable, from its settings; safe in a file name.
         label: What people call it, as short as the other methods of the report allow.
-        protocol: ``published``, ``matched``, or another protocol's name.
+        protocol: ``published``, ``matched``, or another protocol's name; where a report has several under
+            one name, with the settings that tell them apart: ``published (epochs=5)``.
         init: ``random``, ``imagenet``, ``ssl`` or a path.
-        settings: The settings in which it differs from any other method of the report.
+        settings: The settings in which it differs from any other method of the report, apart from
+            ``method``, ``init`` and ``protocol.name``: ``head: CornHead`` for a class,
+            ``protocol.epochs: 20`` for others.
         saw_test: Whether pre-training saw test photographs, without grades; None: not known.
     """
 
@@ -58,7 +61,7 @@ class Curve:
     """A line in a figure: ROC (false against true positive rate) or another one.
 
     Attributes:
-        x: (N,).
+        x: (N,); empty where the figure is not defined, as ``y``.
         y: (N,).
     """
 
@@ -72,7 +75,8 @@ class Calibration:
 
     Attributes:
         confidence: (bins,) mean of the largest probability; NaN where a bin is empty.
-        accuracy: (bins,) share of those photographs whose grade had that probability; NaN where a bin is empty.
+        accuracy: (bins,) share of those photographs whose grade had that probability; NaN where a bin is
+            empty.
         count: (bins,) photographs.
         ece: Expected calibration error, mean over folds.
     """
@@ -96,7 +100,8 @@ class Row:
         mean: Over the folds, with its interval (bootstrap of groups inside folds).
         maximum: Over the folds.
         sd: Sample standard deviation over the folds (n - 1); NaN for a single fold.
-        metrics: Mean over the folds of the other test metrics: ``accuracy``, ``auroc``, ``mae``, ``ece``, ...
+        metrics: Mean over the folds of the other test metrics, from the stored predictions: ``accuracy``,
+            ``auroc``, ``mae``, ``ece``, ... (see :func:`drgrade.metrics.grading_metrics`).
         confusion: (5, 5) summed over folds and seeds; rows are the true grade.
         recall: Per grade, over all folds; NaN value where the grade does not occur.
         calibration: Over all folds.
@@ -106,7 +111,8 @@ class Row:
         seconds: Wall-clock seconds of training, mean over the runs; NaN where not known.
         images_per_second: Mean over the runs; NaN where not known.
         peak_memory: Bytes, the highest of all runs; None where not known.
-        complete: Whether no run of the row is missing.
+        complete: Whether no run of the row is missing: none of its sweep's cells, no fold that another row of
+            the report has, no seed of a fold that another of its folds has.
     """
 
     method: str
@@ -141,7 +147,9 @@ class Comparison:
         folds: Number of common folds.
         difference: Mean QWK of first minus second; interval from a paired bootstrap of groups inside folds.
         won: Share of the folds in which the first is better; a tie counts half.
-        p_value: Two-sided, from the same bootstrap: twice the smaller share of resamples on one side of zero.
+        p_value: Two-sided, from the same bootstrap: twice the smaller share of resamples on one side of zero;
+            never 0, at least 2 / (resamples + 1).
+        p_holm: The same, corrected by Holm's method for the number of comparisons of the report.
     """
 
     first: str
@@ -151,6 +159,7 @@ class Comparison:
     difference: Estimate
     won: float
     p_value: float
+    p_holm: float = float("nan")
 
 
 @dataclass(frozen=True)
@@ -216,7 +225,8 @@ class Study:
         title: Of the page.
         runs: Finished runs that the figures come from.
         missing: Runs that are not finished.
-        data: Facts about the data, in the order in which they are shown: name, hash, photographs, image size, ...
+        data: Facts about the data, in the order in which they are shown: name, hash, photographs, image size,
+            ...
         provenance: Facts about how it was made: commands, commits, versions, hardware, seeds.
         splits: Split hash of every label fraction and fold, by (protocol, fraction, fold).
         grades: Test photographs of each grade, over all folds.

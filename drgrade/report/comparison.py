@@ -1,0 +1,101 @@
+"""Two methods over the same folds and seeds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+
+from drgrade.report.bootstrap import interval
+from drgrade.report.contents import Comparison, Estimate, Floats
+from drgrade.report.statistics import Result, mean_over_folds, over_folds
+
+
+def compare_all(
+    rows: Mapping[tuple[str, float], Sequence[Result]], methods: Sequence[str]
+) -> list[Comparison]:
+    """Compare every pair of methods at every label fraction that both have.
+
+    Args:
+        rows: Results by method and label fraction.
+        methods: Keys, in the order in which they are shown.
+
+    Returns:
+        By pair, then label fraction, with p-values corrected over all of them.
+    """
+    fractions = sorted({fraction for _, fraction in rows})
+    found = [
+        comparison
+        for first, second in combinations(methods, 2)
+        for fraction in fractions
+        if (first, fraction) in rows and (second, fraction) in rows
+        if (comparison := compare(rows[first, fraction], rows[second, fraction])) is not None
+    ]
+    corrected = holm([comparison.p_value for comparison in found])
+    return [replace(each, p_holm=p_holm) for each, p_holm in zip(found, corrected, strict=True)]
+
+
+def compare(first: Sequence[Result], second: Sequence[Result]) -> Comparison | None:
+    """Compare two methods at a label fraction; see :class:`~drgrade.report.contents.Comparison`.
+
+    Args:
+        first: Results of a row.
+        second: Of another row of the same label fraction, from the same resamples.
+
+    Returns:
+        The comparison; None if they have no fold and seed in common.
+    """
+    others = {_cell(result): result for result in second}
+    common = [result for result in first if _cell(result) in others]
+    if not common:
+        return None
+    # Paired before anything is averaged, so that equal runs differ by exactly nothing.
+    by_fold = over_folds(common, lambda one: one.metrics["qwk"] - others[_cell(one)].metrics["qwk"])
+    gaps = np.array(list(by_fold.values()))
+    samples = mean_over_folds(common, lambda one: one.qwk - others[_cell(one)].qwk)
+    return Comparison(
+        first=first[0].run.method,
+        second=second[0].run.method,
+        label_fraction=first[0].run.label_fraction,
+        folds=len(gaps),
+        difference=Estimate(float(gaps.mean()), interval(samples)),
+        won=float(np.mean((np.sign(gaps) + 1) / 2)),
+        p_value=two_sided(samples),
+    )
+
+
+def _cell(result: Result) -> tuple[str, int]:
+    return result.run.fold, result.run.seed
+
+
+def two_sided(samples: Floats) -> float:
+    """Two-sided p-value of a difference: twice the smaller share of resamples on one side of zero.
+
+    The figure itself counts as one more resample on that side (Davison and Hinkley, 1997, section 4.4), so
+    that the value is never 0: B resamples cannot show less than 2 / (B + 1).
+
+    Args:
+        samples: (B,) differences.
+
+    Returns:
+        At most 1.
+    """
+    smaller = min(int((samples <= 0).sum()), int((samples >= 0).sum()))
+    return min(1.0, 2 * (smaller + 1) / (len(samples) + 1))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Correct p-values for their number (Holm, Scandinavian Journal of Statistics 6(2), 1979).
+
+    Args:
+        p_values: Of m comparisons.
+
+    Returns:
+        The corrected ones, in the same order, at most 1.
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(steps, 1)
+    return [float(value) for value in corrected]

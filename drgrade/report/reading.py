@@ -1,0 +1,265 @@
+"""Reads the folder of a run, and believes nothing that can be checked."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import yaml
+
+from drgrade.errors import DataError
+from drgrade.report.contents import Counts, Floats
+from drgrade.report.folders import HYDRA_CONFIG, Cell
+from drgrade.report.kappa import confusions, kappas
+from drgrade.report.settings import method_key
+from drgrade.training.folder import CONFIG, METRICS, PREDICTIONS, PROVENANCE, SPLIT, read_metrics
+
+NUM_GRADES = 5
+PROBABILITIES = [f"p{grade}" for grade in range(NUM_GRADES)]
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where PyYAML was built with it
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A finished and tested grading run.
+
+    Attributes:
+        cell: Where it is.
+        config: Its composed config, resolved.
+        record: ``metrics.json``.
+        provenance: ``provenance.json``.
+        split: ``split.csv``: columns image_id, group, subset as text, grade (NaN for none).
+        image_ids: (N,) test photographs, sorted; all arrays are in this order.
+        groups: (N,) group of each.
+        grades: (N,) the truth.
+        predicted: (N,).
+        probabilities: (N, 5).
+    """
+
+    cell: Cell
+    config: Mapping[str, Any]
+    record: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    split: pd.DataFrame
+    image_ids: npt.NDArray[np.str_]
+    groups: npt.NDArray[np.str_]
+    grades: Counts
+    predicted: Counts
+    probabilities: Floats
+
+    @property
+    def folder(self) -> Path:
+        """Its folder."""
+        return self.cell.folder
+
+    @cached_property
+    def method(self) -> str:
+        """Key of its method."""
+        return method_key(self.config)
+
+    @property
+    def label_fraction(self) -> float:
+        """In (0, 1]."""
+        return float(self.config["label_fraction"])
+
+    @property
+    def fold(self) -> str:
+        """Name of the test fold: a number, or ``published``."""
+        return str(self.config["fold"])
+
+    @property
+    def seed(self) -> int:
+        """Of training."""
+        return int(self.config["seed"])
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A grading run that has no result yet.
+
+    Attributes:
+        cell: Where it is, or would be.
+        status: See :class:`drgrade.report.contents.Missing`.
+        reason: As there.
+        config: Its composed config, if it came that far.
+    """
+
+    cell: Cell
+    status: str
+    reason: str
+    config: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A folder that is no part of the table.
+
+    Attributes:
+        folder: Which.
+        why: A phrase that fits many: ``pre-training runs``.
+    """
+
+    folder: Path
+    why: str
+
+
+PRETRAINING, UNTESTED, EVALUATION, OTHER = (
+    "pre-training runs",
+    "runs that were not to be tested (test=false)",
+    "evaluations of other runs (drgrade evaluate)",
+    "folders of other commands",
+)
+
+
+def read_cell(cell: Cell) -> Run | Unfinished | LeftOut:
+    """Read what a folder holds.
+
+    Args:
+        cell: Where.
+
+    Returns:
+        The run, or why there is none.
+
+    Raises:
+        DataError: If the files of a finished run are damaged or contradict each other.
+    """
+    folder = cell.folder
+    if not folder.is_dir():
+        return Unfinished(cell, "not begun", "", None)
+    config = _read_yaml(folder / CONFIG)
+    known = config or _read_yaml(folder / HYDRA_CONFIG) or {}
+    record = read_metrics(folder)
+    why = _no_grading_run(known, record, is_cell=cell.sweep is not None)
+    if why is not None:
+        return LeftOut(folder, why)
+    if not record:
+        return Unfinished(cell, "unfinished", "it is running, or was killed", config)
+    if record.get("status") != "finished":
+        return Unfinished(cell, str(record.get("status")), str(record.get("error", "")), config)
+    if config is None:
+        raise DataError(f"{folder}: the run is finished but has no {CONFIG}; run it again, or leave it out")
+    return _read_finished(cell, config, record)
+
+
+def _no_grading_run(config: Mapping[str, Any], record: Mapping[str, Any], is_cell: bool) -> str | None:
+    """Why a folder is no part of a table, if so."""
+    if "evaluated" in record:
+        return EVALUATION
+    if config and "task" not in config:
+        return OTHER
+    if config.get("task") == "pretext":
+        return PRETRAINING
+    if config.get("test", True) is False:
+        return UNTESTED
+    return None if config or record or is_cell else OTHER
+
+
+def _read_finished(cell: Cell, config: Mapping[str, Any], record: Mapping[str, Any]) -> Run:
+    folder = cell.folder
+    if "test/qwk" not in record:
+        raise DataError(
+            f"{folder / METRICS}: the run is finished but has no test/qwk; run it again, or leave it out"
+        )
+    split = _read_table(folder / SPLIT, ["image_id", "group", "grade", "subset"])
+    predictions = _read_table(folder / PREDICTIONS, ["image_id", "grade", "predicted", *PROBABILITIES])
+    tested = split[split["subset"] == "test"].sort_values("image_id")
+    predictions = predictions.sort_values("image_id")
+    _check_complete(folder, tested, predictions)
+    run = Run(
+        cell,
+        config,
+        record,
+        read_provenance(folder),
+        split,
+        predictions["image_id"].to_numpy(dtype=str, copy=True),
+        tested["group"].to_numpy(dtype=str, copy=True),
+        predictions["grade"].to_numpy(dtype=np.int64, copy=True),
+        predictions["predicted"].to_numpy(dtype=np.int64, copy=True),
+        predictions[PROBABILITIES].to_numpy(dtype=np.float64, copy=True),
+    )
+    _check_qwk(run)
+    return run
+
+
+def _check_complete(folder: Path, tested: pd.DataFrame, predictions: pd.DataFrame) -> None:
+    """Every test photograph once, with the split's grade and usable figures."""
+    mend = f"test the run again (drgrade evaluate checkpoint={folder}), or leave it out"
+    ids, expected = predictions["image_id"].tolist(), tested["image_id"].tolist()
+    if ids != expected:
+        lacking, extra = sorted({*expected} - {*ids}), sorted({*ids} - {*expected})
+        what = (
+            f"{len(lacking)} lack, {len(extra)} are no test photographs"
+            if lacking or extra
+            else "some are twice"
+        )
+        example = f", for one {(lacking or extra)[0]}" if lacking or extra else ""
+        raise DataError(
+            f"{folder / PREDICTIONS} does not hold the test photographs of {SPLIT} ({what}{example}): {mend}"
+        )
+    if not np.array_equal(predictions["grade"].to_numpy(float), tested["grade"].to_numpy(float)):
+        raise DataError(f"{folder / PREDICTIONS} has other grades than {SPLIT}: {mend}")
+    grades = predictions[["grade", "predicted"]]
+    if not bool(grades.isin(range(NUM_GRADES)).all(axis=None)):
+        raise DataError(f"{folder / PREDICTIONS} has a grade that is none of 0 to {NUM_GRADES - 1}: {mend}")
+    if not bool(np.isfinite(predictions[PROBABILITIES].to_numpy(float)).all()):
+        raise DataError(f"{folder / PREDICTIONS} has probabilities that are not numbers: {mend}")
+
+
+def _check_qwk(run: Run) -> None:
+    qwk = float(kappas(confusions(run.predicted, run.grades)))
+    if abs(qwk - float(run.record["test/qwk"])) > 1e-6:
+        raise DataError(
+            f"{run.folder}: {METRICS} says test/qwk {run.record['test/qwk']:.6f}, {PREDICTIONS} gives "
+            f"{qwk:.6f}; one of them was changed: run it again, or leave it out"
+        )
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """Read ``provenance.json``.
+
+    Args:
+        folder: A run's folder.
+
+    Returns:
+        What it holds; empty if there is none.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    path = folder / PROVENANCE
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path} is damaged ({error}): run it again, or leave it out") from error
+
+
+def _read_yaml(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        found = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
+    except yaml.YAMLError as error:
+        raise DataError(f"{path} is damaged ({error}): run it again, or leave it out") from error
+    return found if isinstance(found, dict) else None
+
+
+def _read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """Read a CSV file; names stay text, whatever they look like."""
+    if not path.is_file():
+        raise DataError(f"{path} is missing though the run is finished: run it again, or leave it out")
+    texts = [name for name in columns if name in ("image_id", "group", "subset")]
+    try:
+        # All as text first: a photograph may be called NA or 001.
+        table = pd.read_csv(path, usecols=list(columns), dtype=str, keep_default_na=False)
+        numbers = {name: pd.to_numeric(table[name]) for name in columns if name not in texts}
+    except ValueError as error:
+        raise DataError(f"{path} is damaged ({error}): run it again, or leave it out") from error
+    return table.assign(**numbers)
