@@ -1,11 +1,16 @@
-"""What tests of several parts share: a small drawn data set, prepared once."""
+"""What tests of several parts share: a small drawn data set, prepared once, and tiny runs on it."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import hydra
 import pandas as pd
 import pytest
+from omegaconf import DictConfig
+from tiny_run import REPOSITORY, TINY
 
+from drgrade.config import CONF
 from drgrade.data.photographs import Photographs
 from drgrade.data.sources.base import Source, SourceTable
 from drgrade.data.sources.demo import Demo
@@ -55,3 +60,37 @@ def make_photographs(demo_source, stores) -> Callable[..., Photographs]:
 def photographs(make_photographs) -> Photographs:
     """The 60 photographs at 32 px: fold 0 of 5, all labels, 15 % validation."""
     return make_photographs(val_fraction=0.15)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory) -> list[str]:
+    """Overrides that let all runs of a session share the drawn photographs and their stores."""
+    root = tmp_path_factory.mktemp("shared")
+    return [f"data.root={root}/demo", f"paths.stores={root}/stores"]
+
+
+@pytest.fixture
+def overrides(shared, tmp_path) -> list[str]:
+    """Overrides of a tiny run whose outputs go to a folder of its own."""
+    return [*TINY, *shared, f"paths.outputs={tmp_path}"]
+
+
+@pytest.fixture
+def compose(overrides, tmp_path) -> Callable[..., DictConfig]:
+    """``compose("a=b", run="name")``: the config of a tiny run that writes to ``tmp_path/name``."""
+
+    def make(*more: str, run: str = "run") -> DictConfig:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            return hydra.compose("train", [*overrides, f"paths.run={tmp_path / run}", *more])
+
+    return make
+
+
+@pytest.fixture
+def command(overrides) -> Callable[..., list[str]]:
+    """``command("a=b")``: the command line of a tiny run."""
+
+    def make(*more: str) -> list[str]:
+        return [sys.executable, str(REPOSITORY / "train.py"), *overrides, *more]
+
+    return make

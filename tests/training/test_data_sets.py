@@ -5,9 +5,9 @@ import shutil
 
 import pandas as pd
 import pytest
-from conftest import TINY
 from hydra import compose as compose_any
 from hydra import initialize_config_dir
+from tiny_run import TINY
 
 from drgrade.config import CONF, further_sources
 from drgrade.data.sources.demo import Demo
