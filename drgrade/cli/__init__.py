@@ -8,6 +8,7 @@ COMMANDS = {
     "prepare": "photographs -> store: drgrade prepare data=NAME data.root=DIR",
     "audit": "what is wrong with photographs and labels: drgrade audit data=NAME data.root=DIR",
     "evaluate": "a run tested again, on any device: drgrade evaluate checkpoint=RUN",
+    "report": "tables, figures and a page: drgrade report RUN_OR_SWEEP ...",
 }
 
 USAGE = "usage: drgrade COMMAND [overrides]\n\n" + "\n".join(

@@ -1,0 +1,181 @@
+"""The figures of a report as CSV, with all their digits; what is not known is an empty cell."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from drgrade.report import words
+from drgrade.report.contents import Row, Study
+from drgrade.report.figures.confusion import row_shares
+
+Record = dict[str, Any]
+
+
+def csv_files(study: Study) -> dict[str, str]:
+    """Make all CSV files.
+
+    Args:
+        study: What they say.
+
+    Returns:
+        Text by the file's name.
+    """
+    made = {
+        "table.csv": [*_rows(study), *_published(study)],
+        "folds.csv": list(_folds(study)),
+        "comparisons.csv": list(_comparisons(study)),
+        "confusion.csv": list(_confusion(study)),
+        "calibration.csv": list(_calibration(study)),
+        "recall.csv": list(_recall(study)),
+        "roc.csv": list(_roc(study)),
+        "costs.csv": [*_costs(study), *_pretrainings(study)],
+    }
+    return {name: pd.DataFrame(records).to_csv(index=False) for name, records in made.items() if records}
+
+
+def _begin(study: Study, row: Row) -> Record:
+    return {
+        "method": words.labels(study)[row.method],
+        "key": row.method,
+        "label_fraction": row.label_fraction,
+    }
+
+
+def _rows(study: Study) -> Iterator[Record]:
+    methods = {method.key: method for method in study.methods}
+    for row in study.rows:
+        yield {
+            **_begin(study, row),
+            "published": False,
+            "source": "",
+            "protocol": methods[row.method].protocol,
+            "init": methods[row.method].init,
+            "labels": row.labels,
+            "folds": len(row.folds),
+            "seeds": " ".join(map(str, row.seeds)),
+            "complete": row.complete,
+            "min": row.minimum,
+            "mean": row.mean.value,
+            "mean_low": row.mean.interval.low,
+            "mean_high": row.mean.interval.high,
+            "max": row.maximum,
+            "sd": row.sd,
+            "referable_auroc": row.referable_auroc.value,
+            "referable_auroc_low": row.referable_auroc.interval.low,
+            "referable_auroc_high": row.referable_auroc.interval.high,
+            **row.metrics,
+        }
+
+
+def _published(study: Study) -> Iterator[Record]:
+    for row in study.published:
+        yield {
+            "method": row.label,
+            "label_fraction": row.label_fraction,
+            "published": True,
+            "source": row.source,
+            "min": row.minimum,
+            "mean": row.mean,
+            "max": row.maximum,
+        }
+
+
+def _folds(study: Study) -> Iterator[Record]:
+    protocols = {method.key: method.protocol for method in study.methods}
+    for row in study.rows:
+        for fold, qwk in row.folds.items():
+            split = study.splits.get((protocols[row.method], row.label_fraction, fold), "")
+            yield {**_begin(study, row), "fold": fold, "qwk": qwk, "split_hash": split}
+
+
+def _comparisons(study: Study) -> Iterator[Record]:
+    names = words.labels(study)
+    for comparison in study.comparisons:
+        yield {
+            "first": names[comparison.first],
+            "second": names[comparison.second],
+            "first_key": comparison.first,
+            "second_key": comparison.second,
+            "label_fraction": comparison.label_fraction,
+            "folds": comparison.folds,
+            "difference": comparison.difference.value,
+            "difference_low": comparison.difference.interval.low,
+            "difference_high": comparison.difference.interval.high,
+            "won": comparison.won,
+            "p_value": comparison.p_value,
+            "p_holm": comparison.p_holm,
+        }
+
+
+def _confusion(study: Study) -> Iterator[Record]:
+    for row in study.rows:
+        shares = row_shares(row)
+        for true, predicted in np.ndindex(row.confusion.shape):
+            yield {
+                **_begin(study, row),
+                "grade": true,
+                "predicted": predicted,
+                "count": int(row.confusion[true, predicted]),
+                "share": float(shares[true, predicted]),
+            }
+
+
+def _calibration(study: Study) -> Iterator[Record]:
+    for row in study.rows:
+        found = row.calibration
+        bins = zip(found.confidence, found.accuracy, found.count, strict=True)
+        for number, (confidence, accuracy, count) in enumerate(bins):
+            yield {
+                **_begin(study, row),
+                "bin": number,
+                "confidence": confidence,
+                "accuracy": accuracy,
+                "count": int(count),
+                "ece": found.ece,
+            }
+
+
+def _recall(study: Study) -> Iterator[Record]:
+    for row in study.rows:
+        for grade, recall in enumerate(row.recall):
+            yield {
+                **_begin(study, row),
+                "grade": grade,
+                "recall": recall.value,
+                "recall_low": recall.interval.low,
+                "recall_high": recall.interval.high,
+                "count": int(row.confusion[grade].sum()),
+            }
+
+
+def _roc(study: Study) -> Iterator[Record]:
+    for row in study.rows:
+        for x, y in zip(row.roc.x, row.roc.y, strict=True):
+            yield {**_begin(study, row), "false_positive_rate": x, "true_positive_rate": y}
+
+
+def _costs(study: Study) -> Iterator[Record]:
+    for row in study.rows:
+        yield {
+            **_begin(study, row),
+            "what": "run",
+            "seconds": row.seconds,
+            "images_per_second": row.images_per_second,
+            "peak_memory_bytes": row.peak_memory,
+        }
+
+
+def _pretrainings(study: Study) -> Iterator[Record]:
+    names = words.labels(study)
+    for cost in study.pretrainings:
+        yield {
+            "method": names.get(cost.method, cost.method),
+            "key": cost.method,
+            "what": "pre-training",
+            "encoder": cost.encoder,
+            "seconds": cost.seconds,
+            "images_per_second": cost.images_per_second,
+            "peak_memory_bytes": cost.peak_memory,
+        }

@@ -1,0 +1,112 @@
+"""A report as Markdown, to be committed beside its figures."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from drgrade.report import prose, tables, words
+from drgrade.report.contents import Missing, Study
+from drgrade.report.figures import Figures, Picture
+from drgrade.report.tables import Table
+
+_SPECIAL = re.compile(r"([\\`*_\[\]<>|~#$&])")
+_MISSING_SHOWN = 50
+
+
+def render_markdown(study: Study, figures: Figures) -> str:
+    """Write a report.
+
+    Args:
+        study: What it says.
+        figures: Drawn of it; their PNG files lie in ``figures/``.
+    """
+    parts = [
+        f"# {escape(study.title)}",
+        escape(prose.summary(study)),
+        *_warnings(study),
+        "## QWK",
+        _table(tables.main_table(study)),
+        _image(figures.curve),
+        *_comparisons(study, figures),
+        *_details(study, figures),
+        "## Cost",
+        _table(tables.costs_table(study)),
+        *([_table(tables.pretraining_table(study))] if study.pretrainings else []),
+        *_provenance(study),
+        "## How the numbers are computed",
+        "\n".join(f"- **{name}.** {escape(text)}" for name, text in prose.COMPUTED.items()),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def escape(text: str) -> str:
+    """Escape what Markdown (or HTML in it) would take for markup."""
+    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+
+
+def _warnings(study: Study) -> list[str]:
+    parts = []
+    if study.missing:
+        parts.append(f"> **{escape(prose.unfinished(study))}**")
+        shown = "\n".join(_missing(run) for run in study.missing[:_MISSING_SHOWN])
+        left = len(study.missing) - _MISSING_SHOWN
+        parts.append(shown + (f"\n- and {left} more: study.json" if left > 0 else ""))
+    if study.notes:
+        parts.append("\n".join(f"> - {escape(note)}" for note in study.notes))
+    return parts
+
+
+def _missing(run: Missing) -> str:
+    return f"- {escape(run.name)}: {escape(run.status)}{f', {escape(run.reason)}' if run.reason else ''}"
+
+
+def _comparisons(study: Study, figures: Figures) -> list[str]:
+    if not study.comparisons:
+        return []
+    table = _table(tables.comparisons_table(study))
+    return ["## Comparisons", table, *(_image(picture) for picture in figures.differences)]
+
+
+def _details(study: Study, figures: Figures) -> list[str]:
+    parts = ["## Further metrics", _table(tables.metrics_table(study)), _table(tables.recall_table(study))]
+    for share, details in figures.details.items():
+        parts.append(f"## With {words.fraction(share)} of the labels")
+        parts.append("\n".join(_image(picture) for picture in details.confusions))
+        parts.append("\n".join(map(_image, (details.calibration, details.recall, details.roc))))
+    return parts
+
+
+def _provenance(study: Study) -> list[str]:
+    parts = ["## Provenance", _facts({**study.data, **study.provenance})]
+    return [*parts, _table(tables.splits_table(study))] if study.splits else parts
+
+
+def _facts(facts: Mapping[str, str]) -> str:
+    cells = {escape(name): "<br>".join(map(escape, text.splitlines())) for name, text in facts.items()}
+    return _lines(["", ""], [False, False], list(cells.items()))
+
+
+def _image(picture: Picture) -> str:
+    return f"![{escape(picture.alt)}](figures/{picture.name}.png)"
+
+
+def _table(table: Table) -> str:
+    """A table, its caption above and its remarks below; groups are repeated in the first column."""
+    head = [table.group_column, *(column.name for column in table.columns)]
+    right = [False, *(column.number for column in table.columns)]
+    lines = []
+    for group in table.groups:
+        name = f"*{escape(group.name)}* (published)" if group.published else escape(group.name)
+        for line in group.lines:
+            cells = [
+                f"**{cell}**" if column.strong and not group.published else escape(cell)
+                for cell, column in zip(line, table.columns, strict=True)
+            ]
+            lines.append([name, *cells])
+    remarks = [f"{group.name}: {group.remark}" for group in table.groups if group.remark]
+    below = [escape(remark) for remark in [*table.remarks, *remarks]]
+    return "\n\n".join([f"{escape(table.caption)}.", _lines(head, right, lines), *below])
+
+
+def _lines(head: Sequence[str], right: Sequence[bool], lines: Iterable[Sequence[str]]) -> str:
+    rule = ["---:" if to_the_right else "---" for to_the_right in right]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, rule, *lines])

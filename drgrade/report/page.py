@@ -1,0 +1,74 @@
+"""The page: one file that needs nothing else, for a screen, a phone and paper."""
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from markupsafe import Markup
+
+from drgrade.pages import environment, resource, stylesheet
+from drgrade.report import prose, tables, words
+from drgrade.report.contents import Study
+from drgrade.report.figures import Figures, Picture, svg
+from drgrade.report.svg import inline
+
+_PACKAGE = "drgrade.report"
+_MISSING_OPEN = 8  # so many unfinished runs are listed without a click
+
+
+def render_page(study: Study, figures: Figures) -> str:
+    """Make the page, inside :func:`drgrade.report.figures.style`.
+
+    Args:
+        study: What it says.
+        figures: Drawn of it.
+
+    Returns:
+        HTML. It loads nothing; its one script is named by its hash, so that no other can run.
+    """
+    script = resource(_PACKAGE, "templates/page.js")
+    template = environment().from_string(resource(_PACKAGE, "templates/page.html.j2"))
+    return template.render(
+        study=study,
+        css=stylesheet(_PACKAGE),
+        script=Markup(script),
+        script_hash=_hash(script),
+        summary=prose.summary(study),
+        unfinished=prose.unfinished(study),
+        missing_open=len(study.missing) <= _MISSING_OPEN,
+        tables=_tables(study),
+        computed=prose.COMPUTED,
+        curve=_drawn(figures.curve),
+        differences=[_drawn(picture) for picture in figures.differences],
+        details=_details(figures),
+        facts={**study.data, **study.provenance},
+    )
+
+
+def _tables(study: Study) -> Mapping[str, tables.Table]:
+    made = (*tables.all_tables(study), tables.splits_table(study))
+    return {table.name: table for table in made if table.groups}
+
+
+def _details(figures: Figures) -> list[dict[str, Any]]:
+    return [
+        {
+            "share": words.fraction(share),
+            "slug": words.fraction_slug(share),
+            "confusions": [_drawn(picture) for picture in details.confusions],
+            "calibration": _drawn(details.calibration),
+            "recall": _drawn(details.recall),
+            "roc": _drawn(details.roc),
+        }
+        for share, details in figures.details.items()
+    ]
+
+
+def _drawn(picture: Picture) -> Markup:
+    """A figure as a part of the page; what it says of itself was escaped as it was written as XML."""
+    return Markup(inline(svg(picture), picture.name, picture.tips, picture.alt))
+
+
+def _hash(script: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")

@@ -1,0 +1,307 @@
+"""The tables of a report as text cells, from which the page, Markdown, LaTeX and the terminal make theirs.
+
+A figure that there is not is a dash, and the table says why below itself.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from drgrade.report import words
+from drgrade.report.contents import Comparison, Method, PublishedRow, Row, Study
+
+METRICS = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "mae": "MAE",
+    "auroc": "AUROC",
+    "ece": "ECE",
+    "referable_sensitivity": "sensitivity",
+    "referable_specificity": "specificity",
+}
+"""Metrics in the table of further metrics, before any others that the runs have; those of one grade
+(``auroc_3``) are in ``table.csv`` alone."""
+
+_OF_ONE_GRADE = re.compile(r".*_\d+")
+_ELSEWHERE = ("qwk", "referable_auroc")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its heading, whether numbers stand in it (to the right), and whether it is what counts."""
+
+    name: str
+    number: bool = True
+    strong: bool = False
+
+
+@dataclass(frozen=True)
+class Group:
+    """Lines that belong together, as those of one method.
+
+    Attributes:
+        name: Their heading.
+        remark: Said of all of them; empty for nothing.
+        lines: Cells, one for each column.
+        published: Whether the figures are a paper's, not computed here.
+    """
+
+    name: str
+    remark: str
+    lines: Sequence[Sequence[str]]
+    published: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Attributes:
+        name: Short, for files and labels.
+        caption: What it shows.
+        group_column: Heading of the groups' names.
+        columns: The others.
+        groups: In the order in which they are shown.
+        remarks: What stands below it: why there are dashes.
+    """
+
+    name: str
+    caption: str
+    group_column: str
+    columns: Sequence[Column]
+    groups: Sequence[Group]
+    remarks: Sequence[str]
+
+
+@dataclass
+class _Dashes:
+    """Collects why figures are missing while a table is made."""
+
+    reasons: list[str] = field(default_factory=list)
+
+    def cell(self, text: str, why: str) -> str:
+        """Hand a cell on; remember why, if it is a dash."""
+        if text == words.DASH:
+            self.note(why)
+        return text
+
+    def note(self, why: str) -> None:
+        if why not in self.reasons:
+            self.reasons.append(why)
+
+    @property
+    def remarks(self) -> list[str]:
+        return [f"{words.DASH}: {'; '.join(self.reasons)}."] if self.reasons else []
+
+
+def main_table(study: Study) -> Table:
+    """QWK of each method at each fraction, over the folds; published rows come last, marked."""
+    dashes = _Dashes()
+    names = ("labels", "folds", "min", "mean", "max", "95 %", "sd", "count")
+    columns = [Column(name, strong=name == "mean") for name in names]
+    groups = [
+        Group(method.label, _remark(method), [_main_line(row, dashes) for row in _rows(study, method)])
+        for method in study.methods
+    ]
+    for label in dict.fromkeys(row.label for row in study.published):
+        rows = [row for row in study.published if row.label == label]
+        sources = words.listed(list(dict.fromkeys(row.source for row in rows)))
+        lines = [_published_line(row, dashes) for row in rows]
+        groups.append(Group(label, f"not computed here: {sources}", lines, published=True))
+    remarks = list(dashes.remarks)
+    if not all(row.complete for row in study.rows):
+        remarks.insert(0, "*: runs of this row are missing.")
+    caption = (
+        "QWK on the test photographs: least, mean, greatest and standard deviation (sd) over the folds, and "
+        "the 95 % interval of the mean; count: labels that a run was trained on"
+    )
+    return Table("qwk", caption, "method", columns, groups, remarks)
+
+
+def _main_line(row: Row, dashes: _Dashes) -> list[str]:
+    return [
+        words.fraction(row.label_fraction),
+        f"{len(row.folds)}{'' if row.complete else '*'}",
+        words.decimal(row.minimum),
+        words.decimal(row.mean.value),
+        words.decimal(row.maximum),
+        dashes.cell(words.interval(row.mean.interval), "too few photographs for an interval"),
+        dashes.cell(words.decimal(row.sd), "one fold has no standard deviation"),
+        dashes.cell(words.count(row.labels), "not recorded"),
+    ]
+
+
+def _published_line(row: PublishedRow, dashes: _Dashes) -> list[str]:
+    dashes.note("not given by the paper")
+    return [
+        words.fraction(row.label_fraction),
+        words.DASH,
+        words.DASH if row.minimum is None else words.decimal(row.minimum),
+        words.decimal(row.mean),
+        words.DASH if row.maximum is None else words.decimal(row.maximum),
+        words.DASH,
+        words.DASH,
+        words.DASH,
+    ]
+
+
+def metrics_table(study: Study) -> Table:
+    """All other test metrics, and AUROC for referable DR with its interval."""
+    dashes = _Dashes()
+    found = {
+        name
+        for row in study.rows
+        for name in row.metrics
+        if name not in _ELSEWHERE and not _OF_ONE_GRADE.fullmatch(name)
+    }
+    names = [*(name for name in METRICS if name in found), *sorted(found - METRICS.keys())]
+    columns = [Column("labels"), *(Column(METRICS.get(name, name.replace("_", " "))) for name in names)]
+    columns += [Column("referable AUROC"), Column("95 %")]
+
+    def line(row: Row) -> list[str]:
+        values = [words.decimal(row.metrics.get(name, math.nan)) for name in names]
+        referable = [words.decimal(row.referable_auroc.value), words.interval(row.referable_auroc.interval)]
+        cells = [dashes.cell(text, "not defined on these photographs") for text in [*values, *referable]]
+        return [words.fraction(row.label_fraction), *cells]
+
+    caption = (
+        "Other metrics on the test photographs, mean over the folds; sensitivity, specificity and referable "
+        "AUROC are of referable DR (grade 2 and above), the interval is of the AUROC"
+    )
+    return _by_method(study, "metrics", caption, columns, line, dashes)
+
+
+def recall_table(study: Study) -> Table:
+    """Recall of each grade."""
+    dashes = _Dashes()
+    columns = [Column("labels"), *(Column(f"{grade} {name}") for grade, name in enumerate(words.GRADE_NAMES))]
+
+    def line(row: Row) -> list[str]:
+        values = [dashes.cell(words.estimate(value, 2), "no such photograph tested") for value in row.recall]
+        return [words.fraction(row.label_fraction), *values]
+
+    return _by_method(study, "recall", "Recall of each grade, with its 95 % interval", columns, line, dashes)
+
+
+def costs_table(study: Study) -> Table:
+    """What the runs took."""
+    dashes = _Dashes()
+    columns = [Column(name) for name in ("labels", "images/s", "time of a run", "peak memory")]
+
+    def line(row: Row) -> list[str]:
+        cells = [words.speed(row.images_per_second), words.hours(row.seconds), words.memory(row.peak_memory)]
+        return [words.fraction(row.label_fraction), *(dashes.cell(text, "not recorded") for text in cells)]
+
+    caption = "Cost of fine-tuning: means over the runs, the highest memory"
+    return _by_method(study, "costs", caption, columns, line, dashes)
+
+
+def pretraining_table(study: Study) -> Table:
+    """What pre-training took, an encoder in a line."""
+    dashes, names = _Dashes(), words.labels(study)
+    columns = [Column("encoder", number=False)]
+    columns += [Column(name) for name in ("images/s", "time", "peak memory")]
+    groups = []
+    for key in dict.fromkeys(cost.method for cost in study.pretrainings):
+        lines = []
+        for cost in (cost for cost in study.pretrainings if cost.method == key):
+            cells = [words.speed(cost.images_per_second), words.hours(cost.seconds)]
+            cells.append(words.memory(cost.peak_memory))
+            lines.append([cost.encoder, *(dashes.cell(text, "not recorded") for text in cells)])
+        groups.append(Group(names.get(key, key), "", lines))
+    caption = "Cost of pre-training, once for each encoder; photographs, not their views"
+    return Table("pretraining", caption, "method", columns, groups, dashes.remarks)
+
+
+def comparisons_table(study: Study) -> Table:
+    """Differences of two methods at each fraction."""
+    dashes, names = _Dashes(), words.labels(study)
+    columns = [
+        Column(name, strong=name == "difference")
+        for name in ("labels", "difference", "95 %", "folds", "won", "p", "p (Holm)")
+    ]
+    groups: dict[str, list[list[str]]] = {}
+    for comparison in study.comparisons:
+        line = _comparison_line(comparison, dashes)
+        groups.setdefault(words.pair(comparison, names), []).append(line)
+    caption = "Difference of QWK of two methods over the same folds, first minus second"
+    return Table(
+        "comparisons",
+        caption,
+        "methods",
+        columns,
+        [Group(name, "", lines) for name, lines in groups.items()],
+        dashes.remarks,
+    )
+
+
+def _comparison_line(comparison: Comparison, dashes: _Dashes) -> list[str]:
+    return [
+        words.fraction(comparison.label_fraction),
+        words.signed(comparison.difference.value),
+        dashes.cell(words.interval(comparison.difference.interval), "too few photographs for an interval"),
+        str(comparison.folds),
+        words.percent(comparison.won),
+        *(
+            dashes.cell(words.p_value(value), "too few photographs for a p-value")
+            for value in (comparison.p_value, comparison.p_holm)
+        ),
+    ]
+
+
+def splits_table(study: Study) -> Table:
+    """Hashes of the splits: runs with the same hash were trained and tested on the same photographs."""
+    folds = sorted({fold for _, _, fold in study.splits}, key=lambda fold: (len(fold), fold))
+    dashes = _Dashes()
+    groups = []
+    for protocol in dict.fromkeys(protocol for protocol, _, _ in study.splits):
+        shares = sorted({share for name, share, _ in study.splits if name == protocol})
+        lines = [
+            [
+                words.fraction(share),
+                *(
+                    dashes.cell(study.splits.get((protocol, share, fold), words.DASH)[:12], "no run")
+                    for fold in folds
+                ),
+            ]
+            for share in shares
+        ]
+        groups.append(Group(protocol, "", lines))
+    columns = [Column("labels"), *(Column(f"fold {fold}", number=False) for fold in folds)]
+    return Table("splits", "Split hashes, first 12 digits", "protocol", columns, groups, dashes.remarks)
+
+
+def all_tables(study: Study) -> list[Table]:
+    """The tables with something in them, in the order of the report."""
+    made: Iterable[Table] = (
+        main_table(study),
+        comparisons_table(study),
+        metrics_table(study),
+        recall_table(study),
+        costs_table(study),
+        pretraining_table(study),
+    )
+    return [table for table in made if table.groups]
+
+
+def _by_method(
+    study: Study,
+    name: str,
+    caption: str,
+    columns: Sequence[Column],
+    line: Callable[[Row], list[str]],
+    dashes: _Dashes,
+) -> Table:
+    groups = [
+        Group(method.label, "", [line(row) for row in _rows(study, method)]) for method in study.methods
+    ]
+    return Table(name, caption, "method", columns, groups, dashes.remarks)
+
+
+def _rows(study: Study, method: Method) -> list[Row]:
+    return sorted((row for row in study.rows if row.method == method.key), key=lambda row: row.label_fraction)
+
+
+def _remark(method: Method) -> str:
+    return ", ".join(filter(None, [f"protocol {method.protocol}", words.what_pretraining_saw(method)]))

@@ -1,0 +1,222 @@
+"""Figures: what is drawn is what the study says, and every part shows its values."""
+
+import re
+from dataclasses import replace
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import pytest
+from example_study import example_study
+
+from drgrade.report import words
+from drgrade.report.contents import Curve, Method
+from drgrade.report.figures import draw_figures, png, style, svg
+from drgrade.report.figures.canvas import COLOURS, MARKERS, dodge, looks
+from drgrade.report.figures.confusion import draw_confusion, row_shares
+from drgrade.report.figures.curve import draw_curve
+from drgrade.report.figures.details import draw_roc
+from drgrade.report.figures.differences import draw_differences
+from drgrade.report.svg import VARIABLES, inline
+
+
+@pytest.fixture(scope="module")
+def study():
+    return example_study()
+
+
+@pytest.fixture(scope="module")
+def figures(study):
+    with style():
+        return draw_figures(study)
+
+
+def drawn(picture):
+    """Place of every part that shows values: text -> (x, y) in the units of the axes."""
+    places = {}
+    for line in picture.figure.axes[0].lines:
+        if line.get_gid() in picture.tips:
+            places[picture.tips[line.get_gid()]] = (float(line.get_xdata()[0]), float(line.get_ydata()[0]))
+    return places
+
+
+def test_the_curve_has_every_fold_mean_and_published_figure_at_its_height(study, figures):
+    places = drawn(figures.curve)
+    heights = sorted(y for _, y in places.values())
+    expected = [value for row in study.rows for value in row.folds.values()]
+    expected += [row.mean.value for row in study.rows] + [row.mean for row in study.published]
+    assert heights == pytest.approx(sorted(expected))
+
+
+def test_a_point_of_the_curve_says_what_it_is(study, figures):
+    row = next(row for row in study.rows if (row.method, row.label_fraction) == ("msssl-ssl", 0.25))
+    tips = set(figures.curve.tips.values())
+    assert f"MsSSL, ssl, 25 % of the labels\nfold 3: {row.folds['3']:.3f}" in tips
+    low, high = row.mean.interval.low, row.mean.interval.high
+    assert (
+        f"MsSSL, ssl, 25 % of the labels\nmean {row.mean.value:.3f}, 95 % {low:.3f} to {high:.3f}\n"
+        f"5 folds: {row.minimum:.3f} to {row.maximum:.3f}"
+    ) in tips
+
+
+def test_the_curves_bars_are_the_intervals(study, figures):
+    bars = {
+        tuple(np.round(line.get_ydata(), 9))
+        for line in figures.curve.figure.axes[0].lines
+        if line.get_linewidth() == 3.2
+    }
+    assert bars == {(round(row.mean.interval.low, 9), round(row.mean.interval.high, 9)) for row in study.rows}
+
+
+def test_published_curves_are_dashed_and_others_are_not(study, figures):
+    lines = [line for line in figures.curve.figure.axes[0].lines if len(line.get_xdata()) == 5]
+    dashed = [line for line in lines if line.get_linestyle() == "--"]
+    assert [list(line.get_ydata()) for line in dashed] == [[row.mean for row in study.published[:5]]]
+    assert len(lines) - len(dashed) == len(study.methods)
+
+
+def test_methods_do_not_hide_each_other():
+    for count in range(1, 13):
+        asides = [dodge(number, count, 0.5) for number in range(count)]
+        assert sum(asides) == pytest.approx(0)
+        assert len(set(asides)) == count
+        assert max(asides) - min(asides) < 0.5
+
+
+def test_forty_two_methods_look_different(study):
+    methods = [replace(study.methods[0], key=str(number)) for number in range(42)]
+    assert len(set(looks(replace(study, methods=methods)).values())) == len(COLOURS) * len(MARKERS) == 42
+
+
+def test_differences_stand_where_they_are(study, figures):
+    places = drawn(figures.differences[0])
+    assert len(places) == len(study.comparisons)
+    for comparison in study.comparisons:
+        (x,) = [
+            x
+            for tip, (x, _) in places.items()
+            if tip.startswith(
+                f"{words.pair(comparison, words.labels(study))}, "
+                f"{words.fraction(comparison.label_fraction)} of the labels\n"
+            )
+        ]
+        assert x == pytest.approx(comparison.difference.value)
+
+
+def test_many_comparisons_take_several_figures(study):
+    many = [
+        replace(comparison, second=f"other-{number}")
+        for number in range(8)
+        for comparison in study.comparisons[:5]
+    ]
+    others = [Method(f"other-{n}", f"other {n}", "matched", "ssl", {}, False) for n in range(8)]
+    wide = replace(study, methods=[*study.methods, *others], comparisons=many)
+    with style():
+        pictures = draw_differences(wide)
+    assert len(pictures) > 1
+    assert len({picture.name for picture in pictures}) == len(pictures)
+    assert sum(len(picture.tips) for picture in pictures) == len(many)
+    assert all(picture.figure.get_figheight() < 8.5 for picture in pictures)
+
+
+def test_cells_of_a_confusion_matrix_show_count_and_share(study, figures):
+    row = study.rows[0]
+    tips = list(figures.details[0.05].confusions[0].tips.values())
+    assert len(tips) == 25
+    count, total = row.confusion[1, 0], row.confusion[1].sum()
+    assert f"grade 1 (mild), taken for grade 0\n{count} of {total}, {100 * count / total:.1f} %" in tips
+
+
+def test_row_shares_are_of_the_true_grade(study):
+    row = study.rows[0]
+    for true in range(5):
+        for predicted in range(5):
+            naive = row.confusion[true, predicted] / sum(row.confusion[true])
+            assert row_shares(row)[true, predicted] == pytest.approx(naive)
+
+
+def test_a_grade_that_does_not_occur_has_no_share(study):
+    (row,) = [row for row in study.rows if row.method == "msssl-random" and row.label_fraction == 0.05]
+    with style():
+        picture = draw_confusion(row, "x")
+    assert np.isnan(row_shares(row)[3]).all()
+    assert not any("nan" in tip for tip in picture.tips.values())
+    assert "nan" not in "".join(text.get_text() for text in picture.figure.axes[0].texts)
+
+
+def test_marks_of_a_roc_curve_lie_on_it(study, figures):
+    rows = [row for row in study.rows if row.label_fraction == 0.25]
+    for x, y in drawn(figures.details[0.25].roc).values():
+        assert any(((row.roc.x == x) & (row.roc.y == y)).any() for row in rows)
+
+
+def test_a_roc_that_is_not_defined_is_left_out(study):
+    nothing = Curve(np.array([]), np.array([]))
+    with style():
+        picture = draw_roc(study, [replace(study.rows[0], roc=nothing)])
+    assert picture.tips == {}
+
+
+def test_dollars_and_underscores_in_names_are_no_formulas(study):
+    method = replace(study.methods[0], label="a_b $x_1$ 50 % \\alpha {")
+    with style():
+        figures = draw_figures(replace(study, methods=[method, *study.methods[1:]]))
+        texts = list(ET.fromstring(svg(figures.curve)).itertext())
+    assert "a_b $x_1$ 50 % \\alpha {" in texts
+
+
+def test_one_method_one_fraction_one_fold_is_drawn(study):
+    row = replace(study.rows[0], folds={"published": 0.25}, sd=float("nan"))
+    alone = replace(study, methods=study.methods[:1], rows=[row], comparisons=[], published=[])
+    with style():
+        figures = draw_figures(alone)
+        assert all(png(picture).startswith(b"\x89PNG") for picture in figures.all)
+    assert figures.differences == []
+
+
+def test_the_same_study_gives_the_same_bytes(study):
+    with style():
+        first, second = (draw_curve(study) for _ in range(2))
+        assert svg(first) == svg(second)
+        assert png(first) == png(second)
+
+
+def test_inline_figures_have_every_tip_and_no_fixed_colour(figures):
+    with style():
+        for picture in (figures.curve, figures.differences[0], *figures.details[0.1].all):
+            text = inline(svg(picture), picture.name, picture.tips, picture.alt)
+            root = ET.fromstring(text)
+            titles = [element.text for element in root.iter("{http://www.w3.org/2000/svg}title")]
+            assert titles == list(picture.tips.values()) or sorted(titles) == sorted(picture.tips.values())
+            assert not re.search("#[0-9a-f]{6}", re.sub(r"url\(#[^)]*\)|href=\"#[^\"]*\"", "", text))
+            assert set(re.findall(r"var\(--([\w-]+)\)", text)) <= set(VARIABLES.values())
+            assert "font-family" not in text
+            assert root.get("aria-label") == picture.alt
+
+
+def test_inline_figures_have_one_stop_of_the_tabulator(figures):
+    with style():
+        text = inline(svg(figures.curve), "x", figures.curve.tips, "alt")
+    assert text.count('tabindex="0"') == 1
+    assert text.count('tabindex="-1"') == len(figures.curve.tips) - 1
+
+
+def test_references_inside_an_inline_figure_hold(figures):
+    with style():
+        text = inline(svg(figures.curve), "one", figures.curve.tips, "alt")
+    ids = re.findall(r' id="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r"url\(#([^)]+)\)", text)) | set(re.findall(r'href="#([^"]+)"', text)) == set(ids)
+    assert all(name.startswith("one-") for name in ids)
+
+
+def test_what_a_tip_says_is_escaped(figures):
+    first = next(iter(figures.curve.tips))
+    with style():
+        text = inline(svg(figures.curve), "x", {first: "</title><script>alert(1)</script>"}, 'a "b" <c>')
+    assert "<script>" not in text
+    assert ET.fromstring(text).get("aria-label") == 'a "b" <c>'
+
+
+def test_a_tip_without_a_part_is_an_error(figures):
+    with style(), pytest.raises(ValueError, match="no hit-999"):
+        inline(svg(figures.curve), "x", {"hit-999": "?"}, "alt")
