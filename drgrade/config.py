@@ -42,6 +42,50 @@ def nearest(word: str, known: list[str]) -> str:
     return f"there is: {', '.join(known)}" if len(known) <= 40 else "see docs/configuration.md"
 
 
+_HINTS = {
+    "data.root": "the folder of the data set",
+    "encoder.name": "a model of timm",
+    "checkpoint": "a run's folder",
+}
+
+
+def settings(node: DictConfig, prefix: str = "") -> list[str]:
+    """Every setting of a config, as ``a.b.c``; nothing is resolved.
+
+    Args:
+        node: The config.
+        prefix: Goes before each.
+
+    Returns:
+        Names, parents before what is in them.
+    """
+    found = []
+    for name in map(str, node):
+        found.append(f"{prefix}{name}")
+        child = node._get_node(name)
+        if isinstance(child, DictConfig) and not (
+            child._is_none() or child._is_interpolation() or child._is_missing()
+        ):
+            found += settings(child, f"{prefix}{name}.")
+    return found
+
+
+def refuse_missing(cfg: DictConfig) -> None:
+    """Refuse a config in which a value that has to be given is not.
+
+    Args:
+        cfg: A composed config.
+
+    Raises:
+        ConfigError: Naming the setting and what it is.
+    """
+    for name in sorted(settings(cfg)):
+        parent, _, key = name.rpartition(".")
+        if OmegaConf.is_missing(OmegaConf.select(cfg, parent) if parent else cfg, key):
+            hint = _HINTS.get(name, "its value")
+            raise ConfigError(f"{name} is not given; add {name}=... ({hint}) to the command")
+
+
 def further_sources(cfg: DictConfig) -> dict[str, list[Any]]:
     """Make the sources of ``data.labelled``, ``data.unlabelled`` and ``data.external``.
 

@@ -25,9 +25,11 @@ def work(cfg: DictConfig) -> None:
         cfg: The composed config.
     """
     from drgrade.training.processes import is_main_process
+    from drgrade.training.together import check_processes, started_together
 
     log = logging.getLogger("drgrade")
-    if is_sweep() and "strategy" in cfg.trainer:
+    check_processes(cfg.trainer)
+    if is_sweep() and "strategy" in cfg.trainer and not started_together():
         run_alone(HydraConfig.get())
         return
     if not is_main_process():
@@ -109,30 +111,27 @@ def summary(metrics: dict[str, object], folder: str) -> str:
     return f"{metrics['status']}: {figures}\n{folder}"
 
 
-def report_sweep(done: Outcome) -> None:
-    """Say what a sweep came to.
-
-    Args:
-        done: The sweep.
-
-    Raises:
-        SystemExit: With status 1 if a cell is not finished.
-    """
-    log = logging.getLogger("drgrade")
-    log.info("drgrade report %s", done.folder)
-    if done.failures:
-        print(done.failures, file=sys.stderr)
-        fail("the sweep is not complete; the same command again runs what is missing and nothing else")
-
-
 def main() -> None:
     """Run from the command line."""
     try:
         run(work, "train")
-    finally:
+    except SystemExit:
+        # An error of the sweep itself, or Ctrl-C: what it is has been said.
         done = outcome()
-        if done:
-            report_sweep(done)
+        if done and done.begun and done.failures:
+            print(done.failures, file=sys.stderr)
+        raise
+    done = outcome()
+    if done:
+        _report(done)
+
+
+def _report(done: Outcome) -> None:
+    """Say what a sweep came to; status 1 if a cell is not finished."""
+    logging.getLogger("drgrade").info("%s", done.then or f"drgrade report {done.folder}")
+    if done.failures:
+        print(done.failures, file=sys.stderr)
+        fail("the sweep is not complete; the same command again runs what is missing and nothing else")
 
 
 if __name__ == "__main__":

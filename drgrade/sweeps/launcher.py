@@ -198,7 +198,7 @@ def _at_a_time(parallel: int) -> str:
 def _number(name: str, value: int | str | None) -> int | None:
     if value in (None, AUTO):
         return None
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigError(f"hydra.launcher.{name}={value} is not a whole number of at least 1, or auto")
     return value
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 AXES = ("init", "label_fraction", "fold", "seed")
 """More values of these extend a sweep: they are not part of its name."""
 
-_NAMED = ("experiment", "data")
+_NAMED = ("experiment", "data", "scale")
 """Part of the readable name already."""
 
 _FREE = re.compile(
@@ -28,7 +28,8 @@ def sweep_name(name: str, data: str, fixed: Sequence[tuple[str, str]]) -> str:
         fixed: (setting, value) of the command line that all cells share.
 
     Returns:
-        ``rotation_table-demo``, or ``rotation_table-demo-3fa2b1`` with further settings. Values of the axes,
+        ``rotation_table-demo``, with another scale ``rotation_table-idrid-small``, with further settings
+        ``rotation_table-demo-3fa2b1``. Values of the axes,
         and settings that change no result, do not count.
     """
     counted = sorted(
@@ -36,5 +37,6 @@ def sweep_name(name: str, data: str, fixed: Sequence[tuple[str, str]]) -> str:
         for key, value in ((key.lstrip("+"), value) for key, value in fixed)
         if key not in AXES and key not in _NAMED and not _FREE.match(key)
     )
+    scale = [f"-{value}" for key, value in fixed if key == "scale"]
     suffix = f"-{hashlib.sha256(chr(10).join(counted).encode()).hexdigest()[:6]}" if counted else ""
-    return f"{name}-{data}{suffix}"
+    return f"{name}-{data}{''.join(scale)}{suffix}"

@@ -112,13 +112,8 @@ class Slots:
             most_per_gpu: Upper limit of what fits, so that the processor is not swamped.
 
         Raises:
-            ConfigError: If a number makes no sense, or a cell wants more GPUs than there are.
+            ConfigError: If a cell wants more GPUs than there are.
         """
-        for name, value in (("n_jobs", n_jobs), ("cells_per_gpu", cells_per_gpu)):
-            if value is not None and value < 1:
-                raise ConfigError(
-                    f"hydra.launcher.{name}={value} is not a whole number of at least 1, or auto"
-                )
         if gpus and gpus_per_cell > len(gpus):
             raise ConfigError(
                 f"trainer.devices={gpus_per_cell}, but {len(gpus)} GPUs are there (CUDA_VISIBLE_DEVICES)"

@@ -20,11 +20,13 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from drgrade.config import refuse_missing
 from drgrade.errors import ConfigError
 from drgrade.sweeps.cells import FINISHED, Cell, cell_name, failures, progress, write_sweep
 from drgrade.sweeps.naming import AXES, sweep_name
 from drgrade.training.folder import CONFIG
 from drgrade.training.identity import AUTO, differences
+from drgrade.training.together import refuse_several
 
 log = logging.getLogger("drgrade")
 
@@ -36,12 +38,16 @@ class Outcome:
     Attributes:
         folder: The sweep's.
         cells: How many it has.
+        begun: Whether any of them has been begun.
         failures: Table of those that are not finished; empty if all are.
+        then: What to do next; empty: a report.
     """
 
     folder: Path
     cells: int
+    begun: bool
     failures: str
+    then: str = ""
 
 
 _outcomes: list[Outcome] = []
@@ -56,6 +62,15 @@ def outcome() -> Outcome | None:
         None if there was none.
     """
     return _outcomes[-1] if _outcomes else None
+
+
+def conclude(done: Outcome) -> None:
+    """Keep for :func:`outcome` what a sweep came to.
+
+    Args:
+        done: The sweep.
+    """
+    _outcomes.append(done)
 
 
 class CellSweeper(Sweeper):
@@ -93,11 +108,10 @@ class CellSweeper(Sweeper):
         """
         assert self.config is not None
         assert self.launcher is not None
+        refuse_several()
         overrides = self._overrides(arguments)
         name, folder = self._place(overrides)
-        configs = {
-            cell: cfg for cell, cfg in self._cells(overrides)
-        }  # composed here: errors come before any run
+        configs = dict(self._cells(overrides))  # composed here: errors come before any run
         cells = list(configs)
         folder.mkdir(parents=True, exist_ok=True)
         write_sweep(folder, name, [Path(sys.argv[0]).name, *sys.argv[1:]], cells)
@@ -112,7 +126,8 @@ class CellSweeper(Sweeper):
                 returns.append(self.launcher.launch(batch, initial_job_idx=0))
         finally:
             # Also if the launcher raised: what it raised goes on, and says why cells are missing.
-            _outcomes.append(Outcome(folder, len(cells), failures(folder, cells)))
+            begun = any((folder / cell.name).is_dir() for cell in cells)
+            conclude(Outcome(folder, len(cells), begun, failures(folder, cells)))
         return returns
 
     def _overrides(self, arguments: Sequence[str]) -> list[Override]:
@@ -155,6 +170,7 @@ class CellSweeper(Sweeper):
             cfg = self.context.config_loader.load_sweep_config(self.config, list(combination))
             OmegaConf.set_struct(cfg, False)
             cfg.pop("hydra")
+            refuse_missing(cfg)
             swept = {
                 each.get_key_element(): argument.split("=", 1)[1]
                 for each, argument in zip(overrides, combination, strict=True)
@@ -169,9 +185,6 @@ class CellSweeper(Sweeper):
 def _is_finished(folder: Path, cfg: DictConfig) -> bool:
     """Whether a cell need not run."""
     cfg.paths.run = str(folder)
-    missing = OmegaConf.missing_keys(cfg)
-    if missing:
-        raise ConfigError(f"{', '.join(sorted(missing))} is not given; add it to the command")
     if progress(folder).status != FINISHED:
         return False
     before = OmegaConf.load(folder / CONFIG)

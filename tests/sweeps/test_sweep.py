@@ -1,0 +1,161 @@
+"""Sweeps as a user starts them: what is finished is not run again, what broke goes on, what fails is told."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from drgrade.cli.train import main
+from drgrade.sweeps.cells import read_sweep
+from drgrade.training.artefacts import write_config
+
+
+def call(command, folder, status=0):
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=300, check=False)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def metrics(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the sweep has ended"
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def sweep(command, tmp_path):
+    """``sweep("a=1,2")``: the command of a tiny sweep of one fold of the rotation table."""
+
+    def make(*more):
+        return command("+experiment=rotation_table", "fold=0", "label_fraction=1.0", *more, "-m")
+
+    return make
+
+
+def test_finished_cells_are_not_run_again_and_new_values_extend_the_sweep(sweep, tmp_path):
+    first = call(sweep("init=random"), tmp_path)
+    assert "1 cells, 0 of them finished" in first
+    (folder,) = (tmp_path / "sweeps").iterdir()
+    cell = folder / "init-random_label_fraction-1.0_fold-0_seed-0"
+    before = (cell / "metrics.json").stat().st_mtime_ns
+    assert metrics(cell)["status"] == "finished"
+    again = call(sweep("init=random,ssl", "hydra.launcher.n_jobs=2"), tmp_path)
+    assert "2 cells, 1 of them finished" in again
+    assert (cell / "metrics.json").stat().st_mtime_ns == before
+    assert metrics(folder / "init-ssl_label_fraction-1.0_fold-0_seed-0")["init"] == "ssl"
+    assert {found.name for found in read_sweep(folder)} == {path.name for path in folder.glob("init-*")}
+    assert "2 cells, 2 of them finished" in call(sweep("init=random,ssl"), tmp_path)
+
+
+def test_a_cell_that_fails_does_not_stop_the_others_and_is_named_in_the_end(sweep, tmp_path):
+    output = call(sweep("init=/nowhere,random"), tmp_path, status=1)
+    (folder,) = (tmp_path / "sweeps").iterdir()
+    assert metrics(folder / "init-random_label_fraction-1.0_fold-0_seed-0")["status"] == "finished"
+    table = output[output.index("1 of 2 cells are not finished") :]
+    assert "failed" in table
+    assert "no such file or folder" in table
+    assert table.rstrip().splitlines()[-1].startswith("error: the sweep is not complete")
+    assert "Traceback" not in output
+
+
+def test_a_cell_that_was_killed_goes_on_from_its_last_checkpoint(sweep, command, tmp_path):
+    long = ("init=random", "scale.published_epochs=12")
+    process = subprocess.Popen(
+        sweep(*long), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    cells = tmp_path / "sweeps"
+    wait_for(lambda: list(cells.glob("*/init-*/checkpoints/last.ckpt")), process)
+    (cell,) = cells.glob("*/init-*")
+    (child,) = (int(each) for each in children(process.pid))
+    os.kill(child, signal.SIGKILL)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "unfinished" in output
+    done = (cell / "output.log").read_text().count("epoch ")
+    assert 0 < done < 12
+    call(sweep(*long), tmp_path)
+    log = (cell / "output.log").read_text()
+    assert log.count("epoch ") in (12, 13)  # one may have ended after its last checkpoint was written
+    assert log.count("epoch 1/12") == 1
+    call(command("+experiment=rotation_100pct", "fold=0", f"paths.run={tmp_path / 'whole'}", *long), tmp_path)
+    assert metrics(cell) == metrics(tmp_path / "whole")
+
+
+def test_an_interrupted_sweep_stops_its_cells_and_says_so(sweep, tmp_path):
+    process = subprocess.Popen(
+        sweep("init=random", "scale.published_epochs=1000"),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    cells = tmp_path / "sweeps"
+    wait_for(lambda: list(cells.glob("*/init-*/checkpoints/last.ckpt")), process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    (cell,) = cells.glob("*/init-*")
+    assert process.returncode != 0
+    assert metrics(cell)["status"] == "interrupted"
+    assert "1 of 1 cells are not finished" in output
+    assert not children(process.pid)
+
+
+def children(pid):
+    listed = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False
+    )
+    return listed.stdout.split()
+
+
+@pytest.fixture
+def refused(sweep, tmp_path, monkeypatch, capfd):
+    """``refused("a=b")``: what a sweep that ends with status 1 says; in this process, to save time."""
+
+    def run(*more):
+        monkeypatch.setattr(sys, "argv", sweep("init=random", *more)[1:])
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+        with pytest.raises(SystemExit) as caught:
+            main()
+        assert caught.value.code == 1
+        return capfd.readouterr().err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("resume=auto", "goes on by itself"),
+        ("optimizer.lr=interval(0.1,1)", "hydra/sweeper=search"),
+        ("hydra.launcher.n_jobs=some", "hydra.launcher.n_jobs=some is not a whole number"),
+        ("hydra.launcher.n_jobs=0", "hydra.launcher.n_jobs=0 is not a whole number of at least 1"),
+        ("data.root=???", "data.root is not given"),
+        ("label_fracton=1,2", "did you mean label_fraction"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_one_clear_line(argument, words, refused):
+    (line,) = [line for line in refused(argument).splitlines() if line.strip()]
+    assert words in line
+    assert line.startswith("error: ")
+
+
+def test_a_finished_cell_of_another_run_is_not_taken_for_this_one(compose, refused, tmp_path):
+    name = "init-random_label_fraction-1.0_fold-0_seed-0"
+    cfg = compose("+experiment=rotation_table", "init=random", "sweep=mine", run=f"mine/{name}")
+    (tmp_path / "mine" / name).mkdir(parents=True)
+    write_config(tmp_path / "mine" / name, cfg)
+    (tmp_path / "mine" / name / "metrics.json").write_text('{"status": "finished"}')
+    said = refused(f"hydra.sweep.dir={tmp_path / 'mine'}", "optimizer.lr=0.5")
+    assert "was another run" in said
+    assert "optimizer.lr was 0.001 and is 0.5" in said
