@@ -40,13 +40,15 @@ class Outcome:
         cells: How many it has.
         begun: Whether any of them has been begun.
         failures: Table of those that are not finished; empty if all are.
-        then: What to do next; empty: a report.
+        report: Whether a report is wanted.
+        then: What to do next; empty: nothing.
     """
 
     folder: Path
     cells: int
     begun: bool
     failures: str
+    report: bool = False
     then: str = ""
 
 
@@ -76,12 +78,14 @@ def conclude(done: Outcome) -> None:
 class CellSweeper(Sweeper):
     """Names cells, leaves out finished ones, launches the others, and says in the end which failed."""
 
-    def __init__(self, params: Mapping[str, str] | None = None) -> None:
+    def __init__(self, params: Mapping[str, str] | None = None, report: bool = True) -> None:
         """Keep the settings (``conf/hydra/sweeper/cells.yaml``).
 
         Args:
             params: Setting: value or values, as on the command line, which wins.
+            report: Ask for a report in the end.
         """
+        self.report = report
         self.params = dict(params or {})
         self.config: DictConfig | None = None
         self.context: HydraContext | None = None
@@ -127,7 +131,7 @@ class CellSweeper(Sweeper):
         finally:
             # Also if the launcher raised: what it raised goes on, and says why cells are missing.
             begun = any((folder / cell.name).is_dir() for cell in cells)
-            conclude(Outcome(folder, len(cells), begun, failures(folder, cells)))
+            conclude(Outcome(folder, len(cells), begun, failures(folder, cells), self.report))
         return returns
 
     def _overrides(self, arguments: Sequence[str]) -> list[Override]:
