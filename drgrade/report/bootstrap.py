@@ -81,7 +81,7 @@ def draws(fold: TestFold, resamples: int, seed: int) -> Iterator[Floats]:
     name = int.from_bytes(hashlib.sha256(fold.name.encode()).digest()[:8], "big")
     rng = np.random.default_rng([seed, name])
     groups = fold.num_groups
-    step = max(1, _CHUNK // groups)
+    step = max(1, _CHUNK // len(fold.image_ids))
     for start in range(0, resamples, step):
         size = min(step, resamples - start)
         drawn = rng.integers(groups, size=(size, groups)) + groups * np.arange(size)[:, None]
@@ -108,16 +108,17 @@ def resample(
     called = _cells_by_group(fold, predicted, grades)  # (groups, R * 25)
     scores = probabilities[:, :, REFERABLE:].sum(axis=2)
     referable = fold.grades >= REFERABLE
+    of_grade = _cells_by_group(fold, fold.grades[None], grades)[:, :: grades + 1]  # (groups, 5): the diagonal
     parts: list[Resampled] = []
     for counts in draws(fold, resamples, seed):
-        weights = counts[:, fold.groups]  # (b, N)
+        weights = counts.T[fold.groups]  # (N, b)
         auroc = np.stack([aurocs(scores[run], referable, weights) for run in range(runs)])
         qwk, hits = np.empty((runs, len(counts))), np.empty((runs, len(counts), grades))
         for run in range(runs):
             confusion = counts @ called[:, run * grades**2 : (run + 1) * grades**2]
             confusion = confusion.reshape(-1, grades, grades)
             qwk[run], hits[run] = kappas(confusion), np.diagonal(confusion, axis1=1, axis2=2)
-        totals = weights @ (fold.grades[:, None] == np.arange(grades))
+        totals = counts @ of_grade
         parts.append(Resampled(qwk, auroc, hits, totals))
     return Resampled(
         np.concatenate([part.qwk for part in parts], axis=1),

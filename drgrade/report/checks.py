@@ -25,8 +25,10 @@ def check_same_data(runs: Sequence[Run]) -> None:
         DataError: Naming two folders and what differs.
     """
     facts: dict[str, Callable[[Run], object]] = {
-        "data_hash": lambda run: str(run.record["data_hash"])[:12],
+        "data": lambda run: run.record["data"],
         "data.image_size": lambda run: run.config["data"]["image_size"],
+        "data.illumination": lambda run: run.config["data"]["illumination"],
+        "data_hash": lambda run: str(run.record["data_hash"])[:12],
         "split.seed": lambda run: run.config["split"]["seed"],
         "split.disagreeing": lambda run: run.config["split"]["disagreeing"],
         "split.file (whether there is one)": lambda run: run.config["split"]["file"] is not None,
@@ -69,7 +71,8 @@ def collect_folds(runs: Sequence[Run]) -> dict[str, TestFold]:
             if not np.array_equal(mine, theirs):
                 raise DataError(
                     f"fold {run.fold}: {other.folder} and {run.folder} were not tested on the same "
-                    f"photographs, groups and grades ({len(theirs)} and {len(mine)} photographs, {what} differ); {_APART}"
+                    f"photographs, groups and grades ({len(theirs)} and {len(mine)} photographs; "
+                    f"{what} differ); {_APART}"
                 )
     _check_disjoint(first)
     folds = {}
@@ -121,8 +124,8 @@ def split_hashes(runs: Sequence[Run], protocol: Mapping[str, str]) -> dict[tuple
         if run.record["split_hash"] != other.record["split_hash"]:
             raise DataError(
                 f"protocol {cell[0]}, {100 * cell[1]:g} % of the labels, fold {cell[2]}: {other.folder} and "
-                f"{run.folder} learnt from different labels (split_hash {str(other.record['split_hash'])[:12]} "
-                f"and {str(run.record['split_hash'])[:12]}); {_APART}"
+                f"{run.folder} learnt from different labels (split_hash "
+                f"{str(other.record['split_hash'])[:12]} and {str(run.record['split_hash'])[:12]}); {_APART}"
             )
     order = sorted(first, key=lambda cell: (cell[0], cell[1], fold_order(cell[2])))
     return {cell: str(first[cell].record["split_hash"]) for cell in order}

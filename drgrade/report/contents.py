@@ -1,8 +1,8 @@
 """What a report says, as plain data: made by :mod:`drgrade.report.study`, shown by the writers.
 
 A *method* is everything that is equal in all its runs: encoder, pretext, first weights, head, protocol and
-all other settings but the axes (label fraction, fold, seed). A *row* is a method at a label fraction. Its *folds*
-are the runs whose mean is reported; several seeds of a fold are averaged before anything else.
+all other settings but the axes (label fraction, fold, seed). A *row* is a method at a label fraction. Its
+*folds* are the runs whose mean is reported; several seeds of a fold are averaged before anything else.
 """
 
 from collections.abc import Mapping, Sequence

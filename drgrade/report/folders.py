@@ -24,7 +24,7 @@ class Cell:
 
     Attributes:
         folder: Its folder.
-        sweep: Folder of its sweep; None for a single run.
+        sweep: Folder of its sweep, absolute; None for a single run.
         overrides: What the sweep sets for it; empty where that is not known.
     """
 
@@ -46,7 +46,7 @@ class Found:
     """What lies below the folders of a report.
 
     Attributes:
-        cells: Runs, begun or not, in the order of their paths.
+        cells: Runs, begun or not, in the order of their absolute paths.
         commands: Command of each sweep.
     """
 
@@ -73,16 +73,16 @@ def find_cells(folders: Sequence[Path]) -> Found:
             raise DataError(
                 f"{folder} is not a folder: give the folders of runs or sweeps (outputs/sweeps/NAME)"
             )
-        for place in _places(folder.resolve()):
+        for place in _places(folder):
             if (place / SWEEP).is_file():
-                listed = read_sweep(place)
+                cells_of_sweep = read_sweep(place)
                 commands.add(_command(place))
-                # What the sweep says of a cell is more than what its folder says.
-                cells |= {
-                    place / cell.name: Cell(place / cell.name, place, cell.overrides) for cell in listed
-                }
-            elif place not in cells:
-                cells[place] = Cell(place)
+                for listed in cells_of_sweep:
+                    # What the sweep says of a cell is more than what its folder says.
+                    cell = Cell(place / listed.name, place.resolve(), listed.overrides)
+                    cells[cell.folder.resolve()] = cell
+            else:
+                cells.setdefault(place.resolve(), Cell(place))
     return Found([cells[place] for place in sorted(cells)], sorted(commands))
 
 

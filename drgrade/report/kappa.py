@@ -53,18 +53,18 @@ def aurocs(scores: Floats, positive: Booleans, weights: Floats) -> Floats:
     Args:
         scores: (N,), higher means more likely positive.
         positive: (N,).
-        weights: (B, N) whole numbers: how often each photograph occurs.
+        weights: (N, B) whole numbers: how often each photograph occurs. In this order because whole rows are
+            gathered, which is much faster than columns.
 
     Returns:
         (B,); 0.5 where positives or negatives are missing, as in :func:`drgrade.metrics.auroc`.
     """
-    order = np.argsort(scores, kind="stable")
-    ranked = scores[order]
-    starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])  # where the next higher score begins
-    sorted_weights = weights[:, order]
-    positives = np.add.reduceat(sorted_weights * positive[order], starts, axis=1)  # (B, levels)
-    negatives = np.add.reduceat(sorted_weights * ~positive[order], starts, axis=1)
-    below = negatives.cumsum(axis=1) - negatives
-    doubled = (positives * (2 * below + negatives)).sum(axis=1)
-    pairs = positives.sum(axis=1) * negatives.sum(axis=1)
+    yes, no = np.flatnonzero(positive), np.flatnonzero(~positive)
+    no = no[np.argsort(scores[no], kind="stable")]
+    up_to = np.zeros((len(no) + 1, weights.shape[1]))  # negatives among the lowest k
+    np.cumsum(weights[no], axis=0, out=up_to[1:])
+    below, not_above = (np.searchsorted(scores[no], scores[yes], side=side) for side in ("left", "right"))
+    weight = weights[yes]
+    doubled = np.einsum("nb,nb->b", weight, up_to[below]) + np.einsum("nb,nb->b", weight, up_to[not_above])
+    pairs = weight.sum(axis=0) * up_to[-1]
     return np.where(pairs == 0, 0.5, doubled / np.where(pairs == 0, 1, 2 * pairs))

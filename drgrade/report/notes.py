@@ -1,6 +1,7 @@
 """Sentences that a reader of the figures has to know."""
 
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 
 from drgrade.report.contents import Comparison, Method, Missing, Row
 from drgrade.report.facts import commit, distinct, versions
@@ -29,7 +30,7 @@ def make_notes(
         *_on_test_photographs(grouped.methods),
         *_on_protocols(grouped),
         *_on_origin(runs),
-        *_on_statistics(rows, comparisons),
+        *_on_statistics(grouped.methods, rows, comparisons),
     ]
 
 
@@ -99,6 +100,9 @@ def _on_origin(runs: Sequence[Run]) -> Iterator[str]:
         yield f"The runs were made by {len(commits)} different commits."
     if any(each.endswith("+") for each in commits):
         yield "Some runs were made by code with changes that are in no commit (marked +)."
+    if "data_external" in runs[0].record:
+        external = runs[0].record["data_external"]
+        yield f"The table is of the test photographs; external data sets ({external}) are not in it."
     if len(packages) > 1:
         yield f"The runs were made with {len(packages)} different sets of package versions."
     name = str(runs[0].record["data"])
@@ -106,7 +110,18 @@ def _on_origin(runs: Sequence[Run]) -> Iterator[str]:
         yield f"The published figures are of other photographs ({DATA}) than these ({name})."
 
 
-def _on_statistics(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> Iterator[str]:
+def _on_statistics(
+    methods: Sequence[Method], rows: Sequence[Row], comparisons: Sequence[Comparison]
+) -> Iterator[str]:
+    labels = {method.key: method.label for method in methods}
+    compared = {(each.first, each.second, each.label_fraction) for each in comparisons}
+    for one, other in combinations(rows, 2):
+        cell = (one.method, other.method, one.label_fraction)
+        if one.label_fraction == other.label_fraction and cell not in compared:
+            yield (
+                f"Not compared at {100 * one.label_fraction:g} % of the labels, because they have no fold "
+                f"and seed in common: {labels[one.method]}; {labels[other.method]}."
+            )
     if any(len(row.folds) == 1 for row in rows):
         yield (
             "A single fold has no standard deviation; its interval covers the test photographs of that "

@@ -41,9 +41,9 @@ def make_study(
             splits.
     """
     read = _read(folders)
+    check_same_data(read.runs)
+    folds = collect_folds(read.runs)
     runs, repeats = one_run_per_cell(read.runs)
-    check_same_data(runs)
-    folds = collect_folds(runs)
     grouped = group(runs)
     keys = [method.key for method in grouped.methods]
     splits = split_hashes(runs, {method.key: method.protocol for method in grouped.methods})
@@ -88,8 +88,8 @@ def _read(folders: Sequence[Path]) -> _Read:
         counts = Counter([each.status for each in unfinished] + [each.why for each in left_out])
         there = ", ".join(f"{count} {what}" for what, count in counts.items()) or "no runs at all"
         raise DataError(
-            f"no finished grading run in {', '.join(map(str, folders))} ({there}): give the folder of a run or "
-            "a sweep (outputs/sweeps/NAME), or wait for the first run to finish"
+            f"no finished grading run in {', '.join(map(str, folders))} ({there}): give the folder of a "
+            "run or a sweep (outputs/sweeps/NAME), or wait for the first run to finish"
         )
     return _Read(runs, unfinished, left_out, found.commands)
 
@@ -141,8 +141,8 @@ def _rows(
 
 def _missing(unfinished: Sequence[Unfinished]) -> list[Missing]:
     """By name; with the sweep's or parent's name in front where there are several."""
-    several = len({each.cell.folder.parent for each in unfinished}) > 1
+    several = len({each.cell.folder.resolve().parent for each in unfinished}) > 1
     return [
-        Missing("/".join(each.cell.folder.parts[-2 if several else -1 :]), each.status, each.reason)
+        Missing("/".join(each.cell.folder.resolve().parts[-2 if several else -1 :]), each.status, each.reason)
         for each in sorted(unfinished, key=lambda each: each.cell.folder)
     ]

@@ -17,14 +17,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from drgrade.config import CONF
 from drgrade.data.splits import split_hash
+from drgrade.files import write_text
 from drgrade.metrics import Predictions, grading_metrics
 from drgrade.training.artefacts import (
-    write_config,
     write_hashes,
     write_metrics,
     write_predictions,
     write_split,
-    write_text,
 )
 
 DATA_HASH = "d" * 64
@@ -91,9 +90,10 @@ def write_runs(
                     overrides = [*method.overrides, *axes]
                     name = "_".join(overrides).replace("=", "-").replace("/", "-")
                     cells[name] = overrides
-                    cfg = _config(method.overrides, fraction, fold, len(folds), seed, split_seed)
-                    cfg.sweep, cfg.paths.run = sweep, str(folder / name)
-                    _write_run(folder / name, cfg, method, table, data_hash)
+                    of_cell = (method.overrides, fraction, fold, len(folds), seed, split_seed)
+                    text = _config_text(*of_cell).replace("run: unset", f"run: {folder / name}")
+                    write_text(folder / name / "config.yaml", text.replace("sweep: null", f"sweep: {sweep}"))
+                    _write_run(folder / name, _config(*of_cell), method, table, data_hash)
                     runs.append(folder / name)
     if sweep is not None:
         listed = [{"name": name, "overrides": overrides} for name, overrides in cells.items()]
@@ -170,7 +170,6 @@ def _write_run(run: Path, cfg: DictConfig, method: FakeMethod, table: pd.DataFra
     facts |= {"protocol": cfg.protocol.name, "data": cfg.data.name, "pretraining_saw_test": method.saw_test}
     write_split(run, split)
     write_hashes(run, **hashes)
-    write_config(run, cfg)
     write_predictions(run, predictions, table["image_id"])
     write_metrics(run, {**metrics, **facts, **hashes, "checkpoint": "last.ckpt", "status": "finished"})
     provenance = {
@@ -217,11 +216,18 @@ def _composed(overrides: tuple[str, ...]) -> DictConfig:
         return hydra.compose("train", [*overrides, "logger=none", "trainer=cpu", "paths.run=unset"])
 
 
+@cache
 def _config(
     overrides: tuple[str, ...], fraction: float, fold: int | str, folds: int, seed: int, split_seed: int
 ) -> DictConfig:
+    """Resolved; cached, because that takes longer than everything else."""
     cfg = _composed(overrides).copy()
     cfg.label_fraction, cfg.fold, cfg.folds, cfg.seed = fraction, fold, max(2, folds), seed
     cfg.split.seed = split_seed
     OmegaConf.resolve(cfg)
     return cfg
+
+
+@cache
+def _config_text(*args: Any) -> str:
+    return OmegaConf.to_yaml(_config(*args))

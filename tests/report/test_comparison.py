@@ -1,0 +1,112 @@
+"""Paired comparisons, against loops and scipy."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from synthetic import RANDOM, ROTATION, FakeMethod, remove_run, write_runs
+
+from drgrade.report.comparison import holm, two_sided
+from drgrade.report.study import make_study
+
+TWIN = FakeMethod(("method=twin", "init=random"), skill=RANDOM.skill)
+"""Another name, the same predictions."""
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    write_runs(folder, [ROTATION, RANDOM, TWIN], [0.1, 1.0], seeds=(0, 1))
+    return make_study([folder], resamples=400)
+
+
+def find(study, first, second, fraction):
+    labels = {method.key: method.label for method in study.methods}
+    (found,) = (
+        each
+        for each in study.comparisons
+        if (labels[each.first], labels[each.second], each.label_fraction) == (first, second, fraction)
+    )
+    return found
+
+
+def test_every_pair_is_compared_once_at_every_fraction(study):
+    assert len(study.comparisons) == 3 * 2
+    keys = [method.key for method in study.methods]
+    for each in study.comparisons:
+        assert keys.index(each.first) < keys.index(each.second)
+
+
+def test_methods_with_equal_predictions_do_not_differ(study):
+    for fraction in (0.1, 1.0):
+        found = find(study, "rotation, random init", "twin, random init", fraction)
+        assert found.difference.value == 0
+        assert (found.difference.interval.low, found.difference.interval.high) == (0, 0)
+        assert (found.won, found.p_value, found.p_holm) == (0.5, 1, 1)
+
+
+def test_the_difference_is_that_of_the_rows_and_folds_are_counted(study):
+    rows = {(row.method, row.label_fraction): row for row in study.rows}
+    for each in study.comparisons:
+        first, second = rows[each.first, each.label_fraction], rows[each.second, each.label_fraction]
+        gaps = [first.folds[fold] - second.folds[fold] for fold in first.folds]
+        assert each.difference.value == pytest.approx(first.mean.value - second.mean.value, abs=1e-12)
+        assert each.won == np.mean([0.5 if gap == 0 else gap > 0 for gap in gaps])
+        assert each.folds == 3
+
+
+def test_pairing_uses_the_same_draws_for_both(study):
+    """Twins differ from a third method by the same amount in every resample."""
+    one = find(study, "rotation, pre-trained", "rotation, random init", 1.0)
+    other = find(study, "rotation, pre-trained", "twin, random init", 1.0)
+    assert (one.difference, one.p_value) == (other.difference, other.p_value)
+
+
+def test_only_common_folds_and_seeds_are_compared(tmp_path):
+    runs = write_runs(tmp_path, [ROTATION, RANDOM], [1.0], seeds=(0, 1))
+    pretrained, random = runs[:6], runs[6:]  # fold 0 seed 0, fold 0 seed 1, fold 1 seed 0, ...
+    for run in (pretrained[1], random[3], random[4], random[5]):
+        remove_run(run)
+    (found,) = make_study([tmp_path], resamples=100).comparisons
+    assert found.folds == 2
+    gaps = [qwk(pretrained[0]) - qwk(random[0]), qwk(pretrained[2]) - qwk(random[2])]
+    assert found.difference.value == pytest.approx(np.mean(gaps), abs=1e-12)
+
+
+def qwk(run) -> float:
+    return pd.read_json(run / "metrics.json", typ="series")["test/qwk"]
+
+
+def test_methods_without_a_common_fold_are_not_compared_and_a_note_says_so(tmp_path):
+    runs = write_runs(tmp_path, [ROTATION, RANDOM], [1.0])
+    for run in (runs[1], runs[2], runs[3]):
+        remove_run(run)
+    study = make_study([tmp_path], resamples=20)
+    assert not study.comparisons
+    assert any(note.startswith("Not compared at 100 % of the labels") for note in study.notes)
+
+
+def test_swapping_the_methods_mirrors_the_comparison():
+    samples = np.random.default_rng(0).normal(0.1, 0.1, 999)
+    assert two_sided(samples) == two_sided(-samples)
+    assert two_sided(np.abs(samples) + 1) == 2 / 1000
+    assert two_sided(np.zeros(99)) == 1
+
+
+def test_p_value_is_near_the_normal_ones_for_normal_differences():
+    samples = np.random.default_rng(1).normal(2, 1, 200_000)
+    assert two_sided(samples) == pytest.approx(2 * stats.norm.sf(2), abs=0.002)
+
+
+@given(st.lists(st.floats(0, 1), max_size=12))
+def test_holm_equals_a_naive_one(p_values):
+    expected: list[float] = []
+    for p in p_values:
+        # Step down: the largest of what any hypothesis that is at least as strong would have to show.
+        smaller = sorted(p_values)
+        steps = [other * (len(p_values) - place) for place, other in enumerate(smaller) if other <= p]
+        first = [other * (len(p_values) - smaller.index(other)) for other in smaller if other <= p]
+        expected.append(min(1.0, max(max(steps), max(first))))
+    assert holm(p_values) == pytest.approx(expected)

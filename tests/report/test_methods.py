@@ -1,0 +1,166 @@
+"""Which runs are of one method, and what methods are called."""
+
+import re
+
+import pytest
+import yaml
+from synthetic import RANDOM, ROTATION, FakeMethod, change_config, write_runs
+
+from drgrade.report.settings import flat, method_key, settings_of_method
+from drgrade.report.study import make_study
+
+
+def labels(folder) -> list[str]:
+    return [method.label for method in make_study([folder], resamples=10).methods]
+
+
+def config_of(run) -> dict:
+    return yaml.load((run / "config.yaml").read_text(), Loader=yaml.CSafeLoader)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run that was pre-trained."""
+    return write_runs(tmp_path_factory.mktemp("one"), [ROTATION], [1.0])[0]
+
+
+def changed(config: dict, name: str, value: object) -> dict:
+    """A copy with another value; ``a__b`` is ``a.b``."""
+    first, _, rest = name.partition("__")
+    return {**config, first: changed(config[first], rest, value) if rest else value}
+
+
+SAME = {
+    "label_fraction": 0.25,
+    "fold": 3,
+    "seed": 7,
+    "pretext__seed": 7,
+    "grading__datamodule__seed": 7,
+    "pretraining__datamodule__seed": 7,
+    "callbacks__seed_each_epoch__seed": 7,
+    "name": "another",
+    "sweep": "another",
+    "resume": "auto",
+    "data__root": "/elsewhere",
+    "data__source__root": "/elsewhere",
+    "paths__outputs": "/elsewhere",
+    "data__workers": 9,
+    "data__num_workers": 9,
+    "grading__datamodule__num_workers": 9,
+    "trainer__accelerator": "gpu",
+    "trainer__devices": 4,
+    "trainer__strategy": {"_target_": "x"},
+    "logger": {"_target_": "x"},
+    "callbacks__progress": {"_target_": "x"},
+}
+OTHER = {
+    "trainer__precision": "bf16-mixed",
+    "trainer__max_epochs": 5,
+    "protocol__epochs": 5,
+    "protocol__frozen_epochs": 0,
+    "optimizer__lr": 0.1,
+    "data__batch_size": 4,
+    "data__balanced": True,
+    "pretext__epochs": 99,
+    "pretrain_on": "train",
+    "split__val_fraction": 0.2,
+    "head__dropout": 0.1,
+    "encoder__growth_rate": 99,
+    "augment__zoom": [1, 1],
+    "callbacks__stopping": {"_target_": "x"},
+    "init": "imagenet",
+    "method": "another",
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_axes_places_names_and_devices_do_not_make_another_method(run, name):
+    config = config_of(run)
+    assert method_key(changed(config, name, SAME[name])) == method_key(config)
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_whatever_changes_a_result_makes_another_method(run, name):
+    config = config_of(run)
+    assert method_key(changed(config, name, OTHER[name])) != method_key(config)
+
+
+def test_what_does_not_change_an_encoder_does_not_make_another_method_either():
+    from drgrade.training import pretraining
+
+    names = {f"trainer.{name}" for name in pretraining._WITHOUT_EFFECT if name != "_target_"}
+    config = {"init": "ssl", "trainer": {name.removeprefix("trainer."): 1 for name in names}}
+    assert set(flat(config)) > names
+    assert set(settings_of_method(config)) == {"init"}
+
+
+def test_a_key_is_safe_in_a_file_name_and_does_not_depend_on_the_report(tmp_path, run):
+    key = make_study([run], resamples=10).methods[0].key
+    write_runs(tmp_path / "both", [RANDOM, ROTATION], [1.0])
+    assert key in [method.key for method in make_study([tmp_path / "both"], resamples=10).methods]
+    assert re.fullmatch(r"rotation-ssl-published-[0-9a-f]{8}", key)
+
+
+def test_the_pretext_does_not_count_where_nothing_is_pretrained(tmp_path):
+    first = write_runs(tmp_path / "a", [RANDOM], [1.0])[0]
+    change_config(first, pretext__epochs=99, pretrain_on="train", protocol__pretrain_on="train")
+    assert labels(tmp_path / "a") == ["rotation, random init"]
+
+
+def test_pretrained_stands_before_random(tmp_path):
+    write_runs(tmp_path, [RANDOM, ROTATION], [1.0])
+    study = make_study([tmp_path], resamples=10)
+    assert [method.label for method in study.methods] == ["rotation, pre-trained", "rotation, random init"]
+    assert [method.init for method in study.methods] == ["ssl", "random"]
+    assert [method.saw_test for method in study.methods] == [True, False]
+    assert all(method.settings == {} for method in study.methods)
+
+
+def test_without_a_name_a_method_is_called_by_its_encoder(tmp_path):
+    write_runs(tmp_path, [FakeMethod(), FakeMethod(("encoder=msssl", "init=imagenet"))], [1.0])
+    assert labels(tmp_path) == ["MsSSL, ImageNet weights", "densenet121, random init"]
+
+
+def test_two_protocols_are_two_rows_and_say_so(tmp_path):
+    write_runs(tmp_path, [RANDOM, FakeMethod((*RANDOM.overrides, "protocol=matched"))], [1.0])
+    study = make_study([tmp_path], resamples=10)
+    assert [method.label for method in study.methods] == [
+        "rotation, random init, published",
+        "rotation, random init, matched",
+    ]
+    assert [method.protocol for method in study.methods] == ["published", "matched"]
+    assert len(study.rows) == 2
+    assert {protocol for protocol, _, _ in study.splits} == {"published", "matched"}
+
+
+def test_a_changed_protocol_is_another_one(tmp_path):
+    write_runs(tmp_path, [RANDOM, FakeMethod((*RANDOM.overrides, "protocol.epochs=5"))], [1.0])
+    study = make_study([tmp_path], resamples=10)
+    assert sorted(method.protocol for method in study.methods) == [
+        "published (epochs=20)",
+        "published (epochs=5)",
+    ]
+    assert len({method.label for method in study.methods}) == 2
+    assert {method.settings["protocol.epochs"] for method in study.methods} == {5, 20}
+
+
+def test_methods_that_would_share_a_label_are_told_apart_by_the_fewest_settings(tmp_path):
+    more = ("head=softmax", "optimizer.lr=0.5")
+    write_runs(
+        tmp_path,
+        [
+            RANDOM,
+            FakeMethod((*RANDOM.overrides, more[0])),
+            FakeMethod((*RANDOM.overrides, more[1])),
+            FakeMethod((*RANDOM.overrides, *more)),
+        ],
+        [1.0],
+    )
+    study = make_study([tmp_path], resamples=10)
+    assert sorted(method.label for method in study.methods) == [
+        "rotation, random init, lr=0.001, head=CumulativeHead",
+        "rotation, random init, lr=0.001, head=SoftmaxHead",
+        "rotation, random init, lr=0.5, head=CumulativeHead",
+        "rotation, random init, lr=0.5, head=SoftmaxHead",
+    ]
+    assert all(set(method.settings) == {"head", "optimizer.lr"} for method in study.methods)

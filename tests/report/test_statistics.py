@@ -1,0 +1,225 @@
+"""Rows of the table, against scikit-learn, scipy and NumPy on the files that runs left."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from sklearn import metrics
+from synthetic import RANDOM, ROTATION, change_json, remove_run, write_runs
+
+from drgrade.report.statistics import roc
+from drgrade.report.study import make_study
+
+SEEDS = (0, 1)
+FOLDS = (0, 1, 2)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Two methods, two fractions, three folds, two seeds."""
+    folder = tmp_path_factory.mktemp("study")
+    write_runs(folder, seeds=SEEDS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def study(folder):
+    return make_study([folder], resamples=200)
+
+
+@pytest.fixture(scope="module")
+def row(study):
+    """Random init, 10 % of the labels."""
+    return study.rows[2]
+
+
+@pytest.fixture(scope="module")
+def tables(folder) -> dict[tuple[int, int], pd.DataFrame]:
+    """predictions.csv of that row, by fold and seed."""
+    return {(fold, seed): read(folder, fold, seed) for fold in FOLDS for seed in SEEDS}
+
+
+def read(folder: Path, fold: int, seed: int) -> pd.DataFrame:
+    name = f"method-rotation_init-random_label_fraction-0.1_fold-{fold}_seed-{seed}"
+    return pd.read_csv(folder / name / "predictions.csv", dtype={"image_id": str})
+
+
+def over_folds(tables, figure) -> list[float]:
+    """A figure of each fold, mean over its seeds."""
+    return [float(np.mean([figure(tables[fold, seed]) for seed in SEEDS])) for fold in FOLDS]
+
+
+def qwk(table) -> float:
+    return metrics.cohen_kappa_score(table["grade"], table["predicted"], labels=range(5), weights="quadratic")
+
+
+def referable_auroc(table) -> float:
+    return metrics.roc_auc_score(table["grade"] >= 2, table[["p2", "p3", "p4"]].sum(axis=1))
+
+
+def test_qwk_of_folds_and_their_summary_equal_scikit_learn_and_scipy(row, tables):
+    expected = over_folds(tables, qwk)
+    assert list(row.folds) == ["0", "1", "2"]
+    assert list(row.folds.values()) == pytest.approx(expected, abs=1e-12)
+    described = stats.describe(expected, ddof=1)
+    assert (row.minimum, row.maximum) == pytest.approx(described.minmax, abs=1e-12)
+    assert row.mean.value == pytest.approx(described.mean, abs=1e-12)
+    assert row.sd == pytest.approx(math.sqrt(described.variance), abs=1e-12)
+    assert row.seeds == [0, 1]
+
+
+def test_other_metrics_equal_scikit_learn(row, tables):
+    expected = {
+        "accuracy": lambda table: metrics.accuracy_score(table["grade"], table["predicted"]),
+        "mae": lambda table: metrics.mean_absolute_error(table["grade"], table["predicted"]),
+        "macro_f1": lambda table: metrics.f1_score(table["grade"], table["predicted"], average="macro"),
+        "referable_auroc": referable_auroc,
+        "referable_sensitivity": lambda table: metrics.recall_score(
+            table["grade"] >= 2, table["predicted"] >= 2
+        ),
+        "auroc_0": lambda table: metrics.roc_auc_score(table["grade"] == 0, table["p0"]),
+    }
+    for name, figure in expected.items():
+        assert row.metrics[name] == pytest.approx(np.mean(over_folds(tables, figure)), abs=1e-9)
+    assert row.referable_auroc.value == pytest.approx(row.metrics["referable_auroc"], abs=1e-12)
+    assert "qwk" not in row.metrics
+
+
+def test_confusion_and_recall_are_of_all_folds_and_seeds_together(row, tables):
+    pooled = pd.concat(tables.values())
+    assert np.array_equal(
+        row.confusion, metrics.confusion_matrix(pooled["grade"], pooled["predicted"], labels=range(5))
+    )
+    expected = metrics.recall_score(pooled["grade"], pooled["predicted"], labels=range(5), average=None)
+    assert [recall.value for recall in row.recall] == pytest.approx(expected, abs=1e-12)
+    assert all(recall.interval.low <= recall.value <= recall.interval.high for recall in row.recall)
+
+
+def test_roc_equals_scikit_learns(row, tables):
+    pooled = pd.concat(tables.values())
+    scores = pooled[["p2", "p3", "p4"]].to_numpy().sum(axis=1)
+    false, true, _ = metrics.roc_curve(pooled["grade"] >= 2, scores, drop_intermediate=False)
+    assert (row.roc.x[0], row.roc.y[0], row.roc.x[-1], row.roc.y[-1]) == (0, 0, 1, 1)
+    assert metrics.auc(row.roc.x, row.roc.y) == pytest.approx(metrics.auc(false, true), abs=1e-12)
+    assert {*zip(row.roc.x, row.roc.y, strict=True)} <= {*zip(false, true, strict=True)}
+
+
+def test_roc_leaves_out_only_points_on_a_straight_line():
+    rng = np.random.default_rng(0)
+    scores, positive = rng.integers(0, 300, 200) / 300, rng.random(200) < 0.3
+    curve = roc(scores, positive)
+    false, true, _ = metrics.roc_curve(positive, scores, drop_intermediate=False)
+    slopes = np.diff(curve.y) / np.maximum(np.diff(curve.x), 1e-15)
+    assert len(curve.x) < len(false)
+    assert (np.diff(slopes) != 0).all()
+    assert metrics.auc(curve.x, curve.y) == pytest.approx(metrics.auc(false, true), abs=1e-12)
+
+
+def test_roc_of_one_class_is_empty():
+    curve = roc(np.array([0.1, 0.2]), np.array([True, True]))
+    assert len(curve.x) == len(curve.y) == 0
+
+
+def test_calibration_is_a_table_of_bins(row, tables):
+    pooled = pd.concat(tables.values())
+    probabilities = pooled[[f"p{grade}" for grade in range(5)]].to_numpy()
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == pooled["grade"]
+    bins = pd.cut(confidence, np.linspace(0, 1, 16), right=True, labels=False, include_lowest=True)
+    for number in range(15):
+        inside = bins == number
+        assert row.calibration.count[number] == inside.sum()
+        if inside.any():
+            assert row.calibration.confidence[number] == pytest.approx(confidence[inside].mean())
+            assert row.calibration.accuracy[number] == pytest.approx(right[inside].mean())
+        else:
+            assert np.isnan(row.calibration.confidence[number])
+    assert row.calibration.ece == row.metrics["ece"]
+
+
+def test_the_interval_equals_a_naive_loop_over_resamples(folder, study, row, tables):
+    """The same draws, but photographs repeated one by one, and scikit-learn's kappa."""
+    samples = []
+    by_fold = {fold: counts_of_groups(folder, fold) for fold in FOLDS}
+    for b in range(200):
+        drawn = {fold: repeated(by_fold[fold], b) for fold in FOLDS}
+        samples.append(
+            np.mean(
+                [
+                    np.mean(
+                        [qwk(tables[fold, seed].set_index("image_id").loc[drawn[fold]]) for seed in SEEDS]
+                    )
+                    for fold in FOLDS
+                ]
+            )
+        )
+    low, high = np.percentile(samples, [2.5, 97.5])
+    assert (row.mean.interval.low, row.mean.interval.high) == pytest.approx((low, high), abs=1e-12)
+
+
+def counts_of_groups(folder, fold) -> tuple[list[list[str]], np.ndarray]:
+    """Photographs of each test group of a fold, by the group's name, and how often each is drawn."""
+    from drgrade.report.bootstrap import TestFold, draws
+
+    split = pd.read_csv(
+        folder / f"method-rotation_init-random_label_fraction-0.1_fold-{fold}_seed-0/split.csv", dtype=str
+    )
+    tested = split[split["subset"] == "test"]
+    groups = tested.groupby("group")["image_id"].apply(list).tolist()
+    numbers = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+    stand_in = TestFold(str(fold), np.empty(len(numbers), str), numbers, np.zeros(len(numbers), int))
+    return groups, np.concatenate(list(draws(stand_in, 200, seed=0))).astype(int)
+
+
+def repeated(drawn: tuple[list[list[str]], np.ndarray], b: int) -> list[str]:
+    groups, counts = drawn
+    return [image_id for group, count in zip(groups, counts[b], strict=True) for image_id in group * count]
+
+
+def test_costs_and_labels_are_means_over_runs(row, folder):
+    assert row.seconds == 60.5
+    assert row.images_per_second == 100
+    assert row.peak_memory == 10**9 + 1
+    splits = [
+        pd.read_csv(folder / f"method-rotation_init-random_label_fraction-0.1_fold-{fold}_seed-0/split.csv")
+        for fold in FOLDS
+    ]
+    assert row.labels == pytest.approx(np.mean([(split["subset"] == "train").sum() for split in splits]))
+
+
+def test_a_single_fold_has_no_standard_deviation(tmp_path):
+    write_runs(tmp_path, [RANDOM], [1.0], folds=("published",))
+    study = make_study([tmp_path], resamples=50)
+    (row,) = study.rows
+    assert math.isnan(row.sd)
+    assert row.minimum == row.mean.value == row.maximum
+    assert list(row.folds) == ["published"]
+    assert study.data["folds"] == "the published test set"
+    assert any(note.startswith("A single fold has no standard deviation") for note in study.notes)
+
+
+def test_a_fold_with_more_seeds_does_not_count_more(tmp_path):
+    runs = write_runs(tmp_path, [ROTATION], [1.0], seeds=SEEDS, sweep=None)
+    remove_run(runs[1])  # fold 0, seed 1
+    (row,) = make_study([tmp_path], resamples=50).rows
+    assert row.mean.value == pytest.approx(np.mean(list(row.folds.values())))
+    assert row.seeds == [0]
+    assert not row.complete
+
+
+def test_a_grade_that_does_not_occur_has_no_recall(tmp_path):
+    from drgrade.data.splits import split_hash
+
+    for run in write_runs(tmp_path, [RANDOM], [1.0], folds=(0, 1, 2)):
+        for file in ("split.csv", "predictions.csv"):
+            table = pd.read_csv(run / file, dtype={"image_id": str})
+            table.assign(grade=table["grade"].replace(4, 3)).to_csv(run / file, index=False)
+        table = pd.read_csv(run / "predictions.csv")
+        split = pd.read_csv(run / "split.csv", dtype={"image_id": str})
+        change_json(run / "metrics.json", **{"test/qwk": qwk(table), "split_hash": split_hash(split)})
+    (row,) = make_study([tmp_path], resamples=50).rows
+    assert np.isnan(row.recall[4].value)
+    assert np.isnan(row.recall[4].interval.low)
+    assert row.recall[3].value == pytest.approx(row.confusion[3, 3] / row.confusion[3].sum())

@@ -1,0 +1,369 @@
+"""The whole study: what is refused, what a half-finished sweep says, facts and notes."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from synthetic import (
+    RANDOM,
+    ROTATION,
+    FakeMethod,
+    change_config,
+    change_json,
+    fail_run,
+    remove_run,
+    stop_run,
+    write_runs,
+)
+
+from drgrade.errors import DataError
+from drgrade.report.published import published_rows
+from drgrade.report.study import make_study
+
+
+def refused(tmp_path, message, **options) -> str:
+    """Two sweeps that must not stand in one table."""
+    write_runs(tmp_path / "one", [ROTATION], [1.0])
+    write_runs(tmp_path / "other", [RANDOM], [1.0], **options)
+    with pytest.raises(DataError, match=message) as error:
+        make_study([tmp_path])
+    text = str(error.value)
+    assert str(tmp_path / "one") in text
+    assert str(tmp_path / "other") in text
+    assert "separately" in text
+    return text
+
+
+def test_other_photographs_are_refused(tmp_path):
+    text = refused(tmp_path, "data_hash", data_hash="e" * 64)
+    assert "d" * 12 in text
+    assert "e" * 12 in text
+
+
+def test_another_split_seed_is_refused(tmp_path):
+    assert "split.seed is 0" in refused(tmp_path, "split.seed", split_seed=1)
+
+
+def test_another_number_of_folds_is_refused(tmp_path):
+    assert "folds is 3" in refused(tmp_path, "folds", folds=(0, 1, 2, 3))
+
+
+def test_a_published_test_set_does_not_mix_with_folds(tmp_path):
+    refused(tmp_path, "kind of test set", folds=("published",))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("data__image_size", 12), ("data__illumination", "clahe"), ("split__disagreeing", "majority")],
+)
+def test_other_preparation_and_splits_are_refused(tmp_path, name, value):
+    runs = write_runs(tmp_path, [RANDOM], [1.0])
+    change_config(runs[1], **{name: value})
+    with pytest.raises(DataError, match=name.replace("__", ".")):
+        make_study([tmp_path])
+
+
+def test_a_split_from_a_file_does_not_mix_with_drawn_folds(tmp_path):
+    runs = write_runs(tmp_path, [RANDOM], [1.0])
+    change_config(runs[1], split__file="folds.csv")
+    with pytest.raises(DataError, match=r"split\.file"):
+        make_study([tmp_path])
+
+
+def test_other_test_photographs_in_a_fold_are_refused_whatever_the_config_says(tmp_path):
+    one = write_runs(tmp_path / "one", [ROTATION], [1.0])
+    other = write_runs(tmp_path / "other", [RANDOM], [1.0], split_seed=1)
+    for run in other:
+        change_config(run, split__seed=0)
+    with pytest.raises(DataError, match=r"fold 0: .* were not tested on the same photographs") as error:
+        make_study([tmp_path])
+    assert str(one[0]) in str(error.value)
+    assert str(other[0]) in str(error.value)
+
+
+def test_other_groups_are_refused(tmp_path):
+    runs = write_runs(tmp_path, [ROTATION, RANDOM], [1.0])
+    split = pd.read_csv(runs[0] / "split.csv", dtype=str)
+    split.assign(group=split["image_id"]).to_csv(runs[0] / "split.csv", index=False)
+    with pytest.raises(DataError, match="groups differ"):
+        make_study([tmp_path])
+
+
+def test_a_photograph_in_two_test_folds_is_refused(tmp_path):
+    runs = write_runs(tmp_path, [RANDOM], [1.0], sweep=None)
+    remove_run(runs[1])
+    change_config(runs[0], fold=1)
+    write_runs(tmp_path / "again", [RANDOM], [1.0], sweep=None)
+    for run in (tmp_path / "again").iterdir():
+        if "fold-0" not in run.name:
+            remove_run(run)
+    with pytest.raises(DataError, match="is tested in two folds"):
+        make_study([tmp_path])
+
+
+def test_other_training_labels_under_one_protocol_are_refused(tmp_path):
+    runs = write_runs(tmp_path, [ROTATION, RANDOM], [1.0])
+    change_json(runs[0] / "metrics.json", split_hash="f" * 64)
+    with pytest.raises(DataError, match="learnt from different labels") as error:
+        make_study([tmp_path])
+    assert "100 % of the labels, fold 0" in str(error.value)
+    assert "f" * 12 in str(error.value)
+
+
+def test_two_protocols_may_have_different_training_labels_and_are_never_averaged(tmp_path):
+    matched = FakeMethod((*RANDOM.overrides, "protocol=matched"), skill=0.9)
+    write_runs(tmp_path, [RANDOM, matched], [1.0])
+    study = make_study([tmp_path], resamples=20)
+    assert len(study.rows) == 2
+    assert study.splits["published", 1.0, "0"] != study.splits["matched", 1.0, "0"]
+    for row, protocol in zip(study.rows, ("published", "matched"), strict=True):
+        of_protocol = [
+            run for run in study.runs if ("protocol-matched" in run.name) == (protocol == "matched")
+        ]
+        values = [json.loads((run / "metrics.json").read_text())["test/qwk"] for run in of_protocol]
+        assert row.mean.value == pytest.approx(np.mean(values), abs=1e-12)
+
+
+def test_a_run_twice_with_the_same_figures_counts_once(tmp_path):
+    write_runs(tmp_path / "a", [RANDOM], [1.0])
+    alone = make_study([tmp_path], resamples=20)
+    write_runs(tmp_path / "b", [RANDOM], [1.0])
+    both = make_study([tmp_path], resamples=20)
+    assert both.runs == alone.runs
+    assert both.rows[0].mean == alone.rows[0].mean
+    assert sum("repeats" in note for note in both.notes) == 3
+
+
+def test_a_run_twice_with_different_figures_is_refused(tmp_path):
+    one = write_runs(tmp_path / "a", [RANDOM], [1.0])
+    other = write_runs(tmp_path / "b", [dataclasses.replace(RANDOM, skill=0.9)], [1.0])
+    with pytest.raises(DataError, match="different figures") as error:
+        make_study([tmp_path])
+    assert str(one[0]) in str(error.value)
+    assert str(other[0]) in str(error.value)
+
+
+def test_a_half_finished_sweep_is_reported_and_says_what_is_missing(tmp_path):
+    runs = write_runs(tmp_path / "study", [ROTATION, RANDOM], [0.1, 1.0])
+    fail_run(runs[0], "RuntimeError: out of memory")  # pre-trained, 10 %
+    stop_run(runs[3])  # pre-trained, 100 %
+    for run in (runs[6], runs[7], runs[8]):  # all of random, 10 %
+        remove_run(run)
+    study = make_study([tmp_path], resamples=20)
+    assert [(missing.name, missing.status) for missing in study.missing] == sorted(
+        [(runs[0].name, "failed"), (runs[3].name, "unfinished")]
+        + [(run.name, "not begun") for run in runs[6:9]]
+    )
+    assert {missing.reason for missing in study.missing if missing.status == "failed"} == {
+        "RuntimeError: out of memory"
+    }
+    assert [(row.label_fraction, list(row.folds), row.complete) for row in study.rows] == [
+        (0.1, ["1", "2"], False),
+        (1.0, ["1", "2"], False),
+        (1.0, ["0", "1", "2"], True),
+    ]
+    assert study.notes[0] == (
+        "Half finished: 5 runs are missing or have failed; the figures are of those that are finished."
+    )
+    assert [comparison.folds for comparison in study.comparisons] == [2]
+
+
+def test_a_row_is_incomplete_if_a_seed_of_its_sweep_has_not_begun(tmp_path):
+    runs = write_runs(tmp_path, [ROTATION, RANDOM], [1.0], seeds=(0, 1))
+    for run in runs[1:6:2]:  # seed 1 of the pre-trained one, in all folds: nothing but the sweep knows
+        remove_run(run)
+    study = make_study([tmp_path], resamples=20)
+    assert [(row.seeds, row.complete) for row in study.rows] == [([0], False), ([0, 1], True)]
+
+
+def test_a_row_with_fewer_folds_than_others_is_incomplete_without_a_sweep_too(tmp_path):
+    runs = write_runs(tmp_path, [ROTATION, RANDOM], [1.0], sweep=None)
+    remove_run(runs[0])
+    study = make_study([tmp_path], resamples=20)
+    assert [row.complete for row in study.rows] == [False, True]
+    assert not study.missing
+
+
+def test_a_failed_attempt_that_was_repeated_elsewhere_is_not_missing(tmp_path):
+    fail_run(write_runs(tmp_path / "first", [RANDOM], [1.0], sweep=None)[0])
+    runs = write_runs(tmp_path / "second", [RANDOM], [1.0], sweep=None)
+    for run in runs[1:]:
+        remove_run(run)
+    study = make_study([tmp_path], resamples=20)
+    assert not study.missing
+    assert study.rows[0].complete
+    assert any("is replaced by" in note for note in study.notes)
+
+
+def test_names_of_missing_runs_say_which_sweep_where_there_are_several(tmp_path):
+    for name, method in (("one", ROTATION), ("two", RANDOM)):
+        fail_run(write_runs(tmp_path / name, [method], [1.0])[0])
+    names = [missing.name for missing in make_study([tmp_path], resamples=20).missing]
+    assert [name.split("/")[0] for name in names] == ["one", "two"]
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.permutations(range(12)))
+def test_neither_the_order_of_folders_nor_of_lines_changes_a_figure(parts, order):
+    folders, expected = parts
+    found = make_study([folders[number] for number in order], resamples=50)
+    assert_same(found, expected)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """Runs one by one, and the study of all of them; then the lines of every file are shuffled."""
+    folder = tmp_path_factory.mktemp("study")
+    runs = write_runs(folder, sweep=None)
+    expected = make_study([folder], resamples=50)
+    for run in runs:
+        for file in ("split.csv", "predictions.csv"):
+            table = pd.read_csv(run / file, dtype=str, keep_default_na=False)
+            table.sample(frac=1, random_state=1).to_csv(run / file, index=False)
+    return runs, expected
+
+
+def assert_same(one, other):
+    """Equal to the last bit, arrays included."""
+    if dataclasses.is_dataclass(one):
+        for field in dataclasses.fields(one):
+            assert_same(getattr(one, field.name), getattr(other, field.name))
+    elif isinstance(one, np.ndarray):
+        assert np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
+    elif isinstance(one, dict):
+        assert list(one) == list(other)
+        assert_same(list(one.values()), list(other.values()))
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other)
+        for mine, theirs in zip(one, other, strict=True):
+            assert_same(mine, theirs)
+    else:
+        assert one == other or (math.isnan(one) and math.isnan(other))
+
+
+def test_a_sweep_of_its_own_gives_the_same_figures_as_among_others(tmp_path):
+    write_runs(tmp_path / "one", [ROTATION], [1.0])
+    alone = make_study([tmp_path / "one"], resamples=50).rows[0]
+    write_runs(tmp_path / "two", [RANDOM], [0.1, 1.0])
+    among = make_study([tmp_path], resamples=50).rows[0]
+    assert_same(among, alone)
+
+
+def test_another_seed_draws_others(tmp_path):
+    write_runs(tmp_path, [RANDOM], [1.0])
+    one, other = (make_study([tmp_path], resamples=50, seed=seed).rows[0] for seed in (0, 1))
+    assert one.mean.value == other.mean.value
+    assert one.mean.interval != other.mean.interval
+
+
+def test_facts_say_where_figures_come_from(tmp_path):
+    runs = write_runs(tmp_path / "study", seeds=(0, 3))
+    study = make_study([tmp_path / "study"], resamples=20, title="A title")
+    assert study.title == "A title"
+    assert make_study([tmp_path / "study"], resamples=20).title == "Grading with few labels: demo"
+    assert study.data["data set"] == "demo"
+    assert study.data["photographs"] == "90"
+    assert study.data["image size"] == "96 px"
+    assert study.data["folds"] == "3"
+    assert study.provenance["commands"] == "train.py -m +experiment=study"
+    assert study.provenance["commits"] == "c" * 40
+    assert study.provenance["seeds"] == "0; 3"
+    assert "20 resamples, seed 0" in study.provenance["intervals"]
+    assert study.runs == sorted(runs)
+    split = pd.read_csv(runs[0] / "split.csv")
+    assert study.grades.tolist() == split["grade"].value_counts().sort_index().tolist()
+    hashes = {json.loads((run / "metrics.json").read_text())["split_hash"] for run in runs}
+    assert set(study.splits.values()) == hashes
+    assert len(study.splits) == 2 * 3
+
+
+def test_single_runs_say_their_own_command(tmp_path):
+    write_runs(tmp_path, [RANDOM], [1.0], sweep=None)
+    assert (
+        make_study([tmp_path], resamples=20).provenance["commands"] == "train.py method=rotation init=random"
+    )
+
+
+def test_notes_say_what_a_reader_has_to_know(tmp_path):
+    unknown = FakeMethod(("method=other", "init=imagenet"), saw_test=None)
+    runs = write_runs(tmp_path, [ROTATION, RANDOM, unknown], [1.0])
+    change_json(runs[0] / "provenance.json", commit="b" * 40 + "+")
+    change_json(runs[1] / "provenance.json", versions={"python": "3.12", "torch": "2.9"})
+    for run in runs:
+        change_json(run / "metrics.json", data_external="messidor2")
+    notes = make_study([tmp_path], resamples=20).notes
+    for expected in (
+        "Pre-training saw the test photographs, without their grades: rotation, pre-trained.",
+        "Whether pre-training saw the test photographs is not known: other, ImageNet weights.",
+        "Protocol published: validation labels (5 % of the training side) come on top of the label fraction.",
+        "The runs were made by 2 different commits.",
+        "Some runs were made by code with changes that are in no commit (marked +).",
+        "The runs were made with 2 different sets of package versions.",
+        "The published figures are of other photographs (aptos2019) than these (demo).",
+        "The table is of the test photographs; external data sets (messidor2) are not in it.",
+        "p is of one comparison by itself; p (Holm) is corrected for the 3 comparisons made.",
+    ):
+        assert expected in notes
+
+
+def test_validation_within_the_fraction_is_said(tmp_path):
+    write_runs(tmp_path, [FakeMethod((*RANDOM.overrides, "protocol.val_within_fraction=true"))], [1.0])
+    notes = make_study([tmp_path], resamples=20).notes
+    assert "Protocol published: validation labels are taken out of the label fraction." in notes
+
+
+def test_published_figures_of_the_same_data_need_no_note(tmp_path):
+    for run in write_runs(tmp_path, [RANDOM], [1.0]):
+        change_json(run / "metrics.json", data="aptos2019")
+    assert not any("published figures" in note for note in make_study([tmp_path], resamples=20).notes)
+
+
+def test_pretraining_costs_are_told_once_for_each_encoder(tmp_path):
+    encoder, gone = tmp_path / "encoders" / "rotation-x", tmp_path / "encoders" / "gone"
+    encoder.mkdir(parents=True)
+    facts = {"seconds": 50.0, "images": 500, "devices": 1}
+    (encoder / "provenance.json").write_text(json.dumps(facts))
+    methods = [
+        dataclasses.replace(ROTATION, encoder=str(encoder)),
+        dataclasses.replace(RANDOM, encoder=str(gone)),
+    ]
+    write_runs(tmp_path / "study", methods)
+    study = make_study([tmp_path / "study"], resamples=20)
+    (cost,) = study.pretrainings
+    assert (cost.encoder, cost.seconds, cost.images_per_second, cost.peak_memory) == (
+        "rotation-x",
+        50,
+        10,
+        None,
+    )
+    assert cost.method == study.methods[0].key
+
+
+def test_published_rows_are_the_papers():
+    rows = {(row.label, row.label_fraction): row for row in published_rows()}
+    assert len(rows) == 5 * 7
+    row = rows["rotation (2022)", 0.25]
+    assert (row.minimum, row.mean, row.maximum) == (0.4738, 0.5754, 0.6937)
+    assert rows["jigsaw (Taleb et al. 2020)", 0.1].mean == 0.52
+    assert rows["random init (Taleb et al. 2020)", 0.25].minimum is None
+    assert all("APTOS 2019" in row.source for row in rows.values())
+
+
+def test_published_rows_equal_the_table_of_the_design():
+    design = Path(__file__).parents[3] / "shared" / "DESIGN.md"
+    if not design.is_file():
+        pytest.skip("the design lies beside the repository")
+    lines = [line.split("|") for line in design.read_text().splitlines() if line.strip().startswith("|")]
+    figures = {
+        float(line[1].strip().removesuffix(" %")) / 100: [float(cell) for cell in line[2:5]]
+        for line in lines
+        if line[1].strip().endswith(" %")
+    }
+    rows = {row.label_fraction: row for row in published_rows() if row.label == "rotation (2022)"}
+    assert {fraction: [row.minimum, row.mean, row.maximum] for fraction, row in rows.items()} == figures
