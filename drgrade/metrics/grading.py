@@ -26,7 +26,8 @@ def grading_metrics(probabilities: Tensor, predicted: Tensor, grades: Tensor) ->
 
     Returns:
         `qwk`, `accuracy`, `macro_f1` (mean over the grades that occur in truth or predictions), `mae` in
-        grades, `auroc_0` ... (one grade against the rest), `auroc` (their mean over the grades that occur),
+        grades, `recall_0` ... (share of a grade's photographs that were called it), `auroc_0` ... (one grade
+        against the rest), `auroc` (their mean over the grades that occur),
         `referable_auroc` (score: the probability of grade 2 or more), `referable_sensitivity` and
         `referable_specificity` (predicted grade 2 or more), `ece` (see `expected_calibration_error`).
 
@@ -63,6 +64,7 @@ def _from_confusion(confusion: Tensor) -> dict[str, float]:
         "accuracy": _ratio("accuracy", int(confusion.trace()), total),
         "macro_f1": _macro_f1(confusion),
         "mae": _ratio("mae", int((distance * confusion).sum()), total),
+        **{f"recall_{k}": _ratio(f"recall_{k}", int(confusion[k, k]), int(true[k])) for k in places.tolist()},
         "referable_sensitivity": _ratio(
             "referable_sensitivity", int(called[REFERABLE:].sum()), int(true[REFERABLE:].sum())
         ),

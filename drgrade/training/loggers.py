@@ -1,37 +1,108 @@
-"""Loggers that need more than their constructor."""
+"""The loggers of ``conf/logger``. What they need is imported when a run uses them."""
 
 import netrc
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
 from pytorch_lightning.loggers import Logger
 
+from drgrade.errors import ConfigError
+from drgrade.training.tracking.card import make_card
 
-def wandb_logger(save_dir: str, offline: bool | None = None, **settings: Any) -> Logger:
+
+def wandb_logger(
+    project: str,
+    offline: bool | None = None,
+    worst_photographs: int = 0,
+    entity: str | None = None,
+    **card: Any,
+) -> Logger:
     """Weights & Biases, offline when nobody is logged in.
 
     Args:
-        save_dir: The run's folder; W&B writes below it.
+        project: In W&B.
         offline: Keep the run on this machine; None to decide by whether somebody is logged in. ``WANDB_MODE``
             wins.
-        **settings: For :class:`pytorch_lightning.loggers.WandbLogger`: project, entity, name, group, tags.
+        worst_photographs: How many of the worst test photographs to show, which uploads them.
+        entity: User or team in W&B; None: the user's default.
+        **card: See :func:`~drgrade.training.tracking.card.make_card`.
 
     Returns:
         The logger. W&B itself starts with the first thing that is logged.
     """
-    from pytorch_lightning.loggers import WandbLogger
+    from drgrade.training.tracking.weights_and_biases import WandbTracker
 
     if "WANDB_MODE" in os.environ:
-        return WandbLogger(save_dir=save_dir, **settings)
-    os.environ.setdefault("WANDB_SILENT", "true")
+        offline = False  # wandb reads the variable
+    else:
+        os.environ.setdefault("WANDB_SILENT", "true")
     if offline is None:
-        offline = not _logged_in()
-    return WandbLogger(save_dir=save_dir, offline=offline, **settings)
+        offline = not logged_in()
+    return WandbTracker(make_card(**card), project, offline, _count(worst_photographs), entity=entity)
 
 
-def _logged_in() -> bool:
+def mlflow_logger(
+    project: str, folder: str, tracking_uri: str | None = None, worst_photographs: int = 0, **card: Any
+) -> Logger:
+    """MLflow, by default a data base on this machine.
+
+    Args:
+        project: The experiment, in MLflow's words.
+        folder: Of the data base and its pictures.
+        tracking_uri: Another data base or a server; None: ``MLFLOW_TRACKING_URI``, else the folder.
+        worst_photographs: How many of the worst test photographs to show.
+        **card: See :func:`~drgrade.training.tracking.card.make_card`.
+
+    Returns:
+        The logger.
+
+    Raises:
+        ConfigError: If MLflow is not installed.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    if not all(map(find_spec, ("mlflow", "sqlalchemy", "alembic"))):
+        raise ConfigError("logger=mlflow needs packages: pip install 'drgrade[mlflow]'")
+    from drgrade.training.tracking.mlflow_store import MlflowTracker
+
+    worst = _count(worst_photographs)
+    tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if tracking_uri:
+        return MlflowTracker(make_card(**card), project, tracking_uri, None, worst)
+    artifacts = Path(folder).absolute() / "artifacts"
+    artifacts.mkdir(parents=True, exist_ok=True)
+    # SQLite makes a process wait while another one writes, here for up to a minute.
+    uri = f"sqlite:///{artifacts.parent / 'mlflow.db'}?timeout=60"
+    return MlflowTracker(make_card(**card), project, uri, artifacts, worst)
+
+
+def tensorboard_logger(save_dir: str, name: str = "tensorboard", worst_photographs: int = 0) -> Logger:
+    """TensorBoard.
+
+    Args:
+        save_dir: The run's folder.
+        name: Of the folder in it.
+        worst_photographs: How many of the worst test photographs to show.
+
+    Returns:
+        The logger.
+    """
+    from drgrade.training.tracking.tensorboard import TensorBoardTracker
+
+    return TensorBoardTracker(save_dir, name, _count(worst_photographs))
+
+
+def _count(worst_photographs: Any) -> int:
+    if not isinstance(worst_photographs, int) or isinstance(worst_photographs, bool) or worst_photographs < 0:
+        raise ConfigError(
+            f"logger.worst_photographs={worst_photographs} is not a number of photographs; 0 for none"
+        )
+    return worst_photographs
+
+
+def logged_in() -> bool:
     """Look where ``wandb login`` puts its key, without importing wandb or asking its server."""
     if os.environ.get("WANDB_API_KEY"):
         return True

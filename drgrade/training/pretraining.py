@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from drgrade.data.modules import PretextDataModule
 from drgrade.data.photographs import Photographs
 from drgrade.errors import ConfigError, DrgradeError, EncoderError
-from drgrade.models.artefact import CARD, WEIGHTS, save_encoder
+from drgrade.models.artefact import CARD, WEIGHTS, file_hash, save_encoder
 from drgrade.tasks import PretextTask
 from drgrade.training.artefacts import (
     check_hashes,
@@ -32,13 +32,13 @@ from drgrade.training.processes import announced, announcement, is_main_process,
 from drgrade.training.setup import (
     LAST,
     checkpoints,
-    finish_logging,
     make,
     make_encoder,
     make_trainer,
     seed_everything,
     start_afresh,
 )
+from drgrade.training.tracking.watching import watched
 
 log = logging.getLogger(__name__)
 
@@ -86,8 +86,8 @@ def pretrain(
     assert isinstance(data, PretextDataModule)
     task = make(cfg.pretraining.task, encoder=make_encoder(cfg))
     assert isinstance(task, PretextTask)
+    hashes = {"photographs_hash": data.photographs_hash()}
     if is_main_process():
-        hashes = {"photographs_hash": data.photographs_hash()}
         if checkpoint is not None:
             check_hashes(folder, **hashes)
         start_afresh(folder, checkpoint)
@@ -96,21 +96,21 @@ def pretrain(
         write_split(folder, subsets)
         write_seen(folder, photographs.manifest["file_sha256"][subsets["subset"].ne("test").to_numpy()])
         write_config(folder, cfg)
-    trainer, clock = make_trainer(cfg, folder, checkpoints(folder))
-    trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    metrics: dict[str, Any] = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
-    _refuse_diverged(task, metrics, folder)
-    if is_main_process():
-        key = encoder_key(cfg, data)
-        metrics |= {
-            "status": "finished",
-            "data_hash": photographs.sha256,
-            "photographs_hash": data.photographs_hash(),
+    facts = {"data_hash": photographs.sha256, **hashes}
+    with watched(cfg, folder, facts, resumed=checkpoint is not None) as watch:
+        trainer, clock = make_trainer(cfg, folder, checkpoints(folder), watch.logger)
+        trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        metrics: dict[str, Any] = {
+            name: float(value) for name, value in sorted(trainer.callback_metrics.items())
         }
-        write_provenance(folder, **clock.cost(), devices=trainer.world_size)
-        write_metrics(folder, metrics)
-        save_encoder(task.encoder, folder, _card(cfg, data, key, trainer.global_step))
-        finish_logging()
+        _refuse_diverged(task, metrics, folder)
+        if is_main_process():
+            key = encoder_key(cfg, data)
+            metrics |= {"status": "finished", **facts}
+            write_provenance(folder, **clock.cost(), devices=trainer.world_size)
+            write_metrics(folder, metrics)
+            save_encoder(task.encoder, folder, _card(cfg, data, key, trainer.global_step))
+            watch.record = {**metrics, "encoder_hash": file_hash(folder / WEIGHTS)}
     wait_for_all()
     return metrics
 

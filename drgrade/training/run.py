@@ -31,7 +31,6 @@ from drgrade.training.setup import (
     BEST,
     LAST,
     checkpoints,
-    finish_logging,
     make,
     make_encoder,
     make_photographs,
@@ -40,6 +39,7 @@ from drgrade.training.setup import (
     seed_everything,
     start_afresh,
 )
+from drgrade.training.tracking.watching import show, watched
 
 log = logging.getLogger(__name__)
 
@@ -95,8 +95,6 @@ def _train(cfg: DictConfig, folder: Path, checkpoint: Path | None) -> dict[str, 
         if isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from error  # Lightning has made an ordinary exit of it
         raise
-    finally:
-        finish_logging()
 
 
 def check_settings(cfg: DictConfig) -> None:
@@ -162,23 +160,23 @@ def grade(cfg: DictConfig, photographs: Photographs, folder: Path, checkpoint: P
         write_hashes(folder, **hashes)
         write_config(folder, cfg)
     monitor = "val/qwk" if cfg.protocol.checkpoint == BEST else None
-    trainer, clock = make_trainer(cfg, folder, checkpoints(folder, monitor))
-    trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    # Empty if the run had ended before it was resumed to be tested.
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name == "train/loss"}
-    chosen = _chosen_checkpoint(cfg, folder)
-    metrics |= test(trainer, task, data, chosen, folder)
-    record = {
-        **metrics,
-        **_provenance(cfg, photographs, initial),
-        "checkpoint": chosen.name,
-        "status": "finished",
-    }
-    if is_main_process():
-        write_provenance(
-            folder, **clock.cost(), devices=trainer.world_size, encoder=str(initial or "") or None
-        )
-        write_metrics(folder, record)
+    facts = _provenance(cfg, photographs, initial)
+    unsaid = {name: value for name, value in facts.items() if name not in cfg}
+    with watched(cfg, folder, unsaid, resumed=checkpoint is not None) as watch:
+        trainer, clock = make_trainer(cfg, folder, checkpoints(folder, monitor), watch.logger)
+        trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        # Empty if the run had ended before it was resumed to be tested.
+        metrics = {
+            name: float(value) for name, value in trainer.callback_metrics.items() if name == "train/loss"
+        }
+        chosen = _chosen_checkpoint(cfg, folder)
+        metrics |= test(trainer, task, data, chosen, folder)
+        watch.record = record = {**metrics, **facts, "checkpoint": chosen.name, "status": "finished"}
+        if is_main_process():
+            write_provenance(
+                folder, **clock.cost(), devices=trainer.world_size, encoder=str(initial or "") or None
+            )
+            write_metrics(folder, record)
     return record
 
 
@@ -205,6 +203,7 @@ def test(
             task, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False
         )[0]
         metrics |= task.results["val"]
+        show(trainer, "val", task.predictions("val"), data.photographs)
     for name in ("test", *data.external):
         data.tested, task.tested = name, name if name == "test" else f"external/{name}"
         metrics |= trainer.test(
@@ -215,6 +214,7 @@ def test(
         if is_main_process():
             ids = data.photographs.split["image_id"]
             write_predictions(folder, predictions, ids, "" if name == "test" else name)
+        show(trainer, task.tested, predictions, data.photographs)
     return metrics
 
 

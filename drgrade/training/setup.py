@@ -3,10 +3,9 @@
 import logging
 import random
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -103,14 +102,18 @@ def make_encoder(cfg: DictConfig, init: Path | None = None) -> Encoder:
 
 
 def make_trainer(
-    cfg: DictConfig, folder: Path, checkpoints: Sequence[Callback] = ()
+    cfg: DictConfig,
+    folder: Path,
+    checkpoints: Sequence[Callback] = (),
+    logger: Logger | Literal[False] = False,
 ) -> tuple[pl.Trainer, Clock]:
-    """Make the trainer with its callbacks and logger.
+    """Make the trainer with its callbacks.
 
     Args:
         cfg: The run's config.
         folder: The run's folder.
         checkpoints: Callbacks that write checkpoints.
+        logger: Gets the curves.
 
     Returns:
         The trainer, and the clock among its callbacks.
@@ -118,11 +121,6 @@ def make_trainer(
     clock = Clock()
     callbacks: list[Callback] = [make(node) for node in cfg.callbacks.values()]
     callbacks += [clock, *checkpoints]
-    logger = make(cfg.logger) if is_main_process() else False
-    if isinstance(logger, Logger):
-        logger.log_hyperparams(
-            cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
-        )
     trainer = make(
         cfg.trainer,
         callbacks=callbacks,
@@ -204,11 +202,3 @@ def start_afresh(folder: Path, checkpoint: Path | None) -> None:
     """
     if checkpoint is None:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-
-
-def finish_logging() -> None:
-    """Close W&B's run, if there is one: the next run of this process needs its own."""
-    if "wandb" in sys.modules:
-        import wandb
-
-        wandb.finish()

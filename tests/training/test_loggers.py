@@ -1,62 +1,94 @@
-"""Loggers: W&B offline when nobody is logged in, and nothing imported that is not used."""
+"""Loggers: the same curves in each, and nothing imported that is not used."""
 
+import csv
 import os
 import subprocess
 import sys
 
 import pytest
+from wandb_files import offline_runs
 
-from drgrade.training.loggers import wandb_logger
+from drgrade.errors import ConfigError
+from drgrade.training.loggers import tensorboard_logger
 from drgrade.training.run import train
+from drgrade.training.setup import make
+
+CURVES = {"train/loss", "val/loss", "val/qwk", "val/recall_0", "val/recall_4", "val/auroc_0", "test/qwk"}
+
+
+@pytest.fixture(autouse=True)
+def nobody(monkeypatch, tmp_path):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    yield tmp_path / "netrc"
+    os.environ.pop("WANDB_MODE", None)  # Lightning sets it for an offline run
 
 
 @pytest.fixture
-def nobody(monkeypatch, tmp_path):
-    for name in ("WANDB_API_KEY", "WANDB_MODE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    return tmp_path / "netrc"
+def logger(compose):
+    return lambda: make(compose("logger=wandb").logger)
 
 
-def test_wandb_is_offline_when_nobody_is_logged_in(nobody, tmp_path):
-    assert wandb_logger(str(tmp_path))._offline is True
+def test_wandb_is_offline_when_nobody_is_logged_in(logger):
+    assert logger()._offline is True
 
 
-def test_wandb_is_online_with_a_key(nobody, tmp_path, monkeypatch):
+def test_wandb_is_online_with_a_key(nobody, logger, monkeypatch):
     nobody.write_text("machine api.wandb.ai login user password secret\n")
-    assert wandb_logger(str(tmp_path))._offline is False
+    assert logger()._offline is False
     nobody.unlink()
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
-    assert wandb_logger(str(tmp_path))._offline is False
+    assert logger()._offline is False
 
 
-def test_an_offline_run_is_written(nobody, compose, tmp_path):
-    train(compose("logger=wandb", "trainer.max_steps=1"))
-    (run,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
-    assert next(run.glob("*.wandb")).stat().st_size > 0
+def test_a_number_of_photographs_that_is_none_is_refused():
+    with pytest.raises(ConfigError, match="worst_photographs=-1"):
+        tensorboard_logger(".", worst_photographs=-1)
+
+
+def test_wandb_has_the_curves(compose, tmp_path):
+    train(compose("logger=wandb"))
+    (run,) = offline_runs(tmp_path / "run")
+    assert set().union(*run.history) >= CURVES
 
 
 def test_csv_has_the_curves(compose, tmp_path):
     train(compose("logger=csv"))
-    text = (tmp_path / "run" / "csv" / "version_0" / "metrics.csv").read_text()
-    assert "train/loss" in text
-    assert "val/qwk" in text
+    with (tmp_path / "run" / "csv" / "version_0" / "metrics.csv").open() as file:
+        assert set(next(csv.reader(file))) >= CURVES
 
 
-def test_tensorboard_has_the_curves(compose, tmp_path):
+def test_tensorboard_has_curves_and_pictures(compose, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    train(compose("logger=tensorboard"))
+    train(compose("logger=tensorboard", "logger.worst_photographs=2"))
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
-    assert {"train/loss", "val/qwk", "test/qwk"} <= set(events.Tags()["scalars"])
+    assert set(events.Tags()["scalars"]) >= CURVES
+    pictures = {
+        f"{name}/{kind}" for name in ("val", "test") for kind in ("confusion", "roc", "precision_recall")
+    }
+    assert set(events.Tags()["images"]) == pictures | {"test/worst"}
+
+
+def test_tensorboard_goes_on_and_says_how_it_ended(compose, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(compose("logger=tensorboard", "trainer.max_epochs=1"))
+    train(compose("logger=tensorboard", f"resume={tmp_path / 'run'}"))
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert len({event.step for event in events.Scalars("train/loss")}) == 2
+    (status,) = events.Tensors("status/text_summary")[-1].tensor_proto.string_val
+    assert status == b"finished"
 
 
 def test_a_run_imports_what_it_uses(command, tmp_path):
+    heavy = ("wandb", "sklearn", "tensorboard", "mlflow", "wandb_workspaces")
     code = (
         "import runpy, sys\n"
         "sys.argv = sys.argv[1:]\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
-        "print('LOADED', *(name for name in ('wandb', 'sklearn', 'tensorboard') if name in sys.modules))\n"
+        f"print('LOADED', *(name for name in {heavy} if name in sys.modules))\n"
     )
     arguments = command("logger=csv", "trainer.max_steps=1", "augment=none")[1:]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}

@@ -130,7 +130,9 @@ def test_an_interrupted_pretraining_goes_on_where_it_stopped(compose, tmp_path, 
     original = pretraining.make_trainer
     with monkeypatch.context() as patch:
         patch.setattr(
-            pretraining, "make_trainer", lambda cfg, folder, kept: original(cfg, folder, [*kept, PowerCut()])
+            pretraining,
+            "make_trainer",
+            lambda cfg, folder, kept, *rest: original(cfg, folder, [*kept, PowerCut()], *rest),
         )
         with pytest.raises(RuntimeError, match="power cut"):
             train(compose(*settings, run="broken"))

@@ -119,8 +119,8 @@ def test_a_resumed_run_ends_with_the_weights_of_one_never_stopped(
     original = run_module.make_trainer
     with monkeypatch.context() as patch:
 
-        def interrupted(cfg, folder, checkpoints):
-            return original(cfg, folder, [*checkpoints, StopAfter(epoch)])
+        def interrupted(cfg, folder, checkpoints, *rest):
+            return original(cfg, folder, [*checkpoints, StopAfter(epoch)], *rest)
 
         patch.setattr(run_module, "make_trainer", interrupted)
         with pytest.raises(RuntimeError, match="power cut"):

@@ -1,0 +1,137 @@
+"""What there is to see of one evaluated set: confusion, curves per grade, the worst mistakes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from drgrade.data.collection import Collection
+from drgrade.metrics import Predictions, confusion_matrix
+
+Floats = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
+
+_MOST_POINTS = 200
+"""Of a curve: more cannot be seen, and W&B draws no more than 10 000 rows of a table."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A curve of one grade against the rest.
+
+    Attributes:
+        grade: Which.
+        x: (P,) in [0, 1].
+        y: (P,) in [0, 1].
+    """
+
+    grade: int
+    x: Floats
+    y: Floats
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A photograph that was graded badly.
+
+    Attributes:
+        image_id: Of the manifest.
+        grade: The true one.
+        predicted: What the model said.
+        probabilities: (5,).
+        image: (S, S, 3) uint8, from the store.
+    """
+
+    image_id: str
+    grade: int
+    predicted: int
+    probabilities: Floats
+    image: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results on one set.
+
+    Attributes:
+        name: ``val``, ``test`` or ``external/NAME``.
+        predictions: Of all its photographs.
+        collection: Which they are rows of.
+        step: Optimiser steps before it.
+    """
+
+    name: str
+    predictions: Predictions
+    collection: Collection
+    step: int
+
+    @cached_property
+    def confusion(self) -> Counts:
+        """(5, 5) counts; rows are the true grade."""
+        counts: Counts = confusion_matrix(self.predictions.predicted, self.predictions.grades).numpy()
+        return counts
+
+    @cached_property
+    def roc(self) -> list[Curve]:
+        """False against true positive rate, of each grade that some photographs have and some have not."""
+        from sklearn.metrics import roc_curve
+
+        def curve(truth: npt.NDArray[np.bool_], scores: Floats) -> tuple[Floats, Floats]:
+            false_positive, true_positive, _ = roc_curve(truth, scores)
+            return false_positive, true_positive
+
+        return self._curves(curve)
+
+    @cached_property
+    def precision_recall(self) -> list[Curve]:
+        """Recall against precision, of the same grades as :attr:`roc`."""
+        from sklearn.metrics import precision_recall_curve
+
+        def curve(truth: npt.NDArray[np.bool_], scores: Floats) -> tuple[Floats, Floats]:
+            precision, recall, _ = precision_recall_curve(truth, scores)
+            return recall, precision
+
+        return self._curves(curve)
+
+    def worst(self, count: int) -> list[Mistake]:
+        """The photographs whose grade is furthest off; of equal ones first the least probable true grade.
+
+        Args:
+            count: How many at most; correctly graded ones are none.
+
+        Returns:
+            The worst first.
+        """
+        found = self.predictions
+        grades, predicted = found.grades.numpy(), found.predicted.numpy()
+        probabilities = found.probabilities.double().numpy()
+        distance = np.abs(predicted - grades)
+        order = np.lexsort((probabilities[np.arange(len(grades)), grades], -distance))
+        ids = self.collection.photographs["image_id"]
+        return [
+            Mistake(str(ids.iloc[row]), int(grades[k]), int(predicted[k]), probabilities[k], self._image(row))
+            for k in order[:count]
+            if distance[k]
+            for row in [int(found.index[k])]
+        ]
+
+    def _curves(self, curve: Callable[[npt.NDArray[np.bool_], Floats], tuple[Floats, Floats]]) -> list[Curve]:
+        grades = self.predictions.grades.numpy()
+        probabilities = self.predictions.probabilities.double().numpy()
+        found = []
+        for grade in range(probabilities.shape[1]):
+            truth = grades == grade
+            if truth.any() and not truth.all():
+                x, y = curve(truth, probabilities[:, grade])
+                kept = np.unique(np.linspace(0, len(x) - 1, _MOST_POINTS).round().astype(int))
+                found.append(Curve(grade, x[kept], y[kept]))
+        return found
+
+    def _image(self, row: int) -> npt.NDArray[np.uint8]:
+        for store in self.collection.stores:
+            if row < len(store):
+                return np.array(store.images[row])
+            row -= len(store)
+        raise IndexError(row)

@@ -1,0 +1,195 @@
+"""Runs in W&B, read back from the offline run files."""
+
+import json
+import math
+
+import pytest
+from omegaconf import OmegaConf
+from sklearn.metrics import confusion_matrix
+from test_loggers import nobody  # noqa: F401 - a fixture
+from wandb_files import offline_runs
+
+from drgrade.data.modules import GradingDataModule
+from drgrade.errors import DrgradeError
+from drgrade.tasks import GradingTask, PretextTask
+from drgrade.training.run import train
+
+
+def table(run, key):
+    return json.loads((run.folder / "files" / run.summary[f"{key}.path"]).read_text())
+
+
+def test_a_single_run_says_what_it_is(compose, tmp_path):
+    metrics = train(compose("logger=wandb", "name=trial", "label_fraction=0.5", "logger.tags=[mine]"))
+
+    (run,) = offline_runs(tmp_path / "run")
+    assert (run.run.display_name, run.run.run_group, run.run.job_type) == ("trial", "", "grading")
+    assert run.run.project == "drgrade"
+    tags = {"densenet121", "demo", "published", "init=random", "50%", "fold=0", "scale=demo", "mine"}
+    assert set(run.run.tags) == tags
+    cfg = OmegaConf.to_container(OmegaConf.load(tmp_path / "run" / "config.yaml"))
+    assert {name: run.config[name] for name in cfg} == cfg
+    for name in ("data_hash", "split_hash"):
+        assert run.config[name] == run.summary[name] == metrics[name]
+    assert run.exit_code == 0
+
+
+def test_the_best_of_a_curve_and_the_final_figures_are_in_the_summary(compose, tmp_path):
+    metrics = train(compose("logger=wandb"))
+
+    (run,) = offline_runs(tmp_path / "run")
+    for name, best, where in (
+        ("val/qwk", max, "max"),
+        ("val/accuracy", max, "max"),
+        ("val/auroc", max, "max"),
+        ("val/mae", min, "min"),
+        ("val/loss", min, "min"),
+        ("train/loss", min, "min"),
+    ):
+        assert run.summary[name] == {where: pytest.approx(best(run.curve(name)))}
+        assert run.metrics[name].step_metric == "epoch"
+    for name, value in metrics.items():
+        key = f"final/{name}" if name.startswith(("train/", "val/")) else name
+        assert run.summary[key] == value
+    assert math.isfinite(run.summary["test/qwk"])
+
+
+def test_confusion_and_curves_of_test_and_validation(compose, tmp_path):
+    import pandas as pd
+
+    train(compose("logger=wandb"))
+
+    (run,) = offline_runs(tmp_path / "run")
+    found = pd.read_csv(tmp_path / "run" / "predictions.csv")
+    cells = table(run, "test/confusion_table")["data"]
+    want = confusion_matrix(found["grade"], found["predicted"], labels=range(5))
+    assert {(int(true), int(called)): count for true, called, count in cells} == {
+        (true, called): want[true, called] for true in range(5) for called in range(5)
+    }
+    grades = {f"grade {grade}" for grade in found["grade"].unique()}
+    for key in ("test/roc_table", "test/precision_recall_table"):
+        assert {row[0] for row in table(run, key)["data"]} == grades
+    assert table(run, "val/confusion_table")["data"]
+    assert not any("worst" in name for name in run.summary)  # patients' photographs stay here
+
+
+def test_the_worst_photographs_are_shown_when_asked_for(compose, tmp_path):
+    import pandas as pd
+    from PIL import Image
+
+    train(compose("logger=wandb", "logger.worst_photographs=3"))
+
+    (run,) = offline_runs(tmp_path / "run")
+    shown = json.loads(run.artifacts["test/worst.table.json"].read_text())
+    found = pd.read_csv(tmp_path / "run" / "predictions.csv")
+    found["distance"] = (found["predicted"] - found["grade"]).abs()
+    found["probability"] = [row[f"p{int(row['grade'])}"] for _, row in found.iterrows()]
+    want = found[found["distance"] > 0].sort_values(["distance", "probability"], ascending=[False, True])
+    column = shown["columns"].index("image_id")
+    assert [row[column] for row in shown["data"]] == want["image_id"].tolist()[:3]
+    photographs = [row[shown["columns"].index("photograph")] for row in shown["data"]]
+    assert [Image.open(run.artifacts[each["path"]]).size for each in photographs] == [(32, 32)] * 3
+    assert all(path.is_relative_to(tmp_path / "run") for path in run.artifacts.values())
+
+
+def test_a_cell_and_its_pre_training_are_two_runs_of_a_group(compose, tmp_path):
+    metrics = train(compose("logger=wandb", "init=ssl", "sweep=table", run="init-ssl_fold-0"))
+
+    (grading,) = offline_runs(tmp_path / "init-ssl_fold-0")
+    (folder,) = [path.parent for path in (tmp_path / "encoders").glob("*/encoder.json")]
+    (pretext,) = offline_runs(folder)
+    assert grading.run.run_group == pretext.run.run_group == "table"
+    assert (grading.run.job_type, pretext.run.job_type) == ("grading", "pretext")
+    assert (grading.run.display_name, pretext.run.display_name) == ("init-ssl_fold-0", folder.name)
+    assert "init=ssl" in grading.run.tags
+    assert not {"published", "100%", "fold=0"} & set(pretext.run.tags)  # one encoder serves all of them
+    assert grading.config["encoder_hash"] == pretext.summary["encoder_hash"] == metrics["encoder_hash"]
+    assert pretext.curve("train/accuracy")
+    assert (grading.exit_code, pretext.exit_code) == (0, 0)
+
+
+def test_a_resumed_run_is_the_same_run(compose, tmp_path):
+    train(compose("logger=wandb", "trainer.max_epochs=1"))
+    train(compose("logger=wandb", f"resume={tmp_path / 'run'}"))
+
+    first, second = offline_runs(tmp_path / "run")
+    assert first.run.run_id == second.run.run_id
+    assert first.curve("train/loss") != second.curve("train/loss")
+    assert [row["epoch"] for row in second.history if "train/loss" in row] == [1]
+
+
+def test_a_run_that_begins_anew_in_a_folder_is_another_one(compose, tmp_path):
+    for _ in range(2):
+        train(compose("logger=wandb", "trainer.max_steps=1"))
+
+    first, second = offline_runs(tmp_path / "run")
+    assert first.run.run_id != second.run.run_id
+
+
+def test_a_broken_run_ends_as_failed_and_goes_on(compose, tmp_path, monkeypatch):
+    def fail(*_):
+        raise DrgradeError("no more disk")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(GradingTask, "on_test_epoch_end", fail)
+        with pytest.raises(DrgradeError):
+            train(compose("logger=wandb", "resume=auto"))
+    train(compose("logger=wandb", "resume=auto"))
+
+    failed, mended = offline_runs(tmp_path / "run")
+    assert (failed.exit_code, mended.exit_code) == (1, 0)
+    assert (failed.summary["status"], failed.summary["error"]) == ("failed", "DrgradeError: no more disk")
+    assert failed.run.run_id == mended.run.run_id
+    assert mended.summary["status"] == "finished"
+
+
+def test_an_interrupted_run_does_not_end_well(compose, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(GradingTask, "training_step", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(compose("logger=wandb"))
+
+    (run,) = offline_runs(tmp_path / "run")
+    assert (run.exit_code, run.summary["status"]) == (1, "interrupted")
+
+
+def test_what_breaks_between_training_and_test_fails_the_run(compose, tmp_path, monkeypatch):
+    def fail(*_):
+        raise DrgradeError("gone")
+
+    monkeypatch.setattr(GradingDataModule, "test_dataloader", fail)
+    with pytest.raises(DrgradeError):
+        train(compose("logger=wandb"))
+
+    (run,) = offline_runs(tmp_path / "run")
+    assert run.exit_code == 1
+
+
+def test_broken_pre_training_ends_as_failed(compose, tmp_path, monkeypatch):
+    def fail(*_):
+        raise DrgradeError("diverged")
+
+    monkeypatch.setattr(PretextTask, "training_step", fail)
+    with pytest.raises(DrgradeError):
+        train(compose("logger=wandb", "init=ssl"))
+
+    (folder,) = {path.parent for path in (tmp_path / "encoders").glob("*/wandb")}
+    (run,) = offline_runs(folder)
+    assert (run.exit_code, run.run.job_type) == (1, "pretext")
+    assert not offline_runs(tmp_path / "run")
+
+
+def test_several_processes_are_one_run(command, tmp_path):
+    import os
+    import subprocess
+
+    folder = tmp_path / "two"
+    arguments = command("logger=wandb", "trainer=ddp_cpu", "trainer.max_epochs=1", f"hydra.run.dir={folder}")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(arguments, check=True, cwd=tmp_path, env=environment, capture_output=True)
+
+    (run,) = offline_runs(folder)
+    assert run.exit_code == 0
+    assert len(run.curve("train/loss")) == 1
