@@ -3,30 +3,27 @@
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 
-from drgrade.report.contents import Comparison, Method, Missing, Row
+from drgrade.report.contents import Comparison, Method, Row
 from drgrade.report.facts import commit, distinct, versions
 from drgrade.report.methods import Grouped
 from drgrade.report.published import DATA
 from drgrade.report.reading import LeftOut, Run
 
 
-def make_notes(
-    grouped: Grouped, rows: Sequence[Row], comparisons: Sequence[Comparison], missing: Sequence[Missing]
-) -> list[str]:
-    """Collect the sentences, the weightiest first.
+def make_notes(grouped: Grouped, rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[str]:
+    """Collect the sentences, the weightiest first; how figures are computed is said by the writers.
 
     Args:
         grouped: Methods and their runs.
         rows: Of the table.
         comparisons: Of methods.
-        missing: Runs that are not finished.
 
     Returns:
         Short sentences.
     """
     runs = [run for of_method in grouped.runs.values() for run in of_method]
     return [
-        *_on_completeness(grouped.methods, rows, missing),
+        *_on_completeness(grouped.methods, rows),
         *_on_test_photographs(grouped.methods),
         *_on_protocols(grouped),
         *_on_origin(runs),
@@ -51,20 +48,19 @@ def on_left_out(left_out: Sequence[LeftOut]) -> list[str]:
     return notes
 
 
-def _on_completeness(
-    methods: Sequence[Method], rows: Sequence[Row], missing: Sequence[Missing]
-) -> Iterator[str]:
+def _on_completeness(methods: Sequence[Method], rows: Sequence[Row]) -> Iterator[str]:
     labels = {method.key: method.label for method in methods}
-    if missing:
-        runs = "1 run is missing or has" if len(missing) == 1 else f"{len(missing)} runs are missing or have"
-        yield f"Half finished: {runs} failed; the figures are of those that are finished."
-    for row in rows:
-        if not row.complete:
-            folds = ", ".join(row.folds)
-            yield (
-                f"{labels[row.method]}, {100 * row.label_fraction:g} % of the labels: incomplete, so far of "
-                f"{'folds' if len(row.folds) > 1 else 'fold'} {folds}."
-            )
+    incomplete = [
+        f"{labels[row.method]}, {100 * row.label_fraction:g} % ({_folds(row)})"
+        for row in rows
+        if not row.complete
+    ]
+    if incomplete:
+        yield f"Rows that lack runs: {'; '.join(incomplete)}."
+
+
+def _folds(row: Row) -> str:
+    return f"of {'folds' if len(row.folds) > 1 else 'fold'} {', '.join(row.folds)}"
 
 
 def _on_test_photographs(methods: Sequence[Method]) -> Iterator[str]:
@@ -126,13 +122,4 @@ def _on_statistics(
         yield (
             "A single fold has no standard deviation; its interval covers the test photographs of that "
             "fold alone."
-        )
-    yield (
-        "An interval covers which patients happened to be tested on, not what another training would give; "
-        "more seeds show that."
-    )
-    if len(comparisons) > 1:
-        yield (
-            f"p is of one comparison by itself; p (Holm) is corrected for the {len(comparisons)} comparisons "
-            "made."
         )

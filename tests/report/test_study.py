@@ -169,7 +169,8 @@ def test_a_half_finished_sweep_is_reported_and_says_what_is_missing(tmp_path):
         (1.0, ["0", "1", "2"], True),
     ]
     assert study.notes[0] == (
-        "Half finished: 5 runs are missing or have failed; the figures are of those that are finished."
+        "Rows that lack runs: rotation, pre-trained, 10 % (of folds 1, 2); "
+        "rotation, pre-trained, 100 % (of folds 1, 2)."
     )
     assert [comparison.folds for comparison in study.comparisons] == [2]
 
@@ -307,7 +308,6 @@ def test_notes_say_what_a_reader_has_to_know(tmp_path):
         "The runs were made with 2 different sets of package versions.",
         "The published figures are of other photographs (aptos2019) than these (demo).",
         "The table is of the test photographs; external data sets (messidor2) are not in it.",
-        "p is of one comparison by itself; p (Holm) is corrected for the 3 comparisons made.",
     ):
         assert expected in notes
 
