@@ -1,5 +1,6 @@
 """The photographs of a run: a collection of data sets, and its split."""
 
+import copy
 from functools import cached_property
 from pathlib import Path
 from typing import Unpack
@@ -40,6 +41,21 @@ class Photographs(Collection):
     ) -> None:
         super().__init__(source, folder, image_size, **options)
         self.spec = split
+
+    def split_by(self, spec: SplitSpec) -> "Photographs":
+        """The same photographs, split in another way; what was prepared and searched for is shared.
+
+        Args:
+            spec: How to split them.
+
+        Returns:
+            Others than these.
+        """
+        other = copy.copy(self)
+        for made in ("_made", "sides", "split_hash"):
+            other.__dict__.pop(made, None)
+        other.spec = spec
+        return other
 
     @cached_property
     def _made(self) -> Split:

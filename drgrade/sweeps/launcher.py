@@ -67,6 +67,20 @@ class LocalLauncher(Launcher):
         """See Hydra's ``Launcher``."""
         self._config, self._context = config, hydra_context
 
+    def at_a_time(self, cells: int) -> int:
+        """How many cells would run at the same time.
+
+        Args:
+            cells: To be run.
+
+        Returns:
+            At least 1; as far as is known before any has run.
+
+        Raises:
+            ConfigError: If the settings make no sense.
+        """
+        return self._slots(cells).parallel
+
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the cells; one that fails does not stop the others.
 
@@ -205,9 +219,22 @@ def _number(name: str, value: int | str | None) -> int | None:
 
 def _environment(slot: Slot, parallel: int) -> dict[str, str]:
     """The environment of a cell: its GPUs, and its share of the cores."""
-    environment = dict(os.environ)
+    environment = share_of_cores(parallel)
     if slot.gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)
+    return environment
+
+
+def share_of_cores(parallel: int) -> dict[str, str]:
+    """This process's environment, as one of several cells gets it.
+
+    Args:
+        parallel: Cells at the same time.
+
+    Returns:
+        With a limit to the number of threads, unless it has one already.
+    """
+    environment = dict(os.environ)
     if parallel > 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // parallel)))
     return environment

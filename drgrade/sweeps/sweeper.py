@@ -52,6 +52,29 @@ class Outcome:
     then: str = ""
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a command asks for.
+
+    Attributes:
+        name: Of the sweep.
+        folder: The sweep's.
+        configs: Config of every cell.
+    """
+
+    name: str
+    folder: Path
+    configs: Mapping[Cell, DictConfig]
+
+    def waiting(self) -> list[Cell]:
+        """Cells that are not finished.
+
+        Raises:
+            ConfigError: If a cell's folder holds another run.
+        """
+        return [cell for cell, cfg in self.configs.items() if not _is_finished(self.folder / cell.name, cfg)]
+
+
 _outcomes: list[Outcome] = []
 
 
@@ -113,14 +136,12 @@ class CellSweeper(Sweeper):
         assert self.config is not None
         assert self.launcher is not None
         refuse_several()
-        overrides = self._overrides(arguments)
-        name, folder = self._place(overrides)
-        configs = dict(self._cells(overrides))  # composed here: errors come before any run
-        cells = list(configs)
+        plan = self.plan(arguments)  # every cell is composed here: errors come before any run
+        name, folder, cells = plan.name, plan.folder, list(plan.configs)
         folder.mkdir(parents=True, exist_ok=True)
         write_sweep(folder, name, [Path(sys.argv[0]).name, *sys.argv[1:]], cells)
         OmegaConf.save(self.config, folder / "multirun.yaml")
-        waiting = [cell for cell, cfg in configs.items() if not _is_finished(folder / cell.name, cfg)]
+        waiting = plan.waiting()
         finished = len(cells) - len(waiting)
         log.info("sweep %s: %d cells, %d of them finished\n%s", name, len(cells), finished, folder)
         returns: list[Any] = []
@@ -133,6 +154,22 @@ class CellSweeper(Sweeper):
             begun = any((folder / cell.name).is_dir() for cell in cells)
             conclude(Outcome(folder, len(cells), begun, failures(folder, cells), self.report))
         return returns
+
+    def plan(self, arguments: Sequence[str]) -> Plan:
+        """Compose every cell; nothing is run or written.
+
+        Args:
+            arguments: Task overrides of the command line.
+
+        Returns:
+            The sweep that they ask for.
+
+        Raises:
+            ConfigError: If they ask for what a sweep cannot be.
+        """
+        overrides = self._overrides(arguments)
+        name, folder = self._place(overrides)
+        return Plan(name, folder, dict(self._cells(overrides)))
 
     def _overrides(self, arguments: Sequence[str]) -> list[Override]:
         """The sweep's overrides, the last one of each setting."""
