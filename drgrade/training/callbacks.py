@@ -82,7 +82,7 @@ class Clock(Callback):
 
     def __init__(self) -> None:
         self.seconds, self.images, self.peak_memory = 0.0, 0, 0
-        self._last = 0.0
+        self._last, self._ended = 0.0, False
 
     def cost(self) -> dict[str, float]:
         """What goes into ``provenance.json``.
@@ -104,7 +104,9 @@ class Clock(Callback):
         return {"seconds": self.seconds, "images": self.images, "peak_memory": self.peak_memory}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """From the checkpoint."""
+        """From the checkpoint that training goes on from; not from the one that is tested afterwards."""
+        if self._ended:
+            return
         self.seconds, self.images, self.peak_memory = (
             state_dict[name] for name in ("seconds", "images", "peak_memory")
         )
@@ -122,7 +124,7 @@ class Clock(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop."""
         self._read()
-        self._last = 0.0
+        self._last, self._ended = 0.0, True
 
     def _read(self) -> None:
         """Add the time since the last reading, and look at memory."""

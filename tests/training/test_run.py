@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from filelock import FileLock
 from pytorch_lightning import Callback
 from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score, roc_auc_score
 
@@ -132,6 +133,44 @@ def test_a_resumed_run_ends_with_the_weights_of_one_never_stopped(
     for name in before:
         assert torch.equal(before[name], after[name]), name
     assert {**straight, "checkpoint": 0} == {**resumed, "checkpoint": 0}
+
+
+def test_what_a_run_costs_is_counted_over_all_its_parts_and_not_of_the_tested_checkpoint(
+    compose, tmp_path, monkeypatch
+):
+    # protocol=matched may test an early epoch; all 3 epochs of 2 steps of 8 photographs count.
+    settings = ("+experiment=msssl_100pct", "init=random", "protocol.epochs=3", "data.batch_size=8")
+    original = run_module.make_trainer
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            run_module,
+            "make_trainer",
+            lambda cfg, folder, kept, *rest: original(cfg, folder, [*kept, StopAfter(1)], *rest),
+        )
+        with pytest.raises(RuntimeError, match="power cut"):
+            train(compose(*settings, "resume=auto"))
+    record = train(compose(*settings, "resume=auto"))
+    cost = json.loads((tmp_path / "run" / "provenance.json").read_text())
+    assert record["checkpoint"] == "best.ckpt"
+    assert cost["images"] == 3 * 2 * 8
+    assert cost["images_per_second"] == pytest.approx(cost["images"] / cost["seconds"])
+    assert cost["peak_memory"] > 2**20
+
+
+def test_a_finished_run_is_not_run_again_with_resume_auto(compose, tmp_path):
+    settings = ("+experiment=rotation_100pct", "init=random", "resume=auto")
+    first = train(compose(*settings))
+    written = (tmp_path / "run" / "predictions.csv").stat().st_mtime_ns
+    assert train(compose(*settings)) == first
+    assert (tmp_path / "run" / "predictions.csv").stat().st_mtime_ns == written
+    with pytest.raises(ConfigError, match=r"holds another run .*label_fraction was 1"):
+        train(compose("+experiment=rotation_50pct", "init=random", "resume=auto"))
+
+
+def test_two_processes_do_not_work_in_one_folder(compose, tmp_path):
+    (tmp_path / "run").mkdir()
+    with FileLock(tmp_path / "run" / ".lock"), pytest.raises(ConfigError, match="another process is at work"):
+        train(compose("init=random"))
 
 
 def test_resuming_another_run_is_refused(compose, tmp_path):
