@@ -4,7 +4,8 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from datetime import datetime
+from typing import Any, NoReturn, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -40,6 +41,7 @@ def run(function: Callable[[DictConfig], object], config: str) -> None:
     _running[:] = [config]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands exceptions on, instead of printing them in its own way
     try:
+        _share_run_folder(config)
         hydra.main(config_path=str(CONF), config_name=config, version_base="1.3")(_job(function, config))()
     except Exception as error:
         message = explain(error)
@@ -49,6 +51,18 @@ def run(function: Callable[[DictConfig], object], config: str) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _share_run_folder(config: str) -> None:
+    """Give the processes that torchrun or SLURM has started the same folder: each has the time of its own."""
+    from drgrade.training.together import agree, started_together
+
+    if not started_together() or any(argument.startswith("hydra.run.dir=") for argument in sys.argv):
+        return
+    own = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(CONF / f"{config}.yaml")))
+    now = datetime.now()
+    folder = re.sub(r"\$\{now:([^}]+)\}", lambda found: now.strftime(found[1]), own["hydra"]["run"]["dir"])
+    sys.argv.append(f"hydra.run.dir={agree(folder)}")
 
 
 def fail(message: str) -> NoReturn:

@@ -16,7 +16,9 @@ def work(cfg: DictConfig) -> None:
     """
     from drgrade.training.evaluation import evaluate
     from drgrade.training.processes import is_main_process
+    from drgrade.training.together import check_processes
 
+    check_processes(cfg.trainer)
     metrics = evaluate(cfg)
     if is_main_process():
         logging.getLogger("drgrade").info("%s", summary(metrics, cfg.paths.run))

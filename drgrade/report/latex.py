@@ -2,7 +2,8 @@
 
 from drgrade.report import words
 from drgrade.report.contents import Study
-from drgrade.report.tables import Group, Table, all_tables
+from drgrade.report.table import Group, Table
+from drgrade.report.tables import all_tables
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",

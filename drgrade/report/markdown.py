@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from drgrade.report import prose, tables, words
 from drgrade.report.contents import Missing, Study
 from drgrade.report.figures import Figures, Picture
-from drgrade.report.tables import Table
+from drgrade.report.table import Table
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~#$&])")
 _MISSING_SHOWN = 50

@@ -12,6 +12,7 @@ from drgrade.report import prose, tables, words
 from drgrade.report.contents import Study
 from drgrade.report.figures import Figures, Picture, svg
 from drgrade.report.svg import inline
+from drgrade.report.table import Table
 
 _PACKAGE = "drgrade.report"
 _MISSING_OPEN = 8  # so many unfinished runs are listed without a click
@@ -46,7 +47,7 @@ def render_page(study: Study, figures: Figures) -> str:
     )
 
 
-def _tables(study: Study) -> Mapping[str, tables.Table]:
+def _tables(study: Study) -> Mapping[str, Table]:
     made = (*tables.all_tables(study), tables.splits_table(study))
     return {table.name: table for table in made if table.groups}
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from drgrade.report.tables import Table
+from drgrade.report.table import Table
 
 
 def plain_table(table: Table) -> str:

@@ -1,15 +1,12 @@
-"""The tables of a report as text cells, from which the page, Markdown, LaTeX and the terminal make theirs.
-
-A figure that there is not is a dash, and the table says why below itself.
-"""
+"""The tables of a report."""
 
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 
 from drgrade.report import words
 from drgrade.report.contents import Comparison, Method, PublishedRow, Row, Study
+from drgrade.report.table import Column, Dashes, Group, Table
 
 METRICS = {
     "accuracy": "accuracy",
@@ -27,77 +24,9 @@ _OF_ONE_GRADE = re.compile(r".*_\d+")
 _ELSEWHERE = ("qwk", "referable_auroc")
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column: its heading, whether numbers stand in it (to the right), and whether it is what counts."""
-
-    name: str
-    number: bool = True
-    strong: bool = False
-
-
-@dataclass(frozen=True)
-class Group:
-    """Lines that belong together, as those of one method.
-
-    Attributes:
-        name: Their heading.
-        remark: Said of all of them; empty for nothing.
-        lines: Cells, one for each column.
-        published: Whether the figures are a paper's, not computed here.
-    """
-
-    name: str
-    remark: str
-    lines: Sequence[Sequence[str]]
-    published: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table.
-
-    Attributes:
-        name: Short, for files and labels.
-        caption: What it shows.
-        group_column: Heading of the groups' names.
-        columns: The others.
-        groups: In the order in which they are shown.
-        remarks: What stands below it: why there are dashes.
-    """
-
-    name: str
-    caption: str
-    group_column: str
-    columns: Sequence[Column]
-    groups: Sequence[Group]
-    remarks: Sequence[str]
-
-
-@dataclass
-class _Dashes:
-    """Collects why figures are missing while a table is made."""
-
-    reasons: list[str] = field(default_factory=list)
-
-    def cell(self, text: str, why: str) -> str:
-        """Hand a cell on; remember why, if it is a dash."""
-        if text == words.DASH:
-            self.note(why)
-        return text
-
-    def note(self, why: str) -> None:
-        if why not in self.reasons:
-            self.reasons.append(why)
-
-    @property
-    def remarks(self) -> list[str]:
-        return [f"{words.DASH}: {'; '.join(self.reasons)}."] if self.reasons else []
-
-
 def main_table(study: Study) -> Table:
     """QWK of each method at each fraction, over the folds; published rows come last, marked."""
-    dashes = _Dashes()
+    dashes = Dashes()
     names = ("labels", "folds", "min", "mean", "max", "95 %", "sd", "count")
     columns = [Column(name, strong=name == "mean") for name in names]
     groups = [
@@ -119,7 +48,7 @@ def main_table(study: Study) -> Table:
     return Table("qwk", caption, "method", columns, groups, remarks)
 
 
-def _main_line(row: Row, dashes: _Dashes) -> list[str]:
+def _main_line(row: Row, dashes: Dashes) -> list[str]:
     return [
         words.fraction(row.label_fraction),
         f"{len(row.folds)}{'' if row.complete else '*'}",
@@ -132,7 +61,7 @@ def _main_line(row: Row, dashes: _Dashes) -> list[str]:
     ]
 
 
-def _published_line(row: PublishedRow, dashes: _Dashes) -> list[str]:
+def _published_line(row: PublishedRow, dashes: Dashes) -> list[str]:
     dashes.note("not given by the paper")
     return [
         words.fraction(row.label_fraction),
@@ -148,7 +77,7 @@ def _published_line(row: PublishedRow, dashes: _Dashes) -> list[str]:
 
 def metrics_table(study: Study) -> Table:
     """All other test metrics, and AUROC for referable DR with its interval."""
-    dashes = _Dashes()
+    dashes = Dashes()
     found = {
         name
         for row in study.rows
@@ -174,7 +103,7 @@ def metrics_table(study: Study) -> Table:
 
 def recall_table(study: Study) -> Table:
     """Recall of each grade."""
-    dashes = _Dashes()
+    dashes = Dashes()
     columns = [Column("labels"), *(Column(f"{grade} {name}") for grade, name in enumerate(words.GRADE_NAMES))]
 
     def line(row: Row) -> list[str]:
@@ -186,7 +115,7 @@ def recall_table(study: Study) -> Table:
 
 def costs_table(study: Study) -> Table:
     """What the runs took."""
-    dashes = _Dashes()
+    dashes = Dashes()
     columns = [Column(name) for name in ("labels", "images/s", "time of a run", "peak memory")]
 
     def line(row: Row) -> list[str]:
@@ -199,7 +128,7 @@ def costs_table(study: Study) -> Table:
 
 def pretraining_table(study: Study) -> Table:
     """What pre-training took, an encoder in a line."""
-    dashes, names = _Dashes(), words.labels(study)
+    dashes, names = Dashes(), words.labels(study)
     columns = [Column("encoder", number=False)]
     columns += [Column(name) for name in ("images/s", "time", "peak memory")]
     groups = []
@@ -216,7 +145,7 @@ def pretraining_table(study: Study) -> Table:
 
 def comparisons_table(study: Study) -> Table:
     """Differences of two methods at each fraction."""
-    dashes, names = _Dashes(), words.labels(study)
+    dashes, names = Dashes(), words.labels(study)
     columns = [
         Column(name, strong=name == "difference")
         for name in ("labels", "difference", "95 %", "folds", "won", "p", "p (Holm)")
@@ -236,7 +165,7 @@ def comparisons_table(study: Study) -> Table:
     )
 
 
-def _comparison_line(comparison: Comparison, dashes: _Dashes) -> list[str]:
+def _comparison_line(comparison: Comparison, dashes: Dashes) -> list[str]:
     return [
         words.fraction(comparison.label_fraction),
         words.signed(comparison.difference.value),
@@ -253,7 +182,7 @@ def _comparison_line(comparison: Comparison, dashes: _Dashes) -> list[str]:
 def splits_table(study: Study) -> Table:
     """Hashes of the splits: runs with the same hash were trained and tested on the same photographs."""
     folds = sorted({fold for _, _, fold in study.splits}, key=lambda fold: (len(fold), fold))
-    dashes = _Dashes()
+    dashes = Dashes()
     groups = []
     for protocol in dict.fromkeys(protocol for protocol, _, _ in study.splits):
         shares = sorted({share for name, share, _ in study.splits if name == protocol})
@@ -291,7 +220,7 @@ def _by_method(
     caption: str,
     columns: Sequence[Column],
     line: Callable[[Row], list[str]],
-    dashes: _Dashes,
+    dashes: Dashes,
 ) -> Table:
     groups = [
         Group(method.label, "", [line(row) for row in _rows(study, method)]) for method in study.methods

@@ -34,8 +34,8 @@ class Progress:
     """How far a cell is.
 
     Attributes:
-        status: ``finished``, ``failed``, ``interrupted``, ``unfinished`` (begun, without a result) or
-            ``not begun``.
+        status: ``finished``, ``pruned`` (a search's trial), ``failed``, ``interrupted``,
+            ``unfinished`` (begun, without a result) or ``not begun``.
         reason: Why it failed; empty where there is nothing to say.
         record: What its ``metrics.json`` holds.
     """

@@ -28,7 +28,7 @@ from drgrade.training.artefacts import (
     write_split,
 )
 from drgrade.training.folder import PROVENANCE, SEEN, SPLIT
-from drgrade.training.processes import announced, announcement, is_main_process, wait_for_all
+from drgrade.training.processes import announce_none, announced, announcement, is_main_process, wait_for_all
 from drgrade.training.setup import (
     LAST,
     checkpoints,
@@ -163,8 +163,8 @@ def find_or_pretrain(cfg: DictConfig, photographs: Photographs) -> Path:
     """Folder of the encoder that ``init=ssl`` means; pre-trains it, once, if there is none.
 
     Several runs may ask at the same time: one pre-trains and the others wait. Of the processes of a DDP run
-    the first one decides, and the
-    others, which Lightning starts during the pre-training, join it.
+    the first one decides and the others join it, whether Lightning starts them during the pre-training or
+    torchrun or SLURM has started them already.
 
     Args:
         cfg: Config of a grading run.
@@ -174,8 +174,7 @@ def find_or_pretrain(cfg: DictConfig, photographs: Photographs) -> Path:
         A folder with ``encoder.safetensors`` and ``encoder.json``.
 
     Raises:
-        EncoderError: In a process that was not started by Lightning (torchrun, SLURM) if there is no encoder
-            yet.
+        EncoderError: In a further process, if the first one's encoder cannot be seen from here.
     """
     pretext = pretext_config(cfg, photographs)
     folder = Path(pretext.paths.run)
@@ -185,8 +184,8 @@ def find_or_pretrain(cfg: DictConfig, photographs: Photographs) -> Path:
         pretrain(pretext, photographs, folder, _last_checkpoint(folder))
     elif not (folder / CARD).is_file():
         raise EncoderError(
-            "init=ssl: there is no encoder yet, and processes that torchrun or SLURM started cannot agree on "
-            "who makes it; run the pre-training first, with the same settings and task=pretext"
+            f"init=ssl: the first process of this run has an encoder in {folder.absolute()}, and this one sees "
+            "none there; all machines of a run need the same paths.outputs"
         )
     return folder
 
@@ -202,6 +201,7 @@ def _pretrain_once(pretext: DictConfig, photographs: Photographs, folder: Path) 
     try:
         if (folder / CARD).is_file():
             log.info("encoder: found %s", folder)
+            announce_none()
             return
         log.info(
             "encoder: none yet for these settings; pre-training it once (%s epochs) into %s",
@@ -286,9 +286,15 @@ def _settings(cfg: DictConfig) -> dict[str, Any]:
         "pretrain_on": cfg.pretrain_on,
         "init": cfg.init,
         "trainer": trainer,
-        "normalised_apart": 1 if shared else cfg.trainer.devices,
+        "normalised_apart": 1 if shared else _processes(cfg.trainer),
         "version": _VERSION,
     }
+
+
+def _processes(trainer: DictConfig) -> Any:
+    """How many processes a trainer is set to have, as a number or in its own words (``auto``)."""
+    nodes = trainer.get("num_nodes", 1)
+    return trainer.devices if nodes == 1 else f"{nodes} x {trainer.devices}"
 
 
 def _card(cfg: DictConfig, data: PretextDataModule, key: str, steps: int) -> dict[str, Any]:

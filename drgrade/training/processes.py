@@ -9,26 +9,33 @@ import torch
 from filelock import FileLock, Timeout
 
 from drgrade.errors import ConfigError
+from drgrade.training.together import agree, first_of_all, started_together
 
 _ANNOUNCEMENT = "DRGRADE_PRETRAINING"
 
 
 def is_main_process() -> bool:
     """Whether this process is the first of its run; Lightning, torchrun and SLURM all set the environment."""
-    ranks = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
-    return all(rank == "0" for rank in ranks)
+    if started_together():
+        return first_of_all()
+    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK"))
 
 
 @contextmanager
 def announced(key: str) -> Iterator[None]:
-    """Tell the processes that Lightning starts from here on which encoder is being pre-trained.
+    """Tell the other processes of the run which encoder is being pre-trained from here on.
 
-    They run the same script from its beginning, and must join the same training instead of looking for its
-    result.
+    They must join the same training instead of looking for its result. Those that Lightning starts run the
+    same script from its beginning and find the key in their environment; those that have been started
+    together with this one are waiting for it (:func:`announcement`).
 
     Args:
         key: Key of the encoder.
     """
+    if started_together():
+        agree(key)
+        yield
+        return
     os.environ[_ANNOUNCEMENT] = key
     try:
         yield
@@ -36,8 +43,16 @@ def announced(key: str) -> Iterator[None]:
         del os.environ[_ANNOUNCEMENT]
 
 
+def announce_none() -> None:
+    """Tell the other processes of the run that nothing is to be pre-trained."""
+    if started_together():
+        agree("")
+
+
 def announcement() -> str | None:
-    """Key of the encoder that the main process is pre-training if it started this one for that (once)."""
+    """Key of the encoder that the main process is pre-training, if this process is to join it (once)."""
+    if started_together():
+        return agree() or None
     return os.environ.pop(_ANNOUNCEMENT, None)
 
 

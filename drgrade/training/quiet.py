@@ -18,3 +18,5 @@ def quieten() -> None:
     warnings.filterwarnings(
         "ignore", message=r"It is recommended to use `self.log\('(val|test)/.*sync_dist=True"
     )
+    # Which processes there are drgrade finds out itself (training/together.py).
+    warnings.filterwarnings("ignore", message=r"The `srun` command is available on your system")

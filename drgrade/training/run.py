@@ -26,6 +26,7 @@ from drgrade.training.folder import METRICS, SEEN, read_metrics
 from drgrade.training.identity import AUTO
 from drgrade.training.pretraining import find_or_pretrain, pretrain_run
 from drgrade.training.processes import alone_in, is_main_process
+from drgrade.training.pruning import is_pruned
 from drgrade.training.quiet import quieten
 from drgrade.training.setup import (
     BEST,
@@ -62,7 +63,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         cfg: The composed config (``conf/train.yaml``).
 
     Returns:
-        What ``metrics.json`` holds: ``test/qwk`` and the like, hashes, and ``status``.
+        What ``metrics.json`` holds: ``test/qwk`` and the like, hashes, and ``status``: ``finished``, or
+        ``pruned`` for a trial that its search has ended.
 
     Raises:
         DrgradeError: If something is wrong that the user can mend.
@@ -118,12 +120,14 @@ def check_settings(cfg: DictConfig) -> None:
         raise ConfigError(
             f"trainer.devices={cfg.trainer.devices}: for several devices use trainer=ddp or trainer=ddp_cpu"
         )
+    if not isinstance(cfg.test, bool):
+        raise ConfigError(f"test={cfg.test} is neither true nor false")
     if not isinstance(cfg.label_fraction, int | float):
         raise ConfigError(f"label_fraction={cfg.label_fraction} is not a number; 10 % is label_fraction=0.1")
 
 
 def grade(cfg: DictConfig, photographs: Photographs, folder: Path, checkpoint: Path | None) -> dict[str, Any]:
-    """Fine-tune on the label fraction, validate, test.
+    """Fine-tune on the label fraction, validate, and test unless ``test`` is false.
 
     Args:
         cfg: Config with ``task: grading``.
@@ -165,19 +169,54 @@ def grade(cfg: DictConfig, photographs: Photographs, folder: Path, checkpoint: P
     with watched(cfg, folder, unsaid, resumed=checkpoint is not None) as watch:
         trainer, clock = make_trainer(cfg, folder, checkpoints(folder, monitor), watch.logger)
         trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        # Empty if the run had ended before it was resumed to be tested.
-        metrics = {
-            name: float(value) for name, value in trainer.callback_metrics.items() if name == "train/loss"
-        }
-        chosen = _chosen_checkpoint(cfg, folder)
-        metrics |= test(trainer, task, data, chosen, folder)
-        watch.record = record = {**metrics, **facts, "checkpoint": chosen.name, "status": "finished"}
+        watch.record = record = {**_figures(cfg, trainer, task, data, folder), **facts}
         if is_main_process():
             write_provenance(
                 folder, **clock.cost(), devices=trainer.world_size, encoder=str(initial or "") or None
             )
             write_metrics(folder, record)
     return record
+
+
+def _figures(
+    cfg: DictConfig, trainer: pl.Trainer, task: GradingTask, data: GradingDataModule, folder: Path
+) -> dict[str, Any]:
+    """What a trained run has come to: its figures, the checkpoint that they are of, its status."""
+    # Empty if the run had ended before it was resumed to be tested.
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name == "train/loss"}
+    if is_pruned(trainer):
+        return {**metrics, **task.results["val"], "status": "pruned"}
+    chosen = _chosen_checkpoint(cfg, folder)
+    if cfg.test:
+        metrics |= test(trainer, task, data, chosen, folder)
+    else:
+        metrics |= validate(trainer, task, data, chosen)
+    return {**metrics, "checkpoint": chosen.name, "status": "finished"}
+
+
+def validate(
+    trainer: pl.Trainer, task: GradingTask, data: GradingDataModule, checkpoint: Path
+) -> dict[str, float]:
+    """Validate one checkpoint.
+
+    Args:
+        trainer: Runs it.
+        task: Receives the weights.
+        data: Validation photographs.
+        checkpoint: What is validated.
+
+    Returns:
+        ``val/...``; empty if there are no validation photographs.
+    """
+    data.setup()
+    if not data.val_dataloader():
+        return {}
+    metrics: dict[str, float] = dict(
+        trainer.validate(task, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)[0]
+    )
+    metrics |= task.results["val"]
+    show(trainer, "val", task.predictions("val"), data.photographs)
+    return metrics
 
 
 def test(
@@ -196,14 +235,7 @@ def test(
     Returns:
         ``val/...``, ``test/...``, and ``external/NAME/...`` of each external data set.
     """
-    data.setup()
-    metrics: dict[str, float] = {}
-    if data.val_dataloader():
-        metrics |= trainer.validate(
-            task, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False
-        )[0]
-        metrics |= task.results["val"]
-        show(trainer, "val", task.predictions("val"), data.photographs)
+    metrics = validate(trainer, task, data, checkpoint)
     for name in ("test", *data.external):
         data.tested, task.tested = name, name if name == "test" else f"external/{name}"
         metrics |= trainer.test(

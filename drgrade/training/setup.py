@@ -24,6 +24,7 @@ from drgrade.training.callbacks import Clock
 from drgrade.training.folder import CONFIG
 from drgrade.training.identity import AUTO, differences
 from drgrade.training.processes import is_main_process
+from drgrade.training.together import cluster_environment
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +127,7 @@ def make_trainer(
         callbacks=callbacks,
         logger=logger,
         default_root_dir=folder,
+        plugins=[cluster_environment()],
         # Without ours Lightning would add its own.
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
         enable_checkpointing=bool(checkpoints),

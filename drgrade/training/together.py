@@ -1,4 +1,4 @@
-"""Processes of one run that torchrun or SLURM has started all at once: how many, which is first, what it decides.
+"""Processes of one run that torchrun or SLURM has started all at once: which is first, and what it decides.
 
 Lightning starts the further processes of a run by itself, one after the first has begun, and hands them what
 the first has decided. torchrun and ``srun`` start all of them side by side, on one machine or many.
@@ -8,16 +8,14 @@ import functools
 import itertools
 import os
 from datetime import timedelta
-
-import torch
-from lightning_fabric.plugins.environments import (
-    ClusterEnvironment,
-    LightningEnvironment,
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
+from typing import TYPE_CHECKING
 
 from drgrade.errors import ConfigError, DrgradeError
+
+if TYPE_CHECKING:  # heavy, and every command asks whether it is one of several processes
+    from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+    from omegaconf import DictConfig
+    from torch.distributed import Store  # type: ignore[attr-defined]
 
 _APART = 10_000
 """Between the port of our store and that of the process group."""
@@ -48,37 +46,48 @@ def first_of_all() -> bool:
     return os.environ["RANK" if by_torchrun() else "SLURM_PROCID"] == "0"
 
 
-def cluster_environment() -> ClusterEnvironment:
+def cluster_environment() -> "ClusterEnvironment":
     """What Lightning has to know of the processes; it would guess otherwise, by what is installed.
 
-    Lightning's own requeueing under SLURM stays off: a run goes on from ``last.ckpt`` with ``resume=auto``, and
-    whether a job is requeued is the business of the launcher or of SLURM.
+    Lightning's own requeueing under SLURM stays off: a run goes on from ``last.ckpt`` with ``resume=auto``,
+    and whether a job is requeued is the business of the launcher or of SLURM.
 
     Returns:
         Lightning's description of the environment.
     """
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
     if by_torchrun():
         return TorchElasticEnvironment()
     return SLURMEnvironment(auto_requeue=False) if by_slurm() else LightningEnvironment()
 
 
-def check_devices(distributed: bool) -> None:
-    """Refuse several processes for a run of one.
+def check_processes(trainer: "DictConfig") -> None:
+    """Refuse several processes for a run of one, and fewer or more than the run is set to have.
 
     Args:
-        distributed: Whether the run's trainer has a strategy for several processes.
+        trainer: Config of the trainer.
 
     Raises:
-        ConfigError: If each of the processes would do the whole run, in the same folder.
+        ConfigError: If each of the processes would do the whole run in the same folder, or they would wait
+            for others that nobody starts.
     """
-    if by_torchrun():
-        starter, count = "torchrun", int(os.environ["WORLD_SIZE"])
-    else:
-        starter, count = "SLURM", int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
-    if count > 1 and not distributed:
+    if not started_together():
+        return
+    starter, name = ("torchrun", "WORLD_SIZE") if by_torchrun() else ("SLURM", "SLURM_STEP_NUM_TASKS")
+    count, nodes = int(os.environ[name]), int(trainer.get("num_nodes", 1))
+    if count > 1 and "strategy" not in trainer:
         raise ConfigError(
             f"{starter} has started {count} processes, but the trainer is made for one: use trainer=ddp or "
             "trainer=ddp_cpu, or start one process"
+        )
+    if isinstance(trainer.devices, int) and trainer.devices * nodes != count:
+        raise ConfigError(
+            f"{starter} has started {count} processes, but trainer.devices={trainer.devices} on "
+            f"trainer.num_nodes={nodes} makes {trainer.devices * nodes}: trainer.devices is the number of "
+            "processes of each node"
         )
 
 
@@ -90,8 +99,8 @@ def refuse_several() -> None:
     """
     if started_together():
         raise ConfigError(
-            "a sweep is started once, without torchrun and without srun: it starts the processes of its cells "
-            "itself (docs/cluster.md)"
+            "a sweep is started once, without torchrun and without srun: it starts the processes of its "
+            "cells itself (docs/cluster.md)"
         )
 
 
@@ -107,6 +116,8 @@ def agree(decision: str | None = None) -> str:
     Raises:
         DrgradeError: If the first process is gone.
     """
+    from torch.distributed import DistError
+
     key = str(next(_number))
     try:
         if first_of_all():
@@ -114,23 +125,27 @@ def agree(decision: str | None = None) -> str:
             _store().set(key, decision)
             return decision
         return str(_store().get(key).decode())
-    except torch.distributed.DistError as error:
-        raise DrgradeError(f"the first process of this run does not answer; see its output ({error})") from error
+    except DistError as error:
+        raise DrgradeError(
+            f"the first process of this run does not answer; see its output ({error})"
+        ) from error
 
 
 @functools.cache
-def _store() -> torch.distributed.Store:
+def _store() -> "Store":
     """A table that all processes of the run can read.
 
     torchrun's agent keeps one. Under SLURM the first process does, until it ends.
     """
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+
     environment = cluster_environment()
     address, port = environment.main_address, environment.main_port
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        store = torch.distributed.TCPStore(address, port, is_master=False)
+        store = TCPStore(address, port, is_master=False)
     else:
         port += _APART if port + _APART < 65_536 else -_APART
-        store = torch.distributed.TCPStore(address, port, is_master=first_of_all(), wait_for_workers=False)
+        store = TCPStore(address, port, is_master=first_of_all(), wait_for_workers=False)
     store.set_timeout(timedelta(days=365))  # another run may be pre-training what this one needs
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return torch.distributed.PrefixStore(f"drgrade/{attempt}", store)
+    return PrefixStore(f"drgrade/{attempt}", store)

@@ -1,6 +1,7 @@
 """Differences of two methods, with their intervals."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from matplotlib.axes import Axes
@@ -11,55 +12,55 @@ from drgrade.report.figures.canvas import INK, PAPER, SOFT, Look, Picture, begin
 
 _LINE = 0.19  # inches of a line of the figure
 _MARGIN = 0.55
-_AT_MOST = 36  # lines of one figure: what fits on half a printed page
+_AT_MOST = 36  # lines of one figure: what fits on a printed page
+_TITLE_CHARACTERS = 44
+
+_Pair = tuple[str, list[Comparison]]
+"""The name of a pair of methods, wrapped, and its comparisons."""
 
 
 def draw_differences(study: Study) -> list[Picture]:
     """Draw each pair of methods at each fraction, with its interval; many pairs take several figures."""
     names = words.labels(study)
     pairs = [
-        list(group) for _, group in groupby(study.comparisons, key=lambda item: (item.first, item.second))
+        (textwrap.fill(words.pair(comparisons[0], names), _TITLE_CHARACTERS), comparisons)
+        for _, group in groupby(study.comparisons, key=lambda item: (item.first, item.second))
+        if (comparisons := list(group))
     ]
     pages = list(_pages(pairs))
     return [
-        _draw(page, names, "differences" if len(pages) == 1 else f"differences-{number}")
+        _draw(page, "differences" if len(pages) == 1 else f"differences-{number}")
         for number, page in enumerate(pages, start=1)
     ]
 
 
-def _pages(pairs: Sequence[list[Comparison]]) -> Iterator[list[list[Comparison]]]:
-    page: list[list[Comparison]] = []
-    for group in pairs:
-        if page and sum(len(other) + 1 for other in page) + len(group) + 1 > _AT_MOST:
+def _pages(pairs: Sequence[_Pair]) -> Iterator[list[_Pair]]:
+    page: list[_Pair] = []
+    lines = 0
+    for title, group in pairs:
+        own = title.count("\n") + 1 + len(group)
+        if page and lines + own > _AT_MOST:
             yield page
-            page = []
-        page.append(group)
+            page, lines = [], 0
+        page.append((title, group))
+        lines += own
     if page:
         yield page
 
 
-def _draw(pairs: list[list[Comparison]], names: Mapping[str, str], name: str) -> Picture:
-    titles = [words.pair(group[0], names) for group in pairs]
-    lines = sum(len(group) + 1 for group in pairs)
-    alt = f"Differences of QWK with 95 % intervals: {'; '.join(titles)}"
-    picture, axes = begin(name, alt, _MARGIN + _LINE * lines)
+def _draw(pairs: Sequence[_Pair], name: str) -> Picture:
+    alt = f"Differences of QWK with 95 % intervals: {'; '.join(title for title, _ in pairs)}"
+    lines = sum(title.count("\n") + 1 + len(group) for title, group in pairs)
+    picture, axes = begin(name, " ".join(alt.split()), _MARGIN + _LINE * lines)
     ticks: dict[float, str] = {}
-    line = 0.0
-    for title, group in zip(titles, pairs, strict=True):
-        axes.text(
-            0.005,
-            line,
-            title,
-            transform=axes.get_yaxis_transform(),
-            va="center",
-            weight="bold",
-            bbox={"facecolor": PAPER, "linewidth": 0, "pad": 1},
-        )
+    line = 0
+    for title, group in pairs:
+        _title(axes, line, title)
+        line += title.count("\n") + 1
         for comparison in group:
-            line += 1
             ticks[line] = words.fraction(comparison.label_fraction)
-            _line(picture, axes, line, comparison, title)
-        line += 1
+            _line(picture, axes, line, comparison, " ".join(title.split()))
+            line += 1
     axes.set_yticks(list(ticks), list(ticks.values()))
     axes.set_ylim(line - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
@@ -69,7 +70,21 @@ def _draw(pairs: list[list[Comparison]], names: Mapping[str, str], name: str) ->
     return picture
 
 
-def _line(picture: Picture, axes: Axes, line: float, comparison: Comparison, title: str) -> None:
+def _title(axes: Axes, line: int, title: str) -> None:
+    """Write a pair above its lines; a paper-coloured ground keeps the grid away from it."""
+    text = axes.text(
+        0.005,
+        line - 0.5,
+        title,
+        transform=axes.get_yaxis_transform(),
+        va="top",
+        weight="bold",
+        bbox={"facecolor": PAPER, "linewidth": 0, "pad": 1},
+    )
+    text.set_in_layout(False)
+
+
+def _line(picture: Picture, axes: Axes, line: int, comparison: Comparison, title: str) -> None:
     ends = comparison.difference.interval
     apart = ends.low > 0 or ends.high < 0
     look = Look(INK if apart else SOFT, "o")

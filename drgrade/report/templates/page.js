@@ -42,8 +42,12 @@ function nearest(figure, x, y) {
   return best;
 }
 
+function inside(event, selector) {
+  return event.target instanceof Element ? event.target.closest(selector) : null;
+}
+
 function point(event) {
-  const figure = event.target.closest("svg.figure");
+  const figure = inside(event, "svg.figure");
   const part = figure && nearest(figure, event.clientX, event.clientY);
   if (part) show(part); else hide();
 }
@@ -52,17 +56,19 @@ document.addEventListener("pointerdown", point);
 document.addEventListener("scroll", hide, { passive: true });
 document.addEventListener("focusout", hide);
 document.addEventListener("focusin", (event) => {
-  if (event.target.matches(".tip") && event.target.matches(":focus-visible")) show(event.target);
+  const part = inside(event, ".tip:focus-visible");
+  if (part) show(part);
 });
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") hide();
-  if (!event.target.matches(".tip")) return;
-  const parts = [...event.target.closest("svg.figure").querySelectorAll(".tip")];
+  const part = inside(event, ".tip");
+  if (!part) return;
+  const parts = [...part.closest("svg.figure").querySelectorAll(".tip")];
   const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
-  const next = parts[parts.indexOf(event.target) + step];
+  const next = parts[parts.indexOf(part) + step];
   if (!next) return;
   event.preventDefault();
-  event.target.tabIndex = -1;
+  part.tabIndex = -1;
   next.tabIndex = 0;
   next.focus();
 });

@@ -35,6 +35,12 @@ class Card:
         named = [_tag(name, value) for name, value in self.facts.items()]
         return list(dict.fromkeys([*named, *self.tags]))
 
+    @property
+    def curve(self) -> str:
+        """What runs of one line of the curve have in common: ``rotation, init=ssl, published``."""
+        protocol = self.facts.get("protocol", "pretext")
+        return ", ".join([self.facts["method"], f"init={self.facts['init']}", protocol])
+
 
 def make_card(
     save_dir: str,

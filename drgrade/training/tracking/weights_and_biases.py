@@ -34,6 +34,7 @@ _HIGHER = (
 
 _LOWER = ("loss", "mae", "ece")
 
+_BY_FRACTION = "by_label_fraction/qwk"
 _AREA = "wandb/area-under-curve/v0"
 """W&B's own chart of curves by class."""
 
@@ -71,10 +72,11 @@ class WandbTracker(WandbLogger):
         Args:
             params: The config.
         """
-        super().log_hyperparams(params)
+        super().log_hyperparams({**params, "curve": self._card.curve})
         remember(self._card.folder, SERVICE, self.experiment.id)
         # Fractions of the labels have different numbers of steps in an epoch: what is compared is epochs.
         self.experiment.define_metric("epoch")
+        self.experiment.define_metric(_BY_FRACTION, step_metric="label_fraction")
         for subset in ("train", "val"):
             for names, best in ((_HIGHER, "max"), (_LOWER, "min")):
                 for name in names:
@@ -99,6 +101,10 @@ class WandbTracker(WandbLogger):
 
     def conclude(self, ending: Ending, record: Mapping[str, object]) -> None:
         """See :class:`~drgrade.training.tracking.base.Tracker`."""
+        if "test/qwk" in record:
+            # A point of its own, so that W&B can draw the curve over the runs of a sweep.
+            point = {"label_fraction": record["label_fraction"], _BY_FRACTION: record["test/qwk"]}
+            self.experiment.log(point)
         self.experiment.summary.update({final_name(name): value for name, value in record.items()})
         self.experiment.finish(exit_code=0 if ending == "finished" else 1)
 

@@ -1,0 +1,180 @@
+"""``drgrade reproduce``: from photographs to the report, with an estimate of the time before it starts."""
+
+import re
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from drgrade.cli.app import explain
+from drgrade.cli.arguments import help_text, parse
+from drgrade.config import choices, nearest
+from drgrade.errors import ConfigError, DrgradeError
+from drgrade.progress import say
+
+if TYPE_CHECKING:
+    from drgrade.sweeps.workload import Sweep
+
+USAGE = """\
+usage: drgrade reproduce data=NAME data.root=DIR [scale=small] [any setting of a training ...]
+
+Prepares the photographs, says how long everything will take, runs the tables of the experiments
+and makes one report of them. Ctrl-C stops it, and the same command goes on where it was.
+"""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What can be set beside the settings of the trainings."""
+
+    experiments: tuple[str, ...] = field(
+        default=("rotation_table", "msssl_table"), metadata={"help": "the tables that are made"}
+    )
+    out: Path | None = field(default=None, metadata={"help": "of the report; else outputs/reports/NAME"})
+    estimate: Literal["first", "only", "none"] = field(
+        default="first", metadata={"help": "first; only: run nothing more; none: start at once"}
+    )
+
+
+def divide(arguments: Sequence[str]) -> tuple[Settings, list[str]]:
+    """Tell this command's settings from those of the trainings.
+
+    Args:
+        arguments: Of the command line.
+
+    Returns:
+        The settings, and the overrides of every training.
+
+    Raises:
+        ConfigError: If a setting cannot be read, or makes no sense here.
+    """
+    own = {setting.name for setting in fields(Settings)}
+    mine = [each for each in arguments if each.split("=", 1)[0] in own]
+    overrides = [each for each in arguments if each not in mine]
+    _, settings = parse(mine, Settings())
+    tables = [name for name in choices("experiment") if name.endswith("_table")]
+    for name in settings.experiments:
+        if name not in choices("experiment"):
+            raise ConfigError(f"experiments={name}: there is no such experiment; {nearest(name, tables)}")
+    if not settings.experiments:
+        raise ConfigError(f"experiments= names none; there is: {', '.join(tables)}")
+    for each in overrides:
+        if "=" not in each and not each.startswith("~"):
+            raise ConfigError(f"{each}: settings are written name=value (--help lists them)")
+        if re.match(r"\+*experiment=", each):
+            raise ConfigError(f"{each}: here it is experiments=NAME,NAME")
+        if each.startswith("hydra.sweep.dir=") and len(settings.experiments) > 1:
+            raise ConfigError(f"{each}: each table needs a folder of its own; leave this out")
+    return settings, overrides
+
+
+def work(settings: Settings, overrides: Sequence[str]) -> int:
+    """Prepare, estimate, run, report.
+
+    Args:
+        settings: Of this command.
+        overrides: Of every training.
+
+    Returns:
+        Exit status: 0, or 1 if a table is not complete.
+
+    Raises:
+        DrgradeError: If something is wrong that the user can mend.
+    """
+    from drgrade.sweeps.workload import plan_sweep
+
+    began = time.monotonic()
+    sweeps = [plan_sweep(name, overrides) for name in settings.experiments]
+    expected = None if settings.estimate == "none" else _estimate(sweeps)
+    if settings.estimate == "only":
+        return 0
+    prepared = time.monotonic()
+    incomplete = [sweep.experiment for sweep in sweeps if _run(sweep.experiment, overrides)]
+    took = time.monotonic() - prepared
+    reported = _report(sweeps, settings.out or _target(sweeps, overrides))
+    print(_conclusion(took, expected, time.monotonic() - began))
+    if incomplete:
+        print(
+            f"error: not complete: {', '.join(incomplete)}; the same command again runs what is missing",
+            file=sys.stderr,
+        )
+    return 1 if incomplete or not reported else 0
+
+
+def _estimate(sweeps: Sequence["Sweep"]) -> float:
+    """Print what is to be done and how long it takes; returns the seconds."""
+    from drgrade.sweeps.estimate import table
+    from drgrade.sweeps.forecast import forecast
+
+    estimates = forecast(sweeps)
+    notes = {
+        sweep.experiment: "measured on this machine; its cells run where hydra/launcher= puts them"
+        for sweep in sweeps
+        if not sweep.here and sweep.waiting
+    }
+    print(f"\n{table(estimates, datetime.now(), notes)}")
+    print("Ctrl-C stops; the same command goes on where it was.\n", flush=True)
+    return sum(each.seconds for each in estimates)
+
+
+def _run(experiment: str, overrides: Sequence[str]) -> int:
+    """Sweep, as a command of its own; returns its exit status."""
+    from drgrade.sweeps.children import run_child
+
+    command = [sys.executable, "-m", "drgrade.cli.train", "-m", f"+experiment={experiment}", *overrides]
+    status = run_child([*command, "hydra.sweeper.report=false"])  # one report of all in the end
+    if status == 130:  # somebody has interrupted the sweep, and means all of it
+        raise KeyboardInterrupt
+    return status
+
+
+def _target(sweeps: Sequence["Sweep"], overrides: Sequence[str]) -> Path:
+    """Folder of the report: the same command finds the same one."""
+    return sweeps[0].outputs / "reports" / "+".join(sweep.plan.name for sweep in sweeps)
+
+
+def _report(sweeps: Sequence["Sweep"], folder: Path) -> bool:
+    """Report on what there is; whether there is anything."""
+    from drgrade.cli import report
+
+    folders = [sweep.plan.folder for sweep in sweeps if sweep.plan.folder.is_dir()]
+    try:
+        report.work(folders, report.Settings(out=folder))
+    except DrgradeError as error:
+        print(f"error: no report: {error}", file=sys.stderr)
+        return False
+    return True
+
+
+def _conclusion(took: float, expected: float | None, whole: float) -> str:
+    from drgrade.sweeps.estimate import duration
+
+    against = f", estimated {duration(expected)}" if expected is not None else ""
+    return f"the tables took {duration(took)}{against}; everything {duration(whole)}"
+
+
+def main() -> None:
+    """Run from the command line."""
+    arguments = sys.argv[1:]
+    if any(argument in ("-h", "--help", "help") for argument in arguments):
+        print(help_text(USAGE, Settings()))
+        return
+    try:
+        status = work(*divide(arguments))
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it was", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        message = explain(error)
+        if message is None:
+            raise
+        say(f"error: {message}")
+        sys.exit(1)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()
