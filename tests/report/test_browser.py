@@ -1,0 +1,275 @@
+"""The page in headless Chromium: values on hover, tap and focus, a phone's width, print, no errors.
+
+Chromium prints the document as it is after scripts have run (``--dump-dom``), so each test adds a script of
+its own to a copy of the page, which does what a reader would do and writes what came of it into the document.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html import unescape
+
+import pytest
+from example_study import example_study
+
+from drgrade.report.figures import draw_figures, style
+from drgrade.report.page import render_page
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian: chromium)")
+
+HELPERS = """
+const said = {errors: []};
+window.addEventListener("error", (event) => said.errors.push(event.message));
+const tip = () => {
+  const shown = document.getElementById("tip");
+  return {hidden: shown.hidden, text: shown.textContent};
+};
+const middle = (part) => {
+  const box = part.getBoundingClientRect();
+  return {bubbles: true, clientX: box.x + box.width / 2, clientY: box.y + box.height / 2};
+};
+const visible = (part) => getComputedStyle(part).display !== "none";
+"""
+
+
+@pytest.fixture(scope="module")
+def html():
+    study = example_study()
+    keys = ("rotation-ssl", "msssl-random")
+    small = replace(
+        study,
+        methods=[method for method in study.methods if method.key in keys],
+        rows=[row for row in study.rows if row.method in keys],
+        comparisons=[each for each in study.comparisons if (each.first, each.second) == keys],
+        pretrainings=study.pretrainings[:1],
+    )
+    with style():
+        return render_page(small, draw_figures(small))
+
+
+def chromium(*arguments):
+    """Run it; its messages are about a missing desktop."""
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+def without_policy(html):
+    """The page's policy would not let the test's script run."""
+    return re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html)
+
+
+def ask(html, folder, script, *arguments):
+    """Do something in the page, after it has loaded; ``said`` comes back."""
+    after = f"<script>{HELPERS}</script>"
+    done = "document.body.insertAdjacentHTML('beforeend', '<pre id=said></pre>');"
+    done += "document.getElementById('said').textContent = JSON.stringify(said);"
+    page = without_policy(html).replace("<head>", f"<head>{after}", 1)
+    page = page.replace("</body>", f"<script>(() => {{{script}}})(); {done}</script></body>")
+    (folder / "page.html").write_text(page)
+    dom = chromium(*arguments, "--dump-dom", f"file://{folder}/page.html")
+    return json.loads(unescape(re.search(r'<pre id="said">(.*?)</pre>', dom, re.DOTALL)[1]))
+
+
+def test_the_page_runs_without_errors_under_its_own_policy(html, tmp_path):
+    watch = "<script>document.title = 'foreign script ran'</script>"
+    (tmp_path / "page.html").write_text(html.replace("</body>", f"{watch}</body>"))
+    dom = chromium("--dump-dom", f"file://{tmp_path}/page.html")
+    assert '<html lang="en" class="js">' in dom  # its own script ran
+    assert "data-tip=" in dom
+    assert "<title>foreign script ran" not in dom
+
+
+def test_no_error_is_raised(html, tmp_path):
+    assert ask(html, tmp_path, "")["errors"] == []
+
+
+def test_hovering_a_point_shows_its_values(html, tmp_path):
+    said = ask(
+        html,
+        tmp_path,
+        """
+        said.before = tip();
+        const parts = [...document.querySelectorAll("svg.figure .tip")];
+        const part = parts.find((other) => /mean.*95 %/.test(other.dataset.tip));
+        part.dispatchEvent(new PointerEvent("pointermove", middle(part)));
+        said.on = tip(); said.expected = part.dataset.tip; said.marked = part.classList.contains("on");
+        document.body.dispatchEvent(new PointerEvent("pointermove", {bubbles: true, clientX: 1, clientY: 1}));
+        said.after = tip();
+        """,
+    )
+    assert said["errors"] == []
+    assert said["before"]["hidden"]
+    assert said["on"] == {"hidden": False, "text": said["expected"]}
+    assert said["marked"]
+    assert "mean 0.294, 95 % " in said["expected"]
+    assert said["after"]["hidden"]
+
+
+def test_a_tap_beside_a_point_shows_the_nearest_one(html, tmp_path):
+    said = ask(
+        html,
+        tmp_path,
+        """
+        const figure = document.querySelectorAll("svg.figure")[1];  // the differences: nothing lies on top
+        const part = figure.querySelectorAll(".tip")[0];
+        const near = middle(part);
+        const box = part.getBoundingClientRect();
+        near.clientX -= box.width / 2 + 8;
+        figure.dispatchEvent(new PointerEvent("pointerdown", {...near, pointerType: "touch"}));
+        said.tip = tip(); said.expected = part.dataset.tip;
+        """,
+    )
+    assert said["errors"] == []
+    assert said["tip"] == {"hidden": False, "text": said["expected"]}
+
+
+def test_every_part_shows_its_values_when_it_has_the_focus(html, tmp_path):
+    said = ask(
+        html,
+        tmp_path,
+        """
+        said.wrong = []; said.count = 0;
+        for (const section of document.querySelectorAll(".at")) section.classList.add("shown");
+        for (const figure of document.querySelectorAll("svg.figure")) {
+          const parts = [...figure.querySelectorAll(".tip")];
+          parts[0].focus({focusVisible: true});
+          for (const part of parts) {
+            said.count += 1;
+            if (document.activeElement !== part || tip().hidden || tip().text !== part.dataset.tip)
+              said.wrong.push(part.dataset.tip);
+            part.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowRight", bubbles: true}));
+          }
+        }
+        document.dispatchEvent(new KeyboardEvent("keydown", {key: "Escape", bubbles: true}));
+        said.last = tip();
+        said.stops = document.querySelectorAll("svg.figure .tip[tabindex='0']").length;
+        said.figures = document.querySelectorAll("svg.figure").length;
+        """,
+    )
+    assert said["errors"] == []
+    assert said["count"] == html.count('class="tip"') > 400
+    assert said["wrong"] == []
+    assert said["last"]["hidden"]
+    assert said["stops"] == said["figures"]
+
+
+def test_the_label_fraction_can_be_chosen(html, tmp_path):
+    said = ask(
+        html,
+        tmp_path,
+        """
+        const sections = [...document.querySelectorAll(".at")];
+        said.before = sections.filter(visible).map((section) => section.dataset.share);
+        document.querySelector("input[value='25pct']").click();
+        said.after = sections.filter(visible).map((section) => section.dataset.share);
+        """,
+    )
+    assert said["before"] == ["5pct"]
+    assert said["after"] == ["25pct"]
+
+
+def test_without_scripts_everything_is_there(html, tmp_path):
+    silent = without_policy(re.sub(r"<script>.*?</script>", "", html, flags=re.DOTALL))
+    said = ask(silent, tmp_path, "said.shown = [...document.querySelectorAll('.at')].filter(visible).length;")
+    assert said["shown"] == 5
+
+
+@pytest.mark.parametrize("width", [360, 768, 1280])
+def test_nothing_is_wider_than_the_screen(html, tmp_path, width):
+    inside = ask_inside_frame(html, tmp_path, width)
+    assert inside["width"] == width
+    assert inside["scroll"] <= width
+    assert inside["outside"] == []
+    assert inside["least"] > 7.5  # px: text of the figures
+
+
+def ask_inside_frame(html, folder, width):
+    """A window of Chromium has a least width; a frame has none."""
+    (folder / "inner.html").write_text(html)
+    script = """
+      const inner = document.querySelector("iframe").contentDocument, root = inner.documentElement;
+      const outside = (part) => {
+        const box = part.getBoundingClientRect();
+        return !part.closest(".scroll") && (box.right > WIDTH + 0.5 || box.left < -0.5);
+      };
+      const size = (text) => {
+        const drawn = text.ownerSVGElement;
+        const scale = drawn.getBoundingClientRect().width / drawn.viewBox.baseVal.width;
+        return parseFloat(text.style.fontSize) * scale;
+      };
+      const shown = (part) => part.getClientRects().length > 0;
+      const texts = [...inner.querySelectorAll("svg.figure text")].filter(shown);
+      const wide = [...inner.querySelectorAll("body *")].filter(outside);
+      const said = {
+        width: root.clientWidth, scroll: root.scrollWidth,
+        outside: wide.map((part) => part.outerHTML.slice(0, 80)),
+        least: Math.min(...texts.map(size)),
+      };
+      document.getElementById("said").textContent = JSON.stringify(said);
+    """.replace("WIDTH", str(width))
+    (folder / "outer.html").write_text(
+        f'<iframe src="inner.html" width="{width}" height="800" style="border:0"></iframe>'
+        '<pre id="said"></pre>'
+        f"<script>window.addEventListener('load', () => {{{script}}});</script>"
+    )
+    dom = chromium(
+        "--allow-file-access-from-files",
+        "--virtual-time-budget=10000",
+        "--dump-dom",
+        f"file://{folder}/outer.html",
+    )
+    return json.loads(unescape(re.search(r'<pre id="said">(.*?)</pre>', dom, re.DOTALL)[1]))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read_on_its_ground(html, tmp_path, scheme):
+    """WCAG: a contrast of 4.5 for text and, in the figures, of 3 for lines and points."""
+    said = ask(
+        html,
+        tmp_path,
+        """
+        said.dark = matchMedia("(prefers-color-scheme: dark)").matches;
+        const style = getComputedStyle(document.documentElement);
+        said.colours = {};
+        for (const name of ["ground", "card", "text", "soft", "heat", ...Array(6).keys()]) {
+          const key = typeof name === "number" ? `series-${name}` : name;
+          said.colours[key] = style.getPropertyValue(`--${key}`).trim();
+        }
+        """,
+        *(["--force-dark-mode", "--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []),
+    )
+    assert said["dark"] == (scheme == "dark")
+    colours = said["colours"]
+    for ground in ("ground", "card"):
+        assert contrast(colours["text"], colours[ground]) > 4.5
+        assert contrast(colours["soft"], colours[ground]) > 4.5
+    assert contrast(colours["text"], colours["heat"]) > 4.5
+    for number in range(6):
+        assert contrast(colours[f"series-{number}"], colours["card"]) > 3
+
+
+def contrast(one, other):
+    """Contrast of two colours as WCAG 2 defines it."""
+    lighter, darker = sorted((luminance(one), luminance(other)), reverse=True)
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def luminance(colour):
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_it_prints_on_several_pages_with_all_fractions(html, tmp_path):
+    (tmp_path / "page.html").write_text(html)
+    printed = tmp_path / "page.pdf"
+    chromium("--no-pdf-header-footer", f"--print-to-pdf={printed}", f"file://{tmp_path}/page.html")
+    data = printed.read_bytes()
+    assert data.startswith(b"%PDF")
+    pages = max(int(count) for count in re.findall(rb"/Type\s*/Pages.*?/Count\s+(\d+)", data, re.DOTALL))
+    assert 5 < pages < 30
+    widths = {tuple(map(float, box.split())) for box in re.findall(rb"/MediaBox\s*\[([^\]]+)\]", data)}
+    assert all(box[2:] == pytest.approx((595, 842), abs=2) for box in widths)  # A4

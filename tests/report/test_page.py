@@ -1,0 +1,190 @@
+"""The page: one file, its numbers, its structure."""
+
+import base64
+import hashlib
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from example_study import example_study
+
+from drgrade.report import words
+from drgrade.report.figures import draw_figures, style
+from drgrade.report.page import render_page
+
+HOSTILE = '"><img src=x onerror=alert(1)></title></script><script>alert(2)</script>'
+VOID = {"meta", "br", "input", "link", "img"}
+
+
+class Page(HTMLParser):
+    """Tags, attributes and the cells of tables; complains of tags that do not match."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.text, self.rows = [], [], [], [], []
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, *pair) for pair in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, *pair) for pair in attrs]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data.strip())
+        if {"td", "th"} & set(self.open):
+            self.rows[-1][-1] += data
+
+    def values(self, name):
+        return [value for _, key, value in self.attributes if key == name]
+
+
+def render(study):
+    with style():
+        return render_page(study, draw_figures(study))
+
+
+@pytest.fixture(scope="module")
+def study():
+    """Two fractions are enough."""
+    study = example_study()
+    return replace(
+        study,
+        rows=[row for row in study.rows if row.label_fraction in (0.05, 0.5)],
+        comparisons=[each for each in study.comparisons if each.label_fraction in (0.05, 0.5)],
+    )
+
+
+@pytest.fixture(scope="module")
+def html(study):
+    return render(study)
+
+
+@pytest.fixture(scope="module")
+def page(html):
+    return Page(html)
+
+
+def test_the_main_table_has_the_studys_numbers(study, page):
+    for row in study.rows:
+        mean = words.decimal(row.mean.value)
+        line = next(line for line in page.rows if len(line) == 8 and line[3] == mean)
+        assert line == [
+            words.fraction(row.label_fraction),
+            f"{len(row.folds)}{'' if row.complete else '*'}",
+            words.decimal(row.minimum),
+            mean,
+            words.decimal(row.maximum),
+            words.interval(row.mean.interval),
+            words.decimal(row.sd),
+            words.count(row.labels),
+        ]
+
+
+def test_published_rows_are_marked(study, html):
+    part = html.partition('<tbody class="published">')[2]
+    assert part
+    text = part.partition("</table>")[0]
+    assert "rotation (Taleb et al.)" in text
+    assert "not computed here: 2022, APTOS 2019, 5 folds, published protocol" in text
+    means = re.findall(r'class="number strong">([^<]+)<', text)
+    assert means == [words.decimal(row.mean) for row in study.published]
+    assert html.count('<span class="badge note">published</span>') == 2
+
+
+def test_comparisons_have_the_studys_numbers(study, page):
+    differences = [line[1] for line in page.rows if len(line) == 7 and line[0].endswith("%")]
+    assert differences[: len(study.comparisons)] == [
+        words.signed(each.difference.value) for each in study.comparisons
+    ]
+
+
+def test_everything_is_in_its_order(html, page):
+    names = ["qwk", "comparisons", "metrics", "details", "cost", "provenance", "computed"]
+    places = [html.index(f'<h2 id="{name}">') for name in names]
+    assert places == sorted(places)
+    assert [value for value in page.values("href") if value[1:] in names] == [f"#{name}" for name in names]
+
+
+def test_nothing_is_fetched_from_elsewhere(html, page):
+    assert not {"link", "iframe", "img", "object", "embed", "base"} & set(page.tags)
+    assert page.values("src") == []
+    assert all(value.startswith("#") for value in page.values("href"))
+    assert not re.search(
+        r"(https?:)?//[a-z]", html.replace("http://www.w3.org/2000/svg", "").replace("\n//", "")
+    )
+    assert not re.search(r"@import|url\((?!#)", html)
+
+
+def test_only_the_pages_own_script_may_run(html):
+    scripts = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    assert len(scripts) == 1
+    digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in html
+    assert "default-src 'none'" in html
+
+
+def test_ids_are_unique(page):
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+
+
+def test_tables_and_figures_can_be_used_without_seeing_them(page, html):
+    assert page.tags.count("table") == len(re.findall(r"<table aria-labelledby=", html))
+    assert all(re.search(r"scope=", tag) for tag in re.findall(r"<th[^>e][^>]*>", html))
+    figures = re.findall(r"<svg[^>]*>", html)
+    assert figures
+    assert all(re.search(r'aria-label="[^"]{20,}"', figure) for figure in figures)
+    assert "<html lang=" in html
+
+
+def test_what_is_missing_stands_at_the_top(html, page):
+    assert "Half finished: 1 of 100 runs has no result (1 failed)." in html
+    assert ": failed," in page.text
+    assert "CUDA out of memory <at step 7>" in page.text
+
+
+def test_a_finished_sweep_has_no_warning(study):
+    alone = replace(study, missing=[], rows=study.rows[:1], comparisons=[], notes=[], pretrainings=[])
+    html = render(alone)
+    assert "Half finished" not in html
+    assert "banner" not in html.partition("<body>")[2]
+    assert 'id="comparisons"' not in html
+    Page(html)
+
+
+def test_names_from_outside_are_escaped(study):
+    hostile = replace(
+        study,
+        title=HOSTILE,
+        methods=[replace(study.methods[0], label=HOSTILE), *study.methods[1:]],
+        missing=[replace(study.missing[0], name=HOSTILE, reason=HOSTILE)],
+        data={HOSTILE: HOSTILE},
+        notes=[HOSTILE],
+        rows=study.rows[:2],
+        comparisons=study.comparisons[:1],
+    )
+    page = Page(render(hostile))
+    assert page.tags.count("script") == 1
+    assert "img" not in page.tags
+    assert not [name for _, name, _ in page.attributes if name.startswith("on")]
+    assert HOSTILE in page.text
+
+
+def test_every_tip_of_every_figure_is_in_the_page(study, html):
+    with style():
+        figures = draw_figures(study)
+    assert html.count('class="tip"') == sum(len(picture.tips) for picture in figures.all)

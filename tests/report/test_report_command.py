@@ -1,0 +1,140 @@
+"""``drgrade report`` from the command line, on folders of runs."""
+
+import json
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from sklearn.metrics import cohen_kappa_score
+from synthetic import fail_run, remove_run, write_runs
+
+from drgrade.cli.report import Settings, target, work
+from drgrade.errors import ConfigError, DataError
+
+FAST = Settings(resamples=100)
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """A sweep of two methods, one fraction, three folds, that lacks two runs."""
+    folder = tmp_path_factory.mktemp("sweeps") / "study"
+    runs = write_runs(folder, fractions=(0.1,))
+    fail_run(runs[1])
+    remove_run(runs[-1])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reported(sweep):
+    """The command as a user gives it."""
+    command = [
+        sys.executable,
+        "-c",
+        "from drgrade.cli import main; main()",
+        "report",
+        str(sweep),
+        "resamples=100",
+    ]
+    return subprocess.run(command, capture_output=True, text=True, check=True)
+
+
+def test_the_report_lies_in_the_sweeps_folder_and_its_path_comes_last(reported, sweep):
+    page = sweep / "report" / "report.html"
+    assert reported.stdout.splitlines()[-1] == str(page)
+    assert page.is_file()
+    assert reported.stderr == ""
+
+
+def test_the_table_is_printed(reported):
+    head = next(line for line in reported.stdout.splitlines() if line.startswith("method "))
+    assert head.split() == ["method", "labels", "folds", "min", "mean", "max", "95", "%", "sd", "count"]
+    assert "(published)" in reported.stdout
+
+
+def test_a_half_finished_sweep_says_so(reported, sweep):
+    assert "2 of 6 runs have no result (1 failed and 1 not begun)" in reported.stdout
+    assert "2 of 6 runs have no result" in (sweep / "report" / "report.html").read_text()
+
+
+def test_the_numbers_are_those_of_the_stored_predictions(reported, sweep):
+    folds = pd.read_csv(sweep / "report" / "folds.csv")
+    runs = json.loads((sweep / "report" / "study.json").read_text())["runs"]
+    expected = []
+    for run in runs:
+        stored = pd.read_csv(Path(run) / "predictions.csv")
+        expected.append(cohen_kappa_score(stored["grade"], stored["predicted"], weights="quadratic"))
+    assert sorted(folds["qwk"]) == pytest.approx(sorted(expected))
+    assert len(folds) == 4
+
+
+def test_a_report_is_no_run_of_the_next_one(reported, sweep):
+    before = (sweep / "report" / "table.csv").read_text()
+    work([sweep], FAST)
+    assert (sweep / "report" / "table.csv").read_text() == before
+
+
+def test_title_and_place_can_be_chosen(sweep, tmp_path, capsys):
+    work([sweep], Settings(out=tmp_path / "here", title="A & B", resamples=100))
+    assert "<title>A &amp; B</title>" in (tmp_path / "here" / "report.html").read_text()
+    assert capsys.readouterr().out.startswith("A & B\n")
+
+
+def test_several_folders_are_reported_in_outputs():
+    now = datetime(2026, 1, 2, 3, 4, 5)
+    assert target([Path("a"), Path("b")], None, now) == Path("outputs/reports/2026-01-02_03-04-05")
+    assert target([Path("a")], None, now) == Path("a/report")
+    assert target([Path("a")], Path("c"), now) == Path("c")
+
+
+def test_a_file_is_no_place_for_a_report(sweep, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="is a file"):
+        work([sweep], Settings(out=tmp_path / "file"))
+
+
+@pytest.mark.parametrize(
+    ("folders", "settings", "says"),
+    [
+        ([], {}, "no folder is given"),
+        (["nowhere"], {}, "nowhere is not there"),
+        ([__file__], {}, "is no folder"),
+        (["."], {"resamples": 10}, "intervals need 100 at least"),
+        (["."], {"seed": -1}, "seed=-1 is below 0"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(folders, settings, says):
+    with pytest.raises(ConfigError, match=says):
+        work([Path(folder) for folder in folders], Settings(**settings))
+
+
+def test_a_folder_without_runs_is_refused_and_nothing_is_written(tmp_path):
+    with pytest.raises(DataError, match="no finished grading run"):
+        work([tmp_path], FAST)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["tilte=x"], "did you mean title"),
+        (["/nowhere"], "/nowhere is not there"),
+        (["--fast"], "no option --fast"),
+    ],
+)
+def test_refusals_are_one_line_and_a_status(arguments, says):
+    command = [sys.executable, "-c", "from drgrade.cli import main; main()", "report", *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: ")
+    assert ended.stderr.count("\n") == 1
+    assert says in ended.stderr
+
+
+def test_help_names_every_setting():
+    command = [sys.executable, "-m", "drgrade.cli.report", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for name in ("RUN_OR_SWEEP", "out=null", "title=null", "resamples=2000", "seed=0"):
+        assert name in shown

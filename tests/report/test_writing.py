@@ -1,0 +1,406 @@
+"""Markdown, CSV, LaTeX, JSON and the terminal's table say what the study says."""
+
+import io
+import json
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from example_study import FRACTIONS, example_study
+from hypothesis import given
+from hypothesis import strategies as st
+
+from drgrade.errors import DataError
+from drgrade.report import latex, markdown, words
+from drgrade.report.contents import Interval, Method, Missing
+from drgrade.report.csvs import csv_files
+from drgrade.report.latex import render_latex
+from drgrade.report.markdown import render_markdown
+from drgrade.report.plain import plain_table
+from drgrade.report.prose import summary, unfinished
+from drgrade.report.record import render_json
+from drgrade.report.tables import all_tables, costs_table, main_table, metrics_table, recall_table
+from drgrade.report.writing import write_report
+
+HOSTILE = r"a_b & 50 % $x$ #1 {\tiny} ~ ^ <i>|</i> `c` *d* [e](f)"
+
+
+@pytest.fixture(scope="module")
+def study():
+    return example_study()
+
+
+@pytest.fixture(scope="module")
+def folder(study, tmp_path_factory):
+    """A report as it is written: a small one, since every figure takes its time."""
+    rows = [row for row in study.rows if row.label_fraction in (0.05, 1.0)]
+    comparisons = [each for each in study.comparisons if each.label_fraction in (0.05, 1.0)]
+    folder = tmp_path_factory.mktemp("report") / "made" / "deep"
+    write_report(replace(study, rows=rows, comparisons=comparisons), folder)
+    return folder
+
+
+def read(study, name):
+    return pd.read_csv(io.StringIO(csv_files(study)[name]))
+
+
+def markdown_rows(text, title):
+    """Cells of the table below a heading."""
+    part = text.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    lines = [line for line in part.splitlines() if line.startswith("| ")]
+    return [[cell.strip().replace("**", "") for cell in line.strip("| ").split(" | ")] for line in lines]
+
+
+def test_all_files_are_there(folder):
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert {"report.html", "report.md", "tables.tex", "study.json", "table.csv", "folds.csv"} < names
+    assert {
+        "comparisons.csv",
+        "confusion.csv",
+        "calibration.csv",
+        "recall.csv",
+        "roc.csv",
+        "costs.csv",
+    } < names
+    pictures = {Path(name).stem for name in names if name.startswith("figures/")}
+    assert {"curve", "differences", "recall-5pct", "calibration-100pct", "roc-5pct"} < pictures
+    assert "confusion-100pct-msssl-ssl" in pictures
+    assert names == set(json.loads((folder / "study.json").read_text())["files"])
+    assert not [name for name in names if Path(name).name.startswith(".")]
+
+
+def test_pictures_that_markdown_names_are_there(folder):
+    named = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", (folder / "report.md").read_text())
+    assert len(named) == len(set(named)) == len(list((folder / "figures").glob("*.png")))
+    assert all((folder / name).is_file() for name in named)
+
+
+def test_what_an_earlier_report_left_is_removed_and_nothing_else(study, tmp_path):
+    write_report(replace(study, rows=study.rows[:2], methods=study.methods[:1], comparisons=[]), tmp_path)
+    assert (tmp_path / "figures/roc-10pct.png").exists()
+    (tmp_path / "figures/mine.png").write_text("mine")
+    (tmp_path / "notes.txt").write_text("mine")
+    record = json.loads((tmp_path / "study.json").read_text())
+    outside = tmp_path.parent / "outside.csv"
+    outside.write_text("not ours")
+    record["files"] += ["../outside.csv", "notes.txt"]
+    (tmp_path / "study.json").write_text(json.dumps(record))
+    write_report(replace(study, rows=study.rows[:1], methods=study.methods[:1], comparisons=[]), tmp_path)
+    assert not (tmp_path / "figures/roc-10pct.png").exists()
+    assert outside.exists()
+    assert (tmp_path / "figures/mine.png").exists()
+    assert (tmp_path / "notes.txt").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_said(study, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"cannot write the report to .*out=DIR"):
+        write_report(replace(study, rows=study.rows[:1], comparisons=[]), tmp_path / "file" / "report")
+
+
+def test_table_csv_has_all_digits(study):
+    table = read(study, "table.csv")
+    ours = table[~table["published"]].reset_index(drop=True)
+    for column, values in {
+        "min": [row.minimum for row in study.rows],
+        "mean": [row.mean.value for row in study.rows],
+        "mean_low": [row.mean.interval.low for row in study.rows],
+        "mean_high": [row.mean.interval.high for row in study.rows],
+        "max": [row.maximum for row in study.rows],
+        "sd": [row.sd for row in study.rows],
+        "accuracy": [row.metrics["accuracy"] for row in study.rows],
+        "label_fraction": [row.label_fraction for row in study.rows],
+    }.items():
+        assert ours[column].tolist() == pytest.approx(values, abs=1e-15)
+    assert ours["complete"].tolist() == [row.complete for row in study.rows]
+
+
+def test_published_rows_are_marked_and_keep_their_source(study):
+    table = read(study, "table.csv")
+    published = table[table["published"]]
+    assert published["mean"].tolist() == [row.mean for row in study.published]
+    assert published["source"].tolist() == [row.source for row in study.published]
+    assert published["sd"].isna().all()
+    assert table["published"].sum() == len(study.published)
+
+
+def test_folds_csv_gives_the_table_again(study):
+    folds = read(study, "folds.csv").groupby(["key", "label_fraction"])["qwk"]
+    for row in study.rows:
+        values = folds.get_group((row.method, row.label_fraction))
+        assert values.mean() == pytest.approx(row.mean.value)
+        assert values.std() == pytest.approx(row.sd)
+        assert len(values) == len(row.folds)
+
+
+def test_confusion_csv_gives_the_recall(study):
+    cells = read(study, "confusion.csv")
+    right = cells[cells["grade"] == cells["predicted"]].merge(
+        read(study, "recall.csv"), on=["key", "label_fraction", "grade"]
+    )
+    assert len(right) == 5 * len(study.rows)
+    pd.testing.assert_series_equal(right["share"], right["recall"], check_names=False)
+
+
+def test_other_csv_files_hold_every_number(study):
+    assert read(study, "comparisons.csv")["difference"].tolist() == pytest.approx(
+        [each.difference.value for each in study.comparisons]
+    )
+    assert len(read(study, "roc.csv")) == sum(len(row.roc.x) for row in study.rows)
+    assert read(study, "calibration.csv")["count"].sum() == sum(
+        row.calibration.count.sum() for row in study.rows
+    )
+    costs = read(study, "costs.csv")
+    assert costs["what"].value_counts().to_dict() == {"run": 20, "pre-training": 2}
+
+
+def test_nan_is_an_empty_cell(study):
+    for text in csv_files(study).values():
+        assert "nan" not in text.lower()
+
+
+def test_markdown_has_the_main_table(folder, study):
+    lines = markdown_rows((folder / "report.md").read_text(), "QWK")
+    rows = [row for row in study.rows if row.label_fraction in (0.05, 1.0)]
+    assert lines[0] == ["method", "labels", "folds", "min", "mean", "max", "95 %", "sd", "count"]
+    for line, row in zip(lines[2:], rows, strict=False):
+        interval = f"{row.mean.interval.low:.3f} to {row.mean.interval.high:.3f}".replace("-", words.MINUS)
+        numbers = [f"{v:.3f}".replace("-", words.MINUS) for v in (row.minimum, row.mean.value, row.maximum)]
+        assert line[1] == f"{100 * row.label_fraction:.0f} %"
+        assert line[3:8] == [*numbers, interval, f"{row.sd:.3f}"]
+    published = [line for line in lines if line[0].endswith("(published)")]
+    assert [line[4] for line in published] == [f"{row.mean:.3f}" for row in study.published]
+
+
+def test_markdown_has_the_comparisons(folder, study):
+    lines = markdown_rows((folder / "report.md").read_text(), "Comparisons")[2:]
+    expected = [each for each in study.comparisons if each.label_fraction in (0.05, 1.0)]
+    differences = [line[2].replace(words.MINUS, "-") for line in lines]
+    assert differences == [f"{each.difference.value:+.3f}" for each in expected]
+    assert [line[4] for line in lines] == [str(each.folds) for each in expected]
+
+
+def test_markdown_says_what_is_missing(folder):
+    text = (folder / "report.md").read_text()
+    assert "Half finished: 1 of 100 runs has no result (1 failed)." in text
+    assert r"msssl-ssl\_0.5\_fold-4: failed, CUDA out of memory \<at step 7\>" in text
+
+
+def test_nothing_says_nan(folder):
+    for name in ("report.html", "report.md", "tables.tex", "study.json"):
+        assert not re.search(r"\bnan\b", (folder / name).read_text(), re.IGNORECASE), name
+
+
+def test_every_dash_has_its_reason(study):
+    for table in all_tables(study):
+        dashes = [
+            cell for group in table.groups for line in group.lines for cell in line if cell == words.DASH
+        ]
+        assert bool(dashes) == any(remark.startswith(words.DASH) for remark in table.remarks), table.name
+
+
+def test_a_single_fold_has_no_standard_deviation_and_says_so(study):
+    row = replace(study.rows[0], folds={"published": 0.3}, sd=math.nan)
+    table = main_table(replace(study, rows=[row], published=[]))
+    assert table.groups[0].lines[0][6] == words.DASH
+    assert "one fold has no standard deviation" in table.remarks[0]
+
+
+def test_what_was_not_recorded_is_said(study):
+    table = costs_table(study)
+    line = table.groups[1].lines[FRACTIONS.index(0.1)]
+    assert line == ["10 %", words.DASH, words.DASH, words.DASH]
+    assert table.remarks == [f"{words.DASH}: not recorded."]
+
+
+def test_a_grade_that_was_not_tested_has_no_recall(study):
+    assert recall_table(study).groups[3].lines[0][4] == words.DASH
+
+
+def test_metrics_of_one_grade_do_not_widen_the_table(study):
+    rows = [
+        replace(row, metrics={**row.metrics, "auroc_3": 0.5, "qwk": 0.1, "new_one": 0.25})
+        for row in study.rows
+    ]
+    table = metrics_table(replace(study, rows=rows))
+    names = [column.name for column in table.columns]
+    assert names[:2] == ["labels", "accuracy"]
+    assert "new one" in names
+    assert not {"auroc 3", "qwk"} & set(names)
+
+
+def test_rows_that_lack_a_run_are_marked(study):
+    marked = [line for group in main_table(study).groups for line in group.lines if "*" in line[1]]
+    assert [line[:2] for line in marked] == [["50 %", "4*"]]
+
+
+def test_study_json_holds_everything(study):
+    record = json.loads(render_json(study, ["a.csv"]))
+    assert record["rows"][0]["mean"]["value"] == study.rows[0].mean.value
+    assert record["rows"][0]["confusion"] == study.rows[0].confusion.tolist()
+    assert record["rows"][15]["recall"][3]["value"] is None
+    assert record["splits"][0] == {
+        "protocol": "published",
+        "label_fraction": 0.05,
+        "fold": "0",
+        "split_hash": study.splits["published", 0.05, "0"],
+    }
+    assert set(record) == {*vars(study), "files"}
+
+
+def test_what_json_cannot_hold_is_an_error(study):
+    with pytest.raises(TypeError, match="cannot hold"):
+        render_json(replace(study, notes=[object()]), [])
+
+
+def tokens(text):
+    """LaTeX as commands, single characters and braces; comments are left out."""
+    return re.findall(r"\\[a-zA-Z]+\*?|\\.|.", re.sub(r"(?<!\\)%.*", "", text), re.DOTALL)
+
+
+def check_latex(text):
+    """Braces, math and environments are closed; tables have as many cells in each line as columns."""
+    depth, opened = 0, []
+    for token in tokens(text):
+        depth += (token == "{") - (token == "}")
+        assert depth >= 0
+        assert token not in ("_", "^", "#", "~")
+    assert depth == 0
+    assert tokens(text).count("$") % 2 == 0
+    for kind, name in re.findall(r"\\(begin|end)\{(\w+)\}", text):
+        if kind == "begin":
+            opened.append(name)
+        else:
+            assert opened.pop() == name
+    assert opened == []
+    for columns, body in re.findall(
+        r"\\begin\{tabular\}\{@\{\}(\w+)@\{\}\}(.*?)\\end\{tabular\}", text, re.DOTALL
+    ):
+        lines = [line for line in body.splitlines() if line.endswith(r"\\")]
+        assert lines
+        for line in lines:
+            assert tokens(line).count("&") == len(columns) - 1
+
+
+def test_latex_is_well_formed_and_has_the_numbers(folder, study):
+    text = (folder / "tables.tex").read_text()
+    check_latex(text)
+    assert text.count(r"\begin{table}") == 6
+    assert text.isascii()
+    row = study.rows[0]
+    assert rf"rotation, ssl & 5\,\% & 5 & {row.minimum:.3f} & \textbf{{{row.mean.value:.3f}}} &" in text
+    assert r"\emph{another paper} (published) & 100\,\%" in text
+
+
+def test_hostile_names_break_neither_latex_nor_markdown(study):
+    method = replace(study.methods[0], label=HOSTILE)
+    hostile = replace(study, title=HOSTILE, methods=[method, *study.methods[1:]], notes=[HOSTILE])
+    check_latex(render_latex(hostile))
+    text = render_markdown_only(hostile)
+    for line in text.splitlines():
+        if line.startswith("| "):
+            assert not re.search(r"(?<!\\)<i>", line)
+    widths = {len(re.split(r"(?<!\\)\|", line)) for line in table_lines(text, "QWK")}
+    assert len(widths) == 1
+
+
+def table_lines(text, title):
+    part = text.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    return [line for line in part.splitlines() if line.startswith("| ")]
+
+
+def render_markdown_only(study):
+    """Markdown without the time that many figures take."""
+    from drgrade.report.figures import Figures, Picture
+
+    return render_markdown(study, Figures(Picture("curve", "alt", None), [], {}))
+
+
+@given(st.text())
+def test_any_text_can_be_escaped(text):
+    check_latex(latex.escape(text))
+    assert "\n" not in markdown.escape(text)
+    assert not re.search(r"(?<!\\)(?:\\\\)*\|", markdown.escape(text))
+
+
+def test_the_terminals_table_is_aligned(study):
+    lines = plain_table(main_table(study)).splitlines()
+    table = lines[: 2 + len(study.rows) + len(study.published)]
+    assert len({len(line) for line in table[:2]}) == 1
+    end = table[0].index("min") + len("min")
+    assert all(line[end - 1] != " " and line[end] == " " for line in table[2:])
+    assert "another paper (published)" in lines[1 + len(study.rows) + len(study.published)]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.12345, "0.123"),
+        (-0.5, f"{words.MINUS}0.500"),
+        (-0.0004, "0.000"),
+        (0.0, "0.000"),
+        (math.nan, words.DASH),
+        (math.inf, words.DASH),
+    ],
+)
+def test_numbers(value, text):
+    assert words.decimal(value) == text
+
+
+@pytest.mark.parametrize(
+    ("made", "text"),
+    [
+        (words.signed(0.1), "+0.100"),
+        (words.signed(-0.1), f"{words.MINUS}0.100"),
+        (words.signed(0.0001), "0.000"),
+        (words.fraction(0.05), "5 %"),
+        (words.fraction(0.025), "2.5 %"),
+        (words.fraction(1 / 3), "33.3333 %"),
+        (words.fraction_slug(1.0), "100pct"),
+        (words.p_value(0.0005), "< 0.001"),
+        (words.p_value(0.04), "0.040"),
+        (words.p_value(math.nan), words.DASH),
+        (words.hours(42), "42 s"),
+        (words.hours(600), "10 min"),
+        (words.hours(9000), "2.5 h"),
+        (words.hours(1_000_000), "278 h"),
+        (words.hours(math.nan), words.DASH),
+        (words.memory(None), words.DASH),
+        (words.memory(300 * 2**20), "300 MiB"),
+        (words.memory(5 * 2**30), "5.0 GiB"),
+        (words.speed(9.87), "9.9"),
+        (words.speed(412.3), "412"),
+        (words.count(5), "5"),
+        (words.count(22.25), "22.2"),
+        (words.count(732.25), "732"),
+        (words.interval(Interval(math.nan, 1.0)), words.DASH),
+        (words.listed([]), ""),
+        (words.listed(["a"]), "a"),
+        (words.listed(["a", "b", "c"]), "a, b and c"),
+        (words.listed(["a, b", "c"]), "a, b; c"),
+    ],
+)
+def test_words(made, text):
+    assert made == text
+
+
+def test_the_summary_counts(study):
+    text = summary(study)
+    assert "99 runs: 4 methods, 5 test folds, 1 seed, 3662 test photographs" in text
+    assert "5 %, 10 %, 25 %, 50 % and 100 % of the labels of aptos2019" in text
+
+
+def test_statuses_are_counted_in_their_order(study):
+    missing = [Missing("a", "not begun", ""), Missing("b", "failed", "x"), Missing("c", "not begun", "")]
+    assert "3 of 102 runs have no result (1 failed and 2 not begun)" in unfinished(
+        replace(study, missing=missing)
+    )
+    assert unfinished(replace(study, missing=[])) == ""
+
+
+def test_a_method_says_what_its_pretraining_saw():
+    assert words.what_pretraining_saw(Method("k", "l", "p", "ssl", {}, False)) == ""
+    assert "not known" in words.what_pretraining_saw(Method("k", "l", "p", "ssl", {}, None))
