@@ -15,6 +15,8 @@ from optuna.distributions import (
 
 from drgrade.errors import ConfigError
 
+SPACE = "space of"
+
 
 @dataclass(frozen=True)
 class Space:
@@ -37,7 +39,7 @@ class Space:
 
     def described(self) -> dict[str, str]:
         """What the space of each setting is, as text: ``{"space of optimizer.lr": "..."}``."""
-        return {f"space of {name}": str(each) for name, each in sorted(self.distributions.items())}
+        return {f"{SPACE} {name}": str(each) for name, each in sorted(self.distributions.items())}
 
 
 def read_space(overrides: Sequence[Override]) -> Space:

@@ -19,7 +19,7 @@ from drgrade.files import write_text
 from drgrade.sweeps.cells import FINISHED, Progress, log_file, progress
 from drgrade.sweeps.grammar import as_override
 from drgrade.sweeps.search_report import write_report
-from drgrade.sweeps.space import Space
+from drgrade.sweeps.space import SPACE, Space
 from drgrade.training.identity import AUTO, identity
 from drgrade.training.studies import open_storage
 
@@ -98,7 +98,7 @@ class Search:
         before = self.study.user_attrs.get(_SETTINGS, now)
         changed = [
             f"{name} was {before.get(name)} and is {now.get(name)}"
-            for name in sorted({*before, *now})
+            for name in sorted({*before, *now}, key=lambda each: (not each.startswith(SPACE), each))
             if before.get(name) != now.get(name)
         ]
         if changed:

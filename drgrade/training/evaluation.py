@@ -71,8 +71,8 @@ def read_run(folder: Path) -> tuple[DictConfig, dict[str, Any]]:
     record: dict[str, Any] = json.loads((folder / METRICS).read_text(encoding="utf-8"))
     if record["status"] == "finished" and "val/qwk" in record and "test/qwk" not in record:
         raise ConfigError(
-            f"checkpoint={folder} was run with test=false, as the trials of a search are: its test photographs "
-            "stay unseen; run its settings with test=true"
+            f"checkpoint={folder} was run with test=false, as the trials of a search are: its test "
+            "photographs stay unseen; run its settings with test=true"
         )
     if record["status"] != "finished" or "test/qwk" not in record:
         raise ConfigError(f"checkpoint={folder} is not a finished grading run (status: {record['status']})")
