@@ -9,6 +9,7 @@ COMMANDS = {
     "audit": "what is wrong with photographs and labels: drgrade audit data=NAME data.root=DIR",
     "evaluate": "a run tested again, on any device: drgrade evaluate checkpoint=RUN",
     "report": "tables, figures and a page: drgrade report RUN_OR_SWEEP ...",
+    "reproduce": "photographs -> report, its time estimated first: drgrade reproduce data=NAME data.root=DIR",
     "dashboard": "a workspace and a report in Weights & Biases: drgrade dashboard SWEEP",
 }
 
