@@ -6,7 +6,13 @@ READY := $(VENV)/.ready
 export NO_ALBUMENTATIONS_UPDATE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format benchmark clean
+.PHONY: help install demo reproduce test test-slow test-cluster lint format benchmark clean
+
+# make reproduce DATA=idrid ROOT=/data/idrid SCALE=small ARGS="hydra.launcher.n_jobs=2"
+DATA ?= demo
+ROOT ?=
+SCALE ?=
+ARGS ?=
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,11 +28,17 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## the main job on the built-in demo data: pre-training, fine-tuning, test
 	$(BIN)/python train.py +experiment=msssl_10pct
 
+reproduce: $(READY)  ## from photographs to the report: DATA=idrid ROOT=DIR [SCALE=small] [ARGS="..."]
+	$(BIN)/python -m drgrade.cli.reproduce data=$(DATA) $(if $(ROOT),data.root=$(ROOT)) $(if $(SCALE),scale=$(SCALE)) $(ARGS)
+
 test: $(READY)  ## the tests, some minutes on two cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow"  # one thread for each of the workers
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow and not cluster"  # one thread for each of the workers
 
 test-slow: $(READY)  ## the tests that take long
 	$(BIN)/python -m pytest -m slow
+
+test-cluster: $(READY)  ## the tests on SLURM, Ray and several processes; need root and Debian's slurm-wlm and munge
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster
 
 lint: $(READY)  ## formatter, linter, type checker
 	$(BIN)/ruff format --check .
