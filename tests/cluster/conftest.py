@@ -1,0 +1,81 @@
+"""Cluster tests run real commands in real clusters of one machine; see ``slurm.py``."""
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from slurm import cluster, why_not
+
+HERE = Path(__file__).parent
+SLOW = "+callbacks.slow._target_=slow_epochs.SlowEpochs"
+"""Makes a run slow enough to be interrupted between two epochs."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.cluster)
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[dict[str, str]]:
+    """Environment of commands that are to find the session's SLURM."""
+    if reason := why_not():
+        pytest.skip(reason)
+    with cluster() as environment:
+        yield environment
+
+
+@pytest.fixture(scope="session")
+def call() -> Callable[..., str]:
+    """``call(command, folder, environment, status=0)``: run, and return what was printed."""
+
+    def run(
+        command: list[str], folder: Path, environment: dict[str, str] | None = None, status: int = 0
+    ) -> str:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            env=reaching_tests(environment),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == status, done.stdout
+        return done.stdout
+
+    return run
+
+
+def reaching_tests(environment: dict[str, str] | None = None) -> dict[str, str]:
+    """An environment in which runs find the callbacks of these tests."""
+    return {**(environment or os.environ), "PYTHONPATH": str(HERE)}
+
+
+def wait_for(found: Callable[[], object], process: subprocess.Popen[str], seconds: float = 120) -> None:
+    """Wait for something that a process is to bring about."""
+    end = time.monotonic() + seconds
+    while not found():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def metrics(folder: Path) -> dict[str, object]:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def assert_complete(folder: Path, processes: int = 1) -> None:
+    """One set of artefacts, with every test photograph once, by as many processes as were asked for."""
+    assert metrics(folder)["status"] == "finished"
+    predictions, split = (pd.read_csv(folder / f"{name}.csv") for name in ("predictions", "split"))
+    assert sorted(predictions["image_id"]) == sorted(split["image_id"][split["subset"] == "test"])
+    assert (folder / "checkpoints" / "last.ckpt").is_file()
+    assert json.loads((folder / "provenance.json").read_text())["devices"] == processes
