@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from drgrade.config import CONF, choices, nearest
+from drgrade.config import CONF, choices, nearest, refuse_missing, settings
 from drgrade.errors import ConfigError, DrgradeError
 
 _FULL_ERROR = os.environ.setdefault("DRGRADE_FULL_ERROR", os.environ.get("HYDRA_FULL_ERROR", "0")) == "1"
@@ -81,7 +81,7 @@ def _job(function: Callable[[DictConfig], object], config: str) -> Callable[[Dic
     def job(cfg: DictConfig) -> None:
         try:
             _refuse_new_settings(config)
-            _refuse_missing(cfg)
+            refuse_missing(cfg)
             function(cfg)
         except Exception as error:
             # In a sweep Hydra has to see the error, to tell this job's end from the others'; alone it would
@@ -106,13 +106,6 @@ def _refuse_new_settings(config: str) -> None:
             raise ConfigError(
                 f"{override}: nothing reads {added.group(1)!r}; {nearest(added.group(1), known)}"
             )
-
-
-def _refuse_missing(cfg: DictConfig) -> None:
-    for name in sorted(_keys(cfg, "")):
-        parent, _, key = name.rpartition(".")
-        if OmegaConf.is_missing(OmegaConf.select(cfg, parent) if parent else cfg, key):
-            raise ConfigError(_missing_value(name))
 
 
 def explain(error: BaseException) -> str | None:
@@ -150,15 +143,6 @@ def _causes(error: BaseException | None) -> list[BaseException]:
         causes.append(error)
         error = error.__cause__ or error.__context__
     return causes
-
-
-def _missing_value(name: str) -> str:
-    hint = {
-        "data.root": "the folder of the data set",
-        "encoder.name": "a model of timm",
-        "checkpoint": "a run's folder",
-    }.get(name, "its value")
-    return f"{name} is not given; add {name}=... ({hint}) to the command"
 
 
 def explain_override(message: str) -> str:
@@ -207,25 +191,10 @@ def _settings() -> list[str]:
     known = [each for each in chosen if each.removeprefix("data=") in choices("data")]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = hydra.compose(_running[0], known if "data" in _groups(_running[0]) else [])
-    return sorted(_keys(cfg, ""))
+    return sorted(settings(cfg))
 
 
 def _groups(config: str) -> list[str]:
     """Groups in a config's defaults list."""
     own = OmegaConf.load(CONF / f"{config}.yaml")
     return [str(name) for choice in own.defaults if isinstance(choice, DictConfig) for name in choice]
-
-
-def _keys(node: DictConfig, prefix: str) -> list[str]:
-    keys = []
-    for name in map(str, node):
-        keys.append(f"{prefix}{name}")
-        child = node._get_node(name)
-        if (
-            isinstance(child, DictConfig)
-            and not child._is_none()
-            and not child._is_interpolation()
-            and not child._is_missing()
-        ):
-            keys += _keys(child, f"{prefix}{name}.")
-    return keys
