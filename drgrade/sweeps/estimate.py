@@ -112,10 +112,11 @@ def training_length(
         max_epochs = _LIGHTNINGS_EPOCHS if max_steps == -1 else -1
     if max_epochs == -1 and max_steps == -1:
         raise ConfigError("trainer.max_epochs=-1 with trainer.max_steps=-1 never ends: limit one of them")
-    steps = math.ceil(batches / accumulated)
-    by_steps = math.ceil(max_steps / steps) if max_steps != -1 else max_epochs
-    epochs = min(by_steps, max_epochs) if max_epochs != -1 else by_steps
-    done = epochs * batches if max_steps == -1 else min(epochs * batches, max_steps * accumulated)
+    steps = math.ceil(batches / accumulated)  # the last one of an epoch takes what is left of it
+    limits = [limit for limit in (max_epochs * steps, max_steps) if limit >= 0]
+    whole, rest = divmod(min(limits), steps)
+    done = whole * batches + rest * accumulated
+    epochs = whole + (rest > 0)
     return Length(epochs, done * batch, min(done, frozen_epochs * batches) * batch)
 
 
