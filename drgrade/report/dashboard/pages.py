@@ -55,8 +55,8 @@ def make_workspace(sweep: Sweep) -> ws.Workspace:
         ],
         settings=ws.WorkspaceSettings(x_axis="epoch", max_runs=100),
         runset_settings=ws.RunsetSettings(
-            filters=_filters(sweep),
-            order=[expr.Ordering(expr.Config(panels.FRACTION), ascending=True)],
+            filters=expr.And(_of(sweep)),
+            order=[expr.Ordering(expr.Metric("Name"), ascending=True)],
             pinned_columns=list(_COLUMNS),
         ),
     )
@@ -94,16 +94,16 @@ def make_report(sweep: Sweep) -> wr.Report:
     )
 
 
-def _filters(sweep: Sweep) -> list[Any]:
-    return [expr.Metric("Group") == sweep.name]
+def _of(sweep: Sweep) -> expr.FilterExpr:
+    return expr.Metric("Group") == sweep.name
 
 
 def _runs(sweep: Sweep, job_type: str, name: str) -> wr.Runset:
     """The sweep's runs of a kind, in the report's own project."""
     return wr.Runset(
         name=name,
-        filters=[*_filters(sweep), expr.Metric("JobType") == job_type],
-        order=[wr.OrderBy(wr.Config(panels.FRACTION), ascending=True)],
+        filters=expr.And(_of(sweep), expr.Metric("JobType") == job_type),
+        order=[wr.OrderBy(wr.Metric("Name"), ascending=True)],
         pinned_columns=list(_COLUMNS),
         visible_columns=list(_COLUMNS),
     )

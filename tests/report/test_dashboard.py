@@ -1,0 +1,195 @@
+"""The dashboard: real objects of wandb-workspaces, as W&B is sent them, compared with what runs log."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from omegaconf import OmegaConf
+from wandb_files import offline_runs
+
+from drgrade.cli.dashboard import Settings, work
+from drgrade.errors import ConfigError, DataError
+from drgrade.sweeps.cells import Cell, write_sweep
+from drgrade.training.run import train
+
+pytest.importorskip("wandb_workspaces")
+
+CELLS = ("init-ssl_fold-0", "init-random_fold-0", "init-random_fold-1")
+
+
+@pytest.fixture
+def sweep(compose, tmp_path, monkeypatch):
+    """``sweep("logger=wandb")``: a sweep of three cells of which one is finished and one not begun."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+    def make(*overrides):
+        folder = tmp_path / "sweeps" / "table"
+        write_sweep(folder, "table", ["train.py", "-m"], [Cell(name, ()) for name in CELLS])
+        for name in CELLS[:2]:
+            cell = folder / name
+            cell.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(compose(*overrides, "sweep=table", run=name), cell / "config.yaml", resolve=True)
+        (folder / CELLS[0] / "metrics.json").write_text('{"status": "finished", "test/qwk": 0.5}')
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def written(sweep, capsys):
+    """``written("logger=wandb")``: what the command prints, and the two specifications that it writes."""
+
+    def make(*overrides, **settings):
+        folder = sweep(*overrides)
+        work([folder], Settings(**settings))
+        read = [
+            json.loads((folder / "dashboard" / f"{name}.json").read_text())
+            for name in ("workspace", "report")
+        ]
+        return capsys.readouterr().out, *read
+
+    return make
+
+
+def find(node, wanted):
+    """All values of a key, however deep."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key == wanted:
+                yield value
+            yield from find(value, wanted)
+    elif isinstance(node, list):
+        for value in node:
+            yield from find(value, wanted)
+
+
+def panels(node):
+    return [panel for found in find(node, "panels") if isinstance(found, list) for panel in found]
+
+
+def conditions(filters):
+    return {(each["key"]["name"], each["op"], each["value"]) for each in filters["filters"]}
+
+
+def test_workspace_and_report_show_the_runs_of_the_sweep_only(written):
+    _, workspace, report = written("logger=wandb")
+
+    (runs,) = workspace["spec"]["section"]["runSets"]
+    assert conditions(runs["filters"]) == {("group", "=", "table")}
+    sets = [each for found in find(report, "runSets") for each in found]
+    jobs = [conditions(each["filters"]) for each in sets]
+    assert all(("group", "=", "table") in found for found in jobs)
+    assert {("jobType", "=", "grading") in found for found in jobs} == {True, False}  # and the pre-training
+    assert "summary:test/qwk" in runs["runFeed"]["columnOrder"]
+    assert all("summary:test/qwk" in each["runFeed"]["columnOrder"] for each in sets)
+
+
+def test_both_have_curve_confusion_and_system(written):
+    _, workspace, report = written("logger=wandb")
+
+    for spec in (workspace, report):
+        shown = panels(spec)
+        (curve,) = [each for each in shown if each["config"].get("metrics") == ["by_label_fraction/qwk"]]
+        assert curve["config"]["xAxis"] == "label_fraction"
+        assert (curve["config"]["groupAgg"], curve["config"]["groupArea"]) == ("mean", "minmax")
+        (scatter,) = [each for each in shown if each["viewType"] == "Scatter Plot"]
+        assert scatter["config"]["xAxis"] == "config:label_fraction.value"
+        assert scatter["config"]["yAxis"] == "summary:test/qwk"
+        charts = [each["config"]["panelDefId"] for each in shown if each["viewType"] == "Vega2"]
+        assert charts == ["wandb/confusion_matrix/v1", *["wandb/area-under-curve/v0"] * 2]
+        assert "system/gpu.0.gpu" in [name for found in find(shown, "metrics") for name in found]
+
+
+def test_the_worst_photographs_are_there_if_the_runs_have_them(written):
+    assert "test/worst" not in json.dumps(written("logger=wandb"))
+    _, workspace, report = written("logger=wandb", "logger.worst_photographs=5")
+    assert "test/worst" in json.dumps(workspace)
+    assert "test/worst" in json.dumps(report)
+
+
+def test_what_is_shown_is_what_runs_log(compose, tmp_path, written):
+    _, workspace, report = written("logger=wandb", "logger.worst_photographs=2")
+    train(
+        compose(
+            "logger=wandb",
+            "logger.worst_photographs=2",
+            "sweep=table",
+            run="init-ssl",
+        )
+    )
+
+    (run,) = offline_runs(tmp_path / "init-ssl")
+    curves = {"_runtime"}.union(*run.history)
+    for spec in (workspace, report):
+        for panel in panels(spec):
+            config = panel["config"]
+            if panel["viewType"] == "Run History Line Plot" and not config["metrics"][0].startswith(
+                "system/"
+            ):
+                named = {*config["metrics"], config["xAxis"]}
+                assert named <= curves
+            if panel["viewType"] == "Vega2":
+                (key,) = [each["value"] for each in _arguments(config) if each["name"] == "tableKey"]
+                table = json.loads((run.folder / "files" / run.summary[f"{key}.path"]).read_text())
+                assert set(config["fieldSettings"].values()) == set(table["columns"])
+        (columns, *_) = find(spec, "columnOrder")
+        for column in columns:
+            where, name = column.split(":")
+            if where == "summary":
+                assert name in run.summary
+            if where == "config":
+                assert name.removesuffix(".value") in run.config
+    assert run.config["curve"] == "densenet121, init=random, published"
+
+
+def _arguments(config):
+    return [each for found in find(config, "args") for each in found]
+
+
+def test_offline_it_says_how_to_publish(written):
+    said, workspace, _ = written("logger=wandb", entity="clinic", project="eyes")
+    assert (workspace["entity"], workspace["project"]) == ("clinic", "eyes")
+    assert "1 of 3 cells finished" in said
+    assert "wandb login" in said
+    assert "drgrade dashboard" in said
+
+
+def test_what_was_published_is_replaced_by_the_next_one(sweep):
+    from drgrade.report import dashboard
+    from drgrade.report.dashboard.publishing import PUBLISHED, take_up
+
+    folder = sweep("logger=wandb")
+    found = dashboard.read(folder, entity="clinic")
+    workspace, report = dashboard.make_workspace(found), dashboard.make_report(found)
+    record = {"workspace": {"name": "nw-abc-v", "id": "w1"}, "report": {"id": "r1"}}
+    (folder / PUBLISHED).write_text(json.dumps(record))
+    take_up(workspace, report, folder)
+    assert (workspace._to_model().name, workspace._to_model().id, report._to_model().id) == (
+        "nw-abc-v",
+        "w1",
+        "r1",
+    )
+    (folder / PUBLISHED).write_text("{}")
+    with pytest.raises(DataError, match="remove it"):
+        take_up(workspace, report, folder)
+
+
+def test_a_folder_that_is_no_sweep_of_wandb_is_refused(sweep, tmp_path):
+    with pytest.raises(DataError, match=r"no sweep\.json"):
+        work([tmp_path], Settings())
+    with pytest.raises(DataError, match="logger=wandb"):
+        work([sweep("logger=csv")], Settings())
+    with pytest.raises(ConfigError, match="one sweep"):
+        work([], Settings())
+
+
+def test_the_command(sweep):
+    folder = sweep("logger=wandb")
+    command = [sys.executable, "-c", "from drgrade.cli import main; main()", "dashboard"]
+    done = subprocess.run([*command, str(folder)], capture_output=True, text=True, check=True)
+    assert str(folder / "dashboard" / "report.json") in done.stdout
+    wrong = subprocess.run([*command, str(folder), "projct=x"], capture_output=True, text=True, check=False)
+    assert (wrong.returncode, "did you mean project" in wrong.stderr) == (1, True)
