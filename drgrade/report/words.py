@@ -78,6 +78,8 @@ def hours(seconds: float) -> str:
     """Write a duration: seconds, minutes or hours, whichever reads best; a dash if it is NaN."""
     if not math.isfinite(seconds):
         return DASH
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
     if round(seconds) < 100:
         return f"{seconds:.0f} s"
     if round(seconds / 60) < 100:

@@ -102,6 +102,23 @@ def test_differences_stand_where_they_are(study, figures):
         assert x == pytest.approx(comparison.difference.value)
 
 
+def test_long_names_are_wrapped_and_nothing_is_cut_off(study):
+    methods = [replace(each, label=f"{each.label}, {'long ' * 20}") for each in study.methods]
+    with style():
+        figures = draw_figures(replace(study, methods=methods, rows=study.rows[::5]))
+        for picture in figures.all:
+            picture.figure.draw_without_rendering()
+            width, height = picture.figure.get_size_inches() * picture.figure.dpi
+            axes = picture.figure.axes[0]
+            texts = [axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts]
+            texts += [text for legend in picture.figure.legends for text in legend.get_texts()]
+            boxes = [text.get_window_extent() for text in texts if text.get_text()]
+            assert min(box.x0 for box in boxes) > -1, picture.name
+            assert max(box.x1 for box in boxes) < width + 1, picture.name
+            assert min(box.y0 for box in boxes) > -1, picture.name
+            assert max(box.y1 for box in boxes) < height + 1, picture.name
+
+
 def test_many_comparisons_take_several_figures(study):
     many = [
         replace(comparison, second=f"other-{number}")

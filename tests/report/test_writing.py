@@ -363,6 +363,7 @@ def test_numbers(value, text):
         (words.p_value(0.0005), "< 0.001"),
         (words.p_value(0.04), "0.040"),
         (words.p_value(math.nan), words.DASH),
+        (words.hours(0.42), "0.4 s"),
         (words.hours(42), "42 s"),
         (words.hours(600), "10 min"),
         (words.hours(9000), "2.5 h"),

@@ -27,7 +27,7 @@ WIDTH = 4.0
 """Inches. Narrow, so that a phone need not shrink the text."""
 
 _LEGEND_LINE = 0.165  # inches of one line of the legend
-_LEGEND_CHARACTERS = 54
+_LEGEND_CHARACTERS = 47
 _RESOLUTION = 200  # dots per inch of the PNG
 _HIT = "hit-"
 

@@ -10,8 +10,8 @@ from drgrade.report import words
 from drgrade.report.contents import Floats, Row
 from drgrade.report.figures.canvas import HEAT, PAPER, Picture, begin
 
-_WIDTH, _HEIGHT = 2.6, 2.5
-_TITLE_LINE, _TITLE_CHARACTERS = 0.15, 38
+_WIDTH, _HEIGHT = 2.6, 2.55
+_TITLE_LINE, _TITLE_CHARACTERS = 0.17, 36
 
 
 def draw_confusion(row: Row, label: str) -> Picture:

@@ -1,7 +1,7 @@
 """Differences of two methods, with their intervals."""
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
 from matplotlib.axes import Axes
@@ -23,7 +23,7 @@ def draw_differences(study: Study) -> list[Picture]:
     """Draw each pair of methods at each fraction, with its interval; many pairs take several figures."""
     names = words.labels(study)
     pairs = [
-        (textwrap.fill(words.pair(comparisons[0], names), _TITLE_CHARACTERS), comparisons)
+        (_wrapped(comparisons[0], names), comparisons)
         for _, group in groupby(study.comparisons, key=lambda item: (item.first, item.second))
         if (comparisons := list(group))
     ]
@@ -32,6 +32,15 @@ def draw_differences(study: Study) -> list[Picture]:
         _draw(page, "differences" if len(pages) == 1 else f"differences-{number}")
         for number, page in enumerate(pages, start=1)
     ]
+
+
+def _wrapped(comparison: Comparison, names: Mapping[str, str]) -> str:
+    """Name a pair, if it is long with a line for each method at least."""
+    title = words.pair(comparison, names)
+    if len(title) <= _TITLE_CHARACTERS:
+        return title
+    parts = (f"{names[comparison.first]} {words.MINUS}", names[comparison.second])
+    return "\n".join(textwrap.fill(part, _TITLE_CHARACTERS) for part in parts)
 
 
 def _pages(pairs: Sequence[_Pair]) -> Iterator[list[_Pair]]:
