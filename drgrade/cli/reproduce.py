@@ -37,6 +37,7 @@ class Settings:
     estimate: Literal["first", "only", "none"] = field(
         default="first", metadata={"help": "first; only: run nothing more; none: start at once"}
     )
+    measure: float = field(default=6.0, metadata={"help": "seconds of training in each short run"})
 
 
 def divide(arguments: Sequence[str]) -> tuple[Settings, list[str]]:
@@ -61,6 +62,8 @@ def divide(arguments: Sequence[str]) -> tuple[Settings, list[str]]:
             raise ConfigError(f"experiments={name}: there is no such experiment; {nearest(name, tables)}")
     if not settings.experiments:
         raise ConfigError(f"experiments= names none; there is: {', '.join(tables)}")
+    if not settings.measure > 0:
+        raise ConfigError(f"measure={settings.measure} is not above 0 seconds")
     for each in overrides:
         if "=" not in each and not each.startswith("~"):
             raise ConfigError(f"{each}: settings are written name=value (--help lists them)")
@@ -88,7 +91,7 @@ def work(settings: Settings, overrides: Sequence[str]) -> int:
 
     began = time.monotonic()
     sweeps = [plan_sweep(name, overrides) for name in settings.experiments]
-    expected = None if settings.estimate == "none" else _estimate(sweeps)
+    expected = None if settings.estimate == "none" else _estimate(sweeps, settings.measure)
     if settings.estimate == "only":
         return 0
     prepared = time.monotonic()
@@ -104,12 +107,12 @@ def work(settings: Settings, overrides: Sequence[str]) -> int:
     return 1 if incomplete or not reported else 0
 
 
-def _estimate(sweeps: Sequence["Sweep"]) -> float:
+def _estimate(sweeps: Sequence["Sweep"], seconds: float) -> float:
     """Print what is to be done and how long it takes; returns the seconds."""
     from drgrade.sweeps.estimate import table
     from drgrade.sweeps.forecast import forecast
 
-    estimates = forecast(sweeps)
+    estimates = forecast(sweeps, seconds)
     notes = {
         sweep.experiment: "measured on this machine; its cells run where hydra/launcher= puts them"
         for sweep in sweeps

@@ -10,11 +10,12 @@ from drgrade.sweeps.probing import probe, probe_folder
 from drgrade.sweeps.workload import Job, Sweep, Workload, workload
 
 
-def forecast(sweeps: Sequence[Sweep]) -> list[Estimate]:
+def forecast(sweeps: Sequence[Sweep], seconds: float) -> list[Estimate]:
     """Estimate what sweeps still need, the pre-trainings that several of them ask for counted once.
 
     Args:
         sweeps: In the order in which they will run.
+        seconds: Of training in each short run.
 
     Returns:
         An estimate of each.
@@ -28,23 +29,22 @@ def forecast(sweeps: Sequence[Sweep]) -> list[Estimate]:
     for sweep, load in zip(sweeps, loads, strict=True):
         missing = {folder: job for folder, job in load.pretrainings.items() if folder not in seen}
         seen.update(missing)
-        estimates.append(_estimate(sweep, Workload(load.cells, missing)))
+        estimates.append(_estimate(sweep, Workload(load.cells, missing), seconds))
     return estimates
 
 
-def _estimate(sweep: Sweep, load: Workload) -> Estimate:
-    seconds = 0.0
+def _estimate(sweep: Sweep, load: Workload, seconds: float) -> Estimate:
     pretrainings = list(load.pretrainings.values())
     with probe_folder(sweep.outputs) as folder:
-        graded = _rates(sweep, load.cells, "grading", folder)
-        pretrained = _rates(sweep, pretrainings, "pretext", folder)
-    seconds += sum(cell_seconds(job.training, graded[job.group]) for job in load.cells)
-    seconds += sum(training_seconds(job.training, pretrained[job.group]) for job in pretrainings)
-    return Estimate(sweep.experiment, len(load.cells), len(pretrainings), seconds, sweep.parallel)
+        graded = _rates(sweep, load.cells, "grading", seconds, folder)
+        pretrained = _rates(sweep, pretrainings, "pretext", seconds, folder)
+    takes = sum(cell_seconds(job.training, graded[job.group]) for job in load.cells)
+    takes += sum(training_seconds(job.training, pretrained[job.group]) for job in pretrainings)
+    return Estimate(sweep.experiment, len(load.cells), len(pretrainings), takes, sweep.parallel)
 
 
 def _rates(
-    sweep: Sweep, jobs: Sequence[Job], task: Literal["grading", "pretext"], folder: Path
+    sweep: Sweep, jobs: Sequence[Job], task: Literal["grading", "pretext"], seconds: float, folder: Path
 ) -> dict[tuple[str, ...], Rates]:
     """Speeds of every group of jobs, measured on the largest of each."""
     found = {}
@@ -57,6 +57,7 @@ def _rates(
             task,
             sweep.hydra_overrides,
             sweep.parallel,
+            seconds,
             folder / f"{task}-{number}",
         )
     return found

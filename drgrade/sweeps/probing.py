@@ -20,9 +20,6 @@ from drgrade.sweeps.grammar import as_override
 from drgrade.sweeps.launcher import share_of_cores
 from drgrade.sweeps.stopwatch import Measured, Stopwatch, read_measured
 
-_SECONDS = 6.0
-"""Of training, after which a short run ends if its steps are shorter than that."""
-
 _BATCHES = 6
 """Of a short epoch and of its validation: so that even a slow machine sees the end of two epochs."""
 
@@ -84,6 +81,7 @@ def probe(
     task: Literal["grading", "pretext"],
     hydra_overrides: Sequence[str],
     parallel: int,
+    seconds: float,
     folder: Path,
 ) -> Rates:
     """Run a cell, or its pre-training, for some seconds, as a process of its own.
@@ -94,6 +92,7 @@ def probe(
         task: What of it.
         hydra_overrides: Overrides of Hydra's own settings.
         parallel: Cells at the same time; a short run gets the cores of one of them.
+        seconds: Of training, after which the short run ends; slow steps make it longer.
         folder: Of the short run; there is nothing yet.
 
     Returns:
@@ -105,7 +104,7 @@ def probe(
     folder.mkdir(parents=True)
     frozen = min(1, int(cfg.protocol.frozen_epochs)) if task == "grading" else 0
     record, output = folder / "measured.json", folder / "output.log"
-    own = _overrides(task, frozen, record, folder)
+    own = _overrides(task, frozen, record, seconds, folder)
     replaced = {_key(each) for each in own}
     kept = [each for each in cell.overrides if _key(each) not in replaced]
     command = cell_command([*hydra_overrides, *kept, *own], folder)
@@ -118,11 +117,11 @@ def probe(
     return rates(read_measured(record), frozen, wall)
 
 
-def _overrides(task: str, frozen: int, record: Path, folder: Path) -> list[str]:
+def _overrides(task: str, frozen: int, record: Path, seconds: float, folder: Path) -> list[str]:
     watch = {
         "_target_": f"{Stopwatch.__module__}.{Stopwatch.__qualname__}",
         "path": str(record),
-        "seconds": _SECONDS,
+        "seconds": seconds,
         "frozen_epochs": frozen,
     }
     return [

@@ -26,7 +26,7 @@ def reproduce(overrides):
     """``reproduce("a=b")``: the command on tiny runs of one fold, two fractions, from random weights."""
 
     def make(*more):
-        return [sys.executable, "-m", "drgrade.cli.reproduce", *overrides, *TABLE, *more]
+        return [sys.executable, "-m", "drgrade.cli.reproduce", *overrides, *TABLE, "measure=0.5", *more]
 
     return make
 
@@ -68,13 +68,14 @@ def test_what_fails_in_every_cell_is_told_by_the_first_short_run(reproduce, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_table_with_a_broken_cell_is_reported_and_ends_with_status_1(reproduce, tmp_path):
     done = call(reproduce("label_fraction=1.0", "init=random,/nowhere", "estimate=none"), tmp_path, status=1)
     assert "not complete: rotation_table" in done.stderr.splitlines()[-1]
     assert list(tmp_path.glob("reports/*/report.html"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_an_interrupted_command_leaves_nothing_running(number, reproduce, tmp_path):
     process = subprocess.Popen(
         reproduce("scale.published_epochs=1000", "estimate=none"),
@@ -154,6 +155,7 @@ def test_finished_cells_do_not_count(overrides, compose, tmp_path):
         ("experiments=rotation_tabel", "did you mean rotation_table"),
         ("experiments=", "names none"),
         ("+experiment=rotation_table", "experiments="),
+        ("measure=0", "not above 0"),
         ("estimate=ony", "did you mean only"),
         ("hydra.sweep.dir=/tmp/x", "folder of its own"),
         ("-m", "name=value"),
