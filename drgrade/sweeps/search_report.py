@@ -76,6 +76,7 @@ def _slice(panel: Axes, trials: list[FrozenTrial], name: str) -> None:
     if isinstance(distribution, CategoricalDistribution):
         texts = [str(choice) for choice in distribution.choices]
         panel.set_xticks(range(len(texts)), texts)
+        panel.set_xlim(-0.5, len(texts) - 0.5)
         _points(panel, trials, [texts.index(str(value)) for value in values])
     else:
         _points(panel, trials, values)

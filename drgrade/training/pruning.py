@@ -53,18 +53,20 @@ class Pruning(Callback):
         if not self._validated or not isinstance(pl_module, GradingTask):
             return
         self._validated = False
-        decision = trainer.is_global_zero and self._report(trainer)
+        # Asked by all processes: reading a metric may gather it, and all of them take part in that.
+        metrics = trainer.callback_metrics
+        if self.metric not in metrics:
+            raise ConfigError(f"the search looks at {self.metric}, which validation does not give")
+        decision = trainer.is_global_zero and self._report(trainer, float(metrics[self.metric]))
         # All processes have to leave after the same epoch.
         self.pruned = bool(trainer.strategy.broadcast(decision))
         if self.pruned:
             trainer.should_stop = True
 
-    def _report(self, trainer: pl.Trainer) -> bool:
+    def _report(self, trainer: pl.Trainer, value: float) -> bool:
         """Tell the study; whether this is the trial's end."""
-        if self.metric not in trainer.callback_metrics:
-            raise ConfigError(f"the search looks at {self.metric}, which validation does not give")
         trial = self._open()
-        trial.report(float(trainer.callback_metrics[self.metric]), step=trainer.current_epoch)
+        trial.report(value, step=trainer.current_epoch)
         if _is_last_epoch(trainer) or not trial.should_prune():
             return False
         log.info("pruned after epoch %d: other trials did better", trainer.current_epoch + 1)

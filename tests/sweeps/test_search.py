@@ -143,6 +143,15 @@ def test_a_trial_that_fails_is_named_in_the_end_and_made_up_for(search, tmp_path
 
 
 @pytest.mark.slow
+def test_all_processes_of_a_trial_end_with_it(search, tmp_path):
+    more = ("hydra/launcher=local", "hydra.sweeper.n_trials=1", "trainer=ddp_cpu", *THRESHOLD)
+    call(search(*more), tmp_path)
+    (trial,) = trials_of(tmp_path / "found")
+    assert trial.state == optuna.trial.TrialState.PRUNED
+    assert list(trial.intermediate_values) == [0]
+
+
+@pytest.mark.slow
 def test_a_trial_whose_search_was_killed_goes_on_from_its_checkpoint(search, tmp_path):
     command = search("hydra.sweeper.n_trials=1", "scale.matched_epochs=8")
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
