@@ -95,7 +95,7 @@ def _later(sweep: "Sweep", folder: Path) -> str:
         "  wandb login",
     ]
     if sweep.offline:
-        lines.append(f"  wandb sync {folder}/*/wandb/offline-run-*")
+        lines.append(f"  wandb sync {' '.join(sweep.offline)}")
     return "\n".join([*lines, f"  drgrade dashboard {folder}"])
 
 

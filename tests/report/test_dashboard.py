@@ -157,6 +157,19 @@ def test_offline_it_says_how_to_publish(written):
     assert "drgrade dashboard" in said
 
 
+def test_offline_runs_are_named_pre_training_included(sweep, tmp_path, capsys):
+    folder, encoder = sweep("logger=wandb"), tmp_path / "encoders" / "one"
+    for place in (folder / CELLS[0], encoder):
+        (place / "wandb" / "offline-run-1").mkdir(parents=True)
+    (folder / CELLS[0] / "provenance.json").write_text(json.dumps({"encoder": str(encoder)}))
+
+    work([folder], Settings())
+
+    assert (
+        f"wandb sync {folder}/*/wandb/offline-run-* {encoder}/wandb/offline-run-*" in capsys.readouterr().out
+    )
+
+
 def test_what_was_published_is_replaced_by_the_next_one(sweep):
     from drgrade.report import dashboard
     from drgrade.report.dashboard.publishing import PUBLISHED, take_up

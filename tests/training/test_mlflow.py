@@ -88,6 +88,7 @@ def test_how_a_run_ended(compose, monkeypatch, runs, error, status):
     assert run.data.tags["status"] == {"FAILED": "failed", "KILLED": "interrupted"}[status]
 
 
+@pytest.mark.slow
 def test_cells_that_start_together_share_one_new_data_base(tmp_path):
     code = (
         "import sys\n"

@@ -1,6 +1,7 @@
 """What a dashboard has to know of a sweep; read from its folder."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -8,10 +9,11 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from drgrade.errors import DataError
-from drgrade.sweeps.cells import FINISHED, SWEEP, progress, read_sweep
-from drgrade.training.folder import CONFIG
+from drgrade.sweeps.cells import FINISHED, SWEEP, Cell, progress, read_sweep
+from drgrade.training.folder import CONFIG, PROVENANCE
 
 _DEFAULT_PROJECT = "drgrade"
+_OFFLINE = "wandb/offline-run-*"
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Sweep:
         cells: How many it is to have.
         finished: How many are finished.
         worst: Whether photographs were asked for.
-        offline: Folders of W&B's runs that are (or were) offline.
+        offline: Patterns of the folders of W&B's runs that were offline, those of pre-trainings included.
     """
 
     name: str
@@ -34,7 +36,7 @@ class Sweep:
     cells: int
     finished: int
     worst: bool
-    offline: tuple[Path, ...]
+    offline: tuple[str, ...]
 
 
 def read(folder: Path, entity: str | None = None, project: str | None = None) -> Sweep:
@@ -72,8 +74,28 @@ def read(folder: Path, entity: str | None = None, project: str | None = None) ->
         cells=len(cells),
         finished=sum(progress(folder / cell.name).status == FINISHED for cell in cells),
         worst=any(logger.get("worst_photographs") for logger in loggers),
-        offline=tuple(sorted(folder.glob("*/wandb/offline-run-*"))),
+        offline=_offline(folder, cells),
     )
+
+
+def _offline(folder: Path, cells: Sequence[Cell]) -> tuple[str, ...]:
+    patterns = [f"{folder}/*/{_OFFLINE}"] if any(folder.glob(f"*/{_OFFLINE}")) else []
+    found = {encoder for cell in cells if (encoder := _encoder(folder / cell.name)) is not None}
+    return (*patterns, *(f"{encoder}/{_OFFLINE}" for encoder in sorted(found) if any(encoder.glob(_OFFLINE))))
+
+
+def _encoder(cell: Path) -> Path | None:
+    """Folder of the pre-training that a finished cell began with."""
+    path = cell / PROVENANCE
+    if not path.is_file():
+        return None
+    try:
+        named = json.loads(path.read_text(encoding="utf-8")).get("encoder")
+    except (ValueError, AttributeError) as error:
+        raise DataError(
+            f"{path} cannot be read ({error}); remove it and repeat the sweep's command"
+        ) from error
+    return Path(named) if named else None
 
 
 def _logger(cell: Path) -> dict[str, Any] | None:

@@ -54,10 +54,10 @@ def watched(
         forget(folder)
     logger = make(cfg.logger)
     assert isinstance(logger, Logger)
+    settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    logger.log_hyperparams({**cast(dict[str, Any], settings), **facts})  # here the run starts
+    watch = Watch(logger)
     try:
-        settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-        logger.log_hyperparams({**cast(dict[str, Any], settings), **facts})
-        watch = Watch(logger)
         yield watch
     except BaseException as error:
         stopped = not isinstance(error, Exception)
