@@ -69,7 +69,7 @@ class Pruning(Callback):
         trial.report(value, step=trainer.current_epoch)
         if _is_last_epoch(trainer) or not trial.should_prune():
             return False
-        log.info("pruned after epoch %d: other trials did better", trainer.current_epoch + 1)
+        log.info("the search ends this trial after epoch %d", trainer.current_epoch + 1)
         return True
 
     def _open(self) -> "Trial":

@@ -170,6 +170,16 @@ def test_a_trial_whose_search_was_killed_goes_on_from_its_checkpoint(search, tmp
     assert sorted(trial.intermediate_values) == list(range(8))
 
 
+@pytest.mark.parametrize("pruner", ["median", "hyperband", "threshold", "none"])
+@pytest.mark.parametrize("sampler", ["tpe", "random", "cmaes", "nsgaii"])
+def test_every_sampler_and_pruner_can_be_made(sampler, pruner):
+    chosen = ["hydra/sweeper=search", f"hydra/sweeper/sampler={sampler}", f"hydra/sweeper/pruner={pruner}"]
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose("train", chosen, return_hydra_config=True).hydra.sweeper
+    assert isinstance(hydra.utils.instantiate(cfg.sampler), optuna.samplers.BaseSampler)
+    assert isinstance(hydra.utils.instantiate(cfg.pruner), optuna.pruners.BasePruner)
+
+
 @pytest.fixture
 def refused(overrides, tmp_path):
     """``refused("hydra.sweeper.metric=test/qwk", task=("test=true",))``: what a search says to this."""
