@@ -46,9 +46,9 @@ class EpochLine(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the line."""
+        metrics = trainer.callback_metrics  # every process asks: what is not reduced yet is reduced here
         if not trainer.is_global_zero:
             return
-        metrics = trainer.callback_metrics
         figures = "  ".join(f"{name} {metrics[name]:.4f}" for name in self._SHOWN if name in metrics)
         epochs = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
         log.info(

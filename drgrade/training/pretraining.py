@@ -184,8 +184,8 @@ def find_or_pretrain(cfg: DictConfig, photographs: Photographs) -> Path:
         pretrain(pretext, photographs, folder, _last_checkpoint(folder))
     elif not (folder / CARD).is_file():
         raise EncoderError(
-            f"init=ssl: the first process of this run has an encoder in {folder.absolute()}, and this one sees "
-            "none there; all machines of a run need the same paths.outputs"
+            f"init=ssl: the first process of this run has an encoder in {folder.absolute()}, and this one "
+            "sees none there; all machines of a run need the same paths.outputs"
         )
     return folder
 
