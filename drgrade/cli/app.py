@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Callable
 from datetime import datetime
+from importlib.util import find_spec
 from typing import Any, NoReturn, cast
 
 import hydra
@@ -62,7 +63,9 @@ def _share_run_folder(config: str) -> None:
     own = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(CONF / f"{config}.yaml")))
     now = datetime.now()
     folder = re.sub(r"\$\{now:([^}]+)\}", lambda found: now.strftime(found[1]), own["hydra"]["run"]["dir"])
-    sys.argv.append(f"hydra.run.dir={agree(folder)}")
+    # Beside the other overrides: Hydra does not take them both before and after an option.
+    places = (place for place, argument in enumerate(sys.argv) if re.match(r"[^-].*=", argument) and place)
+    sys.argv.insert(next(places, len(sys.argv)), f"hydra.run.dir={agree(folder)}")
 
 
 def fail(message: str) -> NoReturn:
@@ -160,6 +163,8 @@ def explain_override(message: str) -> str:
     choice = re.search(r"Could not find '([^']+)/([^'/]+)'", message)
     if choice:
         group, name = choice.groups()
+        if group == "hydra/sweeper/sampler" and not find_spec("hydra_plugins.hydra_optuna_sweeper"):
+            return "hydra/sweeper=search needs a package: pip install 'drgrade[search]'"
         return f"there is no {group}={name}; {nearest(name, choices(group))}"
     group_only = re.search(r"Could not find '([^']+)'", message)
     if group_only:
