@@ -79,6 +79,7 @@ class SlurmLauncher(SubmititLauncher):  # type: ignore[misc]
         """
         # Where SLURM signals a whole process group, loaders would requeue the job once more each.
         os.register_at_fork(after_in_child=_ignore_requeueing)
+        _requeue_apart()
         done: JobReturn = super().__call__(sweep_overrides, job_dir_key, job_num, job_id, singleton_state)
         if done.status == JobStatus.FAILED:
             raise done._return_value
@@ -203,13 +204,11 @@ class SlurmLauncher(SubmititLauncher):  # type: ignore[misc]
 
 def _over(cell: _Job, queue: set[str] | None) -> bool:
     """Whether nothing is to be expected of a job any more."""
-    if all(path.exists() for path in cell.results):
-        return True
     if queue is None or cell.job.job_id in queue:  # no answer is no news; a requeued job is in the queue
         cell.gone = 0.0
         return False
     cell.gone = cell.gone or time.monotonic()
-    return time.monotonic() - cell.gone > _GRACE
+    return all(path.exists() for path in cell.results) or time.monotonic() - cell.gone > _GRACE
 
 
 def _queue() -> set[str] | None:
@@ -245,6 +244,22 @@ def _returned(cell: _Job) -> JobReturn:
 def _read_jobs(home: Path) -> dict[str, str]:
     path = home / JOBS
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def _requeue_apart() -> None:
+    """Let a job ask for its requeueing in a process group of its own.
+
+    SLURM answers by ending the job's processes, and would end the asking one before it has heard that:
+    submitit would then count the job as failed, while SLURM starts it again.
+    """
+    from submitit.slurm.slurm import SlurmJobEnvironment
+
+    def requeue(environment: Any, countdown: int) -> None:
+        command = ["scontrol", "requeue", environment.job_id]
+        subprocess.run(command, check=True, timeout=60, start_new_session=True)
+        log.info("Requeued job %s (%d more timeouts)", environment.job_id, countdown)
+
+    SlurmJobEnvironment._requeue = requeue
 
 
 def _ignore_requeueing() -> None:
