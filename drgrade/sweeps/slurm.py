@@ -259,7 +259,7 @@ def _requeue_apart() -> None:
         subprocess.run(command, check=True, timeout=60, start_new_session=True)
         log.info("Requeued job %s (%d more timeouts)", environment.job_id, countdown)
 
-    SlurmJobEnvironment._requeue = requeue
+    SlurmJobEnvironment._requeue = requeue  # type: ignore[method-assign, assignment]
 
 
 def _ignore_requeueing() -> None:
