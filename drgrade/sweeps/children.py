@@ -38,7 +38,7 @@ def run_child(
     Raises:
         KeyboardInterrupt: If this process was interrupted or terminated; the command has ended.
     """
-    with _interruptible():
+    with interruptible():
         # A session of its own: Ctrl-C reaches this process alone, which hands it on.
         process = subprocess.Popen(
             command,
@@ -56,8 +56,8 @@ def run_child(
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM and a closed terminal stop as Ctrl-C does; what is ignored (nohup) stays so, but here only.
+def interruptible() -> Iterator[None]:
+    """SIGTERM and a closed terminal stop as Ctrl-C does; what is ignored (nohup, &) stays so, but here only.
 
     A command inherits what is ignored, and could then not be interrupted; a handler it does not inherit.
     """
@@ -79,10 +79,15 @@ def _nothing(number: int, frame: FrameType | None) -> None:
     """Ignore a signal."""
 
 
+def hear_nothing() -> None:
+    """Ignore every further wish to stop: a second Ctrl-C must not leave commands behind."""
+    for number in _SIGNALS:
+        signal.signal(number, _nothing)
+
+
 def _stop(process: subprocess.Popen[bytes]) -> None:
     """Interrupt, wait, and kill what does not listen."""
-    for number in _SIGNALS:
-        signal.signal(number, _nothing)  # a second Ctrl-C must not leave cells behind
+    hear_nothing()
     say("stopping: what runs writes down how far it is")
     sys.stdout.flush()
     process.send_signal(signal.SIGINT)

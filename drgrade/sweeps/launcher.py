@@ -8,11 +8,9 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
@@ -21,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from drgrade.errors import ConfigError, DrgradeError
 from drgrade.sweeps.cells import FINISHED, progress
+from drgrade.sweeps.children import hear_nothing, interruptible
 from drgrade.sweeps.command import cell_command
 from drgrade.sweeps.slots import Gpu, Slot, Slots, find_gpus
 from drgrade.training.folder import PROVENANCE
@@ -100,7 +99,7 @@ class LocalLauncher(Launcher):
         log.info("%d cells, %s", len(waiting), _at_a_time(slots.parallel))
         board = _Board(len(waiting))
         running: list[_Running] = []
-        with _terminated_as_interrupted():
+        with interruptible():
             try:
                 while waiting or running:
                     while waiting and (taken := slots.take()):
@@ -249,22 +248,9 @@ def _gpu_memory(folder: Path) -> int:
     return int(record.get("peak_memory") or 0) if record.get("machine", {}).get("gpu") else 0
 
 
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """A batch system ends a job with SIGTERM: stop the cells as Ctrl-C would."""
-
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _stop(running: Sequence[_Running]) -> None:
     """Interrupt what still runs, so that it can say so in its folder; kill what does not listen."""
+    hear_nothing()
     for cell in running:
         os.killpg(cell.process.pid, signal.SIGINT)
     for cell in running:

@@ -98,6 +98,7 @@ def test_an_interrupted_sweep_stops_its_cells_and_says_so(sweep, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=ignore_interrupts,
     )
     cells = tmp_path / "sweeps"
     wait_for(lambda: list(cells.glob("*/init-*/checkpoints/last.ckpt")), process)
@@ -108,6 +109,11 @@ def test_an_interrupted_sweep_stops_its_cells_and_says_so(sweep, tmp_path):
     assert metrics(cell)["status"] == "interrupted"
     assert "1 of 1 cells are not finished" in output
     assert not children(process.pid)
+
+
+def ignore_interrupts():
+    """As a shell does for a command with nohup or & at its end; the cells must heed them all the same."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def children(pid):
