@@ -38,7 +38,7 @@ test-slow: $(READY)  ## the tests that take long
 	$(BIN)/python -m pytest -m slow
 
 test-cluster: $(READY)  ## the tests on SLURM, Ray and several processes; need root and Debian's slurm-wlm and munge
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cluster -m cluster
 
 lint: $(READY)  ## formatter, linter, type checker
 	$(BIN)/ruff format --check .

@@ -1,6 +1,7 @@
 """What all figures share: size, colours, markers, and the values that a point shows."""
 
 import io
+import logging
 import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -178,6 +179,7 @@ def png(picture: Picture) -> bytes:
 
 def pdf(picture: Picture) -> bytes:
     """Write a figure as PDF, without a date: the same figures give the same bytes."""
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells of every glyph that it leaves out
     data = io.BytesIO()
     picture.figure.savefig(data, format="pdf", facecolor=PAPER, metadata={"CreationDate": None})
     return data.getvalue()
