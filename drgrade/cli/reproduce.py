@@ -37,7 +37,7 @@ class Settings:
     estimate: Literal["first", "only", "none"] = field(
         default="first", metadata={"help": "first; only: run nothing more; none: start at once"}
     )
-    measure: float = field(default=6.0, metadata={"help": "seconds of training in each short run"})
+    measure: float = field(default=10.0, metadata={"help": "seconds of training in each short run"})
 
 
 def divide(arguments: Sequence[str]) -> tuple[Settings, list[str]]:

@@ -11,6 +11,9 @@ from pytorch_lightning.callbacks import Callback
 
 from drgrade.files import write_text
 
+_LEAST = 4
+"""Steps with everything trained: the first is left out, and one or two alone say little on a busy machine."""
+
 
 @dataclass
 class Measured:
@@ -40,7 +43,7 @@ class Stopwatch(Callback):
 
         Args:
             path: Receives what was measured, as JSON.
-            seconds: Of training after which the run ends, if it has had two steps with everything trained.
+            seconds: Of training after which the run ends, if it has had some steps with everything trained.
             frozen_epochs: Epochs in which not everything is trained.
         """
         self._path, self._seconds, self._frozen = Path(path), seconds, frozen_epochs
@@ -66,7 +69,7 @@ class Stopwatch(Callback):
         self._measured.steps.append((trainer.current_epoch, images, now - self._last))
         self._last = now
         whole = sum(epoch >= self._frozen for epoch, _, _ in self._measured.steps)
-        enough = whole >= 2 and now - self._began >= self._seconds
+        enough = whole >= _LEAST and now - self._began >= self._seconds
         # All processes have to stop together.
         trainer.should_stop = trainer.strategy.reduce_boolean_decision(enough, all=False)
 
