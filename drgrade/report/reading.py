@@ -16,10 +16,14 @@ from drgrade.errors import DataError
 from drgrade.report.contents import Counts, Floats
 from drgrade.report.folders import HYDRA_CONFIG, Cell
 from drgrade.report.kappa import confusions, kappas
+from drgrade.report.records import check_record, known_cell
 from drgrade.report.settings import method_key
 from drgrade.training.folder import CONFIG, METRICS, PREDICTIONS, PROVENANCE, SPLIT, read_metrics
 
 NUM_GRADES = 5
+_SUM = 1e-3
+"""How far the sum of rounded probabilities may be from 1."""
+
 PROBABILITIES = [f"p{grade}" for grade in range(NUM_GRADES)]
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where PyYAML was built with it
@@ -87,7 +91,7 @@ class Unfinished:
         cell: Where it is, or would be.
         status: See :class:`drgrade.report.contents.Missing`.
         reason: As there.
-        config: Its composed config, if it came that far.
+        config: Its composed config, if it came that far and says which cell it is.
     """
 
     cell: Cell
@@ -139,11 +143,13 @@ def read_cell(cell: Cell) -> Run | Unfinished | LeftOut:
     if why is not None:
         return LeftOut(folder, why)
     if not record:
-        return Unfinished(cell, "unfinished", "it is running, or was killed", config)
+        return Unfinished(cell, "unfinished", "it is running, or was killed", known_cell(config))
     if record.get("status") != "finished":
-        return Unfinished(cell, str(record.get("status")), str(record.get("error", "")), config)
+        status, why = str(record.get("status")), str(record.get("error", ""))
+        return Unfinished(cell, status, why, known_cell(config))
     if config is None:
         raise DataError(f"{folder}: the run is finished but has no {CONFIG}; run it again, or leave it out")
+    check_record(folder, config, record)
     return _read_finished(cell, config, record)
 
 
@@ -162,10 +168,6 @@ def _no_grading_run(config: Mapping[str, Any], record: Mapping[str, Any], is_cel
 
 def _read_finished(cell: Cell, config: Mapping[str, Any], record: Mapping[str, Any]) -> Run:
     folder = cell.folder
-    if "test/qwk" not in record:
-        raise DataError(
-            f"{folder / METRICS}: the run is finished but has no test/qwk; run it again, or leave it out"
-        )
     split = _read_table(folder / SPLIT, ["image_id", "group", "grade", "subset"])
     predictions = _read_table(folder / PREDICTIONS, ["image_id", "grade", "predicted", *PROBABILITIES])
     tested = split[split["subset"] == "test"].sort_values("image_id")
@@ -207,8 +209,11 @@ def _check_complete(folder: Path, tested: pd.DataFrame, predictions: pd.DataFram
     grades = predictions[["grade", "predicted"]]
     if not bool(grades.isin(range(NUM_GRADES)).all(axis=None)):
         raise DataError(f"{folder / PREDICTIONS} has a grade that is none of 0 to {NUM_GRADES - 1}: {mend}")
-    if not bool(np.isfinite(predictions[PROBABILITIES].to_numpy(float)).all()):
+    probabilities = predictions[PROBABILITIES].to_numpy(float)
+    if not bool(np.isfinite(probabilities).all()):
         raise DataError(f"{folder / PREDICTIONS} has probabilities that are not numbers: {mend}")
+    if bool((probabilities < 0).any()) or not np.allclose(probabilities.sum(axis=1), 1, rtol=0, atol=_SUM):
+        raise DataError(f"{folder / PREDICTIONS} has probabilities below 0, or whose sum is not 1: {mend}")
 
 
 def _check_qwk(run: Run) -> None:
@@ -236,9 +241,13 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        found = dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise DataError(f"{path} is damaged ({error}): run it again, or leave it out") from error
+    for name in ("seconds", "images", "images_per_second", "peak_memory", "devices"):
+        if not isinstance(found.get(name), int | float | None):
+            raise DataError(f"{path} is damaged ({name} is no number): run it again, or leave it out")
+    return found
 
 
 def _read_yaml(path: Path) -> dict[str, Any] | None:

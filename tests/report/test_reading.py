@@ -121,6 +121,8 @@ DAMAGES = {
         lambda table: table.assign(p3="inf"),
         "not numbers",
     ),
+    "a probability below 0": ("predictions.csv", lambda table: table.assign(p3="-0.5"), "below 0"),
+    "probabilities of no whole": ("predictions.csv", lambda table: table.assign(p3="7.5"), "sum is not 1"),
     "words instead of numbers": ("predictions.csv", lambda table: table.assign(p3="often"), "damaged"),
     "a column lacks": ("predictions.csv", lambda table: table.drop(columns="p4"), "damaged"),
     "predictions were changed": (
@@ -154,6 +156,51 @@ def test_a_finished_run_without_a_test_is_refused(run):
     (run / "metrics.json").write_text(json.dumps(metrics))
     with pytest.raises(DataError, match="no test/qwk"):
         read_cell(Cell(run))
+
+
+@pytest.mark.parametrize("name", ["data", "data_hash", "split_hash"])
+def test_a_finished_run_whose_record_lacks_something_is_refused(run, name):
+    change_json(run / "metrics.json", **{name: None})
+    with pytest.raises(DataError, match=f"metrics.json.* has no {name}"):
+        read_cell(Cell(run))
+
+
+def test_a_qwk_that_is_no_number_is_refused(run):
+    change_json(run / "metrics.json", **{"test/qwk": "good"})
+    with pytest.raises(DataError, match="test/qwk is no number"):
+        read_cell(Cell(run))
+
+
+@pytest.mark.parametrize("name", ["label_fraction", "fold", "seed", "init", "protocol", "data", "split"])
+def test_a_finished_run_whose_config_lacks_something_is_refused(run, name):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    del config[name]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(DataError, match=f"config.yaml has no .*{name}"):
+        read_cell(Cell(run))
+
+
+@pytest.mark.parametrize(("name", "value"), [("label_fraction", 0.5), ("fold", 2), ("seed", 9)])
+def test_a_config_that_contradicts_the_record_is_refused(run, name, value):
+    change_config(run, **{name: value})
+    with pytest.raises(DataError, match=f"{name} is {value} in config.yaml and"):
+        read_cell(Cell(run))
+
+
+def test_a_cost_that_is_no_number_is_refused(run):
+    change_json(run / "provenance.json", seconds="long")
+    with pytest.raises(DataError, match="seconds is no number"):
+        read_cell(Cell(run))
+
+
+def test_a_failed_run_need_not_say_which_cell_it_was(run):
+    fail_run(run)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    del config["fold"]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    found = read_cell(Cell(run))
+    assert isinstance(found, Unfinished)
+    assert found.config is None
 
 
 @pytest.mark.parametrize("file", ["metrics.json", "provenance.json", "config.yaml"])
