@@ -124,6 +124,8 @@ def _read(name: str, text: str, kind: Any) -> Any:
         if text not in parts:
             raise ConfigError(f"{name}={text}: {nearest(text, list(parts))}")
         return text
+    if kind is Path and not text:
+        raise ConfigError(f"{name}= names no file or folder; the one you are in is written {name}=.")
     if kind is bool:
         if text.lower() not in _TRUTH:
             raise ConfigError(f"{name}={text} is neither true nor false")

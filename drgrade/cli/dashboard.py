@@ -1,6 +1,7 @@
 """``drgrade dashboard``: a sweep's workspace and report in W&B, or what they would be when offline."""
 
 import os
+import shlex
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -96,7 +97,7 @@ def _later(sweep: "Sweep", folder: Path) -> str:
     ]
     if sweep.offline:
         lines.append(f"  wandb sync {' '.join(sweep.offline)}")
-    return "\n".join([*lines, f"  drgrade dashboard {folder}"])
+    return "\n".join([*lines, f"  drgrade dashboard {shlex.quote(str(folder))}"])
 
 
 def main() -> None:

@@ -51,6 +51,7 @@ def test_a_path_with_an_equals_sign_can_be_named() -> None:
         ("strict=maybe", "neither true nor false"),
         ("format=htlm", "did you mean html"),
         ("--fast", "there is no option --fast"),
+        ("out=", "names no file or folder"),
     ],
 )
 def test_what_cannot_be_read_is_refused_by_name(argument: str, says: str) -> None:

@@ -1,6 +1,7 @@
 """The dashboard: real objects of wandb-workspaces, as W&B is sent them, compared with what runs log."""
 
 import json
+import shlex
 import subprocess
 import sys
 
@@ -168,6 +169,21 @@ def test_offline_runs_are_named_pre_training_included(sweep, tmp_path, capsys):
     assert (
         f"wandb sync {folder}/*/wandb/offline-run-* {encoder}/wandb/offline-run-*" in capsys.readouterr().out
     )
+
+
+def test_folders_with_blanks_can_be_pasted_into_a_shell(sweep, tmp_path, capsys):
+    folder = sweep("logger=wandb").rename(tmp_path / "my sweep's")
+    (folder / CELLS[0] / "wandb" / "offline-run-1").mkdir(parents=True)
+
+    work([folder], Settings())
+
+    sync, again = (
+        line for line in capsys.readouterr().out.splitlines() if str(tmp_path) in line and "  " in line
+    )
+    assert sync.split()[:2] == ["wandb", "sync"]
+    assert shlex.split(sync)[2:] == [f"{folder}/*/wandb/offline-run-*"]
+    assert sync.endswith("/*/wandb/offline-run-*")  # outside of the quotes, or the shell would not expand it
+    assert shlex.split(again) == ["drgrade", "dashboard", str(folder)]
 
 
 def test_what_was_published_is_replaced_by_the_next_one(sweep):

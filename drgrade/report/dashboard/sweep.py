@@ -1,6 +1,7 @@
 """What a dashboard has to know of a sweep; read from its folder."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,8 @@ class Sweep:
         cells: How many it is to have.
         finished: How many are finished.
         worst: Whether photographs were asked for.
-        offline: Patterns of the folders of W&B's runs that were offline, those of pre-trainings included.
+        offline: Patterns of the folders of W&B's runs that were offline, those of pre-trainings included,
+            as a shell reads them.
     """
 
     name: str
@@ -79,9 +81,10 @@ def read(folder: Path, entity: str | None = None, project: str | None = None) ->
 
 
 def _offline(folder: Path, cells: Sequence[Cell]) -> tuple[str, ...]:
-    patterns = [f"{folder}/*/{_OFFLINE}"] if any(folder.glob(f"*/{_OFFLINE}")) else []
+    patterns = [f"{shlex.quote(str(folder))}/*/{_OFFLINE}"] if any(folder.glob(f"*/{_OFFLINE}")) else []
     found = {encoder for cell in cells if (encoder := _encoder(folder / cell.name)) is not None}
-    return (*patterns, *(f"{encoder}/{_OFFLINE}" for encoder in sorted(found) if any(encoder.glob(_OFFLINE))))
+    offline = [encoder for encoder in sorted(found) if any(encoder.glob(_OFFLINE))]
+    return (*patterns, *(f"{shlex.quote(str(encoder))}/{_OFFLINE}" for encoder in offline))
 
 
 def _encoder(cell: Path) -> Path | None:
