@@ -190,8 +190,8 @@ class PretrainingCost:
     Attributes:
         method: Key of the method that uses it.
         encoder: Name of its folder.
-        seconds: Wall-clock.
-        images_per_second: Photographs, not their views.
+        seconds: Wall-clock; NaN where not known: the encoder's folder is gone, or does not say.
+        images_per_second: Photographs, not their views; NaN where not known.
         peak_memory: Bytes; None where not known.
     """
 

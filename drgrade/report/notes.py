@@ -1,22 +1,31 @@
 """Sentences that a reader of the figures has to know."""
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
+from drgrade.report import words
+from drgrade.report.bootstrap import TestFold
 from drgrade.report.contents import Comparison, Method, Row
 from drgrade.report.facts import commit, distinct, versions
 from drgrade.report.methods import Grouped
 from drgrade.report.published import DATA
-from drgrade.report.reading import LeftOut, Run
+from drgrade.report.reading import NUM_GRADES, LeftOut, Run
 
 
-def make_notes(grouped: Grouped, rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[str]:
+def make_notes(
+    grouped: Grouped,
+    rows: Sequence[Row],
+    comparisons: Sequence[Comparison],
+    folds: Mapping[str, TestFold],
+) -> list[str]:
     """Collect the sentences, the weightiest first; how figures are computed is said by the writers.
 
     Args:
         grouped: Methods and their runs.
         rows: Of the table.
         comparisons: Of methods.
+        folds: Their test photographs.
 
     Returns:
         Short sentences.
@@ -25,7 +34,9 @@ def make_notes(grouped: Grouped, rows: Sequence[Row], comparisons: Sequence[Comp
     return [
         *_on_completeness(grouped.methods, rows),
         *_on_test_photographs(grouped.methods),
+        *_on_encoders(grouped),
         *_on_protocols(grouped),
+        *_on_lacking_grades(folds),
         *_on_origin(runs),
         *_on_statistics(grouped.methods, rows, comparisons),
     ]
@@ -70,6 +81,36 @@ def _on_test_photographs(methods: Sequence[Method]) -> Iterator[str]:
         yield f"Pre-training saw the test photographs, without their grades: {'; '.join(saw)}."
     if unknown:
         yield f"Whether pre-training saw the test photographs is not known: {'; '.join(unknown)}."
+
+
+def _on_encoders(grouped: Grouped) -> Iterator[str]:
+    """Runs that should have begun with one encoder and did not: their mean is of two pre-trainings."""
+    for method in grouped.methods:
+        hashes: dict[tuple[int, str], set[str]] = defaultdict(set)
+        for run in grouped.runs[method.key]:
+            if "encoder_hash" in run.record:
+                # Pre-training on the training side makes one encoder for each fold.
+                fold = run.fold if run.config.get("pretrain_on") == "train" else ""
+                hashes[run.seed, fold].add(str(run.record["encoder_hash"]))
+        if any(len(different) > 1 for different in hashes.values()):
+            yield (
+                f"Runs of {method.label} began with different weights from pre-trainings with the same "
+                "settings (encoder_hash in metrics.json): the encoder was made anew in between."
+            )
+
+
+def _on_lacking_grades(folds: Mapping[str, TestFold]) -> Iterator[str]:
+    lacking = [
+        f"fold {name} has no grade {words.listed([str(grade) for grade in grades])}"
+        for name, fold in folds.items()
+        if (grades := sorted({*range(NUM_GRADES)} - {*fold.grades.tolist()}))
+    ]
+    if lacking:
+        yield (
+            f"Not every fold has test photographs of every grade: {'; '.join(lacking)}. In the means over "
+            "the folds, what such a fold does not define counts as if nothing were known: 0.5 for an AUROC, "
+            "else 0. The table of recall is of all folds together."
+        )
 
 
 def _on_protocols(grouped: Grouped) -> Iterator[str]:

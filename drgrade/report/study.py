@@ -52,7 +52,7 @@ def make_study(
     rows = _rows(by_cell, keys, _with_holes(unfinished, runs))
     comparisons = compare_all(by_cell, keys)
     missing = _missing(unfinished)
-    notes = make_notes(grouped, rows, comparisons)
+    notes = make_notes(grouped, rows, comparisons, folds)
     return Study(
         title=title or f"Grading with few labels: {runs[0].record['data']}",
         runs=[run.folder for run in runs],

@@ -137,7 +137,8 @@ def pretraining_table(study: Study) -> Table:
         for cost in (cost for cost in study.pretrainings if cost.method == key):
             cells = [words.speed(cost.images_per_second), words.hours(cost.seconds)]
             cells.append(words.memory(cost.peak_memory))
-            lines.append([cost.encoder, *(dashes.cell(text, "not recorded") for text in cells)])
+            why = "not recorded in the encoder's folder, or the folder is gone"
+            lines.append([cost.encoder, *(dashes.cell(text, why) for text in cells)])
         groups.append(Group(names.get(key, key), "", lines))
     caption = "Cost of pre-training, once for each encoder; photographs, not their views"
     return Table("pretraining", caption, "method", columns, groups, dashes.remarks)

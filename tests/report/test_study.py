@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,7 @@ def test_a_photograph_in_two_test_folds_is_refused(tmp_path):
     runs = write_runs(tmp_path, [RANDOM], [1.0], sweep=None)
     remove_run(runs[1])
     change_config(runs[0], fold=1)
+    change_json(runs[0] / "metrics.json", fold=1)
     write_runs(tmp_path / "again", [RANDOM], [1.0], sweep=None)
     for run in (tmp_path / "again").iterdir():
         if "fold-0" not in run.name:
@@ -335,7 +337,9 @@ def test_pretraining_costs_are_told_once_for_each_encoder(tmp_path):
     ]
     write_runs(tmp_path / "study", methods)
     study = make_study([tmp_path / "study"], resamples=20)
-    (cost,) = study.pretrainings
+    cost, unknown = study.pretrainings
+    assert (unknown.encoder, unknown.peak_memory) == ("gone", None)
+    assert np.isnan([unknown.seconds, unknown.images_per_second]).all()
     assert (cost.encoder, cost.seconds, cost.images_per_second, cost.peak_memory) == (
         "rotation-x",
         50,
@@ -343,6 +347,47 @@ def test_pretraining_costs_are_told_once_for_each_encoder(tmp_path):
         None,
     )
     assert cost.method == study.methods[0].key
+
+
+def test_an_encoders_folder_is_found_from_wherever_the_report_is_made(tmp_path, monkeypatch):
+    encoder = tmp_path / "outputs" / "encoders" / "rotation-x"
+    encoder.mkdir(parents=True)
+    (encoder / "provenance.json").write_text(json.dumps({"seconds": 50.0}))
+    (encoder / "encoder.safetensors").touch()
+    relative = "outputs/encoders/rotation-x"
+    methods = [
+        dataclasses.replace(ROTATION, encoder=relative),
+        dataclasses.replace(RANDOM, encoder=f"{relative}/encoder.safetensors"),
+    ]
+    write_runs(tmp_path / "outputs" / "sweeps" / "study", methods, [1.0])
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    (cost,) = make_study([tmp_path / "outputs"], resamples=20).pretrainings
+    assert (cost.encoder, cost.seconds) == ("rotation-x", 50)
+
+
+def test_folds_without_a_grade_are_named(tmp_path):
+    write_runs(tmp_path, [RANDOM], [1.0], photographs=24)
+    study = make_study([tmp_path], resamples=20)
+    (note,) = (note for note in study.notes if "test photographs of every grade" in note)
+    for fold in range(3):
+        tested = pd.read_csv(next(tmp_path.glob(f"*fold-{fold}*")) / "predictions.csv")["grade"]
+        for grade in range(5):
+            named = re.search(rf"fold {fold} has no grade [0-4, and]*{grade}", note)
+            assert bool(named) == (grade not in set(tested))
+
+
+def test_a_row_of_two_pretrainings_is_told(tmp_path):
+    runs = write_runs(tmp_path, [ROTATION], [1.0])
+    for run in runs:
+        change_json(run / "metrics.json", encoder_hash="a")
+    assert not any("different weights" in note for note in make_study([tmp_path], resamples=20).notes)
+    change_json(runs[0] / "metrics.json", encoder_hash="b")
+    assert any("different weights" in note for note in make_study([tmp_path], resamples=20).notes)
+    for run in runs:  # each fold has its own
+        change_config(run, pretrain_on="train")
+    assert not any("different weights" in note for note in make_study([tmp_path], resamples=20).notes)
 
 
 def test_published_rows_are_the_papers():
