@@ -277,9 +277,11 @@ def check_latex(text):
             assert opened.pop() == name
     assert opened == []
     for columns, body in re.findall(
-        r"\\begin\{tabular\}\{@\{\}(\w+)@\{\}\}(.*?)\\end\{tabular\}", text, re.DOTALL
+        r"\\begin\{(?:tabular|longtable)\}\{@\{\}(\w+)@\{\}\}(.*?)\\end\{(?:tabular|longtable)\}",
+        text,
+        re.DOTALL,
     ):
-        lines = [line for line in body.splitlines() if line.endswith(r"\\")]
+        lines = [line for line in body.splitlines() if line.endswith(r"\\") and line[:6] != r"\label"]
         assert lines
         for line in lines:
             assert tokens(line).count("&") == len(columns) - 1
@@ -293,6 +295,27 @@ def test_latex_is_well_formed_and_has_the_numbers(folder, study):
     row = study.rows[0]
     assert rf"rotation, ssl & 5\,\% & 5 & {row.minimum:.3f} & \textbf{{{row.mean.value:.3f}}} &" in text
     assert r"\emph{another paper} (published) & 100\,\%" in text
+
+
+def test_a_latex_line_never_begins_with_an_argument(study):
+    """TeX would take ``[`` after a rule or a line's end for one; it did not end."""
+    method = replace(study.methods[0], label="[a] *b")
+    text = render_latex(replace(study, methods=[method, *study.methods[1:]]))
+    assert not [line for line in text.splitlines() if line.startswith(("[", "*"))]
+    assert "{[}a{]} {*}b" in text
+
+
+def test_a_latex_table_that_is_too_long_or_wide_for_a_page_is_made_to_fit(study):
+    many = [replace(study.rows[0], label_fraction=share / 100) for share in range(1, 61)]
+    long = render_latex(replace(study, rows=many))
+    check_latex(long)
+    assert long.count(r"\endfirsthead") == long.count(r"\endhead") == long.count(r"\begin{longtable}") > 0
+    name = "a method of many words " * 8
+    wide = render_latex(replace(study, methods=[replace(study.methods[0], label=name), *study.methods[1:]]))
+    check_latex(wide)
+    lines = [line for line in wide.splitlines() if line.startswith(r"\multicolumn{8}")]
+    assert lines
+    assert max(map(len, lines)) < 160
 
 
 def test_hostile_names_break_neither_latex_nor_markdown(study):
