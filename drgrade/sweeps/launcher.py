@@ -78,7 +78,7 @@ class LocalLauncher(Launcher):
         Raises:
             ConfigError: If the settings make no sense.
         """
-        return self._slots(cells).parallel
+        return min(self._slots().parallel, cells)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the cells; one that fails does not stop the others.
@@ -94,20 +94,20 @@ class LocalLauncher(Launcher):
             ConfigError: If the settings make no sense.
         """
         assert self._config is not None
-        slots = self._slots(len(job_overrides))
+        slots, total = self._slots(), len(job_overrides)
         waiting = deque(self._jobs(job_overrides, initial_job_idx))
-        log.info("%d cells, %s", len(waiting), _at_a_time(slots.parallel))
-        board = _Board(len(waiting))
+        log.info("%d to run, %s", total, _at_a_time(min(slots.parallel, total)))
+        board = _Board(total)
         running: list[_Running] = []
         with interruptible():
             try:
                 while waiting or running:
                     while waiting and (taken := slots.take()):
-                        running.append(self._start(*waiting.popleft(), *taken, slots.parallel))
+                        running.append(self._start(*waiting.popleft(), *taken, min(slots.parallel, total)))
                     for cell in [each for each in running if each.process.poll() is not None]:
                         running.remove(cell)
                         slots.give_back(cell.place, _gpu_memory(cell.folder))
-                        board.ended(cell, slots.parallel)
+                        board.ended(cell, min(slots.parallel, total))
                     time.sleep(_PAUSE)
             finally:
                 _stop(running)
@@ -125,7 +125,7 @@ class LocalLauncher(Launcher):
             cfg.hydra.job.num, cfg.hydra.job.id = number, str(number)
             yield number, list(overrides), Path(cfg.hydra.sweep.dir) / str(cfg.hydra.sweep.subdir)
 
-    def _slots(self, cells: int) -> Slots:
+    def _slots(self) -> Slots:
         assert self._config is not None
         trainer = self._config.trainer
         gpus: list[Gpu] = [] if trainer.accelerator == "cpu" else find_gpus()
@@ -133,10 +133,7 @@ class LocalLauncher(Launcher):
         several = "strategy" in trainer
         each = (len(gpus) if devices in (AUTO, -1, "-1") else int(devices)) if several and gpus else 1
         numbers = {name: _number(name, value) for name, value in self._settings.items()}
-        slots = Slots(gpus, **numbers, gpus_per_cell=each, most_per_gpu=self._most)
-        if (numbers["n_jobs"] or 1) > cells:
-            log.info("hydra.launcher.n_jobs=%d, but there are %d cells", numbers["n_jobs"], cells)
-        return slots
+        return Slots(gpus, **numbers, gpus_per_cell=each, most_per_gpu=self._most)
 
     def _start(
         self, number: int, overrides: list[str], folder: Path, place: int, slot: Slot, parallel: int

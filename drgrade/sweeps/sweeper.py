@@ -143,7 +143,7 @@ class CellSweeper(Sweeper):
         OmegaConf.save(self.config, folder / "multirun.yaml")
         waiting = plan.waiting()
         finished = len(cells) - len(waiting)
-        log.info("sweep %s: %d cells, %d of them finished\n%s", name, len(cells), finished, folder)
+        log.info("sweep %s: %d cells, %d finished\n%s", name, len(cells), finished, folder)
         returns: list[Any] = []
         try:
             if waiting:

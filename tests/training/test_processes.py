@@ -53,12 +53,12 @@ def test_evaluation_makes_its_own_store_where_it_is_told_to(compose, tmp_path, e
 def test_each_cell_of_a_ddp_sweep_runs_once(command, tmp_path):
     settings = ("init=random", "trainer=ddp_cpu", "trainer.max_steps=1", "label_fraction=0.5,1.0")
     output = call(command(*settings, f"hydra.sweep.dir={tmp_path / 'sweep'}", "-m"), tmp_path)
-    assert output.count("finished:") == 2
-    fractions = [
-        json.loads((tmp_path / "sweep" / str(cell) / "metrics.json").read_text())["label_fraction"]
-        for cell in (0, 1)
-    ]
-    assert fractions == [0.5, 1.0]
+    assert output.count("  finished  ") == 2
+    for fraction in ("0.5", "1.0"):
+        cell = tmp_path / "sweep" / f"init-random_label_fraction-{fraction}_fold-0_seed-0"
+        assert json.loads((cell / "metrics.json").read_text())["label_fraction"] == float(fraction)
+        assert json.loads((cell / "provenance.json").read_text())["devices"] == 2
+        assert (cell / "output.log").read_text().count("finished:") == 1
 
 
 def test_a_ddp_run_pretrains_trains_and_tests(command, tmp_path):
