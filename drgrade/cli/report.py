@@ -27,7 +27,7 @@ class Settings:
         metadata={"help": "where; else report/ in the folder if there is one, or outputs/reports/DATE_TIME"},
     )
     title: str | None = field(default=None, metadata={"help": "of the page; else it is named by its data"})
-    resamples: int = field(default=2000, metadata={"help": "of the bootstrap: intervals and p-values"})
+    resamples: int = field(default=10_000, metadata={"help": "of the bootstrap: intervals and p-values"})
     seed: int = field(default=0, metadata={"help": "of the bootstrap"})
 
 

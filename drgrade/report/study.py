@@ -23,7 +23,7 @@ from drgrade.report.statistics import Result, by_row, make_row, results
 
 
 def make_study(
-    folders: Sequence[Path], resamples: int = 2000, seed: int = 0, title: str | None = None
+    folders: Sequence[Path], resamples: int = 10_000, seed: int = 0, title: str | None = None
 ) -> Study:
     """Read runs and compute everything that a report says about them.
 

@@ -73,7 +73,7 @@ def test_a_cell_whose_process_was_killed_is_told_and_goes_on_with_the_same_comma
         process.kill()
     assert process.returncode == 1, output
     assert "1 of 2 cells are not finished" in output
-    assert "2 cells, 1 of them finished" in call(command, tmp_path)
+    assert "2 cells, 1 finished" in call(command, tmp_path)
     for fraction in ("0.5", "1.0"):
         assert_complete(cell(tmp_path, fraction))
         assert (cell(tmp_path, fraction) / "train.log").read_text().count("epoch 1/5") == 1

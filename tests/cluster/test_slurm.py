@@ -132,7 +132,7 @@ def test_a_cancelled_job_is_told_does_not_stop_the_others_and_goes_on_with_the_s
     assert killed.name in table
     assert "interrupted" in table or "unfinished" in table
     assert_complete(cell(tmp_path, "1.0"))
-    assert "2 cells, 1 of them finished" in call(command, tmp_path, slurm)
+    assert "2 cells, 1 finished" in call(command, tmp_path, slurm)
     assert_complete(killed)
     assert epochs(killed).count(1) == 1
     assert max(epochs(killed)) == 6

@@ -136,5 +136,5 @@ def test_refusals_are_one_line_and_a_status(arguments, says):
 def test_help_names_every_setting():
     command = [sys.executable, "-m", "drgrade.cli.report", "--help"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    for name in ("RUN_OR_SWEEP", "out=null", "title=null", "resamples=2000", "seed=0"):
+    for name in ("RUN_OR_SWEEP", "out=null", "title=null", "resamples=10000", "seed=0"):
         assert name in shown

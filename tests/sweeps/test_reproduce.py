@@ -41,7 +41,7 @@ def test_from_photographs_to_the_report_and_nothing_twice(reproduce, tmp_path):
     said = call(reproduce(), tmp_path).stdout
     row = next(line for line in said.splitlines() if line.startswith("rotation_table"))
     assert row.split()[1:3] == ["2", "0"]
-    assert "2 cells, 0 of them finished" in said
+    assert "2 cells, 0 finished" in said
     assert "estimated" in said.splitlines()[-1]
     (page,) = tmp_path.glob("reports/rotation_table-demo-*/report.html")
     assert str(page) in said

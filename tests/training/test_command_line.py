@@ -92,9 +92,7 @@ def test_the_first_lines_say_demo_scale_and_the_command_for_real_data(compose):
 
 
 def test_a_search_without_its_package_says_what_to_install(monkeypatch):
-    message = (
-        "In 'hydra/sweeper/search': Could not find 'hydra/sweeper/sampler/tpe'"
-    )
+    message = "In 'hydra/sweeper/search': Could not find 'hydra/sweeper/sampler/tpe'"
     monkeypatch.setattr(app, "find_spec", lambda name: None)
     assert "pip install 'drgrade[search]'" in app.explain_override(message)
     monkeypatch.setattr(app, "find_spec", lambda name: object())

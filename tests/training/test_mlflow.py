@@ -72,6 +72,21 @@ def test_a_resumed_run_is_the_same_run(compose, tmp_path, runs):
     assert run.info.status == "FINISHED"
 
 
+def test_a_run_that_failed_and_went_on_keeps_neither_the_error_nor_old_figures(compose, monkeypatch, runs):
+    def fail(self):
+        raise DrgradeError("no more disk")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GradingTask, "on_test_epoch_end", fail)
+        with pytest.raises(DrgradeError):
+            train(compose("logger=mlflow", "trainer.max_epochs=1", "resume=auto"))
+    assert "no more disk" in runs()[1][0].data.tags["error"]
+    record = train(compose("logger=mlflow", "resume=auto"))
+    _, (run,) = runs()
+    assert "error" not in run.data.tags
+    assert run.data.metrics["final/val/loss"] == pytest.approx(record["val/loss"])
+
+
 @pytest.mark.parametrize(
     ("error", "status"), [(DrgradeError("no more disk"), "FAILED"), (KeyboardInterrupt(), "KILLED")]
 )

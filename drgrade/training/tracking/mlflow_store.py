@@ -88,11 +88,13 @@ class MlflowTracker(MLFlowLogger):
 
     def conclude(self, ending: Ending, record: Mapping[str, object]) -> None:
         """See :class:`~drgrade.training.tracking.base.Tracker`."""
-        curves = self.experiment.get_run(self.run_id).data.metrics
+        found = self.experiment.get_run(self.run_id).data
+        if "error" in found.tags and "error" not in record:
+            self.experiment.delete_tag(self.run_id, "error")  # of an earlier part, which this one has mended
         for name, value in {final_name(name): value for name, value in record.items()}.items():
             if not isinstance(value, int | float) or isinstance(value, bool):
                 self.experiment.set_tag(self.run_id, name, _short(str(value), _LONGEST_TAG))
-            elif name not in curves:
+            elif name not in found.metrics or name.startswith("final/"):
                 self.experiment.log_metric(self.run_id, name, value)
         self.experiment.set_terminated(self.run_id, _STATUS[ending])
 

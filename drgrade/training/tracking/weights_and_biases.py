@@ -53,12 +53,14 @@ class WandbTracker(WandbLogger):
             **more: For ``wandb.init``.
         """
         self._card, self._worst = card, worst
+        earlier = recall(card.folder, SERVICE)
+        self._goes_on = earlier is not None
         super().__init__(
             name=card.name,
             save_dir=str(card.folder),
             project=project,
             offline=offline,
-            version=recall(card.folder, SERVICE) or _new_id(),
+            version=earlier or _new_id(),
             group=card.group,
             job_type=card.job_type,
             tags=card.all_tags,
@@ -105,7 +107,10 @@ class WandbTracker(WandbLogger):
             # A point of its own, so that W&B can draw the curve over the runs of a sweep.
             point = {"label_fraction": record["label_fraction"], _BY_FRACTION: record["test/qwk"]}
             self.experiment.log(point)
-        self.experiment.summary.update({final_name(name): value for name, value in record.items()})
+        figures = {final_name(name): value for name, value in record.items()}
+        if self._goes_on:
+            figures.setdefault("error", None)  # of an earlier part, which this one has mended
+        self.experiment.summary.update(figures)
         self.experiment.finish(exit_code=0 if ending == "finished" else 1)
 
     def _confusion(self, evaluation: Evaluation) -> Any:
