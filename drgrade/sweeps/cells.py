@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from drgrade.training.folder import CONFIG, read_metrics
 
 SWEEP = "sweep.json"
 FINISHED = "finished"
+OUTPUT = "output.log"
+"""What a cell's own process prints."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,19 @@ def read_sweep(folder: Path) -> list[Cell]:
         ) from error
 
 
+def error_line(output: str) -> str:
+    """What a command said was wrong.
+
+    Args:
+        output: All that it printed.
+
+    Returns:
+        Its last line that begins with ``error:``, without that; empty if there is none.
+    """
+    errors = [line.strip() for line in output.splitlines() if line.strip().startswith("error: ")]
+    return errors[-1].removeprefix("error: ") if errors else ""
+
+
 def log_file(folder: Path) -> Path:
     """Where a cell's output goes.
 
@@ -142,21 +157,24 @@ def log_file(folder: Path) -> Path:
     Returns:
         The file of its own process, or else Hydra's.
     """
-    own = folder / "output.log"
+    own = folder / OUTPUT
     return own if own.is_file() else folder / "train.log"
 
 
-def failures(folder: Path, cells: Sequence[Cell]) -> str:
+def failures(folder: Path, cells: Sequence[Cell], told: Mapping[str, str] | None = None) -> str:
     """A table of the cells that are not finished.
 
     Args:
         folder: The sweep's.
         cells: To be looked at.
+        told: Cell: what its process said last. A cell may be refused before it writes into its folder, which
+            then has nothing to say, or tells of an earlier attempt.
 
     Returns:
         Lines of text; empty if every cell is finished.
     """
-    rows = [(cell.name, progress(folder / cell.name)) for cell in cells]
+    told = told or {}
+    rows = [(cell.name, _with(progress(folder / cell.name), told.get(cell.name, ""))) for cell in cells]
     broken = [(name, found) for name, found in rows if found.status != FINISHED]
     if not broken:
         return ""
@@ -164,13 +182,20 @@ def failures(folder: Path, cells: Sequence[Cell]) -> str:
     lines = [
         f"  {name:{width}}  {found.status:11}  {_short(found.reason)}".rstrip() for name, found in broken
     ]
-    logs = [log_file(folder / name) for name, found in broken if found.status != "not begun"]
+    logs = [path for name, _ in broken if (path := log_file(folder / name)).is_file()]
     hint = (
         [f"  its output: {logs[0]}" if len(logs) == 1 else f"  output of the first: {logs[0]}"]
         if logs
         else []
     )
     return "\n".join([f"{len(broken)} of {len(cells)} cells are not finished:", *lines, *hint])
+
+
+def _with(found: Progress, told: str) -> Progress:
+    """Progress with what the process said, unless the folder says the same in more words."""
+    if found.status == FINISHED or told in found.reason:
+        return found
+    return replace(found, status="failed" if found.status == "not begun" else found.status, reason=told)
 
 
 def _short(reason: str) -> str:

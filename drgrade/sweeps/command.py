@@ -4,6 +4,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from drgrade.sweeps.grammar import as_override
+
 _OF_THE_SWEEP = (
     "hydra.mode",
     "hydra.run.",
@@ -28,12 +30,11 @@ def cell_command(overrides: Sequence[str], folder: Path) -> list[str]:
         Program and arguments.
     """
     kept = [override for override in overrides if not override.lstrip("+~").startswith(_OF_THE_SWEEP)]
-    place = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     return [
         sys.executable,
         "-m",
         "drgrade.cli.train",
         *kept,
         "hydra.mode=RUN",  # a table's experiment asks for a sweep
-        f"hydra.run.dir='{place}'",
+        f"hydra.run.dir={as_override(str(folder))}",
     ]

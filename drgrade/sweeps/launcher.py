@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from drgrade.errors import ConfigError, DrgradeError
-from drgrade.sweeps.cells import FINISHED, progress
+from drgrade.sweeps.cells import FINISHED, OUTPUT, error_line, progress
 from drgrade.sweeps.children import hear_nothing, interruptible
 from drgrade.sweeps.command import cell_command
+from drgrade.sweeps.estimate import duration
 from drgrade.sweeps.slots import Gpu, Slot, Slots, find_gpus
 from drgrade.training.folder import PROVENANCE
 
@@ -42,6 +44,19 @@ class _Running:
     place: int
     process: subprocess.Popen[bytes]
     started: float
+    printed: int = 0
+    """Bytes of ``output.log`` that earlier attempts have left."""
+
+    @property
+    def ending(self) -> str:
+        """What is known of its end beside what its folder says; empty if that is all."""
+        with (self.folder / OUTPUT).open("rb") as output:
+            output.seek(self.printed)
+            said = error_line(output.read().decode("utf-8", errors="replace"))
+        if said or not self.process.returncode or progress(self.folder).reason:
+            return said if self.process.returncode else ""
+        code = self.process.returncode
+        return f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
 
 
 class LocalLauncher(Launcher):
@@ -59,6 +74,7 @@ class LocalLauncher(Launcher):
         """
         self._settings = {"n_jobs": n_jobs, "cells_per_gpu": cells_per_gpu}
         self._most = most_per_gpu
+        self._endings: dict[Path, str] = {}
         self._config: DictConfig | None = None
         self._context: HydraContext | None = None
 
@@ -106,6 +122,7 @@ class LocalLauncher(Launcher):
                         running.append(self._start(*waiting.popleft(), *taken, min(slots.parallel, total)))
                     for cell in [each for each in running if each.process.poll() is not None]:
                         running.remove(cell)
+                        self._endings[cell.folder] = cell.ending
                         slots.give_back(cell.place, _gpu_memory(cell.folder))
                         board.ended(cell, min(slots.parallel, total))
                     time.sleep(_PAUSE)
@@ -141,7 +158,8 @@ class LocalLauncher(Launcher):
         assert self._config is not None
         folder.mkdir(parents=True, exist_ok=True)
         command = cell_command([*self._config.hydra.overrides.hydra, *overrides], folder)
-        with (folder / "output.log").open("ab") as output:
+        with (folder / OUTPUT).open("ab") as output:
+            printed = output.tell()
             # A session of its own: Ctrl-C reaches this process alone, which then stops the cells in order.
             process = subprocess.Popen(
                 command,
@@ -151,7 +169,7 @@ class LocalLauncher(Launcher):
                 env=_environment(slot, parallel),
                 start_new_session=True,
             )
-        return _Running(number, folder.name, folder, place, process, time.monotonic())
+        return _Running(number, folder.name, folder, place, process, time.monotonic(), printed)
 
     def _returned(self, overrides: list[str], folder: Path) -> JobReturn:
         """What became of a cell, from its folder."""
@@ -161,7 +179,7 @@ class LocalLauncher(Launcher):
             done.status, done.return_value = JobStatus.COMPLETED, dict(found.record)
         else:
             done.status = JobStatus.FAILED
-            done.return_value = DrgradeError(f"cell {folder.name}: {found.status} {found.reason}".rstrip())
+            done.return_value = DrgradeError(self._endings.get(folder) or found.reason or found.status)
         return done
 
 
@@ -179,7 +197,7 @@ class _Board:
         qwk = found.record.get("test/qwk", found.record.get("val/qwk"))
         figure = "" if qwk is None else f"  qwk {qwk:.4f}"
         left = (self._total - self._done) * self._seconds / self._done / parallel
-        rest = f", about {_duration(left)} left" if self._done < self._total else ""
+        rest = f", about {duration(left)} left" if self._done < self._total else ""
         log.info(
             "[%d/%d] %s  %s%s  (%s%s)",
             self._done,
@@ -187,18 +205,11 @@ class _Board:
             cell.name,
             found.status,
             figure,
-            _duration(took),
+            duration(took),
             rest,
         )
         if found.reason and found.status != FINISHED:
             log.info("        %s", " ".join(found.reason.split())[:300])
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _at_a_time(parallel: int) -> str:
@@ -249,10 +260,12 @@ def _stop(running: Sequence[_Running]) -> None:
     """Interrupt what still runs, so that it can say so in its folder; kill what does not listen."""
     hear_nothing()
     for cell in running:
-        os.killpg(cell.process.pid, signal.SIGINT)
+        with suppress(ProcessLookupError):  # one has just ended; the others have to hear of it all the same
+            os.killpg(cell.process.pid, signal.SIGINT)
     for cell in running:
         try:
             cell.process.wait(timeout=_PATIENCE)
         except subprocess.TimeoutExpired:
-            os.killpg(cell.process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(cell.process.pid, signal.SIGKILL)
             cell.process.wait()

@@ -12,7 +12,7 @@ from typing import Literal
 from omegaconf import DictConfig
 
 from drgrade.errors import DrgradeError
-from drgrade.sweeps.cells import Cell
+from drgrade.sweeps.cells import Cell, error_line
 from drgrade.sweeps.children import run_child
 from drgrade.sweeps.command import cell_command
 from drgrade.sweeps.estimate import Length, Rates, Training, cell_seconds
@@ -146,6 +146,5 @@ def _key(override: str) -> str:
 
 def _said(output: Path) -> str:
     """What a run said in the end, or its error if it named one."""
-    lines = [line.strip() for line in output.read_text(encoding="utf-8", errors="replace").splitlines()]
-    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return errors[-1] if errors else next((line for line in reversed(lines) if line), "it said nothing")
+    text = output.read_text(encoding="utf-8", errors="replace")
+    return error_line(text) or text.strip().rsplit("\n", 1)[-1].strip() or "it said nothing"

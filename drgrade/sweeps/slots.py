@@ -122,6 +122,7 @@ class Slots:
         self._fixed = cells_per_gpu
         self._most = most_per_gpu
         self._each = cells_per_gpu or 1
+        self._fit: int | None = None
         self._busy = 0
         starts = range(0, len(gpus) - gpus_per_cell + 1, gpus_per_cell)
         self._sets = [tuple(gpus[start : start + gpus_per_cell]) for start in starts] if gpus else []
@@ -165,6 +166,6 @@ class Slots:
         if self._fixed is None and peak_memory > 0:
             memory = min(gpu.memory for gpus in self._sets for gpu in gpus)
             fit = int(_SHARE * memory // (peak_memory + _CONTEXT))
-            seen = self._each if self._each > 1 else self._most
             # A larger cell may come later: what fits only ever shrinks once it has been told.
-            self._each = max(1, min(fit, seen, self._most))
+            self._fit = max(1, min(fit, self._most if self._fit is None else self._fit))
+            self._each = self._fit

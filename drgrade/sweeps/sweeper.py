@@ -15,14 +15,16 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from drgrade.config import refuse_missing
-from drgrade.errors import ConfigError
+from drgrade.errors import ConfigError, DrgradeError
 from drgrade.sweeps.cells import FINISHED, Cell, cell_name, failures, progress, write_sweep
+from drgrade.sweeps.grammar import as_override
 from drgrade.sweeps.naming import AXES, sweep_name
 from drgrade.training.folder import CONFIG
 from drgrade.training.identity import AUTO, differences
@@ -128,7 +130,7 @@ class CellSweeper(Sweeper):
             arguments: Task overrides of the command line.
 
         Returns:
-            What the launcher returned; empty if it was not asked.
+            What the launcher returned of each cell; empty if it was not asked.
 
         Raises:
             ConfigError: If the command asks for what a sweep cannot be.
@@ -137,22 +139,23 @@ class CellSweeper(Sweeper):
         assert self.launcher is not None
         refuse_several()
         plan = self.plan(arguments)  # every cell is composed here: errors come before any run
+        waiting = plan.waiting()  # a sweep of other runs is refused before its record is touched
         name, folder, cells = plan.name, plan.folder, list(plan.configs)
         folder.mkdir(parents=True, exist_ok=True)
         write_sweep(folder, name, [Path(sys.argv[0]).name, *sys.argv[1:]], cells)
         OmegaConf.save(self.config, folder / "multirun.yaml")
-        waiting = plan.waiting()
         finished = len(cells) - len(waiting)
         log.info("sweep %s: %d cells, %d finished\n%s", name, len(cells), finished, folder)
-        returns: list[Any] = []
+        returns: list[JobReturn] = []
         try:
             if waiting:
                 batch = [_arguments(cell, name, folder) for cell in waiting]
-                returns.append(self.launcher.launch(batch, initial_job_idx=0))
+                returns += self.launcher.launch(batch, initial_job_idx=0)
         finally:
             # Also if the launcher raised: what it raised goes on, and says why cells are missing.
             begun = any((folder / cell.name).is_dir() for cell in cells)
-            conclude(Outcome(folder, len(cells), begun, failures(folder, cells), self.report))
+            table = failures(folder, cells, _told(waiting, returns))
+            conclude(Outcome(folder, len(cells), begun, table, self.report))
         return returns
 
     def plan(self, arguments: Sequence[str]) -> Plan:
@@ -169,16 +172,22 @@ class CellSweeper(Sweeper):
         """
         overrides = self._overrides(arguments)
         name, folder = self._place(overrides)
-        return Plan(name, folder, dict(self._cells(overrides)))
+        configs: dict[Cell, DictConfig] = {}
+        for cell, cfg in self._cells(overrides):
+            if any(cell.name == known.name for known in configs):
+                raise ConfigError(f"{cell.name} is there twice: give every value of a sweep once")
+            configs[cell] = cfg
+        return Plan(name, folder, configs)
 
     def _overrides(self, arguments: Sequence[str]) -> list[Override]:
         """The sweep's overrides, the last one of each setting."""
         assert self.context is not None
         given = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         parsed = OverridesParser.create(config_loader=self.context.config_loader).parse_overrides(given)
-        last = {override.get_key_element(): override for override in parsed}
+        # fold=0 and +fold=0 are the same setting; ~fold takes one out, and is none.
+        last = {override.get_key_element().lstrip("+"): override for override in parsed}
         for key, override in last.items():
-            if key.lstrip("+") in ("resume", "sweep") and (override.is_sweep_override() or override.value()):
+            if key in ("resume", "sweep") and (override.is_sweep_override() or override.value()):
                 raise ConfigError(
                     f"{override.input_line}: a sweep goes on by itself when its command is repeated; "
                     "leave this out"
@@ -219,8 +228,13 @@ class CellSweeper(Sweeper):
             }
             # The axes always: a sweep that is extended along one must know its earlier cells again.
             named = {key: value for key, value in swept.items() if key not in AXES}
-            named |= {axis: str(cfg[axis]) for axis in AXES}
+            named |= {axis: _axis_value(axis, cfg[axis]) for axis in AXES}
             yield Cell(cell_name(named), tuple(combination)), cfg
+
+
+def _axis_value(axis: str, value: Any) -> str:
+    """How a cell's name writes the value of an axis; 1 and 1.0 of the labels are the same."""
+    return str(float(value) if axis == "label_fraction" and isinstance(value, int) else value)
 
 
 def _is_finished(folder: Path, cfg: DictConfig) -> bool:
@@ -239,6 +253,15 @@ def _is_finished(folder: Path, cfg: DictConfig) -> bool:
     return True
 
 
+def _told(cells: Sequence[Cell], returns: Sequence[JobReturn]) -> dict[str, str]:
+    """Cell: what its launcher says that it failed of, in words for the user."""
+    return {
+        cell.name: str(done._return_value)
+        for cell, done in zip(cells, returns, strict=False)  # none, if the launcher was interrupted
+        if done.status == JobStatus.FAILED and isinstance(done._return_value, DrgradeError)
+    }
+
+
 def _arguments_of(override: Override) -> list[str]:
     """What an override stands for: itself, or one argument for each value that it sweeps over."""
     if not override.is_sweep_override():
@@ -255,8 +278,8 @@ def _arguments(cell: Cell, name: str, folder: Path) -> list[str]:
     """A cell's overrides, with its place and that it may go on there; they win over what was given."""
     return [
         *cell.overrides,
-        f"sweep='{name}'",
+        f"sweep={as_override(name)}",
         f"resume={AUTO}",
-        f"hydra.sweep.dir='{folder}'",
-        f"hydra.sweep.subdir='{cell.name}'",
+        f"hydra.sweep.dir={as_override(str(folder))}",
+        f"hydra.sweep.subdir={as_override(cell.name)}",
     ]

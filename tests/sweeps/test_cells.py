@@ -50,6 +50,11 @@ def test_the_table_names_what_is_not_finished_and_why(tmp_path):
     assert re.search(r"later +not begun", table)
     assert "good" not in table
     assert failures(tmp_path, cells[:1]) == ""
+    told = failures(tmp_path, cells, {"good": "x", "bad": "no such\nthing", "later": "seed=-1 is not ..."})
+    assert re.search(r"bad +failed +ConfigError: no such thing", told)
+    assert re.search(r"later +failed +seed=-1 is not", told)
+    stale = failures(tmp_path, cells, {"bad": "another process is at work"})
+    assert re.search(r"bad +failed +another process is at work", stale)
 
 
 def test_a_sweep_remembers_cells_of_earlier_commands(tmp_path):

@@ -53,6 +53,9 @@ def test_a_gpu_that_is_full_with_one_cell_takes_one():
     number, _ = slots.take()
     slots.give_back(number, peak_memory=20 * GIB)
     assert slots.parallel == 1
+    number, _ = slots.take()
+    slots.give_back(number, peak_memory=GIB)  # a small cell after a large one: the next may be large again
+    assert slots.parallel == 1
 
 
 def test_a_cell_of_two_devices_gets_two_gpus():

@@ -2,15 +2,21 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from drgrade.cli.train import main
-from drgrade.sweeps.cells import read_sweep
+from drgrade.sweeps.cells import Cell, read_sweep
+from drgrade.sweeps.command import cell_command
+from drgrade.sweeps.launcher import _Running, _stop
+from drgrade.sweeps.sweeper import _arguments
 from drgrade.training.artefacts import write_config
 
 
@@ -111,6 +117,36 @@ def test_an_interrupted_sweep_stops_its_cells_and_says_so(sweep, tmp_path):
     assert not children(process.pid)
 
 
+def test_a_cell_that_has_just_ended_does_not_keep_the_others_from_being_stopped():
+    ended, working = (
+        subprocess.Popen(
+            [sys.executable, "-c", f"import time; time.sleep({seconds})"], start_new_session=True
+        )
+        for seconds in (0, 600)
+    )
+    ended.wait()
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    try:
+        _stop([_Running(n, "", Path(), -1, each, 0.0) for n, each in enumerate((ended, working))])
+        assert working.returncode == -signal.SIGINT or working.returncode == 1
+    finally:
+        working.kill()
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), before, strict=True):
+            signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("name", ["a b", "o'brien", r"back\slash", r"both\'", "a,b=c", "ends\\"])
+def test_hydra_reads_the_folder_that_a_cell_is_given(name):
+    parse = OverridesParser.create().parse_override
+    folder = Path("/sweeps") / name
+    *_, place = cell_command([], folder / "cell")
+    assert str(parse(place).value()) == str(folder / "cell")
+    given = _arguments(Cell("cell", ("seed=0",)), name, folder)
+    read = {each.get_key_element(): str(each.value()) for each in map(parse, given)}
+    assert read["hydra.sweep.dir"] == str(folder)
+    assert read["sweep"] == name
+
+
 def ignore_interrupts():
     """As a shell does for a command with nohup or & at its end; the cells must heed them all the same."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -148,12 +184,20 @@ def refused(sweep, tmp_path, monkeypatch, capfd):
         ("hydra.launcher.n_jobs=0", "hydra.launcher.n_jobs=0 is not a whole number of at least 1"),
         ("data.root=???", "data.root is not given"),
         ("label_fracton=1,2", "did you mean label_fraction"),
+        ("label_fraction=1,1.0", "is there twice"),
     ],
 )
 def test_a_sweep_that_cannot_be_is_one_clear_line(argument, words, refused):
     (line,) = [line for line in refused(argument).splitlines() if line.strip()]
     assert words in line
     assert line.startswith("error: ")
+
+
+def test_a_cell_that_is_refused_before_it_begins_says_why_in_the_end(refused):
+    said = refused("seed=-1")
+    assert re.search(
+        r"failed +seed=-1 is not a whole number of at least 0\n  its output: .*output\.log", said
+    )
 
 
 def test_a_finished_cell_of_another_run_is_not_taken_for_this_one(compose, refused, tmp_path):
@@ -165,3 +209,4 @@ def test_a_finished_cell_of_another_run_is_not_taken_for_this_one(compose, refus
     said = refused(f"hydra.sweep.dir={tmp_path / 'mine'}", "optimizer.lr=0.5")
     assert "was another run" in said
     assert "optimizer.lr was 0.001 and is 0.5" in said
+    assert not (tmp_path / "mine" / "sweep.json").exists()  # what is refused is not written down
