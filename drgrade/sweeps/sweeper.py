@@ -244,7 +244,7 @@ def _is_finished(folder: Path, cfg: DictConfig) -> bool:
         return False
     before = OmegaConf.load(folder / CONFIG)
     assert isinstance(before, DictConfig)
-    changed = differences(before, cfg)
+    changed = differences(before, cfg, finished=True)
     if changed:
         raise ConfigError(
             f"{folder} is finished, but was another run ({'; '.join(changed[:5])}): "

@@ -34,6 +34,21 @@ _PLACES = (
 """Photographs may have moved; whether they are still the same, the hash of the split tells."""
 
 
+WITHOUT_EFFECT = (
+    "_target_",
+    "accelerator",
+    "devices",
+    "num_nodes",
+    "strategy",
+    "deterministic",
+    "log_every_n_steps",
+    "num_sanity_val_steps",
+    "enable_model_summary",
+    "use_distributed_sampler",
+)
+"""What of ``trainer`` does not change what is learnt; a batch is counted over all devices."""
+
+
 def identity(cfg: DictConfig) -> dict[str, Any]:
     """Every setting that makes a run what it is.
 
@@ -64,22 +79,32 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     }
 
 
-def differences(before: DictConfig, now: DictConfig) -> list[str]:
+def differences(before: DictConfig, now: DictConfig, *, finished: bool = False) -> list[str]:
     """In what two configs are not one run's.
 
     Args:
         before: A config.
         now: Another.
+        finished: The first one's run is over and shall stand for the second's: length and precision of the
+            training, which may change when a run goes on, have to be the same as well.
 
     Returns:
         Half a sentence for each setting that differs and may not; empty if one run can stand for the other.
     """
     first, second = identity(before), identity(now)
+    if finished:
+        first, second = first | _training(before), second | _training(now)
     return [
         f"{name} was {first.get(name)} and is {second.get(name)}"
         for name in sorted({*first, *second})
         if first.get(name) != second.get(name)
     ]
+
+
+def _training(cfg: DictConfig) -> dict[str, Any]:
+    """What of the trainer changes what is learnt."""
+    trainer = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))["trainer"]
+    return {f"trainer.{name}": value for name, value in trainer.items() if name not in WITHOUT_EFFECT}
 
 
 def _without_root(item: Any) -> Any:

@@ -28,6 +28,7 @@ from drgrade.training.artefacts import (
     write_split,
 )
 from drgrade.training.folder import PROVENANCE, SEEN, SPLIT
+from drgrade.training.identity import WITHOUT_EFFECT
 from drgrade.training.processes import announce_none, announced, announcement, is_main_process, wait_for_all
 from drgrade.training.setup import (
     LAST,
@@ -44,20 +45,6 @@ log = logging.getLogger(__name__)
 
 _VERSION = 2
 """Raise it when the same settings give another encoder, because a pretext or its views have changed."""
-
-_WITHOUT_EFFECT = (
-    "_target_",
-    "accelerator",
-    "devices",
-    "num_nodes",
-    "strategy",
-    "deterministic",
-    "log_every_n_steps",
-    "num_sanity_val_steps",
-    "enable_model_summary",
-    "use_distributed_sampler",
-)
-"""What of ``trainer`` does not change the encoder; a batch is counted over all devices."""
 
 
 def pretrain(
@@ -276,7 +263,7 @@ def _settings(cfg: DictConfig) -> dict[str, Any]:
     pretext = cast(dict[str, Any], OmegaConf.to_container(cfg.pretext, resolve=True))
     for length in ("epochs", "max_steps"):  # those of the trainer count: they may have been overridden
         pretext.pop(length)
-    trainer = {name: value for name, value in cfg.trainer.items() if name not in _WITHOUT_EFFECT}
+    trainer = {name: value for name, value in cfg.trainer.items() if name not in WITHOUT_EFFECT}
     # Batch statistics: one set for a whole batch, or one for each process.
     shared = "strategy" not in cfg.trainer or (cfg.sync_batchnorm and cfg.trainer.accelerator != "cpu")
     return {

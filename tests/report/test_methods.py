@@ -86,9 +86,9 @@ def test_whatever_changes_a_result_makes_another_method(run, name):
 
 
 def test_what_does_not_change_an_encoder_does_not_make_another_method_either():
-    from drgrade.training import pretraining
+    from drgrade.training import identity
 
-    names = {f"trainer.{name}" for name in pretraining._WITHOUT_EFFECT if name != "_target_"}
+    names = {f"trainer.{name}" for name in identity.WITHOUT_EFFECT if name != "_target_"}
     config = {"init": "ssl", "trainer": {name.removeprefix("trainer."): 1 for name in names}}
     assert set(flat(config)) > names
     assert set(settings_of_method(config)) == {"init"}

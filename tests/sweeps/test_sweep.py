@@ -209,4 +209,6 @@ def test_a_finished_cell_of_another_run_is_not_taken_for_this_one(compose, refus
     said = refused(f"hydra.sweep.dir={tmp_path / 'mine'}", "optimizer.lr=0.5")
     assert "was another run" in said
     assert "optimizer.lr was 0.001 and is 0.5" in said
+    other = refused(f"hydra.sweep.dir={tmp_path / 'mine'}", "trainer.max_epochs=77")
+    assert "trainer.max_epochs was" in other
     assert not (tmp_path / "mine" / "sweep.json").exists()  # what is refused is not written down
