@@ -129,17 +129,19 @@ def main() -> None:
 def _report(done: Outcome) -> None:
     """Say what a sweep came to; status 1 if a cell is not finished."""
     log = logging.getLogger("drgrade")
-    if done.report:
-        from drgrade.cli import report
+    try:
+        if done.report:
+            from drgrade.cli import report
 
-        try:
             report.work([done.folder], report.Settings())
-        except DrgradeError as error:  # the sweep is what was asked for, and it has run
-            log.warning("no report of this sweep: %s", error)
-    if done.then:
-        log.info("%s", done.then)
+    except DrgradeError as error:  # the sweep is what was asked for, and it has run
+        log.warning("no report of this sweep: %s", error)
+    finally:  # whatever becomes of the report
+        if done.then:
+            log.info("%s", done.then)
+        if done.failures:
+            print(done.failures, file=sys.stderr)
     if done.failures:
-        print(done.failures, file=sys.stderr)
         fail("the sweep is not complete; the same command again runs what is missing and nothing else")
 
 

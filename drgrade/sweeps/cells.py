@@ -54,14 +54,14 @@ def progress(folder: Path) -> Progress:
         folder: The cell's.
 
     Returns:
-        Its progress.
-
-    Raises:
-        DataError: If ``metrics.json`` cannot be read.
+        Its progress; failed if its ``metrics.json`` cannot be read, with what to do about it.
     """
-    record = read_metrics(folder)
+    try:
+        record = read_metrics(folder)
+    except DataError as error:
+        return Progress("failed", str(error), {})
     if record:
-        return Progress(str(record["status"]), str(record.get("error", "")), record)
+        return Progress(str(record.get("status")), str(record.get("error", "")), record)
     if (folder / CONFIG).is_file():
         return Progress("unfinished", "ended without a word (killed, or out of memory?)", {})
     return Progress("not begun", "", {})

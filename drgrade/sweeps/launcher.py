@@ -243,17 +243,26 @@ def share_of_cores(parallel: int) -> dict[str, str]:
     """
     environment = dict(os.environ)
     if parallel > 1:
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // parallel)))
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // parallel)))
     return environment
 
 
+def _cores() -> int:
+    """Cores that this process may use: fewer than there are, in a container or a job."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _gpu_memory(folder: Path) -> int:
-    """Bytes of GPU memory that a cell took; 0 if not known."""
+    """Bytes of GPU memory that a cell took, or the pre-training that it needs; 0 if not known.
+
+    The encoder may have been there already, but the next cell may have to make its own.
+    """
     path = folder / PROVENANCE
     if not path.is_file():
         return 0
     record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return int(record.get("peak_memory") or 0) if record.get("machine", {}).get("gpu") else 0
+    own = int(record.get("peak_memory") or 0) if record.get("machine", {}).get("gpu") else 0
+    return max(own, _gpu_memory(Path(record["encoder"]))) if record.get("encoder") else own
 
 
 def _stop(running: Sequence[_Running]) -> None:

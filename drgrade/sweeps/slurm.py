@@ -8,6 +8,7 @@ earlier command has left in the queue instead of submitting their cells once mor
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import time
@@ -111,11 +112,12 @@ class SlurmLauncher(SubmititLauncher):  # type: ignore[misc]
                 "hydra/launcher=slurm: squeue does not answer; is this a machine of a SLURM cluster?"
             )
         new = [each for each in jobs if not self._join(each, known.get(each.folder.name), queue)]
-        if new:
-            self._submit(new)
-        write_text(
-            home / JOBS, json.dumps(known | {each.folder.name: each.job.job_id for each in jobs}, indent=2)
-        )
+        try:
+            if new:
+                self._submit(new)
+        finally:  # what has been submitted must be found again
+            submitted = {each.folder.name: each.job.job_id for each in jobs if each.job is not None}
+            write_text(home / JOBS, json.dumps(known | submitted, indent=2))
         try:
             self._wait(jobs)
         except KeyboardInterrupt:
@@ -234,8 +236,9 @@ def _returned(cell: _Job) -> JobReturn:
         return failed
     try:
         done = cell.job.results()[0]
-    except UncompletedJobError as error:  # what the cell raised, as submitit tells it
-        failed.return_value = error
+    except UncompletedJobError as error:  # submitit tells what the cell raised as a stack trace
+        raised = re.findall(r"^drgrade\.errors\.\w+: (.+)$", str(error), re.MULTILINE)
+        failed.return_value = DrgradeError(raised[-1]) if raised else error
         return failed
     assert isinstance(done, JobReturn)
     return done

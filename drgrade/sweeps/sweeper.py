@@ -227,7 +227,7 @@ class CellSweeper(Sweeper):
                 if each.is_sweep_override()
             }
             # The axes always: a sweep that is extended along one must know its earlier cells again.
-            named = {key: value for key, value in swept.items() if key not in AXES}
+            named = {key: value for key, value in sorted(swept.items()) if key not in AXES}
             named |= {axis: _axis_value(axis, cfg[axis]) for axis in AXES}
             yield Cell(cell_name(named), tuple(combination)), cfg
 

@@ -11,7 +11,6 @@ from drgrade.data.modules import GradingDataModule
 from drgrade.data.photographs import Photographs
 from drgrade.data.splits import SUBSETS
 from drgrade.errors import ConfigError
-from drgrade.models.artefact import WEIGHTS, file_hash
 from drgrade.tasks import GradingTask
 from drgrade.training.artefacts import (
     check_hashes,
@@ -22,9 +21,10 @@ from drgrade.training.artefacts import (
     write_provenance,
     write_split,
 )
-from drgrade.training.folder import METRICS, SEEN, read_metrics
+from drgrade.training.folder import METRICS, read_metrics
 from drgrade.training.identity import AUTO
-from drgrade.training.pretraining import find_or_pretrain, pretrain_run
+from drgrade.training.origins import initial_encoder, provenance
+from drgrade.training.pretraining import pretrain_run
 from drgrade.training.processes import alone_in, is_main_process
 from drgrade.training.pruning import is_pruned
 from drgrade.training.quiet import quieten
@@ -164,7 +164,7 @@ def grade(cfg: DictConfig, photographs: Photographs, folder: Path, checkpoint: P
         write_hashes(folder, **hashes)
         write_config(folder, cfg)
     monitor = "val/qwk" if cfg.protocol.checkpoint == BEST else None
-    facts = _provenance(cfg, photographs, initial)
+    facts = provenance(cfg, photographs, initial)
     unsaid = {name: value for name, value in facts.items() if name not in cfg}
     with watched(cfg, folder, unsaid, resumed=checkpoint is not None) as watch:
         trainer, clock = make_trainer(cfg, folder, checkpoints(folder, monitor), watch.logger)
@@ -250,38 +250,6 @@ def test(
     return metrics
 
 
-def initial_encoder(cfg: DictConfig, photographs: Photographs) -> Path | None:
-    """Where the encoder's first weights come from.
-
-    Args:
-        cfg: Config of a grading run.
-        photographs: Of the run.
-
-    Returns:
-        Folder or file of a pre-trained encoder; None for ``random`` and ``imagenet``.
-
-    Raises:
-        DrgradeError: If there is no such encoder, or it has seen what this run tests on without being allowed
-            to.
-    """
-    if cfg.init in ("random", "imagenet"):
-        return None
-    if cfg.init == "ssl":
-        return find_or_pretrain(cfg, photographs)
-    path = Path(cfg.init)
-    if not path.exists():
-        raise ConfigError(
-            f"init={cfg.init} is none of random, imagenet, ssl, and there is no such file or folder"
-        )
-    weights = path / WEIGHTS if path.is_dir() else path
-    if cfg.pretrain_on == "train" and pretraining_saw_test(weights, photographs):
-        raise ConfigError(
-            f"init={cfg.init}: its pre-training has seen photographs that this run tests on; "
-            "pretrain_on=all allows it, and metrics.json will say so"
-        )
-    return path
-
-
 def _chosen_checkpoint(cfg: DictConfig, folder: Path) -> Path:
     chosen = folder / "checkpoints" / f"{cfg.protocol.checkpoint}.ckpt"
     if not chosen.is_file():
@@ -294,53 +262,6 @@ def _counts(photographs: Photographs) -> str:
     counts = photographs.split["subset"].value_counts()
     listed = ", ".join(f"{subset} {counts[subset]}" for subset in SUBSETS if subset in counts)
     return f"{listed} (split {photographs.split_hash[:12]})"
-
-
-def _provenance(cfg: DictConfig, photographs: Photographs, initial: Path | None) -> dict[str, Any]:
-    """Where the figures come from: hashes of data, split and first weights, and the cell of the table."""
-    choices = {name: cfg[name] for name in ("label_fraction", "fold", "folds", "seed")}
-    facts = {**choices, "protocol": cfg.protocol.name, "data": cfg.data.name}
-    for source, role in photographs.roles[1:]:
-        named = facts.get(f"data_{role}")
-        facts[f"data_{role}"] = f"{named},{source.name}" if named else source.name
-    facts |= {"data_hash": photographs.sha256, "split_hash": photographs.split_hash}
-    facts |= {f"split/{remark.name}": remark.count for remark in photographs.remarks}
-    if initial is None:
-        untrained = cfg.init == "random" and not _has_weights(cfg.encoder)
-        return {**facts, "init": cfg.init, "pretraining_saw_test": False if untrained else None}
-    weights = initial / WEIGHTS if initial.is_dir() else initial
-    saw = pretraining_saw_test(weights, photographs)
-    if saw and is_main_process():
-        log.info("note: pre-training has seen test photographs (without their grades); metrics.json says so")
-    return {**facts, "init": str(cfg.init), "encoder_hash": file_hash(weights), "pretraining_saw_test": saw}
-
-
-def _has_weights(encoder: DictConfig) -> bool:
-    """Whether the encoder's own settings name a weights file or ask for published weights."""
-    return any(
-        _has_weights(value)
-        if isinstance(value, DictConfig)
-        else name in ("weights", "pretrained") and bool(value)
-        for name, value in encoder.items()
-    )
-
-
-def pretraining_saw_test(weights: Path, photographs: Photographs) -> bool | None:
-    """Whether an encoder was pre-trained on photographs that a run tests on, by the content of the files.
-
-    Args:
-        weights: An ``encoder.safetensors``, with the files of its run beside it.
-        photographs: Of the run.
-
-    Returns:
-        None where no file beside the weights tells.
-    """
-    seen = weights.with_name(SEEN)
-    if not seen.is_file():
-        return None
-    learnt = set(seen.read_text(encoding="utf-8").split())
-    tested = photographs.split["subset"].isin(["test", "external"]).to_numpy()
-    return not learnt.isdisjoint(photographs.manifest["file_sha256"][tested])
 
 
 def _finished(folder: Path) -> bool:

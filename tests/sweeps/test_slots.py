@@ -1,11 +1,13 @@
 """Places for cells: never more at a time than asked for, GPUs shared out evenly."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from drgrade.errors import ConfigError
-from drgrade.sweeps.launcher import _environment
+from drgrade.sweeps.launcher import _environment, _gpu_memory
 from drgrade.sweeps.slots import Gpu, Slot, Slots, visible
 
 GIB = 2**30
@@ -95,9 +97,23 @@ def test_only_visible_gpus_are_used_in_the_order_that_is_asked_for():
         visible("what is this\n", None)
 
 
+def test_a_cell_takes_at_least_what_the_pre_training_took_that_it_needs(tmp_path):
+    def provenance(name, memory, **more):
+        (tmp_path / name).mkdir()
+        record = {"machine": {"gpu": "H100"}, "peak_memory": memory, **more}
+        (tmp_path / name / "provenance.json").write_text(json.dumps(record))
+        return tmp_path / name
+
+    encoder = provenance("encoder", 30 * GIB)
+    assert _gpu_memory(provenance("ssl", 10 * GIB, encoder=str(encoder))) == 30 * GIB
+    assert _gpu_memory(provenance("random", 10 * GIB, encoder=None)) == 10 * GIB
+    assert _gpu_memory(tmp_path / "nowhere") == 0
+    assert _gpu_memory(provenance("cpu", 10 * GIB, machine={"gpu": None})) == 0
+
+
 def test_a_cell_sees_its_own_gpus_and_its_share_of_the_cores(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(16)))
     environment = _environment(Slot(("3", "1")), parallel=4)
     assert environment["CUDA_VISIBLE_DEVICES"] == "3,1"
     assert environment["OMP_NUM_THREADS"] == "4"
