@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from drgrade.training.identity import WITHOUT_EFFECT
+
 Settings = Mapping[str, object]
 """``a.b``: value, of a resolved config."""
 
@@ -20,15 +22,7 @@ _COUNTED = ("data.batch_size", "data.balanced", "split.val_fraction", "split.val
 """What counts of those."""
 
 _WITHOUT_EFFECT = (
-    "trainer.accelerator",
-    "trainer.devices",
-    "trainer.num_nodes",
-    "trainer.strategy",
-    "trainer.deterministic",
-    "trainer.log_every_n_steps",
-    "trainer.num_sanity_val_steps",
-    "trainer.enable_model_summary",
-    "trainer.use_distributed_sampler",
+    *(f"trainer.{name}" for name in WITHOUT_EFFECT if name != "_target_"),
     "callbacks.progress",
     "callbacks.seed_each_epoch",
     "pretext.seed",

@@ -111,7 +111,8 @@ class LocalLauncher(Launcher):
         """
         assert self._config is not None
         slots, total = self._slots(), len(job_overrides)
-        waiting = deque(self._jobs(job_overrides, initial_job_idx))
+        jobs = list(self._jobs(job_overrides, initial_job_idx))
+        waiting = deque(jobs)
         log.info("%d to run, %s", total, _at_a_time(min(slots.parallel, total)))
         board = _Board(total)
         running: list[_Running] = []
@@ -128,7 +129,7 @@ class LocalLauncher(Launcher):
                     time.sleep(_PAUSE)
             finally:
                 _stop(running)
-        return [self._returned(job, folder) for _, job, folder in self._jobs(job_overrides, initial_job_idx)]
+        return [self._returned(job, folder) for _, job, folder in jobs]
 
     def _jobs(
         self, job_overrides: Sequence[Sequence[str]], first: int

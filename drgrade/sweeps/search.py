@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
@@ -22,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from drgrade.config import refuse_missing
 from drgrade.errors import ConfigError
 from drgrade.sweeps.naming import AXES, sweep_name
-from drgrade.sweeps.sweeper import Outcome, conclude
+from drgrade.sweeps.sweeper import Outcome, chosen_folder, conclude, last_overrides
 
 log = logging.getLogger("drgrade")
 
@@ -131,9 +130,7 @@ class SearchSweeper(Sweeper):
         """The search's overrides, the last one of each setting."""
         assert self.config is not None
         assert self.context is not None
-        given = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
-        parsed = OverridesParser.create(config_loader=self.context.config_loader).parse_overrides(given)
-        last = {override.get_key_element().lstrip("+"): override for override in parsed}
+        last = last_overrides(self.context, self.params, arguments)
         for key, override in last.items():
             if key in _OURS:
                 raise ConfigError(f"{override.input_line}: {_OURS[key]}; leave this out")
@@ -150,10 +147,9 @@ class SearchSweeper(Sweeper):
     def _place(self, overrides: Sequence[Override], arguments: Sequence[str]) -> tuple[str, Path]:
         """Name and folder of the search; the folder is the command's if it names one."""
         assert self.config is not None
-        chosen = [each for each in self.config.hydra.overrides.hydra if each.startswith("hydra.sweep.dir=")]
+        chosen = chosen_folder(self.config)
         if chosen:
-            folder = Path(self.config.hydra.sweep.dir).absolute()
-            return folder.name, folder
+            return chosen.absolute().name, chosen.absolute()
         # Unlike a table's, every setting makes it another search, also one that extends a table.
         settings = [
             (f"search.{key}" if key in AXES else key, (each.input_line or "").partition("=")[2])

@@ -100,6 +100,38 @@ def conclude(done: Outcome) -> None:
     _outcomes.append(done)
 
 
+def last_overrides(
+    context: HydraContext, params: Mapping[str, str], arguments: Sequence[str]
+) -> dict[str, Override]:
+    """Read the overrides of an experiment and of the command line, which wins.
+
+    Args:
+        context: Hydra's.
+        params: Of the experiment.
+        arguments: Of the command line.
+
+    Returns:
+        Setting: the last override of it. ``fold=0`` and ``+fold=0`` are the same setting; ``~fold`` takes one
+        out, and is none.
+    """
+    given = [*(f"{key}={value}" for key, value in params.items()), *arguments]
+    parsed = OverridesParser.create(config_loader=context.config_loader).parse_overrides(given)
+    return {override.get_key_element().lstrip("+"): override for override in parsed}
+
+
+def chosen_folder(config: DictConfig) -> Path | None:
+    """The folder that the command has chosen for a sweep.
+
+    Args:
+        config: The sweep's, with Hydra's part.
+
+    Returns:
+        None if ``hydra.sweep.dir`` was not given.
+    """
+    chosen = [each for each in config.hydra.overrides.hydra if each.startswith("hydra.sweep.dir=")]
+    return Path(config.hydra.sweep.dir) if chosen else None
+
+
 class CellSweeper(Sweeper):
     """Names cells, leaves out finished ones, launches the others, and says in the end which failed."""
 
@@ -182,10 +214,7 @@ class CellSweeper(Sweeper):
     def _overrides(self, arguments: Sequence[str]) -> list[Override]:
         """The sweep's overrides, the last one of each setting."""
         assert self.context is not None
-        given = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
-        parsed = OverridesParser.create(config_loader=self.context.config_loader).parse_overrides(given)
-        # fold=0 and +fold=0 are the same setting; ~fold takes one out, and is none.
-        last = {override.get_key_element().lstrip("+"): override for override in parsed}
+        last = last_overrides(self.context, self.params, arguments)
         for key, override in last.items():
             if key in ("resume", "sweep") and (override.is_sweep_override() or override.value()):
                 raise ConfigError(
@@ -197,10 +226,9 @@ class CellSweeper(Sweeper):
     def _place(self, overrides: Sequence[Override]) -> tuple[str, Path]:
         """Name and folder of the sweep; the folder is the command's if it names one."""
         assert self.config is not None
-        chosen = [each for each in self.config.hydra.overrides.hydra if each.startswith("hydra.sweep.dir=")]
+        chosen = chosen_folder(self.config)
         if chosen:
-            folder = Path(self.config.hydra.sweep.dir)
-            return folder.name, folder
+            return chosen.name, chosen
         fixed = [
             (each.get_key_element(), each.get_value_element_as_str())
             for each in overrides

@@ -56,7 +56,7 @@ def test_another_number_of_folds_is_refused(tmp_path):
 
 
 def test_a_published_test_set_does_not_mix_with_folds(tmp_path):
-    refused(tmp_path, "kind of test set", folds=("published",))
+    assert "kind of test set" in refused(tmp_path, "kind of test set", folds=("published",))
 
 
 @pytest.mark.parametrize(
