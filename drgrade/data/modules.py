@@ -21,7 +21,7 @@ from drgrade.data.augment import Augmentation, Image
 from drgrade.data.photographs import Photographs
 from drgrade.data.sampling import Draw, EverySampler, StreamSampler, balancing_weights
 from drgrade.data.splits import proportional_order
-from drgrade.data.views import MaskedView
+from drgrade.data.views import Views
 from drgrade.errors import ConfigError, DataError
 
 MEAN = (0.485, 0.456, 0.406)
@@ -44,8 +44,16 @@ class Batch(TypedDict):
     index: Tensor
 
 
-View = Callable[[Image, int, int | None], Image]
-"""(image (S, S, 3), row in the manifest, seed or None) -> image."""
+class ViewsBatch(TypedDict):
+    """What the loader of a pretext yields: as :class:`Batch`, with (B, 3, S_k, S_k) of each view."""
+
+    views: list[Tensor]
+    grade: Tensor
+    index: Tensor
+
+
+View = Callable[[Image, int, int | None], Image | tuple[Image, ...]]
+"""(image (S, S, 3), row in the manifest, seed or None) -> image, or several views of it."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +69,15 @@ class AugmentedView:
 
 @dataclass(frozen=True)
 class PretextView:
-    """The pretext's view, which has to know how much of each photograph was recorded."""
+    """The pretext's views, which have to know how much of each photograph was recorded."""
 
-    views: MaskedView
+    views: Views
     clear: npt.NDArray[np.float64]
 
-    def __call__(self, image: Image, row: int, seed: int | None) -> Image:
+    def __call__(self, image: Image, row: int, seed: int | None) -> tuple[Image, ...]:
         """See :data:`View`."""
-        return self.views(image, float(self.clear[row]), seed)
+        seen = self.views(image, float(self.clear[row]), seed)
+        return seen if isinstance(seen, tuple) else (seen,)
 
 
 class StoreDataset(Dataset[dict[str, Any]]):
@@ -103,9 +112,13 @@ class StoreDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         row = int(self.rows[draw.photograph])
-        image = self._view(self._photograph(row), row, draw.seed)
-        channels_first = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
-        return {"image": channels_first, "grade": int(self.grades[draw.photograph]), "index": row}
+        seen = self._view(self._photograph(row), row, draw.seed)
+        shown = (
+            {"views": [_channels_first(view) for view in seen]}
+            if isinstance(seen, tuple)
+            else {"image": _channels_first(seen)}
+        )
+        return {**shown, "grade": int(self.grades[draw.photograph]), "index": row}
 
     def _photograph(self, row: int) -> Image:
         if self._images is None:
@@ -114,6 +127,10 @@ class StoreDataset(Dataset[dict[str, Any]]):
         store = int(np.searchsorted(self._ends, row, side="right"))
         images = self._images[store]
         return np.array(images[row - (int(self._ends[store]) - len(images))])
+
+
+def _channels_first(image: Image) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -167,6 +184,8 @@ class _StoreDataModule(pl.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Normalise on the device: a quarter of the bytes travels."""
+        if "views" in batch:
+            return {**batch, "views": [normalise(view) for view in batch["views"]]}
         return {**batch, "image": normalise(batch["image"])}
 
     @property
@@ -340,7 +359,7 @@ class PretextDataModule(_StoreDataModule):
     def __init__(
         self,
         photographs: Photographs,
-        views: MaskedView,
+        views: Views,
         batch_size: int,
         seed: int,
         pretrain_on: Literal["train", "all"] = "train",
@@ -351,7 +370,7 @@ class PretextDataModule(_StoreDataModule):
 
         Args:
             photographs: Store and split.
-            views: Makes a view of a photograph.
+            views: Makes the views of a photograph.
             batch_size: Photographs in a batch over all processes.
             seed: Seed of order and augmentation.
             pretrain_on: ``train`` for the training side of the split, ``all`` for every photograph.

@@ -7,7 +7,7 @@ photograph, and the view is levelled. What that leaves is measured in ``docs/rot
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -25,6 +25,24 @@ MAX_MASK_RADIUS = 0.92
 _STEEPEST = 0.8
 """Steepest slope of brightness that is levelled, as a share of the mean on one radius: dark pixels would be
 amplified fivefold."""
+
+
+class Views(Protocol):
+    """What a pretext sees of a photograph: one view, or several."""
+
+    def __call__(self, image: Image, clear: float, seed: int | None) -> Image | tuple[Image, ...]:
+        """Make the views.
+
+        Args:
+            image: (S, S, 3) uint8 from the store: the disc, its rim at the half side.
+            clear: Radius of the largest centred circle that was recorded, as a share of the half side, in (0,
+                1].
+            seed: Everything drawn follows from it; None for what is shown in validation, where nothing is
+                left to chance.
+
+        Returns:
+            (S', S', 3) uint8, or several of them; views of one photograph may differ in size.
+        """
 
 
 def circular_mask(size: int, radius: float = MAX_MASK_RADIUS) -> npt.NDArray[np.bool_]:

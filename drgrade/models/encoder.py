@@ -5,7 +5,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from drgrade.models.timm_backbone import build, output_width, pad_to
+from drgrade.errors import EncoderError
+from drgrade.models.timm_backbone import (
+    any_size,
+    as_map,
+    build,
+    drop_padding,
+    input_side,
+    map_width,
+    output_width,
+    pad_to,
+)
 
 
 class Encoder(nn.Module, ABC):
@@ -13,9 +23,14 @@ class Encoder(nn.Module, ABC):
 
     Attributes:
         num_features: length D of the feature vector.
+        num_map_features: channels C of the map that `feature_map` gives; None if there is no map.
+        any_size: whether images may be smaller or larger than those it was built for. A pretext that cuts an
+            image into pieces needs that.
     """
 
     num_features: int
+    num_map_features: int | None = None
+    any_size: bool = True
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
@@ -27,6 +42,20 @@ class Encoder(nn.Module, ABC):
         Returns:
             (B, D) features.
         """
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """Encodes a batch without the last pooling: features that know where they are.
+
+        Args:
+            images: (B, 3, H, W) float, normalised.
+
+        Returns:
+            (B, C, h, w) with C = `num_map_features`; h and w follow from the encoder.
+
+        Raises:
+            EncoderError: this encoder has no such map.
+        """
+        raise EncoderError(f"{type(self).__name__} has no feature map")
 
 
 class TimmEncoder(Encoder):
@@ -62,8 +91,18 @@ class TimmEncoder(Encoder):
         super().__init__()
         self.model, self._side = build(name, image_size, pretrained=pretrained, weights=weights, **options)
         self.num_features = output_width(self.model)
+        self.num_map_features = map_width(self.model)
+        self.any_size = any_size(self.model, self._side)
 
     def forward(self, images: Tensor) -> Tensor:
         """Encodes a batch; see `Encoder.forward`."""
-        features: Tensor = self.model(pad_to(images, self._side))
+        features: Tensor = self.model(self._padded(images))
         return features
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """The last map of a CNN, the patch tokens of a Vision Transformer; see `Encoder.feature_map`."""
+        padded = self._padded(images)
+        return drop_padding(as_map(self.model, padded), images, padded)
+
+    def _padded(self, images: Tensor) -> Tensor:
+        return pad_to(images, input_side(self.model, self._side, images))

@@ -15,7 +15,7 @@ from drgrade.errors import EncoderError
 from drgrade.models.deep_learner import DeepLearner
 from drgrade.models.encoder import Encoder
 from drgrade.models.fpn import FeaturePyramid
-from drgrade.models.timm_backbone import build, drop_padding, output_width, pad_to
+from drgrade.models.timm_backbone import any_size, build, drop_padding, input_side, output_width, pad_to
 
 # The maps are fused at one cell per 8 x 8 pixels: 28 x 28 at 224 pixels, the size of C3 and P3.
 FUSION_STRIDE = 8
@@ -26,6 +26,7 @@ class ConvBranch(nn.Module):
 
     Attributes:
         num_maps: how many maps `forward` returns.
+        any_size: see `Encoder`.
     """
 
     backbone: Any  # timm's feature extractors share no type
@@ -57,6 +58,7 @@ class ConvBranch(nn.Module):
         self._channels_last = getattr(self.backbone, "output_fmt", None) == "NHWC"
         widths: list[int] = self.backbone.feature_info.channels()
         self.num_maps = len(widths)
+        self.any_size = any_size(self.backbone, self._side)
         self._use_fpn = use_fpn
         self.neck: nn.Module = (
             FeaturePyramid(widths, channels) if use_fpn else nn.Conv2d(widths[-1], channels, kernel_size=1)
@@ -71,7 +73,7 @@ class ConvBranch(nn.Module):
         Returns:
             `num_maps` maps (B, channels, H_i, W_i), the finest first.
         """
-        padded = pad_to(images, self._side)
+        padded = pad_to(images, input_side(self.backbone, self._side, images))
         maps: list[Tensor] = self.backbone(padded)
         if self._channels_last:
             maps = [level.permute(0, 3, 1, 2) for level in maps]
@@ -85,6 +87,7 @@ class TransformerBranch(nn.Module):
 
     Attributes:
         num_features: length of the global vector.
+        any_size: see `Encoder`.
     """
 
     backbone: Any  # timm's Transformers share no type
@@ -110,6 +113,7 @@ class TransformerBranch(nn.Module):
             raise EncoderError(f"{name} gives no map of its tokens; MsSSL needs another Transformer")
         last = self.backbone.feature_info[-1]
         self.num_features = output_width(self.backbone)
+        self.any_size = any_size(self.backbone, self._side)
         # Patches of 16 pixels need a factor of 2; patches of 8 none, patches of 32 a factor of 4.
         factor = max(1, round(last["reduction"] / FUSION_STRIDE))
         self.upsample = nn.ConvTranspose2d(last["num_chs"], channels, kernel_size=factor, stride=factor)
@@ -124,7 +128,7 @@ class TransformerBranch(nn.Module):
             (B, channels, h, w) the map, h and w close to H / 8 and W / 8; (B, num_features) what the model
             pools: the class token, or the mean of the patch tokens where it has none.
         """
-        padded = pad_to(images, self._side)
+        padded = pad_to(images, input_side(self.backbone, self._side, images))
         tokens, maps = self.backbone.forward_intermediates(padded, indices=1, norm=True)
         vector: Tensor = self.backbone.forward_head(tokens, pre_logits=True)
         return drop_padding(self.upsample(maps[-1]), images, padded), vector
@@ -188,9 +192,12 @@ class MsSSL(Encoder):
             if use_deep_learner
             else nn.Identity()
         )
-        self.num_features = refined_channels if use_deep_learner else channels
+        self.num_map_features = refined_channels if use_deep_learner else channels
+        self.num_features = self.num_map_features
+        self.any_size = self.conv_branch.any_size
         if self.vit_branch is not None:
             self.num_features += self.vit_branch.num_features
+            self.any_size = self.any_size and self.vit_branch.any_size
 
     def forward(self, images: Tensor) -> Tensor:
         """Encodes a batch.
@@ -201,6 +208,18 @@ class MsSSL(Encoder):
         Returns:
             (B, D): the pooled refined map, then the Transformer's vector.
         """
+        refined, vectors = self._encode(images)
+        return torch.cat([refined.mean(dim=(2, 3)), *vectors], dim=1)
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """The refined map before it is pooled, one cell per 4 x 4 pixels; see `Encoder.feature_map`.
+
+        Without the Deep Learner it is the fused map, one cell per 8 x 8 pixels.
+        """
+        return self._encode(images)[0]
+
+    def _encode(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The refined map (B, C, h, w), and the Transformer's vector (B, D), if it takes part."""
         maps = self.conv_branch(images)
         vectors: list[Tensor] = []
         if self.vit_branch is not None:
@@ -210,7 +229,7 @@ class MsSSL(Encoder):
         height, width = (math.ceil(side / FUSION_STRIDE) for side in images.shape[-2:])
         resized = [resize(level, (height, width)) for level in maps]  # each (B, channels, H/8, W/8)
         refined: Tensor = self.deep_learner(self.fuse(torch.cat(resized, dim=1)))
-        return torch.cat([refined.mean(dim=(2, 3)), *vectors], dim=1)
+        return refined, vectors
 
 
 def resize(features: Tensor, size: tuple[int, int]) -> Tensor:

@@ -44,7 +44,7 @@ def build(
     _check_name(name)
     if pretrained and weights is not None:
         raise EncoderError(f"{name}: give either pretrained=true or weights={weights}, not both")
-    side = _input_side(name, image_size, options)
+    side, options = _input_side(name, image_size, options)
     if side is not None:
         options = {"img_size": side, **options}
     if "features_only" not in options:
@@ -75,6 +75,64 @@ def pad_to(images: Tensor, side: int | None) -> Tensor:
         return images
     height, width = images.shape[-2:]
     return F.pad(images, (0, max(0, side - width), 0, max(0, side - height)))
+
+
+def any_size(model: Any, side: int | None) -> bool:
+    """Whether a model takes images of other sizes than the one it was built for.
+
+    Args:
+        model: of timm.
+        side: as `build` gave it.
+    """
+    return side is None or bool(getattr(model, "dynamic_img_size", False))
+
+
+def input_side(model: nn.Module, side: int | None, images: Tensor) -> int | None:
+    """The side that images have to be padded to.
+
+    Args:
+        model: of timm.
+        side: as `build` gave it.
+        images: (B, 3, H, W).
+
+    Returns:
+        `side`, or of a model that takes other sizes too the next multiple of its patches; None where nothing
+        has to be padded.
+    """
+    if side is None or not any_size(model, side):
+        return side
+    stride = _stride(model)
+    return math.ceil(max(images.shape[-2:]) / stride) * stride
+
+
+def map_width(model: Any) -> int | None:
+    """Channels of the map that `as_map` gives; None if the model has no features before its pooling."""
+    return int(model.num_features) if hasattr(model, "forward_features") else None
+
+
+def as_map(model: Any, images: Tensor) -> Tensor:
+    """A model's features before they are pooled.
+
+    Args:
+        model: of timm, without a classifier.
+        images: (B, 3, H, W), padded as the model needs it.
+
+    Returns:
+        (B, C, h, w); of a Vision Transformer the patch tokens, without class token and registers.
+
+    Raises:
+        EncoderError: the features are no map.
+    """
+    features: Tensor = model.forward_features(images)
+    if features.ndim == 4:  # Swin and its like give (B, h, w, C)
+        last = getattr(model, "output_fmt", None) == "NHWC"
+        return features.permute(0, 3, 1, 2) if last else features
+    prefix = int(getattr(model, "num_prefix_tokens", 0))
+    height, width = (side // _stride(model) for side in images.shape[-2:])
+    if features.ndim != 3 or features.shape[1] != prefix + height * width:
+        raise EncoderError(f"the features of {type(model).__name__} are no map: {list(features.shape)}")
+    tokens = features[:, prefix:].transpose(1, 2)  # (B, C, h w)
+    return tokens.reshape(*tokens.shape[:2], height, width)
 
 
 def drop_padding(features: Tensor, images: Tensor, padded: Tensor) -> Tensor:
@@ -140,13 +198,16 @@ def _check_name(name: str) -> None:
     raise EncoderError(f"timm {timm.__version__} has no model named {name!r}{hint}")
 
 
-def _input_side(name: str, image_size: int, options: dict[str, Any]) -> int | None:
-    """The image side to build a fixed-size model for; None for a model that takes every size."""
+def _input_side(name: str, image_size: int, options: dict[str, Any]) -> tuple[int | None, dict[str, Any]]:
+    """The image side to build a fixed-size model for, None for a model that takes every size; the options.
+
+    Where the model can be told to take other sizes as well, the options tell it.
+    """
     timm = _timm()
 
     config = None if ":" in name else timm.get_pretrained_cfg(name)
     if config is None or not config.fixed_input_size or "img_size" in options:
-        return None
+        return None, options
     # On the meta device nothing is allocated and no random number is drawn.
     structure = {k: v for k, v in options.items() if k not in ("features_only", "out_indices")}
     with torch.device("meta"):
@@ -154,13 +215,15 @@ def _input_side(name: str, image_size: int, options: dict[str, Any]) -> int | No
             probe = timm.create_model(name, num_classes=0, **{"img_size": image_size, **structure})
         except TypeError as error:
             if "img_size" in str(error):
-                return None  # takes every size after all, for example the ResNet-ViT hybrids
+                return None, options  # takes every size after all, for example the ResNet-ViT hybrids
             raise EncoderError(f"{name}: {error}") from error
         except (AssertionError, ValueError, RuntimeError):
             # Some families refuse sizes that their patches do not divide; their usual size always builds.
             probe = timm.create_model(name, num_classes=0, **structure)
+    if hasattr(probe, "dynamic_img_size") and "features_only" not in options:
+        options = {"dynamic_img_size": True, **options}
     stride = _stride(probe)
-    return math.ceil(image_size / stride) * stride
+    return math.ceil(image_size / stride) * stride, options
 
 
 def _stride(model: nn.Module) -> int:

@@ -32,26 +32,28 @@ class Rotation(Pretext):
     """Tell which of 0, 90, 180, 270 degrees (counter-clockwise) a view was turned by."""
 
     scores = ("accuracy", "confusion_0_180", "confusion_90_270", "quarter_error")
+    encoder_inputs = float(TURNS)
 
-    def __init__(self, in_features: int, hidden: Sequence[int] = (2048, 1024), dropout: float = 0.0) -> None:
+    def __init__(self, encoder: Encoder, hidden: Sequence[int] = (2048, 1024), dropout: float = 0.0) -> None:
         """Build the head.
 
         Args:
-            in_features: Features of the encoder.
+            encoder: What is to be trained; any encoder can carry the task.
             hidden: Widths of the head's hidden layers.
             dropout: Before the last layer.
         """
         super().__init__()
-        widths = [in_features, *hidden]
+        widths = [encoder.num_features, *hidden]
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
             layers += [nn.Linear(before, after), nn.ReLU(inplace=True)]
         self.head = nn.Sequential(*layers, nn.Dropout(dropout), nn.Linear(widths[-1], TURNS))
 
-    def forward(self, encoder: Encoder, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, encoder: Encoder, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """See :class:`Pretext`. The batch is four times as large inside."""
-        views, targets = four_turns(images)
-        logits = self.head(encoder(views))
+        (images,) = views
+        turned, targets = four_turns(images)
+        logits = self.head(encoder(turned))
         return functional.cross_entropy(logits, targets), rotation_scores(logits.detach(), targets)
 
 

@@ -68,13 +68,14 @@ class Task(pl.LightningModule):
     def configure_model(self) -> None:
         """Convert normalisations, once, where several GPUs share a batch."""
         if self._sync_batchnorm and self.trainer.world_size > 1 and self.device.type == "cuda":
-            self.encoder = synchronised(self.encoder)
+            for name, part in list(self.named_children()):
+                setattr(self, name, synchronised(part))
             self._sync_batchnorm = False
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """One optimiser over all parameters, its schedule stepped after every optimiser step."""
+        """One optimiser over all parameters that learn, its schedule stepped after every optimiser step."""
         try:
-            optimizer = self._optimizer(self.parameters())
+            optimizer = self._optimizer([each for each in self.parameters() if each.requires_grad])
         except (TypeError, ValueError) as error:
             raise ConfigError(f"optimizer: {error}") from error
         steps = int(self.trainer.estimated_stepping_batches)
@@ -105,6 +106,10 @@ class Task(pl.LightningModule):
         return subset
 
     def _images(self, batch: dict[str, Any]) -> Tensor:
-        """Images of a batch, (B, 3, H, W), in the memory format of the encoder."""
-        images: Tensor = batch["image"].to(self.dtype)  # double under 64-true
+        """Images of a batch, (B, 3, H, W), as the encoder takes them."""
+        return self._memory(batch["image"])
+
+    def _memory(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in type and memory format of the encoder."""
+        images = images.to(self.dtype)  # double under 64-true
         return images.contiguous(memory_format=self._memory_format)

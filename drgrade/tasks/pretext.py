@@ -20,7 +20,7 @@ class PretextTask(Task):
     def __init__(
         self,
         encoder: Encoder,
-        pretext: Callable[[int], Pretext],
+        pretext: Callable[[Encoder], Pretext],
         optimizer: OptimizerFactory,
         schedule: ScheduleFactory,
         compile: bool = False,
@@ -31,14 +31,14 @@ class PretextTask(Task):
 
         Args:
             encoder: Images to features.
-            pretext: Makes the pretext for a number of features.
+            pretext: Makes the pretext for an encoder.
             optimizer: Makes the optimiser.
             schedule: Makes the learning-rate schedule.
             compile: Compile the encoder.
             channels_last: Channels last in memory.
             sync_batchnorm: Batch statistics over all GPUs.
         """
-        task = pretext(encoder.num_features)
+        task = pretext(encoder)
         super().__init__(
             encoder, optimizer, schedule, ("loss", *task.scores), compile, channels_last, sync_batchnorm
         )
@@ -46,6 +46,8 @@ class PretextTask(Task):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Loss of one batch of views."""
+        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        self.pretext.before_step(self.encoder, min(1.0, self.global_step / steps))
         return self._step(batch, "train")
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -53,8 +55,8 @@ class PretextTask(Task):
         self._step(batch, "val")
 
     def _step(self, batch: dict[str, Any], subset: str) -> Tensor:
-        images = self._images(batch)
-        loss, scores = self.pretext(self.encoder, images)
-        self._log_means(subset, {"loss": loss, **scores}, len(images))
+        views = [self._memory(view) for view in batch["views"]]
+        loss, scores = self.pretext(self.encoder, views)
+        self._log_means(subset, {"loss": loss, **scores}, len(batch["index"]))
         total: Tensor = loss
         return total

@@ -96,7 +96,9 @@ def pretrain(
             metrics |= {"status": "finished", **facts}
             write_provenance(folder, **clock.cost(), devices=trainer.world_size)
             write_metrics(folder, metrics)
-            save_encoder(task.encoder, folder, _card(cfg, data, key, trainer.global_step))
+            save_encoder(
+                task.pretext.trained(task.encoder), folder, _card(cfg, data, key, trainer.global_step)
+            )
             watch.record = {**metrics, "encoder_hash": file_hash(folder / WEIGHTS)}
     wait_for_all()
     return metrics

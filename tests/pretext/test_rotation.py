@@ -71,13 +71,13 @@ def test_the_encoder_sees_all_four_turns_of_each_image():
             return super().forward(images)
 
     encoder, batch = Recorder(), images()
-    Rotation(16, (8,))(encoder, batch)
+    Rotation(encoder, (8,))(encoder, [batch])
     assert torch.equal(encoder.seen, four_turns(batch)[0])
 
 
 @pytest.mark.parametrize("hidden", [(), (7,), (2048, 1024)])
 def test_the_head_has_the_widths_asked_for(hidden):
-    head = Rotation(16, hidden).head
+    head = Rotation(Pixels(), hidden).head
     layers = [layer for layer in head if isinstance(layer, nn.Linear)]
     assert [(layer.in_features, layer.out_features) for layer in layers] == list(
         zip((16, *hidden), (*hidden, 4), strict=True)
@@ -85,21 +85,21 @@ def test_the_head_has_the_widths_asked_for(hidden):
 
 
 def test_the_published_head_is_the_default():
-    assert [m.out_features for m in Rotation(16).head if isinstance(m, nn.Linear)] == [2048, 1024, 4]
+    assert [m.out_features for m in Rotation(Pixels()).head if isinstance(m, nn.Linear)] == [2048, 1024, 4]
 
 
 def test_dropout_drops_in_training_only():
     torch.manual_seed(0)
-    pretext, encoder, batch = Rotation(16, (32,), dropout=0.5), Pixels(), images()
-    assert pretext(encoder, batch)[0] != pretext(encoder, batch)[0]
+    pretext, encoder, batch = Rotation(Pixels(), (32,), dropout=0.5), Pixels(), images()
+    assert pretext(encoder, [batch])[0] != pretext(encoder, [batch])[0]
     pretext.eval()
-    assert pretext(encoder, batch)[0] == pretext(encoder, batch)[0]
+    assert pretext(encoder, [batch])[0] == pretext(encoder, [batch])[0]
 
 
 def test_the_loss_is_the_cross_entropy_of_every_view():
     torch.manual_seed(0)
-    pretext, encoder, batch = Rotation(16, (8,)), Pixels(), images()
-    loss, _ = pretext(encoder, batch)
+    pretext, encoder, batch = Rotation(Pixels(), (8,)), Pixels(), images()
+    loss, _ = pretext(encoder, [batch])
     total = 0.0
     for k in range(4):
         for image in batch:
@@ -110,8 +110,8 @@ def test_the_loss_is_the_cross_entropy_of_every_view():
 
 def test_every_parameter_gets_a_gradient():
     torch.manual_seed(0)
-    pretext, encoder = Rotation(16, (32, 16)), Pixels()
-    pretext(encoder, images(16))[0].backward()
+    pretext, encoder = Rotation(Pixels(), (32, 16)), Pixels()
+    pretext(encoder, [images(16)])[0].backward()
     for module in (pretext, encoder):
         for name, parameter in module.named_parameters():
             assert parameter.grad is not None, name
@@ -120,13 +120,13 @@ def test_every_parameter_gets_a_gradient():
 
 def test_training_learns_to_tell_the_turns():
     torch.manual_seed(0)
-    pretext, encoder = Rotation(16, (32,)), Pixels()
+    pretext, encoder = Rotation(Pixels(), (32,)), Pixels()
     batch = images(32, seed=1) * 0.3
     batch[:, :, 0] += 1  # the upper edge is bright
     optimizer = torch.optim.Adam([*pretext.parameters(), *encoder.parameters()], lr=1e-2)
     losses = []
     for _ in range(60):
-        loss, scores = pretext(encoder, batch)
+        loss, scores = pretext(encoder, [batch])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
