@@ -30,6 +30,7 @@ class GradingTask(Task):
         optimizer: OptimizerFactory,
         schedule: ScheduleFactory,
         frozen_epochs: int = 0,
+        layer_decay: float | None = None,
         compile: bool = False,
         channels_last: bool = False,
         sync_batchnorm: bool = False,
@@ -43,13 +44,15 @@ class GradingTask(Task):
             schedule: Makes the learning-rate schedule.
             frozen_epochs: Epochs at the start in which the encoder is frozen, the statistics of its
                 normalisation included.
+            layer_decay: Learning rate of each layer of the encoder as a share of that of the layer above it;
+                None for one learning rate.
             compile: Compile the encoder.
             channels_last: Channels last in memory.
             sync_batchnorm: Batch statistics over all GPUs.
         """
         super().__init__(encoder, optimizer, schedule, ("loss",), compile, channels_last, sync_batchnorm)
         self.head = head(encoder.num_features)
-        self.frozen_epochs = frozen_epochs
+        self.frozen_epochs, self.layer_decay = frozen_epochs, layer_decay
         self.results: dict[str, dict[str, float]] = {}
         self.tested = "test"
         self._metrics = torch.nn.ModuleDict(

@@ -216,12 +216,12 @@ def pretext_config(cfg: DictConfig, photographs: Photographs) -> DictConfig:
         photographs: Of the run.
 
     Returns:
-        The same config with ``task: pretext``, random weights, the pretext's own length, and the encoder's
+        The same config with ``task: pretext``, the pretext's own first weights and length, and the encoder's
         folder as the run's.
     """
     pretext = cfg.copy()
     OmegaConf.set_struct(pretext, False)
-    pretext.task, pretext.init, pretext.resume = "pretext", "random", None
+    pretext.task, pretext.init, pretext.resume = "pretext", cfg.pretext.init, None
     # An override such as trainer.max_epochs=2 is meant for the grading; the pretext has pretext.epochs.
     pretext.trainer.max_epochs, pretext.trainer.max_steps = cfg.pretext.epochs, cfg.pretext.max_steps
     pretext.paths.run = str(encoder_folder(pretext, photographs))
@@ -240,10 +240,10 @@ def encoder_folder(cfg: DictConfig, photographs: Photographs) -> Path:
         A folder below ``paths.encoders``, named by pretext, encoder, size and key.
     """
     data = make(cfg.pretraining.datamodule, photographs=photographs)
-    pretext, encoder = (
-        str(node._target_).rsplit(".", 1)[-1].lower() for node in (cfg.pretext.head, cfg.encoder)
+    encoder = str(cfg.encoder._target_).rsplit(".", 1)[-1].lower()
+    name = (
+        f"{cfg.pretext.name}-{encoder}-{cfg.data.name}-{cfg.data.image_size}px-{encoder_key(cfg, data)[:12]}"
     )
-    name = f"{pretext}-{encoder}-{cfg.data.name}-{cfg.data.image_size}px-{encoder_key(cfg, data)[:12]}"
     return Path(cfg.paths.encoders) / name
 
 

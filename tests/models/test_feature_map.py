@@ -55,7 +55,8 @@ def test_pieces_of_images_can_be_encoded(name, options, side):
     assert encoder.any_size
     piece = torch.randn(2, 3, side, side)
     assert encoder(piece).shape == (2, encoder.num_features)
-    assert encoder.feature_map(piece).shape[-1] == -(-side // (16 if name == "test_vit" else 32))
+    cells = encoder.feature_map(piece).shape[-1]
+    assert cells in ((-(-side // 16),) if name == "test_vit" else (side // 32, -(-side // 32)))
 
 
 def test_a_transformer_of_another_size_still_gives_what_it_gave_at_its_own():

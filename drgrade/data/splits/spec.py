@@ -28,6 +28,8 @@ class SplitSpec:
         label_fraction: Share of the training labels that may be used, in (0, 1].
         val_fraction: Share of the labels of the training side that validate, in [0, 1).
         val_within_fraction: Take the validation labels out of the label fraction, instead of before it.
+        shots: Labelled training photographs of each grade (few-shot), instead of a fraction; None: the
+            fraction.
         seed: Seed of the split; not the training seed.
         disagreeing: What becomes of the grades of copies of one photograph that are graded differently:
             ``drop`` all, ``keep_one`` (the first by image_id), or the strict ``majority`` for all.
@@ -39,6 +41,7 @@ class SplitSpec:
     label_fraction: float = 1.0
     val_fraction: float = 0.05
     val_within_fraction: bool = False
+    shots: int | None = None
     seed: int = 0
     disagreeing: Disagreeing = "drop"
     file: str | None = None
@@ -50,6 +53,8 @@ class SplitSpec:
             )
         if not 0 <= self.val_fraction < 1:
             raise ConfigError(f"protocol.val_fraction={self.val_fraction} is not in [0, 1)")
+        if self.shots is not None and self.shots < 1:
+            raise ConfigError(f"protocol.shots={self.shots} is not at least 1; null: by label_fraction")
         if self.folds < 2:
             raise ConfigError(f"folds={self.folds}: cross validation needs at least 2 folds")
         if self.seed < 0:

@@ -1,0 +1,36 @@
+"""Runs a function on two processes that are joined by gloo, and hands back what each returned."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+from torch import multiprocessing as mp
+
+WORLD = 2
+
+
+def on_two_ranks(function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """Call ``function(rank, *arguments)`` on two processes.
+
+    Args:
+        function: Of a module's top level: it is pickled.
+        *arguments: Picklable.
+
+    Returns:
+        What each rank returned: tensors, numbers, or lists and dictionaries of them.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_process, (Path(folder), function, arguments), nprocs=WORLD)
+        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
+
+
+def _process(rank: int, folder: Path, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
+    try:
+        torch.save(function(rank, *arguments), folder / f"{rank}.pt")
+    finally:
+        distributed.destroy_process_group()
