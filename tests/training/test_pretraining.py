@@ -108,7 +108,7 @@ def test_the_card_says_how_the_encoder_came_about(compose, tmp_path):
     card = json.loads((tmp_path / "pretraining" / "encoder.json").read_text())
     assert card["image_size"] == 32
     assert card["data"] == "demo"
-    assert card["pretext"]["head"]["_target_"] == "drgrade.pretext.Rotation"
+    assert card["pretext"]["head"]["_target_"] == "drgrade.pretext.rotation.Rotation"
     assert card["steps"] > 0
     metrics = json.loads((tmp_path / "pretraining" / "metrics.json").read_text())
     assert {"train/accuracy", "val/accuracy", "val/confusion_0_180", "val/confusion_90_270"} <= metrics.keys()
