@@ -67,6 +67,11 @@ class AugmentedView:
         return image if seed is None else self.augment(image, seed)
 
 
+def no_augmentation(image: Image, seed: int) -> Image:
+    """The photograph as it is."""
+    return image
+
+
 @dataclass(frozen=True)
 class PretextView:
     """The pretext's views, which have to know how much of each photograph was recorded."""
@@ -395,9 +400,15 @@ class PretextDataModule(_StoreDataModule):
         """
         table = self.subsets()
         view = PretextView(self.views, self.photographs.manifest["clear"].to_numpy(dtype=float))
+        whole = AugmentedView(no_augmentation)
+        side = self.photographs.sides.training_side.to_numpy()
         for subset in ("train", "val"):
-            rows = np.flatnonzero(table["subset"] == subset).astype(np.int64)
+            chosen = (table["subset"] == subset).to_numpy()
+            rows = np.flatnonzero(chosen).astype(np.int64)
             self._datasets[subset] = self._dataset(rows, view)
+            graded = np.flatnonzero(chosen & side & table["grade"].notna().to_numpy()).astype(np.int64)
+            self._datasets[f"{subset}_whole"] = self._dataset(rows, whole)
+            self._datasets[f"{subset}_graded"] = self._dataset(graded, whole)
         if not len(self._datasets["train"]):
             raise DataError(
                 "no photograph is left to pre-train on; use pretrain_on=all or a smaller pretext.val_fraction"
@@ -450,3 +461,19 @@ class PretextDataModule(_StoreDataModule):
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Each held-out photograph once, in its widest view."""
         return self._every_loader(self._datasets["val"]) if len(self._datasets["val"]) else []
+
+    def whole_photographs(
+        self, subset: Literal["train", "val"], *, graded: bool = False
+    ) -> DataLoader[Any] | None:
+        """Photographs as grading sees them, not as the pretext does, to look at features; each once.
+
+        Args:
+            subset: Those that pre-training learns from, or those that are held out.
+            graded: Only photographs of the training side that have a grade, whatever pre-training may see:
+                the grades of test photographs are nobody's business here.
+
+        Returns:
+            The loader; None if there are too few for every process to have one.
+        """
+        dataset = self._datasets[f"{subset}_{'graded' if graded else 'whole'}"]
+        return self._every_loader(dataset) if len(dataset) >= self._process[1] else None

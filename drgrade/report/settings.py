@@ -25,6 +25,7 @@ _WITHOUT_EFFECT = (
     *(f"trainer.{name}" for name in WITHOUT_EFFECT if name != "_target_"),
     "callbacks.progress",
     "callbacks.seed_each_epoch",
+    "callbacks.features",
     "pretext.seed",
 )
 """On what a run is made and how it is watched; a batch is counted over all devices. ``pretext.seed``

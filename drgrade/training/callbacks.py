@@ -35,7 +35,7 @@ class SeedEachEpoch(Callback):
 class EpochLine(Callback):
     """One plain line per epoch, for log files and terminals that cannot redraw."""
 
-    _SHOWN = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/qwk")
+    _SHOWN = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/feature_std", "val/qwk")
 
     def __init__(self) -> None:
         self._started = 0.0

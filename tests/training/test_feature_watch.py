@@ -1,0 +1,89 @@
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import cohen_kappa_score
+from sklearn.neighbors import KNeighborsClassifier
+
+from drgrade.data.modules import normalise
+from drgrade.errors import ConfigError
+from drgrade.metrics.collapse import effective_rank, feature_std
+from drgrade.training.feature_watch import FeatureWatch
+from drgrade.training.run import train
+from drgrade.training.setup import make, make_encoder, make_photographs
+
+PRETRAINING = ("+experiment=rotation_pretrain", "pretext.val_fraction=0.3")
+
+
+@pytest.fixture
+def watched(compose, tmp_path):
+    """Metrics of a pre-training, and features and grades of its photographs, encoded by hand."""
+
+    def run(*more):
+        cfg = compose(*PRETRAINING, *more)
+        metrics = train(cfg)
+        cfg.init = "random"
+        encoder = make_encoder(cfg, tmp_path / "run").eval()
+        data = make(cfg.pretraining.datamodule, photographs=make_photographs(cfg))
+        table = data.subsets()
+        table["training_side"] = data.photographs.sides.training_side
+        images = torch.from_numpy(np.array(data.photographs.stores[0].images)).permute(0, 3, 1, 2)
+        with torch.no_grad():
+            features = torch.cat([encoder(normalise(part)) for part in images.split(7)])
+        return metrics, features, table
+
+    return run
+
+
+def test_spread_and_rank_are_those_of_the_held_out_photographs_as_grading_sees_them(watched):
+    metrics, features, table = watched()
+    held_out = features[(table["subset"] == "val").to_numpy()]
+    assert len(held_out) > 5
+    assert metrics["val/feature_std"] == pytest.approx(feature_std(held_out), rel=1e-4)
+    assert metrics["val/effective_rank"] == pytest.approx(effective_rank(held_out), rel=1e-3)
+    assert "val/knn_qwk" not in metrics
+
+
+@pytest.mark.parametrize("pretrain_on", ["train", "all"])
+def test_neighbours_vote_with_grades_of_the_training_side_alone(watched, pretrain_on):
+    metrics, features, table = watched("callbacks.features.knn=3", f"pretrain_on={pretrain_on}")
+    side = table["training_side"] & table["grade"].notna()
+    bank, asked = ((side & (table["subset"] == subset)).to_numpy() for subset in ("train", "val"))
+    grades = table["grade"].to_numpy(dtype=float)
+    reference = KNeighborsClassifier(
+        3, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.07)
+    )
+    reference.fit(features[bank].numpy(), grades[bank].astype(int))
+    predicted = reference.predict(features[asked].numpy())
+    expected = cohen_kappa_score(predicted, grades[asked].astype(int), weights="quadratic", labels=range(5))
+    assert metrics["val/knn_qwk"] == pytest.approx(expected, abs=1e-4)
+    assert metrics["val/knn_accuracy"] == pytest.approx((predicted == grades[asked]).mean(), abs=1e-4)
+
+
+def test_watching_changes_nothing_that_is_learnt(compose, tmp_path):
+    for name, settings in (("with", ["callbacks.features.knn=5"]), ("without", ["~callbacks.features"])):
+        train(compose(*PRETRAINING, *settings, f"paths.encoders={tmp_path / name}_encoders", run=name))
+    first, second = (
+        json.loads((tmp_path / name / "encoder.json").read_text()) for name in ("with", "without")
+    )
+    assert first["sha256"] == second["sha256"]
+    assert first["key"] == second["key"]
+
+
+def test_a_collapsed_encoder_is_said_to_be_one(caplog):
+    watch = FeatureWatch()
+    with caplog.at_level(logging.WARNING):
+        watch._warn(0.5, 10)
+        assert not caplog.records
+        watch._warn(0.0001, 10)
+        watch._warn(0.0001, 10)
+    assert len(caplog.records) == 1
+    assert "collapsed" in caplog.text
+
+
+@pytest.mark.parametrize("settings", [{"every": 0}, {"knn": 0}])
+def test_settings_out_of_range_are_refused(settings):
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        FeatureWatch(**settings)
