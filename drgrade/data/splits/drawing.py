@@ -1,10 +1,11 @@
-"""Draws the test fold, validation and the label fraction: whole groups, in proportion, rare grades first."""
+"""Draws the test fold, validation and training labels: whole groups, in proportion, rare grades first."""
 
 import numpy as np
 import pandas as pd
 
 from drgrade.data.splits import order
 from drgrade.data.splits.rare import keep_rare_grades, wish_for_folds, wish_for_validation
+from drgrade.data.splits.shots import shot_groups
 from drgrade.data.splits.spec import SplitSpec
 
 
@@ -34,7 +35,10 @@ def _validation_groups(side: pd.DataFrame, spec: SplitSpec) -> set[str]:
     return {group for group, part in parts.items() if part}
 
 
-def _fraction_groups(side: pd.DataFrame, spec: SplitSpec) -> set[str]:
+def _labelled_groups(side: pd.DataFrame, spec: SplitSpec) -> set[str]:
+    if spec.shots is not None:
+        pairs = zip(side["group"], side["grade"].astype(int), strict=True)
+        return shot_groups(pairs, spec.shots, [spec.seed, 4])
     if spec.label_fraction == 1:
         return set(side["group"])
     times = order.sweep(_kinds(side, spec.seed, 2), cover=True, until=spec.label_fraction)
@@ -54,8 +58,8 @@ def draw_validation_and_training(side: pd.DataFrame, spec: SplitSpec) -> tuple[s
         spec: How to draw.
     """
     if spec.val_within_fraction:
-        side = side[side["group"].isin(_fraction_groups(side, spec))]
+        side = side[side["group"].isin(_labelled_groups(side, spec))]
         val = _validation_groups(side, spec)
         return val, set(side["group"]) - val
     val = _validation_groups(side, spec)
-    return val, _fraction_groups(side[~side["group"].isin(val)], spec)
+    return val, _labelled_groups(side[~side["group"].isin(val)], spec)

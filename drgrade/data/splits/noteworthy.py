@@ -34,6 +34,7 @@ def remarks_on(table: pd.DataFrame, spec: SplitSpec, listed: SplitFile | None) -
         _on_disagreement(table, spec),
         _on_joined_groups(table),
         *_on_missing_grades(table),
+        *(_on_shots(table, spec.shots) if spec.shots is not None else ()),
     ]
     return tuple(remark for remark in found if remark.count)
 
@@ -140,3 +141,20 @@ def _on_missing_grades(table: pd.DataFrame) -> Iterator[Remark]:
         if found:
             text = f"no {subset} photograph has grade {', '.join(missing)}"
             yield Remark(f"{subset}_grades_missing", len(missing), text)
+
+
+def _on_shots(table: pd.DataFrame, shots: int) -> Iterator[Remark]:
+    """Grades that lack some of their shots, and what groups bring beyond them."""
+    found = table[table["subset"].isin(["train", "unlabelled"]) & (table["role"] == "labelled")]
+    graded = sorted(found["grade"].dropna().unique())
+    counts = found["grade"][found["subset"] == "train"].value_counts().reindex(graded, fill_value=0)
+    few = counts[counts < shots]
+    listed = ", ".join(f"grade {grade}: {count}" for grade, count in few.items())
+    text = f"fewer than protocol.shots={shots} photographs to train on, so that all of them do: {listed}"
+    yield Remark("shots_lacking", len(few), text)
+    beyond = int((counts - shots).clip(lower=0).sum())
+    text = (
+        f"{number(beyond)} more to train on than protocol.shots={shots} of each grade, because patients and "
+        "copies stay together"
+    )
+    yield Remark("shots_beyond", beyond, text)

@@ -29,7 +29,7 @@ class SplitSpec:
         val_fraction: Share of the labels of the training side that validate, in [0, 1).
         val_within_fraction: Take the validation labels out of the label fraction, instead of before it.
         shots: Labelled training photographs of each grade (few-shot), instead of a fraction; None: the
-            fraction.
+            fraction. See :mod:`drgrade.data.splits.shots`.
         seed: Seed of the split; not the training seed.
         disagreeing: What becomes of the grades of copies of one photograph that are graded differently:
             ``drop`` all, ``keep_one`` (the first by image_id), or the strict ``majority`` for all.
@@ -53,8 +53,8 @@ class SplitSpec:
             )
         if not 0 <= self.val_fraction < 1:
             raise ConfigError(f"protocol.val_fraction={self.val_fraction} is not in [0, 1)")
-        if self.shots is not None and self.shots < 1:
-            raise ConfigError(f"protocol.shots={self.shots} is not at least 1; null: by label_fraction")
+        if self.shots is not None:
+            self._check_shots(self.shots)
         if self.folds < 2:
             raise ConfigError(f"folds={self.folds}: cross validation needs at least 2 folds")
         if self.seed < 0:
@@ -64,6 +64,22 @@ class SplitSpec:
                 f"split.disagreeing={self.disagreeing!r} is not one of {', '.join(get_args(Disagreeing))}"
             )
         self._check_fold()
+
+    def _check_shots(self, shots: int) -> None:
+        if not isinstance(shots, int) or isinstance(shots, bool) or shots < 1:
+            raise ConfigError(
+                f"protocol.shots={shots} is not a whole number of at least 1; null: by label_fraction"
+            )
+        if self.label_fraction != 1:
+            raise ConfigError(
+                f"label_fraction={self.label_fraction} with protocol.shots={shots}: labels are chosen by one "
+                "of them; leave label_fraction at 1.0, or set protocol.shots=null"
+            )
+        if self.val_within_fraction:
+            raise ConfigError(
+                f"protocol.val_within_fraction=true with protocol.shots={shots}: all shots train; "
+                "protocol.val_fraction=0 uses no other label"
+            )
 
     def _check_fold(self) -> None:
         if isinstance(self.fold, str):
