@@ -24,11 +24,14 @@ class Pretext(nn.Module):
         num_views: How many views of a photograph it takes.
         encoder_inputs: Images that the trained encoder sees for each photograph and step, in units of a whole
             image: four for the four turns of rotation prediction, one for nine patches of a ninth.
+        fewest: Photographs that a batch needs. In validation, where the last batch is what is left over, a
+            smaller one counts for nothing; in training it is refused by the pretext.
     """
 
     scores: tuple[str, ...] = ()
     num_views: int = 1
     encoder_inputs: float = 1.0
+    fewest: int = 1
 
     @abstractmethod
     def forward(self, encoder: Encoder, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

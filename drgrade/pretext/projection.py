@@ -1,6 +1,7 @@
-"""What pretexts that compare embeddings share: a projection head, embeddings of views, rows of all processes."""
+"""What pretexts that compare embeddings share: a head, embeddings of views, the rows of all processes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby, pairwise
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 
 from drgrade.errors import ConfigError
 from drgrade.models.encoder import Encoder
+
+FEWEST = 2
+"""Photographs of a batch in which something can be compared."""
 
 
 def mlp(widths: Sequence[int], batch_norm: bool = True) -> ProjectionHead:
@@ -30,8 +34,8 @@ def mlp(widths: Sequence[int], batch_norm: bool = True) -> ProjectionHead:
     """
     if len(widths) < 2 or min(widths) < 1:
         raise ConfigError(
-            f"pretext.head: {list(widths)} are not the widths of a projection: features, hidden layers if any, "
-            "embedding, each at least 1"
+            f"pretext.head: {list(widths)} are not the widths of a projection: features, hidden layers if "
+            "any, embedding, each at least 1"
         )
     last = len(widths) - 2
     return ProjectionHead(
@@ -65,6 +69,39 @@ def embed(encoder: Encoder, head: nn.Module, views: Sequence[Tensor]) -> list[Te
         alike = list(group)
         embeddings += head(encoder(torch.cat(alike))).chunk(len(alike))
     return embeddings
+
+
+@contextmanager
+def full_precision(*rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Rows in single precision at least, and no lower one while they are compared.
+
+    Cosines in half precision have steps of up to 0.004; over a temperature, or beside a margin, that is much.
+
+    Args:
+        *rows: In any precision.
+
+    Yields:
+        The same in float32, or in float64 if they were.
+    """
+    with torch.autocast(rows[0].device.type, enabled=False):
+        yield tuple(each if each.dtype == torch.float64 else each.float() for each in rows)
+
+
+def require_company(pretext: str, photographs: int) -> None:
+    """Refuse a batch in which nothing can be compared.
+
+    Args:
+        pretext: Its name in ``conf/pretext``.
+        photographs: In the batch, over all processes.
+
+    Raises:
+        ConfigError: If there are fewer than :data:`FEWEST`.
+    """
+    if photographs < FEWEST:
+        raise ConfigError(
+            f"pretext={pretext} compares a photograph with others of its batch, and there is none; set "
+            f"pretext.batch_size to {FEWEST} or more, and pre-train on as many photographs"
+        )
 
 
 def of_all_processes(rows: Tensor) -> tuple[Tensor, int]:

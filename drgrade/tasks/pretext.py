@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from drgrade.models.encoder import Encoder
@@ -51,7 +52,11 @@ class PretextTask(Task):
         return self._step(batch, "train")
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Log the same quantities on held-out photographs."""
+        """Log the same quantities on held-out photographs; a batch that is too small weighs nothing."""
+        if len(batch["index"]) < self.pretext.fewest:
+            nothing = torch.zeros((), device=self.device)
+            self._log_means("val", dict.fromkeys(("loss", *self.pretext.scores), nothing), 0)
+            return
         self._step(batch, "val")
 
     def _step(self, batch: dict[str, Any], subset: str) -> Tensor:
