@@ -67,19 +67,21 @@ def progress(folder: Path) -> Progress:
     return Progress("not begun", "", {})
 
 
-def cell_name(values: Mapping[str, str]) -> str:
+def cell_name(values: Mapping[str, str], row: str = "") -> str:
     """Name of a cell's folder, from what tells it from the others.
 
     It needs no quoting in a shell or as the value of an override.
 
     Args:
         values: Swept setting: value.
+        row: Name of its row; empty if the sweep has none.
 
     Returns:
-        ``init-ssl_label_fraction-0.1_fold-3_seed-0``; values that hold other signs get a hash.
+        ``init-ssl_label_fraction-0.1_fold-3_seed-0``, after the name of the row; values that hold
+        other signs get a hash.
     """
     parts = [f"{_last(key)}-{_plain(value)}" for key, value in values.items()]
-    return "_".join(parts) or "single"
+    return "_".join([row, *parts] if row else parts) or "single"
 
 
 def _last(key: str) -> str:

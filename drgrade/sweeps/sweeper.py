@@ -25,7 +25,8 @@ from drgrade.config import refuse_missing
 from drgrade.errors import ConfigError, DrgradeError
 from drgrade.sweeps.cells import FINISHED, Cell, cell_name, failures, progress, write_sweep
 from drgrade.sweeps.grammar import as_override
-from drgrade.sweeps.naming import AXES, sweep_name
+from drgrade.sweeps.naming import AXES, ROW_AXES, sweep_name
+from drgrade.sweeps.rows import Row, read_rows, refuse_without_effect
 from drgrade.training.folder import CONFIG
 from drgrade.training.identity import AUTO, differences
 from drgrade.training.together import refuse_several
@@ -135,15 +136,24 @@ def chosen_folder(config: DictConfig) -> Path | None:
 class CellSweeper(Sweeper):
     """Names cells, leaves out finished ones, launches the others, and says in the end which failed."""
 
-    def __init__(self, params: Mapping[str, str] | None = None, report: bool = True) -> None:
+    def __init__(
+        self,
+        params: Mapping[str, str] | None = None,
+        report: bool = True,
+        rows: Mapping[str, Any] | None = None,
+        only: Sequence[str] | None = None,
+    ) -> None:
         """Keep the settings (``conf/hydra/sweeper/cells.yaml``).
 
         Args:
             params: Setting: value or values, as on the command line, which wins.
             report: Ask for a report in the end.
+            rows: Name of a row: its overrides (:mod:`drgrade.sweeps.rows`).
+            only: Rows that are wanted; None: all.
         """
         self.report = report
         self.params = dict(params or {})
+        self._given_rows, self._only = _plain(rows or {}), _plain(only)
         self.config: DictConfig | None = None
         self.context: HydraContext | None = None
         self.launcher: Launcher | None = None
@@ -203,15 +213,16 @@ class CellSweeper(Sweeper):
             ConfigError: If they ask for what a sweep cannot be.
         """
         overrides = self._overrides(arguments)
-        name, folder = self._place(overrides)
+        rows = self._rows(overrides)
+        name, folder = self._place(list(overrides.values()))
         configs: dict[Cell, DictConfig] = {}
-        for cell, cfg in self._cells(overrides):
+        for cell, cfg in (each for row in rows for each in self._cells(row, overrides)):
             if any(cell.name == known.name for known in configs):
                 raise ConfigError(f"{cell.name} is there twice: give every value of a sweep once")
             configs[cell] = cfg
         return Plan(name, folder, configs)
 
-    def _overrides(self, arguments: Sequence[str]) -> list[Override]:
+    def _overrides(self, arguments: Sequence[str]) -> dict[str, Override]:
         """The sweep's overrides, the last one of each setting."""
         assert self.context is not None
         last = last_overrides(self.context, self.params, arguments)
@@ -221,7 +232,21 @@ class CellSweeper(Sweeper):
                     f"{override.input_line}: a sweep goes on by itself when its command is repeated; "
                     "leave this out"
                 )
-        return list(last.values())
+        return last
+
+    def _rows(self, overrides: Mapping[str, Override]) -> list[Row]:
+        """The rows of the table; what some of them do not take up of the overrides is told."""
+        assert self.context is not None
+        context = self.context
+        rows = read_rows(self._given_rows, self._only, lambda given: last_overrides(context, {}, given))
+        for override, own in refuse_without_effect(rows, overrides).items():
+            log.info("%s: not for the rows that set it themselves: %s", override, ", ".join(own))
+        return rows
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """What a sweep is extended along: its cells' names always tell them, its own never does."""
+        return (*ROW_AXES, *AXES) if self._given_rows else AXES
 
     def _place(self, overrides: Sequence[Override]) -> tuple[str, Path]:
         """Name and folder of the sweep; the folder is the command's if it names one."""
@@ -234,20 +259,24 @@ class CellSweeper(Sweeper):
             for each in overrides
             if not each.is_sweep_override()
         ]
-        name = sweep_name(self.config.name, self.config.data.name, fixed)
+        name = sweep_name(self.config.name, self.config.data.name, fixed, self.axes)
         folder = Path(self.config.paths.outputs) / "sweeps" / name
         with open_dict(self.config):
             self.config.hydra.sweep.dir = str(folder)
         return name, folder
 
-    def _cells(self, overrides: Sequence[Override]) -> Iterator[tuple[Cell, DictConfig]]:
+    def _cells(self, row: Row, sweep: Mapping[str, Override]) -> Iterator[tuple[Cell, DictConfig]]:
         """Every combination of the swept values with its config; the last override changes fastest."""
         assert self.config is not None
         assert self.context is not None
+        overrides = list(row.with_those_of(sweep).values())
         for combination in itertools.product(*map(_arguments_of, overrides)):
             cfg = self.context.config_loader.load_sweep_config(self.config, list(combination))
             OmegaConf.set_struct(cfg, False)
             cfg.pop("hydra")
+            own: tuple[str, ...] = ()
+            if row.name and cfg.method is None:
+                cfg.method, own = row.name, (f"method={as_override(row.name)}",)
             refuse_missing(cfg)
             swept = {
                 each.get_key_element(): argument.split("=", 1)[1]
@@ -255,13 +284,20 @@ class CellSweeper(Sweeper):
                 if each.is_sweep_override()
             }
             # The axes always: a sweep that is extended along one must know its earlier cells again.
-            named = {key: value for key, value in sorted(swept.items()) if key not in AXES}
-            named |= {axis: _axis_value(axis, cfg[axis]) for axis in AXES}
-            yield Cell(cell_name(named), tuple(combination)), cfg
+            # But for those that the row sets: its name stands for them.
+            named = {key: value for key, value in sorted(swept.items()) if key not in self.axes}
+            axes = [axis for axis in self.axes if axis not in row.overrides]
+            named |= {axis: _axis_value(axis, cfg) for axis in axes}
+            yield Cell(cell_name(named, row.name), (*combination, *own)), cfg
 
 
-def _axis_value(axis: str, value: Any) -> str:
+def _plain(node: Any) -> Any:
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def _axis_value(axis: str, cfg: DictConfig) -> str:
     """How a cell's name writes the value of an axis; 1 and 1.0 of the labels are the same."""
+    value = cfg[axis].name if isinstance(cfg[axis], DictConfig) else cfg[axis]
     return str(float(value) if axis == "label_fraction" and isinstance(value, int) else value)
 
 

@@ -1,0 +1,173 @@
+"""Rows of a table: each is crossed with the swept values, keeps what it sets itself, and names its cells."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from drgrade.errors import ConfigError
+from drgrade.sweeps.cells import read_sweep
+from drgrade.sweeps.workload import plan_sweep
+
+MATCHED = "+hydra.sweeper.rows.matched={init: ssl, protocol: matched}"
+PLAIN = "+hydra.sweeper.rows.plain={init: random}"
+LARGER = "+hydra.sweeper.rows.larger={encoder: msssl, encoder.channels: 24, +trainer.detect_anomaly: true}"
+FEW = ("fold=0,1", "label_fraction=1.0", "~hydra.sweeper.params.init")
+
+
+@pytest.fixture
+def plan(overrides):
+    """``plan("a=b")``: the cells of a tiny sweep of rows over two folds: name: config."""
+
+    def make(*more, experiment="rotation_table", few=FEW):
+        found = plan_sweep(experiment, [*overrides, *few, *more]).plan
+        return found.folder, {cell.name: cfg for cell, cfg in found.configs.items()}
+
+    return make
+
+
+@pytest.fixture
+def table(overrides, tmp_path, monkeypatch):
+    """``table(rows)``: an experiment's file with these rows, found by Hydra beside those of drgrade."""
+
+    def write(rows, **more):
+        folder = tmp_path / "mine" / "experiment"
+        folder.mkdir(parents=True)
+        content = {"name": "mine", "hydra": {"mode": "MULTIRUN", "sweeper": {"rows": rows, **more}}}
+        text = f"# @package _global_\n{json.dumps(content)}"
+        (folder / "mine.yaml").write_text(text, encoding="utf-8")
+        return f"hydra.searchpath=[file://{folder.parent}]"
+
+    return write
+
+
+def test_each_row_is_crossed_with_the_swept_values_and_no_other(plan):
+    _, cells = plan(MATCHED, PLAIN)
+    assert list(cells) == [
+        "matched_label_fraction-1.0_fold-0_seed-0",
+        "matched_label_fraction-1.0_fold-1_seed-0",
+        "plain_protocol-published_label_fraction-1.0_fold-0_seed-0",
+        "plain_protocol-published_label_fraction-1.0_fold-1_seed-0",
+    ]
+    found = {(cfg.init, cfg.protocol.name, cfg.fold) for cfg in cells.values()}
+    assert found == {(*row, fold) for row in (("ssl", "matched"), ("random", "published")) for fold in (0, 1)}
+
+
+def test_a_row_chooses_from_groups_and_then_changes_what_it_chose(plan):
+    _, cells = plan(LARGER, "init=random")
+    cfg = cells["larger_protocol-published_init-random_label_fraction-1.0_fold-0_seed-0"]
+    assert cfg.encoder._target_.endswith("MsSSL")
+    assert cfg.encoder.channels == 24
+    assert cfg.trainer.detect_anomaly is True
+
+
+def test_rows_come_from_the_experiment_as_mappings_and_as_lists(plan, table):
+    place = table(
+        {
+            "corn": {"head": "corn", "init": "random"},
+            "listed": ["head=softmax", "init=random", "~callbacks.progress"],
+            "bare": None,
+        },
+        params={"fold": "0"},
+    )
+    _, cells = plan(place, "init=random,imagenet", experiment="mine", few=())
+    assert [name.split("_")[0] for name in cells] == ["corn", "listed", "bare", "bare"]
+    corn, listed, bare, _ = cells.values()
+    assert corn.head._target_.endswith("CornHead")
+    assert "progress" not in listed.callbacks
+    assert "progress" in bare.callbacks
+    assert [cfg.method for cfg in (corn, listed, bare)] == ["corn", "listed", "bare"]
+
+
+def test_a_row_names_its_method_unless_somebody_else_has(plan):
+    _, cells = plan(PLAIN, "+hydra.sweeper.rows.named={method: Mine, init: random}")
+    assert {cfg.method for cfg in cells.values()} == {"rotation"}.union({"Mine"})  # the experiment's own
+
+
+def test_the_cell_as_a_command_gets_the_name_of_its_row(overrides, table):
+    place = table({"first": {"init": "random"}})
+    (cell,) = plan_sweep("mine", [*overrides, place, "fold=0"]).plan.configs
+    assert "method='first'" in cell.overrides
+    assert "init='random'" in cell.overrides
+    assert cell.overrides[0] == "+experiment=mine"
+
+
+def test_rows_are_left_out_and_chosen_on_the_command_line(plan, table):
+    place = table({name: {"init": "random", "seed": n} for n, name in enumerate("abc")})
+    rows = lambda *more: [name[0] for name in plan(place, *more, experiment="mine", few=("fold=0",))[1]]  # noqa: E731
+    assert rows() == ["a", "b", "c"]
+    assert rows("~hydra.sweeper.rows.b") == ["a", "c"]
+    assert rows("hydra.sweeper.only=[c,a]") == ["a", "c"]
+    assert rows("+hydra.sweeper.rows.d={init: imagenet}") == ["a", "b", "c", "d"]
+    assert rows("+hydra.sweeper.rows.d={init: imagenet}", "hydra.sweeper.only=[d]") == ["d"]
+
+
+def test_more_rows_and_another_protocol_extend_the_same_sweep(plan):
+    place, cells = plan(MATCHED, PLAIN)
+    more, others = plan(MATCHED, PLAIN, LARGER, "init=random", "protocol=matched,published")
+    one, last = plan(PLAIN, "protocol=matched")
+    assert place == more == one
+    assert set(cells) < set(others)
+    assert set(last) < set(others)
+    assert not set(last) & set(cells)  # matched and published are two runs
+    assert plan(PLAIN, "optimizer.lr=0.5")[0] != place
+
+
+def test_a_row_that_sets_what_is_swept_is_not_crossed_with_it(plan):
+    _, cells = plan(MATCHED, PLAIN, "protocol=matched,published")
+    assert [name for name in cells if name.endswith("fold-0_seed-0")] == [
+        "matched_label_fraction-1.0_fold-0_seed-0",
+        "plain_protocol-matched_label_fraction-1.0_fold-0_seed-0",
+        "plain_protocol-published_label_fraction-1.0_fold-0_seed-0",
+    ]
+
+
+def test_a_row_keeps_what_the_command_line_sets_for_the_others_and_that_is_told(plan, caplog):
+    caplog.set_level("INFO")
+    _, cells = plan(MATCHED, PLAIN, "protocol=published")
+    assert [cfg.protocol.name for cfg in cells.values()] == ["matched"] * 2 + ["published"] * 2
+    assert "protocol=published: not for the rows that set it themselves: matched" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["init=ssl"], "init=ssl has no effect: every row sets init itself"),
+        (["init=ssl,random"], "init=ssl,random has no effect"),
+        (["hydra.sweeper.only=[plian]"], "no row 'plian'; did you mean plain"),
+        (["hydra.sweeper.only=plain"], "is not a list of rows"),
+        (["+hydra.sweeper.rows.x=3"], "rows.x=3 is neither settings with values nor a list"),
+        (["+hydra.sweeper.rows.x=['seed=0,1']"], "a row has one value of each setting"),
+        (["+hydra.sweeper.rows.x={resume: auto}"], "the sweep sets this itself"),
+        (["+hydra.sweeper.rows.x={headd: corn}"], "headd"),
+        (["+hydra.sweeper.rows={x y: {}}"], "is made of letters, digits"),
+    ],
+)
+def test_rows_that_make_no_sense_are_refused(arguments, words, plan):
+    with pytest.raises(Exception, match=words) as caught:
+        plan(MATCHED, PLAIN, *arguments)
+    assert isinstance(caught.value, ConfigError) or "headd" in words
+
+
+def test_a_sweep_without_rows_has_none_to_choose(plan):
+    with pytest.raises(ConfigError, match="this sweep has no rows"):
+        plan("hydra.sweeper.only=[a]")
+
+
+def test_a_table_of_rows_runs_each_as_a_command_and_goes_on(command, tmp_path):
+    def call(*more):
+        given = command("+experiment=rotation_table", "fold=0", "label_fraction=1.0", FEW[-1], *more, "-m")
+        done = subprocess.run(given, capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    rows = (PLAIN, "+hydra.sweeper.rows.narrow={init: random, protocol: matched, protocol.epochs: 1}")
+    assert "2 cells, 0 finished" in call(*rows)
+    (folder,) = Path(tmp_path / "sweeps").iterdir()
+    narrow = json.loads((folder / "narrow_label_fraction-1.0_fold-0_seed-0" / "metrics.json").read_text())
+    assert narrow["protocol"] == "matched"
+    assert (folder / "report" / "report.html").is_file()
+    again = call(*rows, MATCHED, "hydra.sweeper.report=false")
+    assert "3 cells, 2 finished" in again
+    assert len(read_sweep(folder)) == 3
