@@ -121,15 +121,16 @@ class SeveralViews:
 
         Args:
             views: Kinds of views, in their order.
-            counts: How many of each kind; None for one of each.
+            counts: How many of each kind, 0 for none; None for one of each.
 
         Raises:
-            ConfigError: If there is not a count for each kind, or one is not at least 1.
+            ConfigError: If there is not a count for each kind, or there is no view at all.
         """
         counts = [1] * len(views) if counts is None else list(counts)
-        if not views or len(counts) != len(views) or min(counts) < 1:
+        if not views or len(counts) != len(views) or min(counts) < 0 or sum(counts) < 1:
             raise ConfigError(
-                f"pretext.views: counts={counts} is not a number of at least 1 for each of {len(views)} views"
+                f"pretext.views: counts={counts} is not a number for each of {len(views)} kinds of views, "
+                "at least 1 in all"
             )
         self._views = [view for view, count in zip(views, counts, strict=True) for _ in range(count)]
 
