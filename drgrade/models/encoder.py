@@ -1,6 +1,7 @@
 """Encoders: images to features."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -71,7 +72,8 @@ class TimmEncoder(Encoder):
         image_size: int = 224,
         pretrained: bool = False,
         weights: str | None = None,
-        **options: Any,
+        options: Mapping[str, Any] | None = None,
+        **more_options: Any,
     ) -> None:
         """Builds the model.
 
@@ -81,15 +83,20 @@ class TimmEncoder(Encoder):
                 images are padded with zeros at the right and at the bottom.
             pretrained: start from the published weights; needs a network or timm's cache.
             weights: start from a local weights file instead.
-            **options: for `timm.create_model`, for example `drop_path_rate`, or `growth_rate` and
+            options: for `timm.create_model`, for example `{depth: 4}` for a shallower Transformer.
+            **more_options: the same, each by its name, for example `drop_path_rate`, or `growth_rate` and
                 `block_config` for a smaller DenseNet.
 
         Raises:
-            EncoderError: timm does not know the name or an option, or the weights cannot be had or do not
-                fit.
+            EncoderError: timm does not know the name or an option, an option is given twice, or the weights
+                cannot be had or do not fit.
         """
         super().__init__()
-        self.model, self._side = build(name, image_size, pretrained=pretrained, weights=weights, **options)
+        settings = {"pretrained": pretrained, "weights": weights, **more_options}
+        twice = [each for each in options or {} if each in more_options or settings.get(each)]
+        if twice:
+            raise EncoderError(f"{name}: {', '.join(twice)} given beside options, and in them; give it once")
+        self.model, self._side = build(name, image_size, **{**settings, **(options or {})})
         self.num_features = output_width(self.model)
         self.num_map_features = map_width(self.model)
         self.any_size = any_size(self.model, self._side)

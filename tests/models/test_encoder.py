@@ -143,3 +143,27 @@ def test_synchronised_normalisation_keeps_activations_and_names():
     assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in converted.modules())
     assert list(converted.state_dict()) == names
     torch.testing.assert_close(converted(images), before)
+
+
+def test_options_may_come_together_or_each_by_its_name():
+    together = TimmEncoder("test_vit", 32, options={"depth": 1, "embed_dim": 32})
+    by_name = TimmEncoder("test_vit", 32, depth=1, embed_dim=32)
+    mixed = TimmEncoder("test_vit", 32, options={"depth": 1}, embed_dim=32)
+    shapes = [
+        {name: tensor.shape for name, tensor in each.state_dict().items()} for each in (together, mixed)
+    ]
+    assert shapes == [{name: tensor.shape for name, tensor in by_name.state_dict().items()}] * 2
+
+
+def test_an_option_given_twice_is_refused():
+    with pytest.raises(EncoderError, match="test_vit: depth given beside options"):
+        TimmEncoder("test_vit", 32, options={"depth": 1}, depth=2)
+    with pytest.raises(EncoderError, match="pretrained given beside options"):
+        TimmEncoder("test_vit", 32, pretrained=True, options={"pretrained": False})
+
+
+def test_weights_among_the_options_are_read(tmp_path):
+    encoder = TimmEncoder("test_vit", 32)
+    save_file(encoder.model.state_dict(), tmp_path / "weights.safetensors")
+    again = TimmEncoder("test_vit", 32, options={"weights": str(tmp_path / "weights.safetensors")})
+    assert torch.equal(again.model.cls_token, encoder.model.cls_token)

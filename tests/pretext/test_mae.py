@@ -1,0 +1,292 @@
+import numpy as np
+import pytest
+import torch
+from encoders import cnn, losses, msssl, one_size, views, vit, without_gradient
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import nn
+
+from drgrade.data.squares import SquareView
+from drgrade.errors import ConfigError, EncoderError
+from drgrade.models import TimmEncoder
+from drgrade.pretext.mae import MAE, visible_tokens, with_prefix
+from drgrade.training.run import train
+
+TRANSFORMERS = {
+    "class token": vit,
+    "one size only": one_size,
+    "pooled tokens": lambda side: TimmEncoder("test_vit2", side),
+    "registers, no class token": lambda side: TimmEncoder(
+        "vit_little_patch16_reg4_gap_256", side, depth=2, embed_dim=32, num_heads=2
+    ),
+    "class token and registers": lambda side: TimmEncoder("test_vit", side, reg_tokens=2),
+}
+
+
+def all_patches(encoder, batch=4):
+    return torch.arange(encoder.model.patch_embed.num_patches).expand(batch, -1)
+
+
+def draw(pretext, batch=4):
+    return pretext._draw(batch, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("side", [32, 64, 96])
+@pytest.mark.parametrize("kind", TRANSFORMERS)
+def test_the_tokens_of_all_patches_are_those_of_the_encoder_itself(kind, side):
+    torch.manual_seed(0)
+    encoder = TRANSFORMERS[kind](side)
+    (images,) = views(side=side)
+    tokens = visible_tokens(encoder, images, all_patches(encoder))
+    expected = encoder.model.fc_norm(encoder.model.forward_features(images))
+    torch.testing.assert_close(tokens, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", [32, 64, 96])
+def test_the_class_token_is_the_feature_vector_when_nothing_is_masked(side):
+    torch.manual_seed(0)
+    encoder = vit(side)
+    (images,) = views(side=side)
+    tokens = visible_tokens(encoder, images, all_patches(encoder))
+    torch.testing.assert_close(tokens[:, 0], encoder(images), rtol=0, atol=1e-5)
+
+
+def test_the_tokens_come_in_the_order_of_the_patches_asked_for():
+    torch.manual_seed(0)
+    encoder = vit()
+    (images,) = views()
+    keep = torch.tensor([[3, 9, 12]]).expand(4, -1)
+    tokens = visible_tokens(encoder, images, keep)
+    turned = visible_tokens(encoder, images, keep.flip(1))
+    torch.testing.assert_close(turned, tokens[:, [0, 3, 2, 1]], rtol=0, atol=1e-5)
+
+
+def test_what_is_left_out_cannot_be_seen_and_what_is_kept_is():
+    torch.manual_seed(0)
+    encoder = vit()
+    pretext = MAE(encoder).eval()
+    (images,) = views()
+    keep, left_out = draw(pretext)
+    predicted = pretext.reconstruct(encoder, images, keep, left_out)
+    for patches, alike in ((left_out, True), (keep, False)):
+        changed = images.clone()
+        for image, chosen in zip(changed, patches.tolist(), strict=True):
+            for patch in chosen:
+                row, column = divmod(patch, 4)
+                image[:, 16 * row : 16 * (row + 1), 16 * column : 16 * (column + 1)] += 5
+        assert torch.equal(pretext.reconstruct(encoder, changed, keep, left_out), predicted) == alike
+
+
+def test_the_loss_is_the_squared_error_of_a_loop():
+    torch.manual_seed(0)
+    encoder = vit()
+    pretext = MAE(encoder).eval()  # the same draw each time
+    (images,) = views()
+    keep, left_out = draw(pretext)
+    predicted = pretext.reconstruct(encoder, images, keep, left_out)
+    errors = []
+    for image, chosen, rows in zip(images, left_out.tolist(), predicted, strict=True):
+        for patch, guess in zip(chosen, rows, strict=True):
+            row, column = divmod(patch, 4)
+            cut = image[:, 16 * row : 16 * (row + 1), 16 * column : 16 * (column + 1)]
+            pixels = cut.permute(1, 2, 0).flatten().double().numpy()  # rows, columns, colours
+            pixels = (pixels - pixels.mean()) / pixels.std(ddof=1)
+            errors.append(((guess.detach().double().numpy() - pixels) ** 2).mean())
+    loss, scores = pretext(encoder, [images])
+    assert len(errors) == 4 * 12
+    assert loss.item() == pytest.approx(np.mean(errors), rel=1e-5)
+    about_mean = 1 - 1 / (3 * 16 * 16)  # variance with n - 1 is 1
+    assert float(scores["explained"]) == pytest.approx(1 - np.mean(errors) / about_mean, abs=1e-4)
+
+
+def test_the_error_is_that_of_masked_patches_only():
+    class Told(MAE):
+        """Is wrong by one wherever it says anything."""
+
+        def reconstruct(self, encoder, images, keep, left_out):
+            self.asked = left_out
+            return super().targets(images).gather(1, left_out[..., None].expand(-1, -1, 768)) + 1
+
+    pretext = Told(vit())
+    loss, _ = pretext(vit(), views())
+    assert pretext.asked.shape == (4, 12)
+    assert loss.item() == pytest.approx(1, rel=1e-5)
+
+
+@pytest.mark.parametrize(("answer", "explained"), [("means", 0.0), ("truth", 1.0)])
+@pytest.mark.parametrize("normalise", [True, False])
+def test_means_explain_nothing_and_the_truth_all(answer, explained, normalise):
+    class Told(MAE):
+        def reconstruct(self, encoder, images, keep, left_out):
+            truth = self.targets(images).gather(1, left_out[..., None].expand(-1, -1, 768))
+            return truth if answer == "truth" else truth.mean(dim=-1, keepdim=True).expand_as(truth)
+
+    _, scores = Told(vit(), normalise_patches=normalise)(vit(), views())
+    assert float(scores["explained"]) == pytest.approx(explained, abs=1e-5)
+
+
+@given(ratio=st.floats(0.2, 0.8), side=st.sampled_from([32, 64, 96]), batch=st.integers(1, 5))
+def test_each_patch_is_either_kept_or_left_out(ratio, side, batch):
+    pretext = MAE(TRANSFORMER[side], ratio)
+    patches = (side // 16) ** 2
+    keep, left_out = draw(pretext, batch)
+    assert abs(left_out.shape[1] - ratio * patches) <= 0.5
+    assert pretext.encoder_inputs == pytest.approx(keep.shape[1] / patches)
+    for kept, out in zip(keep.tolist(), left_out.tolist(), strict=True):
+        assert sorted([*kept, *out]) == list(range(patches))
+
+
+TRANSFORMER = {side: TimmEncoder("test_vit", side, depth=1) for side in (32, 64, 96)}
+
+
+def test_each_photograph_has_its_own_mask_and_each_step_another():
+    torch.manual_seed(0)
+    pretext = MAE(vit(96))
+    first, second = draw(pretext, 8)[1], draw(pretext, 8)[1]
+    assert len({tuple(sorted(row)) for row in (*first.tolist(), *second.tolist())}) == 16
+
+
+def test_every_patch_is_left_out_as_often_as_any_other():
+    torch.manual_seed(0)
+    pretext = MAE(vit())
+    counts = torch.bincount(draw(pretext, 4000)[1].flatten(), minlength=16) / 4000
+    assert (counts - 0.75).abs().max() < 4 * (0.75 * 0.25 / 4000) ** 0.5  # standard errors
+
+
+def test_evaluation_draws_the_same_masks_and_leaves_the_random_numbers_of_training_alone():
+    torch.manual_seed(0)
+    encoder = vit()
+    pretext = MAE(encoder)
+    assert pretext(encoder, views())[0] != pretext(encoder, views())[0]
+    pretext.eval()
+    before = torch.get_rng_state()
+    assert pretext(encoder, views())[0] == pretext(encoder, views())[0]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_encoder_keeps_its_weights_and_its_parameters_to_itself():
+    torch.manual_seed(0)
+    encoder = vit()
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    pretext = MAE(encoder)
+    pretext(encoder, views())
+    after = encoder.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert all(parameter.requires_grad for parameter in encoder.parameters())
+    assert not {id(each) for each in encoder.parameters()} & {id(each) for each in pretext.parameters()}
+
+
+@pytest.mark.parametrize("kind", TRANSFORMERS)
+def test_every_parameter_gets_a_gradient(kind):
+    torch.manual_seed(0)
+    encoder = TRANSFORMERS[kind](64)
+    assert without_gradient(MAE(encoder), encoder, views()) == []
+
+
+def test_a_batch_is_learnt_by_heart():
+    torch.manual_seed(0)
+    encoder = vit()
+    pretext = MAE(encoder, decoder_width=64).eval()  # in evaluation the masks stay the same
+    smooth = nn.functional.interpolate(torch.randn(2, 3, 4, 4), (64, 64), mode="bilinear")
+    found = losses(pretext, encoder, [smooth], steps=60, lr=3e-3)
+    assert found[0] > 0.9
+    assert found[-1] < 0.5 * found[0]
+
+
+def test_mixed_precision_carries_it():
+    encoder = vit()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = MAE(encoder)(encoder, views())
+    loss.backward()
+    assert torch.isfinite(loss)
+
+
+def test_the_decoder_is_half_as_wide_and_a_third_as_deep_as_published_for_vit_large():
+    with torch.device("meta"):
+        decoder = MAE(TimmEncoder("vit_large_patch16_224", 224)).decoder
+    assert (decoder.pos_embed.shape[-1], len(decoder.blocks)) == (512, 8)
+    assert decoder.blocks[0].attn.num_heads == 16
+
+
+def test_the_decoder_can_be_chosen():
+    pretext = MAE(vit(), decoder_width=48, decoder_depth=3, decoder_heads=6)
+    assert (pretext.embed.out_features, len(pretext.decoder.blocks)) == (48, 3)
+    assert pretext.decoder.blocks[0].attn.num_heads == 6
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"decoder_width": 42},
+        {"decoder_width": 0},
+        {"decoder_width": 64, "decoder_heads": 3},
+        {"decoder_depth": 0},
+        {"decoder_heads": 0},
+        {"mask_ratio": 0.0},
+        {"mask_ratio": 1.0},
+        {"mask_ratio": 0.99},  # of 16 patches: none would be left
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(setting):
+    with pytest.raises(ConfigError, match=next(iter(setting))):
+        MAE(vit(), **setting)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "why"),
+    [
+        (cnn, "cannot|no plain"),
+        (msssl, "no plain"),
+        (lambda: TimmEncoder("test_vit3", 64), "attention pooling"),
+        (lambda: TimmEncoder("swin_tiny_patch4_window7_224", 64, depths=(1, 1, 1, 1)), "no plain"),
+        (lambda: TimmEncoder("test_vit", 64, pos_embed="none"), "positions"),
+        (lambda: TimmEncoder("deit_tiny_distilled_patch16_224", 64, depth=1), "no plain"),
+    ],
+)
+def test_an_encoder_that_cannot_leave_out_patches_is_refused_with_what_to_use(encoder, why):
+    with pytest.raises(EncoderError, match=rf"pretext=mae .*({why}).*encoder=vit"):
+        MAE(encoder())
+
+
+def test_views_that_are_not_made_of_whole_patches_are_refused_with_the_size_that_is():
+    encoder = vit(40)
+    pretext = MAE(encoder)
+    with pytest.raises(ConfigError, match=r"pretext\.views\.size=48"):
+        pretext(encoder, views(side=40))
+    pretext(encoder, views(side=48))
+
+
+def test_places_follow_the_tokens_before_the_patches():
+    assert with_prefix(torch.tensor([[4, 0], [2, 1]]), 2).tolist() == [[0, 1, 6, 2], [0, 1, 4, 3]]
+    assert with_prefix(torch.tensor([[4, 0]]), 0).tolist() == [[4, 0]]
+
+
+@pytest.mark.parametrize("name", ["demo", "idrid"])
+def test_no_patch_of_a_view_shows_the_black_around_the_retina_and_of_whole_photographs_some_do(stores, name):
+    store, view = stores(name), SquareView(area=(0.2, 1.0))
+    clear = store.manifest["clear"].to_numpy()
+    square = [view(np.array(image), clear[i], i) for i, image in enumerate(store.images[:80])]
+    assert not black_patches(np.stack(square)).any()
+    assert black_patches(np.array(store.images[:80])).mean() > 0.05
+
+
+def black_patches(images):
+    """Of each patch of 8 pixels whether all of it is black."""
+    count, side = len(images), images.shape[1] // 8
+    return images.reshape(count, side, 8, side, 8 * 3).max(axis=(2, 4)) < 24
+
+
+def test_a_run_leaves_an_encoder_that_grading_can_load(compose):
+    cfg = compose("pretext=mae", "task=pretext", "encoder=vit", "+scale.vit.options.depth=2")
+    metrics = train(cfg)
+    assert 0 < metrics["train/loss"] < 3
+    assert metrics["val/explained"] < 1
+    tensors = load_file(f"{cfg.paths.run}/encoder.safetensors")
+    assert {name.split(".")[2] for name in tensors if name.startswith("model.blocks.")} == {"0", "1"}
+    assert not any("decoder" in name for name in tensors)
+    graded = train(
+        compose("encoder=vit", "+scale.vit.options.depth=2", f"init={cfg.paths.run}", run="graded")
+    )
+    assert graded["status"] == "finished"
