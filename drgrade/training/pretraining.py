@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -94,11 +95,14 @@ def pretrain(
         if is_main_process():
             key = encoder_key(cfg, data)
             metrics |= {"status": "finished", **facts}
-            write_provenance(folder, **clock.cost(), devices=trainer.world_size)
+            write_provenance(folder, **clock.cost(), steps=trainer.global_step, devices=trainer.world_size)
             write_metrics(folder, metrics)
-            save_encoder(
-                task.pretext.trained(task.encoder), folder, _card(cfg, data, key, trainer.global_step)
-            )
+            effort = {
+                "steps": trainer.global_step,
+                "images": clock.images,
+                "encoder_inputs": task.pretext.encoder_inputs,
+            }
+            save_encoder(task.pretext.trained(task.encoder), folder, _card(cfg, data, key, effort))
             watch.record = {**metrics, "encoder_hash": file_hash(folder / WEIGHTS)}
     wait_for_all()
     return metrics
@@ -286,7 +290,16 @@ def _processes(trainer: DictConfig) -> Any:
     return trainer.devices if nodes == 1 else f"{nodes} x {trainer.devices}"
 
 
-def _card(cfg: DictConfig, data: PretextDataModule, key: str, steps: int) -> dict[str, Any]:
+def _card(cfg: DictConfig, data: PretextDataModule, key: str, effort: Mapping[str, float]) -> dict[str, Any]:
+    """What goes into ``encoder.json``.
+
+    Args:
+        cfg: Config with ``task: pretext``.
+        data: Its photographs.
+        key: Of the encoder.
+        effort: ``steps``: optimiser steps; ``images``: photographs that went through them, over all
+            processes; ``encoder_inputs``: images that the encoder saw of each, in units of a whole one.
+    """
     return {
         **_settings(cfg),
         "key": key,
@@ -294,7 +307,7 @@ def _card(cfg: DictConfig, data: PretextDataModule, key: str, steps: int) -> dic
         "data_hash": data.photographs.sha256,
         "photographs_hash": data.photographs_hash(),
         "fold": cfg.fold if cfg.pretrain_on == "train" else None,
-        "steps": steps,
+        **effort,
         "versions": versions(),
         "config": OmegaConf.to_container(cfg, resolve=True),
     }

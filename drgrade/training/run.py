@@ -172,7 +172,11 @@ def grade(cfg: DictConfig, photographs: Photographs, folder: Path, checkpoint: P
         watch.record = record = {**_figures(cfg, trainer, task, data, folder), **facts}
         if is_main_process():
             write_provenance(
-                folder, **clock.cost(), devices=trainer.world_size, encoder=str(initial or "") or None
+                folder,
+                **clock.cost(),
+                steps=trainer.global_step,
+                devices=trainer.world_size,
+                encoder=str(initial or "") or None,
             )
             write_metrics(folder, record)
     return record
