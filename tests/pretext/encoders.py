@@ -23,8 +23,14 @@ def vit(side: int = SIDE) -> Encoder:
 
 
 def msssl(side: int = SIDE) -> Encoder:
-    """A two-branch encoder of 72 features, one map cell per 4 pixels."""
-    return MsSSL("test_resnet", "test_vit", side, channels=16, refined_channels=8)
+    """A two-branch encoder of 72 features, one map cell per 4 pixels.
+
+    All of it learns from the first step: no block begins as the identity, and no attention is one dead ReLU.
+    """
+    learning = {"zero_init_last": False}
+    return MsSSL(
+        "test_resnet", "test_vit", side, channels=16, refined_channels=8, reduction=1, cnn_options=learning
+    )
 
 
 def one_size(side: int = SIDE) -> Encoder:
