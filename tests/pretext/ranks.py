@@ -1,5 +1,6 @@
 """Runs a function on two processes that are joined by gloo, and hands back what each returned."""
 
+import multiprocessing
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ from torch import distributed
 from torch import multiprocessing as mp
 
 WORLD = 2
+# Processes are forked from a server that has imported what takes seconds, once for all tests of a worker.
+multiprocessing.set_forkserver_preload(["torch", "timm", "drgrade.models", "lightly.loss", "torchmetrics"])
 
 
 def on_two_ranks(function: Callable[..., Any], *arguments: Any) -> list[Any]:
@@ -23,7 +26,8 @@ def on_two_ranks(function: Callable[..., Any], *arguments: Any) -> list[Any]:
         What each rank returned: tensors, numbers, or lists and dictionaries of them.
     """
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_process, (Path(folder), function, arguments), nprocs=WORLD)
+        arguments = (Path(folder), function, arguments)
+        mp.start_processes(_process, arguments, nprocs=WORLD, start_method="forkserver")
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 
