@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from drgrade.errors import EncoderError
+from drgrade.models.layers import backbone_depths
 from drgrade.models.timm_backbone import (
     any_size,
     as_map,
@@ -57,6 +58,19 @@ class Encoder(nn.Module, ABC):
             EncoderError: this encoder has no such map.
         """
         raise EncoderError(f"{type(self).__name__} has no feature map")
+
+    def layer_depths(self) -> dict[str, int]:
+        """How far each parameter lies below the head, for layer-wise learning-rate decay.
+
+        Returns:
+            Name of every parameter: 0 for the head's learning rate, 1 for the uppermost layer, and so on.
+
+        Raises:
+            EncoderError: the encoder does not say what its layers are.
+        """
+        raise EncoderError(
+            f"{type(self).__name__} does not say what its layers are; set protocol.layer_decay=null"
+        )
 
 
 class TimmEncoder(Encoder):
@@ -110,6 +124,10 @@ class TimmEncoder(Encoder):
         """The last map of a CNN, the patch tokens of a Vision Transformer; see `Encoder.feature_map`."""
         padded = self._padded(images)
         return drop_padding(as_map(self.model, padded), images, padded)
+
+    def layer_depths(self) -> dict[str, int]:
+        """The layers that timm counts; see `Encoder.layer_depths` and `drgrade.models.layers`."""
+        return {f"model.{name}": depth for name, depth in backbone_depths(self.model).items()}
 
     def _padded(self, images: Tensor) -> Tensor:
         return pad_to(images, input_side(self.model, self._side, images))

@@ -15,6 +15,7 @@ from drgrade.errors import EncoderError
 from drgrade.models.deep_learner import DeepLearner
 from drgrade.models.encoder import Encoder
 from drgrade.models.fpn import FeaturePyramid
+from drgrade.models.layers import backbone_depths, extractor_depths
 from drgrade.models.timm_backbone import any_size, build, drop_padding, input_side, output_width, pad_to
 
 # The maps are fused at one cell per 8 x 8 pixels: 28 x 28 at 224 pixels, the size of C3 and P3.
@@ -54,6 +55,7 @@ class ConvBranch(nn.Module):
         levels = (-4, -3, -2, -1) if use_fpn else (-1,)
         options = {"features_only": True, "out_indices": levels, **options}
         self.backbone, self._side = build(name, image_size, pretrained=pretrained, **options)
+        self._name, self._options = name, options
         # Swin and its like give (B, H, W, C).
         self._channels_last = getattr(self.backbone, "output_fmt", None) == "NHWC"
         widths: list[int] = self.backbone.feature_info.channels()
@@ -80,6 +82,10 @@ class ConvBranch(nn.Module):
         maps = [drop_padding(level, images, padded) for level in maps]
         pyramid: list[Tensor] = self.neck(maps) if self._use_fpn else [self.neck(maps[-1])]
         return pyramid
+
+    def backbone_depths(self) -> dict[str, int]:
+        """How far each of the CNN's parameters lies below its last map; see `drgrade.models.layers`."""
+        return extractor_depths(self.backbone, self._name, self._options)
 
 
 class TransformerBranch(nn.Module):
@@ -217,6 +223,18 @@ class MsSSL(Encoder):
         Without the Deep Learner it is the fused map, one cell per 8 x 8 pixels.
         """
         return self._encode(images)[0]
+
+    def layer_depths(self) -> dict[str, int]:
+        """Fusion and Deep Learner lie next to the head, each backbone below the fusion for itself.
+
+        The pyramid, and what brings the Transformer's tokens to the fusion, count as fusion. See
+        `Encoder.layer_depths`.
+        """
+        below = {f"conv_branch.backbone.{name}": d for name, d in self.conv_branch.backbone_depths().items()}
+        if self.vit_branch is not None:
+            depths = backbone_depths(self.vit_branch.backbone)
+            below |= {f"vit_branch.backbone.{name}": depth for name, depth in depths.items()}
+        return {name: 1 + below.get(name, 0) for name, _ in self.named_parameters()}
 
     def _encode(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The refined map (B, C, h, w), and the Transformer's vector (B, D), if it takes part."""

@@ -15,12 +15,17 @@ from drgrade.metrics.mean import EpochMean
 from drgrade.models.encoder import Encoder
 from drgrade.models.timm_backbone import synchronised
 
-OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+OptimizerFactory = Callable[[Iterable[nn.Parameter] | Iterable[dict[str, Any]]], Optimizer]
+"""Parameters, or groups of them -> optimiser."""
+
 ScheduleFactory = Callable[[Optimizer, int], LRScheduler]
 """(optimiser, optimiser steps of the whole run) -> schedule that is stepped after each of them."""
 
 
 SUBSETS = ("train", "val", "test")
+
+SHARE = "share"
+"""Key of a group of parameters: its learning rate as a share of the optimiser's."""
 
 
 class Task(pl.LightningModule):
@@ -75,14 +80,20 @@ class Task(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimiser over all parameters that learn, its schedule stepped after every optimiser step."""
         try:
-            optimizer = self._optimizer([each for each in self.parameters() if each.requires_grad])
+            optimizer = self._optimizer(self._learning())
         except (TypeError, ValueError) as error:
             raise ConfigError(f"optimizer: {error}") from error
+        for group in optimizer.param_groups:
+            group["lr"] *= group.get(SHARE, 1.0)  # before the schedule, which scales what it finds
         steps = int(self.trainer.estimated_stepping_batches)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self._schedule(optimizer, steps), "interval": "step"},
         }
+
+    def _learning(self) -> list[nn.Parameter] | list[dict[str, Any]]:
+        """What the optimiser is made for: all parameters that learn, or groups of them."""
+        return [each for each in self.parameters() if each.requires_grad]
 
     def _log_means(self, subset: str, values: Mapping[str, Tensor], weight: int) -> None:
         """Add a batch to the means of an epoch, which are exact however the set is divided.

@@ -1,15 +1,19 @@
 """Fine-tuning on graded photographs, and testing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from drgrade.errors import ConfigError
 from drgrade.metrics import GradingMetrics, Predictions
+from drgrade.metrics.gather import gather_rows
 from drgrade.models.encoder import Encoder
 from drgrade.models.heads import Head
-from drgrade.tasks.base import OptimizerFactory, ScheduleFactory, Task
+from drgrade.models.layers import learning_rate_shares
+from drgrade.tasks.base import SHARE, OptimizerFactory, ScheduleFactory, Task
 
 
 class GradingTask(Task):
@@ -49,15 +53,45 @@ class GradingTask(Task):
             compile: Compile the encoder.
             channels_last: Channels last in memory.
             sync_batchnorm: Batch statistics over all GPUs.
+
+        Raises:
+            ConfigError: If the decay is out of range.
+            EncoderError: If there is a decay and the encoder does not say what its layers are.
         """
         super().__init__(encoder, optimizer, schedule, ("loss",), compile, channels_last, sync_batchnorm)
         self.head = head(encoder.num_features)
-        self.frozen_epochs, self.layer_decay = frozen_epochs, layer_decay
+        self.frozen_epochs = frozen_epochs
+        self._shares = {} if layer_decay is None else learning_rate_shares(encoder, layer_decay)
+        self._kept: list[tuple[Tensor, Tensor]] | None = None
         self.results: dict[str, dict[str, float]] = {}
         self.tested = "test"
         self._metrics = torch.nn.ModuleDict(
             {f"{subset}_metrics": GradingMetrics() for subset in ("val", "test")}
         )
+
+    def setup(self, stage: str) -> None:
+        """Give the head what it needs to know of the photographs before training.
+
+        Raises:
+            ConfigError: If they do not allow what the head is set to.
+        """
+        if stage != "fit":
+            return
+        data = getattr(self.trainer, "datamodule", None)
+        if self.head.weighting != "none":
+            if data is None or data.balanced:
+                raise ConfigError(
+                    f"head.weighting={self.head.weighting} with data.balanced=true would make up for rare "
+                    "grades twice; choose one of them"
+                    if data is not None
+                    else "the weights of the grades come from the training photographs of a DataModule"
+                )
+            self.head.set_counts(data.grade_counts("train"))
+        if self.head.fits_thresholds and (data is None or not int(data.grade_counts("val").sum())):
+            raise ConfigError(
+                "head.thresholds=fitted are fitted on validation photographs and there are none: set "
+                "protocol.val_fraction above 0, or head.thresholds=half"
+            )
 
     @property
     def encoder_is_frozen(self) -> bool:
@@ -93,7 +127,7 @@ class GradingTask(Task):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Loss of one batch."""
-        loss = self.head.loss(self(self._images(batch)), batch["grade"])
+        loss = self.head.training_loss(self(self._images(batch)), batch["grade"])
         self._log_means("train", {"loss": loss}, len(batch["grade"]))
         return loss
 
@@ -124,6 +158,37 @@ class GradingTask(Task):
         """
         return self._collector(subset).predictions()
 
+    @contextmanager
+    def keeping_logits(self) -> Iterator[None]:
+        """Keep what the head says of each validation photograph; :meth:`logits` gives it."""
+        self._kept = []
+        try:
+            yield
+        finally:
+            self._kept = None
+
+    def logits(self) -> tuple[Tensor, Tensor]:
+        """What :meth:`keeping_logits` has kept, from all processes; all must call.
+
+        Returns:
+            (N, K) logits and (N,) int64 grades, each photograph once, on the CPU.
+        """
+        assert self._kept, "no validation while logits were kept"
+        index, rows = (torch.cat(parts) for parts in zip(*self._kept, strict=True))
+        gathered = gather_rows(index, rows)[1]
+        return gathered[:, :-1], gathered[:, -1].long()
+
+    def _learning(self) -> list[dict[str, Any]] | list[torch.nn.Parameter]:
+        """As in :class:`Task`; with layer-wise decay a group for each learning rate, the highest first."""
+        if not self._shares:
+            return super()._learning()
+        groups: dict[float, list[torch.nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                share = self._shares[name.removeprefix("encoder.")] if name.startswith("encoder.") else 1.0
+                groups.setdefault(share, []).append(parameter)
+        return [{"params": groups[share], SHARE: share} for share in sorted(groups, reverse=True)]
+
     def _collector(self, subset: str) -> GradingMetrics:
         collector = self._metrics[f"{subset}_metrics"]
         assert isinstance(collector, GradingMetrics)
@@ -136,7 +201,11 @@ class GradingTask(Task):
         logits, grades = self(self._images(batch)), batch["grade"]
         loss = self.head.loss(logits, grades)
         self._log_means(subset, {"loss": loss}, len(grades))
-        probabilities, predicted = self.head.probabilities(logits), self.head.predict(logits)
+        if self._kept is not None:
+            self._kept.append((batch["index"], torch.cat((logits, grades[:, None].to(logits)), dim=1)))
+        # What was fitted on the validation photographs must not be judged by them.
+        read = self.head.predict_unfitted if subset == "val" else self.head.predict
+        probabilities, predicted = self.head.probabilities(logits), read(logits)
         self._collector(subset).update(batch["index"], probabilities, predicted, grades)
 
     def _log_metrics(self, subset: str) -> None:
