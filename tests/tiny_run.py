@@ -18,6 +18,7 @@ TINY = (
     "scale.head_width=16",
     "scale.pretext_head=[16]",
     "scale.pretext_epochs=1",
+    "scale.pretext_steps=2",
     "scale.published_epochs=2",
     "scale.matched_epochs=2",
     "scale.matched_steps_per_epoch=2",
