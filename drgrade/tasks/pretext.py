@@ -5,7 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
+from drgrade.errors import ConfigError
 from drgrade.models.encoder import Encoder
 from drgrade.pretext.base import Pretext
 from drgrade.tasks.base import OptimizerFactory, ScheduleFactory, Task
@@ -50,6 +52,24 @@ class PretextTask(Task):
         steps = max(1, int(self.trainer.estimated_stepping_batches))
         self.pretext.before_step(self.encoder, min(1.0, self.global_step / steps))
         return self._step(batch, "train")
+
+    def on_validation_start(self) -> None:
+        """Refuse a validation in which no batch of any process would be large enough.
+
+        Raises:
+            ConfigError: If so.
+        """
+        loader = self.trainer.val_dataloaders
+        if not isinstance(loader, DataLoader):
+            return
+        photographs = len(loader.dataset)  # type: ignore[arg-type]
+        largest = min(loader.batch_size or 1, -(-photographs // self.trainer.world_size))
+        if largest < self.pretext.fewest:
+            raise ConfigError(
+                f"{type(self.pretext).__name__} needs {self.pretext.fewest} photographs in a batch, and of "
+                f"the {photographs} held out no process has more than {largest} in one: raise "
+                "pretext.val_fraction or pretext.batch_size, or hold out none with pretext.val_fraction=0"
+            )
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Log the same quantities on held-out photographs; a batch that is too small weighs nothing."""

@@ -1,0 +1,205 @@
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+from encoders import ENCODERS, cnn, losses, views, vit, without_gradient
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from drgrade.errors import ConfigError
+from drgrade.pretext.exemplar import Exemplar, semi_hard
+from drgrade.pretext.projection import embed
+from drgrade.tasks.pretext import PretextTask
+from drgrade.training.run import train
+
+MARGIN = 0.2
+
+
+def squared_distance(a, b):
+    """Of two vectors after each was brought to length 1."""
+    a, b = ([x / sum(y * y for y in one) ** 0.5 for x in one] for one in (a.tolist(), b.tolist()))
+    return sum((x - y) ** 2 for x, y in zip(a, b, strict=True))
+
+
+def naive(anchors, positives):
+    """Loss, accuracy and share of active triplets, triplet by triplet; semi-hard negatives."""
+    total, active, right = 0.0, 0, []
+    for i, anchor in enumerate(anchors):
+        near = squared_distance(anchor, positives[i])
+        far = [squared_distance(anchor, other) for j, other in enumerate(anchors) if j != i]
+        right += [near < distance for distance in far]
+        further = [distance for distance in far if distance > near]
+        negative = min(further) if further else max(far)
+        loss = max(0.0, near - negative + MARGIN)
+        total, active = total + loss, active + (loss > 0)
+    return total / len(anchors), sum(right) / len(right), active / len(anchors)
+
+
+def far_and_near(batch, seed):
+    generator = torch.Generator().manual_seed(seed)
+    far, near = torch.rand(batch, batch + 1, generator=generator), torch.rand(batch, generator=generator)
+    itself = torch.zeros(batch, batch + 1, dtype=torch.bool)
+    itself[:, 1:].fill_diagonal_(True)
+    return near, far, itself
+
+
+@pytest.mark.parametrize("batch", [2, 3, 7])
+@pytest.mark.parametrize("training", [True, False])
+def test_loss_and_scores_are_those_of_a_loop_over_all_triplets(batch, training):
+    torch.manual_seed(batch)
+    encoder = vit().eval()
+    pretext = Exemplar(encoder, margin=MARGIN).train(training)
+    first, second = views(2, batch)
+    seen = [first, first + second]
+    loss, scores = pretext(encoder, seen)
+    wanted, accuracy, active = naive(*(each.detach() for each in embed(encoder, pretext.head, seen)))
+    assert loss.item() == pytest.approx(wanted, rel=1e-3, abs=1e-6)
+    assert scores["accuracy"].item() == pytest.approx(accuracy)
+    assert scores["active"].item() == pytest.approx(active)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 6), st.integers(0, 10_000))
+def test_a_semi_hard_negative_is_the_nearest_of_those_beyond_the_positive(batch, seed):
+    near, far, itself = far_and_near(batch, seed)
+    chosen = semi_hard(near, far, itself)[:, 0]
+    for i, column in enumerate(chosen.tolist()):
+        others = {j: far[i, j].item() for j in range(batch + 1) if not itself[i, j]}
+        beyond = {j: distance for j, distance in others.items() if distance > near[i]}
+        wanted = min(beyond, key=beyond.get) if beyond else max(others, key=others.get)
+        assert column == wanted
+
+
+def test_a_negative_as_near_as_the_positive_is_not_beyond_it():
+    near, itself = torch.tensor([0.5]), torch.tensor([[True, False, False]])
+    assert semi_hard(near, torch.tensor([[0.6, 0.5, 0.9]]), itself) == 2
+
+
+class Fixed(nn.Module):
+    """A head whose embeddings are those given, whatever it is shown."""
+
+    def __init__(self, embeddings):
+        super().__init__()
+        self.embeddings = nn.Parameter(embeddings)
+
+    def forward(self, features):
+        return self.embeddings
+
+
+def test_embeddings_that_are_all_alike_cost_the_margin_and_are_no_success():
+    pretext = Exemplar(vit(32), margin=MARGIN)
+    pretext.head = Fixed(torch.eye(4)[:1].repeat(8, 1))  # exactly of length 1: no rounding decides
+    loss, scores = pretext(vit(32), views(2, batch=4, side=32))
+    assert loss.item() == pytest.approx(MARGIN)
+    assert scores["accuracy"] == 0
+    assert scores["active"] == 1
+
+
+def test_triplets_that_are_apart_by_the_margin_cost_nothing():
+    pretext = Exemplar(vit(32), margin=MARGIN)
+    pretext.head = Fixed(torch.eye(4).repeat(2, 1))
+    loss, scores = pretext(vit(32), views(2, batch=4, side=32))
+    assert (loss, scores["accuracy"], scores["active"]) == (0, 1, 0)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_random_negatives_are_all_the_others_and_never_the_photograph_itself(training):
+    pretext = Exemplar(vit(32), negatives="random").train(training)
+    itself = torch.zeros(300, 8, dtype=torch.bool)
+    itself[:, 5] = True
+    chosen = pretext._chosen(torch.zeros(300), torch.zeros(300, 8), itself)
+    assert sorted(set(chosen[:, 0].tolist())) == [0, 1, 2, 3, 4, 6, 7]
+
+
+def test_random_negatives_are_drawn_anew_in_training_and_alike_in_evaluation():
+    torch.manual_seed(0)
+    encoder, seen = vit(32).eval(), views(2, batch=6, side=32)
+    pretext = Exemplar(encoder, negatives="random", margin=4)
+    assert len({pretext(encoder, seen)[0].item() for _ in range(5)}) > 1
+    pretext.eval()
+    assert len({pretext(encoder, seen)[0].item() for _ in range(5)}) == 1
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("negatives", ["semi_hard", "random"])
+def test_every_parameter_gets_a_gradient(name, negatives):
+    torch.manual_seed(0)
+    encoder = ENCODERS[name]()
+    pretext = Exemplar(encoder, hidden=[16], negatives=negatives, margin=4, batch_norm=True)
+    assert without_gradient(pretext, encoder, views(2)) == []
+
+
+@pytest.mark.parametrize("negatives", ["semi_hard", "random"])
+def test_it_learns_to_tell_photographs_apart(negatives):
+    torch.manual_seed(0)
+    encoder = cnn()
+    pretext = Exemplar(encoder, negatives=negatives)
+    first, noise = views(2, batch=8)
+    seen = [first, first + noise]
+    found = losses(pretext, encoder, seen, steps=60)
+    assert found[0] > MARGIN / 4
+    assert found[-1] < found[0] / 5
+    assert pretext(encoder, seen)[1]["accuracy"] > 0.9
+
+
+def test_the_embedding_is_one_linear_layer_unless_more_are_asked_for():
+    encoder = cnn()
+    assert [type(layer) for layer in Exemplar(encoder).head.layers] == [nn.Linear]
+    assert [type(layer) for layer in Exemplar(encoder, hidden=[16]).head.layers] == [
+        nn.Linear,
+        nn.ReLU,
+        nn.Linear,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"margin": 0}, r"margin=0 is not in \(0, 4\]"),
+        ({"margin": 5.0}, r"margin=5.0 is not in \(0, 4\]"),
+        ({"margin": float("nan")}, r"margin=nan is not in \(0, 4\]"),
+        ({"negatives": "hardest"}, "negatives=hardest is none of semi_hard, random"),
+    ],
+)
+def test_settings_out_of_range_are_refused(setting, message):
+    with pytest.raises(ConfigError, match=rf"pretext\.head\.{message}"):
+        Exemplar(cnn(), **setting)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_batch_of_one_is_refused(training):
+    encoder = vit()
+    with pytest.raises(ConfigError, match="pretext=exemplar compares a photograph with others"):
+        Exemplar(encoder).train(training)(encoder, views(2, batch=1))
+
+
+def test_a_whole_run_leaves_an_encoder_without_the_head_and_can_end_validation_on_one_photograph(compose):
+    cfg = compose("pretext=exemplar", "task=pretext", "pretext.val_fraction=0.1", "pretext.batch_size=6")
+    metrics = train(cfg)
+    held_out = (pd.read_csv(f"{cfg.paths.run}/split.csv")["subset"] == "val").sum()
+    assert held_out == 7  # a batch of 6 and one of 1
+    assert metrics["status"] == "finished"
+    assert 0 <= metrics["val/accuracy"] <= 1
+    assert 0 <= metrics["val/loss"] <= 4 + MARGIN
+    tensors = load_file(f"{cfg.paths.run}/encoder.safetensors")
+    assert tensors
+    assert not [name for name in tensors if "head" in name]
+
+
+@pytest.mark.parametrize(
+    ("held_out", "batch", "processes", "refused"),
+    [(1, 32, 1, True), (2, 32, 1, False), (2, 32, 2, True), (3, 32, 2, False), (9, 1, 1, True)],
+)
+def test_a_validation_in_which_every_batch_is_too_small_is_refused(held_out, batch, processes, refused):
+    loader = DataLoader(TensorDataset(torch.zeros(held_out)), batch_size=batch)
+    trainer = SimpleNamespace(val_dataloaders=loader, world_size=processes)
+    task = SimpleNamespace(trainer=trainer, pretext=Exemplar(vit(32)))
+    if not refused:
+        PretextTask.on_validation_start(task)
+        return
+    with pytest.raises(ConfigError, match=rf"Exemplar needs 2 .* the {held_out} .* pretext\.val_fraction=0"):
+        PretextTask.on_validation_start(task)

@@ -1,0 +1,170 @@
+from functools import partial
+from itertools import pairwise
+
+import pytest
+import torch
+from encoders import cnn, views, vit
+from ranks import WORLD, on_two_ranks
+from torch import nn
+
+from drgrade.errors import ConfigError
+from drgrade.pretext.exemplar import Exemplar
+from drgrade.pretext.projection import embed, full_precision, mlp, of_all_processes, require_company
+from drgrade.pretext.simclr import SimCLR
+
+
+@pytest.mark.parametrize("widths", [(8, 4), (8, 16, 4), (8, 16, 32, 4)])
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_a_head_is_linear_layers_with_relu_between_and_batch_norm_after_each(widths, batch_norm):
+    kinds = []
+    for number, (before, after) in enumerate(pairwise(widths)):
+        last = number == len(widths) - 2
+        kinds += [(nn.Linear, before, after)]
+        kinds += [(nn.BatchNorm1d, after)] if batch_norm else []
+        kinds += [] if last else [(nn.ReLU,)]
+    found = []
+    for layer in mlp(widths, batch_norm).layers:
+        sizes = {
+            nn.Linear: lambda layer: (layer.in_features, layer.out_features),
+            nn.BatchNorm1d: lambda layer: (layer.num_features,),
+            nn.ReLU: lambda layer: (),
+        }
+        found.append((type(layer), *sizes[type(layer)](layer)))
+    assert found == kinds
+
+
+@pytest.mark.parametrize("widths", [(), (8,), (8, 0), (8, -1, 4)])
+def test_widths_that_make_no_head_are_refused(widths):
+    with pytest.raises(ConfigError, match=r"pretext\.head.*at least 1"):
+        mlp(widths)
+
+
+def test_views_of_one_size_are_embedded_together_and_come_back_in_their_order():
+    encoder, head, calls = vit(), mlp([64, 8], batch_norm=False), []
+    encoder.register_forward_hook(lambda module, inputs, output: calls.append(inputs[0].shape))
+    large, small = views(2, batch=3), views(2, batch=3, side=32, seed=1)
+    found = embed(encoder, head, [*large, *small])
+    assert calls == [(6, 3, 64, 64), (6, 3, 32, 32)]
+    for embedding, view in zip(found, [*large, *small], strict=True):
+        torch.testing.assert_close(embedding, head(encoder(view)))
+
+
+def test_views_that_are_embedded_together_share_the_statistics_of_the_batch():
+    encoder, seen = cnn(), views(2, batch=3)
+    head = mlp([encoder.num_features, 8])
+    found = torch.cat(embed(encoder, head, seen))
+    torch.testing.assert_close(found.mean(dim=0), torch.zeros(8), atol=1e-5, rtol=0)
+    assert embed(encoder, head, seen[:1])[0].mean(dim=0).abs().max() < 1e-5  # alone, its own statistics
+    assert found[:3].mean(dim=0).abs().max() > 1e-3
+
+
+def test_a_single_process_has_all_rows_there_are():
+    rows = torch.randn(3, 2)
+    everyone, start = of_all_processes(rows)
+    assert everyone is rows
+    assert start == 0
+
+
+def _pretexts():
+    """An encoder without batch statistics, and every pretext that gathers, each made anew from one seed."""
+    made = {}
+    for name in ("simclr", "exemplar"):
+        torch.manual_seed(0)
+        encoder = vit(32)
+        kind = partial(SimCLR, temperature=0.2, batch_norm=False) if name == "simclr" else Exemplar
+        made[name] = (encoder, kind(encoder))
+    return made
+
+
+def _learnt(encoder, pretext, seen):
+    loss, scores = pretext(encoder, seen)
+    loss.backward()
+    gradients = [p.grad for module in (encoder, pretext) for p in module.parameters()]
+    return {"loss": loss.detach(), "scores": scores, "gradients": gradients}
+
+
+def _of_rank(rank, seen):
+    """Photographs of a process as the sampler deals them: every second one."""
+    return [view[rank::WORLD] for view in seen]
+
+
+def _uneven(rank, seen):
+    """Three photographs for one process, two for the other."""
+    return [view[:3] if rank == 0 else view[3:5] for view in seen]
+
+
+def _on_a_rank(rank, rows, seen):
+    own = rows[2 * rank : 2 * rank + 2].clone().requires_grad_()
+    everyone, start = of_all_processes(own)
+    (everyone * torch.arange(8.0).view(4, 2) * (1 + rank)).sum().backward()
+    found = {"rows": {"everyone": everyone.detach(), "start": start, "gradient": own.grad}}
+    for name, (encoder, pretext) in _pretexts().items():
+        found[name] = _learnt(encoder, pretext, _of_rank(rank, seen))
+        pretext.eval()
+        for _ in range(2 - rank):  # one batch more on the first process
+            found[f"{name} in validation"] = pretext(encoder, _uneven(rank, seen))[0].detach()
+    return found
+
+
+ROWS, SEEN = torch.randn(4, 2), views(2, batch=6, side=32)
+
+
+@pytest.fixture(scope="module")
+def ranks():
+    return on_two_ranks(_on_a_rank, ROWS, SEEN)
+
+
+def test_every_process_has_the_rows_of_all_and_their_gradients_add_up(ranks):
+    for rank, found in enumerate(ranks):
+        assert torch.equal(found["rows"]["everyone"], ROWS)
+        assert found["rows"]["start"] == 2 * rank
+        wanted = 3 * torch.arange(8.0).view(4, 2)[2 * rank : 2 * rank + 2]  # once from rank 0, twice from 1
+        assert torch.equal(found["rows"]["gradient"], wanted)
+
+
+@pytest.mark.parametrize("name", ["simclr", "exemplar"])
+def test_two_processes_learn_what_one_would_from_the_joined_batch(ranks, name):
+    joined = _learnt(*_pretexts()[name], SEEN)
+    mean = torch.stack([found[name]["loss"] for found in ranks]).mean()
+    torch.testing.assert_close(mean, joined["loss"], rtol=1e-5, atol=1e-6)
+    for score, value in joined["scores"].items():
+        mean = torch.stack([found[name]["scores"][score] for found in ranks]).mean()
+        torch.testing.assert_close(mean, value)
+    largest = max(each.abs().max() for each in joined["gradients"])
+    assert largest > 1e-4
+    for one, *two in zip(joined["gradients"], *(found[name]["gradients"] for found in ranks), strict=True):
+        # DDP takes the mean of the gradients of all processes.
+        torch.testing.assert_close(torch.stack(two).mean(dim=0), one, rtol=1e-3, atol=1e-5 * float(largest))
+
+
+@pytest.mark.parametrize("name", ["simclr", "exemplar"])
+def test_photographs_of_other_processes_are_negatives(ranks, name):
+    for rank, found in enumerate(ranks):
+        alone = _learnt(*_pretexts()[name], _of_rank(rank, SEEN))
+        assert (alone["loss"] - found[name]["loss"]).abs() > 1e-4
+
+
+@pytest.mark.parametrize("name", ["simclr", "exemplar"])
+def test_processes_do_not_wait_for_each_other_in_validation(ranks, name):
+    encoder, pretext = _pretexts()[name]
+    pretext.eval()
+    for rank, found in enumerate(ranks):
+        loss = pretext(encoder, _uneven(rank, SEEN))[0].detach()
+        torch.testing.assert_close(found[f"{name} in validation"], loss)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)],
+)
+def test_rows_are_compared_in_single_precision_at_least(given, wanted):
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+        with full_precision(torch.ones(2, 2, dtype=given)) as (rows,):
+            assert rows.dtype == (rows @ rows.T).dtype == wanted
+
+
+def test_a_batch_of_one_is_refused_and_the_message_says_what_to_do():
+    require_company("simclr", 2)
+    with pytest.raises(ConfigError, match=r"pretext=simclr .* set pretext\.batch_size to 2 or more"):
+        require_company("simclr", 1)

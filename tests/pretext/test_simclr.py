@@ -1,0 +1,122 @@
+import math
+
+import pytest
+import torch
+from encoders import ENCODERS, cnn, losses, views, vit, without_gradient
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import nn
+
+from drgrade.errors import ConfigError
+from drgrade.pretext.projection import embed
+from drgrade.pretext.simclr import SimCLR, partner_nearest
+from drgrade.training.run import train
+
+
+def naive(first, second, temperature):
+    """Loss and accuracy view by view: equation 1 of Chen et al., every pair in both directions."""
+    photographs = len(first)
+    everyone = [*first.tolist(), *second.tolist()]
+    norms = [math.sqrt(sum(x * x for x in one)) for one in everyone]
+
+    def similarity(a, b):
+        dot = sum(x * y for x, y in zip(everyone[a], everyone[b], strict=True))
+        return dot / (norms[a] * norms[b])
+
+    total, right = 0.0, 0
+    for view in range(2 * photographs):
+        partner = (view + photographs) % (2 * photographs)
+        others = {k: similarity(view, k) for k in range(2 * photographs) if k != view}
+        partition = sum(math.exp(value / temperature) for value in others.values())
+        total -= math.log(math.exp(others[partner] / temperature) / partition)
+        right += all(others[partner] > value for k, value in others.items() if k != partner)
+    return total / (2 * photographs), right / (2 * photographs)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+@pytest.mark.parametrize("batch", [2, 5])
+@pytest.mark.parametrize("training", [True, False])
+def test_loss_and_accuracy_are_those_of_a_loop_over_all_views(temperature, batch, training):
+    torch.manual_seed(batch)
+    encoder = vit().eval()
+    pretext = SimCLR(encoder, temperature=temperature, batch_norm=False).train(training)
+    first, second = views(2, batch)
+    near = first + 0.5 * second  # some partners are the nearest, some are not
+    loss, scores = pretext(encoder, [first, near])
+    wanted, accuracy = naive(*embed(encoder, pretext.head, [first, near]), temperature)
+    assert loss.item() == pytest.approx(wanted, rel=1e-4)
+    assert scores["accuracy"].item() == pytest.approx(accuracy)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(2, 6), st.floats(0.01, 3), st.integers(0, 1000))
+def test_the_accuracy_is_that_of_the_loop_however_far_the_views_are_apart(batch, apart, seed):
+    generator = torch.Generator().manual_seed(seed)
+    first, noise = torch.randn(2, batch, 4, generator=generator, dtype=torch.float64)
+    second = first + apart * noise
+    found = partner_nearest(torch.stack([first, second], dim=1), torch.stack([first, second], dim=1))
+    assert found.item() == pytest.approx(naive(first, second, 1.0)[1])
+
+
+def test_the_accuracy_counts_the_views_of_other_processes_too():
+    pairs = torch.eye(4)[:, None].repeat(1, 2, 1)
+    assert partner_nearest(pairs[2:], pairs, start=2) == 1
+    assert partner_nearest(pairs[2:], torch.cat([pairs[2:], pairs[2:]]), start=2) == 0  # as near elsewhere
+    assert partner_nearest(pairs[1:], torch.cat([pairs[3:], pairs[1:]]), start=1) == pytest.approx(2 / 3)
+
+
+def test_embeddings_that_are_all_alike_are_no_success():
+    alike = torch.ones(5, 2, 3)
+    assert partner_nearest(alike, alike) == 0
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_parameter_gets_a_gradient(name):
+    torch.manual_seed(0)
+    encoder = ENCODERS[name]()
+    assert without_gradient(SimCLR(encoder), encoder, views(2)) == []
+
+
+def test_it_learns_to_tell_photographs_apart():
+    torch.manual_seed(0)
+    encoder = cnn()
+    pretext = SimCLR(encoder, temperature=0.1)
+    first, noise = views(2, batch=8)
+    seen = [first, first + noise]
+    found = losses(pretext, encoder, seen)
+    assert found[0] > 1
+    assert found[-1] < 0.1
+    assert pretext(encoder, seen)[1]["accuracy"] == 1
+
+
+def test_the_published_head_is_the_default():
+    encoder = cnn()
+    linear = [layer for layer in SimCLR(encoder).head.layers if isinstance(layer, nn.Linear)]
+    width = encoder.num_features
+    assert [(layer.in_features, layer.out_features) for layer in linear] == [(width, width), (width, 128)]
+
+
+@pytest.mark.parametrize("temperature", [0, -0.1, float("nan")])
+def test_a_temperature_that_is_none_is_refused(temperature):
+    with pytest.raises(ConfigError, match=r"pretext\.head\.temperature=.* is not above 0"):
+        SimCLR(cnn(), temperature=temperature)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_batch_of_one_is_refused(training):
+    encoder = vit()
+    with pytest.raises(ConfigError, match="pretext=simclr compares a photograph with others"):
+        SimCLR(encoder).train(training)(encoder, views(2, batch=1))
+
+
+def test_a_whole_run_leaves_an_encoder_without_the_head(compose):
+    cfg = compose("pretext=simclr", "task=pretext", "pretext.val_fraction=0.1")
+    metrics = train(cfg)
+    assert metrics["status"] == "finished"
+    assert 0 <= metrics["val/accuracy"] <= 1
+    assert 0 < metrics["val/loss"] < 10
+    assert metrics["val/feature_std"] > 0
+    tensors = load_file(f"{cfg.paths.run}/encoder.safetensors")
+    assert tensors
+    assert not [name for name in tensors if "head" in name or "loss" in name]
