@@ -29,6 +29,7 @@ class MoCoV3(Pretext):
     scores = ("accuracy", "similarity")
     num_views = VIEWS
     encoder_inputs = float(VIEWS)
+    fewest = 2
 
     def __init__(
         self,
@@ -109,7 +110,7 @@ class MoCoV3(Pretext):
             Loss and scores, as :func:`info_nce`.
         """
         every, start = of_all_processes(keys) if self.training else (keys, 0)
-        if self.training and len(every) < 2:
+        if self.training and len(every) < self.fewest:
             raise ConfigError("pretext.batch_size=1: moco_v3 needs other photographs to tell a view from")
         return info_nce(queries, every, start, self._temperature)
 
