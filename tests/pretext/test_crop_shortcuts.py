@@ -1,0 +1,111 @@
+"""Two views of a photograph must not find each other by silhouette or mean colour.
+
+Every test has its control: views without the protection do find each other by the same. Among 64 photographs,
+chance is 1/64.
+"""
+
+import numpy as np
+import pytest
+from crop_shortcuts import (
+    BATCH,
+    by_best_metric,
+    colours,
+    configured,
+    matched,
+    mean_colour,
+    pairs_of,
+    plain_squares,
+    silhouette,
+    whole_photographs,
+)
+
+CHANCE = 1 / BATCH
+DATA = ("demo", "idrid")
+PRETEXTS = ("simclr", "exemplar")
+
+
+@pytest.fixture(scope="module")
+def pairs(stores):
+    made = {}
+    kinds = {"squares": plain_squares, "whole": lambda: whole_photographs}
+
+    def of(name, kind):
+        if (name, kind) not in made:
+            views = kinds[kind]() if kind in kinds else configured(kind)
+            made[name, kind] = pairs_of(stores(name), views)
+        return made[name, kind]
+
+    return of
+
+
+def marked(store):
+    """The photographs of a store with everything white that was recorded, and black all that was not."""
+    y, x = np.mgrid[:64, :64] - 31.5
+    radius = np.hypot(x, y) / 32
+    for clear in store.manifest["clear"]:
+        shown = np.where(radius <= clear, np.uint8(255), np.uint8(0))
+        yield np.repeat(shown[..., None], 3, axis=2), float(clear)
+
+
+@pytest.mark.parametrize("pretext", PRETEXTS)
+@pytest.mark.parametrize("name", DATA)
+def test_every_view_of_every_photograph_has_the_same_silhouette(stores, name, pretext):
+    views = configured(pretext)
+    shown = [views(image, clear, seed) for seed, (image, clear) in enumerate(marked(stores(name)))]
+    outlines = silhouette(np.stack(shown))
+    assert np.ptp(outlines) == 0
+    assert matched(outlines, draws=10).share == pytest.approx(CHANCE)
+
+
+@pytest.mark.parametrize("pretext", PRETEXTS)
+@pytest.mark.parametrize("name", DATA)
+def test_what_is_dark_in_a_view_does_not_find_its_partner(pairs, name, pretext):
+    score = matched(silhouette(pairs(name, pretext)))
+    assert score.share - 3 * score.error <= CHANCE + 1e-9
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_the_silhouette_of_a_whole_photograph_does(pairs, name):
+    score = matched(silhouette(pairs(name, "whole")))
+    assert score.share - 3 * score.error > CHANCE
+
+
+@pytest.mark.parametrize("pretext", PRETEXTS)
+@pytest.mark.parametrize("name", DATA)
+def test_mean_colour_finds_the_partner_seldom_where_it_finds_it_often_without_jitter(pairs, name, pretext):
+    plain = matched(mean_colour(pairs(name, "squares")))
+    jittered = matched(mean_colour(pairs(name, pretext)))
+    assert plain.share - 3 * plain.error > 0.3
+    assert jittered.share + 3 * jittered.error < 0.1
+
+
+@pytest.mark.parametrize(("pretext", "at_most"), [("simclr", 0.15), ("exemplar", 0.2)])
+@pytest.mark.parametrize("name", DATA)
+def test_so_do_mean_and_spread_of_the_colours_in_the_metric_that_serves_best(pairs, name, pretext, at_most):
+    plain = by_best_metric(colours(pairs(name, "squares")))
+    jittered = by_best_metric(colours(pairs(name, pretext)))
+    assert plain.share - 3 * plain.error > 0.6
+    assert jittered.share < at_most
+
+
+# --- the measure itself
+
+
+@pytest.mark.parametrize("batch", [2, 10])
+def test_partners_that_are_alike_are_found_and_views_that_are_all_alike_only_by_chance(batch):
+    alone = np.random.default_rng(0).normal(size=(20, 1, 3)).repeat(2, axis=1)
+    assert matched(alone, batch, draws=50) == (1, 0)
+    assert matched(np.ones((20, 2, 3)), batch, draws=50).share == pytest.approx(1 / batch)
+
+
+def test_views_that_know_nothing_of_each_other_are_matched_by_chance():
+    score = matched(np.random.default_rng(0).normal(size=(400, 2, 3)))
+    assert score.share == pytest.approx(CHANCE, abs=4 * score.error)
+
+
+def test_the_best_metric_finds_what_jitter_left_alone():
+    rng = np.random.default_rng(0)
+    kept, jittered = rng.normal(size=(300, 1, 1)).repeat(2, axis=1), 30 * rng.normal(size=(300, 2, 2))
+    mixed = np.concatenate([kept + jittered[..., :1], jittered], axis=-1)  # kept is a difference of two
+    assert matched(mixed).share < 0.1
+    assert by_best_metric(mixed).share > 0.9
