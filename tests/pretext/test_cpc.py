@@ -1,0 +1,207 @@
+import math
+
+import pytest
+import torch
+from encoders import ENCODERS, SIDE, losses, one_size, views, vit, without_gradient
+from ranks import WORLD, on_two_ranks
+from torch import nn
+
+from drgrade.errors import ConfigError, EncoderError
+from drgrade.models.encoder import Encoder
+from drgrade.pretext.cpc import CPC
+from drgrade.pretext.patches import Patches
+from drgrade.training.run import train
+
+
+class Means(Encoder):
+    """Features of an image: a layer on the mean of each channel."""
+
+    num_features = 5
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 5)
+
+    def forward(self, images):
+        self.seen = images
+        return self.layer(images.mean(dim=(2, 3)))
+
+
+def overlapping(size=SIDE, grid=5, **options):
+    return Patches(size, grid, -0.4, **options)
+
+
+def still(size=SIDE, grid=5, **options):
+    return Patches(size, grid, -0.4, 0.0, **options)
+
+
+def by_hand(pretext, encoder, images):
+    """Loss and scores, one prediction at a time."""
+    grid, skip = pretext.patches.grid, pretext.skip
+    codes = [
+        pretext.project(encoder(pretext.patches(image[None])[0])).view(grid, grid, -1) for image in images
+    ]
+    candidates = [
+        (b, row, column)
+        for b in range(len(images))
+        for row in range(skip + 1, grid)
+        for column in range(grid)
+    ]
+    total = count = right = within = 0.0
+    for b, code in enumerate(codes):
+        context = pretext.context(code.permute(2, 0, 1)[None])[0].permute(1, 2, 0)
+        for k in range(skip + 1, grid):
+            for row in range(grid - k):
+                for column in range(grid):
+                    predicted = pretext.predict[str(k)](context[row, column])
+                    scores = torch.stack([codes[i][y, x] @ predicted for i, y, x in candidates])
+                    scores = scores / math.sqrt(len(predicted))
+                    place = candidates.index((b, row + k, column))
+                    total -= scores.log_softmax(0)[place].item()
+                    right += int(scores.argmax()) == place
+                    own = [n for n, (i, _, _) in enumerate(candidates) if i == b]
+                    within += own[int(scores[own].argmax())] == place
+                    count += 1
+    return total / count, right / count, within / count
+
+
+@pytest.mark.parametrize(("grid", "skip"), [(5, 1), (4, 1), (5, 2)])
+def test_the_loss_is_that_of_one_prediction_after_the_other(grid, skip):
+    torch.manual_seed(0)
+    encoder = Means()
+    pretext = CPC(encoder, still(grid=grid, level=False, normalise=False), skip, code=7, layers=2)
+    (images,) = views(batch=3)
+    loss, scores = pretext(encoder, [images])
+    with torch.no_grad():
+        expected = by_hand(pretext, encoder, images)
+    found = (loss.item(), scores["accuracy"].item(), scores["accuracy_within"].item())
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_context_sees_its_row_and_those_above_and_nothing_below(layers):
+    torch.manual_seed(0)
+    pretext = CPC(Means(), still(), code=6, layers=layers)
+    codes = torch.randn(1, 6, 5, 5, requires_grad=True)
+    for row in range(5):
+        (gradient,) = torch.autograd.grad(pretext.context(codes)[0, :, row, 2].sum(), codes)
+        seen = gradient[0].abs().sum(dim=(0, 2)) > 0
+        assert seen.tolist() == [row - layers <= above <= row for above in range(5)]
+
+
+def test_what_is_predicted_shows_no_pixel_of_its_context():
+    pretext = CPC(Means(), overlapping(96))
+    patches = pretext.patches
+    assert patches.least_gap(1) < 0  # neighbours do overlap
+    corners = patches.corners(300, torch.device("cpu")).view(300, 5, 5, 2)[..., 0]
+    for row in range(5 - 1 - pretext.skip):
+        lowest = corners[:, : row + 1].amax() + patches.cut
+        assert corners[:, row + pretext.skip + 1 :].amin() >= lowest
+
+
+def test_identical_codes_give_the_loss_of_a_guess():
+    encoder = Means()
+    pretext = CPC(encoder, still(), code=6)
+    loss, _ = pretext(encoder, [torch.ones(4, 3, SIDE, SIDE)])
+    assert loss.item() == pytest.approx(math.log(4 * 3 * 5), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_parameter_gets_a_gradient(name):
+    torch.manual_seed(0)
+    encoder = ENCODERS[name]()
+    assert without_gradient(CPC(encoder, overlapping(), code=16), encoder, views()) == []
+
+
+def test_it_learns():
+    torch.manual_seed(0)
+    encoder = ENCODERS["cnn"]()
+    found = losses(CPC(encoder, still(), code=16), encoder, views(), steps=40, lr=5e-3)
+    assert found[-1] < 0.5 * found[0]
+
+
+def test_evaluation_draws_the_same_and_training_does_not():
+    torch.manual_seed(0)
+    encoder = ENCODERS["vit"]()
+    pretext = CPC(encoder, overlapping(colour_drop=0.5), code=16)
+    encoder.eval()
+    assert pretext(encoder, views())[0] != pretext(encoder, views())[0]
+    pretext.eval()
+    assert pretext(encoder, views())[0] == pretext(encoder, views())[0]
+
+
+def of_a_batch(images):
+    """Loss and the gradient of every parameter of a pretext that draws nothing, on an encoder without
+    batch normalisation."""
+    torch.manual_seed(0)
+    encoder = vit()
+    pretext = CPC(encoder, still(), code=8)
+    loss, scores = pretext(encoder, [images])
+    loss.backward()
+    parameters = {**dict(encoder.named_parameters(prefix="encoder")), **dict(pretext.named_parameters())}
+    return {
+        "loss": loss.detach(),
+        **{f"score {name}": score for name, score in scores.items()},
+        **{name: parameter.grad for name, parameter in parameters.items()},
+    }
+
+
+def of_a_rank(rank, images):
+    """What of_a_batch gives for the rank's half of the photographs; validation losses of 2 or 1 batches."""
+    trained = of_a_batch(images.chunk(WORLD)[rank])
+    encoder = Means()
+    pretext = CPC(encoder, still(), code=8).eval()
+    with torch.no_grad():
+        validated = [pretext(encoder, [share])[0] for share in images[: 3 - rank].split(2)]
+    return {"trained": trained, "validated": validated}
+
+
+@pytest.fixture(scope="module")
+def ranks():
+    return on_two_ranks(of_a_rank, views(batch=4)[0])
+
+
+def test_two_processes_are_one_with_the_joined_batch(ranks):
+    (images,) = views(batch=4)
+    expected, found = of_a_batch(images), [rank["trained"] for rank in ranks]
+    for name, value in expected.items():
+        # As DistributedDataParallel does it: the mean of the gradients.
+        mean = torch.stack([each[name] for each in found]).mean(dim=0)
+        torch.testing.assert_close(mean, value, rtol=1e-4, atol=1e-6, msg=name)
+    alone = of_a_batch(images[:2])
+    assert found[0]["loss"] > alone["loss"]  # negatives of the other process count
+
+
+def test_processes_with_unequal_numbers_of_batches_do_not_wait_for_each_other_in_validation(ranks):
+    assert [len(rank["validated"]) for rank in ranks] == [2, 1]
+
+
+def test_it_says_what_the_encoder_sees():
+    encoder = Means()
+    pretext = CPC(encoder, overlapping())
+    pretext(encoder, views())
+    assert pretext.encoder_inputs == pytest.approx(encoder.seen.numel() / views()[0].numel())
+
+
+def test_an_encoder_of_one_size_is_refused():
+    with pytest.raises(EncoderError, match="pretext=cpc cannot be carried"):
+        CPC(one_size(), overlapping())
+
+
+@pytest.mark.parametrize("setting", [{"skip": -1}, {"skip": 4}, {"code": 0}, {"layers": 0}])
+def test_settings_that_make_no_sense_are_refused(setting):
+    ((name, value),) = setting.items()
+    with pytest.raises(ConfigError, match=f"pretext.head.{name}={value}"):
+        CPC(Means(), overlapping(), **setting)
+
+
+def test_rows_that_overlap_their_context_are_not_predicted():
+    with pytest.raises(ConfigError, match=r"skip=0: patches 1 rows apart may overlap"):
+        CPC(Means(), overlapping(), skip=0)
+
+
+def test_a_whole_run_leaves_an_encoder_to_start_from(compose, tmp_path):
+    metrics = train(compose("pretext=cpc", "task=pretext", run="pretext"))
+    assert {"train/loss", "val/loss", "val/accuracy", "val/accuracy_within"} <= metrics.keys()
+    graded = train(compose(f"init={tmp_path / 'pretext'}", "steps.grading=1", "trainer.max_epochs=1"))
+    assert graded["status"] == "finished"

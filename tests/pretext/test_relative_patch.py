@@ -1,0 +1,131 @@
+import pytest
+import torch
+from encoders import ENCODERS, SIDE, losses, one_size, views, without_gradient
+from torch import nn
+
+from drgrade.errors import ConfigError, EncoderError
+from drgrade.models.encoder import Encoder
+from drgrade.pretext.patches import Patches
+from drgrade.pretext.relative_patch import RelativePatch, cell_of
+from drgrade.training.run import train
+
+
+class Means(Encoder):
+    """Features of an image: a layer on the mean of each channel."""
+
+    num_features = 5
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 5)
+
+    def forward(self, images):
+        self.seen = images
+        return self.layer(images.mean(dim=(2, 3)))
+
+
+def still(size=SIDE, **options):
+    return Patches(size, jitter=0.0, **options)
+
+
+def test_target_t_is_the_neighbour_in_reading_order_around_the_middle():
+    y, x = torch.meshgrid(torch.arange(60.0), torch.arange(60.0), indexing="ij")
+    places = torch.stack([y, x, y]).expand(2, -1, -1, -1) - 29.5  # from the middle
+    encoder = Means()
+    pretext = RelativePatch(encoder, still(60, level=False, normalise=False), hidden=())
+    pretext(encoder, [places])
+    seen = encoder.seen.view(2, 9, 3, 32, 32).mean(dim=(-2, -1))[..., :2]
+    middle, others = seen[:, 0], seen[:, 1:]
+    torch.testing.assert_close(middle, torch.zeros(2, 2), atol=1e-3, rtol=0)
+    directions = [(-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)]
+    assert [tuple(each) for each in others[0].sign().where(others[0].abs() > 1, 0).tolist()] == directions
+
+
+def test_cells_leave_out_the_middle():
+    assert cell_of(torch.arange(8)).tolist() == [0, 1, 2, 3, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("neighbours", [1, 3, 8])
+def test_the_loss_is_the_cross_entropy_of_every_pair(neighbours):
+    torch.manual_seed(0)
+    encoder = Means()
+    pretext = RelativePatch(encoder, still(level=False, normalise=False), neighbours, hidden=(6,))
+    pretext.eval()
+    (images,) = views()
+    loss, scores = pretext(encoder, [images])
+    drawn = torch.rand((4, 8), generator=pretext.generator(images.device)).argsort(dim=1)
+    total = right = 0.0
+    for b, image in enumerate(images):
+        patches = pretext.patches(image[None])[0]
+        targets = range(8) if neighbours == 8 else drawn[b, :neighbours].tolist()
+        for target in targets:
+            cell = [0, 1, 2, 3, 5, 6, 7, 8][target]
+            pair = torch.cat([encoder(patches[4:5]), encoder(patches[cell : cell + 1])], dim=1)
+            logits = pretext.head(pair)[0]
+            total -= logits.log_softmax(0)[target].item()
+            right += int(logits.argmax()) == target
+    assert loss.item() == pytest.approx(total / (4 * neighbours), rel=1e-5)
+    assert scores["accuracy"].item() == pytest.approx(right / (4 * neighbours))
+
+
+def test_no_neighbour_is_asked_for_twice_and_all_are_equally_often():
+    pretext = RelativePatch(Means(), still(), neighbours=3)
+    torch.manual_seed(0)
+    targets = pretext._targets(4000, torch.device("cpu"), None)
+    assert (targets.sort(dim=1).values.diff(dim=1) > 0).all()
+    counts = torch.bincount(targets.flatten(), minlength=8) / 4000
+    assert counts.tolist() == pytest.approx([3 / 8] * 8, abs=0.04)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_parameter_gets_a_gradient(name):
+    torch.manual_seed(0)
+    encoder = ENCODERS[name]()
+    assert without_gradient(RelativePatch(encoder, Patches(SIDE), hidden=(16,)), encoder, views()) == []
+
+
+def test_it_learns():
+    torch.manual_seed(0)
+    encoder = ENCODERS["cnn"]()
+    found = losses(RelativePatch(encoder, still(), hidden=(32,)), encoder, views(), steps=40)
+    assert found[-1] < 0.3 * found[0]
+
+
+def test_evaluation_draws_the_same_and_training_does_not():
+    torch.manual_seed(0)
+    encoder = ENCODERS["vit"]()
+    pretext = RelativePatch(encoder, Patches(SIDE, colour_drop=0.5), neighbours=2, hidden=(16,))
+    encoder.eval()
+    assert pretext(encoder, views())[0] != pretext(encoder, views())[0]
+    pretext.eval()
+    assert pretext(encoder, views())[0] == pretext(encoder, views())[0]
+
+
+def test_it_says_what_the_encoder_sees():
+    encoder = Means()
+    pretext = RelativePatch(encoder, Patches(SIDE), neighbours=2)
+    pretext(encoder, views())
+    assert pretext.encoder_inputs == pytest.approx(encoder.seen.numel() / views()[0].numel())
+
+
+def test_an_encoder_of_one_size_is_refused():
+    with pytest.raises(EncoderError, match="pretext=relative_patch cannot be carried"):
+        RelativePatch(one_size(), Patches(SIDE))
+
+
+@pytest.mark.parametrize("neighbours", [0, 9])
+def test_there_are_eight_neighbours(neighbours):
+    with pytest.raises(ConfigError, match=f"neighbours={neighbours}"):
+        RelativePatch(Means(), Patches(SIDE), neighbours)
+
+
+def test_another_grid_is_refused():
+    with pytest.raises(ConfigError, match="needs a grid of 3 x 3"):
+        RelativePatch(Means(), Patches(SIDE, 4))
+
+
+def test_a_whole_run_leaves_an_encoder_to_start_from(compose, tmp_path):
+    metrics = train(compose("pretext=relative_patch", "task=pretext", run="pretext"))
+    assert {"train/loss", "val/loss", "val/accuracy"} <= metrics.keys()
+    graded = train(compose(f"init={tmp_path / 'pretext'}", "steps.grading=1", "trainer.max_epochs=1"))
+    assert graded["status"] == "finished"
