@@ -1,0 +1,44 @@
+"""The experiments on MsSSL differ from msssl_10pct in what their names say, and in nothing else."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from drgrade.config import CONF
+from drgrade.training.identity import differences
+
+PARTS = ("vit", "fpn", "deep_learner", "cbam")
+COMBINATIONS = ("rotation_simclr", "rotation_inpainting")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_an_ablation_leaves_out_one_part_and_changes_nothing_else(part, compose):
+    full, without = compose("+experiment=msssl_10pct"), compose(f"+experiment=msssl_without_{part}")
+    assert differences(full, without) == [f"encoder.use_{part} was True and is False"]
+    assert without.method == f"msssl_without_{part}" != full.method
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS)
+def test_an_experiment_with_a_combination_changes_the_pretext_and_nothing_else(combination, compose):
+    full, combined = compose("+experiment=msssl_10pct"), compose(f"+experiment=msssl_{combination}")
+    changed = {setting.split(".")[0] for setting in differences(full, combined)}
+    assert changed == {"pretext", "pretraining"}
+    assert (combined.pretext.name, combined.method) == (combination, f"msssl_{combination}")
+
+
+def test_the_rows_of_the_ablation_table_are_these_experiments(compose):
+    table = OmegaConf.load(CONF / "experiment" / "msssl_ablation_table.yaml")
+    rows = table.hydra.sweeper.rows
+    assert list(rows) == ["msssl", *(f"msssl_without_{part}" for part in PARTS)]
+    for name, row in rows.items():
+        cell = compose(
+            "+experiment=msssl_ablation_table",
+            "label_fraction=0.1",
+            *(f"{key}={str(value).lower()}" for key, value in row.items()),
+        )
+        experiment = "msssl_10pct" if name == "msssl" else name
+        assert differences(compose(f"+experiment={experiment}"), cell) == []
+
+
+def test_the_ablation_table_runs_over_all_fractions_and_folds():
+    sweeper = OmegaConf.load(CONF / "experiment" / "msssl_ablation_table.yaml").hydra.sweeper
+    assert sweeper.params == {"fold": "0,1,2,3,4", "label_fraction": "0.05,0.1,0.25,0.5,1.0"}
