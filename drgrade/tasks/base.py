@@ -72,7 +72,9 @@ class Task(pl.LightningModule):
 
     def configure_model(self) -> None:
         """Convert normalisations, once, where several GPUs share a batch."""
-        if self._sync_batchnorm and self.trainer.world_size > 1 and self.device.type == "cuda":
+        # Of the strategy: the model itself is brought to its device only later.
+        device = self.trainer.strategy.root_device
+        if self._sync_batchnorm and self.trainer.world_size > 1 and device.type == "cuda":
             for name, part in list(self.named_children()):
                 setattr(self, name, synchronised(part))
             self._sync_batchnorm = False

@@ -114,7 +114,7 @@ def test_only_the_regression_head_fits_thresholds_and_only_if_asked():
     assert not SoftmaxHead(4).fits_thresholds
     assert "thresholds" not in RegressionHead(4).state_dict()
     for head in (RegressionHead(4), SoftmaxHead(4)):
-        with pytest.raises(ConfigError, match="nothing to fit|no thresholds"):
+        with pytest.raises(ConfigError, match=r"nothing to fit|no thresholds"):
             head.fit_thresholds(torch.zeros(2, 1), torch.arange(2))
     with pytest.raises(ConfigError, match=r"head\.thresholds=third is neither half nor fitted"):
         RegressionHead(4, thresholds="third")

@@ -1,0 +1,109 @@
+"""Layer-wise learning-rate decay in training: every optimiser, every schedule, frozen epochs, resuming."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from pytorch_lightning import Callback
+
+from drgrade.cli.app import explain
+from drgrade.errors import ConfigError, EncoderError
+from drgrade.training import run as run_module
+from drgrade.training.run import train
+from drgrade.training.setup import make, make_encoder
+
+ENCODERS = {
+    "densenet": ("encoder=densenet",),
+    "vit": ("encoder=timm", "encoder.name=test_vit"),
+    "msssl": ("encoder=msssl",),
+    "resnet": ("encoder=timm", "encoder.name=resnet18"),
+    "convnext": ("encoder=timm", "encoder.name=test_convnext"),
+}
+
+
+def configured(cfg, steps=10):
+    """The task of a config, its optimiser and its schedule."""
+    task = make(cfg.grading.task, encoder=make_encoder(cfg))
+    task._trainer = SimpleNamespace(estimated_stepping_batches=steps)
+    made = task.configure_optimizers()
+    return task, made["optimizer"], made["lr_scheduler"]["scheduler"]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_every_parameter_has_the_rate_of_its_layer_under_every_optimizer(encoder, optimizer, compose):
+    cfg = compose(
+        *ENCODERS[encoder], f"optimizer={optimizer}", "optimizer.lr=0.1", "protocol.layer_decay=0.5"
+    )
+    task, made, _ = configured(cfg)
+    rates = {id(p): group["lr"] for group in made.param_groups for p in group["params"]}
+    assert sum(len(group["params"]) for group in made.param_groups) == len(list(task.parameters()))
+    depths = task.encoder.layer_depths()
+    for name, parameter in task.named_parameters():
+        depth = depths[name.removeprefix("encoder.")] if name.startswith("encoder.") else 0
+        assert rates[id(parameter)] == pytest.approx(0.1 * 0.5**depth), name
+    decays = {group.get("weight_decay", 0) for group in made.param_groups}
+    assert decays == {cfg.optimizer.weight_decay}
+
+
+def test_the_schedule_scales_every_layer_alike(compose):
+    _, optimizer, schedule = configured(
+        compose("encoder=densenet", "schedule=cosine", "optimizer.lr=1", "protocol.layer_decay=0.5")
+    )
+    _, plain, reference = configured(compose("encoder=densenet", "schedule=cosine", "optimizer.lr=1"))
+    shares = [group["share"] for group in optimizer.param_groups]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] == 1.0
+    for _ in range(10):
+        rate = plain.param_groups[0]["lr"]
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([rate * s for s in shares])
+        for each, made in ((schedule, optimizer), (reference, plain)):
+            made.step()
+            each.step()
+
+
+def weights(folder):
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+SETTINGS = ("init=random", "protocol.epochs=3", "protocol.frozen_epochs=1", "schedule=cosine")
+
+
+def test_a_decay_of_one_is_no_decay(compose, tmp_path):
+    for decay in ("null", "1.0"):
+        train(compose(*SETTINGS, f"protocol.layer_decay={decay}", "trainer.max_steps=8", run=decay))
+    assert same(weights(tmp_path / "null"), weights(tmp_path / "1.0"))
+
+
+class StopAfter(Callback):
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 2:
+            raise RuntimeError("power cut")
+
+
+def test_a_resumed_run_ends_with_the_weights_of_one_never_stopped(compose, tmp_path, monkeypatch):
+    settings = (*SETTINGS, "protocol.layer_decay=0.7", "test=false")
+    train(compose(*settings, run="straight"))
+    original = run_module.make_trainer
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            run_module,
+            "make_trainer",
+            lambda cfg, folder, kept, *rest: original(cfg, folder, [*kept, StopAfter()], *rest),
+        )
+        with pytest.raises(RuntimeError, match="power cut"):
+            train(compose(*settings, run="resumed"))
+    train(compose(*settings, f"resume={tmp_path / 'resumed'}", run="elsewhere"))
+    assert same(weights(tmp_path / "straight"), weights(tmp_path / "resumed"))
+
+
+def test_settings_that_cannot_be_met_are_refused_before_training(compose):
+    with pytest.raises(ConfigError, match=r"protocol\.layer_decay=2 is not in \(0, 1\]"):
+        train(compose("init=random", "protocol.layer_decay=2"))
+    with pytest.raises(EncoderError, match="timm does not say what the layers of MetaFormer are") as caught:
+        train(compose("encoder=timm", "encoder.name=poolformer_s12", "protocol.layer_decay=0.5"))
+    assert "protocol.layer_decay=null" in explain(caught.value)
