@@ -309,7 +309,7 @@ class GradingDataModule(_StoreDataModule):
             raise ConfigError(
                 f"protocol.steps_per_epoch={steps_per_epoch} is not at least 1; null is one pass over the set"
             )
-        self._augment, self._steps, self._balanced = augment, steps_per_epoch, balanced
+        self._augment, self._steps, self.balanced = augment, steps_per_epoch, balanced
         self.tested = "test"
         """What the test loader serves: ``test``, or the name of an external data set."""
 
@@ -328,6 +328,17 @@ class GradingDataModule(_StoreDataModule):
             self._datasets[name] = self._dataset(external[datasets[external] == name], view)
             _check_shareable(len(self._datasets[name]), self._process[1])  # before training, not after
 
+    def grade_counts(self, subset: str) -> Tensor:
+        """How many photographs of each grade a subset has.
+
+        Args:
+            subset: ``train``, ``val`` or ``test``.
+
+        Returns:
+            (5,) int64.
+        """
+        return torch.bincount(torch.from_numpy(self._datasets[subset].grades), minlength=5)
+
     @property
     def external(self) -> list[str]:
         """Names of the external data sets."""
@@ -336,7 +347,7 @@ class GradingDataModule(_StoreDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Endless augmented stream, cut into epochs."""
         dataset = self._datasets["train"]
-        weights = balancing_weights(dataset.grades.tolist()) if self._balanced else None
+        weights = balancing_weights(dataset.grades.tolist()) if self.balanced else None
         return self._train_loader(dataset, self._steps, weights)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:

@@ -40,6 +40,7 @@ from drgrade.training.setup import (
     seed_everything,
     start_afresh,
 )
+from drgrade.training.thresholds import fit_thresholds
 from drgrade.training.tracking.watching import show, watched
 
 log = logging.getLogger(__name__)
@@ -191,6 +192,8 @@ def _figures(
     if is_pruned(trainer):
         return {**metrics, **task.results["val"], "status": "pruned"}
     chosen = _chosen_checkpoint(cfg, folder)
+    if task.head.fits_thresholds:
+        metrics |= fit_thresholds(trainer, task, data, chosen)
     if cfg.test:
         metrics |= test(trainer, task, data, chosen, folder)
     else:

@@ -20,6 +20,7 @@ from drgrade.data.photographs import Photographs
 from drgrade.errors import ConfigError
 from drgrade.models.artefact import load_encoder
 from drgrade.models.encoder import Encoder
+from drgrade.training.averaging import MovingAverage
 from drgrade.training.callbacks import Clock
 from drgrade.training.folder import CONFIG
 from drgrade.training.identity import AUTO, differences
@@ -122,6 +123,9 @@ def make_trainer(
     clock = Clock()
     callbacks: list[Callback] = [make(node) for node in cfg.callbacks.values()]
     callbacks += [clock, *checkpoints]
+    decay = OmegaConf.select(cfg, "protocol.ema_decay")
+    if cfg.task == "grading" and decay is not None:
+        callbacks.append(MovingAverage(decay))
     trainer = make(
         cfg.trainer,
         callbacks=callbacks,
