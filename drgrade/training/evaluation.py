@@ -7,13 +7,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from drgrade.errors import ConfigError, DataError
-from drgrade.tasks import GradingTask
 from drgrade.training.artefacts import write_config, write_metrics
 from drgrade.training.folder import CONFIG, METRICS
 from drgrade.training.processes import is_main_process
 from drgrade.training.quiet import quieten
 from drgrade.training.run import test
-from drgrade.training.setup import make, make_photographs, make_trainer
+from drgrade.training.setup import grading_task, make, make_photographs, make_trainer
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
@@ -41,8 +40,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
                 f"{name} is {found[:12]}, the run had {record[name][:12]}: not the photographs that "
                 f"{cfg.checkpoint} was split on"
             )
-    task = make(run.grading.task, encoder=make(run.encoder))
-    assert isinstance(task, GradingTask)
+    task = grading_task(run, make(run.encoder))
     folder = Path(cfg.paths.run)
     trainer, _ = make_trainer(cfg, folder)
     data = make(run.grading.datamodule, photographs=photographs)

@@ -61,6 +61,8 @@ def provenance(cfg: DictConfig, photographs: Photographs, initial: Path | None) 
     """
     choices = {name: cfg[name] for name in ("label_fraction", "fold", "folds", "seed")}
     facts = {**choices, "protocol": cfg.protocol.name, "data": cfg.data.name}
+    if cfg.protocol.get("shots") is not None:
+        facts["shots"] = cfg.protocol.shots
     for source, role in photographs.roles[1:]:
         named = facts.get(f"data_{role}")
         facts[f"data_{role}"] = f"{named},{source.name}" if named else source.name

@@ -9,20 +9,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from drgrade.data.modules import GradingDataModule
 from drgrade.data.photographs import Photographs
-from drgrade.data.splits import SUBSETS
 from drgrade.errors import ConfigError
 from drgrade.tasks import GradingTask
 from drgrade.training.artefacts import (
-    check_hashes,
-    write_config,
-    write_hashes,
     write_metrics,
     write_predictions,
     write_provenance,
-    write_split,
 )
 from drgrade.training.folder import METRICS, read_metrics
+from drgrade.training.frozen import check_probe, fit_probe, is_probe
 from drgrade.training.identity import AUTO
+from drgrade.training.opening import open_folder, warn_of_idle_data
 from drgrade.training.origins import initial_encoder, provenance
 from drgrade.training.pretraining import pretrain_run
 from drgrade.training.processes import alone_in, is_main_process
@@ -32,14 +29,15 @@ from drgrade.training.setup import (
     BEST,
     LAST,
     checkpoints,
+    grading_task,
     make,
     make_encoder,
     make_photographs,
     make_trainer,
     run_folder,
     seed_everything,
-    start_afresh,
 )
+from drgrade.training.shared import Shared
 from drgrade.training.thresholds import fit_thresholds
 from drgrade.training.tracking.watching import show, watched
 
@@ -57,11 +55,12 @@ WHOLE_NUMBERS = {
 """Settings that are whole numbers, with their least value."""
 
 
-def train(cfg: DictConfig) -> dict[str, Any]:
+def train(cfg: DictConfig, shared: Shared | None = None) -> dict[str, Any]:
     """Train, test, and write the artefacts of DESIGN.md, section 4.
 
     Args:
         cfg: The composed config (``conf/train.yaml``).
+        shared: What runs of this process have in common; None for a run that is alone.
 
     Returns:
         What ``metrics.json`` holds: ``test/qwk`` and the like, hashes, and ``status``: ``finished``, or
@@ -77,17 +76,19 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     if cfg.resume == AUTO and _finished(folder):
         return read_metrics(folder)
     with alone_in(folder):
-        return _train(cfg, folder, checkpoint)
+        return _train(cfg, folder, checkpoint, shared)
 
 
-def _train(cfg: DictConfig, folder: Path, checkpoint: Path | None) -> dict[str, Any]:
+def _train(cfg: DictConfig, folder: Path, checkpoint: Path | None, shared: Shared | None) -> dict[str, Any]:
     """One run in its folder, which says in the end how it ended."""
     if is_main_process() and not _finished(folder):
         (folder / METRICS).unlink(missing_ok=True)  # how an earlier attempt ended
     try:
-        photographs = make_photographs(cfg)
+        photographs = shared.photographs(cfg) if shared else make_photographs(cfg)
         if cfg.task == "pretext":
             return pretrain_run(cfg, photographs, folder, checkpoint)
+        if is_probe(cfg):
+            return fit_probe(cfg, photographs, folder, checkpoint, shared)
         return grade(cfg, photographs, folder, checkpoint)
     except BaseException as error:
         # Whatever ended the run, its folder says so; the error itself goes on.
@@ -125,6 +126,8 @@ def check_settings(cfg: DictConfig) -> None:
         raise ConfigError(f"test={cfg.test} is neither true nor false")
     if not isinstance(cfg.label_fraction, int | float):
         raise ConfigError(f"label_fraction={cfg.label_fraction} is not a number; 10 % is label_fraction=0.1")
+    if cfg.task == "grading" and is_probe(cfg):
+        check_probe(cfg)
 
 
 def grade(cfg: DictConfig, photographs: Photographs, folder: Path, checkpoint: Path | None) -> dict[str, Any]:
@@ -142,28 +145,13 @@ def grade(cfg: DictConfig, photographs: Photographs, folder: Path, checkpoint: P
     Raises:
         DrgradeError: If something is wrong that the user can mend.
     """
-    if cfg.data.unlabelled and cfg.init != "ssl" and is_main_process():
-        log.warning(
-            "data.unlabelled is not learnt from: init=%s pre-trains nothing (init=ssl does)",
-            cfg.init,
-        )
+    warn_of_idle_data(cfg)
     initial = initial_encoder(cfg, photographs)
     seed_everything(cfg.seed)
     data = make(cfg.grading.datamodule, photographs=photographs)
-    task = make(cfg.grading.task, encoder=make_encoder(cfg, initial))
+    task = grading_task(cfg, make_encoder(cfg, initial))
     assert isinstance(data, GradingDataModule)
-    assert isinstance(task, GradingTask)
-    if is_main_process():
-        log.info("photographs: %s", _counts(photographs))
-        for remark in photographs.remarks:
-            log.log(logging.WARNING if remark.serious else logging.INFO, "split: %s", remark.text)
-        hashes = {"data_hash": photographs.sha256, "split_hash": photographs.split_hash}
-        if checkpoint is not None:
-            check_hashes(folder, **hashes)
-        start_afresh(folder, checkpoint)
-        write_split(folder, photographs.split)
-        write_hashes(folder, **hashes)
-        write_config(folder, cfg)
+    open_folder(cfg, photographs, folder, checkpoint)
     monitor = "val/qwk" if cfg.protocol.checkpoint == BEST else None
     facts = provenance(cfg, photographs, initial)
     unsaid = {name: value for name, value in facts.items() if name not in cfg}
@@ -263,12 +251,6 @@ def _chosen_checkpoint(cfg: DictConfig, folder: Path) -> Path:
         log.warning("no epoch was validated, so that none could be chosen: the last one is tested")
         return chosen.with_stem(LAST)
     return chosen
-
-
-def _counts(photographs: Photographs) -> str:
-    counts = photographs.split["subset"].value_counts()
-    listed = ", ".join(f"{subset} {counts[subset]}" for subset in SUBSETS if subset in counts)
-    return f"{listed} (split {photographs.split_hash[:12]})"
 
 
 def _finished(folder: Path) -> bool:

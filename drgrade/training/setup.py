@@ -20,6 +20,7 @@ from drgrade.data.photographs import Photographs
 from drgrade.errors import ConfigError
 from drgrade.models.artefact import load_encoder
 from drgrade.models.encoder import Encoder
+from drgrade.tasks import GradingTask
 from drgrade.training.averaging import MovingAverage
 from drgrade.training.callbacks import Clock
 from drgrade.training.folder import CONFIG
@@ -101,6 +102,26 @@ def make_encoder(cfg: DictConfig, init: Path | None = None) -> Encoder:
         if is_main_process():
             log.info("encoder: %s parameters loaded from %s, all that it has", f"{card['matched']:,}", init)
     return encoder
+
+
+def grading_task(cfg: DictConfig, encoder: Encoder) -> GradingTask:
+    """Make the task of a grading run, whose head is the protocol's probe if it has one.
+
+    Args:
+        cfg: The run's config.
+        encoder: Of the run.
+
+    Returns:
+        The task.
+
+    Raises:
+        ConfigError: If a setting of it makes no sense.
+    """
+    probe = cfg.protocol.get("probe")
+    given = {} if probe is None else {"head": make(probe)}
+    task = make(cfg.grading.task, encoder=encoder, **given)
+    assert isinstance(task, GradingTask)
+    return task
 
 
 def make_trainer(

@@ -1,6 +1,6 @@
 """A run's logger, from the beginning of training until it is known how the run ended."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,9 +77,24 @@ def show(trainer: pl.Trainer, name: str, predictions: Predictions, collection: C
         predictions: On all photographs of the set.
         collection: Which they are rows of.
     """
-    for logger in trainer.loggers:
+    show_in(trainer.loggers, name, predictions, collection, trainer.global_step)
+
+
+def show_in(
+    loggers: Sequence[Logger], name: str, predictions: Predictions, collection: Collection, step: int
+) -> None:
+    """Show an evaluation in the loggers that can.
+
+    Args:
+        loggers: Of the run.
+        name: ``val``, ``test`` or ``external/NAME``.
+        predictions: On all photographs of the set.
+        collection: Which they are rows of.
+        step: Optimiser steps before it.
+    """
+    for logger in loggers:
         if isinstance(logger, Tracker):
-            logger.show(Evaluation(name, predictions, collection, trainer.global_step))
+            logger.show(Evaluation(name, predictions, collection, step))
 
 
 def _conclude(logger: Logger, ending: Ending, record: Mapping[str, object]) -> None:

@@ -1,0 +1,328 @@
+"""Runs that fit a probe: the artefacts of any grading run, nothing trained, the test set used for nothing."""
+
+import json
+
+import hydra
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hydra.errors import InstantiationException
+from pytorch_lightning.loggers import Logger
+from sklearn.metrics import cohen_kappa_score
+
+from drgrade.cli import report
+from drgrade.cli.app import explain
+from drgrade.config import CONF
+from drgrade.errors import ConfigError
+from drgrade.models.heads import RegressionHead
+from drgrade.training import features as features_module
+from drgrade.training import frozen
+from drgrade.training.evaluation import evaluate
+from drgrade.training.run import train
+from drgrade.training.setup import make_encoder, seed_everything
+from drgrade.training.tracking.evaluation import Evaluation
+
+PROTOCOLS = ("linear", "knn", "few_shot", "majority")
+TINY_ENCODER = ("encoder=timm", "encoder.name=test_resnet")
+
+
+@pytest.fixture
+def run(compose, tmp_path):
+    """``run("linear", "a=b")``: metrics and folder of a tiny run of a protocol."""
+    number = iter(range(100))
+
+    def make(protocol, *more, name=None):
+        name = name or f"run{next(number)}"
+        return train(compose(f"protocol={protocol}", *TINY_ENCODER, *more, run=name)), tmp_path / name
+
+    return make
+
+
+def predictions(folder):
+    return pd.read_csv(folder / "predictions.csv")
+
+
+def evaluated(folder, shared, tmp_path):
+    out = tmp_path / "evaluation"
+    stores = next(each for each in shared if each.startswith("paths.stores"))
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose("evaluate", [f"checkpoint={folder}", f"paths.run={out}", stores, "trainer=cpu"])
+    return evaluate(cfg), out
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_probe_leaves_the_artefacts_of_a_run_and_evaluate_finds_the_same(protocol, run, shared, tmp_path):
+    metrics, folder = run(protocol)
+    assert json.loads((folder / "metrics.json").read_text()) == metrics
+    assert metrics["status"] == "finished"
+    assert metrics["protocol"] == protocol
+    assert {"train/loss", "val/qwk", "test/qwk", "test/loss", "split_hash", "pretraining_saw_test"} <= set(
+        metrics
+    )
+    for name in ("config.yaml", "split.csv", "confusion.csv", "photographs.json"):
+        assert (folder / name).is_file()
+    table = predictions(folder)
+    qwk = cohen_kappa_score(table["grade"], table["predicted"], weights="quadratic")
+    assert metrics["test/qwk"] == pytest.approx(0.0 if np.isnan(qwk) else qwk, abs=1e-9)
+    split = pd.read_csv(folder / "split.csv")
+    assert sorted(table["image_id"]) == sorted(split["image_id"][split["subset"] == "test"])
+    provenance = json.loads((folder / "provenance.json").read_text())
+    assert provenance["devices"] == 1
+    assert provenance["steps"] == 0
+    assert provenance["images"] == (None if protocol == "majority" else 60)
+
+    again, out = evaluated(folder, shared, tmp_path)
+    other = predictions(out)
+    assert other["predicted"].tolist() == table["predicted"].tolist()
+    probabilities = [f"p{grade}" for grade in range(5)]
+    np.testing.assert_allclose(other[probabilities], table[probabilities], atol=1e-5)
+    for name in ("test/qwk", "val/qwk", "test/loss", "val/auroc"):
+        assert again[name] == pytest.approx(metrics[name], abs=1e-4)
+
+
+def test_the_encoder_of_the_checkpoint_is_the_one_that_the_run_began_with(run, compose):
+    _, folder = run("linear", "seed=4")
+    state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    seed_everything(4)
+    begun = make_encoder(compose(*TINY_ENCODER, "seed=4")).state_dict()
+    assert any("running_mean" in name for name in begun)
+    assert all(torch.equal(state[f"encoder.{name}"], tensor) for name, tensor in begun.items())
+
+
+def test_fractions_folds_and_protocols_encode_the_photographs_once(run, monkeypatch):
+    encoded, encode = [], features_module.encode
+
+    def counted(*given):
+        encoded.append(given)
+        encode(*given)
+
+    monkeypatch.setattr(features_module, "encode", counted)
+    for protocol, more in (
+        ("linear", ["label_fraction=0.25"]),
+        ("linear", ["fold=1"]),
+        ("knn", []),
+        ("few_shot", []),
+    ):
+        run(protocol, *more)
+    assert len(encoded) == 1
+
+
+def test_the_majority_is_found_without_encoding_anything(run, monkeypatch):
+    def forbidden(*given):
+        raise AssertionError("encoded")
+
+    monkeypatch.setattr(features_module, "encode", forbidden)
+    metrics, folder = run("majority", "label_fraction=0.5")
+    assert metrics["test/qwk"] == 0
+    assert metrics["test/auroc"] == 0.5
+    split = pd.read_csv(folder / "split.csv")
+    shares = split["grade"][split["subset"] == "train"].value_counts(normalize=True)
+    table = predictions(folder)
+    assert set(table["predicted"]) == {int(shares.idxmax())}
+    for grade in range(5):
+        assert table[f"p{grade}"].iloc[0] == pytest.approx(shares.get(grade, 0), abs=1e-6)
+
+
+def test_same_settings_give_bit_identical_metrics(run):
+    (first, one), (second, two) = (run("linear", name=name) for name in ("first", "second"))
+    assert first == second
+    for name in ("metrics.json", "predictions.csv"):
+        assert (one / name).read_bytes() == (two / name).read_bytes()
+
+
+def test_grades_of_test_photographs_change_no_prediction(run, monkeypatch):
+    _, folder = run("linear")
+    before = predictions(folder)
+    graded = frozen._graded
+
+    def scrambled(photographs, features, subset, dataset=None):
+        found = graded(photographs, features, subset, dataset)
+        return frozen._Graded(found.rows, found.features, 4 - found.grades) if subset == "test" else found
+
+    monkeypatch.setattr(frozen, "_graded", scrambled)
+    _, folder = run("linear")
+    after = predictions(folder)
+    assert (after["grade"] == 4 - before["grade"]).all()
+    columns = ["predicted", *(f"p{grade}" for grade in range(5))]
+    pd.testing.assert_frame_equal(before[columns], after[columns])
+
+
+@pytest.mark.parametrize(
+    ("protocol", "sees", "penalty"),
+    [("linear", "true", None), ("linear", "false", 0.1), ("few_shot", "false", 0.1)],
+)
+def test_validation_chooses_the_penalty_only_where_the_probe_may_see_it(
+    protocol, sees, penalty, run, monkeypatch
+):
+    given = []
+    monkeypatch.setattr(frozen, "_fit", watching(frozen._fit, given))
+    metrics, _ = run(protocol, "probe@protocol.probe=linear", f"protocol.probe_sees_val={sees}")
+    assert "val/qwk" in metrics
+    assert given == [sees == "true"]
+    if penalty is not None:
+        assert metrics["probe/penalty"] == penalty
+
+
+def watching(fit, given):
+    """``_fit`` that notes whether the head was given validation photographs."""
+
+    def watched(cfg, head, photographs, features):
+        own = head.fit
+
+        def noting(features, grades, val_features=None, val_grades=None):
+            given.append(val_features is not None)
+            return own(features, grades, val_features, val_grades)
+
+        head.fit = noting
+        try:
+            return fit(cfg, head, photographs, features)
+        finally:
+            del head.fit
+
+    return watched
+
+
+def test_shots_train_on_as_many_of_each_grade_and_are_told(run):
+    metrics, folder = run("few_shot", "protocol.shots=2")
+    split = pd.read_csv(folder / "split.csv")
+    counts = split["grade"][split["subset"] == "train"].value_counts()
+    assert metrics["shots"] == 2
+    assert ((counts >= 2) & (counts <= 3)).all()
+    with pytest.raises(InstantiationException) as refused:
+        run("few_shot", "label_fraction=0.5")
+    assert "label_fraction=0.5 with protocol.shots=5" in explain(refused.value)
+
+
+@pytest.mark.parametrize("head", ["cumulative", "softmax", "corn", "regression"])
+def test_every_head_can_be_probed(head, run):
+    metrics, folder = run("linear", f"head={head}")
+    state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert sum(name.startswith("head.") for name in state) == 2  # a weight and a bias: no hidden layer
+    assert 0 <= metrics["test/accuracy"] <= 1
+
+
+def test_thresholds_are_fitted_on_validation_which_is_judged_without_them(run, shared, tmp_path):
+    metrics, folder = run("linear", "head=regression", "head.thresholds=fitted")
+    state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert not torch.equal(state["head.head.thresholds"], RegressionHead(2, thresholds="fitted").thresholds)
+    again, _ = evaluated(folder, shared, tmp_path)
+    assert again["val/qwk"] == pytest.approx(metrics["val/qwk"], abs=1e-6)
+    assert again["test/qwk"] == pytest.approx(metrics["test/qwk"], abs=1e-6)
+
+
+def test_without_a_test_nothing_is_tested(run):
+    metrics, folder = run("linear", "test=false")
+    assert "val/qwk" in metrics
+    assert not any(name.startswith("test/") for name in metrics)
+    assert not (folder / "predictions.csv").exists()
+
+
+def test_without_validation_photographs_nothing_is_chosen(run):
+    metrics, _ = run("linear", "protocol.val_fraction=0")
+    assert metrics["probe/penalty"] == 0.1
+    assert not any(name.startswith("val/") for name in metrics)
+
+
+def test_external_data_sets_are_tested_apart(run, shared, tmp_path):
+    far = f"{{data: demo, name: far, root: {tmp_path}/far, count: 30, size: 64, seed: 6}}"
+    metrics, folder = run("knn", f"data.external=[{far}]")
+    table = pd.read_csv(folder / "predictions_far.csv")
+    assert table["image_id"].str.startswith("far/").all()
+    qwk = cohen_kappa_score(table["grade"], table["predicted"], weights="quadratic")
+    assert metrics["external/far/qwk"] == pytest.approx(qwk)
+
+
+def test_a_pretrained_encoder_is_probed_and_says_what_it_saw(run):
+    metrics, folder = run("linear", "init=ssl", "pretrain_on=all")
+    assert metrics["pretraining_saw_test"] is True
+    assert metrics["encoder_hash"]
+    assert json.loads((folder / "provenance.json").read_text())["encoder"]
+    random, _ = run("linear")
+    assert random["pretraining_saw_test"] is False
+    assert random["val/loss"] != metrics["val/loss"]
+
+
+def test_a_finished_probe_is_not_fitted_again_and_a_failed_one_is(run, monkeypatch):
+    def broken(*given):
+        raise RuntimeError("broken off")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(frozen, "_fit", broken)
+        with pytest.raises(RuntimeError):
+            run("knn", "resume=auto", name="same")
+    metrics, _ = run("knn", "resume=auto", name="same")
+    assert metrics["status"] == "finished"
+    with monkeypatch.context() as patch:
+        patch.setattr(frozen, "_fit", broken)
+        assert run("knn", "resume=auto", name="same")[0] == metrics
+    with pytest.raises(ConfigError, match="another run"):
+        run("linear", "resume=auto", name="same")
+
+
+class Shown(Logger):
+    """A logger that notes what it is given."""
+
+    seen: list[object] = []  # noqa: RUF012 - the config makes the logger, the test reads it here
+
+    name, version = "shown", 0
+
+    def log_hyperparams(self, params, *args, **kwargs):
+        self.seen.append("settings")
+
+    def log_metrics(self, metrics, step=None):
+        self.seen.append(sorted(name for name in metrics if name.endswith("/qwk")))
+
+    def show(self, evaluation):
+        assert isinstance(evaluation, Evaluation)
+        self.seen.append(evaluation.name)
+
+    def conclude(self, ending, record):
+        self.seen.append((ending, record["status"]))
+
+
+def test_loggers_see_settings_figures_pictures_and_the_end(run):
+    Shown.seen.clear()
+    run("knn", "logger=none", f"logger._target_={Shown.__module__}.Shown")
+    assert Shown.seen == ["settings", "val", "test", ["test/qwk", "val/qwk"], ("finished", "finished")]
+
+
+def test_the_csv_logger_keeps_the_figures(run):
+    metrics, folder = run("knn", "logger=csv")
+    table = pd.read_csv(folder / "csv" / "version_0" / "metrics.csv")
+    assert table["test/qwk"].tolist() == pytest.approx([metrics["test/qwk"]])
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["protocol.frozen_epochs=3"], "frozen_epochs=3"),
+        (["protocol.epochs=20"], "epochs=20"),
+        (["protocol.steps_per_epoch=5"], "steps_per_epoch=5"),
+        (["protocol.checkpoint=best"], "checkpoint=best"),
+        (["protocol.layer_decay=0.7"], "layer_decay"),
+        (["protocol.ema_decay=0.99"], "ema_decay"),
+        (["data.balanced=true"], "balanced"),
+        (["compile=true"], "compile"),
+        (["trainer=ddp_cpu"], "one process"),
+        (["protocol.probe_sees_val=maybe"], "probe_sees_val"),
+        (["protocol=published", "+probe@protocol.probe=knn"], "frozen_epochs|epochs"),
+        (["protocol.probe.k=0"], "k=0"),
+        (["protocol=majority", "init=imagenet"], "init=imagenet"),
+    ],
+)
+def test_settings_that_mean_nothing_for_a_probe_are_refused(settings, said, run):
+    with pytest.raises(ConfigError, match=said):
+        run("knn", *settings)
+
+
+def test_probes_of_several_fractions_and_folds_make_a_report(run, tmp_path):
+    folders = [
+        run(protocol, f"fold={fold}")[1] for protocol in ("linear", "knn", "majority") for fold in (0, 1)
+    ]
+    report.work(folders, report.Settings(out=tmp_path / "report", resamples=100))
+    table = pd.read_csv(tmp_path / "report" / "table.csv")
+    measured = table[table["folds"] == 2]
+    assert sorted(measured["protocol"]) == ["knn", "linear", "majority"]
+    majority = measured[measured["protocol"] == "majority"]
+    assert majority["mean"].tolist() == [0.0]
