@@ -18,17 +18,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from drgrade.data.augment import Augmentation, Image
+from drgrade.data.imagenet import MEAN, STD
 from drgrade.data.photographs import Photographs
 from drgrade.data.sampling import Draw, EverySampler, StreamSampler, balancing_weights
 from drgrade.data.splits import proportional_order
 from drgrade.data.views import Views
 from drgrade.errors import ConfigError, DataError
-
-MEAN = (0.485, 0.456, 0.406)
-"""ImageNet's channel means (RGB, of values in 0..1), which timm's weights expect."""
-
-STD = (0.229, 0.224, 0.225)
-"""ImageNet's channel standard deviations."""
 
 UNGRADED = -1
 

@@ -1,0 +1,177 @@
+import numpy as np
+import pytest
+import torch
+from dense import LEARNING_RATES, never_reached, pictures
+from encoders import ENCODERS, cnn, losses, msssl, vit
+from hypothesis import given
+from hypothesis import strategies as st
+from skimage.metrics import peak_signal_noise_ratio
+
+from drgrade.errors import ConfigError
+from drgrade.pretext.inpainting import Inpainting, draw_holes, mean_over
+from drgrade.pretext.lab import pixels
+from drgrade.training.run import train
+
+CPU = torch.device("cpu")
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+@given(
+    st.integers(0, 10_000),
+    st.integers(1, 4),
+    st.tuples(st.integers(4, 40), st.integers(4, 40)),
+    st.floats(0.05, 0.45),
+)
+def test_holes_are_rectangles_inside_the_view_and_leave_some_of_it(seed, count, size, longest):
+    holes = draw_holes(3, size, count, (longest / 2, longest), CPU, seeded(seed))
+    assert holes.shape == (3, *size)
+    assert holes.dtype == torch.bool
+    assert holes.any(dim=(1, 2)).all()
+    assert not holes.all(dim=2).all(dim=1).any()
+    if count == 1:
+        for hole in holes:
+            rows, columns = hole.any(dim=1), hole.any(dim=0)
+            assert torch.equal(hole, rows[:, None] & columns[None, :])
+            for line, pixels_across in ((rows, size[0]), (columns, size[1])):
+                where = line.nonzero().flatten()
+                assert where[-1] - where[0] + 1 == len(where)  # in one piece
+                assert len(where) <= max(1, longest * pixels_across)
+
+
+def test_holes_are_spread_over_the_whole_view():
+    holes = draw_holes(4000, (20, 20), 1, (0.2, 0.4), CPU, seeded(0)).float().mean(dim=0)
+    assert holes.min() > 0  # each pixel is hidden at times, also in the corners
+    torch.testing.assert_close(holes, holes.flip(0), atol=0.04, rtol=0)
+    torch.testing.assert_close(holes, holes.T, atol=0.04, rtol=0)
+
+
+def test_the_default_holes_are_about_a_quarter_of_the_view():
+    assert draw_holes(2000, (96, 96), 3, (0.2, 0.4), CPU, seeded(0)).float().mean() == pytest.approx(
+        0.24, abs=0.02
+    )
+
+
+def test_each_view_has_holes_of_its_own():
+    holes = draw_holes(6, (32, 32), 3, (0.2, 0.4), CPU, seeded(0)).flatten(1)
+    assert len(holes.unique(dim=0)) == 6
+
+
+def test_holes_differ_from_step_to_step_in_training_and_never_in_evaluation():
+    encoder, images = cnn().eval(), pictures()
+    pretext = Inpainting(encoder, 64, width=16)
+    assert pretext(encoder, [images])[1]["psnr_of_mean"] != pretext(encoder, [images])[1]["psnr_of_mean"]
+    pretext.eval()
+    state = torch.get_rng_state()
+    assert pretext(encoder, [images])[0] == pretext(encoder, [images])[0]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("make", [cnn, vit, msssl])
+def test_nothing_inside_the_holes_is_seen(make):
+    torch.manual_seed(0)
+    encoder, images = make().eval(), pictures()
+    pretext = Inpainting(encoder, 64, width=16).eval()
+    holes = draw_holes(4, (64, 64), 3, (0.2, 0.4), CPU, seeded(3))[:, None]
+    spoilt = torch.where(holes, 100 * torch.randn_like(images), images)
+    for one, other in zip(
+        pretext.fill(encoder, images, holes), pretext.fill(encoder, spoilt, holes), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
+def test_nothing_outside_the_holes_counts():
+    """No use in passing pixels on: what the prediction is elsewhere changes neither loss nor gradient."""
+    torch.manual_seed(0)
+    encoder, images = cnn().eval(), pictures()
+    pretext = Inpainting(encoder, 64, width=16).eval()
+    holes = draw_holes(4, (64, 64), 3, (0.2, 0.4), CPU, pretext.generator(CPU))[:, None]
+    predicted, _ = pretext.fill(encoder, images, holes)
+    predicted = predicted.detach().requires_grad_()
+    mean_over(holes, (predicted - images).square()).mean().backward()
+    assert predicted.grad.masked_select(~holes.expand_as(images)).abs().max() == 0
+    assert predicted.grad.masked_select(holes.expand_as(images)).abs().min() > 0
+
+
+def test_loss_and_scores_are_those_of_a_loop():
+    torch.manual_seed(0)
+    encoder, images = vit().eval(), pictures()
+    pretext = Inpainting(encoder, 64, width=16).eval()
+    loss, scores = pretext(encoder, [images])
+    holes = draw_holes(4, (64, 64), 3, (0.2, 0.4), CPU, pretext.generator(CPU))
+    predicted, _ = pretext.fill(encoder, images, holes[:, None])
+    squares, ratios, without = [], [], []
+    for image, said, hole in zip(images, predicted.detach(), holes, strict=True):
+        squares.append(((image - said)[:, hole] ** 2).mean().item())
+        mean = image[:, ~hole].mean(dim=1)
+        true = pixels(image[None])[0][:, hole].numpy()
+        for found, colours in ((ratios, said[:, hole]), (without, mean[:, None].expand(3, int(hole.sum())))):
+            shown = colours * torch.tensor([0.229, 0.224, 0.225])[:, None]
+            shown = shown + torch.tensor([0.485, 0.456, 0.406])[:, None]
+            found.append(peak_signal_noise_ratio(true, shown.numpy(), data_range=1))
+    assert loss.item() == pytest.approx(np.mean(squares), rel=1e-4)
+    assert scores["psnr"].item() == pytest.approx(np.mean(ratios), rel=1e-3)
+    assert scores["psnr_of_mean"].item() == pytest.approx(np.mean(without), rel=1e-3)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (50, 33)])
+def test_the_prediction_has_a_colour_for_every_pixel(size):
+    encoder, images = vit(), pictures()[..., : size[0], : size[1]]
+    pretext = Inpainting(encoder, 64, width=16)
+    holes = draw_holes(4, size, 3, (0.2, 0.4), CPU)[:, None]
+    assert pretext.fill(encoder, images, holes)[0].shape == images.shape
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_parameter_gets_a_gradient(name):
+    assert never_reached(lambda encoder: Inpainting(encoder, 64, width=16), ENCODERS[name]) == []
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_training_learns_to_fill_holes(name):
+    torch.manual_seed(0)
+    encoder, images = ENCODERS[name](32), pictures(8, side=32)
+    pretext = Inpainting(encoder, 32, width=32).eval()  # the same holes in every step
+    found = losses(pretext, encoder, [images], steps=40, lr=LEARNING_RATES[name])
+    assert found[-1] < 0.5 * found[0]
+    scores = pretext(encoder, [images])[1]
+    assert scores["psnr"] > scores["psnr_of_mean"]
+
+
+def test_it_works_in_bfloat16_and_in_double():
+    torch.manual_seed(0)
+    encoder, images = vit().eval(), pictures()
+    pretext = Inpainting(encoder, 64, width=16).eval()
+    plain = pretext(encoder, [images])[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        half = pretext(encoder, [images])[0]
+    assert half.dtype == torch.float32
+    assert half.item() == pytest.approx(plain.item(), rel=0.02)
+    double = pretext.double()(encoder.double(), [images.double()])[0]
+    assert double.dtype == torch.float64
+    assert double.item() == pytest.approx(plain.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"side": (0.4, 0.2)}, r"side=\[0\.4, 0\.2\] is not a range"),
+        ({"side": (0.0, 0.2)}, "is not a range"),
+        ({"side": (0.2, 1.0)}, "is not a range"),
+        ({"side": (0.2,)}, "is not a range"),
+        ({"holes": 0}, "holes=0 .* use fewer or smaller ones"),
+        ({"holes": 4, "side": (0.2, 0.5)}, "holes=4 with sides of up to 0.5"),
+    ],
+)
+def test_impossible_holes_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        Inpainting(cnn(), 64, **settings)
+
+
+def test_a_whole_run(compose):
+    result = train(compose("pretext=inpainting", "task=pretext"))
+    assert result["val/psnr_of_mean"] > 5
+    assert result["val/psnr"] > 5
+    assert np.isfinite(result["val/loss"])

@@ -1,0 +1,146 @@
+import numpy as np
+import pytest
+import torch
+from dense import LEARNING_RATES, never_reached, pictures
+from encoders import ENCODERS, cnn, losses, vit
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.ndimage import convolve1d
+from scipy.stats import pearsonr
+from skimage.color import rgb2lab
+from torch.nn import functional
+
+from drgrade.data.modules import normalise
+from drgrade.models import TimmEncoder
+from drgrade.pretext.lab import pixels
+from drgrade.pretext.saliency import Saliency, correlations, frequency_tuned, stretched
+from drgrade.training.run import train
+
+
+def naive(image):
+    """Equation 4 of the paper for one image (H, W, 3) in [0, 1]."""
+    lab = rgb2lab(image)
+    kernel = np.array([1, 4, 6, 4, 1]) / 16
+    blurred = convolve1d(convolve1d(lab, kernel, axis=0, mode="mirror"), kernel, axis=1, mode="mirror")
+    return np.sqrt(((blurred - lab.mean(axis=(0, 1))) ** 2).sum(axis=2))
+
+
+@pytest.mark.parametrize("size", [(16, 16), (7, 31), (3, 3)])
+def test_the_map_is_that_of_a_naive_one(size):
+    rgb = torch.rand(3, 3, *size, generator=torch.Generator().manual_seed(0))
+    found = frequency_tuned(rgb)
+    for image, one in zip(rgb, found, strict=True):
+        expected = naive(image.permute(1, 2, 0).double().numpy())
+        np.testing.assert_allclose(one.numpy(), expected, atol=5e-3)
+
+
+def test_what_differs_from_the_rest_stands_out():
+    grey = torch.full((1, 3, 32, 32), 0.4)
+    grey[:, 0, 8:14, 20:26] = 0.9  # a red square
+    found = stretched(frequency_tuned(grey))[0]
+    assert found[10:12, 22:24].min() > 0.95
+    assert found[20:].max() < 0.05
+
+
+@given(st.integers(0, 10_000), st.floats(1.5, 50))
+def test_stretched_maps_reach_from_zero_to_one_and_keep_their_order(seed, span):
+    maps = torch.rand(2, 5, 4, generator=torch.Generator().manual_seed(seed)) * span
+    maps[:, 0, 0], maps[:, 0, 1] = 0, span
+    found = stretched(maps)
+    assert found.min() == 0
+    assert found.amax(dim=(1, 2)).tolist() == pytest.approx([1, 1])
+    assert torch.equal(found.flatten(1).argsort(stable=True), maps.flatten(1).argsort(stable=True))
+
+
+def test_noise_that_nobody_sees_is_not_made_salient():
+    flat = 30 + 1e-3 * torch.rand(1, 8, 8)
+    assert stretched(flat).max() < 0.01
+    assert stretched(torch.zeros(1, 8, 8)).abs().max() == 0
+
+
+def test_correlations_are_scipys_and_zero_for_a_flat_map():
+    generator = torch.Generator().manual_seed(0)
+    one, other = (torch.rand(4, 5, 6, generator=generator) for _ in range(2))
+    expected = [pearsonr(a.flatten(), b.flatten()).statistic for a, b in zip(one, other, strict=True)]
+    assert correlations(one, other).tolist() == pytest.approx(expected, abs=1e-5)
+    assert correlations(one, torch.ones(4, 5, 6)).tolist() == pytest.approx([0] * 4, abs=1e-3)
+
+
+def test_targets_are_the_means_of_the_cells():
+    pretext, images = Saliency(cnn(), 64, stride=8, width=16), pictures()
+    maps = stretched(frequency_tuned(pixels(images)))
+    targets = pretext.targets(images)
+    assert targets.shape == (4, 8, 8)
+    torch.testing.assert_close(targets[1, 2, 3], maps[1, 16:24, 24:32].mean())
+
+
+def test_the_loss_is_the_cross_entropy_of_every_cell():
+    torch.manual_seed(0)
+    encoder, images = vit(), pictures()
+    pretext = Saliency(encoder, 64, width=16)
+    loss, scores = pretext(encoder, [images])
+    targets = pretext.targets(images).double()
+    said = pretext.decoder(encoder.feature_map(images), images)[:, 0].detach().double().sigmoid()
+    expected = -(targets * said.log() + (1 - targets) * (1 - said).log()).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert scores["l1"].item() == pytest.approx((said - targets).abs().mean().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_parameter_gets_a_gradient(name):
+    assert never_reached(lambda encoder: Saliency(encoder, 64, width=16), ENCODERS[name]) == []
+
+
+def test_a_layer_that_only_works_on_pooled_features_gets_none():
+    # dinov2-like models that normalise what they have pooled: the map does not go through that layer.
+    encoder = TimmEncoder("test_vit", 64, class_token=False, global_pool="avg")
+    pretext = Saliency(encoder, 64, width=16)
+    pretext(encoder, [pictures()])[0].backward()
+    assert [name for name, each in encoder.named_parameters() if each.grad is None] == [
+        "model.fc_norm.weight",
+        "model.fc_norm.bias",
+    ]
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_training_learns_where_the_disc_is(name):
+    torch.manual_seed(0)
+    encoder, images = ENCODERS[name](32), pictures(8, side=32)
+    pretext = Saliency(encoder, 32, width=32)  # of the CNN, a map of one cell
+    found = losses(pretext, encoder, [images], steps=40, lr=LEARNING_RATES[name])
+    targets = pretext.targets(images)
+    constant = torch.full_like(targets, targets.mean())
+    floor, without = (functional.binary_cross_entropy(each, targets).item() for each in (targets, constant))
+    assert found[-1] - floor < 0.6 * (without - floor)
+    assert pretext(encoder, [images])[1]["correlation"] > 0.5
+
+
+def test_it_works_in_bfloat16_and_in_double():
+    torch.manual_seed(0)
+    encoder, images = vit(), pictures()
+    pretext = Saliency(encoder, 64, width=16)
+    plain = pretext(encoder, [images])[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        half, targets = pretext(encoder, [images])[0], pretext.targets(images)
+    torch.testing.assert_close(targets, pretext.targets(images), atol=0, rtol=0)
+    assert half.dtype == torch.float32
+    assert half.item() == pytest.approx(plain.item(), rel=0.02)
+    double = pretext.double()(encoder.double(), [images.double()])[0]
+    assert double.dtype == torch.float64
+    assert double.item() == pytest.approx(plain.item(), rel=1e-4)
+
+
+def test_a_flat_view_is_no_trouble():
+    encoder = cnn()
+    pretext = Saliency(encoder, 64, width=16)
+    loss, scores = pretext(encoder, [normalise(torch.full((2, 3, 64, 64), 90, dtype=torch.uint8))])
+    loss.backward()
+    assert loss.isfinite()
+    assert scores["correlation"].abs() < 1e-3
+
+
+def test_a_whole_run(compose):
+    result = train(compose("pretext=saliency", "task=pretext"))
+    assert -1 <= result["val/correlation"] <= 1
+    assert 0 <= result["val/l1"] <= 1
+    assert np.isfinite(result["val/loss"])
