@@ -16,7 +16,16 @@ from drgrade.models.deep_learner import DeepLearner
 from drgrade.models.encoder import Encoder
 from drgrade.models.fpn import FeaturePyramid
 from drgrade.models.layers import backbone_depths, extractor_depths
-from drgrade.models.timm_backbone import any_size, build, drop_padding, input_side, output_width, pad_to
+from drgrade.models.timm_backbone import (
+    PublishedWeightsError,
+    any_size,
+    build,
+    downloading,
+    drop_padding,
+    input_side,
+    output_width,
+    pad_to,
+)
 
 # The maps are fused at one cell per 8 x 8 pixels: 28 x 28 at 224 pixels, the size of C3 and P3.
 FUSION_STRIDE = 8
@@ -172,7 +181,8 @@ class MsSSL(Encoder):
             image_size: side of the square images in pixels.
             channels: channels of the pyramid, of the ViT's map and of the fused map.
             refined_channels: channels of the refined map.
-            pretrained: start both backbones from their published weights.
+            pretrained: start both backbones from their published weights; one whose options name a file takes
+                the file.
             use_vit: False leaves the Transformer out, its map and its class token.
             use_fpn: False uses the CNN's last map alone.
             use_deep_learner: False pools the fused map itself.
@@ -185,12 +195,22 @@ class MsSSL(Encoder):
             EncoderError: timm does not know a name or an option, or the weights cannot be had or do not fit.
         """
         super().__init__()
-        self.conv_branch = ConvBranch(cnn, image_size, channels, use_fpn, pretrained, dict(cnn_options or {}))
-        self.vit_branch = (
-            TransformerBranch(vit, image_size, channels, pretrained, dict(vit_options or {}))
-            if use_vit
-            else None
-        )
+        names = {"cnn": cnn, "vit": vit} if use_vit else {"cnn": cnn}
+        options = {"cnn": dict(cnn_options or {}), "vit": dict(vit_options or {})}
+        published = [part for part in names if pretrained and not options[part].get("weights")]
+        try:
+            self.conv_branch = ConvBranch(
+                cnn, image_size, channels, use_fpn, "cnn" in published, options["cnn"]
+            )
+            self.vit_branch = (
+                TransformerBranch(vit, image_size, channels, "vit" in published, options["vit"])
+                if use_vit
+                else None
+            )
+        except PublishedWeightsError as error:
+            # Both files at once: nobody should have to come back for the second one.
+            needed = {f"+encoder.{part}_options.weights": names[part] for part in published}
+            raise EncoderError(f"{error.reason}; {downloading(needed)}") from error
         num_maps = self.conv_branch.num_maps + int(use_vit)
         self.fuse = nn.Conv2d(num_maps * channels, channels, kernel_size=1)
         self.deep_learner: nn.Module = (

@@ -9,6 +9,7 @@ import importlib
 import logging
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,52 @@ from drgrade.errors import EncoderError
 
 _Module = TypeVar("_Module", bound=nn.Module)
 _logger = logging.getLogger("drgrade.models")
+
+
+class PublishedWeightsError(EncoderError):
+    """The published weights of a model cannot be had."""
+
+    def __init__(self, name: str, reason: str, advice: str | None = None) -> None:
+        """Says what is missing and what to do.
+
+        Args:
+            name: timm name of the model.
+            reason: why its weights cannot be had, the end of a sentence that begins with them.
+            advice: what to do; None for that of an encoder that is one timm model.
+        """
+        self.reason = f"the weights of {name} {reason}"
+        super().__init__(f"{self.reason}; {advice or downloading({'encoder.weights': name})}")
+
+
+def downloading(needed: Mapping[str, str]) -> str:
+    """What to do where there is no network.
+
+    Args:
+        needed: setting that names a local weights file: timm name of the model that it is for.
+
+    Returns:
+        What to download, and the overrides to give.
+    """
+    files = " ".join(f"{setting}=FILE ({published_file(name)})" for setting, name in needed.items())
+    return f"download it elsewhere and give, beside init=imagenet, {files}; or start from init=random"
+
+
+def published_file(name: str) -> str:
+    """Where timm's authors have published the weights of a model.
+
+    Args:
+        name: timm name.
+
+    Returns:
+        An address, or a sentence that there is none.
+    """
+    config = None if ":" in name else _timm().get_pretrained_cfg(name)
+    if config is None or not config.has_weights:
+        return f"weights of {name}, from wherever they are"
+    if config.hf_hub_id:
+        file = config.hf_hub_filename or "model.safetensors"
+        return f"{file} of {config.hf_hub_id}, https://huggingface.co/{config.hf_hub_id}/resolve/main/{file}"
+    return str(config.url)
 
 
 def build(
@@ -251,15 +298,14 @@ def _create(name: str, options: dict[str, Any]) -> nn.Module:
 def _create_pretrained(name: str, options: dict[str, Any]) -> nn.Module:
     timm = _timm()
 
-    advice = "download the file elsewhere and name it with weights=FILE, or start from init=random"
     config = None if ":" in name else timm.get_pretrained_cfg(name)
     if config is not None and not config.has_weights:
-        raise EncoderError(f"timm has no published weights for {name}; {advice}")
+        raise PublishedWeightsError(name, "cannot be had: timm knows no published weights for it")
     try:
         return _create(name, {"pretrained": True, **options})
     except OSError as error:  # the base class of huggingface_hub's and urllib's network errors
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise EncoderError(f"the weights of {name} could not be downloaded ({reason}); {advice}") from error
+        raise PublishedWeightsError(name, f"could not be downloaded ({reason})") from error
 
 
 def _load_file(model: nn.Module, name: str, path: Path, options: dict[str, Any]) -> None:

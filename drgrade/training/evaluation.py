@@ -12,7 +12,7 @@ from drgrade.training.folder import CONFIG, METRICS
 from drgrade.training.processes import is_main_process
 from drgrade.training.quiet import quieten
 from drgrade.training.run import test
-from drgrade.training.setup import grading_task, make, make_photographs, make_trainer
+from drgrade.training.setup import grading_task, make, make_photographs, make_trainer, weights_files
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
@@ -31,6 +31,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     quieten()
     run, record = read_run(Path(cfg.checkpoint))
     run.init = "random"  # the checkpoint replaces every weight
+    for setting in weights_files(run.encoder):  # nor are files needed that they came from
+        OmegaConf.update(run.encoder, setting, None)
     if cfg.paths.stores is not None:
         run.photographs.folder = cfg.paths.stores
     photographs = make_photographs(run)

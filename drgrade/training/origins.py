@@ -12,6 +12,7 @@ from drgrade.models.artefact import WEIGHTS, file_hash
 from drgrade.training.folder import SEEN
 from drgrade.training.pretraining import find_or_pretrain
 from drgrade.training.processes import is_main_process
+from drgrade.training.setup import weights_files
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,8 @@ def provenance(cfg: DictConfig, photographs: Photographs, initial: Path | None) 
     facts |= {f"split/{remark.name}": remark.count for remark in photographs.remarks}
     if initial is None:
         untrained = cfg.init == "random" and not _has_weights(cfg.encoder)
+        files = weights_files(cfg.encoder)
+        facts |= {f"{setting}_hash": file_hash(Path(path)) for setting, path in files.items()}
         return {**facts, "init": cfg.init, "pretraining_saw_test": False if untrained else None}
     weights = initial / WEIGHTS if initial.is_dir() else initial
     saw = pretraining_saw_test(weights, photographs)

@@ -39,6 +39,7 @@ from drgrade.training.setup import (
     make_trainer,
     seed_everything,
     start_afresh,
+    weights_files,
 )
 from drgrade.training.tracking.watching import watched
 
@@ -65,14 +66,15 @@ def pretrain(
     Raises:
         DrgradeError: If photographs or encoder cannot be used.
     """
-    if cfg.init not in ("random", "imagenet"):
-        raise ConfigError(f"init={cfg.init}: pre-training starts from init=random or init=imagenet")
+    first = first_weights(cfg)
     if "seed_each_epoch" in cfg.callbacks:
         cfg.callbacks.seed_each_epoch.seed = cfg.pretext.seed
     seed_everything(cfg.pretext.seed)
     data = make(cfg.pretraining.datamodule, photographs=photographs)
     assert isinstance(data, PretextDataModule)
-    task = make(cfg.pretraining.task, encoder=make_encoder(cfg))
+    beginning = cfg.copy()
+    beginning.init = first
+    task = make(cfg.pretraining.task, encoder=make_encoder(beginning))
     assert isinstance(task, PretextTask)
     hashes = {"photographs_hash": data.photographs_hash()}
     if is_main_process():
@@ -106,6 +108,24 @@ def pretrain(
             watch.record = {**metrics, "encoder_hash": file_hash(folder / WEIGHTS)}
     wait_for_all()
     return metrics
+
+
+def first_weights(cfg: DictConfig) -> str:
+    """What a pre-training starts from: ``init``, or ``pretext.init`` where that is left at ``random``.
+
+    Args:
+        cfg: Config with ``task: pretext``.
+
+    Returns:
+        ``random`` or ``imagenet``.
+
+    Raises:
+        ConfigError: If it is neither.
+    """
+    for name, value in (("init", cfg.init), ("pretext.init", cfg.pretext.init)):
+        if value not in ("random", "imagenet"):
+            raise ConfigError(f"{name}={value}: pre-training starts from init=random or init=imagenet")
+    return str(cfg.pretext.init if cfg.init == "random" else cfg.init)
 
 
 def _refuse_diverged(task: PretextTask, metrics: dict[str, Any], folder: Path) -> None:
@@ -267,21 +287,34 @@ def encoder_key(cfg: DictConfig, data: PretextDataModule) -> str:
 
 def _settings(cfg: DictConfig) -> dict[str, Any]:
     pretext = cast(dict[str, Any], OmegaConf.to_container(cfg.pretext, resolve=True))
-    for length in ("epochs", "max_steps"):  # those of the trainer count: they may have been overridden
-        pretext.pop(length)
+    # Those of the trainer count, which may have been overridden, and `init` below.
+    for name in ("epochs", "max_steps", "init"):
+        pretext.pop(name)
     trainer = {name: value for name, value in cfg.trainer.items() if name not in WITHOUT_EFFECT}
     # Batch statistics: one set for a whole batch, or one for each process.
     shared = "strategy" not in cfg.trainer or (cfg.sync_batchnorm and cfg.trainer.accelerator != "cpu")
     return {
         "pretext": pretext,
-        "encoder": OmegaConf.to_container(cfg.encoder, resolve=True),
+        "encoder": _encoder_settings(cfg),
         "image_size": cfg.data.image_size,
         "pretrain_on": cfg.pretrain_on,
-        "init": cfg.init,
+        "init": first_weights(cfg),
         "trainer": trainer,
         "normalised_apart": 1 if shared else _processes(cfg.trainer),
         "version": _VERSION,
     }
+
+
+def _encoder_settings(cfg: DictConfig) -> Any:
+    """Settings of the encoder; files of weights by their content, wherever they lie."""
+    encoder = cast(DictConfig, OmegaConf.create(OmegaConf.to_container(cfg.encoder, resolve=True)))
+    for setting, path in weights_files(encoder).items():
+        if Path(path).is_file():  # else making the encoder says so
+            OmegaConf.update(encoder, setting, file_hash(Path(path)))
+    settings = cast(dict[str, Any], OmegaConf.to_container(encoder))
+    if settings.get("weights") is None:
+        settings.pop("weights", None)  # no file is no setting: null says nothing of an encoder
+    return settings
 
 
 def _processes(trainer: DictConfig) -> Any:

@@ -86,7 +86,8 @@ def make_encoder(cfg: DictConfig, init: Path | None = None) -> Encoder:
     """Make the encoder with the initial weights that ``init`` asks for.
 
     Args:
-        cfg: The run's config.
+        cfg: The run's config. With ``init: imagenet`` and a file in ``encoder.weights`` it is the file's
+            weights, without a download.
         init: Pre-trained encoder to load, a folder or a file.
 
     Returns:
@@ -95,7 +96,8 @@ def make_encoder(cfg: DictConfig, init: Path | None = None) -> Encoder:
     Raises:
         EncoderError: If the pre-trained encoder does not fit, or there is no such model.
     """
-    encoder = make(cfg.encoder, pretrained=True) if cfg.init == "imagenet" else make(cfg.encoder)
+    published = cfg.init == "imagenet" and not cfg.encoder.get("weights")
+    encoder = make(cfg.encoder, pretrained=True) if published else make(cfg.encoder)
     assert isinstance(encoder, Encoder)
     if init is not None:
         card = load_encoder(encoder, init)
@@ -122,6 +124,24 @@ def grading_task(cfg: DictConfig, encoder: Encoder) -> GradingTask:
     task = make(cfg.grading.task, encoder=encoder, **given)
     assert isinstance(task, GradingTask)
     return task
+
+
+def weights_files(encoder: DictConfig) -> dict[str, str]:
+    """Local weights files that an encoder's settings name.
+
+    Args:
+        encoder: Its config.
+
+    Returns:
+        Setting, below the encoder: path.
+    """
+    found: dict[str, str] = {}
+    for name, value in encoder.items():
+        if isinstance(value, DictConfig):
+            found |= {f"{name!s}.{setting}": path for setting, path in weights_files(value).items()}
+        elif name == "weights" and value:
+            found["weights"] = str(value)
+    return found
 
 
 def make_trainer(
