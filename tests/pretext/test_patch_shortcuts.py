@@ -1,0 +1,102 @@
+"""Where a patch lies must not be told from its colour, its light, or from edges that go on in the next one.
+
+Every test has its control: unprotected, the same network or the same solver does tell it. Accuracies are
+those of held-out photographs.
+"""
+
+import pytest
+from patch_shortcuts import (
+    GROUP,
+    MATCHING,
+    PARTS,
+    PROTECTIONS,
+    TASKS,
+    halves,
+    hides,
+    matched,
+    solves,
+    views_of,
+)
+
+TOLERANCE = 0.05
+DATA = ("demo", "idrid")
+PRETEXTS = tuple(TASKS)
+UNPROTECTED, PROTECTED = PROTECTIONS["square"], PROTECTIONS["all"]
+
+
+@pytest.fixture(scope="module")
+def views(stores):
+    made = {}
+
+    def of(name, protection):
+        if (name, protection.view) not in made:
+            made[name, protection.view] = views_of(stores(name), protection.view, [1, 2])
+        return made[name, protection.view]
+
+    return of
+
+
+def score(views, pretext, protection, part, epochs=4):
+    train, test = halves(len(views))
+    found = solves(TASKS[pretext], protection, PARTS[part], views[train, :1], views[test, -1], epochs)
+    return found[0]
+
+
+@pytest.mark.parametrize("pretext", PRETEXTS)
+@pytest.mark.parametrize("name", DATA)
+def test_edges_that_touch_go_on_in_each_other_and_protected_ones_hardly(views, name, pretext):
+    matching = MATCHING[pretext]
+    touching, apart = matching.chance
+    count = 200 if pretext == "cpc" else None  # which has many patches in each
+    bare = matched(pretext, UNPROTECTED, views(name, UNPROTECTED)[:count, -1])
+    protected = matched(pretext, PROTECTED, views(name, PROTECTED)[:count, -1])
+    assert bare.accuracy > touching + 0.6
+    assert protected.accuracy == pytest.approx(apart, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_a_gap_and_jitter_alone_do_not_hide_the_edges(views, name):
+    """Light goes on across a gap: each patch has to be normalised and levelled for itself."""
+    apart = PROTECTIONS["gap, jitter"]
+    assert matched("jigsaw", apart, views(name, apart)[:, -1]).accuracy > 0.3
+
+
+@pytest.mark.parametrize("pretext", PRETEXTS)
+@pytest.mark.parametrize("name", DATA)
+def test_the_mean_colour_of_every_patch_is_the_same(views, name, pretext):
+    assert hides(TASKS[pretext], PROTECTED, PARTS["mean colour"], views(name, PROTECTED)[:64])
+    assert not hides(TASKS[pretext], UNPROTECTED, PARTS["mean colour"], views(name, UNPROTECTED)[:64])
+
+
+@pytest.mark.parametrize("pretext", PRETEXTS)
+def test_unprotected_the_mean_colour_tells(views, pretext):
+    crop = PROTECTIONS["crop"]
+    told = score(views("idrid", crop), pretext, crop, "mean colour")
+    assert told.accuracy - 3 * told.error > TASKS[pretext].chance[0] + TOLERANCE
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_levelling_takes_out_most_of_what_light_tells(views, name):
+    sloped, level = (
+        score(
+            views(name, PROTECTIONS[kind]), "relative_patch", PROTECTIONS[kind], "colours of the 4 quarters"
+        )
+        for kind in ("normalised", "levelled")
+    )
+    chance = TASKS["relative_patch"].chance[0]
+    assert sloped.accuracy - 3 * sloped.error > chance + TOLERANCE
+    assert level.accuracy - chance < 0.4 * (sloped.accuracy - chance)
+
+
+def test_the_whole_patch_still_tells(views):
+    told = score(views("idrid", PROTECTED), "relative_patch", PROTECTED, "whole patch")
+    assert told.accuracy - 3 * told.error > TASKS["relative_patch"].chance[0]
+
+
+def test_unprotected_the_mean_colour_tells_whose_patch_it_is(views):
+    """If it told the place alone, one guess in as many as there are photographs would be right."""
+    seen = views("idrid", UNPROTECTED)
+    train, test = halves(len(seen))
+    told = solves(TASKS["cpc"], UNPROTECTED, PARTS["mean colour"], seen[train, :1], seen[test, -1], epochs=4)
+    within, among_all = told
+    assert among_all.accuracy > 3 * within.accuracy / GROUP
