@@ -51,6 +51,7 @@ class Combination(Pretext):
         self.parts = nn.ModuleDict(made)
         self.num_views = sum(part.num_views for part in made.values())
         self.encoder_inputs = sum(part.encoder_inputs for part in made.values())
+        self.fewest = max(part.fewest for part in made.values())
         self.scores = tuple(
             f"{name}/{score}" for name, part in made.items() for score in ("loss", *part.scores)
         )

@@ -11,8 +11,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from drgrade.errors import ConfigError
+from drgrade.pretext.combination import Combination
 from drgrade.pretext.exemplar import Exemplar, semi_hard
 from drgrade.pretext.projection import embed
+from drgrade.pretext.rotation import Rotation
 from drgrade.tasks.pretext import PretextTask
 from drgrade.training.run import train
 
@@ -203,3 +205,10 @@ def test_a_validation_in_which_every_batch_is_too_small_is_refused(held_out, bat
         return
     with pytest.raises(ConfigError, match=rf"Exemplar needs 2 .* the {held_out} .* pretext\.val_fraction=0"):
         PretextTask.on_validation_start(task)
+
+
+def test_a_combination_needs_as_many_photographs_as_any_of_its_parts():
+    part = {"head": Exemplar, "weight": 1.0}
+    other = {**part, "head": Rotation}
+    assert Combination(vit(32), {"turn": other, "near": part}).fewest == 2
+    assert Combination(vit(32), {"turn": other, "again": other}).fewest == 1
