@@ -98,17 +98,21 @@ def test_checkpoints_hold_the_average_of_a_naive_loop_and_the_weights_beside_it(
     assert not torch.equal(found["state_dict"][moved], witness.weights[-1][moved])
 
 
-def test_the_average_is_validated_chosen_tested_and_evaluated(compose, tmp_path, watched):
-    record, witness = watched(compose("protocol=matched", *SETTINGS, "protocol.checkpoint=last"))
-    assert record["val/loss"] == pytest.approx(witness.validated[-1], rel=1e-6)
+@pytest.mark.parametrize("chosen", ["last", "best"])
+def test_the_average_is_validated_chosen_tested_and_evaluated(chosen, compose, tmp_path, watched):
+    settings = ("protocol=matched", *SETTINGS, "seed=1", "optimizer.lr=3e-3")
+    record, witness = watched(compose(*settings, f"protocol.checkpoint={chosen}"))
+    epoch = checkpoint(tmp_path / "run", chosen)["epoch"]
+    assert chosen == "last" or epoch < 2, "the best epoch should not be the last one here"
+    assert record["val/loss"] == pytest.approx(witness.validated[epoch], rel=1e-6)
     again = evaluated(tmp_path / "run", tmp_path / "again", tmp_path)
     assert {**again, "evaluated": 0} == {**record, "evaluated": 0}
     files = [tmp_path / name / "predictions.csv" for name in ("run", "again")]
     assert filecmp.cmp(*files, shallow=False)
     # The weights themselves say something else.
-    content = checkpoint(tmp_path / "run")
+    content = checkpoint(tmp_path / "run", chosen)
     content["state_dict"] = content["current_model_state"]
-    torch.save(content, tmp_path / "run" / "checkpoints" / "last.ckpt")
+    torch.save(content, tmp_path / "run" / "checkpoints" / f"{chosen}.ckpt")
     raw = evaluated(tmp_path / "run", tmp_path / "raw", tmp_path)
     assert raw["val/loss"] != pytest.approx(record["val/loss"], rel=1e-4)
 
