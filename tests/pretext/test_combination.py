@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import nn
 
-from drgrade.config import CONF
+from drgrade.config import CONF, choices
 from drgrade.data.squares import SeveralViews, SquareView
 from drgrade.data.views import MaskedView
 from drgrade.errors import ConfigError
@@ -202,19 +202,15 @@ def test_a_combination_has_the_settings_of_the_pretexts_that_it_names(name, comp
     assert list(cfg.pretext.parts) == name.split("_")
     for each, settings in cfg.pretext.parts.items():
         alone = compose(f"pretext={each}").pretext
-        assert OmegaConf.to_container(settings.head, resolve=True) == OmegaConf.to_container(
-            alone.head, resolve=True
-        )
-        assert OmegaConf.to_container(settings.views, resolve=True) == OmegaConf.to_container(
-            alone.views, resolve=True
-        )
+        assert resolved(settings.head) == resolved(alone.head)
+        assert resolved(settings.views) == resolved(alone.views)
 
 
 def test_settings_of_a_part_reach_it_and_those_without_effect_are_refused(compose):
     cfg = compose("pretext=rotation_simclr", "pretext.parts.rotation.head.hidden=[5]")
     pretext = make(cfg.pretext.head)(cnn())
     assert pretext.parts["rotation"].head[0].out_features == 5
-    assert pretext.weights == {"rotation": 1.0, "simclr": 1.0}
+    assert pretext.weights == {"rotation": 1.0, "simclr": 0.1}
     cfg = compose("pretext=rotation_simclr", "pretext.parts.rotation.epochs=5")
     with pytest.raises(ConfigError, match=r"pretext\.parts\.rotation\.epochs has no effect"):
         make(cfg.pretext.head)(cnn())
@@ -230,3 +226,22 @@ def test_a_run_logs_every_part_and_leaves_an_encoder(compose):
     tensors = load_file(f"{cfg.paths.run}/encoder.safetensors")
     assert tensors
     assert not any("parts" in name for name in tensors)
+
+
+@pytest.mark.parametrize("name", [each for each in choices("pretext") if each not in combinations()])
+def test_every_pretext_can_be_a_part_and_keeps_its_settings(name, compose):
+    combined = compose(
+        "pretext=combination/base",
+        "pretext.name=two",
+        f"+pretext@pretext.parts.first={name}",
+        "+pretext/combination@pretext.parts.first=part",
+        "+pretext@pretext.parts.second=rotation",
+        "+pretext/combination@pretext.parts.second=part",
+    )
+    own, alone = resolved(combined.pretext.parts.first), resolved(compose(f"pretext={name}").pretext)
+    assert (own["head"], own["views"]) == (alone["head"], alone["views"])
+    assert all(own[setting] is None for setting in COMMON)
+
+
+def resolved(node):
+    return OmegaConf.to_container(node, resolve=True)
