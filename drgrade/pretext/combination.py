@@ -23,7 +23,7 @@ class Combination(Pretext):
     """Train an encoder on several tasks at once: the loss is the weighted sum of theirs.
 
     L = sum_k w_k L_k. Each task has its own views and its own head, and all have the encoder in common
-    (Doersch and Zisserman, ICCV 2017, train self-supervised tasks together in this way).
+    (Doersch and Zisserman, ICCV 2017, train several self-supervised tasks on one network).
 
     Attributes:
         parts: The pretexts, by name.
