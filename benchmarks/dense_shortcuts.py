@@ -1,0 +1,257 @@
+"""How much of a map that a pretext predicts can be told without looking at the retina.
+
+For colorization, inpainting and saliency: the share of the variance of held-out maps that is explained by the
+place alone (the mean map of other photographs) and by the silhouette (a ridge regression on where the view
+is not black), for the prepared photograph as it is and for the views of conf/pretext. Prints the table of
+docs/pretexts/saliency.md:
+
+    python benchmarks/dense_shortcuts.py --idrid ../shared/data/idrid
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import hydra
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from rotation_shortcuts import Images, View, halves, views_of, whole_crop
+from torch import Tensor
+
+from drgrade.config import CONF
+from drgrade.data.sources.demo import Demo
+from drgrade.data.sources.idrid import IDRiD
+from drgrade.data.store import Store, prepare
+from drgrade.pretext.colorization import Bins
+from drgrade.pretext.inpainting import draw_holes, mean_over, smooth_surface
+from drgrade.pretext.lab import cell_means, rgb_to_lab
+from drgrade.pretext.saliency import frequency_tuned, stretched
+
+CELLS = 8
+"""Side of the map of the silhouette."""
+
+RIDGE = 1e-2
+"""Penalty, as a share of the largest eigenvalue."""
+
+
+class Share(NamedTuple):
+    """Share of the variance of held-out maps that is explained, and its standard error over photographs."""
+
+    explained: float
+    error: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.explained:.0f} ± {100 * self.error:.0f}"
+
+
+# --- what is predicted: (N, S, S, 3) uint8 -> (N, C, h, w)
+
+
+def _pixels(views: Images) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(views)).movedim(-1, 1).float() / 255
+
+
+def saliency(views: Images) -> Tensor:
+    """Saliency, as means of cells of 4 x 4 pixels."""
+    return cell_means(stretched(frequency_tuned(_pixels(views)))[:, None], 4)
+
+
+def colours(views: Images) -> Tensor:
+    """Mean a and b of cells of 4 x 4 pixels."""
+    return cell_means(rgb_to_lab(_pixels(views))[:, 1:], 4)
+
+
+def offsets(views: Images) -> Tensor:
+    """What inpainting adds to a smooth surface; in cells of 4 x 4 pixels."""
+    pixels = _pixels(views)
+    everywhere = torch.ones_like(pixels[:, :1], dtype=torch.bool)
+    return cell_means(pixels - smooth_surface(pixels, everywhere, 2), 4)
+
+
+def residuals(views: Images) -> Tensor:
+    """Spectral residual (Hou and Zhang, CVPR 2007), which is not used; in cells of 4 x 4 pixels."""
+    grey = torch.nn.functional.interpolate(
+        _pixels(views).mean(dim=1, keepdim=True), (64, 64), mode="bilinear", antialias=True
+    )[:, 0]
+    spectrum = torch.fft.fft2(grey)
+    logs = (spectrum.abs() + 1e-8).log()
+    around = torch.nn.functional.avg_pool2d(
+        torch.nn.functional.pad(logs[:, None], (1, 1, 1, 1), mode="circular"), 3, 1
+    )[:, 0]
+    found = torch.fft.ifft2(torch.polar((logs - around).exp(), spectrum.angle())).abs().square().numpy()
+    blurred = np.stack([cv2.GaussianBlur(each, (0, 0), 2.5) for each in found])
+    return cell_means(stretched(1e6 * torch.from_numpy(blurred))[:, None], 4)
+
+
+MAPS: dict[str, Callable[[Images], Tensor]] = {
+    "colorization": colours,
+    "inpainting": offsets,
+    "saliency": saliency,
+}
+
+# --- from what: (N, S, S, 3) uint8 -> (N, features)
+
+
+def silhouettes(views: Images) -> Tensor:
+    """How much of each of 8 x 8 parts of a view is not black."""
+    shown = torch.from_numpy((views.max(axis=-1) > 8).astype(np.float32))[:, None]
+    return torch.nn.functional.adaptive_avg_pool2d(shown, CELLS).flatten(1)
+
+
+def place(views: Images) -> Tensor:
+    """Nothing: what is left is the mean of each place."""
+    return torch.zeros(len(views), 1)
+
+
+CLUES: dict[str, Callable[[Images], Tensor]] = {"place": place, "silhouette": silhouettes}
+
+
+def _regression(clues: Tensor, maps: Tensor) -> Callable[[Tensor], Tensor]:
+    """Ridge regression with an intercept, (N, F) on (N, M)."""
+    mean, middle = clues.mean(dim=0), maps.mean(dim=0)
+    centred = clues - mean
+    gram = centred.T @ centred
+    penalty = RIDGE * torch.linalg.eigvalsh(gram)[-1].clamp(min=1e-6) * torch.eye(len(gram))
+    weights = torch.linalg.solve(gram + penalty, centred.T @ (maps - middle))
+    return lambda asked: middle + (asked - mean) @ weights
+
+
+def explained(clues: Tensor, maps: Tensor) -> Share:
+    """Cross-fitted: every photograph is held out once.
+
+    Args:
+        clues: (N, F), what the maps are told from.
+        maps: (N, C, h, w). Their variance is that about one constant for each channel.
+    """
+    left, total = torch.zeros(len(maps)), torch.zeros(len(maps))
+    one, other = (torch.from_numpy(rows) for rows in halves(len(maps)))
+    for train, test in ((one, other), (other, one)):
+        told = _regression(clues[train], maps[train].flatten(1))(clues[test]).view_as(maps[test])
+        constant = maps[train].mean(dim=(0, 2, 3), keepdim=True)
+        left[test] = (maps[test] - told).square().sum(dim=(1, 2, 3))
+        total[test] = (maps[test] - constant).square().sum(dim=(1, 2, 3))
+    return _share(left, total)
+
+
+def bins_told(maps: Tensor) -> tuple[float, float]:
+    """Accuracy of colorization without looking: the most common bin; the most common bin at each place.
+
+    Args:
+        maps: (N, 2, h, w), a and b.
+    """
+    nearest = Bins(10, 5, 1).encode(maps.movedim(1, -1))[0][..., 0]  # (N, h, w)
+    one, other = halves(len(maps))
+    right: list[Tensor] = []
+    for train, test in ((one, other), (other, one)):
+        common, local = nearest[train].flatten().mode().values, nearest[train].mode(dim=0).values
+        right.append(torch.stack([(nearest[test] == told).float().mean() for told in (common, local)]))
+    always, placed = torch.stack(right).mean(dim=0).tolist()
+    return always, placed
+
+
+def told_by_lightness(views: Images) -> Share:
+    """Colorization without structure: a polynomial in the lightness of the cell and in that of the view."""
+    lightness = cell_means(rgb_to_lab(_pixels(views))[:, :1], 4)[:, 0] / 100  # (N, h, w)
+    whole = lightness.mean(dim=(1, 2), keepdim=True).expand_as(lightness)
+    powers = [lightness**i * whole**j for i in range(4) for j in range(4) if 0 < i + j <= 3]
+    cells = torch.stack(powers, dim=-1)  # (N, h, w, 9)
+    maps = colours(views).movedim(1, -1)  # (N, h, w, 2)
+    left, total = torch.zeros(len(maps)), torch.zeros(len(maps))
+    one, other = halves(len(maps))
+    for train, test in ((one, other), (other, one)):
+        known = torch.cat([torch.ones_like(cells[..., :1]), cells], dim=-1)
+        weights = torch.linalg.lstsq(known[train].flatten(0, 2), maps[train].flatten(0, 2)).solution
+        left[test] = (maps[test] - known[test] @ weights).square().sum(dim=(1, 2, 3))
+        total[test] = (maps[test] - maps[train].mean(dim=(0, 1, 2))).square().sum(dim=(1, 2, 3))
+    return _share(left, total)
+
+
+def filled_smoothly(views: Images) -> Share:
+    """Inpainting without structure: a smooth surface through what is seen, of the variance in the holes."""
+    pixels, size = _pixels(views), views.shape[1]
+    holes = draw_holes(len(views), (size, size), 3, (0.2, 0.4), torch.device("cpu"), _seeded(0))[:, None]
+    mean, surface = (smooth_surface(pixels, ~holes, degree) for degree in (0, 2))
+    total, left = (mean_over(holes, (pixels - told).square()).mean(dim=1) for told in (mean, surface))
+    return _share(left, total)
+
+
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _share(left: Tensor, total: Tensor) -> Share:
+    """From what is left of the variance of each photograph, (N,), and what there was."""
+    share = 1 - float(left.sum() / total.sum())
+    spread = (left - (1 - share) * total).std() / total.mean() / len(total) ** 0.5
+    return Share(share, float(spread))
+
+
+def never_recorded(store: Store, view: View, seeds: list[int], size: int) -> float:
+    """Share of the pixels in the holes of inpainting that show what the camera did not record.
+
+    The views of photographs that are white outside the recorded circle, and at most half as bright inside.
+    """
+    offset = np.arange(size) - (size - 1) / 2
+    radius = np.hypot(offset[:, None], offset[None, :]) / (size / 2)
+    hidden = white = 0
+    for i, (image, clear) in enumerate(zip(store.images, store.manifest["clear"], strict=True)):
+        marked = np.where((radius <= clear)[..., None], image // 2, np.uint8(255))
+        for seed in seeds:
+            seen = view(marked, float(clear), 1000 * i + seed)
+            drawn = _seeded(1000 * i + seed)
+            hole = draw_holes(1, seen.shape[:2], 3, (0.2, 0.4), torch.device("cpu"), drawn)[0].numpy()
+            hidden += int(hole.sum())
+            white += int((seen.max(axis=-1)[hole] > 127).sum())
+    return white / hidden
+
+
+def configured(pretext: str) -> View:
+    """The views of ``conf/pretext``."""
+    view: View = hydra.utils.instantiate(OmegaConf.load(CONF / "pretext" / f"{pretext}.yaml").views)
+    return view
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--idrid", type=Path, help="folder of IDRiD; only the demo data without it")
+    parser.add_argument("--size", type=int, default=96, help="side of the views in px")
+    parser.add_argument("--count", type=int, default=400, help="number of demo photographs")
+    parser.add_argument("--folder", type=Path, help="for the stores; a temporary one without it")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    folder = arguments.folder or Path(tempfile.mkdtemp())
+    sources = [Demo(folder / "demo", count=arguments.count, size=256)]
+    sources += [IDRiD(arguments.idrid)] if arguments.idrid else []
+    print("| data | pretext | crop: place | crop: silhouette | views: place | views: silhouette |")
+    print("|---|---|---|---|---|---|")
+    more = []
+    for source in sources:
+        store = prepare(source, folder / "stores", image_size=arguments.size)
+        for pretext, maps in (MAPS | {"saliency, spectral residual": residuals}).items():
+            row = []
+            for view in (whole_crop, configured(pretext.split(",")[0])):
+                seen = views_of(store, view, [1])[:, 0]
+                row += [str(explained(clue(seen), maps(seen))) for clue in CLUES.values()]
+                if pretext == "colorization":
+                    always, placed = bins_told(maps(seen))
+                    more.append(f"{source.name}: most common bin {always:.3f}, of its place {placed:.3f}")
+                    more.append(
+                        f"{source.name}: % of the colours told by lightness: {told_by_lightness(seen)}"
+                    )
+                if pretext == "inpainting":
+                    share = never_recorded(store, view, [1], arguments.size)
+                    more.append(f"{source.name}: % of the holes never recorded: {100 * share:.1f}")
+                    more.append(f"{source.name}: % of the holes filled smoothly: {filled_smoothly(seen)}")
+            print(f"| {source.name} | {pretext} | {' | '.join(row)} |", flush=True)
+    print("\nFirst of the crop, then of the views:", *more, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
