@@ -79,6 +79,20 @@ class Protection:
     colour_drop: float = 0.0
 
 
+class Mixed(Patches):
+    """Patch m of a view comes from the photograph m further on in the batch: nothing goes on in anything."""
+
+    def __call__(
+        self, views: Tensor, generator: torch.Generator | None = None, cells: Tensor | None = None
+    ) -> Tensor:
+        """See :class:`Patches`."""
+        every = super().__call__(views, generator)
+        mixed = torch.stack([every[:, m].roll(m, 0) for m in range(every.shape[1])], dim=1)
+        if cells is None:
+            return mixed
+        return mixed.gather(1, cells[..., None, None, None].expand(-1, -1, *every.shape[2:]))
+
+
 square = SquareView(vertical_flip=True)
 
 PROTECTIONS: dict[str, Protection] = {
@@ -101,10 +115,11 @@ class Task:
     scores: tuple[str, ...]
     chance: tuple[float, ...]
     group: int  # photographs that are tested together
+    cut: type[Patches] = Patches
 
     def patches(self, size: int, protection: Protection) -> Patches:
         """How views of a size are cut."""
-        return Patches(
+        return self.cut(
             size,
             self.grid,
             gap=self.gap if protection.apart else min(self.gap, 0.0),
@@ -374,7 +389,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=400, help="number of demo photographs")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--folder", type=Path, help="for the stores; a temporary one without it")
-    parser.add_argument("--no-vertical-flip", action="store_true", help="views are never upside down")
+    parser.add_argument("--no-flips", action="store_true", help="views are never mirrored")
+    parser.add_argument(
+        "--mixed",
+        action="store_true",
+        help="the patches of a view are those of as many photographs; no edges",
+    )
     parser.add_argument("--only", nargs="*", default=list(PROTECTIONS), choices=PROTECTIONS)
     parser.add_argument("--parts", nargs="*", default=["edges", *PARTS], choices=["edges", *PARTS])
     chosen: Any = parser.parse_args(arguments)
@@ -385,8 +405,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sources += [IDRiD(chosen.idrid)] if chosen.idrid else []
     task = TASKS[chosen.pretext]
     kinds = {name: PROTECTIONS[name] for name in chosen.only}
-    if chosen.no_vertical_flip:
-        kinds = {n: replace(k, view=SquareView()) if k.view is square else k for n, k in kinds.items()}
+    if chosen.no_flips:
+        upright = SquareView(horizontal_flip=False)
+        kinds = {n: replace(k, view=upright) if k.view is square else k for n, k in kinds.items()}
+    if chosen.mixed:
+        task = replace(task, cut=Mixed, group=16)
+        chosen.parts = [name for name in chosen.parts if name != "edges"]
     chances = " / ".join(f"{100 * each:.1f}" for each in task.chance)
     touching, apart = (f"{100 * each:.1f}" for each in MATCHING[chosen.pretext].chance)
     print(f"chance: {chances}; edges {apart} ({touching} where they touch)")
