@@ -51,8 +51,9 @@ class SimCLR(Pretext):
             raise ConfigError(f"pretext.head.temperature={temperature} is not above 0")
         width = encoder.num_features
         self.head = mlp([width, *([width] if hidden is None else hidden), embedding], batch_norm)
-        self._among_all = NTXentLoss(temperature, gather_distributed=True)
-        self._among_own = NTXentLoss(temperature)
+        # Gathered here: with gather_distributed=True lightly 1.6 makes its mask on the CPU and indexes it by
+        # numbers on the device, which CUDA refuses.
+        self._loss = NTXentLoss(temperature)
 
     def forward(self, encoder: Encoder, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """See :class:`Pretext`; ``accuracy`` is the share of views whose partner is nearer than all others.
@@ -64,7 +65,11 @@ class SimCLR(Pretext):
             pairs = torch.stack([first, second], dim=1).detach()  # (B, 2, P)
             everyone, start = of_all_processes(pairs) if self.training else (pairs, 0)
             require_company("simclr", len(everyone))
-            loss: Tensor = (self._among_all if self.training else self._among_own)(first, second)
+            if self.training:
+                # Every process has the loss of the joined batch: the sum of its gradients, which the gather
+                # brings back, over the number of processes is the gradient of that batch.
+                first, second = (of_all_processes(each)[0] for each in (first, second))
+            loss: Tensor = self._loss(first, second)
             return loss, {"accuracy": partner_nearest(pairs, everyone, start)}
 
 

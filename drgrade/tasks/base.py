@@ -69,6 +69,7 @@ class Task(pl.LightningModule):
         if compile:
             # In place: torch.compile(encoder) would rename every tensor of the checkpoint.
             self.encoder.compile()
+            self.encoder.feature_map = torch.compile(self.encoder.feature_map)  # type: ignore[method-assign]
 
     def configure_model(self) -> None:
         """Convert normalisations, once, where several GPUs share a batch."""

@@ -1,0 +1,24 @@
+from functools import partial
+
+import pytest
+import torch
+
+from drgrade.models import TimmEncoder
+from drgrade.pretext.colorization import Colorization
+from drgrade.pretext.rotation import Rotation
+from drgrade.tasks import PretextTask
+from drgrade.tasks.schedules import constant
+
+
+@pytest.mark.parametrize("pretext", [Rotation, Colorization])
+def test_what_a_pretext_asks_of_the_encoder_is_compiled(monkeypatch, pretext):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append("forward"))
+    monkeypatch.setattr(torch, "compile", lambda method: compiled.append(method.__name__) or method)
+    encoder = TimmEncoder("test_resnet", 64)
+    names = set(encoder.state_dict())
+    task = PretextTask(encoder, pretext, partial(torch.optim.Adam), constant, compile=True)
+    assert compiled == ["forward", "feature_map"]
+    loss, _ = task.pretext(task.encoder, [torch.randn(2, 3, 64, 64)])
+    assert torch.isfinite(loss)
+    assert set(task.encoder.state_dict()) == names
