@@ -35,8 +35,10 @@ def effective_rank(features: Tensor) -> float:
         features: (N, D).
 
     Returns:
-        In [1, min(N - 1, D)]; 0 where nothing varies at all.
+        In [1, min(N - 1, D)]; 0 where nothing varies at all; NaN where a feature is not finite.
     """
+    if not torch.isfinite(features).all():
+        return float("nan")
     centred = features.double() - features.double().mean(dim=0)
     values = torch.linalg.svdvals(centred)
     # Rounding leaves something of a constant too.

@@ -54,3 +54,11 @@ def test_the_effective_rank_is_scipys_entropy_of_numpys_singular_values(count, w
 def test_one_photograph_or_none_has_no_spread(count):
     assert feature_std(noise(count, 4)) == 0
     assert effective_rank(noise(count, 4)) == 0
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_give_no_figure(broken):
+    features = noise(5, 4)
+    features[2, 1] = broken
+    assert np.isnan(effective_rank(features))
+    assert np.isnan(feature_std(features))

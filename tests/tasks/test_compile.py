@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from drgrade.models import TimmEncoder
-from drgrade.pretext.colorization import Colorization
 from drgrade.pretext.rotation import Rotation
+from drgrade.pretext.saliency import Saliency
 from drgrade.tasks import PretextTask
 from drgrade.tasks.schedules import constant
 
 
-@pytest.mark.parametrize("pretext", [Rotation, Colorization])
+@pytest.mark.parametrize("pretext", [Rotation, partial(Saliency, image_size=64)])
 def test_what_a_pretext_asks_of_the_encoder_is_compiled(monkeypatch, pretext):
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append("forward"))
