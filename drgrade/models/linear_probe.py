@@ -187,9 +187,9 @@ def _minimise(model: Head, features: Tensor, grades: Tensor, penalty: float) -> 
     optimizer = torch.optim.LBFGS(
         parameters,
         max_iter=_STEPS,
-        history_size=20,
-        tolerance_grad=1e-7,
-        tolerance_change=1e-12,
+        history_size=100,
+        tolerance_grad=1e-6,
+        tolerance_change=1e-10,
         line_search_fn="strong_wolfe",
     )
     weight = _linear(model).weight

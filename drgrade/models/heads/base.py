@@ -114,7 +114,7 @@ class Head(nn.Module, ABC):
         weights = torch.ones_like(grades, dtype=torch.float32)
         if self.weighting != "none":
             weights = self.grade_weights[grades]
-        return self._reweighted(logits.float(), grades, weights)
+        return self._reweighted(full_precision(logits), grades, weights)
 
     def _reweighted(self, logits: Tensor, grades: Tensor, weights: Tensor) -> Tensor:
         """The training loss with the weight (B,) of each photograph and with focusing."""
@@ -176,6 +176,18 @@ class Head(nn.Module, ABC):
             ConfigError: this head has none.
         """
         raise ConfigError(f"{type(self).__name__} has no thresholds that could be fitted")
+
+
+def full_precision(logits: Tensor) -> Tensor:
+    """Logits as losses are computed from them: single precision at least.
+
+    Args:
+        logits: of any shape and floating type.
+
+    Returns:
+        The same in float32; in float64 if they were.
+    """
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def differences(at_least: Tensor) -> Tensor:

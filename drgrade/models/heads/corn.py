@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from drgrade.models.heads.base import NUM_GRADES, Head, differences
+from drgrade.models.heads.base import NUM_GRADES, Head, differences, full_precision
 from drgrade.models.heads.losses import binary_focal
 
 
@@ -33,7 +33,8 @@ class CornHead(Head):
     def loss(self, logits: Tensor, grades: Tensor) -> Tensor:
         """Binary cross-entropy of every threshold over the photographs that reach it; see `Head.loss`."""
         targets, reached = self._conditions(grades)
-        losses = F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none")
+        logits = full_precision(logits)
+        losses = F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none")
         # Equation 7 of the paper divides the sum over all thresholds by the number of terms in it.
         return (losses * reached).sum() / reached.sum()
 

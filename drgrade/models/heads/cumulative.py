@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from drgrade.models.heads.base import NUM_GRADES, Head, differences
+from drgrade.models.heads.base import NUM_GRADES, Head, differences, full_precision
 from drgrade.models.heads.losses import binary_focal
 
 
@@ -42,7 +42,8 @@ class CumulativeHead(Head):
 
     def loss(self, logits: Tensor, grades: Tensor) -> Tensor:
         """Binary cross-entropy, the mean over batch and thresholds; see `Head.loss`."""
-        return F.binary_cross_entropy_with_logits(logits.float(), self.targets(grades))
+        logits = full_precision(logits)
+        return F.binary_cross_entropy_with_logits(logits, self.targets(grades).to(logits.dtype))
 
     def _reweighted(self, logits: Tensor, grades: Tensor, weights: Tensor) -> Tensor:
         losses = binary_focal(logits, self.targets(grades), self._gamma)  # (B, K)

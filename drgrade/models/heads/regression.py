@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from drgrade.errors import ConfigError
-from drgrade.models.heads.base import NUM_GRADES, Head
+from drgrade.models.heads.base import NUM_GRADES, Head, full_precision
 from drgrade.models.heads.thresholds import best_thresholds, halves
 
 
@@ -67,7 +67,7 @@ class RegressionHead(Head):
 
     def loss(self, logits: Tensor, grades: Tensor) -> Tensor:
         """Smooth L1 or squared error of the unclipped number; see `Head.loss`."""
-        return self._loss(logits[:, 0].float(), grades.float())
+        return self._loss(full_precision(logits[:, 0]), grades.float())
 
     def _reweighted(self, logits: Tensor, grades: Tensor, weights: Tensor) -> Tensor:
         return (self._loss(logits[:, 0], grades.float(), reduction="none") * weights).mean()

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from drgrade.models.heads.base import NUM_GRADES, Head
+from drgrade.models.heads.base import NUM_GRADES, Head, full_precision
 from drgrade.models.heads.losses import multiclass_focal
 
 
@@ -26,7 +26,7 @@ class SoftmaxHead(Head):
 
     def loss(self, logits: Tensor, grades: Tensor) -> Tensor:
         """Cross-entropy; see `Head.loss`."""
-        return F.cross_entropy(logits.float(), grades)
+        return F.cross_entropy(full_precision(logits), grades)
 
     def _reweighted(self, logits: Tensor, grades: Tensor, weights: Tensor) -> Tensor:
         return (multiclass_focal(logits, grades, self._gamma) * weights).mean()
