@@ -1,6 +1,8 @@
 """The config folder: where it is, what it offers, and further data sets by their names in it."""
 
 import difflib
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +86,39 @@ def refuse_missing(cfg: DictConfig) -> None:
         if OmegaConf.is_missing(OmegaConf.select(cfg, parent) if parent else cfg, key):
             hint = _HINTS.get(name, "its value")
             raise ConfigError(f"{name} is not given; add {name}=... ({hint}) to the command")
+
+
+def groups(config: str) -> list[str]:
+    """Groups in a config's defaults list.
+
+    Args:
+        config: Name of a config in ``conf/``.
+
+    Returns:
+        Names, in the order of the list.
+    """
+    own = OmegaConf.load(CONF / f"{config}.yaml")
+    return [str(name) for choice in own.defaults if isinstance(choice, DictConfig) for name in choice]
+
+
+def refuse_new_settings(config: str, overrides: Iterable[str]) -> None:
+    """Hydra lets ``+anything=value`` add a setting that nobody reads, ``+experimnt=x`` among them.
+
+    Args:
+        config: Name of a config in ``conf/``.
+        overrides: Of the command line.
+
+    Raises:
+        ConfigError: If one adds a setting at the top level.
+    """
+    own = OmegaConf.load(CONF / f"{config}.yaml")
+    known = sorted({*groups(config), *map(str, own), *(["experiment", "scale"] if config == "train" else [])})
+    for override in overrides:
+        added = re.match(r"\++([\w-]+)", override)
+        if added and added.group(1) not in known:
+            raise ConfigError(
+                f"{override}: nothing reads {added.group(1)!r}; {nearest(added.group(1), known)}"
+            )
 
 
 def further_sources(cfg: DictConfig) -> dict[str, list[Any]]:

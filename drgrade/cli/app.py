@@ -21,8 +21,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from drgrade.config import CONF, choices, nearest, refuse_missing, settings
-from drgrade.errors import ConfigError, DrgradeError
+from drgrade.config import CONF, choices, groups, nearest, refuse_missing, refuse_new_settings, settings
+from drgrade.errors import DrgradeError
 
 _FULL_ERROR = os.environ.setdefault("DRGRADE_FULL_ERROR", os.environ.get("HYDRA_FULL_ERROR", "0")) == "1"
 """Whether the user wants stack traces. Kept under a name of its own for the processes that this one starts,
@@ -83,7 +83,7 @@ def _job(function: Callable[[DictConfig], object], config: str) -> Callable[[Dic
 
     def job(cfg: DictConfig) -> None:
         try:
-            _refuse_new_settings(config)
+            refuse_new_settings(config, HydraConfig.get().overrides.task)
             refuse_missing(cfg)
             function(cfg)
         except Exception as error:
@@ -95,20 +95,6 @@ def _job(function: Callable[[DictConfig], object], config: str) -> Callable[[Dic
             fail(message)
 
     return job
-
-
-def _refuse_new_settings(config: str) -> None:
-    """Hydra lets ``+anything=value`` add a setting that nobody reads, ``+experimnt=x`` among them."""
-    own = OmegaConf.load(CONF / f"{config}.yaml")
-    known = sorted(
-        {*_groups(config), *map(str, own), *(["experiment", "scale"] if config == "train" else [])}
-    )
-    for override in HydraConfig.get().overrides.task:
-        added = re.match(r"\++([\w-]+)", override)
-        if added and added.group(1) not in known:
-            raise ConfigError(
-                f"{override}: nothing reads {added.group(1)!r}; {nearest(added.group(1), known)}"
-            )
 
 
 def explain(error: BaseException) -> str | None:
@@ -195,11 +181,5 @@ def _settings() -> list[str]:
     chosen = [argument for argument in sys.argv[1:] if re.fullmatch(r"data=\w+", argument)]
     known = [each for each in chosen if each.removeprefix("data=") in choices("data")]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = hydra.compose(_running[0], known if "data" in _groups(_running[0]) else [])
+        cfg = hydra.compose(_running[0], known if "data" in groups(_running[0]) else [])
     return sorted(settings(cfg))
-
-
-def _groups(config: str) -> list[str]:
-    """Groups in a config's defaults list."""
-    own = OmegaConf.load(CONF / f"{config}.yaml")
-    return [str(name) for choice in own.defaults if isinstance(choice, DictConfig) for name in choice]

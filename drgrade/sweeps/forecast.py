@@ -1,6 +1,7 @@
 """How long sweeps will take on this machine: what is to be done, at speeds measured by short runs."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -8,6 +9,9 @@ from drgrade.progress import say
 from drgrade.sweeps.estimate import Estimate, Rates, cell_seconds, training_seconds
 from drgrade.sweeps.probing import probe, probe_folder
 from drgrade.sweeps.workload import Job, Sweep, Workload, workload
+
+_PROBE, _START = 1.0, 9.0
+"""Seconds of a probe, and of the start of its process if it has one: too few to be worth a measurement."""
 
 
 def forecast(sweeps: Sequence[Sweep], seconds: float) -> list[Estimate]:
@@ -29,7 +33,7 @@ def forecast(sweeps: Sequence[Sweep], seconds: float) -> list[Estimate]:
     for sweep, load in zip(sweeps, loads, strict=True):
         missing = {folder: job for folder, job in load.pretrainings.items() if folder not in seen}
         seen.update(missing)
-        estimates.append(_estimate(sweep, Workload(load.cells, missing), seconds))
+        estimates.append(_estimate(sweep, replace(load, pretrainings=missing), seconds))
     return estimates
 
 
@@ -40,7 +44,9 @@ def _estimate(sweep: Sweep, load: Workload, seconds: float) -> Estimate:
         pretrained = _rates(sweep, pretrainings, "pretext", seconds, folder)
     takes = sum(cell_seconds(job.training, graded[job.group]) for job in load.cells)
     takes += sum(training_seconds(job.training, pretrained[job.group]) for job in pretrainings)
-    return Estimate(sweep.experiment, len(load.cells), len(pretrainings), takes, sweep.parallel)
+    takes += load.probes * (_PROBE if sweep.inline else _PROBE + _START)
+    cells = len(load.cells) + load.probes
+    return Estimate(sweep.experiment, cells, len(pretrainings), takes, sweep.parallel)
 
 
 def _rates(

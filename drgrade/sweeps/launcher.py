@@ -111,10 +111,12 @@ class LocalLauncher(Launcher):
         """
         assert self._config is not None
         slots, total = self._slots(), len(job_overrides)
-        jobs = list(self._jobs(job_overrides, initial_job_idx))
+        assert self._context is not None
+        cells = compose_cells(self._context, self._config, job_overrides, initial_job_idx)
+        jobs = [(each.number, each.overrides, each.folder) for each in cells]
         waiting = deque(jobs)
         log.info("%d to run, %s", total, _at_a_time(min(slots.parallel, total)))
-        board = _Board(total)
+        board = Board(total)
         running: list[_Running] = []
         with interruptible():
             try:
@@ -125,23 +127,12 @@ class LocalLauncher(Launcher):
                         running.remove(cell)
                         self._endings[cell.folder] = cell.ending
                         slots.give_back(cell.place, _gpu_memory(cell.folder))
-                        board.ended(cell, min(slots.parallel, total))
+                        took = time.monotonic() - cell.started
+                        board.ended(cell.folder, took, min(slots.parallel, total))
                     time.sleep(_PAUSE)
             finally:
                 _stop(running)
         return [self._returned(job, folder) for _, job, folder in jobs]
-
-    def _jobs(
-        self, job_overrides: Sequence[Sequence[str]], first: int
-    ) -> Iterator[tuple[int, list[str], Path]]:
-        """Number, overrides and folder of each cell."""
-        assert self._config is not None
-        assert self._context is not None
-        for number, overrides in enumerate(job_overrides, start=first):
-            cfg = self._context.config_loader.load_sweep_config(self._config, list(overrides))
-            OmegaConf.set_struct(cfg, False)
-            cfg.hydra.job.num, cfg.hydra.job.id = number, str(number)
-            yield number, list(overrides), Path(cfg.hydra.sweep.dir) / str(cfg.hydra.sweep.subdir)
 
     def _slots(self) -> Slots:
         assert self._config is not None
@@ -184,17 +175,66 @@ class LocalLauncher(Launcher):
         return done
 
 
-class _Board:
-    """Tells how far the sweep is."""
+@dataclass(frozen=True)
+class Composed:
+    """A cell that is to be launched.
+
+    Attributes:
+        number: Of the cell.
+        overrides: As the sweeper gave them.
+        config: Composed, with Hydra's part.
+        folder: The cell's.
+    """
+
+    number: int
+    overrides: list[str]
+    config: DictConfig
+    folder: Path
+
+
+def compose_cells(
+    context: HydraContext, config: DictConfig, job_overrides: Sequence[Sequence[str]], first: int
+) -> Iterator[Composed]:
+    """Compose cells, which says where each of them lies.
+
+    Args:
+        context: Hydra's.
+        config: The sweep's.
+        job_overrides: Of each cell.
+        first: Number of the first.
+
+    Yields:
+        The cells, in their order.
+    """
+    for number, overrides in enumerate(job_overrides, start=first):
+        cfg = context.config_loader.load_sweep_config(config, list(overrides))
+        OmegaConf.set_struct(cfg, False)
+        cfg.hydra.job.num, cfg.hydra.job.id = number, str(number)
+        folder = Path(cfg.hydra.sweep.dir) / str(cfg.hydra.sweep.subdir)
+        yield Composed(number, list(overrides), cfg, folder)
+
+
+class Board:
+    """Tells how far a sweep is."""
 
     def __init__(self, total: int) -> None:
+        """Begin.
+
+        Args:
+            total: Cells to be run.
+        """
         self._total, self._done, self._seconds = total, 0, 0.0
 
-    def ended(self, cell: _Running, parallel: int) -> None:
-        """Say what became of a cell, and how long the others will take."""
-        took = time.monotonic() - cell.started
+    def ended(self, folder: Path, took: float, parallel: int) -> None:
+        """Say what became of a cell, and how long the others will take.
+
+        Args:
+            folder: The cell's.
+            took: Seconds.
+            parallel: Cells at the same time.
+        """
         self._done, self._seconds = self._done + 1, self._seconds + took
-        found = progress(cell.folder)
+        found = progress(folder)
         qwk = found.record.get("test/qwk", found.record.get("val/qwk"))
         figure = "" if qwk is None else f"  qwk {qwk:.4f}"
         left = (self._total - self._done) * self._seconds / self._done / parallel
@@ -203,7 +243,7 @@ class _Board:
             "[%d/%d] %s  %s%s  (%s%s)",
             self._done,
             self._total,
-            cell.name,
+            folder.name,
             found.status,
             figure,
             duration(took),

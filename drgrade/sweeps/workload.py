@@ -1,32 +1,36 @@
 """What a sweep still has to do: its cells, and the pre-trainings that they need."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import hydra
 from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from drgrade.config import CONF, ROLES
+from drgrade.config import CONF
 from drgrade.data.modules import PretextDataModule
 from drgrade.data.photographs import Photographs
-from drgrade.data.splits import SplitSpec
 from drgrade.errors import ConfigError
 from drgrade.models.artefact import CARD
 from drgrade.progress import track
 from drgrade.sweeps.cells import Cell
 from drgrade.sweeps.estimate import Training, training_length
+from drgrade.sweeps.inline import InlineLauncher
 from drgrade.sweeps.launcher import LocalLauncher
 from drgrade.sweeps.naming import AXES
 from drgrade.sweeps.sweeper import CellSweeper, Plan
+from drgrade.training.frozen import is_probe
 from drgrade.training.pretraining import pretext_config
-from drgrade.training.setup import make, make_photographs
+from drgrade.training.setup import make
+from drgrade.training.shared import Shared
+
+_NOT_OF_GRADING = ("pretext",)
+_NOT_OF_PRETRAINING = ("protocol", "head", "augment", "optimizer", "schedule")
+"""Groups whose settings do not change how fast the other task is: one row of a table stands for several."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Sweep:
         outputs: Folder of all outputs.
         here: Whether the cells run on this machine.
         parallel: Cells at the same time, if so.
+        inline: Whether they run in the process of the sweep.
     """
 
     experiment: str
@@ -50,6 +55,7 @@ class Sweep:
     outputs: Path
     here: bool
     parallel: int
+    inline: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ class Job:
 
     Attributes:
         cell: That does it.
-        group: The swept settings of the cell that may change its speed: all but the axes of a table.
+        group: The settings of the cell's own that may change its speed.
         training: What it is.
     """
 
@@ -72,12 +78,14 @@ class Workload:
     """What a sweep still has to do.
 
     Attributes:
-        cells: A job for each cell that is not finished.
+        cells: A job for each cell that is not finished and that trains something.
         pretrainings: Encoder's folder: the job of making it.
+        probes: Cells that fit a probe instead.
     """
 
     cells: Sequence[Job]
     pretrainings: Mapping[Path, Job]
+    probes: int = 0
 
 
 def plan_sweep(experiment: str, overrides: Sequence[str]) -> Sweep:
@@ -108,10 +116,13 @@ def plan_sweep(experiment: str, overrides: Sequence[str]) -> Sweep:
         plan = sweeper.plan(list(map(str, config.hydra.overrides.task)))
         waiting = plan.waiting()
         launcher = sweeper.launcher
-        here = isinstance(launcher, LocalLauncher)
+        inline = isinstance(launcher, InlineLauncher)
+        here = inline or isinstance(launcher, LocalLauncher)
         parallel = launcher.at_a_time(len(waiting)) if isinstance(launcher, LocalLauncher) and waiting else 1
     outputs = Path(config.paths.outputs)
-    return Sweep(experiment, plan, waiting, list(config.hydra.overrides.hydra), outputs, here, parallel)
+    return Sweep(
+        experiment, plan, waiting, list(config.hydra.overrides.hydra), outputs, here, parallel, inline
+    )
 
 
 def workload(sweep: Sweep) -> Workload:
@@ -126,23 +137,25 @@ def workload(sweep: Sweep) -> Workload:
     Raises:
         DrgradeError: If photographs or split cannot be used.
     """
-    collections: dict[str, Photographs] = {}
-    splits: dict[tuple[str, SplitSpec], Photographs] = {}
+    shared, probes = Shared(), 0
     cells: list[Job] = []
     pretrainings: dict[Path, Job] = {}
     for cell in track(sweep.waiting, len(sweep.waiting), "looking at", f"cells of {sweep.experiment}"):
         cfg = sweep.plan.configs[cell]
         if cfg.task != "grading":
             raise ConfigError(f"task={cfg.task}: a table is made of grading runs; leave this out")
-        photographs = _photographs(cfg, collections, splits)
-        group = _group(cell)
-        cells.append(Job(cell, group, grading(cfg, photographs)))
+        photographs = shared.photographs(cfg)
+        if is_probe(cfg):
+            probes += 1
+        else:
+            cells.append(Job(cell, _group(cell, _NOT_OF_GRADING), grading(cfg, photographs)))
         if cfg.init == "ssl":
             pretext = pretext_config(cfg, photographs)
             folder = Path(pretext.paths.run)
             if folder not in pretrainings and not (folder / CARD).is_file():
-                pretrainings[folder] = Job(cell, group, pretraining(pretext, photographs))
-    return Workload(cells, pretrainings)
+                own = _group(cell, _NOT_OF_PRETRAINING)
+                pretrainings[folder] = Job(cell, own, pretraining(pretext, photographs))
+    return Workload(cells, pretrainings, probes)
 
 
 def grading(cfg: DictConfig, photographs: Photographs) -> Training:
@@ -192,28 +205,11 @@ def pretraining(cfg: DictConfig, photographs: Photographs) -> Training:
     return Training(length, int(counts.get("val", 0)) * length.epochs)
 
 
-def _photographs(
-    cfg: DictConfig,
-    collections: dict[str, Photographs],
-    splits: dict[tuple[str, SplitSpec], Photographs],
-) -> Photographs:
-    """Photographs of a cell; cells share what they have in common."""
-    found = cast(dict[str, Any], OmegaConf.to_container(cfg.photographs, resolve=True))
-    found.pop("split")
-    key = json.dumps([found, *(_plain(cfg.data.get(role, [])) for role in ROLES)])
-    spec = make(cfg.split)
-    assert isinstance(spec, SplitSpec)
-    if key not in collections:
-        collections[key] = make_photographs(cfg)
-        _ = collections[key].manifest  # prepared here, and shared by all splits of it
-    if (key, spec) not in splits:
-        splits[key, spec] = collections[key].split_by(spec)
-    return splits[key, spec]
-
-
-def _plain(node: Any) -> Any:
-    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-
-
-def _group(cell: Cell) -> tuple[str, ...]:
-    return tuple(each for each in cell.overrides if each.lstrip("+~").split("=", 1)[0] not in AXES)
+def _group(cell: Cell, without_effect: Sequence[str]) -> tuple[str, ...]:
+    """What of a cell's overrides may change its speed."""
+    kept = []
+    for each in cell.overrides:
+        key = each.lstrip("+~").split("=", 1)[0]
+        if key.split(".", 1)[0].split("@", 1)[0] not in (*AXES, "method", *without_effect):
+            kept.append(each)
+    return tuple(kept)

@@ -21,8 +21,8 @@ from drgrade.models.artefact import WEIGHTS, file_hash
 from drgrade.models.encoder import Encoder
 from drgrade.training.setup import make, make_encoder, make_photographs, seed_everything
 
-_KEPT = 4
-"""Encoders, and splits, that are kept; the oldest goes first."""
+_ENCODERS, _SPLITS = 4, 32
+"""So many are kept; the oldest goes first."""
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -71,7 +71,7 @@ class Shared:
         if (key, spec) not in self._splits:
             whole = self._collections[key]
             _ = whole.manifest  # prepared here, and shared by all splits of it
-            _put(self._splits, (key, spec), whole.split_by(spec))
+            _put(self._splits, (key, spec), whole.split_by(spec), _SPLITS)
         return self._splits[key, spec]
 
     def encoder(self, cfg: DictConfig, initial: Path | None) -> Initial:
@@ -95,7 +95,7 @@ class Shared:
         if key not in self._encoders:
             seed_everything(cfg.seed)
             encoder = make_encoder(cfg, initial).eval()
-            _put(self._encoders, key, Initial(encoder, weights_hash(encoder)))
+            _put(self._encoders, key, Initial(encoder, weights_hash(encoder)), _ENCODERS)
         return self._encoders[key]
 
 
@@ -115,8 +115,8 @@ def weights_hash(encoder: Encoder) -> str:
     return found.hexdigest()
 
 
-def _put(kept: dict[K, V], key: K, value: V) -> None:
-    while len(kept) >= _KEPT:
+def _put(kept: dict[K, V], key: K, value: V, most: int) -> None:
+    while len(kept) >= most:
         kept.pop(next(iter(kept)))
     kept[key] = value
 
