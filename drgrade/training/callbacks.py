@@ -49,7 +49,9 @@ class EpochLine(Callback):
         metrics = trainer.callback_metrics  # every process asks: what is not reduced yet is reduced here
         if not trainer.is_global_zero:
             return
-        figures = "  ".join(f"{name} {metrics[name]:.4f}" for name in self._SHOWN if name in metrics)
+        figures = "  ".join(
+            f"{name} {metrics[name]:.4f}" for name in self._shown(pl_module) if name in metrics
+        )
         epochs = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
         log.info(
             "epoch %d%s  %s  (%.1f s)",
@@ -58,6 +60,12 @@ class EpochLine(Callback):
             figures,
             time.monotonic() - self._started,
         )
+
+    def _shown(self, task: pl.LightningModule) -> list[str]:
+        """Metrics of the line; of a pretext without accuracy its first score, whatever it is."""
+        scores: tuple[str, ...] = getattr(getattr(task, "pretext", None), "scores", ())
+        first = [] if "accuracy" in scores else [f"val/{name}" for name in scores[:1]]
+        return [*self._SHOWN[:4], *first, *self._SHOWN[4:]]
 
 
 def progress() -> Callback:
