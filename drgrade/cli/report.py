@@ -16,6 +16,8 @@ It works on a half-finished sweep and says so; it refuses runs that cannot be av
 """
 
 _LEAST_RESAMPLES = 100
+_MANY = 6
+"""Methods; of more the terminal shows the means alone."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,10 @@ class Settings:
     title: str | None = field(default=None, metadata={"help": "of the page; else it is named by its data"})
     resamples: int = field(default=10_000, metadata={"help": "of the bootstrap: intervals and p-values"})
     seed: int = field(default=0, metadata={"help": "of the bootstrap"})
+    compare: str = field(
+        default="reference",
+        metadata={"help": "reference: each with random weights of its encoder; all: every pair; or a method"},
+    )
 
 
 def target(folders: Sequence[Path], out: Path | None, now: datetime) -> Path:
@@ -67,14 +73,22 @@ def work(folders: list[Path], settings: Settings) -> None:
     folder = target(folders, settings.out, datetime.now())
 
     from drgrade.report import prose
+    from drgrade.report.overview import overview_table
     from drgrade.report.plain import plain_table
     from drgrade.report.study import make_study
     from drgrade.report.tables import main_table
     from drgrade.report.writing import write_report
 
-    study = make_study(folders, resamples=settings.resamples, seed=settings.seed, title=settings.title)
+    study = make_study(
+        folders,
+        resamples=settings.resamples,
+        seed=settings.seed,
+        title=settings.title,
+        compare=settings.compare,
+    )
     page = write_report(study, folder)
-    print(f"{study.title}\n\n{plain_table(main_table(study))}\n")
+    table = overview_table(study) if len(study.methods) > _MANY else None
+    print(f"{study.title}\n\n{plain_table(table or main_table(study))}\n")
     for line in filter(None, [prose.unfinished(study), *study.notes]):
         print(line)
     print(page)

@@ -1,4 +1,4 @@
-"""Two methods over the same folds and seeds."""
+"""Two methods over the same folds and seeds, and which pairs are compared."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -6,19 +6,70 @@ from itertools import combinations
 
 import numpy as np
 
+from drgrade.errors import ConfigError
+from drgrade.report import words
 from drgrade.report.bootstrap import interval
-from drgrade.report.contents import Comparison, Estimate, Floats
+from drgrade.report.contents import Comparison, Estimate, Floats, Method
 from drgrade.report.statistics import Result, mean_over_folds, over_folds
+
+REFERENCE, ALL = "reference", "all"
+
+Pair = tuple[str, str]
+"""Keys of two methods."""
+
+
+def pairs_to_compare(methods: Sequence[Method], compare: str) -> tuple[list[Pair], str]:
+    """Choose which methods are compared.
+
+    The more pairs, the less any of them can show: with 16 methods at 5 fractions the p-values of all pairs
+    would be multiplied by up to 600. What a table of methods asks is mostly whether each is better than none.
+
+    Args:
+        methods: In the order in which they are shown.
+        compare: ``reference``: each with random weights of the same encoder and protocol; all pairs if no
+            method has that. ``all``: every pair. Or a method's name: all others with that one, in the same
+            protocol if the name says none.
+
+    Returns:
+        Pairs, and a sentence that says which they are.
+
+    Raises:
+        ConfigError: If it names no method.
+    """
+    with_reference = [(method.key, method.reference) for method in methods if method.reference]
+    if compare == REFERENCE and with_reference:
+        return with_reference, (
+            "Each method is compared with random weights of the same encoder, by the same protocol; "
+            "compare=all compares every pair."
+        )
+    if compare in (REFERENCE, ALL):
+        return [(one.key, other.key) for one, other in combinations(methods, 2)], "Every pair is compared."
+    return _with_one(methods, compare), f"Each method is compared with {compare}."
+
+
+def _with_one(methods: Sequence[Method], name: str) -> list[Pair]:
+    chosen = [method for method in methods if name in (method.key, method.label)]
+    lines = {method.protocol: method for method in methods if method.name == name}
+    if chosen:
+        return [(method.key, chosen[0].key) for method in methods if method != chosen[0]]
+    if not lines:
+        known = words.listed([f"{each!r}" for each in dict.fromkeys(method.label for method in methods)])
+        raise ConfigError(f"compare={name} is none of {REFERENCE}, {ALL}, and no method; there is {known}")
+    return [
+        (method.key, lines[method.protocol].key)
+        for method in methods
+        if method.protocol in lines and method != lines[method.protocol]
+    ]
 
 
 def compare_all(
-    rows: Mapping[tuple[str, float], Sequence[Result]], methods: Sequence[str]
+    rows: Mapping[tuple[str, float], Sequence[Result]], pairs: Sequence[Pair]
 ) -> list[Comparison]:
-    """Compare every pair of methods at every label fraction that both have.
+    """Compare pairs of methods at every label fraction that both have.
 
     Args:
         rows: Results by method and label fraction.
-        methods: Keys, in the order in which they are shown.
+        pairs: Of keys.
 
     Returns:
         By pair, then label fraction, with p-values corrected over all of them.
@@ -26,7 +77,7 @@ def compare_all(
     fractions = sorted({fraction for _, fraction in rows})
     found = [
         comparison
-        for first, second in combinations(methods, 2)
+        for first, second in pairs
         for fraction in fractions
         if (first, fraction) in rows and (second, fraction) in rows
         if (comparison := compare(rows[first, fraction], rows[second, fraction])) is not None

@@ -46,6 +46,10 @@ class Method:
             ``method``, ``init`` and ``protocol.name``: ``head: CornHead`` for a class,
             ``protocol.epochs: 20`` for others.
         saw_test: Whether pre-training saw test photographs, without grades; None: not known.
+        line: What people call it apart from its protocol: methods of one line are the same, fine-tuned by
+            several protocols; empty: as ``label``.
+        pretext: Name of the pretext that it was pre-trained with; empty where that is not known.
+        reference: Key of the method that it is compared with; empty if there is none.
     """
 
     key: str
@@ -54,6 +58,14 @@ class Method:
     init: str
     settings: Mapping[str, object]
     saw_test: bool | None
+    line: str = ""
+    pretext: str = ""
+    reference: str = ""
+
+    @property
+    def name(self) -> str:
+        """What it is called beside methods of other lines."""
+        return self.line or self.label
 
 
 @dataclass(frozen=True)
@@ -173,6 +185,8 @@ class PublishedRow:
         minimum: None where the paper does not give it, as ``maximum``.
         mean: QWK.
         maximum: See ``minimum``.
+        of: What tells the method: ``init``, ``pretext`` and ``encoder``.
+        beside: The line (:attr:`Method.line`) of the report that is the same method; empty if there is none.
     """
 
     label: str
@@ -181,6 +195,8 @@ class PublishedRow:
     mean: float
     minimum: float | None = None
     maximum: float | None = None
+    of: Mapping[str, str] = field(default_factory=dict)
+    beside: str = ""
 
 
 @dataclass(frozen=True)
@@ -193,6 +209,9 @@ class PretrainingCost:
         seconds: Wall-clock; NaN where not known: the encoder's folder is gone, or does not say.
         images_per_second: Photographs, not their views; NaN where not known.
         peak_memory: Bytes; None where not known.
+        steps: Optimiser steps; None where not known, as the following.
+        images: Photographs that went through them, each time counted.
+        encoder_inputs: Images that the encoder saw of each, in units of a whole one.
     """
 
     method: str
@@ -200,6 +219,46 @@ class PretrainingCost:
     seconds: float
     images_per_second: float
     peak_memory: int | None
+    steps: int | None = None
+    images: int | None = None
+    encoder_inputs: float | None = None
+
+
+@dataclass(frozen=True)
+class Range:
+    """The least and the greatest of several numbers; both are NaN where none is known."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the runs of a method, and the encoders that they began with, were allowed.
+
+    Attributes:
+        method: Key of the method.
+        encoders: How many pre-trained encoders its runs began with; 0: it is not pre-trained.
+        pretraining_steps: Optimiser steps of an encoder.
+        pretraining_images: Photographs that an encoder learnt from, each time counted.
+        pretraining_inputs: Images that the encoder saw of them, in units of a whole one.
+        pretraining_seconds: Mean over the encoders; NaN where not known.
+        trained: Whether the runs train anything: a probe is fitted at once.
+        steps: Optimiser steps of a run, by label fraction.
+        images: Photographs that went through them, by label fraction.
+        seconds: Of a run, mean; NaN where not known.
+    """
+
+    method: str
+    encoders: int
+    pretraining_steps: Range
+    pretraining_images: Range
+    pretraining_inputs: Range
+    pretraining_seconds: float
+    trained: bool
+    steps: Mapping[float, Range]
+    images: Mapping[float, Range]
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -232,10 +291,13 @@ class Study:
         grades: Test photographs of each grade, over all folds.
         methods: In the order in which they are shown.
         rows: By method, then label fraction.
-        comparisons: Every pair of methods at every fraction that both have.
+        comparisons: Of pairs of methods, at every fraction that both have.
         published: Rows of papers.
         pretrainings: Cost of each encoder.
         notes: Sentences that a reader of the figures has to know.
+        compared: A sentence on which pairs are compared.
+        budgets: Of each method.
+        equality: Sentences on whether the methods were allowed the same.
     """
 
     title: str
@@ -251,3 +313,6 @@ class Study:
     published: Sequence[PublishedRow]
     pretrainings: Sequence[PretrainingCost]
     notes: Sequence[str] = field(default_factory=tuple)
+    compared: str = ""
+    budgets: Sequence[Budget] = field(default_factory=tuple)
+    equality: Sequence[str] = field(default_factory=tuple)

@@ -1,8 +1,12 @@
 """What pre-training cost, from the folders of the encoders that runs started from."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from drgrade.errors import DataError
+from drgrade.models.artefact import CARD
 from drgrade.report.contents import PretrainingCost
 from drgrade.report.reading import Run, read_provenance
 from drgrade.report.statistics import images_per_second
@@ -22,16 +26,19 @@ def pretraining_costs(runs: Sequence[Run], methods: Sequence[str]) -> list[Pretr
     used: dict[Path, str] = {}
     for run in sorted(runs, key=lambda run: methods.index(run.method)):
         if run.provenance.get("encoder"):
-            used.setdefault(_folder(run), run.method)
-    costs = [_cost(encoder, method) for encoder, method in used.items()]
+            used.setdefault(encoder_of(run), run.method)
+    costs = [pretraining_cost(encoder, method) for encoder, method in used.items()]
     return sorted(costs, key=lambda cost: (methods.index(cost.method), cost.encoder))
 
 
-def _folder(run: Run) -> Path:
+def encoder_of(run: Run) -> Path:
     """Folder of the encoder that a run began with.
 
     A path that is not absolute is seen from where the run was started. That is mostly a folder above the
     run's own, and need not be the one in which the report is made.
+
+    Args:
+        run: With an ``encoder`` in its provenance.
     """
     named = Path(str(run.provenance["encoder"]))
     found = named
@@ -42,13 +49,40 @@ def _folder(run: Run) -> Path:
     return (found.parent if found.is_file() else found).resolve()
 
 
-def _cost(encoder: Path, method: str) -> PretrainingCost:
+def pretraining_cost(encoder: Path, method: str) -> PretrainingCost:
+    """What the folder of an encoder says of its pre-training.
+
+    Args:
+        encoder: The folder.
+        method: Key of a method that uses it.
+    """
     facts = read_provenance(encoder)
+    card = _card(encoder)
     seconds, speed, peak = facts.get("seconds"), images_per_second(facts), facts.get("peak_memory")
+    steps, images, inputs = (
+        _number(card.get(name, facts.get(name))) for name in ("steps", "images", "encoder_inputs")
+    )
     return PretrainingCost(
         method,
         encoder.name,
         float("nan") if seconds is None else float(seconds),
         float("nan") if speed is None else speed,
         None if peak is None else int(peak),
+        None if steps is None else int(steps),
+        None if images is None else int(images),
+        inputs,
     )
+
+
+def _card(encoder: Path) -> dict[str, Any]:
+    path = encoder / CARD
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path} is damaged ({error}): pre-train again, or leave its runs out") from error
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None

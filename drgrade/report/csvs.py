@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from drgrade.report import words
-from drgrade.report.contents import Row, Study
+from drgrade.report.contents import Range, Row, Study
 from drgrade.report.figures.confusion import row_shares
 
 Record = dict[str, Any]
@@ -31,6 +31,7 @@ def csv_files(study: Study) -> dict[str, str]:
         "recall.csv": list(_recall(study)),
         "roc.csv": list(_roc(study)),
         "costs.csv": [*_costs(study), *_pretrainings(study)],
+        "budget.csv": list(_budgets(study)),
     }
     return {name: pd.DataFrame(records).to_csv(index=False) for name, records in made.items() if records}
 
@@ -76,6 +77,7 @@ def _published(study: Study) -> Iterator[Record]:
             "label_fraction": row.label_fraction,
             "published": True,
             "source": row.source,
+            "beside": row.beside,
             "min": row.minimum,
             "mean": row.mean,
             "max": row.maximum,
@@ -178,4 +180,30 @@ def _pretrainings(study: Study) -> Iterator[Record]:
             "seconds": cost.seconds,
             "images_per_second": cost.images_per_second,
             "peak_memory_bytes": cost.peak_memory,
+            "steps": cost.steps,
+            "images": cost.images,
+            "encoder_inputs": cost.encoder_inputs,
         }
+
+
+def _budgets(study: Study) -> Iterator[Record]:
+    names = words.labels(study)
+    for budget in study.budgets:
+        for share in budget.steps:
+            yield {
+                "method": names[budget.method],
+                "key": budget.method,
+                "label_fraction": share,
+                "encoders": budget.encoders,
+                "pretraining_seconds": budget.pretraining_seconds,
+                "trained": budget.trained,
+                **_ends("pretraining_steps", budget.pretraining_steps),
+                **_ends("pretraining_images", budget.pretraining_images),
+                **_ends("pretraining_inputs", budget.pretraining_inputs),
+                **_ends("steps", budget.steps[share]),
+                **_ends("images", budget.images[share]),
+            }
+
+
+def _ends(name: str, ends: Range) -> Record:
+    return {f"{name}_least": ends.low, f"{name}_greatest": ends.high}

@@ -27,6 +27,8 @@ _SPECIAL = {
     '"': r"\textquotedbl{}",
     "\N{PLUS-MINUS SIGN}": r"$\pm$",
     words.MINUS: "$-$",
+    words.BETTER: r"$\uparrow$",
+    words.WORSE: r"$\downarrow$",
     words.DASH: "--",
 }
 _PAGE, _CHARACTER, _GAP = 455.0, 3.7, 6.0
@@ -77,6 +79,7 @@ def _table(table: Table) -> str:
     ]
     top = [
         r"\toprule",
+        *_over(table, apart),
         _line([escape(cell) for cell in (head if apart else [table.group_column, *head])]),
         r"\midrule",
     ]
@@ -90,6 +93,17 @@ def _table(table: Table) -> str:
     parts = [r"\begin{table}", r"\centering", *titles, *_small(table)]
     parts += [rf"\begin{{tabular}}{{@{{}}{columns}@{{}}}}", *top, *rows, r"\bottomrule", r"\end{tabular}"]
     return "\n".join([*parts, *below, r"\end{table}", ""])
+
+
+def _over(table: Table, apart: bool) -> list[str]:
+    """The line of upper headings, with a rule below each."""
+    cells, rules, column = [] if apart else [""], [], 1 if apart else 2
+    for name, count in table.over:
+        cells.append(rf"\multicolumn{{{count}}}{{c}}{{{escape(name)}}}")
+        if name:
+            rules.append(rf"\cmidrule(lr){{{column}-{column + count - 1}}}")
+        column += count
+    return [_line(cells), "".join(rules)] if table.over else []
 
 
 def _small(table: Table) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from drgrade.report import prose, tables, words
 from drgrade.report.contents import Missing, Study
 from drgrade.report.figures import Figures, Picture
+from drgrade.report.overview import overview_table
 from drgrade.report.table import Table
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~#$&])")
@@ -19,15 +20,18 @@ def render_markdown(study: Study, figures: Figures) -> str:
         study: What it says.
         figures: Drawn of it; their PNG files lie in ``figures/``.
     """
+    overview = overview_table(study)
     parts = [
         f"# {escape(study.title)}",
         escape(prose.summary(study)),
         *_warnings(study),
         "## QWK",
+        *([_table(overview)] if overview else []),
+        *(_image(picture) for picture in figures.curves),
         _table(tables.main_table(study)),
-        _image(figures.curve),
         *_comparisons(study, figures),
         *_details(study, figures),
+        *_budget(study),
         "## Cost",
         _table(tables.costs_table(study)),
         *([_table(tables.pretraining_table(study))] if study.pretrainings else []),
@@ -71,8 +75,16 @@ def _details(study: Study, figures: Figures) -> list[str]:
     for share, details in figures.details.items():
         parts.append(f"## With {words.fraction(share)} of the labels")
         parts.append("\n".join(_image(picture) for picture in details.confusions))
-        parts.append("\n".join(map(_image, (details.calibration, details.recall, details.roc))))
+        shared = (*details.calibration, *details.recall, *details.roc)
+        parts.append("\n".join(map(_image, shared)))
     return parts
+
+
+def _budget(study: Study) -> list[str]:
+    if not study.budgets:
+        return []
+    said = "\n".join(f"- {escape(sentence)}" for sentence in study.equality)
+    return ["## Budget", *filter(None, [said]), _table(tables.budget_table(study))]
 
 
 def _provenance(study: Study) -> list[str]:
@@ -91,7 +103,7 @@ def _image(picture: Picture) -> str:
 
 def _table(table: Table) -> str:
     """A table, its caption above and its remarks below; groups are repeated in the first column."""
-    head = [table.group_column, *(column.name for column in table.columns)]
+    head = [table.group_column, *(column.title for column in table.columns)]
     right = [False, *(column.number for column in table.columns)]
     lines = []
     for group in table.groups:

@@ -3,15 +3,28 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePath
 
 from drgrade.report.contents import Method
 from drgrade.report.reading import Run
-from drgrade.report.settings import Settings, as_text, differing, said, settings_of_method, title
+from drgrade.report.settings import (
+    Settings,
+    as_text,
+    differing,
+    is_majority,
+    said,
+    settings_of_method,
+    title,
+)
 
 _INITS = {"ssl": "pre-trained", "imagenet": "ImageNet weights", "random": "random init"}
 _LAST = len(_INITS)
 _PROTOCOL = ("protocol.", "split.")
+_PROTOCOLS = ("published", "matched")
+_OF_PROTOCOL = (*_PROTOCOL, "grading.", "pretraining.", "pretrain_on", "trainer.max_epochs")
+"""What a protocol sets, or hands on."""
+
 _TITLES = ("method", "init", "protocol.name")
 
 
@@ -44,6 +57,8 @@ def group(runs: Sequence[Run]) -> Grouped:
     protocols = _protocol_names(settings)
     order = sorted(settings, key=lambda key: _place(settings[key], protocols[key], key))
     labels = _labels({key: settings[key] for key in order}, protocols)
+    lines = _lines({key: settings[key] for key in order}, protocols, labels)
+    references = _references({key: settings[key] for key in order}, protocols)
     names = [name for name in differing([settings[key] for key in order]) if name not in _TITLES]
     methods = [
         Method(
@@ -53,6 +68,9 @@ def group(runs: Sequence[Run]) -> Grouped:
             str(settings[key]["init"]),
             dict(said(name, settings[key][name]) for name in names if name in settings[key]),
             _saw_test(by_key[key]),
+            lines[key],
+            _pretext(settings[key]),
+            references.get(key, ""),
         )
         for key in order
     ]
@@ -60,10 +78,12 @@ def group(runs: Sequence[Run]) -> Grouped:
 
 
 def _place(settings: Settings, protocol: str, key: str) -> tuple[object, ...]:
-    """Published protocol first; the pre-trained encoder before the same one without."""
+    """Fine-tuning before probes; what others are measured by last; pre-trained before the same without."""
     places = {init: place for place, init in enumerate(_INITS)}
-    init = str(settings["init"])
-    return protocol != "published", protocol, title(settings), places.get(init, _LAST), init, key
+    init, name = str(settings["init"]), title(settings)
+    measure = 2 if is_majority(settings) else int(name == init)
+    known = _PROTOCOLS.index(protocol) if protocol in _PROTOCOLS else len(_PROTOCOLS)
+    return known, protocol, measure, name, places.get(init, _LAST), init, key
 
 
 def _saw_test(runs: Sequence[Run]) -> bool | None:
@@ -97,7 +117,7 @@ def _protocol(settings: Settings) -> dict[str, object]:
 
 def _labels(settings: Mapping[str, Settings], protocols: Mapping[str, str]) -> dict[str, str]:
     """Title and first weights; then, only where methods would share that, the protocol; then settings."""
-    labels = {key: f"{title(each)}, {_init(str(each['init']))}" for key, each in settings.items()}
+    labels = {key: _label(each) for key, each in settings.items()}
     for keys in _shared(labels):
         if len({protocols[key] for key in keys}) > 1:
             labels |= {key: f"{labels[key]}, {protocols[key]}" for key in keys}
@@ -105,6 +125,77 @@ def _labels(settings: Mapping[str, Settings], protocols: Mapping[str, str]) -> d
         words = _told_apart({key: settings[key] for key in keys})
         labels |= {key: f"{labels[key]}, {words[key]}" for key in keys}
     return labels
+
+
+def _label(settings: Settings) -> str:
+    """Title and first weights, of which one may say it all."""
+    name, init = title(settings), str(settings["init"])
+    if is_majority(settings):
+        return name
+    return _init(init) if name == init else f"{name}, {_init(init)}"
+
+
+def _lines(
+    settings: Mapping[str, Settings], protocols: Mapping[str, str], labels: Mapping[str, str]
+) -> dict[str, str]:
+    """What methods are called apart from their protocols: once, where they differ in nothing else."""
+    lines = {key: _label(each) for key, each in settings.items()}
+    for keys in _shared(lines):
+        if not _are_told_apart(keys, protocols):
+            others = {
+                key: {name: value for name, value in settings[key].items() if not _is_of_protocol(name)}
+                for key in keys
+            }
+            words = _told_apart(others)
+            lines |= {key: ", ".join(filter(None, [lines[key], words[key]])) for key in keys}
+    for keys in _shared(lines):
+        if not _are_told_apart(keys, protocols):
+            lines |= {key: labels[key] for key in keys}
+    return lines
+
+
+def _are_told_apart(keys: Sequence[str], protocols: Mapping[str, str]) -> bool:
+    return len({protocols[key] for key in keys}) == len(keys)
+
+
+def _is_of_protocol(name: str) -> bool:
+    return name.startswith(_OF_PROTOCOL)
+
+
+def _pretext(settings: Settings) -> str:
+    return str(settings.get("pretext.name", "")) if settings["init"] == "ssl" else ""
+
+
+def _references(settings: Mapping[str, Settings], protocols: Mapping[str, str]) -> dict[str, str]:
+    """What each method is to be compared with: random weights, encoder and protocol being the same.
+
+    Of several such methods it is the one that has most other settings in common.
+    """
+    found: dict[str, str] = {}
+    for key, each in settings.items():
+        if each["init"] == "random" or is_majority(each):
+            continue
+        similar = [
+            other
+            for other, its in settings.items()
+            if its["init"] == "random"
+            and protocols[other] == protocols[key]
+            and _encoder(its) == _encoder(each)
+            and not is_majority(its)
+        ]
+        if similar:
+            found[key] = max(similar, key=partial(_shares, settings, each))
+    return found
+
+
+def _shares(settings: Mapping[str, Settings], one: Settings, key: str) -> int:
+    """How many settings of one method another has, with the same value."""
+    other = settings[key]
+    return sum(name in other and other[name] == value for name, value in one.items())
+
+
+def _encoder(settings: Settings) -> dict[str, object]:
+    return {name: value for name, value in settings.items() if name.startswith("encoder.")}
 
 
 def _init(init: str) -> str:

@@ -1,31 +1,40 @@
 """Sentences that a reader of the figures has to know."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import combinations
+from typing import Any
 
 from drgrade.report import words
 from drgrade.report.bootstrap import TestFold
+from drgrade.report.comparison import Pair
 from drgrade.report.contents import Comparison, Method, Row
 from drgrade.report.facts import commit, distinct, versions
 from drgrade.report.methods import Grouped
 from drgrade.report.published import DATA
 from drgrade.report.reading import NUM_GRADES, LeftOut, Run
 
+_P = 0.05
+"""What people take for shown."""
+
 
 def make_notes(
     grouped: Grouped,
     rows: Sequence[Row],
+    pairs: Sequence[Pair],
     comparisons: Sequence[Comparison],
     folds: Mapping[str, TestFold],
+    resamples: int,
 ) -> list[str]:
     """Collect the sentences, the weightiest first; how figures are computed is said by the writers.
 
     Args:
         grouped: Methods and their runs.
         rows: Of the table.
-        comparisons: Of methods.
+        pairs: Of methods that are to be compared.
+        comparisons: Those that could be.
         folds: Their test photographs.
+        resamples: Of the bootstrap.
 
     Returns:
         Short sentences.
@@ -38,7 +47,8 @@ def make_notes(
         *_on_protocols(grouped),
         *_on_lacking_grades(folds),
         *_on_origin(runs),
-        *_on_statistics(grouped.methods, rows, comparisons),
+        *_on_statistics(grouped.methods, rows, pairs, comparisons),
+        *_on_resamples(comparisons, resamples),
     ]
 
 
@@ -114,21 +124,25 @@ def _on_lacking_grades(folds: Mapping[str, TestFold]) -> Iterator[str]:
 
 
 def _on_protocols(grouped: Grouped) -> Iterator[str]:
-    said: set[str] = set()
+    """What each protocol validates on; protocols of which the same is said are named together."""
+    said: dict[str, list[str]] = {}
     for method in grouped.methods:
         split = grouped.runs[method.key][0].config["split"]
-        if split["file"] is not None or method.protocol in said:
-            continue
-        said.add(method.protocol)
-        if not split["val_fraction"]:
-            yield f"Protocol {method.protocol}: nothing is validated on."
-        elif split["val_within_fraction"]:
-            yield f"Protocol {method.protocol}: validation labels are taken out of the label fraction."
-        else:
-            yield (
-                f"Protocol {method.protocol}: validation labels ({100 * split['val_fraction']:g} % of the "
-                "training side) come on top of the label fraction."
-            )
+        if split["file"] is None:
+            names = said.setdefault(_validation(split), [])
+            if method.protocol not in names:
+                names.append(method.protocol)
+    for sentence, names in said.items():
+        yield f"Protocol{'s' if len(names) > 1 else ''} {words.listed(names)}: {sentence}"
+
+
+def _validation(split: Mapping[str, Any]) -> str:
+    if not split["val_fraction"]:
+        return "nothing is validated on."
+    if split["val_within_fraction"]:
+        return "validation labels are taken out of the label fraction."
+    share = f"{100 * split['val_fraction']:g} %"
+    return f"validation labels ({share} of the training side) come on top of the label fraction."
 
 
 def _on_origin(runs: Sequence[Run]) -> Iterator[str]:
@@ -148,19 +162,38 @@ def _on_origin(runs: Sequence[Run]) -> Iterator[str]:
 
 
 def _on_statistics(
-    methods: Sequence[Method], rows: Sequence[Row], comparisons: Sequence[Comparison]
+    methods: Sequence[Method], rows: Sequence[Row], pairs: Sequence[Pair], comparisons: Sequence[Comparison]
 ) -> Iterator[str]:
     labels = {method.key: method.label for method in methods}
+    fractions = {
+        method.key: {row.label_fraction for row in rows if row.method == method.key} for method in methods
+    }
     compared = {(each.first, each.second, each.label_fraction) for each in comparisons}
-    for one, other in combinations(rows, 2):
-        cell = (one.method, other.method, one.label_fraction)
-        if one.label_fraction == other.label_fraction and cell not in compared:
-            yield (
-                f"Not compared at {100 * one.label_fraction:g} % of the labels, because they have no fold "
-                f"and seed in common: {labels[one.method]}; {labels[other.method]}."
-            )
+    for first, second in pairs:
+        for fraction in sorted(fractions[first] & fractions[second]):
+            if (first, second, fraction) not in compared:
+                yield (
+                    f"Not compared at {100 * fraction:g} % of the labels, because they have no fold "
+                    f"and seed in common: {labels[first]}; {labels[second]}."
+                )
     if any(len(row.folds) == 1 for row in rows):
         yield (
             "A single fold has no standard deviation; its interval covers the test photographs of that "
             "fold alone."
         )
+
+
+def _on_resamples(comparisons: Sequence[Comparison], resamples: int) -> Iterator[str]:
+    """No p-value is below 2 / (B + 1), which Holm's method multiplies by the number of comparisons."""
+    least = 2 * len(comparisons) / (resamples + 1)
+    if least > _P:
+        yield (
+            f"With {resamples} resamples and {len(comparisons)} comparisons no p (Holm) can be below "
+            f"{min(1.0, least):.2g}, whatever the figures are: give resamples={_enough(len(comparisons))} or "
+            "compare fewer methods."
+        )
+
+
+def _enough(comparisons: int) -> int:
+    """Resamples with which the clearest comparison could reach a fifth of the usual limit."""
+    return math.ceil(10 * comparisons / _P / 10_000) * 10_000

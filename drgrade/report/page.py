@@ -10,11 +10,12 @@ from markupsafe import Markup
 from drgrade.pages import environment, resource, stylesheet
 from drgrade.report import prose, tables, words
 from drgrade.report.contents import Study
-from drgrade.report.figures import Figures, Picture, svg
+from drgrade.report.figures import FEW, Figures, Picture, svg
 from drgrade.report.svg import inline
 from drgrade.report.table import Table
 
 _PACKAGE = "drgrade.report"
+_LONG = 45  # lines of a table that are shown without a click, if there is another table that says the most
 _MISSING_OPEN = 8  # so many unfinished runs are listed without a click
 
 
@@ -40,7 +41,9 @@ def render_page(study: Study, figures: Figures) -> str:
         missing_open=len(study.missing) <= _MISSING_OPEN,
         tables=_tables(study),
         computed=prose.COMPUTED,
-        curve=_drawn(figures.curve),
+        curves=[_drawn(picture) for picture in figures.curves],
+        panels=len(study.methods) > FEW,
+        long=_LONG,
         differences=[_drawn(picture) for picture in figures.differences],
         details=_details(figures),
         facts={**study.data, **study.provenance},
@@ -58,9 +61,9 @@ def _details(figures: Figures) -> list[dict[str, Any]]:
             "share": words.fraction(share),
             "slug": words.fraction_slug(share),
             "confusions": [_drawn(picture) for picture in details.confusions],
-            "calibration": _drawn(details.calibration),
-            "recall": _drawn(details.recall),
-            "roc": _drawn(details.roc),
+            "calibration": [_drawn(picture) for picture in details.calibration],
+            "recall": [_drawn(picture) for picture in details.recall],
+            "roc": [_drawn(picture) for picture in details.roc],
         }
         for share, details in figures.details.items()
     ]

@@ -14,7 +14,7 @@ def plain_table(table: Table) -> str:
     Returns:
         Lines, the last one without a line break.
     """
-    head = [table.group_column, *(column.name for column in table.columns)]
+    head = [table.group_column, *(column.title for column in table.columns)]
     right = [False, *(column.number for column in table.columns)]
     lines = [
         [f"{group.name} (published)" if group.published else group.name, *line]

@@ -7,6 +7,9 @@ from drgrade.report.contents import Study
 
 _STATUS_ORDER = ("failed", "interrupted", "unfinished", "not begun")
 
+_MANY = 6
+"""Methods; more are counted and not named."""
+
 COMPUTED = {
     "QWK": (
         "Quadratic weighted kappa from one confusion matrix over all test photographs of a fold, never "
@@ -24,7 +27,8 @@ COMPUTED = {
         "are drawn for both, so that what makes photographs easy or hard for either drops out. Won is the "
         "share of the folds in which the first is better, a tie counting half. p is two-sided: twice the "
         "smaller share of resamples on one side of zero. p (Holm) is corrected for the number of "
-        "comparisons of this report."
+        "comparisons of this report. Unless all pairs were asked for, a method is compared with random "
+        "weights of the same encoder, fine-tuned by the same protocol, if the report has them."
     ),
     "Confusion matrix": (
         "Counts of all folds and seeds together; per cent of the true grade. Where several seeds were "
@@ -38,6 +42,11 @@ COMPUTED = {
     "Referable DR": (
         "Grade 2 and above. The score is the sum of the probabilities of grades 2 to 4. The curve pools "
         "the photographs of all folds; AUROC is computed in each fold and averaged."
+    ),
+    "Budget": (
+        "Counted by the runs, those that went on after a stop and those of several processes included: "
+        "optimiser steps, and the photographs that went through them. A pretext may show several views or "
+        "only parts of a photograph to the encoder: images seen are photographs times that share."
     ),
     "Cost": (
         "As the runs recorded it, on the hardware named below: wall-clock time of training, photographs "
@@ -59,9 +68,10 @@ def summary(study: Study) -> str:
     seeds = len({seed for row in study.rows for seed in row.seeds})
     tested = int(study.grades.sum())
     data = study.data.get("data set") or study.data.get("name") or next(iter(study.data.values()), "")
+    labels = [method.label for method in study.methods]
+    named = words.listed(labels) if len(labels) <= _MANY else f"{len(labels)} methods"
     sentences = [
-        f"How well {words.listed([method.label for method in study.methods])} "
-        f"grade{'s' if len(study.methods) == 1 else ''} diabetic retinopathy (grades 0 to 4) "
+        f"How well {named} grade{'s' if len(labels) == 1 else ''} diabetic retinopathy (grades 0 to 4) "
         f"with {shares} of the labels{f' of {data}' if data else ''}.",
         f"The figures are computed from the stored predictions of {words.plural(len(study.runs), 'run')}: "
         f"{words.plural(len(study.methods), 'method')}, {words.plural(folds, 'test fold')}, "

@@ -9,6 +9,8 @@ from typing import Any
 
 from drgrade.training.identity import WITHOUT_EFFECT
 
+MAJORITY = "majority class"
+
 Settings = Mapping[str, object]
 """``a.b``: value, of a resolved config."""
 
@@ -106,9 +108,20 @@ def title(settings: Settings) -> str:
     Args:
         settings: Of the method.
     """
+    if is_majority(settings):
+        return MAJORITY
     if settings.get("method"):
         return str(settings["method"])
     return str(settings.get("encoder.name") or said("encoder._target_", settings["encoder._target_"])[1])
+
+
+def is_majority(settings: Settings) -> bool:
+    """Whether a method gives the most frequent grade to every photograph: no encoder is run.
+
+    Args:
+        settings: Of the method.
+    """
+    return str(settings.get("protocol.probe._target_", "")).endswith(".MajorityProbe")
 
 
 def differing(methods: Sequence[Settings], or_lacking: bool = False) -> list[str]:

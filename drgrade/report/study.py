@@ -8,22 +8,27 @@ from pathlib import Path
 import numpy as np
 
 from drgrade.errors import DataError
+from drgrade.report.budgets import compare_budgets, make_budgets
 from drgrade.report.checks import check_same_data, collect_folds, one_run_per_cell, split_hashes
-from drgrade.report.comparison import compare_all
+from drgrade.report.comparison import REFERENCE, compare_all, pairs_to_compare
 from drgrade.report.contents import Missing, Row, Study
 from drgrade.report.costs import pretraining_costs
 from drgrade.report.facts import data_facts, provenance_facts
 from drgrade.report.folders import find_cells
 from drgrade.report.methods import group
 from drgrade.report.notes import make_notes, on_left_out
-from drgrade.report.published import published_rows
+from drgrade.report.published import beside, published_rows
 from drgrade.report.reading import NUM_GRADES, LeftOut, Run, Unfinished, read_cell
 from drgrade.report.settings import method_key
 from drgrade.report.statistics import Result, by_row, make_row, results
 
 
 def make_study(
-    folders: Sequence[Path], resamples: int = 10_000, seed: int = 0, title: str | None = None
+    folders: Sequence[Path],
+    resamples: int = 10_000,
+    seed: int = 0,
+    title: str | None = None,
+    compare: str = REFERENCE,
 ) -> Study:
     """Read runs and compute everything that a report says about them.
 
@@ -32,6 +37,7 @@ def make_study(
         resamples: Of the bootstrap.
         seed: Of the bootstrap.
         title: Of the report; None to name it by its data.
+        compare: Which methods; see :func:`drgrade.report.comparison.pairs_to_compare`.
 
     Returns:
         The study. It depends neither on the order of the folders nor on that of files in them.
@@ -39,6 +45,7 @@ def make_study(
     Raises:
         DataError: If there is no finished run, a finished run is damaged, or runs are of different data or
             splits.
+        ConfigError: If ``compare`` names no method.
     """
     read = _read(folders)
     check_same_data(read.runs)
@@ -50,9 +57,12 @@ def make_study(
     by_cell = by_row(results(runs, folds, resamples, seed))
     unfinished, replaced = _without_replaced(read.unfinished, runs)
     rows = _rows(by_cell, keys, _with_holes(unfinished, runs))
-    comparisons = compare_all(by_cell, keys)
+    pairs, compared = pairs_to_compare(grouped.methods, compare)
+    comparisons = compare_all(by_cell, pairs)
+    budgets = make_budgets(grouped)
+    equality = compare_budgets(grouped, budgets)
     missing = _missing(unfinished)
-    notes = make_notes(grouped, rows, comparisons, folds)
+    notes = make_notes(grouped, rows, pairs, comparisons, folds, resamples)
     return Study(
         title=title or f"Grading with few labels: {runs[0].record['data']}",
         runs=[run.folder for run in runs],
@@ -64,9 +74,12 @@ def make_study(
         methods=grouped.methods,
         rows=rows,
         comparisons=comparisons,
-        published=published_rows(),
+        published=beside(published_rows(), grouped),
         pretrainings=pretraining_costs(runs, keys),
-        notes=[*notes, *repeats, *replaced, *on_left_out(read.left_out)],
+        compared=compared,
+        budgets=budgets,
+        equality=equality.said,
+        notes=[*equality.warnings, *notes, *repeats, *replaced, *on_left_out(read.left_out)],
     )
 
 

@@ -5,17 +5,31 @@ A figure that there is not is a dash, and the table says why below itself.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from drgrade.report import words
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its heading, whether numbers stand in it (to the right), and whether it is what counts."""
+    """A column.
+
+    Attributes:
+        name: Its heading.
+        number: Whether numbers stand in it, to the right.
+        strong: Whether it is what counts.
+        over: A heading above this one, which neighbours may share.
+    """
 
     name: str
     number: bool = True
     strong: bool = False
+    over: str = ""
+
+    @property
+    def title(self) -> str:
+        """Both headings, where there is room for one line only."""
+        return f"{self.over}: {self.name}" if self.over else self.name
 
 
 @dataclass(frozen=True)
@@ -46,6 +60,7 @@ class Table:
         columns: The others.
         groups: In the order in which they are shown.
         remarks: What stands below it: why there are dashes.
+        inline: Whether each group is one line, in front of which its name stands.
     """
 
     name: str
@@ -54,6 +69,19 @@ class Table:
     columns: Sequence[Column]
     groups: Sequence[Group]
     remarks: Sequence[str]
+    inline: bool = False
+
+    @property
+    def lines(self) -> int:
+        """How many lines it has."""
+        return sum(len(group.lines) for group in self.groups)
+
+    @property
+    def over(self) -> list[tuple[str, int]]:
+        """The upper headings, each with the number of columns below it; empty if there are none."""
+        if not any(column.over for column in self.columns):
+            return []
+        return [(name, len(list(below))) for name, below in groupby(column.over for column in self.columns)]
 
 
 @dataclass

@@ -2,10 +2,11 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from drgrade.report import words
-from drgrade.report.contents import Comparison, Method, PublishedRow, Row, Study
+from drgrade.report.contents import Budget, Comparison, Method, PublishedRow, Range, Row, Study
+from drgrade.report.overview import overview_table
 from drgrade.report.table import Column, Dashes, Group, Table
 
 METRICS = {
@@ -126,6 +127,47 @@ def costs_table(study: Study) -> Table:
     return _by_method(study, "costs", caption, columns, line, dashes)
 
 
+def budget_table(study: Study) -> Table:
+    """What each method was allowed, a method in a line."""
+    dashes = Dashes()
+    before, after = "pre-training of an encoder", "fine-tuning of a run"
+    columns = [
+        *(Column(name, over=before) for name in ("encoders", "steps", "photographs", "images seen", "time")),
+        *(Column(name, over=after) for name in ("steps", "photographs", "time")),
+    ]
+    names = words.labels(study)
+    groups = [Group(names[budget.method], "", [_budget_line(budget, dashes)]) for budget in study.budgets]
+    caption = (
+        "What each method was allowed, as it was counted: optimiser steps; photographs that went through "
+        "them, each time counted; images that the encoder saw of them, in units of a whole one"
+    )
+    return Table("budget", caption, "method", columns, groups, dashes.remarks, inline=True)
+
+
+def _budget_line(budget: Budget, dashes: Dashes) -> list[str]:
+    unknown = "not recorded"
+    why = unknown if budget.encoders else "not pre-trained here"
+    pretraining = [
+        str(budget.encoders) if budget.encoders else words.DASH,
+        words.span(budget.pretraining_steps),
+        words.span(budget.pretraining_images),
+        words.span(budget.pretraining_inputs),
+        words.hours(budget.pretraining_seconds),
+    ]
+    cells = [dashes.cell(text, why) for text in pretraining]
+    for spans in (budget.steps, budget.images):
+        text = words.span(_over_fractions(spans)) if budget.trained else words.DASH
+        cells.append(dashes.cell(text, unknown if budget.trained else "a probe, which takes no steps"))
+    return [*cells, dashes.cell(words.hours(budget.seconds), unknown)]
+
+
+def _over_fractions(spans: Mapping[float, Range]) -> Range:
+    known = [span for span in spans.values() if math.isfinite(span.low)]
+    if not known:
+        return Range(math.nan, math.nan)
+    return Range(min(span.low for span in known), max(span.high for span in known))
+
+
 def pretraining_table(study: Study) -> Table:
     """What pre-training took, an encoder in a line."""
     dashes, names = Dashes(), words.labels(study)
@@ -162,7 +204,7 @@ def comparisons_table(study: Study) -> Table:
         "methods",
         columns,
         [Group(name, "", lines) for name, lines in groups.items()],
-        dashes.remarks,
+        [*filter(None, [study.compared]), *dashes.remarks],
     )
 
 
@@ -204,11 +246,14 @@ def splits_table(study: Study) -> Table:
 
 def all_tables(study: Study) -> list[Table]:
     """The tables with something in them, in the order of the report."""
+    overview = overview_table(study)
     made: Iterable[Table] = (
+        *([overview] if overview else []),
         main_table(study),
         comparisons_table(study),
         metrics_table(study),
         recall_table(study),
+        budget_table(study),
         costs_table(study),
         pretraining_table(study),
     )

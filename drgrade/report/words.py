@@ -3,12 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from drgrade.report.contents import Comparison, Estimate, Interval, Method, Study
+from drgrade.report.contents import Comparison, Estimate, Interval, Method, Range, Study
 
 DASH = "\N{EN DASH}"
 """Stands for a figure that there is not; a table that has one says why."""
 
 MINUS = "\N{MINUS SIGN}"
+BETTER, WORSE = "\N{UPWARDS ARROW}", "\N{DOWNWARDS ARROW}"
 GRADE_NAMES = ("none", "mild", "moderate", "severe", "proliferative")
 
 _LEAST_P = 0.001
@@ -72,6 +73,19 @@ def count(value: float) -> str:
     if not math.isfinite(value):
         return DASH
     return f"{value:.0f}" if float(value).is_integer() or value >= 100 else f"{value:.1f}"
+
+
+def number(value: float) -> str:
+    """Write a number of things, with commas between thousands; what is not whole with three digits."""
+    if not math.isfinite(value):
+        return DASH
+    return f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 1000 else f"{value:.3g}"
+
+
+def span(ends: Range) -> str:
+    """Write the least and the greatest of several numbers: one, if they are the same."""
+    low, high = number(ends.low), number(ends.high)
+    return low if low == high else f"{low} to {high}"
 
 
 def hours(seconds: float) -> str:

@@ -38,7 +38,7 @@ class FakeMethod:
     Attributes:
         overrides: What tells it from others on the command line: ``("init=ssl",)``; composed for real.
         skill: Share of the photographs that it grades right with all labels; with fewer labels less.
-        encoder: Goes into ``provenance.json``: folder of the pre-trained encoder.
+        encoder: Goes into ``provenance.json``: folder of the pre-trained encoder; ``{fold}`` is the fold.
         saw_test: Goes into ``metrics.json``.
     """
 
@@ -172,19 +172,34 @@ def _write_run(run: Path, cfg: DictConfig, method: FakeMethod, table: pd.DataFra
     write_hashes(run, **hashes)
     write_predictions(run, predictions, table["image_id"])
     write_metrics(run, {**metrics, **facts, **hashes, "checkpoint": "last.ckpt", "status": "finished"})
+    trained = 0 if cfg.protocol.get("probe") else _steps(cfg, int((split["subset"] == "train").sum()))
     provenance = {
         "command": ["train.py", *method.overrides],
         "versions": {"python": "3.11.7", "drgrade": "0.1.0", "torch": "2.15.0"},
         "commit": COMMIT,
         "machine": {"processor": "x86_64", "cores": 2, "threads": 1, "gpu": None},
         "seconds": 60.0 + cfg.seed,
-        "images": 6000,
+        "images": 32 * trained,
+        "steps": trained,
         "devices": 1,
         "images_per_second": 100.0,
         "peak_memory": 10**9 + cfg.seed,
-        "encoder": method.encoder,
+        "encoder": method.encoder and method.encoder.format(fold=cfg.fold),
     }
     write_text(run / "provenance.json", json.dumps(provenance, indent=2) + "\n")
+
+
+def _steps(cfg: DictConfig, photographs: int) -> int:
+    return int(cfg.protocol.epochs) * int(cfg.protocol.steps_per_epoch or -(-photographs // 32))
+
+
+def write_encoder(folder: Path, steps: int, encoder_inputs: float, seconds: float = 100.0) -> None:
+    """Write what tells the budget of a pre-training, without weights."""
+    images = 32 * steps
+    card = {"steps": steps, "images": images, "encoder_inputs": encoder_inputs}
+    cost = {"seconds": seconds, "images": images, "peak_memory": 10**9, "devices": 1}
+    write_text(folder / "encoder.json", json.dumps(card))
+    write_text(folder / "provenance.json", json.dumps(cost))
 
 
 def _split(table: pd.DataFrame, cfg: DictConfig) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from html import unescape
 import pytest
 from example_study import example_study
 
+from drgrade.report.contents import Budget, Range
 from drgrade.report.figures import draw_figures, style
 from drgrade.report.page import render_page
 
@@ -184,6 +185,50 @@ def test_nothing_is_wider_than_the_screen(html, tmp_path, width):
     assert inside["scroll"] <= width
     assert inside["outside"] == []
     assert inside["least"] > 7.5  # px: text of the figures
+
+
+@pytest.fixture(scope="module")
+def long_html():
+    """Nine methods of two protocols, with what they were allowed."""
+    study = example_study()
+    methods, rows = [], []
+    for number in range(9):
+        like = study.methods[number % 2 * 2]  # of both protocols
+        key, line = f"{like.key}-{number}", f"a pretext with a name, number {number // 2}, pre-trained"
+        methods.append(replace(like, key=key, label=f"{line}, {like.protocol}", line=line))
+        rows += [
+            replace(row, method=key)
+            for row in study.rows
+            if row.method == like.key and row.label_fraction in (0.05, 1.0)
+        ]
+    unknown = Range(float("nan"), float("nan"))
+    budgets = [
+        Budget(
+            each.key, 5, *[Range(9600, 19200)] * 3, 1000.0, True, {1.0: Range(20, 40)}, {1.0: unknown}, 9.0
+        )
+        for each in methods
+    ]
+    comparisons = [
+        replace(each, first=method.key, second=methods[0].key)
+        for method in methods[1:]
+        for each in study.comparisons[:5]
+    ]
+    published = [replace(row, beside=methods[0].line) for row in study.published]
+    long = replace(
+        study, methods=methods, rows=rows, budgets=budgets, comparisons=comparisons, published=published
+    )
+    with style():
+        return render_page(long, draw_figures(long))
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_nothing_of_many_methods_is_wider_than_the_screen(long_html, tmp_path, width):
+    inside = ask_inside_frame(long_html, tmp_path, width)
+    assert inside["scroll"] <= width
+    assert inside["outside"] == []
+    assert inside["least"] > 7.5
+    assert 'id="table-overview"' in long_html
+    assert '<h2 id="budget">' in long_html
 
 
 def ask_inside_frame(html, folder, width):

@@ -19,7 +19,7 @@ TWIN = FakeMethod(("method=twin", "init=random"), skill=RANDOM.skill)
 def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     write_runs(folder, [ROTATION, RANDOM, TWIN], [0.1, 1.0], seeds=(0, 1))
-    return make_study([folder], resamples=400)
+    return make_study([folder], resamples=400, compare="all")
 
 
 def find(study, first, second, fraction):

@@ -40,7 +40,7 @@ def drawn(picture):
 
 
 def test_the_curve_has_every_fold_mean_and_published_figure_at_its_height(study, figures):
-    places = drawn(figures.curve)
+    places = drawn(figures.curves[0])
     heights = sorted(y for _, y in places.values())
     expected = [value for row in study.rows for value in row.folds.values()]
     expected += [row.mean.value for row in study.rows] + [row.mean for row in study.published]
@@ -49,7 +49,7 @@ def test_the_curve_has_every_fold_mean_and_published_figure_at_its_height(study,
 
 def test_a_point_of_the_curve_says_what_it_is(study, figures):
     row = next(row for row in study.rows if (row.method, row.label_fraction) == ("msssl-ssl", 0.25))
-    tips = set(figures.curve.tips.values())
+    tips = set(figures.curves[0].tips.values())
     assert f"MsSSL, ssl, 25 % of the labels\nfold 3: {row.folds['3']:.3f}" in tips
     low, high = row.mean.interval.low, row.mean.interval.high
     assert (
@@ -61,14 +61,14 @@ def test_a_point_of_the_curve_says_what_it_is(study, figures):
 def test_the_curves_bars_are_the_intervals(study, figures):
     bars = {
         tuple(np.round(line.get_ydata(), 9))
-        for line in figures.curve.figure.axes[0].lines
+        for line in figures.curves[0].figure.axes[0].lines
         if line.get_linewidth() == 3.2
     }
     assert bars == {(round(row.mean.interval.low, 9), round(row.mean.interval.high, 9)) for row in study.rows}
 
 
 def test_published_curves_are_dashed_and_others_are_not(study, figures):
-    lines = [line for line in figures.curve.figure.axes[0].lines if len(line.get_xdata()) == 5]
+    lines = [line for line in figures.curves[0].figure.axes[0].lines if len(line.get_xdata()) == 5]
     dashed = [line for line in lines if line.get_linestyle() == "--"]
     assert [list(line.get_ydata()) for line in dashed] == [[row.mean for row in study.published[:5]]]
     assert len(lines) - len(dashed) == len(study.methods)
@@ -162,7 +162,7 @@ def test_a_grade_that_does_not_occur_has_no_share(study):
 
 def test_marks_of_a_roc_curve_lie_on_it(study, figures):
     rows = [row for row in study.rows if row.label_fraction == 0.25]
-    for x, y in drawn(figures.details[0.25].roc).values():
+    for x, y in drawn(figures.details[0.25].roc[0]).values():
         assert any(((row.roc.x == x) & (row.roc.y == y)).any() for row in rows)
 
 
@@ -177,7 +177,7 @@ def test_dollars_and_underscores_in_names_are_no_formulas(study):
     method = replace(study.methods[0], label="a_b $x_1$ 50 % \\alpha {")
     with style():
         figures = draw_figures(replace(study, methods=[method, *study.methods[1:]]))
-        texts = list(ET.fromstring(svg(figures.curve)).itertext())
+        texts = list(ET.fromstring(svg(figures.curves[0])).itertext())
     assert "a_b $x_1$ 50 % \\alpha {" in texts
 
 
@@ -199,7 +199,7 @@ def test_the_same_study_gives_the_same_bytes(study):
 
 def test_inline_figures_have_every_tip_and_no_fixed_colour(figures):
     with style():
-        for picture in (figures.curve, figures.differences[0], *figures.details[0.1].all):
+        for picture in (figures.curves[0], figures.differences[0], *figures.details[0.1].all):
             text = inline(svg(picture), picture.name, picture.tips, picture.alt)
             root = ET.fromstring(text)
             titles = [element.text for element in root.iter("{http://www.w3.org/2000/svg}title")]
@@ -212,14 +212,14 @@ def test_inline_figures_have_every_tip_and_no_fixed_colour(figures):
 
 def test_inline_figures_have_one_stop_of_the_tabulator(figures):
     with style():
-        text = inline(svg(figures.curve), "x", figures.curve.tips, "alt")
+        text = inline(svg(figures.curves[0]), "x", figures.curves[0].tips, "alt")
     assert text.count('tabindex="0"') == 1
-    assert text.count('tabindex="-1"') == len(figures.curve.tips) - 1
+    assert text.count('tabindex="-1"') == len(figures.curves[0].tips) - 1
 
 
 def test_references_inside_an_inline_figure_hold(figures):
     with style():
-        text = inline(svg(figures.curve), "one", figures.curve.tips, "alt")
+        text = inline(svg(figures.curves[0]), "one", figures.curves[0].tips, "alt")
     ids = re.findall(r' id="([^"]+)"', text)
     assert len(ids) == len(set(ids))
     assert set(re.findall(r"url\(#([^)]+)\)", text)) | set(re.findall(r'href="#([^"]+)"', text)) == set(ids)
@@ -227,13 +227,13 @@ def test_references_inside_an_inline_figure_hold(figures):
 
 
 def test_what_a_tip_says_is_escaped(figures):
-    first = next(iter(figures.curve.tips))
+    first = next(iter(figures.curves[0].tips))
     with style():
-        text = inline(svg(figures.curve), "x", {first: "</title><script>alert(1)</script>"}, 'a "b" <c>')
+        text = inline(svg(figures.curves[0]), "x", {first: "</title><script>alert(1)</script>"}, 'a "b" <c>')
     assert "<script>" not in text
     assert ET.fromstring(text).get("aria-label") == 'a "b" <c>'
 
 
 def test_a_tip_without_a_part_is_an_error(figures):
     with style(), pytest.raises(ValueError, match="no hit-999"):
-        inline(svg(figures.curve), "x", {"hit-999": "?"}, "alt")
+        inline(svg(figures.curves[0]), "x", {"hit-999": "?"}, "alt")

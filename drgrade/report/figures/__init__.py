@@ -1,39 +1,46 @@
 """Figures of a report, drawn once with matplotlib and used by the page, Markdown and LaTeX."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from drgrade.report import words
-from drgrade.report.contents import Study
-from drgrade.report.figures.canvas import Picture, pdf, png, style, svg
+from drgrade.report.contents import Row, Study
+from drgrade.report.figures.canvas import FEW, Picture, numbered, parts, pdf, png, style, svg
 from drgrade.report.figures.confusion import draw_confusion
-from drgrade.report.figures.curve import draw_curve
+from drgrade.report.figures.curve import draw_curves
 from drgrade.report.figures.details import draw_calibration, draw_recall, draw_roc
 from drgrade.report.figures.differences import draw_differences
 
-__all__ = ["Details", "Figures", "Picture", "draw_figures", "pdf", "png", "style", "svg"]
+__all__ = ["FEW", "Details", "Figures", "Picture", "draw_figures", "pdf", "png", "style", "svg"]
 
 
 @dataclass(frozen=True)
 class Details:
-    """Figures of all methods at one label fraction; ``confusions`` has one for each."""
+    """Figures of all methods at one label fraction.
+
+    Attributes:
+        confusions: One for each method.
+        calibration: One for every six methods, as the following.
+        recall: See ``calibration``.
+        roc: See ``calibration``.
+    """
 
     confusions: Sequence[Picture]
-    calibration: Picture
-    recall: Picture
-    roc: Picture
+    calibration: Sequence[Picture]
+    recall: Sequence[Picture]
+    roc: Sequence[Picture]
 
     @property
     def all(self) -> list[Picture]:
         """All of them."""
-        return [*self.confusions, self.calibration, self.recall, self.roc]
+        return [*self.confusions, *self.calibration, *self.recall, *self.roc]
 
 
 @dataclass(frozen=True)
 class Figures:
     """All figures of a report; ``details`` by label fraction."""
 
-    curve: Picture
+    curves: Sequence[Picture]
     differences: Sequence[Picture]
     details: Mapping[float, Details]
 
@@ -41,7 +48,7 @@ class Figures:
     def all(self) -> list[Picture]:
         """All of them."""
         return [
-            self.curve,
+            *self.curves,
             *self.differences,
             *(picture for details in self.details.values() for picture in details.all),
         ]
@@ -54,15 +61,17 @@ def draw_figures(study: Study) -> Figures:
         study: What they show.
     """
     details = {share: _details(study, share) for share in words.fractions(study)}
-    return Figures(draw_curve(study), draw_differences(study), details)
+    return Figures(draw_curves(study), draw_differences(study), details)
 
 
 def _details(study: Study, share: float) -> Details:
     names = words.labels(study)
     rows = [row for row in study.rows if row.label_fraction == share]
-    return Details(
-        [draw_confusion(row, names[row.method]) for row in rows],
-        draw_calibration(study, rows),
-        draw_recall(study, rows),
-        draw_roc(study, rows),
-    )
+    shared = parts(rows)
+    endings = [numbered("", number, len(shared)) for number in range(len(shared))]
+
+    def each(draw: Callable[[Study, Sequence[Row], str], Picture]) -> list[Picture]:
+        return [draw(study, part, ending) for part, ending in zip(shared, endings, strict=True)]
+
+    confusions = [draw_confusion(row, names[row.method]) for row in rows]
+    return Details(confusions, each(draw_calibration), each(draw_recall), each(draw_roc))

@@ -2,11 +2,12 @@
 
 import io
 import logging
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 import matplotlib as mpl
 from matplotlib.artist import Artist
@@ -16,6 +17,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from drgrade.report.contents import Study
+
+_T = TypeVar("_T")
 
 INK, SOFT, LINE, PAPER, HEAT = "#1c232b", "#5b6672", "#dde2e8", "#ffffff", "#7fb2ea"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b8578f", "#7a5c00", "#4d5661")
@@ -112,6 +115,33 @@ def looks(study: Study) -> Mapping[str, Look]:
     }
 
 
+FEW = len(COLOURS)
+"""Methods in one figure at most, so that each has a colour of its own; more take several figures."""
+
+
+def parts(methods: Sequence[_T]) -> list[Sequence[_T]]:
+    """Divide what is shown in one figure each; neighbours stay together.
+
+    Args:
+        methods: Or rows, in the order in which they are shown.
+
+    Returns:
+        Parts of at most :data:`FEW`.
+    """
+    return [methods[start : start + FEW] for start in range(0, len(methods), FEW)]
+
+
+def numbered(name: str, number: int, count: int) -> str:
+    """Name of one of several figures: ``roc-2``; without a number if it is the only one.
+
+    Args:
+        name: Of them all.
+        number: Of this one, from 0.
+        count: Of figures.
+    """
+    return name if count == 1 else f"{name}-{number + 1}"
+
+
 def begin(name: str, alt: str, height: float, width: float = WIDTH) -> tuple[Picture, Axes]:
     """Begin a figure with one pair of axes.
 
@@ -149,6 +179,15 @@ def add_legend(figure: Figure, entries: Sequence[tuple[Line2D, str]]) -> None:
 def legend_entry(look: Look, linestyle: Literal["-", "--"] = "-") -> Line2D:
     """What stands for a method in a legend."""
     return Line2D([], [], color=look.colour, marker=look.marker, linestyle=linestyle, markersize=6)
+
+
+def place(label_fraction: float) -> float:
+    """Place on the horizontal axis: a doubling of the labels is one step.
+
+    Args:
+        label_fraction: In (0, 1].
+    """
+    return math.log2(label_fraction)
 
 
 def dodge(number: int, count: int, room: float) -> float:

@@ -1,6 +1,5 @@
 """QWK against the label fraction."""
 
-import math
 from collections.abc import Iterable
 
 from matplotlib.axes import Axes
@@ -8,6 +7,7 @@ from matplotlib.axes import Axes
 from drgrade.report import words
 from drgrade.report.contents import PublishedRow, Row, Study
 from drgrade.report.figures.canvas import (
+    FEW,
     MARKERS,
     SOFT,
     Look,
@@ -17,12 +17,19 @@ from drgrade.report.figures.canvas import (
     dodge,
     legend_entry,
     looks,
+    place,
     point,
 )
+from drgrade.report.figures.panels import draw_panels
 
 _HEIGHT = 3.2
 _ROOM = 0.55  # of the distance between a fraction and its double
 _BESIDE = 0.055  # folds stand beside their mean
+
+
+def draw_curves(study: Study) -> list[Picture]:
+    """Draw QWK against the label fraction: all methods in one pair of axes, or each in its own if many."""
+    return [draw_curve(study)] if len(study.methods) <= FEW else draw_panels(study)
 
 
 def draw_curve(study: Study) -> Picture:
@@ -52,19 +59,17 @@ def _alt(study: Study) -> str:
 
 
 def _method(picture: Picture, axes: Axes, rows: list[Row], label: str, look: Look, aside: float) -> None:
-    places = [_place(row.label_fraction) + aside for row in rows]
+    places = [place(row.label_fraction) + aside for row in rows]
     axes.plot(places, [row.mean.value for row in rows], color=look.colour, zorder=3)
     dot = Look(look.colour, "o")
-    for place, row in zip(places, rows, strict=True):
+    for at, row in zip(places, rows, strict=True):
         where = f"{label}, {words.fraction(row.label_fraction)} of the labels"
         ends = row.mean.interval
-        axes.plot(
-            [place, place], [ends.low, ends.high], color=look.colour, linewidth=3.2, alpha=0.4, zorder=2
-        )
+        axes.plot([at, at], [ends.low, ends.high], color=look.colour, linewidth=3.2, alpha=0.4, zorder=2)
         for fold, value in row.folds.items():
-            artist = point(axes, place + _BESIDE, value, dot, size=3.2, alpha=0.75, zorder=4)
+            artist = point(axes, at + _BESIDE, value, dot, size=3.2, alpha=0.75, zorder=4)
             picture.tell(artist, where, f"fold {fold}: {words.decimal(value)}")
-        artist = point(axes, place, row.mean.value, look, zorder=5)
+        artist = point(axes, at, row.mean.value, look, zorder=5)
         picture.tell(
             artist,
             where,
@@ -76,32 +81,25 @@ def _method(picture: Picture, axes: Axes, rows: list[Row], label: str, look: Loo
 
 def _published(picture: Picture, axes: Axes, rows: list[PublishedRow], look: Look) -> None:
     rows = sorted(rows, key=lambda row: row.label_fraction)
-    places = [_place(row.label_fraction) for row in rows]
+    places = [place(row.label_fraction) for row in rows]
     axes.plot(
         places, [row.mean for row in rows], "--", color=look.colour, linewidth=0.9, alpha=0.6, zorder=1.5
     )
-    for place, row in zip(places, rows, strict=True):
+    for at, row in zip(places, rows, strict=True):
         lines = [f"published: {row.label}, {words.fraction(row.label_fraction)} of the labels"]
         lines.append(f"mean {words.decimal(row.mean)}")
         if row.minimum is not None and row.maximum is not None:
-            axes.plot(
-                [place, place], [row.minimum, row.maximum], ":", color=look.colour, linewidth=1, zorder=1.5
-            )
+            axes.plot([at, at], [row.minimum, row.maximum], ":", color=look.colour, linewidth=1, zorder=1.5)
             lines[-1] += f", folds {words.decimal(row.minimum)} to {words.decimal(row.maximum)}"
-        artist = point(axes, place, row.mean, look, size=4.0, zorder=1.8)
+        artist = point(axes, at, row.mean, look, size=4.0, zorder=1.8)
         picture.tell(artist, *lines, row.source)
-
-
-def _place(label_fraction: float) -> float:
-    """Place on the horizontal axis: a doubling of the labels is one step."""
-    return math.log2(label_fraction)
 
 
 def _axes(axes: Axes, shares: Iterable[float]) -> None:
     ticks = sorted(set(shares))
-    axes.set_xticks([_place(share) for share in ticks], [words.fraction(share) for share in ticks])
+    axes.set_xticks([place(share) for share in ticks], [words.fraction(share) for share in ticks])
     if ticks:
-        axes.set_xlim(_place(ticks[0]) - _ROOM, _place(ticks[-1]) + _ROOM)
+        axes.set_xlim(place(ticks[0]) - _ROOM, place(ticks[-1]) + _ROOM)
     axes.grid(visible=False, axis="x")
     if axes.get_ylim()[0] < 0:
         axes.axhline(0, color=SOFT, linewidth=0.8, zorder=1)

@@ -24,14 +24,15 @@ _ROOM = 0.7  # of the distance between two grades
 _ROC_POINTS = 11
 
 
-def draw_recall(study: Study, rows: Sequence[Row]) -> Picture:
+def draw_recall(study: Study, rows: Sequence[Row], part: str = "") -> Picture:
     """Draw the recall of each grade, with its interval.
 
     Args:
         study: The whole.
-        rows: All methods at one label fraction.
+        rows: Methods at one label fraction.
+        part: Which of several figures, as ``-2``.
     """
-    picture, axes = _begin("recall", "Recall of each grade with 95 % intervals", rows, _FLAT)
+    picture, axes = _begin("recall", "Recall of each grade with 95 % intervals", rows, _FLAT, part)
     names, style = words.labels(study), looks(study)
     for number, row in enumerate(rows):
         for grade, recall in enumerate(row.recall):
@@ -55,14 +56,15 @@ def draw_recall(study: Study, rows: Sequence[Row]) -> Picture:
     return picture
 
 
-def draw_calibration(study: Study, rows: Sequence[Row]) -> Picture:
+def draw_calibration(study: Study, rows: Sequence[Row], part: str = "") -> Picture:
     """Draw accuracy against confidence; a model whose probabilities can be believed lies on the diagonal.
 
     Args:
         study: The whole.
-        rows: All methods at one label fraction.
+        rows: Methods at one label fraction.
+        part: Which of several figures, as ``-2``.
     """
-    picture, axes = _begin("calibration", "Accuracy against confidence", rows, _SQUARE)
+    picture, axes = _begin("calibration", "Accuracy against confidence", rows, _SQUARE, part)
     names, style = words.labels(study), looks(study)
     _diagonal(axes)
     for row in rows:
@@ -86,14 +88,15 @@ def draw_calibration(study: Study, rows: Sequence[Row]) -> Picture:
     return picture
 
 
-def draw_roc(study: Study, rows: Sequence[Row]) -> Picture:
+def draw_roc(study: Study, rows: Sequence[Row], part: str = "") -> Picture:
     """Draw sensitivity against false positives for referable DR.
 
     Args:
         study: The whole.
-        rows: All methods at one label fraction.
+        rows: Methods at one label fraction.
+        part: Which of several figures, as ``-2``.
     """
-    picture, axes = _begin("roc", "ROC of referable DR, grade 2 and above", rows, _SQUARE)
+    picture, axes = _begin("roc", "ROC of referable DR, grade 2 and above", rows, _SQUARE, part)
     names, style = words.labels(study), looks(study)
     _diagonal(axes)
     for row in rows:
@@ -118,10 +121,10 @@ def draw_roc(study: Study, rows: Sequence[Row]) -> Picture:
     return picture
 
 
-def _begin(name: str, alt: str, rows: Sequence[Row], height: float) -> tuple[Picture, Axes]:
+def _begin(name: str, alt: str, rows: Sequence[Row], height: float, part: str) -> tuple[Picture, Axes]:
     share = rows[0].label_fraction
     alt = f"{alt}, with {words.fraction(share)} of the labels; the numbers are in {name}.csv"
-    return begin(f"{name}-{words.fraction_slug(share)}", alt, height)
+    return begin(f"{name}-{words.fraction_slug(share)}{part}", alt, height)
 
 
 def _diagonal(axes: Axes) -> None:

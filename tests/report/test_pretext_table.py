@@ -1,0 +1,315 @@
+"""A table of pretexts: what is compared, protocols beside each other and papers, budgets, many methods."""
+
+import dataclasses
+import io
+import json
+import re
+
+import pandas as pd
+import pytest
+from pretexts import INPUTS, STEPS, write_table
+from synthetic import change_json
+
+import drgrade.report.page as page_module
+from drgrade.errors import ConfigError
+from drgrade.report import overview, words
+from drgrade.report.contents import Interval
+from drgrade.report.csvs import csv_files
+from drgrade.report.figures import FEW, draw_figures, style
+from drgrade.report.latex import render_latex
+from drgrade.report.markdown import render_markdown
+from drgrade.report.page import render_page
+from drgrade.report.plain import plain_table
+from drgrade.report.record import render_json
+from drgrade.report.study import make_study
+from drgrade.report.tables import budget_table
+
+PRETEXTS = ("rotation", "simclr", "mae")
+FRACTIONS = (0.1, 1.0)
+SIZE = {"fractions": FRACTIONS, "folds": (0, 1), "pretexts": PRETEXTS, "photographs": 80}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_table(tmp_path_factory.mktemp("table"), **SIZE)
+
+
+@pytest.fixture(scope="module")
+def study(folder):
+    return make_study([folder], resamples=200)
+
+
+@pytest.fixture(scope="module")
+def figures(study):
+    with style():
+        return draw_figures(study)
+
+
+@pytest.fixture
+def encoders(folder):
+    """The folder of the encoders; what a test changes there is put back."""
+    place = folder.parent / "encoders"
+    before = {path: path.read_text() for path in place.glob("*/*.json")}
+    yield place
+    for path, text in before.items():
+        path.write_text(text)
+
+
+def by_label(study):
+    return {method.label: method for method in study.methods}
+
+
+def test_rows_are_called_what_people_call_them(study):
+    assert {method.name for method in study.methods} == {
+        "rotation, pre-trained",
+        "simclr, pre-trained",
+        "mae, pre-trained",
+        "random init",
+        "vit, random init",
+        "majority class",
+    }
+    assert {"random init, matched", "random init, published", "random init, linear"} < set(by_label(study))
+
+
+def test_each_is_compared_with_random_weights_of_its_encoder_and_protocol(study):
+    names = words.labels(study)
+    pairs = {(names[each.first], names[each.second]) for each in study.comparisons}
+    expected = set()
+    for protocol in ("matched", "published"):
+        for name in ("rotation", "simclr"):
+            expected.add((f"{name}, pre-trained, {protocol}", f"random init, {protocol}"))
+        expected.add((f"mae, pre-trained, {protocol}", f"vit, random init, {protocol}"))
+    assert pairs == expected
+    assert len(study.comparisons) == len(expected) * len(FRACTIONS)
+    assert "random weights of the same encoder" in study.compared
+
+
+def test_all_pairs_or_one_method_can_be_asked_for(folder):
+    every = make_study([folder], resamples=20, compare="all")
+    count = len(every.methods)
+    assert len(every.comparisons) == count * (count - 1) / 2 * len(FRACTIONS)
+    assert any("no p (Holm) can be below" in note for note in every.notes)
+    line = make_study([folder], resamples=20, compare="simclr, pre-trained")
+    names, protocols = words.labels(line), {each.key: each.protocol for each in line.methods}
+    assert {names[each.second] for each in line.comparisons} == {
+        "simclr, pre-trained, matched",
+        "simclr, pre-trained, published",
+    }
+    assert all(protocols[each.first] == protocols[each.second] for each in line.comparisons)
+    one = make_study([folder], resamples=20, compare="majority class")
+    assert {words.labels(one)[each.second] for each in one.comparisons} == {"majority class"}
+    assert len(one.comparisons) == (count - 1) * len(FRACTIONS)
+    with pytest.raises(ConfigError, match="simclr, pre-trained, matched"):
+        make_study([folder], resamples=20, compare="simclar")
+
+
+def test_p_values_are_corrected_for_what_is_compared_only(folder, study):
+    every = make_study([folder], resamples=200, compare="all")
+    wide = {(each.first, each.second, each.label_fraction): each for each in every.comparisons}
+    wide |= {(each.second, each.first, each.label_fraction): each for each in every.comparisons}
+    for each in study.comparisons:
+        same = wide[each.first, each.second, each.label_fraction]
+        assert abs(same.difference.value) == pytest.approx(abs(each.difference.value))
+        assert same.p_value == pytest.approx(each.p_value)
+        assert same.p_holm >= each.p_holm
+
+
+def cells(study, name):
+    """A line of the first table: heading of the column: cell."""
+    table = overview.overview_table(study)
+    titles = [column.title for column in table.columns]
+    return [dict(zip(titles, group.lines[0], strict=True)) for group in table.groups if group.name == name]
+
+
+def test_protocols_stand_beside_each_other_and_probes_with_those_of_the_same_labels(study):
+    assert [(block.name, list(block.protocols)) for block in overview.blocks(study)] == [
+        ("published", ["published"]),
+        ("matched", ["matched", "linear", "majority"]),
+    ]
+    means = {(row.method, row.label_fraction): words.decimal(row.mean.value) for row in study.rows}
+    methods = by_label(study)
+    (found,) = cells(study, "rotation, pre-trained")
+    for protocol in ("matched", "published"):
+        for share in FRACTIONS:
+            key = methods[f"rotation, pre-trained, {protocol}"].key
+            text = found[f"{protocol}: {words.fraction(share)}"]
+            assert text.rstrip(words.BETTER + words.WORSE) == means[key, share]
+    (probe,) = cells(study, "random init, linear")
+    assert probe["matched: 10 %"] == means[methods["random init, linear"].key, 0.1]
+    assert probe["published: 10 %"] == ""
+
+
+def test_papers_stand_under_the_method_that_they_are_of(study):
+    table = overview.overview_table(study)
+    names = [group.name for group in table.groups]
+    place = names.index("rotation, pre-trained")
+    assert names[place + 1 : place + 3] == ["rotation (2022)", "rotation (Taleb et al. 2020)"]
+    assert names[names.index("random init") + 1] == "random init (Taleb et al. 2020)"
+    assert all(group.published == ("20" in group.name) for group in table.groups)
+    (paper,) = cells(study, "rotation (2022)")
+    assert paper["published: 10 %"] == "0.432"
+    assert paper["matched: 10 %"] == ""
+    assert not any("jigsaw" in name for name in names)  # there is no such row here
+
+
+def test_without_the_published_protocol_papers_have_columns_of_their_own(tmp_path):
+    folder = write_table(tmp_path, protocols=("matched",), **SIZE)
+    study = make_study([folder], resamples=20)
+    (paper,) = cells(study, "rotation (2022)")
+    assert paper["papers: 5 %"] == "0.294"
+    assert paper["matched: 100 %"] == ""
+
+
+def test_arrows_mark_what_differs_from_random_weights(study):
+    chosen = study.comparisons[0]
+    for p_holm, value, mark in ((0.01, 0.2, words.BETTER), (0.01, -0.2, words.WORSE), (0.2, 0.2, "")):
+        difference = dataclasses.replace(chosen.difference, value=value, interval=Interval(-1, 1))
+        changed = dataclasses.replace(chosen, p_holm=p_holm, difference=difference)
+        rest = [dataclasses.replace(each, p_holm=1.0) for each in study.comparisons[1:]]
+        found = dataclasses.replace(study, comparisons=[changed, *rest])
+        text = "".join(cell for group in overview.overview_table(found).groups for cell in group.lines[0])
+        assert text.count(words.BETTER) == (mark == words.BETTER)
+        assert text.count(words.WORSE) == (mark == words.WORSE)
+
+
+def test_a_small_report_of_one_protocol_has_no_such_table(study):
+    matched = [method for method in study.methods if method.protocol == "matched"][:4]
+    keys = {method.key for method in matched}
+    rows = [row for row in study.rows if row.method in keys]
+    assert overview.overview_table(dataclasses.replace(study, methods=matched, rows=rows)) is None
+
+
+def test_equal_budgets_are_said_to_be_equal(study):
+    text = "\n".join(study.equality)
+    assert f"Pre-training was equal: {STEPS} optimiser steps with every pretext." in text
+    assert f"Pre-training was equal: {32 * STEPS:,} photographs with every pretext." in text
+    assert "0.25 (mae, pre-trained) to 4 (rotation, pre-trained) images" in text
+    assert re.search(r"protocol matched: 200 optimiser steps and 6,400 photographs in every run", text)
+    assert "protocol published: equal for all methods at the same fraction and fold, but not over" in text
+    assert "linear" not in text  # a probe takes no steps
+    assert not any("not equal" in note for note in study.notes)
+
+
+def test_a_longer_pretraining_is_warned_of(folder, encoders):
+    change_json(encoders / "simclr-0" / "encoder.json", steps=2 * STEPS)
+    study = make_study([folder], resamples=20)
+    warning = (
+        f"Pre-training was not equal: {STEPS} (mae, pre-trained; rotation, pre-trained; simclr, pre-trained) "
+        f"to {2 * STEPS} (simclr, pre-trained) optimiser steps."
+    )
+    assert warning in study.notes
+    assert warning in study.equality
+
+
+def test_a_pretraining_that_does_not_say_is_told(folder, encoders):
+    for path in encoders.glob("mae-*/*.json"):
+        path.unlink()
+    study = make_study([folder], resamples=20)
+    assert "How long pre-training was is not recorded: mae, pre-trained." in study.notes
+
+
+def test_unequal_fine_tuning_is_warned_of(tmp_path):
+    folder = write_table(tmp_path, protocols=("matched",), **SIZE)
+    run = next(folder.glob("*pretext-simclr*label_fraction-0.1*fold-1*"))
+    change_json(run / "provenance.json", steps=7)
+    notes = make_study([folder], resamples=20).notes
+    assert any(
+        note == "Fine-tuning, protocol matched: optimiser steps differ between methods at the same fraction "
+        "and fold."
+        for note in notes
+    )
+
+
+def test_the_table_of_budgets_has_what_the_cards_say(study):
+    table = budget_table(study)
+    lines = {group.name: group.lines[0] for group in table.groups}
+    steps, images = f"{STEPS}", f"{32 * STEPS:,}"
+    for name in PRETEXTS:
+        seen = words.number(32 * STEPS * INPUTS[name])
+        found = lines[f"{name}, pre-trained, matched"]
+        assert found[:4] == ["2", steps, images, seen]
+        assert found[5:7] == ["200", "6,400"]
+    assert lines["random init, matched"][:5] == [words.DASH] * 5
+    assert lines["random init, linear"][5:7] == [words.DASH] * 2
+    assert " to " in lines["random init, published"][5]
+
+
+def test_budgets_count_an_encoder_once_whatever_the_number_of_its_runs(study):
+    assert {budget.encoders for budget in study.budgets} == {0, 2}
+    names = words.labels(study)
+    for budget in study.budgets:
+        assert budget.trained == (
+            "linear" not in names[budget.method] and "majority" not in names[budget.method]
+        )
+
+
+def test_many_methods_have_axes_of_their_own_and_six_in_the_other_figures(study, figures):
+    assert len(study.methods) > FEW
+    panels = [axes for picture in figures.curves for axes in picture.figure.axes if axes.get_visible()]
+    assert [" ".join(axes.get_title().split()) for axes in panels] == list(
+        dict.fromkeys(method.name for method in study.methods)
+    )
+    means = {round(row.mean.value, 9) for row in study.rows}
+    drawn = {
+        round(float(value), 9)
+        for axes in panels
+        for line in axes.lines
+        if line.get_gid()
+        for value in line.get_ydata()
+    }
+    assert means <= drawn
+    details = figures.details[0.1]
+    assert len(details.roc) == -(-len(study.methods) // FEW)
+    colours = [
+        {
+            text.get_text(): line.get_color()
+            for text, line in zip(legend.get_texts(), legend.get_lines(), strict=True)
+        }
+        for picture in details.roc
+        for legend in picture.figure.legends
+    ]
+    assert all(len(set(each.values())) == len(each) for each in colours)
+    names = [picture.name for picture in figures.all]
+    assert len(names) == len(set(names))
+
+
+def test_no_panel_is_cut_off(figures):
+    with style():
+        for picture in figures.curves:
+            picture.figure.draw_without_rendering()
+            width, height = picture.figure.get_size_inches() * picture.figure.dpi
+            texts = [axes.title for axes in picture.figure.axes if axes.get_visible()]
+            texts += [text for legend in picture.figure.legends for text in legend.get_texts()]
+            for box in (text.get_window_extent() for text in texts):
+                assert -1 < box.x0 < box.x1 < width + 1
+                assert -1 < box.y0 < box.y1 < height + 1
+
+
+def test_every_format_has_the_table(study, figures, monkeypatch):
+    monkeypatch.setattr(page_module, "_LONG", 20)
+    with style():
+        page, markdown = render_page(study, figures), render_markdown(study, figures)
+    latex = render_latex(study)
+    table = overview.overview_table(study)
+    (found,) = cells(study, "simclr, pre-trained")
+    assert f"| simclr, pre-trained | {' | '.join(found.values())} |" in markdown
+    assert r"\multicolumn{2}{c}{matched}" in latex
+    assert r"\cmidrule(lr){2-3}\cmidrule(lr){4-5}" in latex
+    line = next(line for line in plain_table(table).splitlines() if line.startswith("simclr"))
+    assert line.split()[2:] == list(found.values())
+    assert page.index('id="table-overview"') < page.index('id="table-qwk"')
+    assert '<h2 id="budget">' in page
+    folded = re.findall(r'<summary class="caption" id="table-(\w+)">', page)
+    assert folded == ["qwk", "metrics", "recall", "costs"]  # the others have fewer lines than that
+    for sentence in study.equality:
+        assert sentence.split(":")[0] in page
+        assert sentence.split(":")[0] in markdown
+
+
+def test_numbers_of_budgets_are_written_for_programs_too(study):
+    table = pd.read_csv(io.StringIO(csv_files(study)["budget.csv"]))
+    own = table[table["method"] == "rotation, pre-trained, matched"]
+    assert own["label_fraction"].tolist() == list(FRACTIONS)
+    assert set(own["pretraining_steps_least"]) == {STEPS}
+    assert set(own["steps_greatest"]) == {200}
+    assert json.loads(render_json(study, []))["equality"] == list(study.equality)
