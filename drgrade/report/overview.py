@@ -19,8 +19,8 @@ class Block:
     """Columns of one protocol.
 
     Attributes:
-        name: Of the protocol that most of its methods follow.
-        protocols: All whose runs learn from the same labels at every fraction and fold; those of probes do.
+        name: Of the protocol.
+        protocols: It, and those of probes whose runs learn from the same labels at every fraction and fold.
         fractions: Label fractions, rising.
     """
 
@@ -58,29 +58,32 @@ def overview_table(study: Study) -> Table | None:
 
 
 def blocks(study: Study) -> list[Block]:
-    """Put protocols together that learn from the same labels.
+    """Put the columns of probes together with those of a fine-tuning that learns from the same labels.
 
     Args:
         study: The whole.
 
     Returns:
-        In the order of the methods.
+        A block for each other protocol, in the order of the methods.
     """
+    probing = {budget.method for budget in study.budgets if not budget.trained}
+    trained = {method.protocol for method in study.methods if method.key not in probing}
     together: list[list[str]] = []
     for protocol in dict.fromkeys(method.protocol for method in study.methods):
-        same = next((names for names in together if _same_labels(study, names[0], protocol)), None)
-        if same is None:
+        same = [
+            names for names in together if names[0] in trained and _same_labels(study, names[0], protocol)
+        ]
+        if protocol in trained or not same:
             together.append([protocol])
         else:
-            same.append(protocol)
+            same[-1].append(protocol)
     return [_block(study, names) for names in together]
 
 
 def _block(study: Study, names: Sequence[str]) -> Block:
-    of = [method.protocol for method in study.methods]
     keys = {method.key for method in study.methods if method.protocol in names}
     fractions = sorted({row.label_fraction for row in study.rows if row.method in keys})
-    return Block(max(names, key=of.count), names, fractions)
+    return Block(names[0], names, fractions)
 
 
 def _same_labels(study: Study, one: str, other: str) -> bool:

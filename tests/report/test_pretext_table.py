@@ -114,6 +114,22 @@ def test_p_values_are_corrected_for_what_is_compared_only(folder, study):
         assert same.p_holm >= each.p_holm
 
 
+def test_two_ways_of_fine_tuning_with_the_same_labels_are_not_mixed(study):
+    matched = {(share, fold): code for (name, share, fold), code in study.splits.items() if name == "matched"}
+    splits = {(name, share, fold): matched[share, fold] for name, share, fold in study.splits}
+    found = overview.blocks(dataclasses.replace(study, splits=splits))
+    assert [(block.name, list(block.protocols)) for block in found] == [
+        ("published", ["published"]),
+        ("matched", ["matched", "linear", "majority"]),
+    ]
+
+
+def test_protocols_of_probes_alone_have_columns_of_their_own(study):
+    kept = [method for method in study.methods if method.protocol in ("linear", "majority")]
+    found = overview.blocks(dataclasses.replace(study, methods=kept))
+    assert [block.name for block in found] == ["linear", "majority"]
+
+
 def cells(study, name):
     """A line of the first table: heading of the column: cell."""
     table = overview.overview_table(study)

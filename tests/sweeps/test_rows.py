@@ -5,10 +5,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from tiny_run import TINY
 
+from drgrade.config import CONF, choices
 from drgrade.errors import ConfigError
 from drgrade.sweeps.cells import read_sweep
-from drgrade.sweeps.workload import plan_sweep
+from drgrade.sweeps.workload import plan_sweep, workload
 
 MATCHED = "+hydra.sweeper.rows.matched={init: ssl, protocol: matched}"
 PLAIN = "+hydra.sweeper.rows.plain={init: random}"
@@ -171,3 +173,52 @@ def test_a_table_of_rows_runs_each_as_a_command_and_goes_on(command, tmp_path):
     again = call(*rows, MATCHED, "hydra.sweeper.report=false")
     assert "3 cells, 2 finished" in again
     assert len(read_sweep(folder)) == 3
+
+
+@pytest.fixture(scope="module")
+def pretexts():
+    """The rows of pretext_table at one fold and fraction, by both protocols: name of the cell: config."""
+    given = (*TINY, "fold=0", "label_fraction=1.0", "protocol=matched,published")
+    return {cell.name: cfg for cell, cfg in plan_sweep("pretext_table", given).plan.configs.items()}
+
+
+def test_the_table_of_pretexts_has_every_pretext_and_what_it_is_measured_by(pretexts):
+    rows = {cfg.method: cfg for cfg in pretexts.values() if cfg.init == "ssl"}
+    single = [
+        name
+        for name in choices("pretext")
+        if "combination" not in (CONF / f"pretext/{name}.yaml").read_text()
+    ]
+    assert sorted(rows) == sorted(single)
+    assert {name: cfg.pretext.name for name, cfg in rows.items()} == {name: name for name in single}
+    random = [cfg for cfg in pretexts.values() if cfg.init == "random"]
+    assert {(cfg.protocol.name, cfg.encoder == rows["mae"].encoder) for cfg in random} == {
+        ("matched", False),
+        ("published", False),
+        ("matched", True),
+        ("published", True),
+        ("linear", False),
+        ("majority", False),
+    }
+
+
+def test_the_rows_of_the_table_of_pretexts_are_allowed_the_same(pretexts):
+    trained = [cfg for cfg in pretexts.values() if cfg.init == "ssl"]
+    assert {(c.pretext.max_steps, c.pretext.epochs, c.pretext.batch_size) for c in trained} == {(2, -1, 8)}
+    assert {(c.pretrain_on, c.pretext.val_fraction, c.pretext.seed) for c in trained} == {("train", 0.05, 0)}
+    for protocol in ("matched", "published"):
+        same = [c for c in pretexts.values() if c.protocol.name == protocol]
+        assert len(same) == len(choices("pretext")) - 2 + 2  # without combinations; two random ones
+        settings = [(c.optimizer, c.schedule, c.augment, c.head, c.protocol, c.data, c.split) for c in same]
+        assert all(each == settings[0] for each in settings)
+
+
+def test_rows_that_share_a_pretraining_share_the_encoder_of_both_protocols(overrides):
+    asked = [*overrides, "fold=0,1", "label_fraction=0.5,1.0", "hydra.sweeper.only=[random,rotation]"]
+    load = workload(plan_sweep("pretext_table", [*asked, "protocol=matched,published"]))
+    assert len(load.cells) == 2 * 2 * 2 * 2
+    assert len(load.pretrainings) == 2  # one for each fold
+    lengths = {job.training.length for job in load.pretrainings.values()}
+    assert {length.images for length in lengths} == {2 * 8}
+    # How fast fine-tuning is does not depend on the pretext: one measurement stands for both rows.
+    assert len({job.group for job in load.cells}) == 2
