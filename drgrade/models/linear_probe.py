@@ -39,7 +39,7 @@ class LinearProbe(FittedHead):
         in_features: int,
         head: Callable[..., Head],
         penalty: float | None = None,
-        penalties: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0),
+        penalties: Sequence[float] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0),
         num_grades: int = NUM_GRADES,
     ) -> None:
         """Make the head.
@@ -188,7 +188,7 @@ def _minimise(model: Head, features: Tensor, grades: Tensor, penalty: float) -> 
         parameters,
         max_iter=_STEPS,
         history_size=100,
-        tolerance_grad=1e-6,
+        tolerance_grad=1e-5,
         tolerance_change=1e-10,
         line_search_fn="strong_wolfe",
     )

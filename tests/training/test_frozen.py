@@ -150,7 +150,7 @@ def test_grades_of_test_photographs_change_no_prediction(run, monkeypatch):
 
 @pytest.mark.parametrize(
     ("protocol", "sees", "penalty"),
-    [("linear", "true", None), ("linear", "false", 0.1), ("few_shot", "false", 0.1)],
+    [("linear", "true", None), ("linear", "false", 0.01), ("few_shot", "false", 0.01)],
 )
 def test_validation_chooses_the_penalty_only_where_the_probe_may_see_it(
     protocol, sees, penalty, run, monkeypatch
@@ -220,7 +220,7 @@ def test_without_a_test_nothing_is_tested(run):
 
 def test_without_validation_photographs_nothing_is_chosen(run):
     metrics, _ = run("linear", "protocol.val_fraction=0")
-    assert metrics["probe/penalty"] == 0.1
+    assert metrics["probe/penalty"] == 0.01
     assert not any(name.startswith("val/") for name in metrics)
 
 
