@@ -9,6 +9,8 @@ import yaml
 
 from drgrade.cli.train import main
 from drgrade.sweeps.cells import read_sweep
+from drgrade.sweeps.forecast import forecast
+from drgrade.sweeps.workload import plan_sweep, workload
 
 
 @pytest.fixture
@@ -120,3 +122,17 @@ def test_a_whole_table_makes_its_report(sweep, call, tmp_path):
     assert len(measured) == 4
     assert set(measured["protocol"]) == {"linear", "knn"}
     assert set(measured["label_fraction"]) == {0.5, 1.0}
+
+
+def test_an_estimate_counts_probes_and_measures_none_of_them(overrides):
+    found = plan_sweep("probe_table", [*overrides, "fold=0,1", "label_fraction=1.0"])
+    load = workload(found)
+    assert (load.probes, list(load.cells), dict(load.pretrainings)) == (4, [], {})
+    assert found.inline
+    assert found.here
+    (estimate,) = forecast([found], 1.0)
+    assert (estimate.cells, estimate.seconds) == (4, 4.0)
+    pretrained = workload(
+        plan_sweep("probe_table", [*overrides, "fold=0,1", "label_fraction=1.0", "init=ssl"])
+    )
+    assert len(pretrained.pretrainings) == 2
