@@ -6,14 +6,14 @@ On fundus photographs Taleb et al., NeurIPS 2020.
 from collections.abc import Sequence
 
 import torch
-from lightly.utils.dist import gather
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from drgrade.errors import ConfigError
 from drgrade.models.encoder import Encoder
 from drgrade.pretext.base import Pretext, require_any_size
 from drgrade.pretext.patches import Patches, encoded
+from drgrade.pretext.projection import full_precision, of_all_processes
 
 
 class CPC(Pretext):
@@ -67,16 +67,17 @@ class CPC(Pretext):
         codes = self.project(features).view(len(images), grid, grid, -1)  # (B, g, g, d)
         predictions, targets = self._predictions(codes)  # (B, N, d), (N,)
         own = codes[:, self.skip + 1 :].flatten(1, 2)  # (B, K, d), K candidates of each photograph
-        candidates, offset = self._candidates(own)
-        scale = own.shape[-1] ** -0.5
-        logits = predictions.flatten(0, 1) @ candidates.flatten(0, 1).T * scale  # (B N, K * photographs)
-        first = (offset + torch.arange(len(own), device=own.device)) * own.shape[1]
-        right = (first[:, None] + targets).flatten()  # (B N,)
-        with torch.no_grad():
-            within = torch.einsum("bnd,bkd->bnk", predictions, own).argmax(dim=-1) == targets
-            found = logits.argmax(dim=1) == right
-        scores = {"accuracy": found.float().mean(), "accuracy_within": within.float().mean()}
-        return functional.cross_entropy(logits, right), scores
+        with full_precision(predictions, own) as (predictions, own):
+            candidates, offset = of_all_processes(own) if self.training else (own, 0)
+            scale = own.shape[-1] ** -0.5
+            logits = predictions.flatten(0, 1) @ candidates.flatten(0, 1).T * scale  # (B N, K * photographs)
+            first = (offset + torch.arange(len(own), device=own.device)) * own.shape[1]
+            right = (first[:, None] + targets).flatten()  # (B N,)
+            with torch.no_grad():
+                within = torch.einsum("bnd,bkd->bnk", predictions, own).argmax(dim=-1) == targets
+                found = logits.argmax(dim=1) == right
+            scores = {"accuracy": found.float().mean(), "accuracy_within": within.float().mean()}
+            return functional.cross_entropy(logits, right), scores
 
     def _predictions(self, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Predict the patches below every context.
@@ -95,19 +96,6 @@ class CPC(Pretext):
             predictions.append(self.predict[str(k)](context[:, : grid - k]).flatten(1, 2))
             targets.append(cells[k - self.skip - 1 :].flatten())
         return torch.cat(predictions, dim=1), torch.cat(targets)
-
-    def _candidates(self, own: Tensor) -> tuple[Tensor, int]:
-        """Candidates of all photographs of a batch.
-
-        Args:
-            own: (B, K, d), of the photographs of this process.
-
-        Returns:
-            (B', K, d) those of all photographs; where this process's begin among them.
-        """
-        if not (self.training and distributed.is_available() and distributed.is_initialized()):
-            return own, 0
-        return torch.cat(gather(own)), distributed.get_rank() * len(own)
 
 
 class _RowsAbove(nn.Module):

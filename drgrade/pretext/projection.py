@@ -115,10 +115,10 @@ def of_all_processes(rows: Tensor) -> tuple[Tensor, int]:
     need not, and would wait for each other for ever.
 
     Args:
-        rows: (B, P), B the same on all processes.
+        rows: (B, ...), B the same on all processes.
 
     Returns:
-        (W * B, P), and where this process' own rows begin.
+        (W * B, ...), and where this process' own rows begin.
     """
     if dist.world_size() == 1:
         return rows, 0

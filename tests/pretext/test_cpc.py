@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from encoders import ENCODERS, SIDE, losses, one_size, views, vit, without_gradient
+from lightly.utils import dist
 from ranks import WORLD, on_two_ranks
 from torch import nn
 
@@ -174,6 +175,34 @@ def test_two_processes_are_one_with_the_joined_batch(ranks):
 
 def test_processes_with_unequal_numbers_of_batches_do_not_wait_for_each_other_in_validation(ranks):
     assert [len(rank["validated"]) for rank in ranks] == [2, 1]
+
+
+def test_rows_lie_next_to_each_other_where_they_are_gathered(monkeypatch):
+    """NCCL refuses others ("Tensors must be contiguous"); gloo, which tests run on, takes them."""
+    sent = []
+
+    def gather(rows):
+        sent.append(rows)
+        return rows, rows
+
+    monkeypatch.setattr(dist, "world_size", lambda: 2)
+    monkeypatch.setattr(dist, "rank", lambda: 1)
+    monkeypatch.setattr(dist, "gather", gather)
+    CPC(Means(), still(), code=8)(Means(), views())
+    assert [rows.is_contiguous() for rows in sent] == [True]
+
+
+def test_scores_are_in_single_precision_under_mixed_precision(monkeypatch):
+    compared = []
+
+    def cross_entropy(logits, right):
+        compared.append(logits.dtype)
+        return logits.float().mean()
+
+    monkeypatch.setattr("drgrade.pretext.cpc.functional.cross_entropy", cross_entropy)
+    with torch.autocast("cpu", torch.bfloat16):
+        CPC(Means(), still(), code=8)(Means(), views())
+    assert compared == [torch.float32]
 
 
 def test_it_says_what_the_encoder_sees():
