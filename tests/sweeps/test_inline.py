@@ -114,6 +114,7 @@ def test_what_is_no_probe_is_refused_before_anything_runs(settings, said, sweep,
     assert not list(tmp_path.glob("sweeps/*/*/metrics.json"))
 
 
+@pytest.mark.slow
 def test_a_whole_table_makes_its_report(sweep, call, tmp_path):
     call(sweep("fold=0,1", "label_fraction=0.5,1.0", "hydra.sweeper.report=true"))
     (folder,) = (tmp_path / "sweeps").iterdir()
