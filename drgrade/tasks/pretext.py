@@ -53,6 +53,10 @@ class PretextTask(Task):
         self.pretext.before_step(self.encoder, min(1.0, self.global_step / steps))
         return self._step(batch, "train")
 
+    def on_train_start(self) -> None:
+        """Refuse a validation of too small batches before an epoch is trained, not after."""
+        self.on_validation_start()
+
     def on_validation_start(self) -> None:
         """Refuse a validation in which no batch of any process would be large enough.
 

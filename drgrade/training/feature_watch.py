@@ -38,7 +38,7 @@ class FeatureWatch(Callback):
         """Say how closely to watch.
 
         Args:
-            every: Epochs from one look to the next; the last epoch is always looked at.
+            every: Epochs from one look to the next; the last validation is always looked at.
             knn: Neighbours that vote on a grade; None for no such probe.
 
         Raises:
@@ -62,18 +62,21 @@ class FeatureWatch(Callback):
             return
         encoder = pl_module.pretext.trained(pl_module.encoder)
         _, features, _ = _features(encoder, loader, data, pl_module)
-        found = {"feature_std": feature_std(features), "effective_rank": effective_rank(features)}
-        self._warn(found["feature_std"], len(features))
-        found |= self._neighbours(encoder, data, pl_module)
+        found = self._neighbours(encoder, data, pl_module)
+        if len(features) > 1:  # one photograph has no spread; logged, 0 would say that all are alike
+            found |= {"feature_std": feature_std(features), "effective_rank": effective_rank(features)}
+            self._warn(found["feature_std"], len(features))
         # Every process has computed the same figures from the gathered features.
         pl_module.log_dict({f"val/{name}": value for name, value in found.items()}, sync_dist=False)
 
     def _due(self, trainer: pl.Trainer) -> bool:
-        last = trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs
+        # Also where the number of steps ends the run, within an epoch or after it: a part has no validation.
+        epoch = -(-trainer.num_training_batches // trainer.accumulate_grad_batches)
+        last = trainer.global_step + epoch > trainer.estimated_stepping_batches
         return last or trainer.current_epoch % self.every == 0
 
     def _warn(self, spread: float, count: int) -> None:
-        if count > 1 and spread < _COLLAPSED and not self._warned:
+        if spread < _COLLAPSED and not self._warned:
             self._warned = True
             log.warning(
                 "the features of all %d held-out photographs are nearly the same (val/feature_std %.4f): the "

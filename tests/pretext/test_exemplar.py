@@ -207,6 +207,15 @@ def test_a_validation_in_which_every_batch_is_too_small_is_refused(held_out, bat
         PretextTask.on_validation_start(task)
 
 
+def test_such_a_validation_is_refused_before_an_epoch_is_trained(compose, monkeypatch):
+    def training_step(task, batch, number):
+        raise AssertionError("trained for nothing")
+
+    monkeypatch.setattr(PretextTask, "training_step", training_step)
+    with pytest.raises(ConfigError, match=r"Exemplar needs 2 .* the 1 held out"):
+        train(compose("pretext=exemplar", "task=pretext", "pretext.val_fraction=0.01"))
+
+
 def test_a_combination_needs_as_many_photographs_as_any_of_its_parts():
     part = {"head": Exemplar, "weight": 1.0}
     other = {**part, "head": Rotation}

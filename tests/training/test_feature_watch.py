@@ -10,6 +10,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from drgrade.data.modules import normalise
 from drgrade.errors import ConfigError
 from drgrade.metrics.collapse import effective_rank, feature_std
+from drgrade.training import feature_watch
 from drgrade.training.feature_watch import FeatureWatch
 from drgrade.training.run import train
 from drgrade.training.setup import make, make_encoder, make_photographs
@@ -70,6 +71,36 @@ def test_watching_changes_nothing_that_is_learnt(compose, tmp_path):
     )
     assert first["sha256"] == second["sha256"]
     assert first["key"] == second["key"]
+
+
+@pytest.mark.parametrize(
+    ("length", "looked_at"),
+    [
+        (["pretext.epochs=3"], [1, 3]),
+        (["pretext.epochs=9", "pretext.max_steps=18"], [1, 3]),  # three epochs of six steps
+        (
+            ["pretext.epochs=9", "pretext.max_steps=14"],
+            [1, 2],
+        ),  # ends within the third, which is not validated
+    ],
+)
+def test_the_last_validation_is_looked_at_however_the_length_is_set(compose, monkeypatch, length, looked_at):
+    epochs = []
+    original = feature_watch._features
+
+    def noted(encoder, loader, data, task):
+        epochs.append(task.current_epoch + 1)
+        return original(encoder, loader, data, task)
+
+    monkeypatch.setattr(feature_watch, "_features", noted)
+    train(compose(*PRETRAINING, "callbacks.features.every=20", *length))
+    assert epochs == looked_at
+
+
+def test_one_photograph_has_no_spread_and_no_rank(compose):
+    metrics = train(compose(*PRETRAINING, "pretext.val_fraction=0.01"))
+    assert "val/loss" in metrics
+    assert not {"val/feature_std", "val/effective_rank"} & metrics.keys()
 
 
 def test_a_collapsed_encoder_is_said_to_be_one(caplog):
