@@ -184,6 +184,7 @@ def _compute(cfg: DictConfig, path: Path, store: Store, initial: Initial) -> Non
     partial = path.with_suffix(".partial")
     shape = (len(store), initial.encoder.num_features)
     array = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
+    array[:] = np.nan  # what is left out must not pass for features
     encode(cfg, store, initial.encoder, array)
     if not np.isfinite(array).all():
         raise DrgradeError(
@@ -217,6 +218,9 @@ def encode(cfg: DictConfig, store: Store, encoder: Encoder, array: Floats) -> No
         plugins=[cluster_environment()],
         enable_progress_bar=False,
         enable_checkpointing=False,
+        # Whatever a try-out leaves out, what is kept for later runs is whole.
+        fast_dev_run=False,
+        limit_predict_batches=None,
     )
     assert isinstance(trainer, pl.Trainer)
     task = _Encoding(copy.deepcopy(encoder), array, channels_last=cfg.channels_last)

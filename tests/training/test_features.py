@@ -59,6 +59,15 @@ def test_they_are_what_the_encoder_says_of_each_photograph(tiny):
     assert found.images == 60
 
 
+@pytest.mark.parametrize("limit", ["fast_dev_run=true", "limit_predict_batches=1"])
+def test_a_try_out_of_some_batches_keeps_features_of_all_photographs(limit, tiny):
+    cfg, photographs, initial = tiny(f"++trainer.{limit}")
+    tried = find_or_compute(cfg, photographs, initial)
+    kept = tried.of(np.arange(60))
+    tried.files[0].unlink()
+    assert torch.equal(kept, find_or_compute(*tiny()).of(np.arange(60)))
+
+
 def test_the_encoder_is_bit_identical_afterwards_with_its_batch_statistics(tiny):
     cfg, photographs, initial = tiny("trainer.precision=bf16-true")
     before = {name: tensor.clone() for name, tensor in initial.encoder.state_dict().items()}
@@ -136,6 +145,17 @@ def test_features_that_are_no_numbers_are_refused_and_not_kept(tiny):
     with pytest.raises(DrgradeError, match="not numbers"):
         find_or_compute(cfg, photographs, broken)
     assert not features_file(cfg, photographs.stores[0], broken).exists()
+
+
+def test_photographs_that_were_left_out_do_not_pass_for_features(tiny, monkeypatch):
+    def half(cfg, store, encoder, array):
+        array[:30] = 1
+
+    monkeypatch.setattr(features_module, "encode", half)
+    cfg, photographs, initial = tiny()
+    with pytest.raises(DrgradeError, match="not numbers"):
+        find_or_compute(cfg, photographs, initial)
+    assert not features_file(cfg, photographs.stores[0], initial).exists()
 
 
 def test_what_broke_off_leaves_no_file_and_the_next_run_computes_all(tiny, passes):
