@@ -11,6 +11,9 @@ from drgrade.report.reading import Run
 
 _APART = "report them separately: drgrade report FOLDER for each"
 
+_MOST_NAMED = 3
+"""Repeated runs that are named one by one."""
+
 Cell = tuple[str, float, str, int]
 """Method, label fraction, fold, seed."""
 
@@ -157,12 +160,22 @@ def one_run_per_cell(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
                     f"with different figures (test/qwk {first.record['test/qwk']:.4f} and "
                     f"{other.record['test/qwk']:.4f}): leave one out"
                 )
-    notes = [
+    repeats = [(first, other) for first, *others in by_cell.values() for other in others]
+    return [first for first, *_ in by_cell.values()], _repeat_notes(repeats)
+
+
+def _repeat_notes(repeats: Sequence[tuple[Run, Run]]) -> list[str]:
+    """A line for each repeated run; where there are many, one for all."""
+    if len(repeats) > _MOST_NAMED:
+        first, other = repeats[0]
+        return [
+            f"{len(repeats)} runs repeat others, with the same figures, and are not counted; for one, "
+            f"{other.folder} repeats {first.folder}."
+        ]
+    return [
         f"{other.folder} repeats {first.folder}, with the same figures, and is not counted."
-        for first, *others in by_cell.values()
-        for other in others
+        for first, other in repeats
     ]
-    return [first for first, *_ in by_cell.values()], notes
 
 
 def _same_figures(one: Run, other: Run) -> bool:

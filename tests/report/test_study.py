@@ -142,6 +142,14 @@ def test_a_run_twice_with_the_same_figures_counts_once(tmp_path):
     assert sum("repeats" in note for note in both.notes) == 3
 
 
+def test_many_runs_that_are_there_twice_are_one_note(tmp_path):
+    for name in ("a", "b"):
+        write_runs(tmp_path / name, [RANDOM], [0.5, 1.0])
+    (note,) = (note for note in make_study([tmp_path], resamples=20).notes if "repeat" in note)
+    assert note.startswith("6 runs repeat others")
+    assert str(tmp_path / "b") in note
+
+
 def test_a_run_twice_with_different_figures_is_refused(tmp_path):
     one = write_runs(tmp_path / "a", [RANDOM], [1.0])
     other = write_runs(tmp_path / "b", [dataclasses.replace(RANDOM, skill=0.9)], [1.0])
