@@ -217,14 +217,21 @@ def _pretrain_once(pretext: DictConfig, photographs: Photographs, folder: Path) 
             announce_none()
             return
         log.info(
-            "encoder: none yet for these settings; pre-training it once (%s epochs) into %s",
-            pretext.trainer.max_epochs,
+            "encoder: none yet for these settings; pre-training it once (%s) into %s",
+            _length(pretext.trainer),
             folder,
         )
         with announced(folder.name):
             pretrain(pretext, photographs, folder, _last_checkpoint(folder))
     finally:
         lock.release()
+
+
+def _length(trainer: DictConfig) -> str:
+    """How long a training is set to be, in words."""
+    limits = {"epochs": trainer.max_epochs, "steps": trainer.max_steps}
+    given = [f"{limit} {unit}" for unit, limit in limits.items() if limit not in (None, -1)]
+    return ", or ".join(given) or "without an end"
 
 
 def _last_checkpoint(folder: Path) -> Path | None:

@@ -6,10 +6,11 @@ import subprocess
 import pandas as pd
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from drgrade.errors import ConfigError, DrgradeError, EncoderError
-from drgrade.training.pretraining import encoder_folder, pretext_config
+from drgrade.training.pretraining import _length, encoder_folder, pretext_config
 from drgrade.training.run import train
 from drgrade.training.setup import make_photographs
 
@@ -187,3 +188,11 @@ def test_with_pretrain_on_train_an_encoder_that_saw_the_test_photographs_is_refu
     with pytest.raises(ConfigError, match="has seen photographs that this run tests on"):
         train(compose(*DENSENET, init, "pretrain_on=train"))
     assert train(compose(*DENSENET, init, "pretrain_on=all"))["pretraining_saw_test"] is True
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps", "said"),
+    [(20, -1, "20 epochs"), (-1, 150, "150 steps"), (20, 150, "20 epochs, or 150 steps")],
+)
+def test_the_length_of_a_pretraining_is_said_in_its_unit(epochs, steps, said):
+    assert _length(OmegaConf.create({"max_epochs": epochs, "max_steps": steps})) == said
