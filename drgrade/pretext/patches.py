@@ -264,7 +264,12 @@ def classifier(features: int, hidden: Sequence[int], dropout: float, classes: in
         hidden: Widths of the hidden layers.
         dropout: Before the last layer.
         classes: Number of logits.
+
+    Raises:
+        ConfigError: If a width is not at least 1.
     """
+    if hidden and min(hidden) < 1:
+        raise ConfigError(f"pretext.head.hidden={list(hidden)} are not widths of layers, each at least 1")
     layers: list[nn.Module] = []
     widths = [features, *hidden]
     for before, after in pairwise(widths):

@@ -1,14 +1,14 @@
 """Rotation prediction (Gidaris et al., ICLR 2018; on fundus photographs Taleb et al., NeurIPS 2020)."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from drgrade.models.encoder import Encoder
 from drgrade.pretext.base import Pretext
+from drgrade.pretext.patches import classifier
 
 TURNS = 4
 
@@ -41,13 +41,12 @@ class Rotation(Pretext):
             encoder: What is to be trained; any encoder can carry the task.
             hidden: Widths of the head's hidden layers.
             dropout: Before the last layer.
+
+        Raises:
+            ConfigError: If a width is not at least 1.
         """
         super().__init__()
-        widths = [encoder.num_features, *hidden]
-        layers: list[nn.Module] = []
-        for before, after in pairwise(widths):
-            layers += [nn.Linear(before, after), nn.ReLU(inplace=True)]
-        self.head = nn.Sequential(*layers, nn.Dropout(dropout), nn.Linear(widths[-1], TURNS))
+        self.head = classifier(encoder.num_features, hidden, dropout, TURNS)
 
     def forward(self, encoder: Encoder, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """See :class:`Pretext`. The batch is four times as large inside."""

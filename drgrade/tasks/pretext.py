@@ -85,6 +85,11 @@ class PretextTask(Task):
 
     def _step(self, batch: dict[str, Any], subset: str) -> Tensor:
         views = [self._memory(view) for view in batch["views"]]
+        if len(views) != self.pretext.num_views:  # a combination would give a part the views of another
+            raise ConfigError(
+                f"pretext.views gives {len(views)} views of a photograph, and {type(self.pretext).__name__} "
+                f"takes {self.pretext.num_views}: set pretext.views and pretext.head to the same number"
+            )
         loss, scores = self.pretext(self.encoder, views)
         self._log_means(subset, {"loss": loss, **scores}, len(batch["index"]))
         total: Tensor = loss

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drgrade.errors import ConfigError
-from drgrade.pretext.patches import Patches, cut_out, levelled, normalised, require_grid, resized
+from drgrade.pretext.patches import Patches, classifier, cut_out, levelled, normalised, require_grid, resized
 
 PLAIN = {"level": False, "normalise": False}
 
@@ -241,3 +241,9 @@ def test_views_of_another_size_are_refused():
 def test_another_grid_than_the_task_needs_is_refused():
     with pytest.raises(ConfigError, match="grid=4: pretext=jigsaw needs a grid of 3 x 3"):
         require_grid("jigsaw", Patches(96, 4), 3)
+
+
+@pytest.mark.parametrize("hidden", [[0], [16, -1]])
+def test_widths_that_make_no_classifier_are_refused(hidden):
+    with pytest.raises(ConfigError, match=r"pretext\.head\.hidden=.*each at least 1"):
+        classifier(8, hidden, 0.0, 4)

@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch import nn
 
+from drgrade.errors import ConfigError
 from drgrade.models.encoder import Encoder
 from drgrade.pretext import Rotation
 from drgrade.pretext.rotation import four_turns, rotation_scores
@@ -159,3 +160,8 @@ def test_the_scores_add_up():
     scores = rotation_scores(logits, torch.arange(4).repeat_interleave(20))
     half_turns = (scores["confusion_0_180"] + scores["confusion_90_270"]) / 2
     assert float(scores["accuracy"] + half_turns + scores["quarter_error"]) == pytest.approx(1)
+
+
+def test_a_hidden_layer_without_units_is_refused():
+    with pytest.raises(ConfigError, match=r"pretext\.head\.hidden=\[0\]"):
+        Rotation(Pixels(), hidden=(0,))

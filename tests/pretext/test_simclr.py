@@ -120,3 +120,18 @@ def test_a_whole_run_leaves_an_encoder_without_the_head(compose):
     tensors = load_file(f"{cfg.paths.run}/encoder.safetensors")
     assert tensors
     assert not [name for name in tensors if "head" in name or "loss" in name]
+
+
+@pytest.mark.parametrize(
+    ("settings", "gives", "takes"),
+    [
+        (["pretext=simclr", "pretext.views.counts=[3]"], 3, "SimCLR takes 2"),
+        (["pretext=simclr", "pretext.views.counts=[1]"], 1, "SimCLR takes 2"),
+        (["pretext=rotation_simclr", "pretext.parts.simclr.views.counts=[3]"], 4, "Combination takes 3"),
+    ],
+)
+def test_more_or_fewer_views_than_the_task_takes_are_refused(compose, settings, gives, takes):
+    with pytest.raises(
+        ConfigError, match=rf"pretext\.views gives {gives} views of a photograph, and {takes}"
+    ):
+        train(compose("task=pretext", *settings))
