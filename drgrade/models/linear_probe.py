@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -15,10 +16,11 @@ from drgrade.models.probes import FittedHead
 log = logging.getLogger(__name__)
 
 _STEPS = 1000
-"""Most steps of L-BFGS; it is nearly always at the optimum after a tenth of them."""
+"""Most steps of L-BFGS; it is mostly at the optimum after a tenth of them."""
 
-_CONVERGED = 1e-3
-"""Largest component of the gradient that counts as the optimum: far below what moves a grade."""
+_AT_MOST = 1e-3
+"""Largest component of the gradient that counts as the optimum; at penalties below it, the penalty. Where the
+loss is flat, the penalty alone bends the objective, and a gradient g leaves the weights g / penalty away."""
 
 _FLAT = 1e-5
 """Features whose standard deviation is a smaller share of their mean are constant up to rounding."""
@@ -53,14 +55,14 @@ class LinearProbe(FittedHead):
             num_grades: How many grades there are.
 
         Raises:
-            ConfigError: If a penalty is negative or none is given, or the head is not linear.
+            ConfigError: If a penalty is negative or infinite, or none is given, or the head is not linear.
         """
         super().__init__(num_grades)
         chosen = list(penalties) if penalty is None else [penalty]
-        if not chosen or not all(each >= 0 for each in chosen):
+        if not chosen or not all(0 <= each < math.inf for each in chosen):
             raise ConfigError(
                 f"protocol.probe.penalty={penalty}, protocol.probe.penalties={list(penalties)}: a penalty is "
-                "a number of at least 0, and one at least has to be given"
+                "a finite number of at least 0, and one at least has to be given"
             )
         self.penalties = sorted(map(float, chosen), reverse=True)
         self.head = head(in_features, hidden=0)
@@ -133,6 +135,10 @@ class LinearProbe(FittedHead):
         """The head's own; see `Head.loss`."""
         return self.head.loss(logits, grades)
 
+    def loss_terms(self, grades: Tensor) -> int:
+        """The head's own; see `Head.loss_terms`."""
+        return self.head.loss_terms(grades)
+
     def probabilities(self, logits: Tensor) -> Tensor:
         """The head's own; see `Head.probabilities`."""
         return self.head.probabilities(logits)
@@ -184,12 +190,13 @@ def _minimise(model: Head, features: Tensor, grades: Tensor, penalty: float) -> 
         penalty: At least 0.
     """
     parameters = list(model.parameters())
+    converged = min(_AT_MOST, penalty) if penalty else _AT_MOST
     optimizer = torch.optim.LBFGS(
         parameters,
         max_iter=_STEPS,
         history_size=100,
-        tolerance_grad=1e-5,
-        tolerance_change=1e-10,
+        tolerance_grad=converged / 100,
+        tolerance_change=1e-13,
         line_search_fn="strong_wolfe",
     )
     weight = _linear(model).weight
@@ -203,7 +210,7 @@ def _minimise(model: Head, features: Tensor, grades: Tensor, penalty: float) -> 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     closure()
     steepest = max(float(each.grad.abs().max()) for each in parameters if each.grad is not None)
-    if not steepest < _CONVERGED:
+    if not steepest < converged:
         log.warning(
             "the linear probe is not at its optimum with penalty %g: gradient %.1e", penalty, steepest
         )

@@ -107,7 +107,7 @@ class Task(pl.LightningModule):
         Args:
             subset: ``train``, ``val`` or ``test``.
             values: Means over the batch.
-            weight: Images in it.
+            weight: Images in it, or terms that the values are means of.
         """
         for name, value in values.items():
             mean = self._means[f"{subset}/{name}"]

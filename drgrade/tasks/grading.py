@@ -200,7 +200,7 @@ class GradingTask(Task):
     def _evaluate(self, batch: dict[str, Any], subset: str) -> None:
         logits, grades = self(self._images(batch)), batch["grade"]
         loss = self.head.loss(logits, grades)
-        self._log_means(subset, {"loss": loss}, len(grades))
+        self._log_means(subset, {"loss": loss}, self.head.loss_terms(grades))
         if self._kept is not None:
             self._kept.append((batch["index"], torch.cat((logits, grades[:, None].to(logits)), dim=1)))
         # What was fitted on the validation photographs must not be judged by them.

@@ -80,6 +80,17 @@ def test_corn_loss_equals_a_naive_loop():
     assert CornHead(4).loss(logits, grades).item() == pytest.approx(sum(terms) / len(terms), rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", HEADS)
+def test_losses_of_batches_add_up_by_their_terms(kind):
+    head = kind(4, hidden=0)
+    grades = torch.tensor([0, 0, 4, 1, 3, 3, 0])
+    logits = torch.randn(7, head.layers[0].out_features, generator=torch.Generator().manual_seed(0))
+    parts = [(logits[part], grades[part]) for part in (slice(0, 2), slice(2, 3), slice(3, 7))]
+    terms = [head.loss_terms(truth) for _, truth in parts]
+    total = sum(float(head.loss(*part)) * count for part, count in zip(parts, terms, strict=True))
+    assert total / sum(terms) == pytest.approx(float(head.loss(logits, grades)), abs=1e-6)
+
+
 def test_corn_probabilities_are_products_of_conditionals():
     logits = torch.randn(20, 4)
     for row, got in zip(logits.tolist(), CornHead(4).probabilities(logits).tolist(), strict=True):

@@ -130,6 +130,21 @@ def test_the_softmax_probe_is_logistic_regression(penalty):
     np.testing.assert_allclose(found, reference.predict_proba(standard), atol=1e-3)
 
 
+@pytest.mark.parametrize("penalty", [1e-5, 1e-4])
+def test_it_is_that_also_where_little_but_a_small_penalty_holds_the_weights(penalty):
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(100, 60, generator=generator)
+    grades = (features[:30, 0] > 0).long() + 2 * (torch.rand(30, generator=generator) > 0.5)
+    probe = LinearProbe(60, SoftmaxHead, penalty=penalty)
+    probe.fit(features[:30], grades)
+    mean, deviation = features[:30].mean(dim=0), features[:30].std(dim=0, correction=0)
+    standard = ((features - mean) / deviation).double().numpy()
+    reference = LogisticRegression(C=1 / (penalty * 30), tol=1e-10, max_iter=10_000)
+    reference.fit(standard[:30], grades.numpy())
+    found = probe.probabilities(probe(features)).detach().numpy()[:, reference.classes_]
+    np.testing.assert_allclose(found, reference.predict_proba(standard), atol=0.03)
+
+
 @pytest.mark.parametrize("head", HEADS)
 def test_no_step_from_the_fitted_layer_lowers_the_objective(head):
     """Of each head's own loss, written out with the features as they are."""
@@ -228,7 +243,9 @@ def test_a_hidden_layer_is_never_built():
     assert sum(each.numel() for each in probe.parameters()) == (D + 1) * 5
 
 
-@pytest.mark.parametrize("settings", [{"penalty": -1.0}, {"penalties": ()}, {"penalty": math.nan}])
+@pytest.mark.parametrize(
+    "settings", [{"penalty": -1.0}, {"penalties": ()}, {"penalty": math.nan}, {"penalty": math.inf}]
+)
 def test_penalties_that_make_no_sense_are_refused(settings):
     with pytest.raises(ConfigError, match="penalty"):
         linear(**settings)

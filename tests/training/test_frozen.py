@@ -195,8 +195,10 @@ def test_shots_train_on_as_many_of_each_grade_and_are_told(run):
 
 
 @pytest.mark.parametrize("head", ["cumulative", "softmax", "corn", "regression"])
-def test_every_head_can_be_probed(head, run):
+def test_every_head_can_be_probed_and_evaluate_finds_the_same_loss_in_batches(head, run, shared, tmp_path):
     metrics, folder = run("linear", f"head={head}")
+    again, _ = evaluated(folder, shared, tmp_path)
+    assert again["test/loss"] == pytest.approx(metrics["test/loss"], abs=1e-5)
     state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert sum(name.startswith("head.") for name in state) == 2  # a weight and a bias: no hidden layer
     assert 0 <= metrics["test/accuracy"] <= 1

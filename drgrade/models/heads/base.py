@@ -132,6 +132,17 @@ class Head(nn.Module, ABC):
             The mean loss, a scalar.
         """
 
+    def loss_terms(self, grades: Tensor) -> int:
+        """What the loss of a batch weighs beside that of another: so many terms is it the mean of.
+
+        Args:
+            grades: (B,) int64.
+
+        Returns:
+            B, where every photograph has equally many.
+        """
+        return len(grades)
+
     @abstractmethod
     def probabilities(self, logits: Tensor) -> Tensor:
         """Turns logits into a distribution over the grades.

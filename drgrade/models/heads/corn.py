@@ -38,6 +38,10 @@ class CornHead(Head):
         # Equation 7 of the paper divides the sum over all thresholds by the number of terms in it.
         return (losses * reached).sum() / reached.sum()
 
+    def loss_terms(self, grades: Tensor) -> int:
+        """The questions that are asked of the photographs, more of high grades; see `Head.loss_terms`."""
+        return int(self._conditions(grades)[1].sum())
+
     def _reweighted(self, logits: Tensor, grades: Tensor, weights: Tensor) -> Tensor:
         targets, reached = self._conditions(grades)
         losses = binary_focal(logits, targets, self._gamma) * weights[:, None]  # (B, K)
