@@ -59,7 +59,7 @@ class LinearProbe(FittedHead):
         """
         super().__init__(num_grades)
         chosen = list(penalties) if penalty is None else [penalty]
-        if not chosen or not all(0 <= each < math.inf for each in chosen):
+        if not chosen or not all(map(_is_penalty, chosen)):
             raise ConfigError(
                 f"protocol.probe.penalty={penalty}, protocol.probe.penalties={list(penalties)}: a penalty is "
                 "a finite number of at least 0, and one at least has to be given"
@@ -174,6 +174,10 @@ class _Scaling:
         with torch.no_grad():
             layer.weight.mul_(self.inverse)
             layer.bias.sub_(layer.weight @ self.mean)
+
+
+def _is_penalty(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def _linear(head: nn.Module) -> nn.Linear:

@@ -168,7 +168,8 @@ def fit_probe(
 
 def _announcement(cfg: DictConfig, head: FittedHead) -> str:
     idle = ["optimizer", "schedule", "augment"]
-    idle += [] if "head" in cfg.protocol.probe else ["head"]
+    # A linear probe takes loss and reading of the head, and has no hidden layer.
+    idle += ["head.hidden", "head.dropout"] if "head" in cfg.protocol.probe else ["head"]
     idle += [] if head.needs_features else ["encoder"]
     return f"protocol={cfg.protocol.name}: nothing is trained; not used: {', '.join(idle)}"
 

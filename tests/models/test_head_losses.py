@@ -143,8 +143,9 @@ def test_settings_of_the_loss_that_make_no_sense_are_refused(kind):
     for beta in (1.0, -0.1):
         with pytest.raises(ConfigError, match=r"head\.beta"):
             kind(4, weighting="effective", beta=beta)
-    with pytest.raises(ConfigError, match=r"head\.focal_gamma=-1 is below 0"):
-        kind(4, focal_gamma=-1)
+    for gamma in (-1, math.nan, math.inf):
+        with pytest.raises(ConfigError, match=rf"head\.focal_gamma={gamma} is below 0 or not a number"):
+            kind(4, focal_gamma=gamma)
 
 
 def test_regression_refuses_focal_loss():

@@ -244,7 +244,15 @@ def test_a_hidden_layer_is_never_built():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"penalty": -1.0}, {"penalties": ()}, {"penalty": math.nan}, {"penalty": math.inf}]
+    "settings",
+    [
+        {"penalty": -1.0},
+        {"penalties": ()},
+        {"penalty": math.nan},
+        {"penalty": math.inf},
+        {"penalty": "low"},
+        {"penalties": (1, True)},
+    ],
 )
 def test_penalties_that_make_no_sense_are_refused(settings):
     with pytest.raises(ConfigError, match="penalty"):

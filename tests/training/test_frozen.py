@@ -1,6 +1,7 @@
 """Runs that fit a probe: the artefacts of any grading run, nothing trained, the test set used for nothing."""
 
 import json
+import logging
 
 import hydra
 import numpy as np
@@ -287,6 +288,16 @@ def test_loggers_see_settings_figures_pictures_and_the_end(run):
     Shown.seen.clear()
     run("knn", "logger=none", f"logger._target_={Shown.__module__}.Shown")
     assert Shown.seen == ["settings", "val", "test", ["test/qwk", "val/qwk"], ("finished", "finished")]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "idle"),
+    [("linear", "head.hidden, head.dropout"), ("knn", "head"), ("majority", "head, encoder")],
+)
+def test_a_probe_says_what_it_does_not_use(protocol, idle, run, caplog):
+    with caplog.at_level(logging.INFO):
+        run(protocol)
+    assert f"not used: optimizer, schedule, augment, {idle}\n" in caplog.text
 
 
 def test_the_csv_logger_keeps_the_figures(run):

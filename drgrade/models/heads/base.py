@@ -1,5 +1,6 @@
 """What every head has."""
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -67,8 +68,10 @@ class Head(nn.Module, ABC):
             raise ConfigError(f"head.weighting={weighting} is none of {', '.join(WEIGHTINGS)}")
         if not 0 <= beta < 1:
             raise ConfigError(f"head.beta={beta} is not in [0, 1)")
-        if focal_gamma < 0:
-            raise ConfigError(f"head.focal_gamma={focal_gamma} is below 0; 0 is no focusing, 2 the paper's")
+        if not 0 <= focal_gamma < math.inf:
+            raise ConfigError(
+                f"head.focal_gamma={focal_gamma} is below 0 or not a number; 0 is no focusing, 2 the paper's"
+            )
         self.num_grades = num_grades
         self.weighting, self._beta, self._gamma = weighting, beta, focal_gamma
         self.layers = _layers(in_features, hidden, dropout, num_outputs)
