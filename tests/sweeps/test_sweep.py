@@ -117,10 +117,17 @@ def test_an_interrupted_sweep_stops_its_cells_and_says_so(sweep, tmp_path):
     assert not children(process.pid)
 
 
+def hear_interrupts():
+    """Also where the tests run in the background of a shell, which has its children ignore them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_a_cell_that_has_just_ended_does_not_keep_the_others_from_being_stopped():
     ended, working = (
         subprocess.Popen(
-            [sys.executable, "-c", f"import time; time.sleep({seconds})"], start_new_session=True
+            [sys.executable, "-c", f"import time; time.sleep({seconds})"],
+            start_new_session=True,
+            preexec_fn=hear_interrupts,
         )
         for seconds in (0, 600)
     )
