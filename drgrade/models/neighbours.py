@@ -27,7 +27,24 @@ def neighbour_votes(
         (N, num_grades) float32, the share of the votes of each grade; rows with sum 1.
     """
     similarity = functional.normalize(features.float(), dim=1) @ functional.normalize(bank.float(), dim=1).T
-    nearest, which = similarity.topk(neighbours, dim=1)  # (N, neighbours)
-    weights = torch.softmax(nearest / TEMPERATURE, dim=1)
-    votes = torch.zeros(len(features), num_grades, device=features.device)
-    return votes.scatter_add_(1, grades[which], weights)
+    return shares_of_nearest(similarity, functional.one_hot(grades, num_grades).float(), neighbours)
+
+
+def shares_of_nearest(
+    similarity: Tensor, votes: Tensor, neighbours: int, temperature: float = TEMPERATURE
+) -> Tensor:
+    """Shares of the votes of the nearest photographs, weighted by exp(similarity / temperature).
+
+    Args:
+        similarity: (N, M), of photographs to be graded and those of a bank.
+        votes: (M, G), one-hot, the grades of the bank.
+        neighbours: how many vote, 1 to M.
+        temperature: of the weights, above 0.
+
+    Returns:
+        (N, G), rows with sum 1.
+    """
+    nearest = similarity.topk(neighbours, dim=1)
+    # Softmax divides by the sum, which the shares of the votes need anyway, and cannot overflow.
+    weights = torch.softmax(nearest.values / temperature, dim=1)  # (N, neighbours)
+    return (weights[:, :, None] * votes[nearest.indices]).sum(dim=1)

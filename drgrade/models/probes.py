@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from drgrade.errors import ConfigError
 from drgrade.models.heads import NUM_GRADES, Head
+from drgrade.models.neighbours import TEMPERATURE, shares_of_nearest
 
 _NEVER = 1e-12
 """Probability of what has no vote at all, so that its loss is finite."""
@@ -95,7 +96,7 @@ class KnnProbe(VotingProbe):
     votes: Tensor
 
     def __init__(
-        self, in_features: int, k: int = 20, temperature: float = 0.07, num_grades: int = NUM_GRADES
+        self, in_features: int, k: int = 20, temperature: float = TEMPERATURE, num_grades: int = NUM_GRADES
     ) -> None:
         """Make the probe.
 
@@ -134,10 +135,8 @@ class KnnProbe(VotingProbe):
         # Under autocast the similarities would be rounded to two or three digits.
         with torch.autocast(features.device.type, enabled=False):
             similarities = F.normalize(features.to(self.bank), dim=1) @ self.bank.T  # (B, N)
-            nearest = similarities.topk(min(self.k, len(self.bank)), dim=1)
-            # Softmax divides by the sum, which the shares of the votes need anyway, and cannot overflow.
-            weights = torch.softmax(nearest.values / self.temperature, dim=1)  # (B, k)
-            shares = (weights[:, :, None] * self.votes[nearest.indices]).sum(dim=1)  # (B, G)
+            neighbours = min(self.k, len(self.bank))
+            shares = shares_of_nearest(similarities, self.votes, neighbours, self.temperature)  # (B, G)
         return shares.clamp(min=_NEVER).log()
 
 
