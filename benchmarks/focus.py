@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from drgrade.audit.quality import measure
 from drgrade.audit.settings import Settings
 from drgrade.data.duplicates.thumbnail import make_thumbnail
 from drgrade.data.geometry import crop_disc, find_disc
+from drgrade.data.quality import measure
 from drgrade.data.reading import read_photograph
 from drgrade.data.sources.base import Source
 from drgrade.data.sources.demo import Demo

@@ -26,7 +26,7 @@ import torch
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Callback
 
-from drgrade.cli.app import CONF
+from drgrade.cli.hydra_command import CONF
 from drgrade.tasks import GradingTask
 from drgrade.training.run import train
 

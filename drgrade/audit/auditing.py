@@ -14,10 +14,11 @@ from drgrade.audit.files import file_findings
 from drgrade.audit.findings import FINDINGS, finding_table
 from drgrade.audit.pairs import pair_findings, pair_table
 from drgrade.audit.patients import patient_findings, patients_comparable
-from drgrade.audit.quality import Quality, measure_all, quality_findings
+from drgrade.audit.quality import measure_all, quality_findings
 from drgrade.audit.settings import Settings
 from drgrade.audit.shortcut import Probe, probe, probe_findings
 from drgrade.data.collection import Collection
+from drgrade.data.quality import Quality
 from drgrade.data.store import Store
 from drgrade.progress import say
 
@@ -35,7 +36,7 @@ class Audit:
         manifest: Their photographs, counted through.
         findings: Columns of :func:`~drgrade.audit.findings.finding_table`.
         pairs: Columns of :func:`~drgrade.audit.pairs.pair_table`.
-        qualities: Columns of :class:`~drgrade.audit.quality.Quality`; row i is photograph i.
+        qualities: Columns of :class:`~drgrade.data.quality.Quality`; row i is photograph i.
         probes: The shortcut probe of each data set with grades.
         settings: What was asked for.
         searched: Whether copies were searched for.

@@ -16,7 +16,7 @@ class Settings:
         fail_on: Findings, names of :data:`~drgrade.audit.findings.FINDINGS`, that the audit fails on.
         tiny_below: Diameter of the disc, in pixels of the file, below which a photograph is tiny. It is so,
             too, below the size of the prepared photographs.
-        blank_below: Contrast (see :class:`~drgrade.audit.quality.Quality`) below which it is blank.
+        blank_below: Contrast (see :class:`~drgrade.data.quality.Quality`) below which it is blank.
         dark_below: Level, 0-255, of the brightest twentieth of the disc below which it is dark.
         over_exposed_above: Share of the disc, 0-1, above which it is over-exposed.
         blurred_below: Focus below which it is out of focus whatever the rest of the data set is like.

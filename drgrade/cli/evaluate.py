@@ -4,7 +4,7 @@ import logging
 
 from omegaconf import DictConfig
 
-from drgrade.cli.app import run
+from drgrade.cli.hydra_command import run
 from drgrade.cli.train import summary
 
 

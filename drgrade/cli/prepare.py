@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from drgrade.cli.app import run
+from drgrade.cli.hydra_command import run
 from drgrade.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from drgrade.cli.app import explain
 from drgrade.cli.arguments import help_text, parse
+from drgrade.cli.hydra_command import explain
 from drgrade.config import choices, nearest
 from drgrade.errors import ConfigError, DrgradeError
 from drgrade.progress import say

@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from drgrade.cli.app import fail, run
+from drgrade.cli.hydra_command import fail, run
 from drgrade.config import choices
 from drgrade.errors import DrgradeError
 from drgrade.sweeps.cells import progress

@@ -17,7 +17,17 @@ from drgrade import __version__
 from drgrade.errors import DataError
 from drgrade.files import write_text
 from drgrade.metrics import Predictions, confusion_matrix
-from drgrade.training.folder import CONFIG, CONFUSION, HASHES, METRICS, PREDICTIONS, PROVENANCE, SEEN, SPLIT
+from drgrade.training.folder import (
+    CONFIG,
+    CONFUSION,
+    HASHES,
+    METRICS,
+    PREDICTIONS,
+    PROVENANCE,
+    SEEN,
+    SPLIT,
+    VALIDATION,
+)
 
 _PACKAGES = (
     "torch",
@@ -97,7 +107,9 @@ def check_hashes(folder: Path, **hashes: str) -> None:
 
 
 def write_seen(folder: Path, file_hashes: Iterable[str]) -> None:
-    """Write ``seen.txt``: SHA-256 of the content of each file that pre-training has seen.
+    """Write ``seen.txt``: SHA-256 of the content of each file that a run has learnt from.
+
+    Of a pre-training run what it has looked at; of a grading run its training and validation photographs.
 
     Args:
         folder: The run's folder.
@@ -115,6 +127,28 @@ def write_predictions(folder: Path, predictions: Predictions, image_ids: pd.Seri
         image_ids: image_id of every row of the manifest.
         name: Goes into the names of the files: ``predictions_NAME.csv``.
     """
+    predictions_file, confusion_file = (
+        (folder / file).with_stem(f"{Path(file).stem}_{name}" if name else Path(file).stem)
+        for file in (PREDICTIONS, CONFUSION)
+    )
+    write_text(predictions_file, _table(predictions, image_ids))
+    confusion = pd.DataFrame(confusion_matrix(predictions.predicted, predictions.grades).numpy())
+    write_text(confusion_file, confusion.rename_axis("grade").add_prefix("predicted_").to_csv())
+
+
+def write_validation(folder: Path, predictions: Predictions, image_ids: pd.Series) -> None:
+    """Write ``validation.csv``: as ``predictions.csv``, of the validation photographs.
+
+    Args:
+        folder: The run's folder.
+        predictions: N results, indexed by row in the manifest.
+        image_ids: image_id of every row of the manifest.
+    """
+    write_text(folder / VALIDATION, _table(predictions, image_ids))
+
+
+def _table(predictions: Predictions, image_ids: pd.Series) -> str:
+    """Predictions as CSV, in the order of the manifest."""
     probabilities = pd.DataFrame(
         predictions.probabilities.double().numpy(), columns=[f"p{k}" for k in range(5)]
     )
@@ -125,13 +159,7 @@ def write_predictions(folder: Path, predictions: Predictions, image_ids: pd.Seri
             "predicted": predictions.predicted.numpy(),
         }
     )
-    predictions_file, confusion_file = (
-        (folder / file).with_stem(f"{Path(file).stem}_{name}" if name else Path(file).stem)
-        for file in (PREDICTIONS, CONFUSION)
-    )
-    write_text(predictions_file, table.join(probabilities).to_csv(index=False, float_format="%.6f"))
-    confusion = pd.DataFrame(confusion_matrix(predictions.predicted, predictions.grades).numpy())
-    write_text(confusion_file, confusion.rename_axis("grade").add_prefix("predicted_").to_csv())
+    return table.join(probabilities).to_csv(index=False, float_format="%.6f")
 
 
 def write_provenance(folder: Path, **facts: object) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from drgrade.errors import DataError
 
-METRICS, CONFIG, SPLIT, HASHES, SEEN, PREDICTIONS, CONFUSION, PROVENANCE = (
+METRICS, CONFIG, SPLIT, HASHES, SEEN, PREDICTIONS, CONFUSION, PROVENANCE, CALIBRATION, VALIDATION = (
     "metrics.json",
     "config.yaml",
     "split.csv",
@@ -15,6 +15,8 @@ METRICS, CONFIG, SPLIT, HASHES, SEEN, PREDICTIONS, CONFUSION, PROVENANCE = (
     "predictions.csv",
     "confusion.csv",
     "provenance.json",
+    "calibration.json",
+    "validation.csv",
 )
 
 

@@ -25,6 +25,7 @@ from drgrade.metrics import GradingMetrics, Predictions
 from drgrade.models.probes import FittedHead
 from drgrade.tasks import GradingTask
 from drgrade.training.artefacts import write_metrics, write_predictions, write_provenance
+from drgrade.training.calibrating import calibrate
 from drgrade.training.features import Features, find_or_compute
 from drgrade.training.opening import open_folder, warn_of_idle_data
 from drgrade.training.origins import initial_encoder, provenance
@@ -216,13 +217,17 @@ def _figures(
             if role == "external":
                 those = _graded(photographs, features, "external", source.name)
                 evaluated[f"external/{source.name}"] = (source.name, those)
+    validated: Predictions | None = None
     for name, (file, graded) in evaluated.items():
         found, predictions = _evaluate(head, graded, name)
         figures |= found
-        if name != "val":
+        if name == "val":
+            validated = predictions
+        else:
             write_predictions(folder, predictions, photographs.split["image_id"], file)
         if watch.logger:
             show_in([watch.logger], name, predictions, photographs, step=0)
+    calibrate(folder, validated, photographs.split["image_id"])
     if watch.logger:
         watch.logger.log_metrics(figures, step=0)
         watch.logger.save()

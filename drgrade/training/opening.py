@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from drgrade.data.photographs import Photographs
 from drgrade.data.splits import SUBSETS
-from drgrade.training.artefacts import check_hashes, write_config, write_hashes, write_split
+from drgrade.training.artefacts import check_hashes, write_config, write_hashes, write_seen, write_split
 from drgrade.training.processes import is_main_process
 from drgrade.training.setup import start_afresh
 
@@ -50,6 +50,8 @@ def open_folder(cfg: DictConfig, photographs: Photographs, folder: Path, checkpo
     start_afresh(folder, checkpoint)
     write_split(folder, photographs.split)
     write_hashes(folder, **hashes)
+    learnt = photographs.split["subset"].isin(["train", "val"]).to_numpy()
+    write_seen(folder, photographs.manifest["file_sha256"][learnt])
     write_config(folder, cfg)
 
 

@@ -16,6 +16,7 @@ from drgrade.training.artefacts import (
     write_predictions,
     write_provenance,
 )
+from drgrade.training.calibrating import calibrate
 from drgrade.training.folder import METRICS, read_metrics
 from drgrade.training.frozen import check_probe, fit_probe, is_probe
 from drgrade.training.identity import AUTO
@@ -186,7 +187,16 @@ def _figures(
         metrics |= test(trainer, task, data, chosen, folder)
     else:
         metrics |= validate(trainer, task, data, chosen)
+    _calibrate(task, data, folder)
     return {**metrics, "checkpoint": chosen.name, "status": "finished"}
+
+
+def _calibrate(task: GradingTask, data: GradingDataModule, folder: Path) -> None:
+    """Fit and keep the calibration, from the last pass over the validation photographs."""
+    # Gathered: every process has to ask.
+    predictions = task.predictions("val") if data.val_dataloader() else None
+    if is_main_process():
+        calibrate(folder, predictions, data.photographs.split["image_id"])
 
 
 def validate(

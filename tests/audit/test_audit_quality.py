@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from drgrade.audit.quality import Quality, measure, quality_findings
+from drgrade.audit.quality import quality_findings
 from drgrade.audit.settings import Settings
 from drgrade.data.duplicates.thumbnail import make_thumbnail
 from drgrade.data.geometry import crop_disc, find_disc
+from drgrade.data.quality import Quality, measure
 
 IDRID = Path(os.environ.get("DRGRADE_TEST_DATA", "../shared/data")) / "idrid"
 

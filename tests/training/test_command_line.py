@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from drgrade.cli import app
+from drgrade.cli import hydra_command
 from drgrade.cli import main as drgrade
 from drgrade.cli.train import headline, work
 
@@ -19,7 +19,7 @@ def run(monkeypatch, capfd, overrides, tmp_path):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
         with pytest.raises(SystemExit) as caught:
-            app.run(work, "train")
+            hydra_command.run(work, "train")
         return caught.value.code, capfd.readouterr().err
 
     return call
@@ -82,7 +82,7 @@ def test_an_error_of_the_program_keeps_its_stack_trace(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["train.py"])
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RuntimeError, match="a bug"):
-        app.run(broken, "train")
+        hydra_command.run(broken, "train")
 
 
 def test_the_first_lines_say_demo_scale_and_the_command_for_real_data(compose):
@@ -93,10 +93,10 @@ def test_the_first_lines_say_demo_scale_and_the_command_for_real_data(compose):
 
 def test_a_search_without_its_package_says_what_to_install(monkeypatch):
     message = "In 'hydra/sweeper/search': Could not find 'hydra/sweeper/sampler/tpe'"
-    monkeypatch.setattr(app, "find_spec", lambda name: None)
-    assert "pip install 'drgrade[search]'" in app.explain_override(message)
-    monkeypatch.setattr(app, "find_spec", lambda name: object())
-    assert "there is no hydra/sweeper/sampler=tpe" in app.explain_override(message)
+    monkeypatch.setattr(hydra_command, "find_spec", lambda name: None)
+    assert "pip install 'drgrade[search]'" in hydra_command.explain_override(message)
+    monkeypatch.setattr(hydra_command, "find_spec", lambda name: object())
+    assert "there is no hydra/sweeper/sampler=tpe" in hydra_command.explain_override(message)
 
 
 @pytest.mark.parametrize(

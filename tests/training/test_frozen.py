@@ -13,7 +13,7 @@ from pytorch_lightning.loggers import Logger
 from sklearn.metrics import cohen_kappa_score
 
 from drgrade.cli import report
-from drgrade.cli.app import explain
+from drgrade.cli.hydra_command import explain
 from drgrade.config import CONF
 from drgrade.errors import ConfigError
 from drgrade.models.heads import RegressionHead

@@ -6,7 +6,7 @@ import pytest
 import torch
 from pytorch_lightning import Callback
 
-from drgrade.cli.app import explain
+from drgrade.cli.hydra_command import explain
 from drgrade.errors import ConfigError, EncoderError
 from drgrade.training import run as run_module
 from drgrade.training.run import train

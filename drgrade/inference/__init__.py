@@ -1,0 +1,1 @@
+"""A trained run at work: evaluated, predicting, explained, exported, published, tried out."""

@@ -1,0 +1,153 @@
+"""A trained run, loaded again, sees the same pixels and says the same as when it was trained."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from drgrade.data.store import Store
+from drgrade.errors import ConfigError, EncoderError
+from drgrade.inference.grader import Grader
+from drgrade.inference.trained import load_trained
+from drgrade.models.calibration import Calibration
+from drgrade.models.grading import VIEWS
+from drgrade.training.setup import make_photographs
+
+P = [f"p{k}" for k in range(5)]
+ENCODERS = ["encoder=densenet", "encoder=msssl"]
+
+
+def _tested(folder):
+    """Predictions of the run, and its test photographs: store and rows."""
+    predictions = pd.read_csv(folder / "predictions.csv")
+    photographs = make_photographs(OmegaConf.load(folder / "config.yaml"))
+    (store,) = photographs.stores
+    assert isinstance(store, Store)
+    rows = [store.manifest["image_id"].tolist().index(each) for each in predictions["image_id"]]
+    return predictions, photographs, store, rows
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_says_what_the_run_has_said_of_its_test_photographs(finished_run, encoder):
+    folder = finished_run(encoder)
+    predictions, _, store, rows = _tested(folder)
+    graded = Grader.load([folder], device="cpu").grade(store.images[rows])
+    np.testing.assert_allclose(graded.raw.numpy(), predictions[P].to_numpy(), atol=2e-6)
+    assert graded.grades.tolist() == predictions["predicted"].tolist()
+
+
+def test_prepares_files_to_the_pixels_of_the_store(finished_run):
+    folder = finished_run()
+    _, photographs, store, rows = _tested(folder)
+    trained = load_trained(folder)
+    for row in rows[:5]:
+        crop = trained.preparation.prepare(photographs.source.root / store.manifest["path"].iloc[row])
+        np.testing.assert_array_equal(crop.pixels, store.images[row])
+        assert crop.facts.file_sha256 == store.manifest["file_sha256"].iloc[row]
+
+
+def test_needs_neither_the_photographs_nor_the_weights_that_training_began_with(finished_run):
+    trained = load_trained(finished_run())
+    assert trained.calibration.photographs >= 10
+    assert not trained.model.training
+
+
+@pytest.mark.parametrize("head", ["softmax", "regression_fitted", "corn"])
+def test_every_head_is_loaded(finished_run, head):
+    folder = finished_run(f"head={head}")
+    predictions, _, store, rows = _tested(folder)
+    graded = Grader.load([folder], device="cpu").grade(store.images[rows])
+    assert graded.grades.tolist() == predictions["predicted"].tolist()
+
+
+@pytest.mark.parametrize("protocol", ["knn", "linear"])
+def test_probes_are_loaded(finished_run, protocol):
+    folder = finished_run(f"protocol={protocol}", "protocol.val_fraction=0.3")
+    predictions, _, store, rows = _tested(folder)
+    graded = Grader.load([folder], device="cpu").grade(store.images[rows])
+    np.testing.assert_allclose(graded.raw.numpy(), predictions[P].to_numpy(), atol=1e-5)
+
+
+def test_an_ensemble_is_the_mean_of_its_members(finished_run):
+    folders = [finished_run(), finished_run("seed=1")]
+    _, _, store, rows = _tested(folders[0])
+    both = Grader.load(folders, device="cpu").grade(store.images[rows])
+    each = [Grader.load([folder], device="cpu").grade(store.images[rows]) for folder in folders]
+    torch.testing.assert_close(both.probabilities, (each[0].probabilities + each[1].probabilities) / 2)
+    assert both.logits is None
+    assert (both.disagreement > 0).any()
+    assert (each[0].disagreement == 0).all()
+
+
+def test_views_of_a_symmetric_photograph_agree(finished_run):
+    """An image that no flip and no quarter turn changes looks the same from all sides."""
+    pixels = np.full((1, 32, 32, 3), 90, np.uint8)
+    pixels[:, 8:24, 8:24] = 160
+    alone = Grader.load([finished_run()], device="cpu").grade(pixels)
+    for tta in VIEWS:
+        turned = Grader.load([finished_run()], device="cpu", tta=tta).grade(pixels)
+        torch.testing.assert_close(turned.probabilities, alone.probabilities, atol=1e-6, rtol=0)
+
+
+def test_flips_are_averaged(finished_run):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 255, (2, 32, 32, 3), np.uint8)
+    plain = Grader.load([finished_run()], device="cpu")
+    mirrored = [pixels, pixels[:, :, ::-1], pixels[:, ::-1], pixels[:, ::-1, ::-1]]
+    expected = torch.stack([plain.grade(each.copy()).probabilities for each in mirrored]).mean(dim=0)
+    found = Grader.load([finished_run()], device="cpu", tta="flips").grade(pixels).probabilities
+    torch.testing.assert_close(found, expected)
+
+
+def test_fitted_thresholds_read_the_expected_grade(finished_run):
+    folder = finished_run()
+    _, _, store, rows = _tested(folder)
+    graded = Grader.load([folder], device="cpu", reading="thresholds").grade(store.images[rows])
+    thresholds = load_trained(folder).calibration.thresholds
+    naive = [sum(value >= cut for cut in thresholds) for value in graded.expected.tolist()]
+    assert graded.grades.tolist() == naive
+
+
+def test_members_that_want_other_photographs_are_refused(finished_run):
+    with pytest.raises(ConfigError, match="an ensemble shares its photographs"):
+        Grader.load([finished_run(), finished_run("data.image_size=40")], device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tta": "rotate"}, "tta=rotate"),
+        ({"reading": "best"}, "reading=best"),
+        ({"device": "abacus"}, "abacus"),
+    ],
+)
+def test_unknown_settings_are_refused(finished_run, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        Grader.load([finished_run()], **{"device": "cpu", **settings})
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"is not a run's folder"):
+        load_trained(tmp_path)
+
+
+def test_a_checkpoint_of_another_model_is_refused(finished_run, tmp_path):
+    import shutil
+
+    folder = tmp_path / "mixed"
+    shutil.copytree(finished_run(), folder)
+    shutil.copytree(finished_run("encoder=msssl") / "checkpoints", folder / "checkpoints", dirs_exist_ok=True)
+    with pytest.raises(EncoderError, match="does not fit the model that its config describes"):
+        load_trained(folder)
+
+
+def test_runs_of_earlier_versions_are_not_calibrated(finished_run, tmp_path):
+    import shutil
+
+    folder = tmp_path / "old"
+    shutil.copytree(finished_run(), folder)
+    (folder / "calibration.json").unlink()
+    assert load_trained(folder).calibration == Calibration(note=load_trained(folder).calibration.note)
+    with pytest.raises(ConfigError, match="no operating points"):
+        Grader.load([folder], device="cpu").threshold(0.9)

@@ -1,0 +1,151 @@
+"""Temperature, thresholds and operating points against scikit-learn, scipy and naive loops."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+from sklearn.metrics import log_loss, roc_curve
+
+from drgrade.errors import ConfigError, DataError
+from drgrade.metrics.kappa import confusion_matrix, quadratic_weighted_kappa
+from drgrade.models.calibration import (
+    FEWEST,
+    Calibration,
+    expected_grade,
+    fit_calibration,
+    fit_temperature,
+    joint,
+    operating_points,
+    referable,
+    tempered,
+    uncertainty,
+)
+
+
+def _drawn(count=400, sharpness=3.0, seed=0):
+    """A model that is right more often than not, and too sure of it where ``sharpness`` is high."""
+    rng = np.random.default_rng(seed)
+    grades = rng.integers(0, 5, count)
+    distance = np.abs(np.arange(5)[None] - (grades + rng.normal(0, 1, count))[:, None])
+    return torch.softmax(torch.from_numpy(-sharpness * distance), dim=1), torch.from_numpy(grades)
+
+
+def test_the_temperature_is_the_one_that_scipy_finds():
+    probabilities, grades = _drawn()
+
+    def loss(temperature):
+        logits = np.log(np.clip(probabilities.numpy(), 1e-6, None)) / temperature
+        scaled = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        return log_loss(grades.numpy(), scaled, labels=range(5))
+
+    reference = minimize(lambda x: loss(math.exp(x[0])), [0.0], method="Nelder-Mead", tol=1e-10)
+    assert fit_temperature(probabilities, grades) == pytest.approx(math.exp(reference.x[0]), rel=1e-4)
+
+
+@pytest.mark.parametrize(("sharpness", "above"), [(6.0, True), (0.3, False)])
+def test_overconfidence_is_cooled_and_underconfidence_sharpened(sharpness, above):
+    assert (fit_temperature(*_drawn(sharpness=sharpness)) > 1) == above
+
+
+def test_tempering_a_softmax_is_scaling_its_logits():
+    logits = torch.randn(20, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        tempered(torch.softmax(logits, 1), 1.7), torch.softmax(logits / 1.7, 1), atol=1e-5, rtol=0
+    )
+
+
+@given(st.lists(st.floats(0, 1), min_size=5, max_size=5), st.floats(0.05, 20))
+def test_tempering_keeps_the_order_and_the_sum(values, temperature):
+    given_ = torch.tensor([values], dtype=torch.float64) + 1e-5
+    given_ = given_ / given_.sum()
+    found = tempered(given_, temperature)
+    assert float(found.sum()) == pytest.approx(1)
+    order = given_.argsort(dim=1)
+    assert (found.gather(1, order).diff(dim=1) >= -1e-12).all()
+
+
+def test_thresholds_do_at_least_as_well_as_rounding_on_the_photographs_they_were_fitted_to():
+    probabilities, grades = _drawn(sharpness=1.0)
+    calibration = fit_calibration(probabilities, grades)
+    rounded = (expected_grade(calibration.probabilities(probabilities)) + 0.5).floor().long()
+
+    def kappa(predicted):
+        return float(quadratic_weighted_kappa(confusion_matrix(predicted, grades)))
+
+    assert kappa(calibration.read(probabilities)) >= kappa(rounded)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.integers(0, 12), st.booleans()), min_size=1, max_size=60))
+def test_operating_points_are_the_corners_of_the_roc_curve(drawn):
+    scores = torch.tensor([score / 12 for score, _ in drawn])
+    truth = torch.tensor([positive for _, positive in drawn])
+    points = operating_points(scores, truth)
+    if truth.all() or not truth.any():
+        assert points == ()
+        return
+    false, true, cuts = roc_curve(truth.numpy(), scores.double().numpy(), drop_intermediate=False)
+    reference = {(round(t, 9), round(1 - f, 9)) for f, t, cut in zip(false, true, cuts, strict=True)}
+    for point in points:
+        assert (round(point.sensitivity, 9), round(point.specificity, 9)) in reference
+        referred = scores.double().numpy() >= point.threshold
+        assert referred[truth.numpy()].mean() == pytest.approx(point.sensitivity)
+        assert (~referred)[~truth.numpy()].mean() == pytest.approx(point.specificity)
+    for wanted in (0.3, 0.8, 0.9, 1.0):
+        best = max(specificity for sensitivity, specificity in reference if sensitivity >= wanted - 1e-9)
+        assert Calibration(points=points).point(wanted).specificity == pytest.approx(best)
+
+
+@pytest.mark.parametrize("wanted", [0, -0.1, 1.1, float("nan")])
+def test_impossible_sensitivities_are_refused(wanted):
+    with pytest.raises(ConfigError, match="sensitivity="):
+        fit_calibration(*_drawn()).point(wanted)
+
+
+def test_few_photographs_fit_nothing():
+    probabilities, grades = _drawn(FEWEST - 1)
+    assert fit_calibration(probabilities, grades).temperature == 1
+    same = fit_calibration(_drawn(50)[0], torch.full((50,), 2))
+    assert (same.photographs, same.points) == (0, ())
+    assert "of one grade" in same.note
+
+
+def test_without_referable_photographs_there_is_no_operating_point():
+    probabilities, grades = _drawn(60)
+    calibration = fit_calibration(probabilities, grades.clamp(max=1))
+    assert calibration.temperature != 1
+    with pytest.raises(ConfigError, match="with and without referable DR"):
+        calibration.point(0.9)
+
+
+def test_uncertainty_is_the_normalised_entropy():
+    probabilities = torch.tensor([[1.0, 0, 0, 0, 0], [0.2] * 5, [0.5, 0.5, 0, 0, 0]])
+    expected = [0, 1, math.log(2) / math.log(5)]
+    assert uncertainty(probabilities).tolist() == pytest.approx(expected)
+
+
+def test_referable_is_grade_2_and_worse():
+    assert float(referable(torch.tensor([[0.1, 0.2, 0.3, 0.25, 0.15]]))) == pytest.approx(0.7)
+
+
+def test_json_gives_back_the_same_bits():
+    calibration = fit_calibration(*_drawn())
+    assert Calibration.from_json(calibration.to_json()) == calibration
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"points": 3}', '{"points": [], "thresholds": [1]}'])
+def test_damaged_json_is_refused(text):
+    with pytest.raises(DataError, match="calibration is damaged"):
+        Calibration.from_json(text)
+
+
+def test_an_ensemble_takes_the_mean_thresholds_and_no_temperature():
+    one, other = fit_calibration(*_drawn(seed=1)), fit_calibration(*_drawn(seed=2))
+    both = joint([one, other])
+    assert both.temperature == 1
+    assert both.thresholds == pytest.approx(np.mean([one.thresholds, other.thresholds], axis=0))
+    assert joint([one]) is one
