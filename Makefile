@@ -35,7 +35,7 @@ test: $(READY)  ## the tests, some minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow and not cluster"  # one thread for each of the workers
 
 test-slow: $(READY)  ## the tests that take long
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m slow
 
 test-cluster: $(READY)  ## the tests on SLURM, Ray and several processes; need root and Debian's slurm-wlm and munge
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cluster -m cluster

@@ -37,6 +37,7 @@ def call(command, folder, status=0):
     return done
 
 
+@pytest.mark.slow
 def test_from_photographs_to_the_report_and_nothing_twice(reproduce, tmp_path):
     said = call(reproduce(), tmp_path).stdout
     row = next(line for line in said.splitlines() if line.startswith("rotation_table"))
@@ -52,6 +53,7 @@ def test_from_photographs_to_the_report_and_nothing_twice(reproduce, tmp_path):
     assert "measuring" not in again.stderr
 
 
+@pytest.mark.slow
 def test_an_estimate_alone_leaves_no_run_and_no_encoder(reproduce, tmp_path):
     done = call(reproduce("init=random,ssl", "estimate=only"), tmp_path)
     row = next(line for line in done.stdout.splitlines() if line.startswith("rotation_table"))

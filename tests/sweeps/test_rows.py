@@ -157,6 +157,7 @@ def test_a_sweep_without_rows_has_none_to_choose(plan):
         plan("hydra.sweeper.only=[a]")
 
 
+@pytest.mark.slow
 def test_a_table_of_rows_runs_each_as_a_command_and_goes_on(command, tmp_path):
     def call(*more):
         given = command("+experiment=rotation_table", "fold=0", "label_fraction=1.0", FEW[-1], *more, "-m")

@@ -119,6 +119,7 @@ def check_what_is_left_for_the_reader(folder, trials):
     assert not [each for each in command if each.startswith(("test=", "hydra.sweeper", "hydra.sweep"))]
 
 
+@pytest.mark.slow
 def test_trials_in_processes_of_their_own_are_pruned_by_the_shared_study(search, tmp_path):
     output = call(
         search("hydra/launcher=local", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2", *THRESHOLD),
