@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -24,6 +24,8 @@ from drgrade.data.geometry import Disc, NoFundus, crop_disc, find_disc
 from drgrade.data.illumination import illuminate
 from drgrade.data.reading import Photograph, UnreadablePhotograph, hash_file, read_photograph
 from drgrade.errors import DataError
+
+Made = TypeVar("Made")
 
 _FEW = 24
 """So few photographs are prepared faster than worker processes start."""
@@ -90,6 +92,20 @@ class Crop:
         return self.pixels is None and not self.failure
 
 
+class Seen(NamedTuple):
+    """A decoded photograph and what was cut out of it, before its light is normalised.
+
+    Attributes:
+        photo: As decoded.
+        disc: In its pixels.
+        plain: RGB, uint8 of shape (S, S, 3).
+    """
+
+    photo: Photograph
+    disc: Disc
+    plain: npt.NDArray[np.uint8]
+
+
 @dataclass(frozen=True)
 class CropMaker:
     """Makes the crop of one photograph; travels to the workers.
@@ -111,16 +127,35 @@ class CropMaker:
         sha256 = ""
         try:
             sha256 = hash_file(path)
-            return Crop(sha256) if sha256 in self.known else self._crop(path, sha256)
+            return Crop(sha256) if sha256 in self.known else self.crop(path, sha256, self.see(path))
         except (UnreadablePhotograph, NoFundus) as error:
             return Crop(sha256, failure=str(error))
 
-    def _crop(self, path: Path, sha256: str) -> Crop:
+    def see(self, path: Path) -> Seen:
+        """Decode a photograph and cut out its disc.
+
+        Args:
+            path: The file.
+
+        Raises:
+            UnreadablePhotograph: If it cannot be decoded.
+            NoFundus: If it is black or of one colour.
+        """
         photo, disc = self._decode(path)
-        pixels = illuminate(self.illumination, crop_disc(photo.pixels, disc, self.image_size), disc)
+        return Seen(photo, disc, crop_disc(photo.pixels, disc, self.image_size))
+
+    def crop(self, path: Path, sha256: str, seen: Seen) -> Crop:
+        """Make the crop of what was seen.
+
+        Args:
+            path: The file.
+            sha256: Of its content.
+            seen: What :meth:`see` returned for it.
+        """
+        photo, disc, plain = seen
         return Crop(
             sha256,
-            pixels,
+            illuminate(self.illumination, plain, disc),
             make_thumbnail(photo.pixels, disc),
             _facts(photo, disc, path.stat().st_size, sha256),
             (*photo.conversions, *_squash_note(disc)),
@@ -173,8 +208,8 @@ def _squash_note(disc: Disc) -> list[str]:
     return [f"squashed by earlier processing ({disc.stretch:.2f} : 1), undone"]
 
 
-def make_crops(maker: Callable[[Path], Crop], paths: Sequence[Path], workers: int | None) -> Iterator[Crop]:
-    """Make the crops of many photographs, in their order.
+def make_crops(maker: Callable[[Path], Made], paths: Sequence[Path], workers: int | None) -> Iterator[Made]:
+    """Make the crops of many photographs, or something else of each, in their order.
 
     Args:
         maker: Makes one; must be picklable.
@@ -198,9 +233,9 @@ def make_crops(maker: Callable[[Path], Crop], paths: Sequence[Path], workers: in
         ) from None
 
 
-def _in_order(pool: ProcessPoolExecutor, paths: Sequence[Path], ahead: int) -> Iterator[Crop]:
+def _in_order(pool: ProcessPoolExecutor, paths: Sequence[Path], ahead: int) -> Iterator[Any]:
     """Like ``pool.map``, with at most ``ahead`` results in memory."""
-    waiting: deque[Future[Crop]] = deque()
+    waiting: deque[Future[Any]] = deque()
     try:
         for path in paths:
             waiting.append(pool.submit(_make, path))
@@ -218,17 +253,17 @@ def _start_method() -> multiprocessing.context.BaseContext:
     return multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
 
 
-_makers: list[Callable[[Path], Crop]] = []
+_makers: list[Callable[[Path], Any]] = []
 """The maker of this worker process: sent once, as what it knows may be megabytes."""
 
 
-def _start_worker(maker: Callable[[Path], Crop]) -> None:
+def _start_worker(maker: Callable[[Path], Any]) -> None:
     cv2.setNumThreads(1)  # one process per CPU already
     _makers[:] = [maker]
     threading.Thread(target=_follow_parent, daemon=True).start()
 
 
-def _make(path: Path) -> Crop:
+def _make(path: Path) -> Any:
     return _makers[0](path)
 
 

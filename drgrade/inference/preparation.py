@@ -5,7 +5,47 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drgrade.data.crops import Crop, CropMaker, make_crops
-from drgrade.data.reading import MAX_PIXELS
+from drgrade.data.geometry import NoFundus
+from drgrade.data.reading import MAX_PIXELS, UnreadablePhotograph, hash_file
+from drgrade.inference.quality import Verdict, blank, judge, unreadable
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One photograph, ready to be graded, or the reason why it is not.
+
+    Attributes:
+        crop: What training would have seen; its pixels are None if the photograph cannot be used.
+        verdict: Whether it can be graded. Where ``crop.pixels`` is None it abstains.
+    """
+
+    crop: Crop
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Preparer:
+    """Prepares one photograph and judges it; travels to the workers.
+
+    The file is decoded once. The plain crop is judged, the one that the light was normalised of is graded.
+
+    Attributes:
+        maker: Makes the crop.
+    """
+
+    maker: CropMaker
+
+    def __call__(self, path: Path) -> Prepared:
+        """Read a photograph, cut out its disc, judge it."""
+        sha256 = ""
+        try:
+            sha256 = hash_file(path)
+            seen = self.maker.see(path)
+            return Prepared(self.maker.crop(path, sha256, seen), judge(seen))
+        except UnreadablePhotograph as error:
+            return Prepared(Crop(sha256, failure=str(error)), unreadable(str(error)))
+        except NoFundus as error:
+            return Prepared(Crop(sha256, failure=str(error)), blank(str(error)))
 
 
 @dataclass(frozen=True)
@@ -27,18 +67,18 @@ class Preparation:
         """Makes the crop of one photograph; the same object that fills a store."""
         return CropMaker(self.image_size, self.max_pixels, self.illumination)
 
-    def prepare(self, path: Path) -> Crop:
+    def prepare(self, path: Path) -> Prepared:
         """Prepare one photograph.
 
         Args:
             path: The file.
 
         Returns:
-            Its crop: (S, S, 3) uint8, or the reason why there is none.
+            Its crop, (S, S, 3) uint8, or the reason why there is none; and whether it can be graded.
         """
-        return self.maker(path)
+        return Preparer(self.maker)(path)
 
-    def prepare_all(self, paths: Sequence[Path], workers: int | None = None) -> Iterator[Crop]:
+    def prepare_all(self, paths: Sequence[Path], workers: int | None = None) -> Iterator[Prepared]:
         """Prepare many photographs, in their order, a few of them in memory at a time.
 
         Args:
@@ -46,9 +86,9 @@ class Preparation:
             workers: Number of processes; None for one per CPU.
 
         Yields:
-            A crop for each path.
+            A crop and a verdict for each path.
 
         Raises:
             DataError: If a worker process was killed.
         """
-        yield from make_crops(self.maker, paths, workers)
+        yield from make_crops(Preparer(self.maker), paths, workers)

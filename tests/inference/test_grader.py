@@ -42,7 +42,7 @@ def test_prepares_files_to_the_pixels_of_the_store(finished_run):
     _, photographs, store, rows = _tested(folder)
     trained = load_trained(folder)
     for row in rows[:5]:
-        crop = trained.preparation.prepare(photographs.source.root / store.manifest["path"].iloc[row])
+        crop = trained.preparation.prepare(photographs.source.root / store.manifest["path"].iloc[row]).crop
         np.testing.assert_array_equal(crop.pixels, store.images[row])
         assert crop.facts.file_sha256 == store.manifest["file_sha256"].iloc[row]
 
