@@ -127,7 +127,7 @@ class CropMaker:
         sha256 = ""
         try:
             sha256 = hash_file(path)
-            return Crop(sha256) if sha256 in self.known else self.crop(path, sha256, self.see(path))
+            return Crop(sha256) if sha256 in self.known else self._crop(path, sha256)
         except (UnreadablePhotograph, NoFundus) as error:
             return Crop(sha256, failure=str(error))
 
@@ -160,6 +160,9 @@ class CropMaker:
             _facts(photo, disc, path.stat().st_size, sha256),
             (*photo.conversions, *_squash_note(disc)),
         )
+
+    def _crop(self, path: Path, sha256: str) -> Crop:
+        return self.crop(path, sha256, self.see(path))
 
     def _decode(self, path: Path) -> tuple[Photograph, Disc]:
         """Decode at no more pixels than the crop needs, where the file allows that."""

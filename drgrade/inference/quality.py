@@ -1,7 +1,8 @@
 """Whether a photograph can be graded: what is wrong with it, in a word and in a sentence.
 
 A grader gives a grade to anything that has pixels. Here it is said before that whether there is a fundus, and
-whether enough of it can be seen. ``docs/quality.md`` says how the thresholds were found and what slips through.
+whether enough of it can be seen. ``docs/quality.md`` says how the thresholds were found, and what slips
+through.
 """
 
 from collections.abc import Mapping
