@@ -30,3 +30,63 @@ def expected_calibration_error(probabilities: Tensor, grades: Tensor, bins: int 
     place = torch.bucketize(confidence, edges)
     gaps = torch.bincount(place, weights=confidence - right, minlength=bins)  # (bins,)
     return float(gaps.abs().sum()) / total
+
+
+LEAST = 1e-6
+"""No probability counts as less in a likelihood: some heads give exactly 0, whose logarithm is infinite."""
+
+
+def negative_log_likelihood(probabilities: Tensor, grades: Tensor) -> float:
+    """The mean of -log of the probability that the true grade was given, in nats.
+
+    Args:
+        probabilities: (N, G), rows with sum 1.
+        grades: (N,) int64.
+
+    Returns:
+        A value in [0, 13.8]: no probability counts as less than `LEAST`. All five grades alike have 1.609. 0
+        where there are no photographs.
+    """
+    if len(grades) == 0:
+        return undefined("nll", 0.0, "there are no photographs")
+    given = probabilities.double().cpu().gather(1, grades.cpu()[:, None])
+    return float(-given.clamp(min=LEAST).log().mean())
+
+
+def brier_score(probabilities: Tensor, grades: Tensor) -> float:
+    """The mean squared distance of the probabilities from the truth, summed over the grades.
+
+    Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78(1), 1950,
+    equation 2.
+
+    Args:
+        probabilities: (N, G), rows with sum 1.
+        grades: (N,) int64.
+
+    Returns:
+        A value in [0, 2]; all five grades alike have 0.8. 0 where there are no photographs.
+    """
+    if len(grades) == 0:
+        return undefined("brier", 0.0, "there are no photographs")
+    truth = torch.nn.functional.one_hot(grades.cpu(), probabilities.shape[1])
+    return float((probabilities.double().cpu() - truth).square().sum(dim=1).mean())
+
+
+def hit_rates(referred: Tensor, positive: Tensor) -> tuple[float, float]:
+    """Sensitivity and specificity of a decision.
+
+    Args:
+        referred: (N,) bool, the decision.
+        positive: (N,) bool, the truth.
+
+    Returns:
+        Share of the positives that are referred, share of the others that are not; 0 where there are none.
+    """
+    referred, positive = referred.cpu(), positive.cpu()
+
+    def share(name: str, part: Tensor) -> float:
+        if len(part) == 0:
+            return undefined(name, 0.0, "there are no photographs that it counts")
+        return int(part.sum()) / len(part)
+
+    return share("sensitivity", referred[positive]), share("specificity", ~referred[~positive])
