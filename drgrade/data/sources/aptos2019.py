@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from drgrade.data.sources.base import (
+    About,
     Entry,
     PhotoFinder,
     Problem,
@@ -36,12 +37,24 @@ class APTOS2019(Source):
         name: Name of the data set.
     """
 
-    how_to_get = """\
+    about = About(
+        title="APTOS 2019 Blindness Detection",
+        terms="the rules of the Kaggle competition; not to be passed on",
+        url="https://www.kaggle.com/c/aptos2019-blindness-detection",
+        citations=("Asia Pacific Tele-Ophthalmology Society, APTOS 2019 Blindness Detection, Kaggle, 2019",),
+        cameras="Aravind Eye Hospital, India: several clinics and cameras, not given by photograph.",
+        limits=(
+            "Patients are not published: both eyes of one may stand on two sides of the split.",
+            "Size and framing of the photographs go with the grade; a model can learn the camera instead.",
+            "Each photograph was graded by one clinician.",
+        ),
+    )
+    how_to_get = f"""\
 APTOS 2019 is for those who accept the rules of its Kaggle competition (terms: there; not to be passed on):
   kaggle competitions download -c aptos2019-blindness-detection
 (https://www.kaggle.com/c/aptos2019-blindness-detection, with your own token). Unpacked, it holds
   train.csv (id_code,diagnosis), train_images/ID.png, test.csv (id_code) and test_images/ID.png.
-Cite: Asia Pacific Tele-Ophthalmology Society, APTOS 2019 Blindness Detection, Kaggle, 2019."""
+{about.cite}"""
 
     def __init__(self, root: str | Path, name: str = "aptos2019") -> None:
         self.root = Path(root)

@@ -7,12 +7,13 @@ label file, and :func:`collect` makes the manifest.
 
 import math
 import os
+import textwrap
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import pandas as pd
 
@@ -66,6 +67,40 @@ class SourceTable:
     problems: tuple[Problem, ...] = ()
 
 
+@dataclass(frozen=True)
+class About:
+    """What is known of a data set beside its photographs: a model card repeats it.
+
+    Attributes:
+        title: Its name in full.
+        terms: Its licence, or its terms in a line.
+        licence: Name of the licence on the Hugging Face hub, as ``cc-by-4.0``; "" if there is no such name.
+        url: Where it is to be had; "" for nowhere.
+        citations: What its authors ask to be cited.
+        cameras: Who took the photographs, and with what; a sentence or two.
+        limits: Further sentences on what figures on it do not show.
+        hub: Its id on the Hugging Face hub; "" if it has none.
+        public: Whether anybody can get the photographs, if only on conditions.
+        drawn: Whether nobody was photographed.
+    """
+
+    title: str
+    terms: str
+    licence: str = ""
+    url: str = ""
+    citations: tuple[str, ...] = ()
+    cameras: str = ""
+    limits: tuple[str, ...] = ()
+    hub: str = ""
+    public: bool = True
+    drawn: bool = False
+
+    @property
+    def cite(self) -> str:
+        """What is to be cited, as the last lines of a message."""
+        return textwrap.fill(f"Cite: {'; '.join(self.citations)}.", 110, break_on_hyphens=False)
+
+
 class Source(ABC):
     """A data set on disk. Subclasses read one layout; they never decode a photograph.
 
@@ -74,11 +109,13 @@ class Source(ABC):
         root: Folder that the manifest's paths are relative to.
         how_to_get: Where the data set is to be had, its terms in a line, the layout expected, and the
             command of the official client if there is one. Part of every message on missing files.
+        about: Terms, citation, cameras; None where drgrade knows nothing of it.
     """
 
     name: str
     root: Path
     how_to_get: str = ""
+    about: ClassVar[About | None] = None
 
     @abstractmethod
     def read(self) -> SourceTable:

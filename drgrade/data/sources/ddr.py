@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from drgrade.data.sources.base import (
+    About,
     Entry,
     PhotoFinder,
     Problem,
@@ -32,12 +33,20 @@ class DDR(Source):
         name: Name of the data set.
     """
 
+    about = About(
+        title="DDR, grading part",
+        terms="none stated for the photographs; the repository has the MIT licence",
+        url="https://github.com/nkicsl/DDR-dataset",
+        citations=("T. Li et al., Information Sciences 501:511-522, 2019, doi 10.1016/j.ins.2019.06.011",),
+        cameras="Many hospitals in China and many camera models, not given by photograph.",
+        limits=("Patients are not published: photographs of one may stand on two sides of the split.",),
+    )
     how_to_get = f"""\
 DDR is free to download (terms: none stated for the photographs; its repository has the MIT licence):
 https://github.com/nkicsl/DDR-dataset links to the archive, in parts to be joined. Unpacked, it holds
   {PART}/train.txt, valid.txt, test.txt (lines "NAME.jpg GRADE", 5: ungradable)
   {PART}/train/NAME.jpg, {PART}/valid/NAME.jpg, {PART}/test/NAME.jpg
-Cite: T. Li et al., Information Sciences 501:511-522, 2019, doi 10.1016/j.ins.2019.06.011."""
+{about.cite}"""
 
     def __init__(self, root: str | Path, name: str = "ddr") -> None:
         self.root = Path(root)

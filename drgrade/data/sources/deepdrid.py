@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from drgrade.data.sources.base import (
+    About,
     Entry,
     PhotoFinder,
     Problem,
@@ -48,6 +49,14 @@ class DeepDRiD(Source):
         name: Name of the data set.
     """
 
+    about = About(
+        title="DeepDRiD, regular fundus photographs",
+        terms="none stated; the authors ask for the paper to be cited",
+        url="https://github.com/deepdrdoc/DeepDRiD",
+        citations=("R. Liu et al., Patterns 3(6):100512, 2022, doi 10.1016/j.patter.2022.100512",),
+        cameras="Three screening projects in China; the cameras are not given.",
+        limits=("Many photographs are of poor quality.",),
+    )
     how_to_get = f"""\
 DeepDRiD is on GitHub (terms: none stated there but to cite the paper):
   git clone https://github.com/deepdrdoc/DeepDRiD
@@ -55,7 +64,7 @@ data.root is the clone, which holds
   {PART}/regular-fundus-training/regular-fundus-training.csv and Images/PATIENT/PATIENT_l1.jpg
   {PART}/regular-fundus-validation/regular-fundus-validation.csv and Images/...
   {PART}/Online-Challenge1&2-Evaluation/Challenge1_labels.xlsx (or .csv) and Images/...
-Cite: R. Liu et al., Patterns 3(6):100512, 2022, doi 10.1016/j.patter.2022.100512."""
+{about.cite}"""
 
     def __init__(self, root: str | Path, name: str = "deepdrid") -> None:
         self.root = Path(root)

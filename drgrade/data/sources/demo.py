@@ -14,7 +14,7 @@ import pandas as pd
 from filelock import FileLock
 
 from drgrade.data.fundus_art import ART_VERSION, Photograph, draw_photograph, plan_photographs
-from drgrade.data.sources.base import MANIFEST_COLUMNS, Source, SourceTable
+from drgrade.data.sources.base import MANIFEST_COLUMNS, About, Source, SourceTable
 from drgrade.errors import ConfigError, DataError
 from drgrade.progress import track
 
@@ -43,6 +43,17 @@ class Demo(Source):
     Raises:
         ConfigError: If one of the numbers is out of range.
     """
+
+    about = About(
+        title="drgrade's demo data",
+        terms="MIT, as drgrade",
+        licence="mit",
+        cameras="No camera: the photographs are drawn by drgrade, as of eight cameras.",
+        limits=(
+            "The photographs are drawn: figures say that the software works, and mean nothing for patients.",
+        ),
+        drawn=True,
+    )
 
     def __init__(
         self,

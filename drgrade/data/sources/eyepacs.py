@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from drgrade.data.sources.base import (
+    About,
     Entry,
     PhotoFinder,
     Problem,
@@ -34,14 +35,25 @@ class EyePACS(Source):
         name: Name of the data set.
     """
 
-    how_to_get = """\
+    about = About(
+        title="EyePACS (Kaggle, Diabetic Retinopathy Detection)",
+        terms="the rules of the Kaggle competition; not to be passed on",
+        url="https://www.kaggle.com/c/diabetic-retinopathy-detection",
+        citations=("Kaggle and EyePACS, Diabetic Retinopathy Detection, 2015",),
+        cameras="Many clinics of the screening platform EyePACS; different cameras, not named.",
+        limits=(
+            "One grade by one clinician; the competition announces noise in photographs and labels.",
+            "About a quarter of the photographs is reported to be ungradable (bioRxiv 225508, 2017).",
+        ),
+    )
+    how_to_get = f"""\
 EyePACS is for those who accept the rules of its Kaggle competition (terms: there; not to be passed on):
   kaggle competitions download -c diabetic-retinopathy-detection
 (https://www.kaggle.com/c/diabetic-retinopathy-detection, with your own token). The archives come in parts:
 join them (cat train.zip.* > train.zip) and unpack them. data.root then holds
   trainLabels.csv (image,level), train/PATIENT_left.jpeg and _right.jpeg, and for the test set
   test/*.jpeg and retinopathy_solution.csv (image,level,Usage; published on the forum after the competition).
-Cite: Kaggle and EyePACS, Diabetic Retinopathy Detection, 2015."""
+{about.cite}"""
 
     def __init__(self, root: str | Path, name: str = "eyepacs") -> None:
         self.root = Path(root)

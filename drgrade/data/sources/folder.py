@@ -5,6 +5,7 @@ from pathlib import Path
 
 from drgrade.data.reading import IMAGE_EXTENSIONS
 from drgrade.data.sources.base import (
+    About,
     Entry,
     PhotoFinder,
     Problem,
@@ -44,6 +45,12 @@ class Folder(Source):
         name: Name of the data set.
     """
 
+    about = About(
+        title="a folder of photographs",
+        terms="not known to drgrade: ask who gave you the photographs",
+        cameras="Not known to drgrade.",
+        public=False,
+    )
     how_to_get = """\
 data=folder reads your own photographs: data.root=DIR is their folder, data.csv=FILE their grades
 (data.csv=null: none), data.image_column and data.grade_column its columns."""

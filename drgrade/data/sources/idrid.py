@@ -10,6 +10,7 @@ import pandas as pd
 
 from drgrade.data.sources.base import (
     GRADES,
+    About,
     Entry,
     PhotoFinder,
     Problem,
@@ -52,6 +53,16 @@ class IDRiD(Source):
         name: Name of the data set.
     """
 
+    about = About(
+        title="Indian Diabetic Retinopathy Image Dataset (IDRiD), B: disease grading",
+        terms="CC BY 4.0",
+        licence="cc-by-4.0",
+        url="https://doi.org/10.21227/H25W98",
+        citations=("P. Porwal et al., Data 3(3):25, 2018, doi 10.3390/data3030025",),
+        cameras="One eye clinic in Nanded, India, and one camera: Kowa VX-10 alpha, 50 degrees.",
+        limits=("Patients are not published: both eyes of one may stand on two sides of the split.",),
+        hub=REPOSITORY,
+    )
     how_to_get = f"""\
 IDRiD is free (CC BY 4.0): IEEE DataPort, "Indian Diabetic Retinopathy Image Dataset (IDRiD)",
 doi 10.21227/H25W98; download "{PART}.zip" and unpack it. data.root then holds
@@ -59,7 +70,7 @@ doi 10.21227/H25W98; download "{PART}.zip" and unpack it. data.root then holds
   {PART}/{_IMAGES}/b. Testing Set/IDRiD_001.jpg ... IDRiD_103.jpg
   {PART}/{_LABELS}/a. IDRiD_Disease Grading_Training Labels.csv
   {PART}/{_LABELS}/b. IDRiD_Disease Grading_Testing Labels.csv
-Cite: P. Porwal et al., Data 3(3):25, 2018, doi 10.3390/data3030025."""
+{about.cite}"""
 
     def __init__(self, root: str | Path, name: str = "idrid") -> None:
         self.root = Path(root)

@@ -5,6 +5,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from drgrade.data.sources.base import (
+    About,
     Entry,
     PhotoFinder,
     Problem,
@@ -49,6 +50,17 @@ class Messidor2(Source):
         name: Name of the data set.
     """
 
+    about = About(
+        title="Messidor-2, with adjudicated grades",
+        terms="for research and teaching, on request; not to be passed on, to be acknowledged",
+        url="https://www.adcis.net/en/third-party/messidor2/",
+        citations=(
+            "E. Decenciere et al., Image Anal Stereol 33:231-234, 2014, doi 10.5566/ias.1155",
+            "M. D. Abramoff et al., JAMA Ophthalmol 131:351-357, 2013, doi 10.1001/jamaophthalmol.2013.1743",
+            "grades: J. Krause et al., Ophthalmology 125:1264-1272, 2018, doi 10.1016/j.ophtha.2018.01.034",
+        ),
+        cameras="Hospitals in France; one camera model: Topcon TRC NW6, 45 degrees.",
+    )
     how_to_get = f"""\
 Messidor-2 is free for research and teaching, on request (terms: not to be passed on, to be acknowledged):
 the photographs and the pairs file from https://www.adcis.net/en/third-party/messidor2/, the grades with
@@ -57,9 +69,7 @@ the photographs and the pairs file from https://www.adcis.net/en/third-party/mes
   IMAGES/20051020_43808_0100_PP.png ... IMAGES/IM004832.JPG
   {GRADES_FILE} (image_id,adjudicated_dr_grade,adjudicated_dme,adjudicated_gradable)
   messidor-2.csv (left;right: the pairs; data.pairs=null to go without)
-Cite: E. Decenciere et al., Image Anal Stereol 33:231-234, 2014, doi 10.5566/ias.1155; M. D. Abramoff et al.,
-JAMA Ophthalmol 131:351-357, 2013, doi 10.1001/jamaophthalmol.2013.1743; grades: J. Krause et al.,
-Ophthalmology 125:1264-1272, 2018, doi 10.1016/j.ophtha.2018.01.034."""
+{about.cite}"""
 
     def __init__(
         self, root: str | Path, pairs: str | None = "messidor-2.csv", name: str = "messidor2"

@@ -14,6 +14,7 @@ import pandas as pd
 from filelock import FileLock
 
 from drgrade.data.sources.base import (
+    About,
     Entry,
     PhotoFinder,
     Source,
@@ -51,13 +52,28 @@ class RetinaMNIST(Source):
         ConfigError: If there is no such size.
     """
 
+    about = About(
+        title="RetinaMNIST (MedMNIST v2)",
+        terms="CC BY 4.0",
+        licence="cc-by-4.0",
+        url=_URL,
+        citations=(
+            "J. Yang et al., Scientific Data 10:41, 2023, doi 10.1038/s41597-022-01721-8",
+            "R. Liu et al., Patterns 3(6):100512, 2022, doi 10.1016/j.patter.2022.100512",
+        ),
+        cameras="Made of DeepDRiD: three screening projects in China; the cameras are not given.",
+        limits=(
+            "Patients are not published: folds are all but certain to share patients; the published test set "
+            "does not.",
+            "The photographs are small; lesions of grade 1 are hardly visible.",
+        ),
+    )
     how_to_get = f"""\
 RetinaMNIST is free (CC BY 4.0): part of MedMNIST, {_URL}
 data.root holds retinamnist_224.npz (or retinamnist_128.npz, retinamnist_64.npz, or retinamnist.npz for 28 px;
 data.size says which). The official client (pip install medmnist) fetches it, too:
   python -c "import medmnist; medmnist.RetinaMNIST('train', download=True, root='DIR', size=224)"
-Cite: J. Yang et al., Scientific Data 10:41, 2023, doi 10.1038/s41597-022-01721-8; R. Liu et al.,
-Patterns 3(6):100512, 2022, doi 10.1016/j.patter.2022.100512."""
+{about.cite}"""
 
     def __init__(self, root: str | Path, size: int = 224, name: str = "retinamnist") -> None:
         if size not in SIZES:
