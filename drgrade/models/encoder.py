@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from drgrade.errors import EncoderError
+from drgrade.models.explained import Explained, last_map, levels, transformer_maps
 from drgrade.models.layers import backbone_depths
 from drgrade.models.timm_backbone import (
     any_size,
@@ -17,6 +18,7 @@ from drgrade.models.timm_backbone import (
     map_width,
     output_width,
     pad_to,
+    padded_side,
 )
 
 
@@ -71,6 +73,18 @@ class Encoder(nn.Module, ABC):
         raise EncoderError(
             f"{type(self).__name__} does not say what its layers are; set protocol.layer_decay=null"
         )
+
+    def maps_to_explain(self, side: int) -> Mapping[str, Explained]:
+        """The layers that explanations can look at; `drgrade.models.explained` helps to name them.
+
+        Args:
+            side: of the square images in pixels.
+
+        Returns:
+            Layer by name; the first one is looked at unless another is asked for. Of an encoder that does not
+            say, the last layer that gives a map.
+        """
+        return last_map(self, side)
 
 
 class TimmEncoder(Encoder):
@@ -128,6 +142,12 @@ class TimmEncoder(Encoder):
     def layer_depths(self) -> dict[str, int]:
         """The layers that timm counts; see `Encoder.layer_depths` and `drgrade.models.layers`."""
         return {f"model.{name}": depth for name, depth in backbone_depths(self.model).items()}
+
+    def maps_to_explain(self, side: int) -> Mapping[str, Explained]:
+        """The levels of a CNN, the finest last; tokens and attention of a Transformer."""
+        covers = padded_side(self.model, self._side, side)
+        maps = transformer_maps(self.model, covers) or levels(self.model, covers)
+        return dict(reversed(maps.items())) or last_map(self, side)
 
     def _padded(self, images: Tensor) -> Tensor:
         return pad_to(images, input_side(self.model, self._side, images))

@@ -143,6 +143,10 @@ class LinearProbe(FittedHead):
         """The head's own; see `Head.probabilities`."""
         return self.head.probabilities(logits)
 
+    def severity(self, logits: Tensor) -> Tensor:
+        """The head's own; see `Head.severity`."""
+        return self.head.severity(logits)
+
     def predict(self, logits: Tensor) -> Tensor:
         """The head's own; see `Head.predict`."""
         return self.head.predict(logits)

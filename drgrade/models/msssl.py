@@ -5,6 +5,7 @@ leaves open, the shapes and the parameter counts are in docs/msssl.md.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from drgrade.errors import EncoderError
 from drgrade.models.deep_learner import DeepLearner
 from drgrade.models.encoder import Encoder
+from drgrade.models.explained import Explained, MapLayer, levels, transformer_maps
 from drgrade.models.fpn import FeaturePyramid
 from drgrade.models.layers import backbone_depths, extractor_depths
 from drgrade.models.timm_backbone import (
@@ -25,6 +27,7 @@ from drgrade.models.timm_backbone import (
     input_side,
     output_width,
     pad_to,
+    padded_side,
 )
 
 # The maps are fused at one cell per 8 x 8 pixels: 28 x 28 at 224 pixels, the size of C3 and P3.
@@ -96,6 +99,13 @@ class ConvBranch(nn.Module):
         """How far each of the CNN's parameters lies below its last map; see `drgrade.models.layers`."""
         return extractor_depths(self.backbone, self._name, self._options)
 
+    def maps_to_explain(self, side: int) -> dict[str, Explained]:
+        """The CNN's levels (c2-c5) and those of the pyramid (p2-p5), or the projected last map (p5)."""
+        own = levels(self.backbone, padded_side(self.backbone, self._side, side))
+        smooth = self.neck.smooth if isinstance(self.neck, FeaturePyramid) else [self.neck]
+        names = [f"p{level}" for level in range(6 - self.num_maps, 6)]
+        return {**own, **{n: MapLayer(m, "NCHW", side) for n, m in zip(names, smooth, strict=True)}}
+
 
 class TransformerBranch(nn.Module):
     """The Vision Transformer's side: its tokens as a map at the fusion's resolution, and its global vector.
@@ -147,6 +157,11 @@ class TransformerBranch(nn.Module):
         tokens, maps = self.backbone.forward_intermediates(padded, indices=1, norm=True)
         vector: Tensor = self.backbone.forward_head(tokens, pre_logits=True)
         return drop_padding(self.upsample(maps[-1]), images, padded), vector
+
+    def maps_to_explain(self, side: int) -> dict[str, Explained]:
+        """The map that enters the fusion, and what can be looked at in the Transformer itself."""
+        covers = padded_side(self.backbone, self._side, side)
+        return {"vit": MapLayer(self.upsample, "NCHW", covers), **transformer_maps(self.backbone, covers)}
 
 
 class MsSSL(Encoder):
@@ -255,6 +270,14 @@ class MsSSL(Encoder):
             depths = backbone_depths(self.vit_branch.backbone)
             below |= {f"vit_branch.backbone.{name}": depth for name, depth in depths.items()}
         return {name: 1 + below.get(name, 0) for name, _ in self.named_parameters()}
+
+    def maps_to_explain(self, side: int) -> Mapping[str, Explained]:
+        """The refined map, the fused one, and those of the branches; see `Encoder.maps_to_explain`."""
+        refined = {} if isinstance(self.deep_learner, nn.Identity) else {"refined": self.deep_learner}
+        own = {**refined, "fused": self.fuse}
+        vit = {} if self.vit_branch is None else self.vit_branch.maps_to_explain(side)
+        maps: dict[str, Explained] = {name: MapLayer(layer, "NCHW", side) for name, layer in own.items()}
+        return {**maps, **self.conv_branch.maps_to_explain(side), **vit}
 
     def _encode(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The refined map (B, C, h, w), and the Transformer's vector (B, D), if it takes part."""

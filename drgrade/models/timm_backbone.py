@@ -152,6 +152,18 @@ def input_side(model: nn.Module, side: int | None, images: Tensor) -> int | None
     return math.ceil(max(images.shape[-2:]) / stride) * stride
 
 
+def padded_side(model: nn.Module, side: int | None, of_images: int) -> int:
+    """The side of square images after `pad_to`.
+
+    Args:
+        model: of timm.
+        side: as `build` gave it.
+        of_images: side of the images before, in pixels.
+    """
+    wanted = input_side(model, side, torch.empty(1, 1, of_images, of_images, device="meta"))
+    return max(of_images, wanted or 0)
+
+
 def map_width(model: Any) -> int | None:
     """Channels of the map that `as_map` gives; None if the model has no features before its pooling."""
     return int(model.num_features) if hasattr(model, "forward_features") else None

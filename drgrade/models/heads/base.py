@@ -157,6 +157,18 @@ class Head(nn.Module, ABC):
             (B, num_grades) float32, no entry negative, every row with sum 1.
         """
 
+    def severity(self, logits: Tensor) -> Tensor:
+        """A number that rises with the grade, for explanations by gradients: the mean of `probabilities`.
+
+        Args:
+            logits: (B, K).
+
+        Returns:
+            (B,) float32.
+        """
+        probabilities = self.probabilities(logits)
+        return probabilities @ torch.arange(self.num_grades, device=logits.device, dtype=probabilities.dtype)
+
     @abstractmethod
     def predict(self, logits: Tensor) -> Tensor:
         """Reads the grade.

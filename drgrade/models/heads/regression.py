@@ -82,6 +82,10 @@ class RegressionHead(Head):
         grades = torch.arange(self.num_grades, device=logits.device)
         return (1 - (self._clipped(logits)[:, None] - grades).abs()).clamp(min=0)
 
+    def severity(self, logits: Tensor) -> Tensor:
+        """The number itself, also beyond the grades, where the clipped one has no slope; see `Head`."""
+        return logits[:, 0].float()
+
     def predict(self, logits: Tensor) -> Tensor:
         """The nearest grade, halves to the higher one; or by fitted thresholds; see `Head.predict`."""
         if not self.fits_thresholds:

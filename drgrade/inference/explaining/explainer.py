@@ -1,0 +1,177 @@
+"""Explains what a grader says of photographs: a map of heat for each."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from drgrade.data.modules import normalise
+from drgrade.errors import ConfigError
+from drgrade.inference.explaining.gradcam import grad_cam
+from drgrade.inference.explaining.rollout import attention_map
+from drgrade.inference.explaining.targets import Score, score_of
+from drgrade.inference.grader import Graded, Grader
+from drgrade.inference.trained import Trained
+from drgrade.models.explained import Explained, MapLayer
+
+AUTO, COMBINED = "auto", "combined"
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """What is said of B photographs, and what it hangs on.
+
+    Attributes:
+        graded: What the grader says of them.
+        heat: Name of the map: (B, S, S) float32 in [0, 1], on the prepared photographs. It is relative: 1 is
+            the hottest place of each photograph. All 0 where nothing raises the target.
+        main: The map to show: the first that was asked for.
+    """
+
+    graded: Graded
+    heat: Mapping[str, npt.NDArray[np.float32]]
+    main: str
+
+
+class Explainer:
+    """Explains what a grader says, by the maps of its encoder.
+
+    Of an ensemble the maps are the means of its members'. Test-time augmentation has no part in them: they
+    are of the photograph as it is.
+
+    Attributes:
+        grader: Whose grades are explained.
+        names: Of the maps that are made, ``auto`` resolved where all members resolve it alike.
+    """
+
+    def __init__(self, grader: Grader, maps: Sequence[str] = (AUTO,), target: str = "expected") -> None:
+        """Find the layers.
+
+        Args:
+            grader: Whose grades are explained; it is not changed.
+            maps: Names of :func:`available`, at least one; the first is the main one.
+            target: What is explained; see :func:`drgrade.inference.explaining.targets.score_of`.
+
+        Raises:
+            ConfigError: If there is no such map or target, or a member's head has no gradient.
+        """
+        if not maps:
+            raise ConfigError(f"maps is empty; maps={AUTO} takes the encoder's own choice")
+        self.grader = grader
+        self._score = score_of(target)
+        side = grader.preparation.image_size
+        self._layers = [dict(member.model.encoder.maps_to_explain(side)) for member in grader.members]
+        self._recipes = [
+            {name: _recipe(name, layers, member) for name in dict.fromkeys(maps)}
+            for member, layers in zip(grader.members, self._layers, strict=True)
+        ]
+        self._names = {name: self._resolved(name) for name in self._recipes[0]}
+        self.names = tuple(dict.fromkeys(self._names.values()))
+
+    def explain(self, pixels: npt.NDArray[np.uint8] | Tensor) -> Explanation:
+        """Grade and explain prepared photographs.
+
+        Args:
+            pixels: (B, S, S, 3) uint8 RGB, prepared as the grader's preparation says; B at least 1.
+
+        Returns:
+            Grades and heat, in their order.
+
+        Raises:
+            ConfigError: If a head gives the same whatever the photograph, or captum is needed and missing.
+        """
+        graded = self.grader.grade(pixels)
+        images = normalise(torch.as_tensor(pixels).to(self.grader.device).permute(0, 3, 1, 2))
+        each = [
+            self._of_member(number, images, graded.grades.to(images.device))
+            for number in range(len(self.grader.members))
+        ]
+        heat = {
+            shown: _scaled(torch.stack([own[name] for own in each]).mean(dim=0)).cpu().numpy()
+            for name, shown in self._names.items()
+        }
+        return Explanation(graded, heat, self.names[0])
+
+    def _of_member(self, number: int, images: Tensor, grades: Tensor) -> dict[str, Tensor]:
+        """Heat by what was asked for, each (B, S, S); no layer is looked at twice."""
+        member, layers, recipes = self.grader.members[number], self._layers[number], self._recipes[number]
+        scores = partial(_scores, member, self._score, grades)
+        wanted = dict.fromkeys(layer for recipe in recipes.values() for layer in recipe)
+        with torch.enable_grad():
+            images = images.detach().clone().requires_grad_()
+            found = {layer: _heat(scores, layers[layer], images) for layer in wanted}
+        return {
+            name: torch.stack([found[layer] for layer in recipe]).mean(dim=0)
+            for name, recipe in recipes.items()
+        }
+
+    def _resolved(self, name: str) -> str:
+        used = {recipe[name] for recipe in self._recipes}
+        return next(iter(used))[0] if name == AUTO and len(used) == 1 and len(next(iter(used))) == 1 else name
+
+
+def available(grader: Grader) -> tuple[str, ...]:
+    """Names of the maps that all members of a grader have.
+
+    Args:
+        grader: Of one or several trained runs.
+
+    Returns:
+        ``auto`` and, where there are several maps of the target, ``combined``; then the layers'.
+    """
+    side = grader.preparation.image_size
+    found = [member.model.encoder.maps_to_explain(side) for member in grader.members]
+    common = [name for name in found[0] if all(name in other for other in found)]
+    return (AUTO, COMBINED, *common)
+
+
+def _recipe(name: str, layers: Mapping[str, Explained], member: Trained) -> tuple[str, ...]:
+    """The layers whose mean a map is."""
+    if not layers:
+        raise ConfigError(f"{member.folder}: its encoder has no layer that knows where it is")
+    if name == AUTO:
+        return (next(iter(layers)),)
+    if name == COMBINED:
+        return tuple(each for each, layer in layers.items() if isinstance(layer, MapLayer) or layer.weighted)
+    if name not in layers:
+        raise ConfigError(
+            f"maps={name}: {member.folder} has none; there are {', '.join((AUTO, COMBINED, *layers))}"
+        )
+    return (name,)
+
+
+def _scores(member: Trained, score: Score, grades: Tensor, images: Tensor) -> Tensor:
+    values = score(member.model.head, member.model(images), grades)
+    if not values.requires_grad:
+        raise ConfigError(
+            f"{member.folder}: its head ({type(member.model.head).__name__}) says the same whatever the "
+            "photograph shows; there is nothing to explain"
+        )
+    return values
+
+
+def _heat(scores: Callable[[Tensor], Tensor], layer: Explained, images: Tensor) -> Tensor:
+    """(B, S, S), the hottest place of each photograph 1."""
+    if isinstance(layer, MapLayer):
+        cells = grad_cam(scores, layer, images)
+    else:
+        cells = attention_map(scores, layer, images)
+        # Something arrives from everywhere: what there is more than at the least attended place is heat.
+        cells = cells - cells.amin(dim=(1, 2), keepdim=True)
+    side = images.shape[-1]
+    # Padding lies at the right and at the bottom.
+    large = F.interpolate(
+        cells[:, None], size=(layer.covers, layer.covers), mode="bilinear", align_corners=False
+    )
+    return _scaled(large[:, 0, :side, :side])
+
+
+def _scaled(heat: Tensor) -> Tensor:
+    """Divide by the hottest place of each photograph; nothing stays nothing."""
+    highest = heat.amax(dim=(1, 2), keepdim=True)
+    return torch.where(highest > 0, heat / highest.clamp(min=torch.finfo(heat.dtype).tiny), 0.0)
