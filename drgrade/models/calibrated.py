@@ -4,16 +4,28 @@ The same names on every set: the test photographs of a run, an external set, wha
 evaluated on later.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from drgrade.metrics import confusion_matrix, expected_calibration_error, quadratic_weighted_kappa
 from drgrade.metrics.calibration import brier_score, hit_rates, negative_log_likelihood
-from drgrade.models.calibration import REFERABLE, Calibration, expected_grade, referable
+from drgrade.models.calibration import (
+    REFERABLE,
+    Calibration,
+    expected_grade,
+    fit_calibration,
+    referable,
+)
 
 TARGETS = (0.8, 0.9, 0.95)
 """Sensitivities, wanted on the validation photographs, whose operating points are reported."""
+
+PARTS = 5
+"""Of the photographs, of which each in its turn is left out of a fit."""
 
 
 def calibrated_metrics(
@@ -50,37 +62,97 @@ def calibrated_metrics(
     if calibrated is None:
         calibrated = calibration.probabilities(probabilities.detach().double().cpu())
     if thresholds is None:
-        points = calibration.points
-        thresholds = {target: calibration.point(target).threshold for target in TARGETS} if points else {}
-    calibrated = calibrated.detach().double().cpu()
-    read = (expected_grade(calibrated)[:, None] >= calibrated.new_tensor(calibration.thresholds)).sum(dim=1)
-    scores = referable(calibrated)
-    referred = {target: scores >= threshold for target, threshold in thresholds.items()}
-    return found | figures(calibrated, read, referred, grades.cpu())
+        thresholds = _thresholds(calibration)
+    return found | _figures(
+        _decide(calibrated.detach().double().cpu(), calibration, thresholds), grades.cpu()
+    )
 
 
-def figures(
-    calibrated: Tensor, read: Tensor, referred: Mapping[float, Tensor], grades: Tensor
-) -> dict[str, float]:
-    """The figures of decisions that have been made, whoever made them.
+def cross_fitted_metrics(probabilities: Tensor, grades: Tensor, groups: Sequence[str]) -> dict[str, float]:
+    """The same figures on the photographs that a calibration is fitted on, without judging it by them.
+
+    The photographs are divided into :data:`PARTS` parts; each is calibrated and read with what was fitted on
+    the others (Stone, "Cross-validatory choice and assessment of statistical predictions", JRSS B 36(2),
+    1974). Photographs of a group stay together, and the grades are spread over the parts as evenly as groups
+    allow. It says what fitting on four fifths of the photographs is worth.
 
     Args:
+        probabilities: (N, G) as the head gives them.
+        grades: (N,) int64, the truth.
+        groups: (N,) group of each photograph.
+
+    Returns:
+        As :func:`calibrated_metrics`; ``nll`` and ``brier`` alone where a part leaves too few photographs
+        to fit on, and no operating points where it leaves none with, or none without, referable DR.
+    """
+    found = {
+        "nll": negative_log_likelihood(probabilities, grades),
+        "brier": brier_score(probabilities, grades),
+    }
+    probabilities, grades = probabilities.detach().double().cpu(), grades.cpu()
+    part = _parts(grades, groups)
+    fitted = [fit_calibration(probabilities[part != k], grades[part != k]) for k in range(PARTS)]
+    if not all(each.photographs for each in fitted):
+        return found
+    calibrated, read = torch.empty_like(probabilities), torch.empty_like(grades)
+    targets = TARGETS if all(each.points for each in fitted) else ()
+    referred = {target: torch.zeros(len(grades), dtype=torch.bool) for target in targets}
+    for k, calibration in enumerate(fitted):
+        here = part == k
+        own = calibration.probabilities(probabilities[here])
+        decided = _decide(own, calibration, _thresholds(calibration) if targets else {})
+        calibrated[here], read[here] = decided.calibrated, decided.read
+        for target in targets:
+            referred[target][here] = decided.referred[target]
+    return found | _figures(_Decided(calibrated, read, referred), grades)
+
+
+@dataclass(frozen=True, eq=False)
+class _Decided:
+    """What a calibration says of N photographs.
+
+    Attributes:
         calibrated: (N, G) calibrated probabilities.
         read: (N,) int64 grades, read by fitted thresholds.
         referred: (N,) bool, by the sensitivity that was wanted.
-        grades: (N,) int64, the truth.
-
-    Returns:
-        As :func:`calibrated_metrics`, without ``nll`` and ``brier``.
     """
-    confusion = confusion_matrix(read, grades, calibrated.shape[1])
+
+    calibrated: Tensor
+    read: Tensor
+    referred: Mapping[float, Tensor]
+
+
+def _thresholds(calibration: Calibration) -> dict[float, float]:
+    """Of the operating points at the targets; empty if there are none."""
+    return {target: calibration.point(target).threshold for target in TARGETS if calibration.points}
+
+
+def _decide(calibrated: Tensor, calibration: Calibration, thresholds: Mapping[float, float]) -> _Decided:
+    grades_begin = calibrated.new_tensor(calibration.thresholds)
+    read = (expected_grade(calibrated)[:, None] >= grades_begin).sum(dim=1)
+    scores = referable(calibrated)
+    return _Decided(calibrated, read, {target: scores >= cut for target, cut in thresholds.items()})
+
+
+def _figures(decided: _Decided, grades: Tensor) -> dict[str, float]:
+    confusion = confusion_matrix(decided.read, grades, decided.calibrated.shape[1])
     found = {
-        "nll_calibrated": negative_log_likelihood(calibrated, grades),
-        "brier_calibrated": brier_score(calibrated, grades),
-        "ece_calibrated": expected_calibration_error(calibrated, grades),
+        "nll_calibrated": negative_log_likelihood(decided.calibrated, grades),
+        "brier_calibrated": brier_score(decided.calibrated, grades),
+        "ece_calibrated": expected_calibration_error(decided.calibrated, grades),
         "qwk_thresholds": float(quadratic_weighted_kappa(confusion)),
     }
-    for target, decision in referred.items():
-        sensitivity, specificity = hit_rates(decision, grades >= REFERABLE)
+    for target, referred in decided.referred.items():
+        sensitivity, specificity = hit_rates(referred, grades >= REFERABLE)
         found |= {f"sensitivity_at_{target:g}": sensitivity, f"specificity_at_{target:g}": specificity}
     return found
+
+
+def _parts(grades: Tensor, groups: Sequence[str]) -> Tensor:
+    """(N,) the part of each photograph: groups are dealt out in the order of their highest grade."""
+    names, place = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    highest = np.zeros(len(names), dtype=np.int64)
+    np.maximum.at(highest, place, grades.numpy())
+    dealt = np.empty(len(names), dtype=np.int64)
+    dealt[np.argsort(highest, kind="stable")] = np.arange(len(names)) % PARTS
+    return torch.from_numpy(dealt[place])

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
@@ -29,7 +30,10 @@ _LEAST = 1e-6
 """Probability that no grade goes below: the logarithm of 0 has no temperature."""
 
 _MOST = math.log(20)
-"""Bound of the logarithm of the temperature, either way: a handful of photographs may ask for infinity."""
+"""Bound of the logarithm of the temperature, either way."""
+
+_SPREAD = 1.0
+"""Standard deviation of the logarithm of the temperature before any photograph has been seen."""
 
 
 @dataclass(frozen=True)
@@ -124,13 +128,29 @@ class Calibration:
             found: dict[str, Any] = json.loads(text)
             points = tuple(OperatingPoint(**each) for each in found.pop("points"))
             read = cls(**{**found, "thresholds": tuple(found["thresholds"]), "points": points})
+            damage = read._damage()
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(f"the calibration is damaged ({error})") from error
-        if not read.temperature > 0 or len(read.thresholds) != NUM_GRADES - 1:
-            raise DataError(
-                "the calibration is damaged: a temperature above 0 and four thresholds are expected"
-            )
+        if damage:
+            raise DataError(f"the calibration is damaged: {damage}")
         return read
+
+    def _damage(self) -> str:
+        """What cannot have been fitted; empty if nothing."""
+        if not 0 < self.temperature < math.inf:
+            return "its temperature is no number above 0"
+        if len(self.thresholds) != NUM_GRADES - 1 or not all(map(math.isfinite, self.thresholds)):
+            return f"{NUM_GRADES - 1} thresholds are expected"
+        if list(self.thresholds) != sorted(self.thresholds):
+            return "its thresholds fall"
+        rates = [
+            rate for each in self.points for rate in (each.threshold, each.sensitivity, each.specificity)
+        ]
+        if not all(0 <= rate <= 1 for rate in rates):
+            return "an operating point is not between 0 and 1"
+        if self.points and self.points[-1].sensitivity != 1:
+            return "its operating points do not end at a sensitivity of 1"
+        return ""
 
 
 def fit_calibration(probabilities: Tensor, grades: Tensor) -> Calibration:
@@ -213,7 +233,12 @@ def uncertainty(probabilities: Tensor) -> Tensor:
 
 
 def fit_temperature(probabilities: Tensor, grades: Tensor) -> float:
-    """The temperature with the lowest negative log-likelihood.
+    """The most probable temperature, if its logarithm is normal around 0 before any photograph is seen.
+
+    That is the one with the least -sum log p + (log T)^2 / 2. Of a hundred photographs the second term
+    decides nothing; ten of them may ask for a temperature of infinity or 0, and it keeps them from that. On
+    other photographs it did better than no such term, and than giving up a temperature that does not help on
+    photographs left out of the fit (docs/calibration.md).
 
     Args:
         probabilities: (N, G) float64.
@@ -225,7 +250,9 @@ def fit_temperature(probabilities: Tensor, grades: Tensor) -> float:
     logits = probabilities.clamp(min=_LEAST).log()
 
     def loss(log_temperature: float) -> float:
-        return float(torch.nn.functional.cross_entropy(logits / math.exp(log_temperature), grades))
+        scaled = logits / math.exp(log_temperature)
+        likelihood = torch.nn.functional.cross_entropy(scaled, grades, reduction="sum")
+        return float(likelihood) + (log_temperature / _SPREAD) ** 2 / 2
 
     found = minimize_scalar(loss, bounds=(-_MOST, _MOST), method="bounded", options={"xatol": 1e-8})
     return float(math.exp(found.x))
@@ -239,7 +266,9 @@ def operating_points(scores: Tensor, positive: Tensor) -> tuple[OperatingPoint, 
         positive: (N,) bool, the truth.
 
     Returns:
-        The sensitivity rising, to 1; none unless there are photographs of both kinds.
+        The sensitivity rising, to 1; none unless there are photographs of both kinds. Each threshold stands
+        midway between the score that it lets pass and the next lower one: rounding moves no photograph across
+        it, and the next photograph with DR need not score as high as the lowest of these.
     """
     values, truth = scores.double().numpy(), positive.numpy()
     of_positive, of_negative = np.sort(values[truth])[::-1], np.sort(values[~truth])
@@ -251,8 +280,16 @@ def operating_points(scores: Tensor, positive: Tensor) -> tuple[OperatingPoint, 
     specificities = np.searchsorted(of_negative, thresholds, side="left") / len(of_negative)
     # A point is a corner unless the next one, of higher sensitivity, is as specific.
     corner = np.append(specificities[1:] < specificities[:-1], True)
-    found = zip(thresholds[corner], sensitivities[corner], specificities[corner], strict=True)
+    placed = _below(np.unique(values), thresholds[corner])
+    found = zip(placed, sensitivities[corner], specificities[corner], strict=True)
     return tuple(OperatingPoint(*map(float, each)) for each in found)
+
+
+def _below(distinct: npt.NDArray[np.float64], chosen: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Midway between chosen ones of distinct rising values and the next lower ones; 0 is below the lowest."""
+    lower = np.append(0.0, distinct)[np.searchsorted(distinct, chosen)]
+    middle = (lower + chosen) / 2
+    return np.where(middle > lower, middle, chosen)  # between neighbouring floats there is nothing
 
 
 def joint(calibrations: Sequence[Calibration]) -> Calibration:

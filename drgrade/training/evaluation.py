@@ -8,10 +8,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from drgrade.errors import ConfigError, DataError
 from drgrade.training.artefacts import write_config, write_metrics
+from drgrade.training.calibrating import read_calibration
 from drgrade.training.folder import CONFIG, METRICS
 from drgrade.training.processes import is_main_process
 from drgrade.training.quiet import quieten
-from drgrade.training.run import test
+from drgrade.training.run import test, validate
 from drgrade.training.setup import grading_task, make, make_photographs, make_trainer, weights_files
 
 
@@ -47,7 +48,10 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     trainer, _ = make_trainer(cfg, folder)
     data = make(run.grading.datamodule, photographs=photographs)
     checkpoint = Path(cfg.checkpoint) / "checkpoints" / record["checkpoint"]
-    metrics = {**record, **test(trainer, task, data, checkpoint, folder), "evaluated": str(cfg.checkpoint)}
+    calibration = read_calibration(Path(cfg.checkpoint))
+    validated = validate(trainer, task, data, checkpoint)
+    tested = test(trainer, task, data, checkpoint, folder, calibration)
+    metrics = {**record, **validated, **tested, "evaluated": str(cfg.checkpoint)}
     if is_main_process():
         write_config(folder, run)
         write_metrics(folder, metrics)

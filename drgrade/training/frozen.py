@@ -25,7 +25,7 @@ from drgrade.metrics import GradingMetrics, Predictions
 from drgrade.models.probes import FittedHead
 from drgrade.tasks import GradingTask
 from drgrade.training.artefacts import write_metrics, write_predictions, write_provenance
-from drgrade.training.calibrating import calibrate
+from drgrade.training.calibrating import calibrate, calibrated_figures
 from drgrade.training.features import Features, find_or_compute
 from drgrade.training.opening import open_folder, warn_of_idle_data
 from drgrade.training.origins import initial_encoder, provenance
@@ -210,28 +210,34 @@ def _figures(
     train = _graded(photographs, features, "train")
     figures = {"train/loss": float(head.loss(_logits(head, train), train.grades))}
     val = _graded(photographs, features, "val")
-    evaluated = {"val": ("", val)} if len(val) else {}
+    predictions: Predictions | None = None
+    if len(val):
+        found, predictions = _evaluate(head, val, "val")
+        figures |= found
+        _show(watch, "val", predictions, photographs)
+    calibration, cross_fitted = calibrate(folder, predictions, photographs.split)
+    figures |= cross_fitted
+    evaluated: dict[str, tuple[str, _Graded]] = {}
     if cfg.test:
         evaluated["test"] = ("", _graded(photographs, features, "test"))
         for source, role in photographs.roles:
             if role == "external":
                 those = _graded(photographs, features, "external", source.name)
                 evaluated[f"external/{source.name}"] = (source.name, those)
-    validated: Predictions | None = None
     for name, (file, graded) in evaluated.items():
         found, predictions = _evaluate(head, graded, name)
-        figures |= found
-        if name == "val":
-            validated = predictions
-        else:
-            write_predictions(folder, predictions, photographs.split["image_id"], file)
-        if watch.logger:
-            show_in([watch.logger], name, predictions, photographs, step=0)
-    calibrate(folder, validated, photographs.split["image_id"])
+        figures |= found | calibrated_figures(name, predictions, calibration)
+        write_predictions(folder, predictions, photographs.split["image_id"], file)
+        _show(watch, name, predictions, photographs)
     if watch.logger:
         watch.logger.log_metrics(figures, step=0)
         watch.logger.save()
     return figures
+
+
+def _show(watch: Watch, name: str, predictions: Predictions, photographs: Photographs) -> None:
+    if watch.logger:
+        show_in([watch.logger], name, predictions, photographs, step=0)
 
 
 def _evaluate(head: FittedHead, graded: _Graded, name: str) -> tuple[dict[str, float], Predictions]:

@@ -10,13 +10,15 @@ from omegaconf import DictConfig, OmegaConf
 from drgrade.data.modules import GradingDataModule
 from drgrade.data.photographs import Photographs
 from drgrade.errors import ConfigError
+from drgrade.metrics import Predictions
+from drgrade.models.calibration import Calibration
 from drgrade.tasks import GradingTask
 from drgrade.training.artefacts import (
     write_metrics,
     write_predictions,
     write_provenance,
 )
-from drgrade.training.calibrating import calibrate
+from drgrade.training.calibrating import calibrate, calibrated_figures
 from drgrade.training.folder import METRICS, read_metrics
 from drgrade.training.frozen import check_probe, fit_probe, is_probe
 from drgrade.training.identity import AUTO
@@ -183,20 +185,14 @@ def _figures(
     chosen = _chosen_checkpoint(cfg, folder)
     if task.head.fits_thresholds:
         metrics |= fit_thresholds(trainer, task, data, chosen)
-    if cfg.test:
-        metrics |= test(trainer, task, data, chosen, folder)
-    else:
-        metrics |= validate(trainer, task, data, chosen)
-    _calibrate(task, data, folder)
-    return {**metrics, "checkpoint": chosen.name, "status": "finished"}
-
-
-def _calibrate(task: GradingTask, data: GradingDataModule, folder: Path) -> None:
-    """Fit and keep the calibration, from the last pass over the validation photographs."""
+    metrics |= validate(trainer, task, data, chosen)
     # Gathered: every process has to ask.
-    predictions = task.predictions("val") if data.val_dataloader() else None
-    if is_main_process():
-        calibrate(folder, predictions, data.photographs.split["image_id"])
+    validated = task.predictions("val") if data.val_dataloader() else None
+    calibration, figures = calibrate(folder, validated, data.photographs.split)
+    metrics |= figures
+    if cfg.test:
+        metrics |= test(trainer, task, data, chosen, folder, calibration)
+    return {**metrics, "checkpoint": chosen.name, "status": "finished"}
 
 
 def validate(
@@ -225,22 +221,30 @@ def validate(
 
 
 def test(
-    trainer: pl.Trainer, task: GradingTask, data: GradingDataModule, checkpoint: Path, folder: Path
+    trainer: pl.Trainer,
+    task: GradingTask,
+    data: GradingDataModule,
+    checkpoint: Path,
+    folder: Path,
+    calibration: Calibration,
+    kept: dict[str, Predictions] | None = None,
 ) -> dict[str, float]:
-    """Validate and test one checkpoint; write its predictions on the test set.
+    """Test one checkpoint; write its predictions on the test set.
 
     Args:
         trainer: Runs it.
         task: Receives the weights.
-        data: Validation and test photographs.
+        data: Test photographs.
         checkpoint: What is tested.
         folder: Receives ``predictions.csv`` and ``confusion.csv``, and of an external data set
             ``predictions_NAME.csv`` and ``confusion_NAME.csv``.
+        calibration: Of the run; what it is worth here is reported beside the other figures.
+        kept: Receives the predictions on each set by its name, ``test`` or ``external/NAME``.
 
     Returns:
-        ``val/...``, ``test/...``, and ``external/NAME/...`` of each external data set.
+        ``test/...``, and ``external/NAME/...`` of each external data set.
     """
-    metrics = validate(trainer, task, data, checkpoint)
+    metrics: dict[str, float] = {}
     for name in ("test", *data.external):
         data.tested, task.tested = name, name if name == "test" else f"external/{name}"
         metrics |= trainer.test(
@@ -248,6 +252,9 @@ def test(
         )[0]
         metrics |= task.results["test"]
         predictions = task.predictions("test")  # gathered: every process has to ask
+        metrics |= calibrated_figures(task.tested, predictions, calibration)
+        if kept is not None:
+            kept[task.tested] = predictions
         if is_main_process():
             ids = data.photographs.split["image_id"]
             write_predictions(folder, predictions, ids, "" if name == "test" else name)

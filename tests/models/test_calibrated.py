@@ -7,7 +7,7 @@ from sklearn.metrics import cohen_kappa_score, confusion_matrix, log_loss, recal
 
 from drgrade.metrics import expected_calibration_error
 from drgrade.metrics.calibration import brier_score, hit_rates, negative_log_likelihood
-from drgrade.models.calibrated import TARGETS, calibrated_metrics
+from drgrade.models.calibrated import PARTS, TARGETS, calibrated_metrics, cross_fitted_metrics
 from drgrade.models.calibration import Calibration, OperatingPoint, fit_calibration, joint, tempered
 
 
@@ -25,9 +25,9 @@ def fitted():
 
 
 def test_likelihood_and_brier_score_are_those_of_scikit_learn_and_of_a_loop():
-    probabilities, grades = _drawn(200)
+    probabilities, grades = _drawn(200, sharpness=1)
     assert negative_log_likelihood(probabilities, grades) == pytest.approx(
-        log_loss(grades.numpy(), np.clip(probabilities.numpy(), 1e-6, 1), labels=range(5)), abs=1e-5
+        log_loss(grades.numpy(), probabilities.numpy(), labels=range(5)), abs=1e-9
     )
     rows = zip(probabilities.tolist(), grades.tolist(), strict=True)
     loop = [sum((p - (k == grade)) ** 2 for k, p in enumerate(row)) for row, grade in rows]
@@ -93,6 +93,61 @@ def test_a_target_keeps_its_name_whatever_it_reaches():
     points = (OperatingPoint(0.99, 0.97, 1.0), OperatingPoint(0.0, 1.0, 0.0))
     found = calibrated_metrics(probabilities, grades, Calibration(points=points, photographs=60))
     assert found["sensitivity_at_0.95"] == found["sensitivity_at_0.8"] < 0.97
+
+
+def _naive(probabilities, grades, groups):
+    """Parts of groups dealt out by highest grade, each calibrated with what the rest was fitted to."""
+    rows = range(len(grades))
+    order = sorted(
+        sorted(set(groups)), key=lambda name: max(int(grades[i]) for i in rows if groups[i] == name)
+    )
+    part = {name: place % PARTS for place, name in enumerate(order)}
+    calibrated, read = torch.empty_like(probabilities), torch.empty_like(grades)
+    for i in rows:
+        others = [j for j in rows if part[groups[j]] != part[groups[i]]]
+        fitted = fit_calibration(probabilities[others], grades[others])
+        calibrated[i] = fitted.probabilities(probabilities[i : i + 1])[0]
+        read[i] = fitted.read(probabilities[i : i + 1])[0]
+    return calibrated, read
+
+
+def test_cross_fitting_is_a_loop_over_parts_of_groups():
+    probabilities, grades = _drawn(60)
+    groups = [f"g{i // 2}" for i in range(60)]
+    found = cross_fitted_metrics(probabilities, grades, groups)
+    calibrated, read = _naive(probabilities, grades, groups)
+    assert found["nll"] == negative_log_likelihood(probabilities, grades)
+    assert found["nll_calibrated"] == pytest.approx(negative_log_likelihood(calibrated, grades))
+    kappa = cohen_kappa_score(grades.numpy(), read.numpy(), weights="quadratic")
+    assert found["qwk_thresholds"] == pytest.approx(kappa)
+    assert (
+        found.keys()
+        == calibrated_metrics(probabilities, grades, fit_calibration(probabilities, grades)).keys()
+    )
+
+
+def test_thresholds_are_not_judged_by_the_photographs_that_they_were_fitted_to():
+    """A model that knows nothing has a QWK of 0; thresholds find some on their own photographs all the same."""
+    generator = torch.Generator().manual_seed(0)
+    own, left_out = [], []
+    for _ in range(20):
+        nothing = torch.softmax(torch.randn(60, 5, generator=generator, dtype=torch.float64), dim=1)
+        grades = torch.randint(0, 5, (60,), generator=generator)
+        own.append(calibrated_metrics(nothing, grades, fit_calibration(nothing, grades))["qwk_thresholds"])
+        left_out.append(cross_fitted_metrics(nothing, grades, list(map(str, range(60))))["qwk_thresholds"])
+    assert np.mean(own) > 0.1
+    assert abs(np.mean(left_out)) < 0.05
+
+
+def test_cross_fitting_needs_as_many_photographs_in_every_part():
+    for count in (3, 12):
+        probabilities, grades = _drawn(count)
+        assert cross_fitted_metrics(probabilities, grades, list(map(str, range(count)))).keys() == {
+            "nll",
+            "brier",
+        }
+    one_group = cross_fitted_metrics(*_drawn(60), ["all"] * 60)
+    assert one_group.keys() == {"nll", "brier"}
 
 
 def test_rates_of_nobody_are_0():

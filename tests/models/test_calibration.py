@@ -1,9 +1,11 @@
 """Temperature, thresholds and operating points against scikit-learn, scipy and naive loops."""
 
+import json
 import math
 
 import numpy as np
 import pytest
+import scipy
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -34,16 +36,35 @@ def _drawn(count=400, sharpness=3.0, seed=0):
     return torch.softmax(torch.from_numpy(-sharpness * distance), dim=1), torch.from_numpy(grades)
 
 
-def test_the_temperature_is_the_one_that_scipy_finds():
+def test_the_temperature_is_the_most_probable_one_that_scipy_finds():
     probabilities, grades = _drawn()
 
     def loss(temperature):
         logits = np.log(np.clip(probabilities.numpy(), 1e-6, None)) / temperature
         scaled = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-        return log_loss(grades.numpy(), scaled, labels=range(5))
+        prior = scipy.stats.norm.logpdf(math.log(temperature)) / len(grades)
+        return log_loss(grades.numpy(), scaled, labels=range(5)) - prior
 
     reference = minimize(lambda x: loss(math.exp(x[0])), [0.0], method="Nelder-Mead", tol=1e-10)
     assert fit_temperature(probabilities, grades) == pytest.approx(math.exp(reference.x[0]), rel=1e-4)
+
+
+def test_ten_photographs_that_are_all_right_ask_for_no_certainty():
+    probabilities = torch.full((10, 5), 0.05, dtype=torch.float64)
+    grades = torch.arange(10) % 5
+    probabilities[torch.arange(10), grades] = 0.8
+    assert 0.2 < fit_temperature(probabilities, grades) < 1
+    many = fit_temperature(probabilities.repeat(1000, 1), grades.repeat(1000))
+    assert many < fit_temperature(probabilities, grades)
+
+
+def test_an_operating_point_stands_clear_of_the_scores():
+    scores = torch.tensor([0.1, 0.3, 0.6, 0.9])
+    points = operating_points(scores, torch.tensor([False, True, False, True]))
+    assert [each.threshold for each in points] == pytest.approx([0.75, 0.2])
+    tiny = np.nextafter(0.5, 1)
+    close = torch.tensor([0.5, tiny], dtype=torch.float64)
+    assert operating_points(close, torch.tensor([False, True]))[0].threshold == tiny
 
 
 @pytest.mark.parametrize(("sharpness", "above"), [(6.0, True), (0.3, False)])
@@ -141,6 +162,29 @@ def test_json_gives_back_the_same_bits():
 def test_damaged_json_is_refused(text):
     with pytest.raises(DataError, match="calibration is damaged"):
         Calibration.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", 0),
+        ("temperature", "1"),
+        ("temperature", math.nan),
+        ("temperature", math.inf),
+        ("thresholds", [0.5, 1.5, 2.5]),
+        ("thresholds", [0.5, 1.5, 2.5, math.nan]),
+        ("thresholds", [0.5, 2.5, 1.5, 3.5]),
+        ("thresholds", [0.5, 1.5, 2.5, None]),
+        ("points", [{"threshold": 2, "sensitivity": 1, "specificity": 0}]),
+        ("points", [{"threshold": 0.5, "sensitivity": 0.9, "specificity": 0}]),
+        ("points", [{"threshold": 0.5}]),
+        ("of_another_version", 1),
+    ],
+)
+def test_what_cannot_have_been_fitted_is_refused(name, value):
+    record = json.loads(fit_calibration(*_drawn(50)).to_json())
+    with pytest.raises(DataError, match="calibration is damaged"):
+        Calibration.from_json(json.dumps({**record, name: value}))
 
 
 def test_an_ensemble_takes_the_mean_thresholds_and_no_temperature():
