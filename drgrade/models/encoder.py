@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from drgrade.errors import EncoderError
-from drgrade.models.explained import Explained, last_map, levels, transformer_maps
+from drgrade.models.explained import MAIN, Explained, last_map, led_by, levels, transformer_maps
 from drgrade.models.layers import backbone_depths
 from drgrade.models.timm_backbone import (
     any_size,
@@ -144,10 +144,10 @@ class TimmEncoder(Encoder):
         return {f"model.{name}": depth for name, depth in backbone_depths(self.model).items()}
 
     def maps_to_explain(self, side: int) -> Mapping[str, Explained]:
-        """The levels of a CNN, the finest last; tokens and attention of a Transformer."""
+        """The levels of a CNN, tokens and attention of a Transformer; see `Encoder.maps_to_explain`."""
         covers = padded_side(self.model, self._side, side)
         maps = transformer_maps(self.model, covers) or levels(self.model, covers)
-        return dict(reversed(maps.items())) or last_map(self, side)
+        return led_by(maps, MAIN, "attention_grad") or last_map(self, side)
 
     def _padded(self, images: Tensor) -> Tensor:
         return pad_to(images, input_side(self.model, self._side, images))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from drgrade.errors import EncoderError
 from drgrade.models.deep_learner import DeepLearner
 from drgrade.models.encoder import Encoder
-from drgrade.models.explained import Explained, MapLayer, levels, transformer_maps
+from drgrade.models.explained import MAIN, Explained, MapLayer, led_by, levels, transformer_maps
 from drgrade.models.fpn import FeaturePyramid
 from drgrade.models.layers import backbone_depths, extractor_depths
 from drgrade.models.timm_backbone import (
@@ -277,7 +277,7 @@ class MsSSL(Encoder):
         own = {**refined, "fused": self.fuse}
         vit = {} if self.vit_branch is None else self.vit_branch.maps_to_explain(side)
         maps: dict[str, Explained] = {name: MapLayer(layer, "NCHW", side) for name, layer in own.items()}
-        return {**maps, **self.conv_branch.maps_to_explain(side), **vit}
+        return led_by({**maps, **self.conv_branch.maps_to_explain(side), **vit}, MAIN)
 
     def _encode(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The refined map (B, C, h, w), and the Transformer's vector (B, D), if it takes part."""

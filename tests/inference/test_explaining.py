@@ -10,10 +10,10 @@ from drgrade.errors import ConfigError
 from drgrade.inference.explaining import TARGETS, Explainer
 from drgrade.inference.explaining.explainer import available
 from drgrade.inference.explaining.gradcam import grad_cam
-from drgrade.inference.explaining.rollout import rollout, weighted_rollout
+from drgrade.inference.explaining.rollout import attention_map, rollout, weighted_rollout
 from drgrade.inference.grader import Grader
 from drgrade.models.encoder import Encoder, TimmEncoder
-from drgrade.models.explained import AttentionLayers, MapLayer
+from drgrade.models.explained import MapLayer
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,8 @@ def test_every_map_is_heat_on_the_prepared_photographs(finished_run, pixels, enc
     explained = Explainer(grader, available(grader)).explain(pixels)
     assert set(available(grader)) - {"auto"} == set(explained.heat)
     for heat in explained.heat.values():
-        assert heat.shape == (3, 32, 32) and heat.dtype == np.float32
+        assert heat.shape == (3, 32, 32)
+        assert heat.dtype == np.float32
         assert heat.min() >= 0
         hottest = heat.max(axis=(1, 2))
         assert ((hottest == 0) | np.isclose(hottest, 1, atol=1e-6)).all()
@@ -134,8 +135,167 @@ def test_the_weights_are_those_that_timm_computes_with(pooled):
     flow = rollout(recomputed)
     prefix = int(pooled == "token")
     read = flow[:, 0, 1:] if prefix else flow.mean(dim=1)
-    from drgrade.inference.explaining.rollout import attention_map
-
     found = attention_map(lambda each: encoder(each).sum(dim=1), layers, images)
     torch.testing.assert_close(found, read.reshape(2, 2, 2).detach())
     assert all(attention.fused_attn for attention in layers.modules)
+
+
+@pytest.mark.parametrize("head", ["softmax", "regression_fitted", "corn"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_head_has_every_target(finished_run, pixels, head, target):
+    explained = Explainer(_grader(finished_run(f"head={head}")), target=target).explain(pixels)
+    assert np.isfinite(explained.heat[explained.main]).all()
+
+
+def test_the_expected_grade_of_a_regression_has_a_slope_beyond_the_grades(finished_run):
+    """Its probabilities do not change there: by them, heat would be missing from the surest photographs."""
+    (member,) = _grader(finished_run("head=regression_fitted")).members
+    logits = torch.tensor([[5.2], [-0.7]], requires_grad=True)
+    member.model.head.severity(logits).sum().backward()
+    assert (logits.grad == 1).all()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_targets_differ(finished_run, pixels, target):
+    """A grade that is read may be 0: what speaks for it is not what speaks for a high one."""
+    grader = _grader(finished_run())
+    one, other = (Explainer(grader, ["c3"], each).explain(pixels).heat["c3"] for each in (target, "expected"))
+    assert (target == "expected") == np.allclose(one, other)
+
+
+@pytest.mark.parametrize("protocol", ["knn", "linear"])
+def test_probes_are_explained_through_the_frozen_encoder(finished_run, pixels, protocol):
+    grader = _grader(finished_run(f"protocol={protocol}", "protocol.val_fraction=0.3"))
+    explained = Explainer(grader, ["combined"]).explain(pixels)
+    assert explained.heat["combined"].max() > 0
+
+
+def test_what_says_the_same_of_every_photograph_is_not_explained(finished_run, pixels):
+    grader = _grader(finished_run("protocol=majority"))
+    with pytest.raises(ConfigError, match="says the same whatever the photograph shows"):
+        Explainer(grader).explain(pixels)
+
+
+def test_an_ensemble_shows_the_mean_of_its_members(finished_run, pixels):
+    folders = [finished_run(), finished_run("seed=1")]
+    both = Explainer(_grader(*folders)).explain(pixels).heat["c3"]
+    mean = np.mean([Explainer(_grader(folder)).explain(pixels).heat["c3"] for folder in folders], axis=0)
+    hottest = mean.max(axis=(1, 2), keepdims=True)
+    np.testing.assert_allclose(both, mean / np.where(hottest > 0, hottest, 1), atol=1e-5)
+
+
+def test_members_with_other_layers_each_choose_their_own(finished_run, pixels):
+    grader = _grader(finished_run(), finished_run("encoder=vit"))
+    assert Explainer(grader).explain(pixels).main == "auto"
+    with pytest.raises(ConfigError, match=r"maps=c3: .* has none; there are auto, combined, attention_grad"):
+        Explainer(grader, ["c3"])
+
+
+def test_the_grader_is_left_as_it_was(finished_run, pixels):
+    grader = _grader(finished_run("encoder=msssl"))
+    before = grader.grade(pixels).raw
+    Explainer(grader, available(grader)).explain(pixels)
+    assert torch.equal(grader.grade(pixels).raw, before)
+    modules = [module for member in grader.members for module in member.model.modules()]
+    assert not any(module._forward_hooks for module in modules)
+    assert all(parameter.grad is None for member in grader.members for parameter in member.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"maps": ["c9"]}, "maps=c9"),
+        ({"maps": []}, "maps is empty"),
+        ({"target": "truth"}, "target=truth is none of expected"),
+    ],
+)
+def test_unknown_maps_and_targets_are_refused(finished_run, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        Explainer(_grader(finished_run()), **settings)
+
+
+def test_missing_captum_is_one_line(finished_run, pixels, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "captum.attr", None)
+    monkeypatch.setitem(__import__("sys").modules, "captum", None)
+    with pytest.raises(ConfigError, match=r"pip install 'drgrade\[explain\]'"):
+        Explainer(_grader(finished_run())).explain(pixels)
+
+
+class Edges(Encoder):
+    """An encoder that does not say what its layers are."""
+
+    num_features = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolve = torch.nn.Conv2d(3, 2, 3, stride=4)
+        self.pool = torch.nn.AdaptiveAvgPool2d(1)
+
+    def forward(self, images):
+        return self.pool(self.convolve(images)).flatten(1)
+
+
+def test_an_encoder_that_names_no_layers_is_explained_by_its_last_map():
+    encoder = Edges()
+    maps = encoder.maps_to_explain(32)
+    assert {name: layer.module for name, layer in maps.items()} == {"last": encoder.convolve}
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "names"),
+    [
+        ("test_resnet", 32, ["c3", "c2", "c4", "c5"]),
+        ("test_efficientnet", 32, ["c3", "c2", "c4", "c5"]),
+        ("test_convnext", 32, ["c3", "c2", "c4"]),
+        ("test_vit", 40, ["attention_grad", "tokens", "attention"]),
+    ],
+)
+def test_every_family_of_timm_has_maps(name, size, names):
+    """Also where a layer works in place, or the photographs are padded to whole patches."""
+    torch.manual_seed(0)
+    encoder = TimmEncoder(name, size).eval()
+    maps = encoder.maps_to_explain(size)
+    assert list(maps)[: len(names)] == names
+    images = torch.randn(2, 3, size, size, requires_grad=True)
+    for layer in maps.values():
+        look = grad_cam if isinstance(layer, MapLayer) else attention_map
+        cells = look(lambda each: encoder(each).sum(dim=1), layer, images)
+        assert cells.shape[0] == 2
+        assert cells.shape[1] == cells.shape[2] > 0
+        assert layer.covers == (48 if name == "test_vit" else size)
+
+
+def test_channels_last_and_tokens_are_maps_too():
+    """The same numbers in another layout give the same heat."""
+    torch.manual_seed(0)
+    convolve, read = torch.nn.Conv2d(3, 4, 4, stride=4), torch.randn(4, 8, 8)
+    images = torch.randn(2, 3, 32, 32, requires_grad=True)
+
+    class Laid(torch.nn.Module):
+        def __init__(self, layout):
+            super().__init__()
+            self.layout = layout
+
+        def forward(self, maps):
+            if self.layout == "NHWC":
+                return maps.permute(0, 2, 3, 1)
+            if self.layout == "tokens":
+                return torch.cat((torch.ones(len(maps), 1, 4), maps.flatten(2).transpose(1, 2)), dim=1)
+            return maps
+
+    def heat(layout):
+        laid = Laid(layout)
+
+        def scores(each):
+            out = laid(convolve(each))
+            if layout == "NHWC":
+                out = out.permute(0, 3, 1, 2)
+            if layout == "tokens":
+                out = out[:, 1:].transpose(1, 2).reshape(-1, 4, 8, 8)
+            return (out.square() * read).sum(dim=(1, 2, 3))
+
+        return grad_cam(scores, MapLayer(laid, layout, 32, prefix=int(layout == "tokens")), images)
+
+    for layout in ("NHWC", "tokens"):
+        torch.testing.assert_close(heat(layout), heat("NCHW"))
+    assert heat("NCHW").max() > 0

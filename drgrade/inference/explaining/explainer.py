@@ -87,10 +87,8 @@ class Explainer:
         """
         graded = self.grader.grade(pixels)
         images = normalise(torch.as_tensor(pixels).to(self.grader.device).permute(0, 3, 1, 2))
-        each = [
-            self._of_member(number, images, graded.grades.to(images.device))
-            for number in range(len(self.grader.members))
-        ]
+        grades = graded.grades.to(images.device).clone()  # what was made for inference has no gradients
+        each = [self._of_member(number, images, grades) for number in range(len(self.grader.members))]
         heat = {
             shown: _scaled(torch.stack([own[name] for own in each]).mean(dim=0)).cpu().numpy()
             for name, shown in self._names.items()

@@ -1,0 +1,247 @@
+"""How much of the heat of an explanation falls on lesions, where these are known: on the demo data set.
+
+    python benchmarks/heat_on_lesions.py outputs/RUN [--subset val] [--targets expected referable grade]
+
+The photographs are those of one subset of the run that have lesions. The masks, ``lesions/IMAGE_ID.png``, are
+brought to the prepared photograph by the geometry that has prepared it. Inside the disc, of each map:
+
+- gain: mean share of the heat on lesions over mean share of the area that they take. 1 is chance. A
+  photograph without heat counts as chance. 95 % interval by bootstrap of patients.
+- others: the same with the lesions of all other photographs, for lesions have their usual places.
+- points: how often the hottest pixel is within 3 % of the side of a lesion; by chance that is the share of
+  the disc that is as near to one.
+- random: Spearman correlation with the heat of the same network with random weights, and the gain of that
+  (Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018): heat that does not change explains
+  nothing.
+
+Below the maps stand heats that know nothing of the grader: what lies near the centre, what is darker than its
+surroundings, what is brighter, and both; and, for what cells of that size could reach at most, the lesions
+themselves.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from scipy.stats import spearmanr
+
+from drgrade.data.fundus_art.lesions import Lesion
+from drgrade.data.geometry import Disc, crop_disc, recorded_mask
+from drgrade.inference.explaining import TARGETS, Explainer
+from drgrade.inference.explaining.explainer import available
+from drgrade.inference.grader import Grader
+from drgrade.inference.trained import Trained, load_trained, untrained
+from drgrade.training.setup import make_photographs
+
+Floats = npt.NDArray[np.float64]
+
+NEAR = 0.03
+RESAMPLES = 2000
+BATCH = 20
+
+
+@dataclass(frozen=True)
+class Lesions:
+    """Photographs of which the lesions are known.
+
+    Attributes:
+        pixels: (N, S, S, 3) uint8.
+        masks: (N, S, S), share of each pixel that is lesion.
+        discs: (N, S, S) bool, what the camera recorded.
+        groups: (N,) whose eyes they are.
+        grades: (N,).
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    masks: Floats
+    discs: npt.NDArray[np.bool_]
+    groups: npt.NDArray[np.str_]
+    grades: npt.NDArray[np.int64]
+
+
+def known_lesions(trained: Trained, subset: str) -> Lesions:
+    """The photographs of a subset that have lesions."""
+    photographs = make_photographs(trained.config)
+    (store,) = photographs.stores
+    split = pd.read_csv(trained.folder / "split.csv").query("subset == @subset").set_index("image_id")
+    rows = store.manifest[store.manifest["image_id"].isin(split.index)]
+    masks, discs, kept = [], [], []
+    for row, facts in rows.iterrows():
+        mask = cv2.imread(
+            str(photographs.source.root / f"lesions/{facts.image_id}.png"), cv2.IMREAD_GRAYSCALE
+        )
+        assert mask is not None
+        disc = Disc(
+            facts.circle_x, facts.circle_y, facts.circle_r, 0, 0, facts.width, facts.height, facts.stretch
+        )
+        marked = np.repeat((mask > Lesion.NONE)[..., None] * np.uint8(255), 3, axis=2)
+        recorded = recorded_mask(disc, store.image_size)
+        share = crop_disc(marked, disc, store.image_size)[..., 0] / 255 * recorded
+        if share.any():
+            masks.append(share)
+            discs.append(recorded)
+            kept.append(row)
+    ids = store.manifest.loc[kept, "image_id"]
+    return Lesions(
+        np.array(store.images[kept]),
+        np.stack(masks),
+        np.stack(discs),
+        split.loc[ids, "group"].to_numpy(str),
+        split.loc[ids, "grade"].to_numpy(int),
+    )
+
+
+def heats(trained: Trained, known: Lesions, target: str) -> dict[str, Floats]:
+    """Every map of a trained run, (N, S, S) each, nothing outside the discs."""
+    grader = Grader([trained], device="cpu")
+    explainer = Explainer(grader, available(grader)[1:], target)
+    parts = [
+        explainer.explain(known.pixels[start : start + BATCH]).heat
+        for start in range(0, len(known.pixels), BATCH)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) * known.discs for name in parts[0]}
+
+
+def ignorant(known: Lesions) -> dict[str, Floats]:
+    """Heats that no grader has a part in."""
+    side = known.pixels.shape[1]
+    place = (np.arange(side) + 0.5) / (side / 2) - 1
+    centre = np.exp(-(place[:, None] ** 2 + place**2) / (2 * 0.5**2))
+    green = known.pixels[..., 1].astype(np.float32)
+    around = np.stack([cv2.GaussianBlur(each, (0, 0), side / 24) for each in green])
+    inner = np.stack([cv2.erode(each.astype(np.uint8), np.ones((5, 5))) for each in known.discs])
+    contrast = (green - around) * inner
+    return {
+        "near the centre": centre * known.discs,
+        "dark": np.maximum(-contrast, 0),
+        "bright": np.maximum(contrast, 0),
+        "dark or bright": np.abs(contrast),
+        **{f"the lesions, cells of {cell} px": coarse(known, cell) for cell in (4, 8, 16, 32)},
+    }
+
+
+def coarse(known: Lesions, cell: int) -> Floats:
+    """The lesions as a map with such cells would show them."""
+    side = known.masks.shape[1]
+    masks = torch.from_numpy(known.masks)[:, None]
+    cells = F.adaptive_avg_pool2d(masks, side // cell)
+    large = F.interpolate(cells, size=(side, side), mode="bilinear", align_corners=False)
+    return np.asarray(large[:, 0].numpy() * known.discs)
+
+
+def shares(heat: Floats, known: Lesions) -> tuple[Floats, Floats, Floats]:
+    """Share of the heat on lesions, of the area, and of the heat on other photographs' lesions; (N,) each."""
+    area = known.masks.sum(axis=(1, 2)) / known.discs.sum(axis=(1, 2))
+    total = heat.sum(axis=(1, 2))
+    spread = np.where(total[:, None, None] > 0, heat, known.discs)
+    spread = spread / spread.sum(axis=(1, 2), keepdims=True)
+    crossed = np.einsum("iyx,jyx->ij", spread, known.masks)  # heat of i on the lesions of j
+    own = crossed.diagonal().copy()
+    np.fill_diagonal(crossed, np.nan)
+    # A lesion of j outside the disc of i cannot be hit; it is not in the area either.
+    expected = np.einsum(
+        "iyx,jyx->ij", known.discs / known.discs.sum(axis=(1, 2), keepdims=True), known.masks
+    )
+    np.fill_diagonal(expected, np.nan)
+    return own, area, np.nansum(crossed, axis=1) / np.nansum(expected, axis=1)
+
+
+def interval(own: Floats, area: Floats, groups: npt.NDArray[np.str_]) -> tuple[float, float]:
+    """95 % interval of the gain, patients drawn with replacement."""
+    rng = np.random.default_rng(0)
+    numbers = np.unique(groups, return_inverse=True)[1]
+    count = numbers.max() + 1
+    of_group = np.stack([np.bincount(numbers, values) for values in (own, area)])
+    drawn = rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)  # (R, groups)
+    heat, lesions = drawn @ of_group[0], drawn @ of_group[1]
+    low, high = np.quantile(heat / lesions, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def pointed(heat: Floats, known: Lesions) -> tuple[float, float]:
+    """How often the hottest pixel is near a lesion, and how often any pixel of the disc is."""
+    reach = max(1, round(NEAR * heat.shape[1]))
+    disk = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
+    near = np.stack([cv2.dilate((mask > 0).astype(np.uint8), disk) > 0 for mask in known.masks]) & known.discs
+    hottest = heat.reshape(len(heat), -1).argmax(axis=1)
+    hit = near.reshape(len(near), -1)[np.arange(len(near)), hottest]
+    chance = near.sum(axis=(1, 2)) / known.discs.sum(axis=(1, 2))
+    hit = np.where(heat.any(axis=(1, 2)), hit, chance)
+    return float(hit.mean()), float(chance.mean())
+
+
+def similarity(one: Floats, other: Floats, known: Lesions) -> float:
+    """Mean Spearman correlation inside the discs; photographs without heat are left out."""
+    found = [
+        spearmanr(a[disc], b[disc]).statistic
+        for a, b, disc in zip(one, other, known.discs, strict=True)
+        if np.ptp(a[disc]) > 0 and np.ptp(b[disc]) > 0
+    ]
+    return float(np.mean(found)) if found else float("nan")
+
+
+def with_random_weights(trained: Trained, seed: int) -> Trained:
+    """The same network, as it was before it had learnt anything."""
+    torch.manual_seed(seed)
+    return replace(trained, model=untrained(trained.config).eval())
+
+
+def row(name: str, heat: Floats, known: Lesions) -> str:
+    """The figures of one map."""
+    own, area, others = shares(heat, known)
+    low, high = interval(own, area, known.groups)
+    hit, _ = pointed(heat, known)
+    cold = int((~heat.any(axis=(1, 2))).sum())
+    return (
+        f"| {name} | {own.mean() / area.mean():.2f} ({low:.2f}-{high:.2f}) | {np.mean(others):.2f} "
+        f"| {hit:.2f} | {cold} |"
+    )
+
+
+def report(trained: Trained, known: Lesions, targets: Sequence[str], seeds: int) -> None:
+    """Print the table of each target."""
+    area = known.masks.sum(axis=(1, 2)) / known.discs.sum(axis=(1, 2))
+    print(
+        f"{trained.folder.name}: {len(known.pixels)} photographs with lesions, which take {area.mean():.2%} "
+        f"of the disc; the hottest pixel is near one by chance in {pointed(known.masks, known)[1]:.2f}"
+    )
+    for target in targets:
+        found = heats(trained, known, target)
+        random = [heats(with_random_weights(trained, seed), known, target) for seed in range(seeds)]
+        print(f"\ntarget={target}\n")
+        print("| map | gain | others | points | no heat | random: correlation | random: gain |")
+        print("|---|---|---|---|---|---|---|")
+        for name, heat in found.items():
+            print(row(name, heat, known) + _beside_random(heat, [each[name] for each in random], known))
+    print("\n| of no grader | gain | others | points | no heat |\n|---|---|---|---|---|")
+    for name, heat in ignorant(known).items():
+        print(row(name, heat, known))
+
+
+def _beside_random(heat: Floats, random: Sequence[Floats], known: Lesions) -> str:
+    correlation = np.nanmean([similarity(heat, each, known) for each in random])
+    gains = [own.mean() / area.mean() for own, area, _ in (shares(each, known) for each in random)]
+    return f" {correlation:.2f} | {np.mean(gains):.2f} |"
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description="Heat on lesions.")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--subset", default="test", choices=("train", "val", "test"))
+    parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=TARGETS)
+    parser.add_argument("--seeds", type=int, default=3, help="networks with random weights")
+    args = parser.parse_args()
+    trained = load_trained(args.run)
+    report(trained, known_lesions(trained, args.subset), args.targets, args.seeds)
+
+
+if __name__ == "__main__":
+    main()
