@@ -3,18 +3,21 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
-from drgrade.errors import ConfigError
+from drgrade.errors import ConfigError, DataError
 from drgrade.inference.preparation import Preparation
+from drgrade.inference.publishing.layout import WEIGHTS, is_published, read_published
 from drgrade.models.calibration import Calibration
 from drgrade.models.grading import GradingModel
 from drgrade.training.calibrating import read_calibration
 from drgrade.training.folder import CONFIG, METRICS, read_metrics
-from drgrade.training.setup import grading_task, make, weights_files
+from drgrade.training.setup import make, weights_files
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +28,7 @@ class Trained:
         model: In evaluation mode, on the CPU; normalised images to logits.
         preparation: How its photographs were prepared.
         calibration: Fitted on its validation photographs.
-        config: The run's composed config.
+        config: The run's composed config; of a published grader what was published of it.
         record: The run's ``metrics.json``.
         folder: Where it was loaded from.
     """
@@ -42,25 +45,56 @@ def load_trained(folder: Path) -> Trained:
     """Load a trained grader.
 
     Args:
-        folder: Of a finished grading run.
+        folder: Of a finished grading run, or a published one (:mod:`drgrade.inference.publishing`).
 
     Returns:
         Model, preparation, calibration.
 
     Raises:
-        ConfigError: If the folder holds no finished grading run.
+        ConfigError: If the folder holds neither.
         EncoderError: If the checkpoint does not fit the config.
         DataError: If a file of it is damaged.
     """
+    if is_published(folder):
+        return _load_published(folder)
     cfg, record = read_finished(folder)
-    checkpoint = folder / "checkpoints" / str(record["checkpoint"])
-    if not checkpoint.is_file():
-        raise ConfigError(f"checkpoint={folder}: {checkpoint.relative_to(folder)} is not there")
     model = untrained(cfg)
-    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    model.load(content["state_dict"], checkpoint)
+    model.load(checkpoint_tensors(folder, record), folder / "checkpoints" / str(record["checkpoint"]))
     calibration = read_calibration(folder)
     return Trained(model.eval(), preparation_of(cfg), calibration, cfg, record, folder)
+
+
+def _load_published(folder: Path) -> Trained:
+    found = read_published(folder)
+    model = untrained(found.config)
+    model.load(found.tensors, folder / WEIGHTS)
+    preparation = preparation_of(found.config)
+    return Trained(model.eval(), preparation, found.calibration, found.config, found.record, folder)
+
+
+def checkpoint_tensors(folder: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Tensors of the checkpoint that a run has chosen.
+
+    Args:
+        folder: The run's.
+        record: Its ``metrics.json``.
+
+    Returns:
+        By their names in the task, encoder and head among others.
+
+    Raises:
+        ConfigError: If it is not there.
+        DataError: If it is damaged.
+    """
+    path = folder / "checkpoints" / str(record["checkpoint"])
+    if not path.is_file():
+        raise ConfigError(f"checkpoint={folder}: {path.relative_to(folder)} is not there")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        return dict(content["state_dict"])
+    except (RuntimeError, UnpicklingError, EOFError, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{path} is damaged ({reason}); train again") from error
 
 
 def read_finished(folder: Path) -> tuple[DictConfig, dict[str, Any]]:
@@ -98,12 +132,11 @@ def untrained(cfg: DictConfig) -> GradingModel:
         The model.
     """
     cfg = cfg.copy()
-    cfg.init = "random"
-    cfg.compile = False  # one photograph at a time would be compiled for each number of them
     for setting in weights_files(cfg.encoder):  # the files need not be there any more
         OmegaConf.update(cfg.encoder, setting, None)
-    task = grading_task(cfg, make(cfg.encoder))
-    return GradingModel(task.encoder, task.head)
+    encoder = make(cfg.encoder)
+    head = make(cfg.protocol.get("probe") or cfg.grading.task.head)(encoder.num_features)
+    return GradingModel(encoder, head)
 
 
 def preparation_of(cfg: DictConfig) -> Preparation:

@@ -54,8 +54,9 @@ class GradingModel(nn.Module):
         try:
             self.load_state_dict(own)
         except RuntimeError as error:
+            reason = " ".join(str(error).split())
             raise EncoderError(
-                f"{origin} does not fit the model that its config describes: {error}"
+                f"{origin} does not fit the model that its config describes: {reason}"
             ) from error
 
 

@@ -32,17 +32,26 @@ def pretraining_costs(runs: Sequence[Run], methods: Sequence[str]) -> list[Pretr
 
 
 def encoder_of(run: Run) -> Path:
-    """Folder of the encoder that a run began with.
+    """Folder of the encoder that a run began with; see :func:`encoder_folder`.
+
+    Args:
+        run: With an ``encoder`` in its provenance.
+    """
+    return encoder_folder(run.folder, Path(str(run.provenance["encoder"])))
+
+
+def encoder_folder(run: Path, named: Path) -> Path:
+    """Folder of an encoder that a run names.
 
     A path that is not absolute is seen from where the run was started. That is mostly a folder above the
     run's own, and need not be the one in which the report is made.
 
     Args:
-        run: With an ``encoder`` in its provenance.
+        run: The run's folder.
+        named: As its provenance says.
     """
-    named = Path(str(run.provenance["encoder"]))
     found = named
-    for place in run.folder.resolve().parents:
+    for place in run.resolve().parents:
         if (place / named).exists():
             found = place / named
             break

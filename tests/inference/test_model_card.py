@@ -1,0 +1,353 @@
+"""The model card of a run: what its artefacts say, what they do not say, and nothing else."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import hydra
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+from tiny_run import REPOSITORY, TINY
+
+from drgrade import __version__
+from drgrade.cli import train as train_command
+from drgrade.config import CONF
+from drgrade.errors import ConfigError, DataError
+from drgrade.inference.grader import Grader
+from drgrade.inference.publishing.artefacts import read_artefacts
+from drgrade.inference.publishing.card import (
+    MODEL_CARD,
+    NOTICE,
+    leave_card,
+    model_card,
+    without_places,
+    write_card,
+)
+from drgrade.inference.publishing.figures import estimates
+from drgrade.inference.publishing.papers import DRGRADE, papers, papers_of
+from drgrade.inference.trained import load_trained
+from drgrade.metrics import grading_metrics
+from drgrade.report import words
+from drgrade.training.folder import read_metrics
+
+EXAMPLE = re.compile(r"```python\n(.*?)```", re.DOTALL)
+
+
+@pytest.fixture(scope="session")
+def card(finished_run):
+    """The card of the plain run."""
+    return model_card(read_artefacts(finished_run()), resamples=200)
+
+
+@pytest.fixture
+def run_copy(finished_run, tmp_path):
+    """A copy of the plain run to be changed."""
+    return Path(shutil.copytree(finished_run(), tmp_path / "run"))
+
+
+def _set(run, **settings):
+    cfg = OmegaConf.load(run / "config.yaml")
+    for name, value in settings.items():
+        OmegaConf.update(cfg, name.replace("__", "."), value, force_add=True)
+    OmegaConf.save(cfg, run / "config.yaml")
+
+
+@pytest.fixture
+def varied(run_copy):
+    """The same with predictions of all grades: the tiny model says the same of every photograph."""
+    predictions = pd.read_csv(run_copy / "predictions.csv")
+    rng = np.random.default_rng(0)
+    grades = predictions["grade"].to_numpy()
+    predictions["predicted"] = np.where(
+        rng.random(len(grades)) < 0.6, grades, rng.integers(0, 5, len(grades))
+    )
+    probabilities = rng.dirichlet(np.ones(5), len(grades)).round(6)
+    predictions[[f"p{k}" for k in range(5)]] = probabilities
+    predictions.to_csv(run_copy / "predictions.csv", index=False)
+    as_tensors = (torch.from_numpy(each) for each in (predictions["predicted"].to_numpy(), grades))
+    metrics = grading_metrics(torch.from_numpy(probabilities), *as_tensors)
+    record = read_metrics(run_copy) | {f"test/{name}": value for name, value in metrics.items()}
+    (run_copy / "metrics.json").write_text(json.dumps(record))
+    return run_copy
+
+
+def _text(run):
+    return model_card(read_artefacts(run), resamples=50)
+
+
+def test_its_head_is_what_the_hub_reads(varied):
+    record = read_metrics(varied)
+    parsed = ModelCard(_text(varied))
+    data = parsed.data.to_dict()
+    assert (data["license"], data["library_name"]) == ("mit", "drgrade")
+    assert data["pipeline_tag"] == "image-classification"
+    assert {"diabetic-retinopathy", "research-only", "demo"} <= set(data["tags"])
+    results = {result.metric_name: result for result in parsed.data.eval_results}
+    qwk = results["quadratic weighted kappa"]
+    assert qwk.metric_value == pytest.approx(record["test/qwk"], abs=5e-5)
+    assert qwk.dataset_args["data_hash"] == record["data_hash"]
+    low, high = qwk.metric_args["interval_95"]
+    assert low <= qwk.metric_value <= high
+    assert parsed.text.lstrip().startswith("# ")
+
+
+def test_a_figure_that_no_resample_can_move_has_no_interval(card):
+    (qwk,) = (each for each in ModelCard(card).data.eval_results if each.metric_type == "cohen_kappa")
+    assert qwk.metric_value == 0  # the tiny model says the same of every photograph
+    assert "interval_95" not in qwk.metric_args
+    assert "nan" not in card
+
+
+def test_figures_are_those_of_the_run_with_their_intervals(varied):
+    run = read_artefacts(varied).run
+    card = _text(varied)
+    found = estimates(run, 500)
+    assert found["qwk"].value == run.record["test/qwk"]
+    naive = _naive_recall(run, 0, 500)
+    assert (found["recall_0"].interval.low, found["recall_0"].interval.high) == pytest.approx(naive, abs=0.1)
+    assert f"| quadratic weighted kappa (QWK) | {words.decimal(run.record['test/qwk'])} |" in card
+
+
+def _naive_recall(run, grade, resamples):
+    """The same by drawing the groups one by one."""
+    rng, groups = np.random.default_rng(0), np.unique(run.groups)
+    shares = []
+    for _ in range(resamples):
+        rows = np.concatenate([np.flatnonzero(run.groups == g) for g in rng.choice(groups, len(groups))])
+        own = rows[run.grades[rows] == grade]
+        if len(own):
+            shares.append(np.mean(run.predicted[own] == grade))
+    return np.percentile(shares, [2.5, 97.5])
+
+
+def test_photographs_are_counted_by_use_and_grade(finished_run, card):
+    split = pd.read_csv(finished_run() / "split.csv")
+    for subset, own in split.groupby("subset"):
+        counts = [int((own["grade"] == grade).sum()) for grade in range(5)]
+        cells = [subset, *counts, len(own) - sum(counts), len(own), own["group"].nunique()]
+        assert f"| {' | '.join(map(str, cells))} |" in card
+
+
+def test_the_confusion_matrix_is_that_of_the_predictions(finished_run, card):
+    predictions = pd.read_csv(finished_run() / "predictions.csv")
+    for grade in range(5):
+        own = predictions[predictions["grade"] == grade]
+        counts = [int((own["predicted"] == called).sum()) for called in range(5)]
+        assert f"| **{grade}** {words.GRADE_NAMES[grade]} | {' | '.join(map(str, counts))} |" in card
+
+
+def test_it_says_that_it_is_no_medical_device_and_that_drawings_are_no_patients(card):
+    assert NOTICE in card
+    assert "The photographs are drawn." in card
+    assert "mean nothing for patients" in card
+
+
+def test_it_names_no_place_and_no_photograph(finished_run, card):
+    cfg, split = OmegaConf.load(finished_run() / "config.yaml"), pd.read_csv(finished_run() / "split.csv")
+    private = [str(finished_run()), str(cfg.data.root), "/tmp", str(Path.home()), *split["image_id"]]
+    assert not [each for each in private if each in card]
+
+
+def test_the_data_set_is_that_of_the_config(run_copy):
+    _set(run_copy, data__source___target_="drgrade.data.sources.messidor2.Messidor2", data__name="messidor2")
+    text = _text(run_copy)
+    assert "not to be passed on" in text
+    assert "doi 10.5566/ias.1155" in text
+    assert ModelCard(text).data.license == "other"
+    assert ModelCard(text).data.license_link.startswith("https://www.adcis.net")
+    assert "The photographs are drawn." not in text
+    _set(run_copy, data__source___target_="clinic.sources.Ours", data__name="ours")
+    text = _text(run_copy)
+    assert "ours: drgrade knows nothing of its clinics, cameras and patients." in text
+    assert ModelCard(text).data.license_name == "see-the-terms-of-ours"
+
+
+def test_further_data_sets_are_named_with_their_terms(run_copy):
+    _set(run_copy, data__unlabelled=["aptos2019", {"data": "folder", "name": "ours", "root": "/home/alice"}])
+    text = _text(run_copy)
+    assert "| unlabelled | the rules of the Kaggle competition" in text
+    assert "ours:" in text
+    assert "alice" not in text
+    _set(run_copy, data__unlabelled=[], data__external=["idrid"])
+    text = _text(run_copy)
+    assert "amin-nejad/idrid-disease-grading" in ModelCard(text).data.datasets
+    assert "Tested also on idrid; not on any other clinic" in text
+
+
+def test_what_is_missing_is_said(run_copy):
+    for name in ("predictions.csv", "provenance.json", "seen.txt"):
+        (run_copy / name).unlink()
+    text = _text(run_copy)
+    for name in ("predictions.csv", "provenance.json", "seen.txt"):
+        assert f"`{name}` is missing" in text
+    assert "Confusion matrix" not in text
+    assert ModelCard(text).data.eval_results is None
+    assert f"| {read_metrics(run_copy)['test/accuracy']:.3f} |" in text
+    (run_copy / "split.csv").unlink()
+    (run_copy / "calibration.json").unlink()
+    text = _text(run_copy)
+    assert "Photographs by use and grade" not in text
+    assert "`calibration.json` is missing" in text
+
+
+def test_a_card_claims_no_test_where_there_was_none(finished_run):
+    text = _text(finished_run("test=false"))
+    assert "Not tested (`test=false`)." in text
+    assert ModelCard(text).data.eval_results is None
+    assert "predictions.csv" not in text
+
+
+def test_pre_training_is_told_from_the_encoders_own_files(finished_run, tmp_path):
+    run = finished_run("init=ssl", f"paths.encoders={tmp_path}/encoders")
+    text = _text(run)
+    assert "self-supervised pre-training by drgrade (rotation)" in text
+    assert "Unsupervised Representation Learning by Predicting Image Rotations" in text
+    assert "| pre-training | " in text.split("## Compute")[1]
+    pretrained = json.loads(next((tmp_path / "encoders").glob("*/encoder.json")).read_text())
+    assert f"{pretrained['steps']} steps, {pretrained['images']} photographs shown" in text
+    shutil.rmtree(tmp_path / "encoders")
+    assert "`encoder.json of the pre-trained encoder` is missing" in _text(run)
+
+
+def test_figures_that_are_no_better_than_chance_are_called_so(run_copy):
+    predictions = pd.read_csv(run_copy / "predictions.csv")
+    predictions["predicted"] = 3
+    predictions.to_csv(run_copy / "predictions.csv", index=False)
+    record = (run_copy / "metrics.json").read_text()
+    (run_copy / "metrics.json").write_text(re.sub(r'"test/(qwk|accuracy)": [^,]+', r'"test/\1": 0.0', record))
+    text = _text(run_copy)
+    assert "Accuracy is not above that of always saying grade 0" in text
+    assert re.search(r"No test photograph of grade 0.* was called so\.", text)
+
+
+def test_predictions_that_contradict_the_metrics_are_refused(run_copy):
+    predictions = pd.read_csv(run_copy / "predictions.csv")
+    predictions["predicted"] = 4 - predictions["grade"]
+    predictions.to_csv(run_copy / "predictions.csv", index=False)
+    with pytest.raises(DataError, match="one of them was changed"):
+        write_card(run_copy)
+    assert not (run_copy / MODEL_CARD).exists()
+
+
+def test_few_labels_and_a_pre_training_that_saw_the_test_are_limits(run_copy):
+    _set(run_copy, label_fraction=0.1)
+    record = (run_copy / "metrics.json").read_text().replace('"label_fraction": 1.0', '"label_fraction": 0.1')
+    record = record.replace('"pretraining_saw_test": false', '"pretraining_saw_test": true')
+    (run_copy / "metrics.json").write_text(record)
+    text = _text(run_copy)
+    assert "Few labels: 10 % of those of the training side were used." in text
+    assert "Pre-training saw the test photographs, without their grades" in text
+    assert "shrunk to 32 px" in text
+
+
+def test_a_licence_can_be_chosen(finished_run):
+    artefacts = read_artefacts(finished_run())
+    text = model_card(artefacts, resamples=10, licence="CC-BY-NC-4.0")
+    assert ModelCard(text).data.license == "cc-by-nc-4.0"
+    with pytest.raises(ConfigError, match="no name of a licence"):
+        model_card(artefacts, resamples=10, licence="ask me/first")
+
+
+def test_the_example_in_the_card_runs(finished_run, tmp_path, monkeypatch):
+    run = finished_run()
+    cfg = OmegaConf.load(run / "config.yaml")
+    photograph = next(Path(cfg.data.root).rglob("images/*.jpg"))
+    shutil.copyfile(photograph, tmp_path / "photograph.jpg")
+    monkeypatch.chdir(tmp_path)
+    (example,) = EXAMPLE.findall(model_card(read_artefacts(run), place=str(run), resamples=10))
+    names = {}
+    exec(example, names)
+    expected = Grader([load_trained(run)]).grade(names["photograph"].crop.pixels[None])
+    assert torch.equal(names["graded"].probabilities, expected.probabilities)
+
+
+def test_a_command_is_shown_without_places_and_people():
+    command = ["/home/alice/drgrade/cli/train.py", "+experiment=msssl_10pct", "data=idrid", "paths.run=/x/y"]
+    command += [
+        "data.root=/home/alice/idrid",
+        "logger.entity=alice",
+        "hydra/launcher=slurm",
+        "init=~/encoder",
+    ]
+    command += ["data.root=C:\\eyes", "head.hidden=[1, 2]", "+hydra.job.name=alice", "/home/alice"]
+    shown = without_places(command)
+    assert shown.startswith("train.py +experiment=msssl_10pct data=idrid data.root=... init=...")
+    assert "alice" not in shown
+    assert "'head.hidden=[1, 2]'" in shown
+
+
+def test_a_run_that_is_not_finished_leaves_no_card_and_a_bad_one_is_said(run_copy, tmp_path, caplog):
+    for record in ({"status": "failed"}, {"status": "finished", "steps": 3}, {"status": "pruned"}):
+        leave_card(tmp_path, record)
+    assert not (tmp_path / MODEL_CARD).exists()
+    assert not caplog.records
+    (run_copy / "provenance.json").write_text("{")
+    leave_card(run_copy, read_metrics(run_copy))
+    assert "no model_card.md of this run" in caplog.text
+    assert not (run_copy / MODEL_CARD).exists()
+
+
+def test_the_command_that_trains_leaves_a_card(shared, tmp_path):
+    overrides = [
+        *TINY,
+        *shared,
+        f"paths.outputs={tmp_path}",
+        f"paths.run={tmp_path / 'run'}",
+        "protocol=majority",
+    ]
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        train_command.work(hydra.compose("train", overrides))
+    assert NOTICE in (tmp_path / "run" / MODEL_CARD).read_text()
+
+
+def test_every_part_that_a_config_can_choose_has_its_papers():
+    without = {"CumulativeHead", "RegressionHead", "SoftmaxHead", "LinearProbe", "MajorityProbe"}
+    for group in ("encoder", "head", "probe", "pretext"):
+        for path in sorted((CONF / group).glob("*.yaml")):
+            config = yaml.safe_load(path.read_text())
+            node = config.get("head", config) if group == "pretext" else config
+            if not isinstance(node, dict) or not str(node.get("_target_")).startswith("drgrade."):
+                continue  # a base, or a combination of what the others say
+            assert papers_of(node) or node["_target_"].rsplit(".", 1)[-1] in without, path
+    assert {key for keys in papers()["of"].values() for key in keys} == papers()["papers"].keys()
+
+
+def test_papers_of_backbones_are_found_by_their_names():
+    config = {"_target_": "drgrade.models.msssl.MsSSL", "cnn": "resnet10t", "vit": "test_vit"}
+    found = " ".join(papers_of(config))
+    assert "Almattar" in found
+    assert "Deep Residual Learning" in found
+    assert "16x16" in found
+    assert "Densely" not in found
+    assert papers_of({"name": "vitamin_small"}) == []
+
+
+def test_drgrade_is_cited_as_it_asks_for():
+    cff = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
+    assert cff["title"] in DRGRADE
+    assert str(cff["version"]) == __version__
+    dois = {each["doi"] for each in cff["references"] if "doi" in each and "Almattar" in str(each)}
+    assert all(any(doi in text for text in papers()["papers"].values()) for doi in dois)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "data").glob("*.yaml")))
+def test_every_data_set_says_what_it_is_as_its_page_does(name):
+    node = yaml.safe_load((CONF / "data" / f"{name}.yaml").read_text())
+    if "source" not in node:
+        return
+    about = get_class(node["source"]["_target_"]).about
+    page = (REPOSITORY / "docs" / "datasets" / f"{name}.md").read_text()
+    assert about.title
+    assert about.terms
+    assert about.cameras
+    assert bool(about.citations) == (name not in ("demo", "folder"))
+    for citation in about.citations:
+        for doi in re.findall(r"doi (\S+)", citation):
+            assert doi in page

@@ -1,0 +1,447 @@
+"""A trained run handed on: the same grader to the last bit, nothing that names a photograph or a place."""
+
+import getpass
+import json
+import shutil
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from huggingface_hub.errors import HfHubHTTPError
+from omegaconf import OmegaConf
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from drgrade.cli import publish
+from drgrade.errors import ConfigError, DataError, DrgradeError
+from drgrade.inference.grader import Grader
+from drgrade.inference.publishing import hub
+from drgrade.inference.publishing.hub import from_pretrained, push_to_hub, save_pretrained
+from drgrade.inference.trained import load_trained
+from drgrade.models.artefact import file_hash
+
+PIXELS = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3), np.uint8)
+
+
+@pytest.fixture(scope="session")
+def published(finished_run, tmp_path_factory):
+    """Folder that the plain run was published to; not to be changed."""
+    return save_pretrained(finished_run(), tmp_path_factory.mktemp("published") / "grader")
+
+
+@pytest.fixture
+def copied(published, tmp_path):
+    """A copy of it to be damaged."""
+    return Path(shutil.copytree(published, tmp_path / "copied"))
+
+
+@pytest.fixture
+def run_copy(finished_run, tmp_path):
+    """A copy of the plain run to be changed."""
+    return Path(shutil.copytree(finished_run(), tmp_path / "run"))
+
+
+def _edit(folder, change, name="config.json"):
+    record = json.loads((folder / name).read_text())
+    change(record)
+    (folder / name).write_text(json.dumps(record))
+
+
+def _one_line(error):
+    return "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "allowed"),
+    [
+        ([], False),
+        (["encoder=msssl"], False),
+        (["head=regression_fitted"], False),
+        (["protocol=linear"], False),
+        (["protocol=knn"], True),
+    ],
+)
+def test_a_published_run_says_the_same_to_the_last_bit(finished_run, tmp_path, overrides, allowed):
+    run = finished_run(*overrides)
+    before = load_trained(run)
+    after = from_pretrained(save_pretrained(run, tmp_path / "out", training_features=allowed))
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(after.model(images), before.model(images))
+    assert (after.preparation, after.calibration) == (before.preparation, before.calibration)
+    own, other = Grader([before], device="cpu").grade(PIXELS), Grader([after], device="cpu").grade(PIXELS)
+    assert torch.equal(own.grades, other.grades)
+    assert torch.equal(own.probabilities, other.probabilities)
+
+
+def test_a_published_folder_is_a_checkpoint_like_a_run(finished_run, published):
+    both = Grader.load([finished_run(), published], device="cpu").grade(PIXELS)
+    alone = Grader.load([finished_run()], device="cpu").grade(PIXELS)
+    torch.testing.assert_close(both.probabilities, alone.probabilities)
+
+
+def test_a_published_folder_can_be_published_again(published, tmp_path):
+    again = save_pretrained(published, tmp_path / "again")
+    assert {each.name: each.read_bytes() for each in again.iterdir()} == {
+        each.name: each.read_bytes() for each in published.iterdir()
+    }
+    assert not (save_pretrained(published, tmp_path / "third", seen=False) / "seen.txt").exists()
+
+
+def test_a_published_folder_holds_no_place_no_person_and_no_photograph(finished_run, published):
+    run = finished_run()
+    cfg, split = OmegaConf.load(run / "config.yaml"), pd.read_csv(run / "split.csv", dtype=str)
+    assert {each.name for each in published.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "README.md",
+        "seen.txt",
+    }
+    private = [str(run), str(cfg.data.root), str(cfg.paths.stores), str(Path.home()), "/tmp", "pytest"]
+    private += [f"/{getpass.getuser()}", *split["image_id"], *split["group"]]
+    for name in ("config.json", "README.md", "seen.txt"):
+        text = (published / name).read_text()
+        assert not [each for each in private if each in text], name
+    with safe_open(published / "model.safetensors", "pt") as file:
+        assert {name.split(".")[0] for name in file.keys()} == {"encoder", "head"}  # noqa: SIM118
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_settings_that_are_places_are_not_published(run_copy, tmp_path):
+    cfg = OmegaConf.load(run_copy / "config.yaml")
+    cfg.init, cfg.encoder.weights = "/home/alice/encoder", "/home/alice/densenet.safetensors"
+    cfg.name = "alice@clinic: ~/eyes"
+    OmegaConf.save(cfg, run_copy / "config.yaml")
+    _edit(run_copy, lambda record: record.update(init=cfg.init), "metrics.json")
+    folder = save_pretrained(run_copy, tmp_path / "out")
+    assert "alice" not in (folder / "config.json").read_text()
+    assert "alice" not in (folder / "README.md").read_text()
+    assert load_trained(folder).config.init is None
+
+
+def test_weights_of_the_optimizer_stay_at_home(finished_run, published):
+    state = torch.load(finished_run() / "checkpoints" / "last.ckpt", weights_only=True)
+    assert "optimizer_states" in state
+    tensors = load_file(published / "model.safetensors")
+    expected = {name for name in state["state_dict"] if name.startswith(("encoder.", "head."))}
+    assert tensors.keys() == expected
+
+
+def test_tensors_that_share_memory_are_published(run_copy, tmp_path):
+    (checkpoint,) = (run_copy / "checkpoints").glob("last.ckpt")
+    content = torch.load(checkpoint, weights_only=True)
+    state = content["state_dict"]
+    names = [name for name in state if name.endswith(".weight")]
+    first, second = next((a, b) for a in names for b in names if a < b and state[a].shape == state[b].shape)
+    state[second] = state[first]
+    state["encoder.model.features.norm5.bias"] = torch.arange(1000.0)[
+        : len(state["encoder.model.features.norm5.bias"])
+    ]
+    torch.save(content, checkpoint)
+    tensors = load_file(save_pretrained(run_copy, tmp_path / "out") / "model.safetensors")
+    assert torch.equal(tensors[first], tensors[second])
+    assert torch.equal(tensors["encoder.model.features.norm5.bias"][:3], torch.arange(3.0))
+
+
+def test_hashes_of_training_files_go_with_public_data_only(finished_run, run_copy, published, tmp_path):
+    assert (published / "seen.txt").read_text() == (finished_run() / "seen.txt").read_text()
+    assert not (save_pretrained(run_copy, tmp_path / "without", seen=False) / "seen.txt").exists()
+    cfg = OmegaConf.load(run_copy / "config.yaml")
+    cfg.data.source._target_ = "drgrade.data.sources.folder.Folder"
+    OmegaConf.save(cfg, run_copy / "config.yaml")
+    assert not (save_pretrained(run_copy, tmp_path / "own") / "seen.txt").exists()
+    assert (save_pretrained(run_copy, tmp_path / "asked", seen=True) / "seen.txt").exists()
+    cfg.data.source._target_ = "clinic.sources.Ours"
+    OmegaConf.save(cfg, run_copy / "config.yaml")
+    assert not (save_pretrained(run_copy, tmp_path / "unknown") / "seen.txt").exists()
+
+
+def test_a_probe_that_holds_training_photographs_is_refused(finished_run, tmp_path):
+    with pytest.raises(ConfigError, match="KnnProbe holds features and grade of every labelled photograph"):
+        save_pretrained(finished_run("protocol=knn"), tmp_path / "knn")
+    with pytest.raises(ConfigError, match="PrototypeProbe holds the features of the only photograph of"):
+        save_pretrained(finished_run("protocol=few_shot", "protocol.shots=1"), tmp_path / "shots")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_there_is_replaced_only_if_asked_for(finished_run, copied):
+    with pytest.raises(ConfigError, match="is there already; overwrite=true replaces it"):
+        save_pretrained(finished_run(), copied)
+    (copied / "seen.txt").unlink()
+    save_pretrained(finished_run(), copied, overwrite=True)
+    assert (copied / "seen.txt").is_file()
+    assert [each.name for each in copied.parent.iterdir()] == ["copied"]
+
+
+@pytest.mark.parametrize("beside", ["thesis.tex", "config.yaml"])
+def test_what_is_no_published_folder_is_never_replaced(finished_run, copied, beside):
+    (copied / beside).write_text("ours")
+    with pytest.raises(ConfigError, match="name a new folder"):
+        save_pretrained(finished_run(), copied, overwrite=True)
+    (copied / "config.json").unlink()
+    with pytest.raises(ConfigError, match="holds something else"):
+        save_pretrained(finished_run(), copied, overwrite=True)
+    assert (copied / beside).read_text() == "ours"
+
+
+def test_a_folder_is_written_whole_or_not_at_all(finished_run, copied, tmp_path, monkeypatch):
+    def broken(*args, **kwargs):
+        raise DataError("damaged")
+
+    monkeypatch.setattr(hub, "model_card", broken)
+    before = {each.name: each.read_bytes() for each in copied.iterdir()}
+    for target in (copied, tmp_path / "new"):
+        with pytest.raises(DataError, match="damaged"):
+            save_pretrained(finished_run(), target, overwrite=True)
+    assert {each.name: each.read_bytes() for each in copied.iterdir()} == before
+    assert [each.name for each in tmp_path.iterdir()] == ["copied"]
+
+
+def _other_tensor(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["head.more"] = torch.zeros(1)
+    save_file(tensors, folder / "model.safetensors")
+    _edit(folder, lambda record: record["weights"].update(sha256=file_hash(folder / "model.safetensors")))
+
+
+def _truncated(folder):
+    (folder / "model.safetensors").write_bytes(b"\x10\0\0\0")
+    _edit(folder, lambda record: record["weights"].update(sha256=file_hash(folder / "model.safetensors")))
+
+
+DAMAGES = {
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is not there"),
+    "other weights": (lambda f: (f / "model.safetensors").write_bytes(b"x"), "another hash"),
+    "truncated": (_truncated, "no readable safetensors file"),
+    "more tensors": (_other_tensor, "head.more"),
+    "no JSON": (lambda f: (f / "config.json").write_text("{"), "cannot be read"),
+    "a list": (lambda f: (f / "config.json").write_text("[]"), "no grader that drgrade has published"),
+    "a BERT": (lambda f: (f / "config.json").write_text('{"model_type": "bert"}'), "no grader that drgrade"),
+    "the future": (
+        lambda f: _edit(f, lambda r: r.update(format=2, version="9.0")),
+        "drgrade 9.0 in format 2",
+    ),
+    "no calibration": (lambda f: _edit(f, lambda r: r.pop("calibration")), "is damaged"),
+    "no head": (lambda f: _edit(f, lambda r: r["settings"]["grading"].pop("task")), "is damaged"),
+    "no size": (lambda f: _edit(f, lambda r: r["settings"]["photographs"].pop("image_size")), "is damaged"),
+    "temperature": (
+        lambda f: _edit(f, lambda r: r["calibration"].update(temperature=0)),
+        "calibration is damaged",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_or_foreign_folder_is_refused(copied, damage):
+    do, message = DAMAGES[damage]
+    do(copied)
+    with pytest.raises(DrgradeError, match=message) as error:
+        load_trained(copied)
+    assert _one_line(error)
+
+
+def _encoder(**settings):
+    return lambda record: record["settings"]["encoder"].update(settings)
+
+
+ATTACKS = {
+    "a command": _encoder(_target_="os.system", command="touch /tmp/owned"),
+    "a function of ours": _encoder(_target_="drgrade.models.artefact.file_hash", path="x"),
+    "a class of torch": _encoder(_target_="drgrade.models.encoder.nn.Module"),
+    "one inside": _encoder(options={"drop": {"_target_": "os.getcwd"}}),
+    "the environment": _encoder(name="${oc.env:HF_TOKEN}"),
+    "somebody's model": _encoder(name="hf-hub:mallory/model"),
+    "a download": _encoder(pretrained=True),
+    "a pickle": _encoder(options={"checkpoint_path": "weights.pth"}),
+    "a head": lambda record: record["settings"]["grading"]["task"]["head"].update(_target_="builtins.print"),
+    "a probe": lambda record: record["settings"]["protocol"].update(probe={"_target_": "os.system"}),
+    "a body": lambda record: record["settings"]["grading"]["task"]["head"].update(_args_=[1]),
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_published_folder_makes_nothing_but_our_encoders_and_heads(copied, attack, monkeypatch):
+    def made(*args, **kwargs):
+        raise AssertionError("something was made of it")
+
+    _edit(copied, ATTACKS[attack])
+    monkeypatch.setattr("drgrade.inference.trained.make", made)
+    with pytest.raises(DataError, match=r"config\.json is refused: its (encoder|head)") as error:
+        load_trained(copied)
+    assert _one_line(error)
+
+
+def test_an_encoder_that_is_not_ours_is_not_published(run_copy, tmp_path):
+    cfg = OmegaConf.load(run_copy / "config.yaml")
+    cfg.encoder._target_ = "clinic.models.Own"
+    OmegaConf.save(cfg, run_copy / "config.yaml")
+    with pytest.raises(ConfigError, match=r"its encoder is clinic\.models\.Own"):
+        save_pretrained(run_copy, tmp_path / "out")
+
+
+def test_a_damaged_checkpoint_is_one_line(run_copy, tmp_path):
+    for each in (run_copy / "checkpoints").iterdir():
+        each.write_bytes(b"nothing")
+    with pytest.raises(DataError, match=r"\.ckpt is damaged") as error:
+        save_pretrained(run_copy, tmp_path / "out")
+    assert _one_line(error)
+    assert [each.name for each in tmp_path.iterdir()] == ["run"]
+
+
+class FakeHub:
+    """Takes the place of ``huggingface_hub.HfApi``; keeps what was pushed."""
+
+    error: Exception | None = None
+
+    def __init__(self, **settings):
+        FakeHub.settings = settings
+
+    def create_repo(self, **settings):
+        if FakeHub.error:
+            raise FakeHub.error
+        FakeHub.made = settings
+        return huggingface_hub.RepoUrl(f"https://huggingface.co/{settings['repo_id']}")
+
+    def upload_folder(self, folder_path, **settings):
+        FakeHub.pushed = {each.name: each.read_bytes() for each in Path(folder_path).iterdir()}
+        FakeHub.uploaded = settings
+        return "https://huggingface.co/alice/grader/commit/1"
+
+
+@pytest.fixture
+def fake_hub(monkeypatch):
+    """The hub, with somebody logged in."""
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_secret")
+    monkeypatch.setattr(FakeHub, "error", None)
+    return FakeHub
+
+
+def test_a_run_is_pushed_private_and_in_one_commit(fake_hub, finished_run, published):
+    assert push_to_hub(finished_run(), "alice/grader").endswith("/commit/1")
+    assert fake_hub.made == {
+        "repo_id": "alice/grader",
+        "private": True,
+        "exist_ok": True,
+        "repo_type": "model",
+    }
+    assert fake_hub.uploaded["repo_id"] == "alice/grader"
+    own = {each.name: each.read_bytes() for each in published.iterdir()}
+    readme = fake_hub.pushed.pop("README.md").decode()
+    assert 'from_pretrained("alice/grader")' in readme
+    assert own.pop("README.md").decode() == readme.replace("alice/grader", "FOLDER").replace(
+        "hf://FOLDER", "FOLDER"
+    )
+    assert fake_hub.pushed == own
+    push_to_hub(published, "alice/grader", private=False, branch="v1", token="hf_other")
+    assert fake_hub.made["private"] is False
+    assert fake_hub.uploaded["revision"] == "v1"
+    assert fake_hub.settings["token"] == "hf_other"
+
+
+def test_arguments_are_those_that_the_hub_knows(finished_run, fake_hub):
+    import inspect
+
+    from huggingface_hub.hf_api import HfApi
+
+    push_to_hub(finished_run(), "alice/grader")
+    for call, given in (("create_repo", fake_hub.made), ("upload_folder", fake_hub.uploaded)):
+        assert given.keys() <= inspect.signature(getattr(HfApi, call)).parameters.keys()
+    assert fake_hub.settings.keys() <= inspect.signature(HfApi.__init__).parameters.keys()
+
+
+def test_without_a_login_nothing_is_pushed(monkeypatch, finished_run):
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    with pytest.raises(ConfigError, match=r"nobody is logged in .* HF_TOKEN"):
+        push_to_hub(finished_run(), "alice/grader")
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "alice/my grader", "alice/..", "alice/x--y", ""])
+def test_names_that_the_hub_refuses_are_refused_before(name, finished_run, fake_hub):
+    with pytest.raises(ConfigError, match="no repository of the hub"):
+        push_to_hub(finished_run(), name)
+
+
+def _refusal(status):
+    import httpx
+
+    request = httpx.Request("POST", "https://huggingface.co/api/repos/create")
+    return HfHubHTTPError(
+        f"{status} Client Error.\n\nYou cannot.", response=httpx.Response(status, request=request)
+    )
+
+
+def test_what_the_hub_has_against_it_is_one_line(finished_run, fake_hub, monkeypatch):
+    import httpx
+
+    for error, message in (
+        (_refusal(401), r"401 Client Error.*log in"),
+        (_refusal(500), r"500 Client Error"),
+        (httpx.ConnectError("Name or service not known"), "Name or service not known"),
+        (ConnectionError("no route"), "no route"),
+    ):
+        monkeypatch.setattr(FakeHub, "error", error)
+        with pytest.raises(ConfigError, match=message) as raised:
+            push_to_hub(finished_run(), "alice/grader")
+        assert _one_line(raised)
+
+
+def test_a_repository_is_fetched_with_the_arguments_of_the_hub(published, monkeypatch, tmp_path):
+    asked = {}
+
+    def fetch(repository, **settings):
+        asked.update(settings, repository=repository)
+        return str(published)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    for place in ("alice/grader", "hf://alice/grader"):
+        found = from_pretrained(place, revision="v1", cache_dir=tmp_path, local_files_only=True, token="hf_x")
+        assert found.folder == published
+    assert (asked["repository"], asked["revision"], asked["token"]) == ("alice/grader", "v1", "hf_x")
+    assert (asked["cache_dir"], asked["local_files_only"]) == (tmp_path, True)
+    assert "model.safetensors" in asked["allow_patterns"]
+
+
+def test_what_was_not_fetched_before_is_one_line_without_network(tmp_path):
+    with pytest.raises(ConfigError, match="alice/grader cannot be fetched") as error:
+        from_pretrained("alice/grader", cache_dir=tmp_path, local_files_only=True)
+    assert _one_line(error)
+    with pytest.raises(ConfigError, match="is no folder, and no repository"):
+        from_pretrained(tmp_path / "nowhere")
+
+
+def test_the_command_writes_a_folder_or_a_card(finished_run, run_copy, tmp_path, capsys, fake_hub):
+    publish.run(
+        publish.work, publish.Settings(), "", [f"checkpoint={finished_run()}", f"to={tmp_path / 'out'}"]
+    )
+    assert capsys.readouterr().out == f"{tmp_path / 'out'}\n"
+    assert load_trained(tmp_path / "out").record["status"] == "finished"
+    publish.run(publish.work, publish.Settings(), "", [f"checkpoint={run_copy}", "resamples=10"])
+    assert capsys.readouterr().out == f"{run_copy / 'model_card.md'}\n"
+    publish.run(publish.work, publish.Settings(), "", [f"checkpoint={run_copy}", "to=hf://alice/grader"])
+    assert capsys.readouterr().out == "https://huggingface.co/alice/grader/commit/1\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name a run's folder"),
+        (["runs/a"], r"checkpoint=runs/a\?"),
+        (["checkpoint=nowhere"], "not a run's folder"),
+        (["checkpoint={run}", "resamples=0"], "resamples=0"),
+        (["checkpoint={run}", "licence=my own/one"], "no name of a licence"),
+    ],
+)
+def test_the_command_refuses_in_one_line(finished_run, arguments, message):
+    given = [each.format(run=finished_run()) for each in arguments]
+    with pytest.raises(ConfigError, match=message):
+        publish.work(*publish_arguments(given))
+
+
+def publish_arguments(given):
+    from drgrade.cli.arguments import parse
+
+    return parse(given, publish.Settings())
