@@ -14,10 +14,10 @@ from drgrade.data.modules import normalise
 from drgrade.errors import ConfigError
 from drgrade.inference.explaining.gradcam import grad_cam
 from drgrade.inference.explaining.rollout import attention_map
-from drgrade.inference.explaining.targets import Score, score_of
+from drgrade.inference.explaining.targets import MEANINGS, WITHOUT_TARGET, Score, score_of
 from drgrade.inference.grader import Graded, Grader
 from drgrade.inference.trained import Trained
-from drgrade.models.explained import Explained, MapLayer
+from drgrade.models.explained import AttentionLayers, Explained, MapLayer
 
 AUTO, COMBINED = "auto", "combined"
 
@@ -47,6 +47,7 @@ class Explainer:
     Attributes:
         grader: Whose grades are explained.
         names: Of the maps that are made, ``auto`` resolved where all members resolve it alike.
+        meaning: What the heat of the main map marks, in words.
     """
 
     def __init__(self, grader: Grader, maps: Sequence[str] = (AUTO,), target: str = "expected") -> None:
@@ -72,6 +73,7 @@ class Explainer:
         ]
         self._names = {name: self._resolved(name) for name in self._recipes[0]}
         self.names = tuple(dict.fromkeys(self._names.values()))
+        self.meaning = self._meaning(next(iter(self._names)), target)
 
     def explain(self, pixels: npt.NDArray[np.uint8] | Tensor) -> Explanation:
         """Grade and explain prepared photographs.
@@ -86,14 +88,30 @@ class Explainer:
             ConfigError: If a head gives the same whatever the photograph, or captum is needed and missing.
         """
         graded = self.grader.grade(pixels)
+        return Explanation(graded, self.heat(pixels, graded.grades.tolist()), self.names[0])
+
+    def heat(
+        self, pixels: npt.NDArray[np.uint8] | Tensor, grades: Sequence[int]
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """Explain photographs that have been graded.
+
+        Args:
+            pixels: (B, S, S, 3) uint8 RGB, as for :meth:`explain`.
+            grades: (B,) as they were read.
+
+        Returns:
+            As in :class:`Explanation`.
+
+        Raises:
+            ConfigError: As :meth:`explain`.
+        """
         images = normalise(torch.as_tensor(pixels).to(self.grader.device).permute(0, 3, 1, 2))
-        grades = graded.grades.to(images.device).clone()  # what was made for inference has no gradients
-        each = [self._of_member(number, images, grades) for number in range(len(self.grader.members))]
-        heat = {
+        read = torch.tensor(grades, device=images.device)
+        each = [self._of_member(number, images, read) for number in range(len(self.grader.members))]
+        return {
             shown: _scaled(torch.stack([own[name] for own in each]).mean(dim=0)).cpu().numpy()
             for name, shown in self._names.items()
         }
-        return Explanation(graded, heat, self.names[0])
 
     def _of_member(self, number: int, images: Tensor, grades: Tensor) -> dict[str, Tensor]:
         """Heat by what was asked for, each (B, S, S); no layer is looked at twice."""
@@ -107,6 +125,15 @@ class Explainer:
             name: torch.stack([found[layer] for layer in recipe]).mean(dim=0)
             for name, recipe in recipes.items()
         }
+
+    def _meaning(self, name: str, target: str) -> str:
+        looked_at = [
+            layers[layer]
+            for layers, recipes in zip(self._layers, self._recipes, strict=True)
+            for layer in recipes[name]
+        ]
+        plain = all(isinstance(each, AttentionLayers) and not each.weighted for each in looked_at)
+        return WITHOUT_TARGET if plain else MEANINGS[target]
 
     def _resolved(self, name: str) -> str:
         used = {recipe[name] for recipe in self._recipes}

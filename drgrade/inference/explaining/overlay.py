@@ -87,7 +87,7 @@ def legend(width: int) -> Pixels:
     ground = np.array([150, 70, 30])  # as bright as a retina
     colours = np.rint((1 - share) * ground + share * _colours(ramp)).astype(np.uint8)
     words = np.full((text, width, 3), 255, np.uint8)
-    for line, right in (("little heat", False), ("what the grade hangs on most", True)):
+    for line, right in (("little heat", False), ("most heat", True)):
         (length, _), _ = cv2.getTextSize(line, cv2.FONT_HERSHEY_SIMPLEX, 0.5 * scale, 1)
         start = width - length - round(6 * scale) if right else round(6 * scale)
         cv2.putText(

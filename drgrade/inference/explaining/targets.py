@@ -40,6 +40,16 @@ def _grade(head: Head, logits: Tensor, grades: Tensor) -> Tensor:
 SCORES: Mapping[str, Score] = {"expected": _expected, "referable": _referable, "grade": _grade}
 
 
+MEANINGS: Mapping[str, str] = {
+    "expected": "what raises the grade that the network expects in this photograph",
+    "referable": "what raises the probability of referable retinopathy in this photograph",
+    "grade": "what speaks for the grade that the network has read in this photograph",
+}
+"""What heat marks, for people."""
+
+WITHOUT_TARGET = "where the attention of the network goes in this photograph, whatever the grade"
+
+
 def score_of(target: str) -> Score:
     """The number that a target asks for.
 
