@@ -1,7 +1,10 @@
 """Files that are there whole or not at all."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 
 def write_text(path: Path, text: str) -> None:
@@ -25,3 +28,23 @@ def write_bytes(path: Path, data: bytes) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_bytes(data)
     partial.replace(path)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[IO[str]]:
+    r"""Write a long text piece by piece, so that a reader sees all of it or none.
+
+    Args:
+        path: Where; its folder is there.
+
+    Yields:
+        A text file: UTF-8, line ends as they are written. Of file names that are no text, the bytes are
+        written as ``\udcNN``.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            yield file
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -15,35 +15,39 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def track(items: Iterable[T], total: int, doing: str, of: str) -> Iterator[T]:
+def track(items: Iterable[T], total: int | None, doing: str, of: str) -> Iterator[T]:
     """Hand items on and show how far they are: a bar on a terminal, else a line now and then.
 
     Args:
         items: To be handed on.
-        total: How many there are.
+        total: How many there are; None if nobody knows.
         doing: What is being done, as in "preparing".
         of: To what, as in "photographs of idrid".
 
     Yields:
         The items.
     """
-    if not total:
+    if total == 0:
         yield from items
         return
     if sys.stderr.isatty():
         yield from _bar(items, total, f"{doing} {of}")
         return
-    say(f"{doing} {total} {of}")
+    say(f"{doing} {of}" if total is None else f"{doing} {total} {of}")
     start = last = time.monotonic()
     for done, item in enumerate(items, start=1):
         yield item
         now = time.monotonic()
-        if now - last > _SECONDS_BETWEEN_LINES and done < total:
+        if now - last > _SECONDS_BETWEEN_LINES and done != total:
             last, rate = now, done / (now - start)
-            say(f"  {done} of {total} ({rate:.0f}/s, {(total - done) / rate / 60:.1f} min left)")
+            say(f"  {done} ({rate:.0f}/s)" if total is None else _line(done, total, rate))
 
 
-def _bar(items: Iterable[T], total: int, text: str) -> Iterator[T]:
+def _line(done: int, total: int, rate: float) -> str:
+    return f"  {done} of {total} ({rate:.0f}/s, {max(total - done, 0) / rate / 60:.1f} min left)"
+
+
+def _bar(items: Iterable[T], total: int | None, text: str) -> Iterator[T]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,

@@ -7,10 +7,11 @@ import multiprocessing
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import chain, islice
 from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -211,32 +212,34 @@ def _squash_note(disc: Disc) -> list[str]:
     return [f"squashed by earlier processing ({disc.stretch:.2f} : 1), undone"]
 
 
-def make_crops(maker: Callable[[Path], Made], paths: Sequence[Path], workers: int | None) -> Iterator[Made]:
+def make_crops(maker: Callable[[Path], Made], paths: Iterable[Path], workers: int | None) -> Iterator[Made]:
     """Make the crops of many photographs, or something else of each, in their order.
 
     Args:
         maker: Makes one; must be picklable.
-        paths: The files.
+        paths: The files; they are asked for a few ahead, however many there are.
         workers: Number of processes; None for one per CPU. One, or few photographs, means none but this.
 
     Raises:
         DataError: If a worker process was killed.
     """
-    workers = min(workers or os.cpu_count() or 1, len(paths))
-    if workers <= 1 or len(paths) <= _FEW:
-        yield from map(maker, paths)
+    workers, paths = workers or os.cpu_count() or 1, iter(paths)
+    first = [] if workers == 1 else list(islice(paths, _FEW + 1))
+    if len(first) <= _FEW:
+        yield from map(maker, chain(first, paths))
         return
     try:
         with ProcessPoolExecutor(workers, _start_method(), _start_worker, (maker,)) as pool:
-            yield from _in_order(pool, paths, ahead=4 * workers)
+            yield from _in_order(pool, chain(first, paths), ahead=4 * workers)
     except BrokenProcessPool:
         raise DataError(
             f"a worker process was killed while preparing photographs, perhaps for lack of memory: "
-            f"try fewer than {workers} with data.workers=N. What was prepared is kept, and is not done again"
+            f"try fewer than {workers} with data.workers=N (drgrade predict: workers=N). What was prepared "
+            "is kept, and is not done again"
         ) from None
 
 
-def _in_order(pool: ProcessPoolExecutor, paths: Sequence[Path], ahead: int) -> Iterator[Any]:
+def _in_order(pool: ProcessPoolExecutor, paths: Iterable[Path], ahead: int) -> Iterator[Any]:
     """Like ``pool.map``, with at most ``ahead`` results in memory."""
     waiting: deque[Future[Any]] = deque()
     try:

@@ -1,6 +1,6 @@
 """From a file to what a trained run takes: by the code that prepared its training photographs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,7 +78,7 @@ class Preparation:
         """
         return Preparer(self.maker)(path)
 
-    def prepare_all(self, paths: Sequence[Path], workers: int | None = None) -> Iterator[Prepared]:
+    def prepare_all(self, paths: Iterable[Path], workers: int | None = None) -> Iterator[Prepared]:
         """Prepare many photographs, in their order, a few of them in memory at a time.
 
         Args:
