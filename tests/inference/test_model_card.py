@@ -35,7 +35,10 @@ from drgrade.inference.publishing.papers import DRGRADE, papers, papers_of
 from drgrade.inference.trained import load_trained
 from drgrade.metrics import grading_metrics
 from drgrade.report import words
+from drgrade.sweeps import inline
+from drgrade.sweeps.launcher import Composed
 from drgrade.training.folder import read_metrics
+from drgrade.training.shared import Shared
 
 EXAMPLE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
@@ -71,7 +74,7 @@ def varied(run_copy):
     probabilities = rng.dirichlet(np.ones(5), len(grades)).round(6)
     predictions[[f"p{k}" for k in range(5)]] = probabilities
     predictions.to_csv(run_copy / "predictions.csv", index=False)
-    as_tensors = (torch.from_numpy(each) for each in (predictions["predicted"].to_numpy(), grades))
+    as_tensors = (torch.tensor(each.tolist()) for each in (predictions["predicted"], grades))
     metrics = grading_metrics(torch.from_numpy(probabilities), *as_tensors)
     record = read_metrics(run_copy) | {f"test/{name}": value for name, value in metrics.items()}
     (run_copy / "metrics.json").write_text(json.dumps(record))
@@ -277,10 +280,17 @@ def test_a_command_is_shown_without_places_and_people():
         "init=~/encoder",
     ]
     command += ["data.root=C:\\eyes", "head.hidden=[1, 2]", "+hydra.job.name=alice", "/home/alice"]
+    command += [
+        "data.csv=alice.csv",
+        "data.patient_column=alice",
+        "split.file=alice.csv",
+        "init=alice.safetensors",
+    ]
     shown = without_places(command)
     assert shown.startswith("train.py +experiment=msssl_10pct data=idrid data.root=... init=...")
     assert "alice" not in shown
     assert "'head.hidden=[1, 2]'" in shown
+    assert "data.csv=..." in shown
 
 
 def test_a_run_that_is_not_finished_leaves_no_card_and_a_bad_one_is_said(run_copy, tmp_path, caplog):
@@ -305,6 +315,16 @@ def test_the_command_that_trains_leaves_a_card(shared, tmp_path):
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         train_command.work(hydra.compose("train", overrides))
     assert NOTICE in (tmp_path / "run" / MODEL_CARD).read_text()
+
+
+def test_a_sweep_of_probes_in_one_process_leaves_cards(shared, tmp_path):
+    overrides = [*TINY, *shared, f"paths.outputs={tmp_path}", "protocol=majority"]
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = hydra.compose("train", overrides, return_hydra_config=True)
+    OmegaConf.set_struct(config, False)
+    done = inline._run(Composed(0, [], config, tmp_path / "cell"), Shared())
+    assert done.return_value["status"] == "finished"
+    assert NOTICE in (tmp_path / "cell" / MODEL_CARD).read_text()
 
 
 def test_every_part_that_a_config_can_choose_has_its_papers():

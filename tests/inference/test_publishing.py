@@ -22,6 +22,7 @@ from drgrade.inference.publishing import hub
 from drgrade.inference.publishing.hub import from_pretrained, push_to_hub, save_pretrained
 from drgrade.inference.trained import load_trained
 from drgrade.models.artefact import file_hash
+from drgrade.training.setup import make_photographs
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3), np.uint8)
 
@@ -81,6 +82,11 @@ def test_a_published_folder_is_a_checkpoint_like_a_run(finished_run, published):
     both = Grader.load([finished_run(), published], device="cpu").grade(PIXELS)
     alone = Grader.load([finished_run()], device="cpu").grade(PIXELS)
     torch.testing.assert_close(both.probabilities, alone.probabilities)
+
+
+def test_who_asks_for_its_photographs_is_told_that_there_are_none(published):
+    with pytest.raises(DataError, match="comes without its photographs"):
+        make_photographs(load_trained(published).config)
 
 
 def test_a_published_folder_can_be_published_again(published, tmp_path):
@@ -332,9 +338,8 @@ def test_a_run_is_pushed_private_and_in_one_commit(fake_hub, finished_run, publi
     own = {each.name: each.read_bytes() for each in published.iterdir()}
     readme = fake_hub.pushed.pop("README.md").decode()
     assert 'from_pretrained("alice/grader")' in readme
-    assert own.pop("README.md").decode() == readme.replace("alice/grader", "FOLDER").replace(
-        "hf://FOLDER", "FOLDER"
-    )
+    assert "hf download alice/grader" in readme
+    assert 'from_pretrained("FOLDER")' in own.pop("README.md").decode()
     assert fake_hub.pushed == own
     push_to_hub(published, "alice/grader", private=False, branch="v1", token="hf_other")
     assert fake_hub.made["private"] is False

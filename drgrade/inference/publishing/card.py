@@ -15,7 +15,7 @@ from drgrade import __version__
 from drgrade.data.splits import SUBSETS
 from drgrade.errors import DrgradeError
 from drgrade.files import write_text
-from drgrade.inference.publishing.artefacts import Artefacts, DataSet, read_artefacts
+from drgrade.inference.publishing.artefacts import UNNAMED, Artefacts, DataSet, read_artefacts
 from drgrade.inference.publishing.figures import RESAMPLES, TITLES, estimates
 from drgrade.inference.publishing.limits import limits
 from drgrade.inference.publishing.metadata import licence_of, metadata
@@ -41,8 +41,14 @@ _DRAWN = (
     "figures say that the software works. They mean nothing for patients; it cannot grade a real photograph."
 )
 
+FOLDER = "FOLDER"
+"""Stands in the examples for the folder that a card lies in."""
+
 _UNSAID = ("paths", "logger", "hydra", "callbacks", "resume", "sweep", "name")
 """Settings of the command line that change nothing in the model, and may name places and people."""
+
+_SAID_OF_DATA = ("data.image_size", "data.batch_size", "data.balanced", "data.illumination", "data.fold")
+"""Settings of the data that are shown; the others may name files and columns of somebody's own."""
 
 _OTHERS = {"macro_f1": "F1, mean over the grades"}
 """Metrics without an interval."""
@@ -85,13 +91,13 @@ def leave_card(run: Path, record: Mapping[str, object]) -> None:
 
 
 def model_card(
-    artefacts: Artefacts, place: str = "FOLDER", resamples: int = RESAMPLES, licence: str | None = None
+    artefacts: Artefacts, place: str = FOLDER, resamples: int = RESAMPLES, licence: str | None = None
 ) -> str:
     """Write a model card.
 
     Args:
         artefacts: Of a finished grading run.
-        place: Where it can be loaded from, for the examples: a folder, or ``user/name`` on the hub.
+        place: Where it can be loaded from, for the examples: :data:`FOLDER`, or ``user/name`` on the hub.
         resamples: Of the bootstrap.
         licence: Of the weights.
 
@@ -187,7 +193,7 @@ def _data(artefacts: Artefacts) -> list[str]:
         "split hash": f"`{record['split_hash']}`",
         "fold": "the published test set"
         if record["fold"] == "published"
-        else f"{record['fold']} of {record['folds']}",
+        else f"{record['fold']} (of {record['folds']}, counted from 0)",
         "labels used": words.fraction(float(record["label_fraction"])) + " of those of the training side",
     }
     parts.append(_facts(facts, escaped=False))
@@ -251,8 +257,8 @@ def _pretraining(artefacts: Artefacts) -> dict[str, str]:
         steps, images = encoder.get("steps"), encoder.get("images")
         where = {"train": "the training side only", "all": "all photographs"}
         said |= {
-            "pre-training saw": where.get(str(encoder.get("pretrain_on")), "not known")
-            + f" of {encoder.get('data', 'a data set that is not named')}",
+            "pre-training saw": f"{encoder.get('data') or UNNAMED}, "
+            + where.get(str(encoder.get("pretrain_on")), "not known which photographs"),
             "pre-training length": f"{steps or words.DASH} steps, {images or words.DASH} photographs shown",
         }
     encoder_hash = artefacts.record.get("encoder_hash")
@@ -372,9 +378,12 @@ def _point(artefacts: Artefacts, wanted: float, tested: Mapping[str, float]) -> 
 
 
 def _how(place: str) -> list[str]:
+    fetch, folder = (
+        ("", place) if place == FOLDER else (f"hf download {place} --local-dir GRADER\n", "GRADER")
+    )
     return [
         f"With drgrade {__version__} installed:",
-        f"```\ndrgrade predict checkpoint={place} input=PHOTOGRAPHS\n```",
+        f"```\n{fetch}drgrade predict checkpoint={folder} input=PHOTOGRAPHS\n```",
         f"""```python
 from pathlib import Path
 
@@ -382,9 +391,9 @@ from drgrade.inference.grader import Grader
 from drgrade.inference.publishing.hub import from_pretrained
 
 trained = from_pretrained("{place}")
-photograph = trained.preparation.prepare(Path("photograph.jpg"))  # cropped to its disc, as in training
+photograph = trained.preparation.prepare(Path("photograph.jpg"))
 print(photograph.verdict)  # whether it can be graded at all
-if photograph.crop.pixels is not None:
+if photograph.crop.pixels is not None:  # cropped to its disc, as in training
     graded = Grader([trained]).grade(photograph.crop.pixels[None])
     print(graded.grades, graded.probabilities, graded.referable)
 ```""",
@@ -444,11 +453,20 @@ def without_places(command: Sequence[str]) -> str:
         setting, _, value = argument.partition("=")
         if setting.lstrip("+~").replace("/", ".").split(".")[0] in _UNSAID:
             continue
-        if not any(sign in (value or argument) for sign in "/\\~"):
-            shown.append(shlex.quote(argument))
-        else:
+        if _is_private(setting, value):
             shown.append(f"{setting}=..." if value else "...")
+        else:
+            shown.append(shlex.quote(argument))
     return " ".join(shown).replace("`", "'")
+
+
+def _is_private(setting: str, value: str) -> bool:
+    """Whether an argument may name a place, a file, or what is somebody's own."""
+    if any(sign in (value or setting) for sign in "/\\~"):
+        return True
+    if setting == "init":
+        return value not in ("random", "imagenet", "ssl")
+    return setting == "split.file" or (setting.startswith("data.") and setting not in _SAID_OF_DATA)
 
 
 def _licence(artefacts: Artefacts, licence: str | None) -> list[str]:

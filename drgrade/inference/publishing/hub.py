@@ -21,7 +21,7 @@ from drgrade.data.imagenet import MEAN, STD
 from drgrade.errors import ConfigError
 from drgrade.files import write_text
 from drgrade.inference.publishing.artefacts import Artefacts, read_artefacts
-from drgrade.inference.publishing.card import model_card
+from drgrade.inference.publishing.card import FOLDER, model_card
 from drgrade.inference.publishing.layout import (
     CONFIG,
     FILES,
@@ -244,7 +244,7 @@ def _write(
         "weights": {"sha256": file_hash(target / WEIGHTS), "tensors": len(tensors)},
     }
     write_text(target / CONFIG, json.dumps(described, indent=2, allow_nan=False) + "\n")
-    write_text(target / README, model_card(artefacts, repo_id or "FOLDER", licence=licence))
+    write_text(target / README, model_card(artefacts, repo_id or FOLDER, licence=licence))
     if _with_seen(artefacts, seen):
         shutil.copyfile(source / SEEN, target / SEEN)
     _check_loads(target)

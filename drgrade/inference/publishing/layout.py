@@ -9,12 +9,13 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from drgrade.config import ROLES
 from drgrade.errors import ConfigError, DataError
 from drgrade.models.artefact import file_hash
 from drgrade.models.calibration import Calibration
@@ -25,6 +26,9 @@ from drgrade.training.folder import SEEN
 CONFIG, WEIGHTS, README = "config.json", "model.safetensors", "README.md"
 FILES = (CONFIG, WEIGHTS, README, SEEN)
 """Every file that a published folder may have; :data:`SEEN` only if its publisher wanted it."""
+
+STORES = "outputs/stores"
+"""Where photographs are prepared that a published grader is to look at, as in ``conf/train.yaml``."""
 
 LIBRARY, FORMAT = "drgrade", 1
 
@@ -64,6 +68,8 @@ _KEPT = (
     "photographs.image_size",
     "photographs.illumination",
     "photographs.max_pixels",
+    "photographs.find_duplicates",
+    "grading.datamodule.batch_size",
     "split.val_fraction",
     "split.disagreeing",
     "split.seed",
@@ -211,11 +217,32 @@ def read_published(folder: Path) -> Published:
         raise DataError(
             f"{weights} is not the file that its {CONFIG} describes (another hash); fetch it again"
         )
+    config = OmegaConf.create(record["settings"])
+    config.photographs = {
+        "_target_": f"{__name__}.{photographs_of_others.__name__}",
+        **config.photographs,
+        "folder": STORES,
+    }
+    config.data.update({role: [] for role in ROLES})
     return Published(
-        OmegaConf.create(record["settings"]),
+        config,
         record["metrics"],
         Calibration.from_json(json.dumps(record["calibration"])),
         _tensors(weights),
+    )
+
+
+def photographs_of_others(**settings: object) -> NoReturn:
+    """Stands where a run's config says what its photographs are.
+
+    Args:
+        **settings: Of the photographs.
+
+    Raises:
+        DataError: Always.
+    """
+    raise DataError(
+        "a published grader comes without its photographs and their split; name others with data=NAME"
     )
 
 
