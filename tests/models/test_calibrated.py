@@ -127,7 +127,7 @@ def test_cross_fitting_is_a_loop_over_parts_of_groups():
 
 
 def test_thresholds_are_not_judged_by_the_photographs_that_they_were_fitted_to():
-    """A model that knows nothing has a QWK of 0; thresholds find some on their own photographs all the same."""
+    """A model that knows nothing has a QWK of 0; thresholds find some on their own photographs."""
     generator = torch.Generator().manual_seed(0)
     own, left_out = [], []
     for _ in range(20):
