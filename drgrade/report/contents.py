@@ -33,6 +33,14 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class Range:
+    """The least and the greatest of several numbers; both are NaN where none is known."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Method:
     """What the rows of one method have in common.
 
@@ -100,6 +108,63 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Change:
+    """A figure before and after calibration, mean over the folds.
+
+    Attributes:
+        before: As the model is.
+        after: Calibrated, or read by the fitted thresholds.
+        difference: After minus before; the interval is of the paired bootstrap.
+    """
+
+    before: float
+    after: float
+    difference: Estimate
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What an operating point for referable DR reaches on the test photographs of all folds together.
+
+    Attributes:
+        target: Sensitivity that it had to reach on the validation photographs.
+        threshold: Calibrated P(grade >= 2) from which on a photograph is referred, over the runs.
+        sensitivity: Reached; NaN where there are no such photographs, as ``specificity``.
+        specificity: Reached.
+    """
+
+    target: float
+    threshold: Range
+    sensitivity: Estimate
+    specificity: Estimate
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What the calibrations of a row's runs are worth on the test photographs.
+
+    Attributes:
+        photographs: Validation photographs that a run was calibrated on.
+        temperatures: By fold, mean over its seeds.
+        thresholds: Where grade 1, 2, 3 and 4 begin on the line of the expected grade, over the runs.
+        nll: Negative log-likelihood.
+        ece: Expected calibration error.
+        qwk: As the head reads grades, and by the fitted thresholds.
+        reliability: Of the calibrated probabilities, over all folds.
+        points: Operating points; empty where a run has none.
+    """
+
+    photographs: Range
+    temperatures: Mapping[str, float]
+    thresholds: Sequence[Range]
+    nll: Change
+    ece: Change
+    qwk: Change
+    reliability: Calibration
+    points: Sequence[Reached]
+
+
+@dataclass(frozen=True)
 class Row:
     """A method at a label fraction.
 
@@ -125,6 +190,8 @@ class Row:
         peak_memory: Bytes, the highest of all runs; None where not known.
         complete: Whether no run of the row is missing: none of its sweep's cells, no fold that another row of
             the report has, no seed of a fold that another of its folds has.
+        calibrated: What the calibrations of its runs are worth; None where a run has none.
+        uncalibrated: Why a run has none; empty otherwise.
     """
 
     method: str
@@ -146,6 +213,8 @@ class Row:
     images_per_second: float
     peak_memory: int | None
     complete: bool
+    calibrated: Calibrated | None = None
+    uncalibrated: str = "not calibrated"
 
 
 @dataclass(frozen=True)
@@ -222,14 +291,6 @@ class PretrainingCost:
     steps: int | None = None
     images: int | None = None
     encoder_inputs: float | None = None
-
-
-@dataclass(frozen=True)
-class Range:
-    """The least and the greatest of several numbers; both are NaN where none is known."""
-
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)

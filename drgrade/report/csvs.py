@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from drgrade.report import words
-from drgrade.report.contents import Range, Row, Study
+from drgrade.report.contents import Calibration, Range, Row, Study
 from drgrade.report.figures.confusion import row_shares
 
 Record = dict[str, Any]
@@ -28,6 +28,9 @@ def csv_files(study: Study) -> dict[str, str]:
         "comparisons.csv": list(_comparisons(study)),
         "confusion.csv": list(_confusion(study)),
         "calibration.csv": list(_calibration(study)),
+        "calibrated.csv": list(_calibrated(study)),
+        "temperatures.csv": list(_temperatures(study)),
+        "operating_points.csv": list(_operating_points(study)),
         "recall.csv": list(_recall(study)),
         "roc.csv": list(_roc(study)),
         "costs.csv": [*_costs(study), *_pretrainings(study)],
@@ -67,7 +70,24 @@ def _rows(study: Study) -> Iterator[Record]:
             "referable_auroc_low": row.referable_auroc.interval.low,
             "referable_auroc_high": row.referable_auroc.interval.high,
             **row.metrics,
+            **_changes(row),
         }
+
+
+def _changes(row: Row) -> Record:
+    """Figures before and after calibration; QWK before is the mean."""
+    if row.calibrated is None:
+        return {}
+    record: Record = {"nll": row.calibrated.nll.before}
+    changes = {
+        "nll_calibrated": row.calibrated.nll,
+        "ece_calibrated": row.calibrated.ece,
+        "qwk_thresholds": row.calibrated.qwk,
+    }
+    for name, change in changes.items():
+        ends = change.difference.interval
+        record |= {name: change.after, f"{name}_change_low": ends.low, f"{name}_change_high": ends.high}
+    return record
 
 
 def _published(study: Study) -> Iterator[Record]:
@@ -126,17 +146,44 @@ def _confusion(study: Study) -> Iterator[Record]:
 
 def _calibration(study: Study) -> Iterator[Record]:
     for row in study.rows:
-        found = row.calibration
-        bins = zip(found.confidence, found.accuracy, found.count, strict=True)
-        for number, (confidence, accuracy, count) in enumerate(bins):
-            yield {
-                **_begin(study, row),
-                "bin": number,
-                "confidence": confidence,
-                "accuracy": accuracy,
-                "count": int(count),
-                "ece": found.ece,
-            }
+        yield from _bins(study, row, row.calibration)
+
+
+def _calibrated(study: Study) -> Iterator[Record]:
+    for row in study.rows:
+        if row.calibrated:
+            yield from _bins(study, row, row.calibrated.reliability)
+
+
+def _temperatures(study: Study) -> Iterator[Record]:
+    for row in study.rows:
+        if row.calibrated:
+            for fold, temperature in row.calibrated.temperatures.items():
+                yield {**_begin(study, row), "fold": fold, "temperature": temperature}
+
+
+def _operating_points(study: Study) -> Iterator[Record]:
+    for row in study.rows:
+        for point in row.calibrated.points if row.calibrated else ():
+            rates = {"sensitivity": point.sensitivity, "specificity": point.specificity}
+            record = {**_begin(study, row), "wanted": point.target, **_ends("threshold", point.threshold)}
+            for name, rate in rates.items():
+                ends = rate.interval
+                record |= {name: rate.value, f"{name}_low": ends.low, f"{name}_high": ends.high}
+            yield record
+
+
+def _bins(study: Study, row: Row, found: Calibration) -> Iterator[Record]:
+    bins = zip(found.confidence, found.accuracy, found.count, strict=True)
+    for number, (confidence, accuracy, count) in enumerate(bins):
+        yield {
+            **_begin(study, row),
+            "bin": number,
+            "confidence": confidence,
+            "accuracy": accuracy,
+            "count": int(count),
+            "ece": found.ece,
+        }
 
 
 def _recall(study: Study) -> Iterator[Record]:

@@ -31,6 +31,7 @@ def render_markdown(study: Study, figures: Figures) -> str:
         _table(tables.main_table(study)),
         *_comparisons(study, figures),
         *_details(study, figures),
+        *_calibration(study),
         *_budget(study),
         "## Cost",
         _table(tables.costs_table(study)),
@@ -78,6 +79,12 @@ def _details(study: Study, figures: Figures) -> list[str]:
         shared = (*details.calibration, *details.recall, *details.roc)
         parts.append("\n".join(map(_image, shared)))
     return parts
+
+
+def _calibration(study: Study) -> list[str]:
+    head = ["## Calibration", *filter(None, [escape(prose.calibration(study))])]
+    made = (tables.calibration_table, tables.thresholds_table, tables.operating_points_table)
+    return [*head, *(_table(table) for table in (make(study) for make in made) if table.groups)]
 
 
 def _budget(study: Study) -> list[str]:

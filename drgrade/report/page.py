@@ -41,6 +41,7 @@ def render_page(study: Study, figures: Figures) -> str:
         missing_open=len(study.missing) <= _MISSING_OPEN,
         tables=_tables(study),
         computed=prose.COMPUTED,
+        uncalibrated=prose.calibration(study),
         curves=[_drawn(picture) for picture in figures.curves],
         panels=len(study.methods) > FEW,
         long=_LONG,

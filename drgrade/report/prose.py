@@ -39,6 +39,19 @@ COMPUTED = {
         "probability against its mean. ECE, the expected calibration error, is the mean gap, weighted by "
         "photographs."
     ),
+    "Temperature and thresholds": (
+        "When a run's checkpoint has been chosen, a temperature T and thresholds between the grades are "
+        "fitted on its validation photographs: probabilities become softmax(log p / T), and the "
+        "thresholds on their mean are those with the highest QWK there. The figures are of the test "
+        "photographs, which were not looked at. NLL is the mean of -log of the probability of the true "
+        "grade, none counting as less than 0.000001. The same groups are drawn before and after."
+    ),
+    "Operating point": (
+        "The threshold on the calibrated probability of grade 2 and above with the highest specificity among "
+        "those that reach the wanted sensitivity on the validation photographs. What it reaches on the test "
+        "photographs of all folds and seeds is counted together. A few dozen validation photographs with "
+        "referable DR leave wide room for both."
+    ),
     "Referable DR": (
         "Grade 2 and above. The score is the sum of the probabilities of grades 2 to 4. The curve pools "
         "the photographs of all folds; AUROC is computed in each fold and averaged."
@@ -80,6 +93,14 @@ def summary(study: Study) -> str:
     if study.published:
         sentences.append("Rows of papers stand beside them, marked as published.")
     return " ".join(sentences)
+
+
+def calibration(study: Study) -> str:
+    """Say why there is nothing on calibration; empty if there is something."""
+    if any(row.calibrated for row in study.rows):
+        return ""
+    reasons = words.listed(list(dict.fromkeys(row.uncalibrated for row in study.rows)))
+    return f"No run was calibrated: {reasons}."
 
 
 def unfinished(study: Study) -> str:

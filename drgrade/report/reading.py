@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,21 @@ import pandas as pd
 import yaml
 
 from drgrade.errors import DataError
+from drgrade.models.calibration import Calibration
 from drgrade.report.contents import Counts, Floats
 from drgrade.report.folders import HYDRA_CONFIG, Cell
 from drgrade.report.kappa import confusions, kappas
 from drgrade.report.records import check_record, known_cell
 from drgrade.report.settings import method_key
-from drgrade.training.folder import CONFIG, METRICS, PREDICTIONS, PROVENANCE, SPLIT, read_metrics
+from drgrade.training.folder import (
+    CONFIG,
+    METRICS,
+    PREDICTIONS,
+    PROVENANCE,
+    SPLIT,
+    read_calibration,
+    read_metrics,
+)
 
 NUM_GRADES = 5
 _SUM = 1e-3
@@ -44,6 +53,7 @@ class Run:
         grades: (N,) the truth.
         predicted: (N,).
         probabilities: (N, 5).
+        calibration: Fitted on its validation photographs; that which changes nothing where none was.
     """
 
     cell: Cell
@@ -56,6 +66,7 @@ class Run:
     grades: Counts
     predicted: Counts
     probabilities: Floats
+    calibration: Calibration = field(default_factory=Calibration)
 
     @property
     def folder(self) -> Path:
@@ -184,6 +195,7 @@ def _read_finished(cell: Cell, config: Mapping[str, Any], record: Mapping[str, A
         predictions["grade"].to_numpy(dtype=np.int64, copy=True),
         predictions["predicted"].to_numpy(dtype=np.int64, copy=True),
         predictions[PROBABILITIES].to_numpy(dtype=np.float64, copy=True),
+        read_calibration(folder),
     )
     _check_qwk(run)
     return run

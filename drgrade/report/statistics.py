@@ -8,9 +8,23 @@ import numpy as np
 import torch
 
 from drgrade.metrics import grading_metrics
+from drgrade.models.calibrated import TARGETS
+from drgrade.models.calibration import Calibration as Fitted
 from drgrade.report.bootstrap import REFERABLE, TestFold, interval, resample
+from drgrade.report.calibrated import CalibratedRun, Figures, resample_calibrated
 from drgrade.report.checks import fold_order
-from drgrade.report.contents import Calibration, Counts, Curve, Estimate, Floats, Row
+from drgrade.report.contents import (
+    Calibrated,
+    Calibration,
+    Change,
+    Counts,
+    Curve,
+    Estimate,
+    Floats,
+    Range,
+    Reached,
+    Row,
+)
 from drgrade.report.kappa import Booleans, confusions
 from drgrade.report.reading import NUM_GRADES, Run
 
@@ -29,6 +43,7 @@ class Result:
         auroc: (B,) of referable DR in each resample.
         hits: (B, 5) photographs of each grade called right in each resample.
         totals: (B, 5) photographs of each grade in each resample.
+        calibrated: What its calibration is worth; None if it has none.
     """
 
     run: Run
@@ -37,6 +52,7 @@ class Result:
     auroc: Floats
     hits: Floats
     totals: Floats
+    calibrated: CalibratedRun | None = None
 
 
 def results(runs: Sequence[Run], folds: Mapping[str, TestFold], resamples: int, seed: int) -> list[Result]:
@@ -61,9 +77,11 @@ def results(runs: Sequence[Run], folds: Mapping[str, TestFold], resamples: int, 
             resamples,
             seed,
         )
-        each = zip(tested, resampled.qwk, resampled.auroc, resampled.hits, strict=True)
+        calibrated = resample_calibrated(fold, tested, resamples, seed)
+        each = zip(tested, resampled.qwk, resampled.auroc, resampled.hits, calibrated, strict=True)
         found += [
-            Result(run, _metrics(run), qwk, auroc, hits, resampled.totals) for run, qwk, auroc, hits in each
+            Result(run, _metrics(run), qwk, auroc, hits, resampled.totals, own)
+            for run, qwk, auroc, hits, own in each
         ]
     return found
 
@@ -154,6 +172,10 @@ def make_row(of_row: Sequence[Result], complete: bool) -> Row:
             (int(fact["peak_memory"]) for fact in costs if fact.get("peak_memory") is not None), default=None
         ),
         complete=complete and len({frozenset(of_fold) for of_fold in seeds.values()}) == 1,
+        calibrated=_calibrated(of_row),
+        uncalibrated=next(
+            (each.run.calibration.note for each in of_row if not each.run.calibration.photographs), ""
+        ),
     )
 
 
@@ -191,14 +213,95 @@ def _recall(of_row: Sequence[Result]) -> list[Estimate]:
 def _calibration(of_row: Sequence[Result]) -> Calibration:
     probabilities = np.concatenate([result.run.probabilities for result in of_row])
     grades = np.concatenate([result.run.grades for result in of_row])
+    ece = float(mean_over_folds(of_row, lambda result: result.metrics["ece"]))
+    return reliability(probabilities, grades, ece)
+
+
+def reliability(probabilities: Floats, grades: Counts, ece: float) -> Calibration:
+    """Confidence against accuracy, in the bins of the expected calibration error.
+
+    Args:
+        probabilities: (N, G).
+        grades: (N,) the truth.
+        ece: To be shown with it.
+    """
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == grades
     place = np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], confidence, side="left")
     count = np.bincount(place, minlength=BINS)
     with np.errstate(invalid="ignore"):  # 0 / 0: the bin is empty
         mean_confidence = np.bincount(place, weights=confidence, minlength=BINS) / count
         accuracy = np.bincount(place, weights=right, minlength=BINS) / count
-    ece = float(mean_over_folds(of_row, lambda result: result.metrics["ece"]))
     return Calibration(mean_confidence, accuracy, count.astype(np.int64), ece)
+
+
+def _calibrated(of_row: Sequence[Result]) -> Calibrated | None:
+    found = [(result, result.calibrated) for result in of_row if result.calibrated is not None]
+    if len(found) < len(of_row):
+        return None
+    own = {id(result): calibrated for result, calibrated in found}
+    fitted = [result.run.calibration for result in of_row]
+    ece = _change(
+        of_row, lambda result: own[id(result)].found.ece[0], lambda result: own[id(result)].samples.ece
+    )
+    after = np.concatenate([calibrated.probabilities for _, calibrated in found])
+    grades = np.concatenate([result.run.grades for result in of_row])
+    return Calibrated(
+        photographs=_range([each.photographs for each in fitted]),
+        temperatures={
+            fold: float(value)
+            for fold, value in over_folds(of_row, lambda result: result.run.calibration.temperature).items()
+        },
+        thresholds=[_range(values) for values in zip(*(each.thresholds for each in fitted), strict=True)],
+        nll=_change(
+            of_row, lambda result: own[id(result)].found.nll[0], lambda result: own[id(result)].samples.nll
+        ),
+        ece=ece,
+        qwk=_change(
+            of_row,
+            lambda result: np.array([result.metrics["qwk"], own[id(result)].found.qwk[0]]),
+            lambda result: np.stack([result.qwk, own[id(result)].samples.qwk], axis=1),
+        ),
+        reliability=reliability(after, grades, ece.after),
+        points=_reached(fitted, [calibrated for _, calibrated in found]),
+    )
+
+
+def _change(
+    of_row: Sequence[Result], found: Callable[[Result], Floats], samples: Callable[[Result], Floats]
+) -> Change:
+    """From before and after, (2,) as it is and (B, 2) in each resample."""
+    before, after = mean_over_folds(of_row, found).tolist()
+    ends = interval(np.diff(mean_over_folds(of_row, samples), axis=1)[:, 0])
+    return Change(before, after, Estimate(after - before, ends))
+
+
+def _range(values: Sequence[float]) -> Range:
+    return Range(float(min(values)), float(max(values)))
+
+
+def _reached(fitted: Sequence[Fitted], found: Sequence[CalibratedRun]) -> list[Reached]:
+    """Of each operating point, over the photographs of all folds and seeds together, as recall is."""
+    if not all(each.points for each in fitted):
+        return []
+    with np.errstate(invalid="ignore"):  # 0 / 0: no such photograph
+        values = _rates([each.found for each in found])
+        samples = _rates([each.samples for each in found])
+
+    def rate(kind: int, place: int) -> Estimate:
+        return Estimate(float(values[0, kind, place]), interval(samples[:, kind, place]))
+
+    return [
+        Reached(
+            target, _range([each.point(target).threshold for each in fitted]), rate(0, place), rate(1, place)
+        )
+        for place, target in enumerate(TARGETS)
+    ]
+
+
+def _rates(figures: Sequence[Figures]) -> Floats:
+    """(B, 2, T) sensitivities and specificities."""
+    hits = np.sum([each.hits for each in figures], axis=0)
+    return np.asarray(hits / np.sum([each.totals for each in figures], axis=0)[..., None])
 
 
 def _pooled_roc(of_row: Sequence[Result]) -> Curve:

@@ -5,7 +5,17 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from drgrade.report import words
-from drgrade.report.contents import Budget, Comparison, Method, PublishedRow, Range, Row, Study
+from drgrade.report.contents import (
+    Budget,
+    Change,
+    Comparison,
+    Method,
+    PublishedRow,
+    Range,
+    Reached,
+    Row,
+    Study,
+)
 from drgrade.report.overview import overview_table
 from drgrade.report.table import Column, Dashes, Group, Table
 
@@ -20,6 +30,12 @@ METRICS = {
 }
 """Metrics in the table of further metrics, before any others that the runs have; those of one grade
 (``auroc_3``) are in ``table.csv`` alone."""
+
+FEW_METHODS = 6
+"""Of more methods a single operating point is shown, that of :data:`MAIN_TARGET`."""
+
+MAIN_TARGET = 0.9
+"""Sensitivity; one of :data:`drgrade.models.calibrated.TARGETS`."""
 
 _OF_ONE_GRADE = re.compile(r".*_\d+")
 _ELSEWHERE = ("qwk", "referable_auroc")
@@ -100,6 +116,143 @@ def metrics_table(study: Study) -> Table:
         "AUROC are of referable DR (grade 2 and above), the interval is of the AUROC"
     )
     return _by_method(study, "metrics", caption, columns, line, dashes)
+
+
+def calibration_table(study: Study) -> Table:
+    """What a temperature is worth; empty if no run was calibrated, as the two that follow."""
+    dashes = Dashes()
+    columns = [Column("labels"), Column("photographs", over="fitted on"), Column("T")]
+    columns += [
+        Column(name, over=over)
+        for over in ("NLL", "ECE")
+        for name in ("before", "after", "difference (95 %)")
+    ]
+
+    def line(row: Row) -> list[str]:
+        found = row.calibrated
+        if found is None:
+            return _not_calibrated(row, columns, dashes)
+        temperatures = found.temperatures.values()
+        return [
+            words.fraction(row.label_fraction),
+            words.span(found.photographs),
+            _decimals(Range(min(temperatures), max(temperatures)), 2),
+            *_change(found.nll, dashes),
+            *_change(found.ece, dashes),
+        ]
+
+    caption = (
+        "Calibration: a temperature T, fitted on the validation photographs of each run, and what it is "
+        "worth on the test photographs; negative log-likelihood (NLL) and expected calibration error "
+        "(ECE), mean over the folds; a negative difference is better"
+    )
+    return _of_calibrated(study, "calibration", caption, columns, line, dashes)
+
+
+def thresholds_table(study: Study) -> Table:
+    """What fitted thresholds are worth."""
+    dashes = Dashes()
+    columns = [Column("labels")]
+    columns += [Column(name, over="QWK") for name in ("head", "thresholds", "difference (95 %)")]
+    columns += [Column(str(grade), over="from which expected grade on") for grade in range(1, 5)]
+
+    def line(row: Row) -> list[str]:
+        found = row.calibrated
+        if found is None:
+            return _not_calibrated(row, columns, dashes)
+        begin = [_decimals(each, 2) for each in found.thresholds]
+        return [words.fraction(row.label_fraction), *_change(found.qwk, dashes), *begin]
+
+    caption = (
+        "Grades read by thresholds on the calibrated expected grade, which were fitted for QWK on the "
+        "validation photographs, against the head's own reading; QWK on the test photographs, mean over "
+        "the folds"
+    )
+    return _of_calibrated(study, "thresholds", caption, columns, line, dashes)
+
+
+def operating_points_table(study: Study) -> Table:
+    """What operating points for referable DR reach; one of them alone where there are many methods."""
+    dashes = Dashes()
+    columns = [
+        Column("labels"),
+        Column("wanted"),
+        Column("refer from"),
+        Column("sensitivity"),
+        Column("95 %"),
+    ]
+    columns += [Column("specificity"), Column("95 %")]
+    many = len(study.methods) > FEW_METHODS
+
+    def lines(row: Row) -> list[list[str]]:
+        found = row.calibrated
+        if found is None:
+            return [_not_calibrated(row, columns, dashes)]
+        if not found.points:
+            dashes.note("validation photographs with and without referable DR are needed")
+            return [[words.fraction(row.label_fraction), *[words.DASH] * (len(columns) - 1)]]
+        shown = [point for point in found.points if not many or point.target == MAIN_TARGET]
+        return [_point(row, point, dashes) for point in shown]
+
+    caption = (
+        "Operating points for referable DR: the sensitivity that was wanted on the validation "
+        "photographs, the calibrated probability of grade 2 and above from which on a photograph is "
+        "referred, and what that reaches on the test photographs of all folds"
+    )
+    table = _of_calibrated(study, "operating_points", caption, columns, lambda row: lines(row)[0], dashes)
+    groups = [
+        Group(method.label, "", [line for row in _rows(study, method) for line in lines(row)])
+        for method in study.methods
+        if table.groups
+    ]
+    more = [f"Other sensitivities than {words.percent(MAIN_TARGET)} are in operating_points.csv."]
+    return Table(
+        table.name, caption, "method", columns, groups, [*dashes.remarks, *(more if many and groups else [])]
+    )
+
+
+def _point(row: Row, point: Reached, dashes: Dashes) -> list[str]:
+    rates = [
+        dashes.cell(text, "no such photograph tested")
+        for rate in (point.sensitivity, point.specificity)
+        for text in (words.decimal(rate.value), words.interval(rate.interval))
+    ]
+    wanted, cut = words.percent(point.target), _decimals(point.threshold, 3)
+    return [words.fraction(row.label_fraction), wanted, cut, *rates]
+
+
+def _change(change: Change, dashes: Dashes) -> list[str]:
+    ends = words.interval(change.difference.interval)
+    difference = words.signed(change.difference.value)
+    if ends == words.DASH:
+        dashes.note("too few photographs for an interval")
+    shown = difference if ends == words.DASH else f"{difference} ({ends})"
+    return [words.decimal(change.before), words.decimal(change.after), shown]
+
+
+def _decimals(ends: Range, places: int) -> str:
+    """The least and the greatest of several numbers; one, if they look the same."""
+    low, high = words.decimal(ends.low, places), words.decimal(ends.high, places)
+    return low if low == high else f"{low} to {high}"
+
+
+def _not_calibrated(row: Row, columns: Sequence[Column], dashes: Dashes) -> list[str]:
+    dashes.note(row.uncalibrated)
+    return [words.fraction(row.label_fraction), *[words.DASH] * (len(columns) - 1)]
+
+
+def _of_calibrated(
+    study: Study,
+    name: str,
+    caption: str,
+    columns: Sequence[Column],
+    line: Callable[[Row], list[str]],
+    dashes: Dashes,
+) -> Table:
+    """Without groups, so that it is left out, where no run was calibrated."""
+    if all(row.calibrated is None for row in study.rows):
+        return Table(name, caption, "method", columns, [], [])
+    return _by_method(study, name, caption, columns, line, dashes)
 
 
 def recall_table(study: Study) -> Table:
@@ -253,6 +406,9 @@ def all_tables(study: Study) -> list[Table]:
         comparisons_table(study),
         metrics_table(study),
         recall_table(study),
+        calibration_table(study),
+        thresholds_table(study),
+        operating_points_table(study),
         budget_table(study),
         costs_table(study),
         pretraining_table(study),

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from drgrade.errors import DataError
 from drgrade.files import write_text
 from drgrade.metrics import Predictions
 from drgrade.models.calibrated import calibrated_metrics, cross_fitted_metrics
 from drgrade.models.calibration import Calibration, fit_calibration
 from drgrade.training.artefacts import write_validation
 from drgrade.training.folder import CALIBRATION
+from drgrade.training.folder import read_calibration as read_calibration
 from drgrade.training.processes import is_main_process
 
 
@@ -62,24 +62,3 @@ def calibrated_figures(name: str, predictions: Predictions, calibration: Calibra
 
 def _named(name: str, figures: Mapping[str, float]) -> dict[str, float]:
     return {f"{name}/{metric}": value for metric, value in figures.items()}
-
-
-def read_calibration(folder: Path) -> Calibration:
-    """Read what :func:`calibrate` has kept.
-
-    Args:
-        folder: A run's folder.
-
-    Returns:
-        The calibration; that which changes nothing where there is none.
-
-    Raises:
-        DataError: If it is damaged.
-    """
-    path = folder / CALIBRATION
-    if not path.is_file():
-        return Calibration(note="the run was made before runs were calibrated; run it again")
-    try:
-        return Calibration.from_json(path.read_text(encoding="utf-8"))
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error

@@ -2,9 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from drgrade.errors import DataError
+
+if TYPE_CHECKING:
+    from drgrade.models.calibration import Calibration
 
 METRICS, CONFIG, SPLIT, HASHES, SEEN, PREDICTIONS, CONFUSION, PROVENANCE, CALIBRATION, VALIDATION = (
     "metrics.json",
@@ -42,3 +45,26 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise DataError(f"{path} is no JSON object; remove it to run this again")
     return record
+
+
+def read_calibration(folder: Path) -> "Calibration":
+    """Read ``calibration.json``.
+
+    Args:
+        folder: A run's folder.
+
+    Returns:
+        The calibration; that which changes nothing where there is none.
+
+    Raises:
+        DataError: If it is damaged.
+    """
+    from drgrade.models.calibration import Calibration
+
+    path = folder / CALIBRATION
+    if not path.is_file():
+        return Calibration(note="the run was made before runs were calibrated; run it again")
+    try:
+        return Calibration.from_json(path.read_text(encoding="utf-8"))
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error

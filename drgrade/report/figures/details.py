@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from drgrade.report import words
-from drgrade.report.contents import Curve, Floats, Row, Study
+from drgrade.report.contents import Calibration, Curve, Floats, Row, Study
 from drgrade.report.figures.canvas import (
     SOFT,
     Look,
@@ -59,6 +59,8 @@ def draw_recall(study: Study, rows: Sequence[Row], part: str = "") -> Picture:
 def draw_calibration(study: Study, rows: Sequence[Row], part: str = "") -> Picture:
     """Draw accuracy against confidence; a model whose probabilities can be believed lies on the diagonal.
 
+    Calibrated ones are drawn below, in axes of their own, if there are any.
+
     Args:
         study: The whole.
         rows: Methods at one label fraction.
@@ -66,9 +68,32 @@ def draw_calibration(study: Study, rows: Sequence[Row], part: str = "") -> Pictu
     """
     picture, axes = _begin("calibration", "Accuracy against confidence", rows, _SQUARE, part)
     names, style = words.labels(study), looks(study)
+    calibrated = [(row, row.calibrated.reliability) for row in rows if row.calibrated]
+    if calibrated:
+        picture.figure.set_figheight(2 * _SQUARE)
+        axes.set(title="as the model is")
+        axes.set_subplotspec(picture.figure.add_gridspec(2, 1)[0])
+    _reliability(picture, axes, study, [(row, row.calibration) for row in rows])
+    if calibrated:
+        below = picture.figure.add_subplot(2, 1, 2, title="calibrated on the validation photographs")
+        _reliability(picture, below, study, calibrated)
+    entries = [(legend_entry(style[row.method]), f"{names[row.method]} ({_ece(row)})") for row in rows]
+    add_legend(picture.figure, entries)
+    return picture
+
+
+def _ece(row: Row) -> str:
+    before = f"ECE {words.decimal(row.calibration.ece)}"
+    return f"{before}, calibrated {words.decimal(row.calibrated.ece.after)}" if row.calibrated else before
+
+
+def _reliability(
+    picture: Picture, axes: Axes, study: Study, curves: Sequence[tuple[Row, Calibration]]
+) -> None:
+    names, style = words.labels(study), looks(study)
     _diagonal(axes)
-    for row in rows:
-        found, look = row.calibration, style[row.method]
+    for row, found in curves:
+        look = style[row.method]
         axes.plot(found.confidence, found.accuracy, color=look.colour, linewidth=1.2)
         for confidence, accuracy, count in zip(found.confidence, found.accuracy, found.count, strict=True):
             if not count:
@@ -80,12 +105,6 @@ def draw_calibration(study: Study, rows: Sequence[Row], part: str = "") -> Pictu
                 f"mean confidence {words.decimal(confidence)}, accuracy {words.decimal(accuracy)}",
             )
     axes.set(xlabel="confidence (largest probability)", ylabel="accuracy")
-    entries = [
-        (legend_entry(style[row.method]), f"{names[row.method]} (ECE {words.decimal(row.calibration.ece)})")
-        for row in rows
-    ]
-    add_legend(picture.figure, entries)
-    return picture
 
 
 def draw_roc(study: Study, rows: Sequence[Row], part: str = "") -> Picture:

@@ -1,0 +1,167 @@
+"""What a report says of the calibration of its runs, against the runs' own figures and naive resampling."""
+
+import io
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from synthetic import RANDOM, ROTATION, FakeMethod, calibrate_run, write_runs
+
+from drgrade.errors import DataError
+from drgrade.models.calibrated import TARGETS, calibrated_metrics
+from drgrade.report.bootstrap import draws
+from drgrade.report.calibrated import resample_calibrated
+from drgrade.report.checks import collect_folds
+from drgrade.report.csvs import csv_files
+from drgrade.report.figures import draw_figures, style
+from drgrade.report.folders import find_cells
+from drgrade.report.latex import render_latex
+from drgrade.report.markdown import render_markdown
+from drgrade.report.page import render_page
+from drgrade.report.reading import read_cell
+from drgrade.report.study import make_study
+from drgrade.report.tables import all_tables, operating_points_table
+from drgrade.training.folder import read_calibration
+
+NAMES = {"calibration", "thresholds", "operating_points"}
+
+
+@pytest.fixture
+def calibrated(tmp_path):
+    """Folders of two folds and two seeds of one method."""
+    runs = write_runs(tmp_path, [ROTATION], [1.0], folds=[0, 1], seeds=[0, 1], photographs=120)
+    for seed, run in enumerate(runs):
+        calibrate_run(run, seed)
+    return runs
+
+
+def study_of(*folders):
+    return make_study(list(folders), resamples=100)
+
+
+def own_figures(run):
+    table = pd.read_csv(run / "predictions.csv")
+    probabilities = torch.tensor(table[[f"p{grade}" for grade in range(5)]].to_numpy())
+    return calibrated_metrics(probabilities, torch.tensor(table["grade"].to_numpy()), read_calibration(run))
+
+
+def test_figures_are_the_means_over_folds_of_those_of_the_runs(calibrated):
+    (row,) = study_of(calibrated[0].parent).rows
+    own = [own_figures(run) for run in calibrated]
+    found = row.calibrated
+    for name, figure in (
+        ("nll", found.nll.before),
+        ("nll_calibrated", found.nll.after),
+        ("ece_calibrated", found.ece.after),
+        ("qwk_thresholds", found.qwk.after),
+    ):
+        assert figure == pytest.approx(np.mean([each[name] for each in own]))
+    assert found.ece.before == pytest.approx(row.metrics["ece"])
+    assert found.qwk.before == pytest.approx(row.mean.value)
+    assert found.qwk.difference.value == pytest.approx(found.qwk.after - row.mean.value)
+    temperatures = [read_calibration(run).temperature for run in calibrated]
+    assert found.temperatures == {
+        "0": pytest.approx(np.mean(temperatures[:2])),
+        "1": pytest.approx(np.mean(temperatures[2:])),
+    }
+
+
+def test_operating_points_count_the_photographs_of_all_runs_together(calibrated):
+    (row,) = study_of(calibrated[0].parent).rows
+    for point, target in zip(row.calibrated.points, TARGETS, strict=True):
+        referred, positive = [], []
+        for run in calibrated:
+            table, calibration = pd.read_csv(run / "predictions.csv"), read_calibration(run)
+            probabilities = torch.tensor(table[[f"p{grade}" for grade in range(5)]].to_numpy())
+            scores = calibration.probabilities(probabilities)[:, 2:].sum(dim=1).numpy()
+            referred.append(scores >= calibration.point(target).threshold)
+            positive.append(table["grade"].to_numpy() >= 2)
+        referred, positive = np.concatenate(referred), np.concatenate(positive)
+        assert point.target == target
+        assert point.sensitivity.value == pytest.approx(referred[positive].mean())
+        assert point.specificity.value == pytest.approx((~referred)[~positive].mean())
+        assert point.sensitivity.interval.low <= point.sensitivity.value <= point.sensitivity.interval.high
+
+
+def test_resamples_are_the_figures_of_photographs_that_are_drawn_again(calibrated):
+    runs = [read_cell(cell) for cell in find_cells([calibrated[0].parent]).cells]
+    fold = collect_folds(runs)["0"]
+    (run, *_) = [each for each in runs if each.fold == "0"]
+    (found,) = resample_calibrated(fold, [run], 20, seed=3)
+    for number, counts in enumerate(np.concatenate(list(draws(fold, 20, seed=3)))):
+        rows = np.repeat(np.arange(len(fold.grades)), counts[fold.groups].astype(int))
+        naive = calibrated_metrics(
+            torch.tensor(run.probabilities[rows]), torch.tensor(fold.grades[rows]), run.calibration
+        )
+        samples = found.samples
+        assert samples.nll[number] == pytest.approx([naive["nll"], naive["nll_calibrated"]])
+        assert samples.ece[number, 1] == pytest.approx(naive["ece_calibrated"])
+        assert samples.qwk[number] == pytest.approx(naive["qwk_thresholds"])
+        rates = samples.hits[number] / samples.totals[number][:, None]
+        assert rates[0].tolist() == pytest.approx([naive[f"sensitivity_at_{each:g}"] for each in TARGETS])
+        assert rates[1].tolist() == pytest.approx([naive[f"specificity_at_{each:g}"] for each in TARGETS])
+
+
+def test_runs_that_were_made_before_are_reported_as_ever(tmp_path):
+    write_runs(tmp_path, [ROTATION], [1.0])
+    study = study_of(tmp_path)
+    assert study.rows[0].calibrated is None
+    assert not NAMES & {table.name for table in all_tables(study)}
+    assert not {"calibrated.csv", "operating_points.csv"} & csv_files(study).keys()
+    said = "No run was calibrated: the run was made before runs were calibrated; run it again."
+    with style():
+        figures = draw_figures(study)
+        assert said in render_page(study, figures)
+        assert said in render_markdown(study, figures)
+
+
+def test_a_row_with_a_run_that_was_not_calibrated_has_dashes_and_says_why(tmp_path):
+    runs = write_runs(tmp_path, [ROTATION, RANDOM], [1.0], folds=[0, 1])
+    for run in runs[:3]:
+        calibrate_run(run)
+    tables = {table.name: table for table in all_tables(study_of(tmp_path))}
+    for name in NAMES:
+        lines = [line for group in tables[name].groups for line in group.lines]
+        assert set(lines[-1][1:]) == {"\N{EN DASH}"}
+        assert "\N{EN DASH}" not in lines[0]
+        assert "made before runs were calibrated" in tables[name].remarks[0]
+
+
+def test_a_single_run_has_every_writer_say_it(calibrated):
+    study = study_of(calibrated[0])
+    with style():
+        figures = draw_figures(study)
+        page, text = render_page(study, figures), render_markdown(study, figures)
+    for written in (page, text, render_latex(study)):
+        assert "Operating points for referable DR" in written
+    assert "calibrated on the validation photographs" in page
+    points = pd.read_csv(io.StringIO(csv_files(study)["operating_points.csv"]))
+    assert points["wanted"].tolist() == list(TARGETS)
+    own = own_figures(calibrated[0])
+    assert points["sensitivity"].tolist() == pytest.approx(
+        [own[f"sensitivity_at_{each:g}"] for each in TARGETS]
+    )
+    line = pd.read_csv(io.StringIO(csv_files(study)["table.csv"])).iloc[0]
+    assert line["nll_calibrated"] == pytest.approx(own["nll_calibrated"])
+    assert line["nll_calibrated_change_low"] <= own["nll_calibrated"] - own["nll"]
+
+
+def test_of_many_methods_one_operating_point_is_shown_and_the_others_are_in_the_file(tmp_path):
+    methods = [FakeMethod(("init=random", f"head.dropout=0.{number}")) for number in range(1, 8)]
+    for run in write_runs(tmp_path, methods, [1.0], folds=[0]):
+        calibrate_run(run)
+    study = study_of(tmp_path)
+    table = operating_points_table(study)
+    assert [len(group.lines) for group in table.groups] == [1] * 7
+    assert {line[1] for group in table.groups for line in group.lines} == {"90 %"}
+    assert any("operating_points.csv" in remark for remark in table.remarks)
+    assert len(pd.read_csv(io.StringIO(csv_files(study)["operating_points.csv"]))) == 7 * len(TARGETS)
+
+
+def test_a_damaged_calibration_is_refused(calibrated):
+    path = calibrated[0] / "calibration.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "temperature": -1}))
+    with pytest.raises(DataError, match=r"calibration\.json: the calibration is damaged: its temperature"):
+        study_of(calibrated[0].parent)
