@@ -45,7 +45,8 @@ def make_page(examiner: Examiner, uploads: Uploads, tta: str = "none") -> "gradi
     """
     import gradio as gr
 
-    with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
+    page: gr.Blocks = gr.Blocks(title=TITLE, analytics_enabled=False)
+    with page:
         gr.HTML(render_head(examiner.grader))
         gr.HTML(render_notice(), elem_id="dg-notice")
         drop = gr.File(

@@ -1,0 +1,359 @@
+"""What the page to try a run is made of, without a browser: uploads, isolation, cards, settings."""
+
+import io
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from drgrade.cli import app
+from drgrade.cli.arguments import parse
+from drgrade.errors import ConfigError
+from drgrade.inference.grader import Graded, Grader
+from drgrade.inference.trying import uploads as uploads_module
+from drgrade.inference.trying.cards import GRADES, render_about, render_cards, render_message
+from drgrade.inference.trying.examining import Examined, Examiner
+from drgrade.inference.trying.isolation import is_here
+from drgrade.inference.trying.page import draw_example
+from drgrade.inference.trying.serving import listen
+from drgrade.inference.trying.uploads import MAX_BYTES, Uploads
+
+
+@pytest.fixture
+def uploads(tmp_path):
+    with Uploads(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def examiner(finished_run):
+    return Examiner(Grader.load([finished_run()], device="cpu"))
+
+
+def files(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def keep(uploads, name, content=b"content"):
+    return uploads.keep(name, io.BytesIO(content), len(content))
+
+
+def test_an_upload_can_be_looked_at_once(uploads):
+    upload = keep(uploads, "eye.jpg")
+    with uploads.taken(upload.path) as kept:
+        assert kept.path.read_bytes() == b"content"
+    assert files(uploads.folder) == []
+    with uploads.taken(upload.path) as kept:
+        assert kept is None
+
+
+def test_an_upload_is_deleted_also_where_looking_fails(uploads):
+    upload = keep(uploads, "eye.jpg")
+    with pytest.raises(RuntimeError), uploads.taken(upload.path):
+        raise RuntimeError
+    assert files(uploads.folder) == []
+
+
+def test_the_same_file_of_two_people_is_two_uploads(uploads):
+    first, second = keep(uploads, "eye.jpg"), keep(uploads, "eye.jpg")
+    with uploads.taken(first.path):
+        pass
+    assert second.path.read_bytes() == b"content"
+
+
+def test_only_uploads_can_be_looked_at(uploads, tmp_path):
+    secret = tmp_path / "secret.jpg"
+    secret.write_bytes(b"not yours")
+    with uploads.taken(secret) as kept:
+        assert kept is None
+    assert secret.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["../../../etc/passwd", "/etc/passwd", ".", "..", "", "a\0b", "ü" * 500, "a b.tif"]
+)
+def test_a_name_cannot_lead_out_of_the_folder(uploads, name):
+    path = keep(uploads, name).path
+    assert path.resolve().parent.parent == uploads.folder.resolve()
+    assert path.read_bytes() == b"content"
+
+
+def test_of_a_file_that_is_too_large_nothing_is_kept(uploads):
+    upload = uploads.keep("big.tif", io.BytesIO(b"x" * 1000), MAX_BYTES + 1)
+    assert upload.is_too_large
+    assert upload.path.stat().st_size == 0
+
+
+def test_what_nobody_asks_for_is_deleted(uploads):
+    forgotten = keep(uploads, "eye.jpg")
+    uploads.delete_older(seconds=3600)
+    assert forgotten.path.exists()
+    uploads.delete_older(seconds=0)
+    assert files(uploads.folder) == []
+
+
+def test_nothing_is_left_in_the_end(tmp_path):
+    with Uploads(tmp_path) as uploads:
+        keep(uploads, "eye.jpg")
+        assert uploads.folder.stat().st_mode & 0o077 == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_deleted_and_what_a_living_one_has_is_not(tmp_path):
+    killed = tmp_path / "drgrade-app-0123456789abcdef"
+    (killed / "deep").mkdir(parents=True)
+    (killed / "deep" / "eye.jpg").write_bytes(b"content")
+    other = tmp_path / "drgrade"
+    other.mkdir()
+    with Uploads(tmp_path) as living:
+        mine = keep(living, "eye.jpg")
+        with Uploads(tmp_path):
+            assert not killed.exists()
+            assert mine.path.exists()
+            assert other.exists()
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(ConfigError, match="uploads cannot be kept there"):
+        Uploads(tmp_path / "file")
+
+
+def test_little_memory_sends_uploads_to_the_folder_for_temporary_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(uploads_module, "_IN_MEMORY", tmp_path / "missing")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with Uploads() as made:
+        assert made.folder.parent == tmp_path
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", b"127.0.0.1", "127.1.2.3", "::1", "localhost", "0.0.0.0", ""])
+def test_this_machine_is_known(host):
+    assert is_here(host)
+
+
+@pytest.mark.parametrize(
+    "host", ["192.0.2.1", "10.0.0.1", "2001:db8::1", "fe80::1%eth0", "gradio.app", "localhost.evil.org"]
+)
+def test_other_machines_are_known(host):
+    assert not is_here(host)
+
+
+def test_no_other_machine_can_be_reached():
+    script = """
+        import asyncio, socket, urllib.request
+        from drgrade.inference.trying.isolation import LeavesTheMachine, stay
+        stay()
+        listening = socket.create_server(("127.0.0.1", 0))
+        socket.create_connection(listening.getsockname()).close()  # here one may
+        def refused(work):
+            try:
+                work()
+            except LeavesTheMachine:
+                return True
+            except OSError as error:
+                return isinstance(getattr(error, "reason", None), LeavesTheMachine)
+            return False
+        udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        async def connect():
+            await asyncio.open_connection("192.0.2.1", 80)
+        print([refused(work) for work in (
+            lambda: socket.create_connection(("192.0.2.1", 80), timeout=1),
+            lambda: socket.socket().connect_ex(("192.0.2.1", 80)),
+            lambda: socket.getaddrinfo("gradio.app", 443),
+            lambda: udp.sendto(b"hello", ("192.0.2.1", 53)),
+            lambda: urllib.request.urlopen("http://192.0.2.1/", timeout=1),
+            lambda: asyncio.run(connect()),
+        )])
+    """
+    said = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True
+    )
+    assert said.stdout.strip() == str([True] * 6)
+
+
+def test_names_of_files_are_escaped(examiner):
+    html = render_cards([Examined("<img src=x onerror=alert(1)>.jpg", failure="<b>no</b>")], examiner)
+    assert "<img src=x" not in html
+    assert "&lt;b&gt;no&lt;/b&gt;" in html
+    assert "<i>" not in render_message("<i>9 files</i>")
+
+
+def test_a_photograph_is_referred_from_the_threshold_on(examiner):
+    threshold = examiner.referral.threshold
+    assert threshold == examiner.grader.threshold(0.9)
+    point = examiner.grader.members[0].calibration.point(0.9)
+    for probability, said in ((threshold, "yes"), (threshold - 1e-3, "no")):
+        html = render_cards([Examined("eye.jpg", _verdict(), _graded(probability))], examiner)
+        assert f"<strong>{said}</strong>" in html
+        assert (
+            f"sensitivity {100 * point.sensitivity:.1f} % and specificity {100 * point.specificity:.1f} %"
+            in html
+        )
+
+
+def _verdict():
+    from drgrade.inference.quality import Verdict
+
+    return Verdict("good")
+
+
+def _graded(referable):
+    one = torch.tensor([0.5])
+    probabilities = torch.tensor([[1 - referable, 0, referable, 0, 0]])
+    return Graded(
+        torch.tensor([2]),
+        probabilities,
+        probabilities,
+        one,
+        torch.tensor([referable]).double(),
+        one,
+        one * 0,
+        None,
+    )
+
+
+def test_a_run_without_operating_points_says_why(finished_run, tmp_path):
+    import shutil
+
+    folder = tmp_path / "old"
+    shutil.copytree(finished_run(), folder)
+    (folder / "calibration.json").unlink()
+    grader = Grader.load([folder], device="cpu")
+    examiner = Examiner(grader)
+    html = render_cards([Examined("eye.jpg", _verdict(), _graded(0.9))], examiner)
+    assert "no threshold was fitted: the run was made before" in html
+    assert "<strong>yes</strong>" not in html
+    with pytest.raises(ConfigError, match="no operating points"):
+        Examiner(grader, sensitivity=0.9)
+
+
+def test_an_ensemble_names_its_members_and_how_far_they_disagree(finished_run, uploads):
+    folders = [finished_run(), finished_run("seed=1")]
+    examiner = Examiner(Grader.load(folders, device="cpu", tta="flips"))
+    name, content = draw_example(3)
+    with uploads.taken(keep(uploads, name, content).path) as upload:
+        html = render_cards([examiner.examine(upload)], examiner)
+    assert "of it disagreement" in html
+    assert "each chosen for a sensitivity of 90 %" in html
+    about = render_about(examiner.grader, "flips")
+    assert all(folder.name in about for folder in folders)
+    assert "tta=flips" in about
+
+
+def test_a_head_that_cannot_be_explained_grades_all_the_same(finished_run, uploads):
+    examiner = Examiner(
+        Grader.load([finished_run("protocol=knn", "protocol.val_fraction=0.3")], device="cpu")
+    )
+    name, content = draw_example(3)
+    with uploads.taken(keep(uploads, name, content).path) as upload:
+        examined = examiner.examine(upload)
+    assert examined.graded is not None
+    assert bool(examined.maps) != bool(examined.note)
+
+
+def test_without_abstaining_all_that_has_pixels_is_graded(finished_run, uploads):
+    import cv2
+    import numpy as np
+
+    from drgrade.data.fundus_art import draw_photograph, plan_photographs
+
+    drawing = draw_photograph(plan_photographs(5, 1)[0], 256, 1)
+    blurred = cv2.GaussianBlur(np.asarray(drawing.pixels), (0, 0), 8)
+    content = cv2.imencode(".png", blurred[..., ::-1])[1].tobytes()
+    grader = Grader.load([finished_run()], device="cpu")
+    said = []
+    for abstain in (True, False):
+        with uploads.taken(keep(uploads, "blurred.png", content).path) as upload:
+            said.append(Examiner(grader, abstain=abstain).examine(upload))
+    assert said[0].verdict.abstains
+    assert said[0].graded is None
+    assert said[0].photograph is not None
+    assert said[1].graded is not None
+    assert "Take care" in render_cards(said[1:], Examiner(grader))
+
+
+def test_drawn_photographs_say_what_they_are():
+    name, content = draw_example(7)
+    assert content == draw_example(7)[1]
+    grade = int(re.search(r"as grade (\d)", name)[1])
+    assert GRADES[grade] in name
+    assert "not photographed" in name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no run is given"),
+        (["RUN"], "drgrade app checkpoint=RUN"),
+        (["checkpoint=/nowhere"], "not a run's folder"),
+    ],
+)
+def test_what_is_missing_is_named(arguments, message, monkeypatch):
+    from drgrade.inference.trying import isolation
+
+    monkeypatch.setattr(isolation, "stay", lambda: None)  # this process has other things to do
+    monkeypatch.setattr(isolation, "silence", lambda: None)
+    with pytest.raises(ConfigError, match=message):
+        app.work(*parse(arguments, app.Settings()))
+
+
+def test_missing_gradio_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'drgrade\[app\]'"):
+        app.work([], app.Settings(checkpoint=(Path("run"),)))
+
+
+def test_a_port_that_is_taken_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"port={port} cannot be had"):
+            listen(port)
+    with pytest.raises(ConfigError, match="is no port"):
+        listen(70_000)
+
+
+def test_another_port_is_taken_where_none_was_asked_for(monkeypatch, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr("drgrade.inference.trying.serving.PORT", port)
+        with listen(None) as listening:
+            address, other = listening.getsockname()
+    assert address == "127.0.0.1"
+    assert other != port
+    assert f"port {port} is taken, so it is {other}" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_a_signal_ends_it_and_nothing_is_left(finished_run, tmp_path, number):
+    command = ["-m", "drgrade.cli.app", f"checkpoint={finished_run()}", "port=0", "device=cpu"]
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout.readline().startswith("http://127.0.0.1:")
+        folder = Path(re.search(r"uploads are in (\S+)", process.stderr.readline())[1])
+        assert folder.is_dir()
+        process.send_signal(number)
+        _, said = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    if number == signal.SIGKILL:
+        with Uploads(folder.parent):  # the next one tidies up
+            assert not folder.exists()
+        return
+    assert process.returncode == 128 + number
+    assert "Traceback" not in said
+    assert not folder.exists()
+    assert not folder.with_name(f"{folder.name}.lock").exists()
