@@ -236,9 +236,9 @@ def fit_temperature(probabilities: Tensor, grades: Tensor) -> float:
     """The most probable temperature, if its logarithm is normal around 0 before any photograph is seen.
 
     That is the one with the least -sum log p + (log T)^2 / 2. Of a hundred photographs the second term
-    decides nothing; ten of them may ask for a temperature of infinity or 0, and it keeps them from that. On
-    other photographs it did better than no such term, and than giving up a temperature that does not help on
-    photographs left out of the fit (docs/calibration.md).
+    decides nothing; ten of them may ask for a temperature of infinity or 0, and it keeps them from that. What
+    it is worth beside no such term, and beside giving up a temperature that does not help on photographs left
+    out of the fit, is measured in docs/calibration.md.
 
     Args:
         probabilities: (N, G) float64.
