@@ -17,6 +17,7 @@ from drgrade.cli import app
 from drgrade.cli.arguments import parse
 from drgrade.errors import ConfigError
 from drgrade.inference.grader import Graded, Grader
+from drgrade.inference.quality import Verdict
 from drgrade.inference.trying import uploads as uploads_module
 from drgrade.inference.trying.cards import GRADES, render_about, render_cards, render_message
 from drgrade.inference.trying.examining import Examined, Examiner
@@ -198,9 +199,23 @@ def test_a_photograph_is_referred_from_the_threshold_on(examiner):
         )
 
 
-def _verdict():
-    from drgrade.inference.quality import Verdict
+def test_maps_that_the_run_does_not_have_or_the_page_no_room_for_are_refused(examiner):
+    with pytest.raises(ConfigError, match="maps=dream"):
+        Examiner(examiner.grader, maps=("dream",))
+    with pytest.raises(ConfigError, match="has room for 8"):
+        Examiner(examiner.grader, maps=("c5",) * 9)
 
+
+def test_what_is_no_fundus_photograph_gets_no_grade_but_its_reason(examiner):
+    examined = Examined("cat.jpg", Verdict("not_fundus", "no disc, no vessels", abstains=True))
+    html = render_cards([examined], examiner)
+    assert "Not graded: no fundus photograph." in html
+    assert "no disc, no vessels" in html
+    assert "dg-grade" not in html
+    assert "dg-bars" not in html
+
+
+def _verdict():
     return Verdict("good")
 
 

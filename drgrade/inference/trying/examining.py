@@ -30,6 +30,9 @@ MAPS = (AUTO, COMBINED, "c5", "p4", "attention_grad")
 """What is shown of where the run looked, as far as its encoder has it: its own choice, the mean of all, and
 one of each kind. Others can be asked for; each costs time."""
 
+MOST_MAPS = 8
+"""As many as ``page.css`` can switch between."""
+
 _SHOWN = 1024
 """Longer side in px of the pictures on the page."""
 
@@ -177,6 +180,8 @@ class Examiner:
 
 def _explainer(grader: Grader, maps: Sequence[str]) -> tuple[Explainer | None, str]:
     """An explainer, or why there is none."""
+    if len(maps) > MOST_MAPS:
+        raise ConfigError(f"maps names {len(maps)} maps; the page has room for {MOST_MAPS}")
     if maps:
         return Explainer(grader, maps), ""
     has = available(grader)
