@@ -1,0 +1,132 @@
+"""Which files a command means: folders, lists, standard input; nothing is lost without a word."""
+
+import io
+import os
+from itertools import count, islice
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from drgrade.data.crops import make_crops
+from drgrade.errors import ConfigError, DataError
+from drgrade.inference.predicting.inputs import Inputs, state_of
+
+
+def _touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def _paths(*given: object, **more) -> list[str]:
+    return [item.path for item in Inputs([str(each) for each in given], **more)]
+
+
+def test_a_folder_is_all_photographs_below_it_sorted_without_hidden_ones(tmp_path):
+    _touch(
+        *(tmp_path / name for name in ("b.JPG", "a/2.png", "a/10.tif", "c.jpeg", "notes.txt", "labels.csv"))
+    )
+    _touch(tmp_path / ".hidden.jpg", tmp_path / ".cache/x.jpg", tmp_path / "a/._2.png")
+    assert _paths(tmp_path) == [str(tmp_path / name) for name in ("a/10.tif", "a/2.png", "b.JPG", "c.jpeg")]
+    assert [item.image_id for item in Inputs([str(tmp_path)])] == ["a/10", "a/2", "b", "c"]
+    assert Inputs([str(tmp_path)]).total == 4
+
+
+def test_paths_stay_as_they_were_written(tmp_path, monkeypatch):
+    _touch(tmp_path / "eyes/x.jpg")
+    monkeypatch.chdir(tmp_path)
+    assert _paths("eyes") == ["eyes/x.jpg"]
+    assert _paths("./eyes/x.jpg", "eyes") == ["./eyes/x.jpg", "eyes/x.jpg"]
+
+
+def test_a_folder_with_the_ending_of_a_photograph_is_a_row_and_gone_through(tmp_path):
+    _touch(tmp_path / "scan.jpg/x.jpg")
+    assert _paths(tmp_path) == [str(tmp_path / "scan.jpg"), str(tmp_path / "scan.jpg/x.jpg")]
+
+
+def test_the_folder_of_the_results_is_not_gone_through(tmp_path):
+    _touch(tmp_path / "x.jpg", tmp_path / "results/overlays/x.png")
+    assert _paths(tmp_path, leave_out=tmp_path / "results") == [str(tmp_path / "x.jpg")]
+
+
+def test_links_to_folders_are_not_followed(tmp_path):
+    _touch(tmp_path / "x.jpg")
+    (tmp_path / "again").symlink_to(tmp_path)
+    assert _paths(tmp_path) == [str(tmp_path / "x.jpg")]
+
+
+def test_a_list_is_relative_to_its_folder(tmp_path):
+    (tmp_path / "list.txt").write_bytes("\ufeffa.jpg\r\n\n/abs/b.jpg\nnot there.jpg".encode())
+    assert _paths(tmp_path / "list.txt") == [
+        str(tmp_path / "a.jpg"),
+        "/abs/b.jpg",
+        str(tmp_path / "not there.jpg"),
+    ]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("column", ["path", "image"])
+def test_a_table_names_paths_and_ids(tmp_path, column, delimiter):
+    rows = [["n", column, "image_id"], ["1", "a, b;c.jpg", "first"], ["2", "d.jpg", ""], ["3", "", ""]]
+    lines = [delimiter.join(f'"{cell}"' for cell in row) for row in rows]
+    (tmp_path / "list.csv").write_text("\ufeff" + "\n".join(lines) + "\n", encoding="utf-8")
+    items = list(Inputs([str(tmp_path / "list.csv")]))
+    assert [item.path for item in items[:2]] == [str(tmp_path / "a, b;c.jpg"), str(tmp_path / "d.jpg")]
+    assert [item.image_id for item in items[:2]] == ["first", "d"]
+    assert items[2].problem == "row 3 of the list names no photograph"
+
+
+def test_a_table_without_a_column_of_paths_is_refused(tmp_path):
+    (tmp_path / "list.csv").write_text("id_code,diagnosis\nx,1\n")
+    with pytest.raises(DataError, match="no column path or image; its columns are: id_code, diagnosis"):
+        _ = Inputs([str(tmp_path / "list.csv")]).total
+
+
+def test_file_names_may_be_any_bytes(tmp_path):
+    (tmp_path / "list.txt").write_bytes(b"\xff\xfe.jpg\n")
+    (item,) = Inputs([str(tmp_path / "list.txt")])
+    assert os.fsencode(item.path).endswith(b"/\xff\xfe.jpg")
+
+
+def test_standard_input_is_read_as_it_comes(monkeypatch):
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"a.jpg\nb/c.jpg\n")))
+    inputs = Inputs(["-"])
+    assert inputs.total is None
+    assert [item.path for item in inputs] == ["a.jpg", "b/c.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [([], "no photographs are given"), (["nowhere"], "is not there"), (["-", "."], "alone|nothing else")],
+)
+def test_what_cannot_be_meant_is_refused(given, says):
+    with pytest.raises(ConfigError, match=says):
+        Inputs(given)
+
+
+def test_a_pipe_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "x.jpg")
+    assert not state_of(str(tmp_path / "x.jpg")).opens
+    assert not state_of("/dev/zero").opens
+    assert state_of("a\0b").size == -1
+
+
+def _name(path: Path) -> str:
+    return path.name
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_paths_without_end_are_prepared_a_few_ahead(workers):
+    """However long a list is, only so much of it is asked for as the processes are ahead."""
+    asked = []
+
+    def paths():
+        for number in count():
+            asked.append(number)
+            yield Path(str(number))
+
+    made = make_crops(_name, paths(), workers)
+    assert list(islice(made, 40)) == [str(number) for number in range(40)]
+    assert len(asked) <= 40 + 4 * workers
+    made.close()

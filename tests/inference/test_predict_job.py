@@ -1,0 +1,242 @@
+"""Batches and the ledger: what is held in memory, what a stopped job leaves, what goes on."""
+
+import shutil
+import sqlite3
+import weakref
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from drgrade.data.crops import Crop
+from drgrade.errors import ConfigError, DataError
+from drgrade.inference.grader import Graded
+from drgrade.inference.predicting.inputs import Inputs, Item, State
+from drgrade.inference.predicting.job import Job
+from drgrade.inference.predicting.ledger import NAME, Ledger
+from drgrade.inference.predicting.rows import Row
+from drgrade.inference.preparation import Prepared
+from drgrade.inference.quality import Verdict, unreadable
+
+
+class Stopped(Exception):
+    """Stands for whatever ends a process."""
+
+
+class Fake:
+    """A grader and a preparation in one that read no file: the number in a file's name says all.
+
+    Every seventh cannot be read. Grades depend on the batch they are in, as the last digits of real ones do.
+    """
+
+    device = "cpu"
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+        self.alive = self.most_alive = 0
+
+    @property
+    def preparation(self):
+        return self
+
+    def prepare_all(self, paths, workers):
+        for path in paths:
+            yield self._prepared(int(path.stem))
+
+    def grade(self, pixels) -> Graded:
+        numbers = torch.from_numpy(pixels[:, 0, 0, 0].astype(np.int64))
+        self.batches.append(len(pixels))
+        p = torch.softmax(
+            torch.outer(numbers.float(), torch.arange(5.0)) / 99 + numbers.float().mean() / 1e5, dim=1
+        )
+        scores = p[:, 2:].sum(dim=1) + numbers.float().mean() / 1e3
+        return Graded(numbers % 5, p, p, scores, scores, scores, scores, p)
+
+    def _prepared(self, number: int) -> Prepared:
+        if number % 7 == 0:
+            return Prepared(Crop("", failure="broken"), unreadable("broken"))
+        pixels = np.full((4, 4, 3), number % 200, np.uint8)
+        self.alive += 1
+        self.most_alive = max(self.most_alive, self.alive)
+        weakref.finalize(pixels, self._gone)
+        return Prepared(Crop(f"{number:064d}", pixels), Verdict("good"))
+
+    def _gone(self) -> None:
+        self.alive -= 1
+
+
+class Stop:
+    """Ends the job at a batch, before it is kept."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def take(self, batch) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Stopped
+
+    def finish(self, rows) -> None:
+        pass
+
+
+class Lines:
+    """What comes out in the end."""
+
+    def take(self, batch) -> None:
+        pass
+
+    def finish(self, rows) -> None:
+        self.rows = [row.to_json() for row in rows]
+
+
+def _list(folder: Path, numbers) -> Inputs:
+    for number in numbers:
+        if not (folder / f"{number}.jpg").exists():
+            (folder / f"{number}.jpg").touch()
+    (folder / "list.txt").write_text("".join(f"{number}.jpg\n" for number in numbers))
+    return Inputs([str(folder / "list.txt")])
+
+
+def _run(out: Path, inputs: Inputs, fake: Fake | None = None, stop_at: int = 10**6) -> list[dict]:
+    ledger, lines = Ledger(out), Lines()
+    try:
+        Job(fake or Fake(), ledger, batch_size=4).run(inputs, [Stop(stop_at), lines])
+    finally:
+        ledger.close()
+    return lines.rows
+
+
+def _graded(out: Path) -> int:
+    """How many grades have been kept."""
+    with sqlite3.connect(out / NAME) as rows:
+        return rows.execute("select count(*) from rows where status = 'graded'").fetchone()[0]
+
+
+def test_memory_does_not_grow_with_the_number_of_photographs(tmp_path):
+    fake = Fake()
+    rows = _run(tmp_path / "out", _list(tmp_path, range(300)), fake)
+    assert len(rows) == 300
+    assert fake.most_alive <= 2 * 4 + 1  # a batch, and the one that is being made
+
+
+def test_a_job_stopped_at_any_batch_ends_as_one_that_was_not(tmp_path):
+    inputs = _list(tmp_path, range(50))
+    whole = Fake()
+    expected = _run(tmp_path / "whole", inputs, whole)
+    assert [row["path"] for row in expected] == [item.path for item in inputs]
+    for stop_at in range(12):
+        fake, out = Fake(), tmp_path / f"stopped{stop_at}"
+        with pytest.raises(Stopped):
+            _run(out, inputs, fake, stop_at)
+        kept, again = _graded(out), Fake()
+        assert kept == 4 * stop_at or stop_at > 10
+        assert _run(out, inputs, again) == expected
+        assert sum(again.batches) == sum(whole.batches) - kept  # nothing twice
+
+
+def test_a_finished_job_grades_nothing_again(tmp_path):
+    inputs = _list(tmp_path, range(20))
+    expected, again = _run(tmp_path / "out", inputs), Fake()
+    assert _run(tmp_path / "out", inputs, again) == expected
+    assert again.batches == []
+
+
+def test_photographs_that_came_or_changed_since_are_graded(tmp_path):
+    _run(tmp_path / "out", _list(tmp_path, range(20, 40)))
+    (tmp_path / "25.jpg").write_bytes(b"another")
+    again = Fake()
+    rows = _run(tmp_path / "out", _list(tmp_path, range(38, 18, -1)), again)
+    assert [Path(row["path"]).stem for row in rows] == [str(number) for number in range(38, 18, -1)]
+    assert sum(again.batches) == 2  # 19 and 25
+
+
+def test_a_path_listed_twice_is_graded_once_and_a_row_twice(tmp_path):
+    fake = Fake()
+    rows = _run(tmp_path / "out", _list(tmp_path, [1, 2, 1, 3, 7, 7]), fake)
+    assert [Path(row["path"]).stem for row in rows] == ["1", "2", "1", "3", "7", "7"]
+    assert rows[0] == rows[2]
+    assert sum(fake.batches) == 3
+
+
+def test_what_could_not_be_read_is_tried_again(tmp_path):
+    class Mended(Fake):
+        def _prepared(self, number: int) -> Prepared:
+            return super()._prepared(number + 1 if number % 7 == 0 else number)
+
+    inputs = _list(tmp_path, range(8))
+    before = _run(tmp_path / "out", inputs)
+    after = _run(tmp_path / "out", inputs, Mended())
+    assert [row["status"] for row in before if "failed" in row["status"]] == ["failed"] * 2
+    assert {row["status"] for row in after} == {"graded"}
+
+
+def test_rows_come_back_as_they_were(tmp_path):
+    _list(tmp_path, range(3))
+    _run(tmp_path / "out", Inputs([str(tmp_path / "list.txt")]))
+    ledger = Ledger(tmp_path / "out")
+    item, state = Item(str(tmp_path / "1.jpg"), "other id"), (tmp_path / "1.jpg").stat()
+    assert ledger.expect(item, State(state.st_size, state.st_mtime_ns))
+    (row,) = ledger.rows()
+    ledger.close()
+    assert row.image_id == "other id"
+    assert row == Row.read(row.path, row.image_id, row.content())
+    assert len(list(row.cells())) == 18
+
+
+def test_one_job_at_a_time(tmp_path):
+    ledger = Ledger(tmp_path)
+    with pytest.raises(ConfigError, match="another job works"):
+        Ledger(tmp_path)
+    ledger.close()
+    Ledger(tmp_path).close()
+
+
+def test_a_damaged_ledger_is_said_and_can_be_begun_anew(tmp_path):
+    (tmp_path / NAME).write_bytes(b"no database " * 500)
+    with pytest.raises(DataError, match="damaged"):
+        Ledger(tmp_path)
+    Ledger(tmp_path, anew=True).close()
+    with sqlite3.connect(tmp_path / NAME) as rows:
+        assert rows.execute("select count(*) from rows").fetchone() == (0,)
+
+
+def test_a_ledger_that_was_being_written_is_whole_again(tmp_path):
+    """As the system leaves it when the process is killed within a transaction: with its journal beside it."""
+    ledger = Ledger(tmp_path / "out")
+    ledger.write([(Row("kept.jpg", "kept", "abstained"), State(1, 1))])
+    ledger._rows.execute("pragma cache_size = 1")  # changed pages go to disk before they are committed
+    for number in range(2000):
+        ledger.expect(Item(f"{number}.jpg", "x" * 200), State())
+    shutil.copytree(tmp_path / "out", tmp_path / "killed")
+    assert (tmp_path / "killed" / f"{NAME}-journal").stat().st_size > 0
+    ledger.close()
+    after = Ledger(tmp_path / "killed")
+    assert after.expect(Item("kept.jpg", "kept"), State(1, 1))
+    assert [row.path for row in after.rows()] == ["kept.jpg"]
+    after.close()
+
+
+def test_a_batch_too_large_for_the_device_says_so(tmp_path):
+    class Small(Fake):
+        def grade(self, pixels):
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(ConfigError, match="batch_size=4 does not fit"):
+        _run(tmp_path / "out", _list(tmp_path, range(9)), Small())
+
+
+def test_progress_is_shown_where_nobody_knows_how_many_there_are(tmp_path, monkeypatch, capsys):
+    import io
+
+    _list(tmp_path, range(9))
+    monkeypatch.chdir(tmp_path)
+    listed = (tmp_path / "list.txt").read_bytes()
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(listed)))
+    monkeypatch.setattr("drgrade.progress._SECONDS_BETWEEN_LINES", 0.0)
+    assert len(_run(tmp_path / "out", Inputs(["-"]))) == 9
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "grading photographs"
+    assert lines[-1].startswith("  9 (")
