@@ -12,6 +12,7 @@ from torch import Tensor
 
 from drgrade.errors import ConfigError, DataError
 from drgrade.inference.preparation import Preparation
+from drgrade.inference.publishing.layout import CONFIG as PUBLISHED_CONFIG
 from drgrade.inference.publishing.layout import WEIGHTS, is_published, read_published
 from drgrade.models.calibration import Calibration
 from drgrade.models.grading import GradingModel
@@ -39,6 +40,18 @@ class Trained:
     config: DictConfig
     record: Mapping[str, Any]
     folder: Path
+
+    @property
+    def weights_file(self) -> Path:
+        """The file that its weights were read from."""
+        if is_published(self.folder):
+            return self.folder / WEIGHTS
+        return self.folder / "checkpoints" / str(self.record["checkpoint"])
+
+    @property
+    def config_file(self) -> Path:
+        """The file that its settings were read from."""
+        return self.folder / (PUBLISHED_CONFIG if is_published(self.folder) else CONFIG)
 
 
 def load_trained(folder: Path) -> Trained:

@@ -84,6 +84,14 @@ def test_a_published_folder_is_a_checkpoint_like_a_run(finished_run, published):
     torch.testing.assert_close(both.probabilities, alone.probabilities)
 
 
+def test_a_loaded_grader_names_the_files_that_it_was_read_from(finished_run, published):
+    for folder in (finished_run(), published):
+        trained = load_trained(folder)
+        assert trained.weights_file.is_file()
+        assert trained.config_file.is_file()
+    assert trained.weights_file == published / "model.safetensors"
+
+
 def test_who_asks_for_its_photographs_is_told_that_there_are_none(published):
     with pytest.raises(DataError, match="comes without its photographs"):
         make_photographs(load_trained(published).config)

@@ -14,7 +14,7 @@ from drgrade.inference.grader import Grader
 from drgrade.inference.trained import Trained
 from drgrade.models.artefact import file_hash
 from drgrade.training.artefacts import versions
-from drgrade.training.folder import CALIBRATION, CONFIG
+from drgrade.training.folder import CALIBRATION
 
 HEADER = "prediction.json"
 
@@ -46,8 +46,8 @@ def describe(grader: Grader, given: Sequence[str], **settings: object) -> Job:
 def _hashes(member: Trained) -> dict[str, str]:
     calibration = member.folder / CALIBRATION
     return {
-        "checkpoint_sha256": file_hash(member.folder / "checkpoints" / str(member.record["checkpoint"])),
-        "config_sha256": file_hash(member.folder / CONFIG),
+        "checkpoint_sha256": file_hash(member.weights_file),
+        "config_sha256": file_hash(member.config_file),
         "calibration_sha256": file_hash(calibration) if calibration.is_file() else "",
     }
 
