@@ -5,6 +5,7 @@ Little is imported here, as every worker imports it.
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -264,6 +265,7 @@ _makers: list[Callable[[Path], Any]] = []
 
 
 def _start_worker(maker: Callable[[Path], Any]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends them
     cv2.setNumThreads(1)  # one process per CPU already
     _makers[:] = [maker]
     threading.Thread(target=_follow_parent, daemon=True).start()
