@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -131,10 +132,10 @@ def _prepared(folder: Path, preparation: Preparation, count: int, rng: np.random
     files = sorted(
         path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_EXTENSIONS and path.is_file()
     )
-    drawn = [files[number] for number in rng.permutation(len(files))[:count]]
-    made = track(preparation.prepare_all(drawn), len(drawn), "preparing", f"photographs of {folder}")
-    kept = [each.crop.pixels for each in made if not each.verdict.abstains]
-    found = [pixels for pixels in kept if pixels is not None]
+    made = preparation.prepare_all([files[number] for number in rng.permutation(len(files))])
+    usable = (each.crop.pixels for each in made if not each.verdict.abstains and each.crop.pixels is not None)
+    wanted = track(islice(usable, count), min(count, len(files)), "preparing", f"photographs of {folder}")
+    found = list(wanted)
     _check_enough(len(found), f"usable photographs in {folder}")
     return np.stack(found)
 

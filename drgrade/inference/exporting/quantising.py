@@ -160,7 +160,7 @@ def _reader(photographs: Pixels) -> Any:
             self._waiting = iter(photographs[:0])
 
         def __len__(self) -> int:
-            return len(photographs) // _STRIDE * _STRIDE or len(photographs)
+            return -(-len(photographs) // _STRIDE) * _STRIDE  # it has to be a multiple
 
         def set_range(self, start_index: int, end_index: int) -> None:
             self._waiting = iter(photographs[start_index:end_index])
