@@ -12,6 +12,7 @@ from drgrade.errors import ConfigError
 from drgrade.progress import say
 
 if TYPE_CHECKING:
+    from drgrade.inference.explaining.showing import Overlays
     from drgrade.inference.grader import Grader
     from drgrade.inference.predicting.header import Job
     from drgrade.inference.predicting.inputs import Inputs
@@ -32,6 +33,9 @@ image; relative to the list's folder), or - for paths on standard input.
 Each file is a row of predictions.csv and a line of predictions.jsonl: graded; or abstained, where the
 photograph is too dark, out of focus or no fundus photograph; or failed, where the file cannot be read, with
 the reason. The probabilities p0..p4 are calibrated on the run's validation photographs.
+
+overlays=true adds overlays/index.html: every photograph, what its grade hangs on, and its probabilities
+(docs/explanations.md).
 
 Stopped at any point, the same command goes on: what is graded is not graded again, unless the file has
 changed.
@@ -69,6 +73,18 @@ class Settings:
     format: tuple[Literal["csv", "jsonl"], ...] = field(
         default=("csv", "jsonl"), metadata={"help": "what is written"}
     )
+    overlays: bool = field(
+        default=False, metadata={"help": "true: a PNG of each photograph with its heat, and pages of them"}
+    )
+    map: str = field(
+        default="auto", metadata={"help": "of overlays: where heat is looked for; auto, c3, ..."}
+    )
+    target: Literal["expected", "referable", "grade"] = field(
+        default="expected", metadata={"help": "of overlays: what is explained"}
+    )
+    overlay_size: int = field(
+        default=1024, metadata={"help": "of overlays: longer side in pixels; 0: the photograph's"}
+    )
     overwrite: bool = field(
         default=False, metadata={"help": "true removes the predictions that are in the folder first"}
     )
@@ -94,7 +110,8 @@ def work(paths: list[Path], settings: Settings) -> None:
     Inputs(given)  # what is not there need not wait for the models to load
     grader = Grader.load(settings.checkpoint, settings.device, settings.tta, settings.reading)
     threshold = None if settings.sensitivity is None else grader.threshold(settings.sensitivity)
-    asked = ("tta", "reading", "sensitivity", "abstain")
+    overlays = ("overlays", "map", "target", "overlay_size") if settings.overlays else ("overlays",)
+    asked = ("tta", "reading", "sensitivity", "abstain", *overlays)
     job = describe(grader, given, **{name: getattr(settings, name) for name in asked})
     folder = settings.out or _default_folder(job)
     inputs = Inputs(given, leave_out=folder)
@@ -117,6 +134,8 @@ def _check(settings: Settings) -> None:
     for name, value in (("batch_size", settings.batch_size), ("workers", settings.workers)):
         if value is not None and value < 1:
             raise ConfigError(f"{name}={value} is below 1")
+    if settings.overlay_size < 0:
+        raise ConfigError(f"overlay_size={settings.overlay_size} is below 0")
 
 
 def _default_folder(job: "Job") -> Path:
@@ -134,16 +153,20 @@ def _predict(
     threshold: float | None,
     settings: Settings,
 ) -> None:
+    from drgrade.inference.explaining.showing import clear
     from drgrade.inference.predicting import job as jobs
     from drgrade.inference.predicting.header import NOTICE, check_folder, check_job, write_header
     from drgrade.inference.predicting.ledger import Ledger
     from drgrade.inference.predicting.tables import Tally
 
     threshold = jobs.REFERABLE_FROM if threshold is None else threshold
+    overlays = _overlays(grader, folder, settings)
     check_folder(folder)
     ledger = Ledger(folder, anew=settings.overwrite)
     try:
-        if not settings.overwrite:
+        if settings.overwrite:
+            clear(folder)
+        else:
             check_job(folder, job)
         facts = {"threshold": threshold, "batch_size": settings.batch_size}
         write_header(folder, job, grader, status="unfinished", **facts)
@@ -151,7 +174,7 @@ def _predict(
         job_done = jobs.Job(
             grader, ledger, threshold, settings.abstain, settings.batch_size, settings.workers
         )
-        job_done.run(inputs, [*tables, tally])
+        job_done.run(inputs, [*tables, *overlays, tally])
         gone = ledger.forget_others()
         write_header(folder, job, grader, status="finished", **facts, counts=tally.counts())
     finally:
@@ -159,6 +182,8 @@ def _predict(
     print("\n".join([*tally.lines(threshold), *_remarks(grader, gone), NOTICE]))
     for table in tables:
         print(table.path)
+    for pages in overlays:
+        print(pages.index)
 
 
 def _tables(folder: Path, job: "Job", settings: Settings) -> "Sequence[Table | JsonLines]":
@@ -171,6 +196,16 @@ def _tables(folder: Path, job: "Job", settings: Settings) -> "Sequence[Table | J
         for table in known.values():
             table.path.unlink(missing_ok=True)
     return [table for name, table in known.items() if name in settings.format or table.path.exists()]
+
+
+def _overlays(grader: "Grader", folder: Path, settings: Settings) -> "Sequence[Overlays]":
+    """Those that are asked for: none or one."""
+    if not settings.overlays:
+        return ()
+    from drgrade.inference.explaining import Explainer
+    from drgrade.inference.explaining.showing import Overlays
+
+    return (Overlays(folder, Explainer(grader, [settings.map], settings.target), settings.overlay_size),)
 
 
 def _remarks(grader: "Grader", gone: int) -> list[str]:

@@ -218,7 +218,9 @@ def test_missing_captum_is_one_line(finished_run, pixels, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "captum.attr", None)
     monkeypatch.setitem(__import__("sys").modules, "captum", None)
     with pytest.raises(ConfigError, match=r"pip install 'drgrade\[explain\]'"):
-        Explainer(_grader(finished_run())).explain(pixels)
+        Explainer(_grader(finished_run()))
+    grader = _grader(finished_run("encoder=msssl"))
+    assert Explainer(grader, ["attention"]).explain(pixels).heat["attention"].max() > 0
 
 
 class Edges(Encoder):
@@ -299,3 +301,9 @@ def test_channels_last_and_tokens_are_maps_too():
     for layout in ("NHWC", "tokens"):
         torch.testing.assert_close(heat(layout), heat("NCHW"))
     assert heat("NCHW").max() > 0
+
+
+def test_plain_attention_does_not_claim_to_be_of_the_target(finished_run):
+    grader = _grader(finished_run("encoder=msssl"))
+    assert "whatever the grade" in Explainer(grader, ["attention"]).meaning
+    assert "raises the grade" in Explainer(grader, ["attention_grad"]).meaning

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from drgrade.data.modules import normalise
 from drgrade.errors import ConfigError
-from drgrade.inference.explaining.gradcam import grad_cam
+from drgrade.inference.explaining.gradcam import captum, grad_cam
 from drgrade.inference.explaining.rollout import attention_map
 from drgrade.inference.explaining.targets import MEANINGS, WITHOUT_TARGET, Score, score_of
 from drgrade.inference.grader import Graded, Grader
@@ -59,7 +59,7 @@ class Explainer:
             target: What is explained; see :func:`drgrade.inference.explaining.targets.score_of`.
 
         Raises:
-            ConfigError: If there is no such map or target, or a member's head has no gradient.
+            ConfigError: If there is no such map or target, or captum is needed and missing.
         """
         if not maps:
             raise ConfigError(f"maps is empty; maps={AUTO} takes the encoder's own choice")
@@ -71,6 +71,8 @@ class Explainer:
             {name: _recipe(name, layers, member) for name in dict.fromkeys(maps)}
             for member, layers in zip(grader.members, self._layers, strict=True)
         ]
+        if any(isinstance(layer, MapLayer) for name in maps for layer in self._looked_at(name)):
+            captum()  # that it is missing is said before photographs have been graded
         self._names = {name: self._resolved(name) for name in self._recipes[0]}
         self.names = tuple(dict.fromkeys(self._names.values()))
         self.meaning = self._meaning(next(iter(self._names)), target)
@@ -85,7 +87,7 @@ class Explainer:
             Grades and heat, in their order.
 
         Raises:
-            ConfigError: If a head gives the same whatever the photograph, or captum is needed and missing.
+            ConfigError: If a head says the same whatever the photograph shows.
         """
         graded = self.grader.grade(pixels)
         return Explanation(graded, self.heat(pixels, graded.grades.tolist()), self.names[0])
@@ -126,13 +128,16 @@ class Explainer:
             for name, recipe in recipes.items()
         }
 
-    def _meaning(self, name: str, target: str) -> str:
-        looked_at = [
+    def _looked_at(self, name: str) -> list[Explained]:
+        """The layers behind a map, of all members."""
+        return [
             layers[layer]
             for layers, recipes in zip(self._layers, self._recipes, strict=True)
             for layer in recipes[name]
         ]
-        plain = all(isinstance(each, AttentionLayers) and not each.weighted for each in looked_at)
+
+    def _meaning(self, name: str, target: str) -> str:
+        plain = all(isinstance(each, AttentionLayers) and not each.weighted for each in self._looked_at(name))
         return WITHOUT_TARGET if plain else MEANINGS[target]
 
     def _resolved(self, name: str) -> str:

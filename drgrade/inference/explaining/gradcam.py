@@ -32,11 +32,16 @@ def grad_cam(scores: Callable[[Tensor], Tensor], layer: MapLayer, images: Tensor
     """
     with _tapped(layer) as tap:
         # captum gets to the gradient of `tap` through the hook that has put it into the model.
-        found: Tensor = _captum().LayerGradCam(scores, tap).attribute(images, relu_attributions=True).detach()
+        found: Tensor = captum().LayerGradCam(scores, tap).attribute(images, relu_attributions=True).detach()
     return found[:, 0].float()
 
 
-def _captum() -> Any:
+def captum() -> Any:
+    """Captum's attributions.
+
+    Raises:
+        ConfigError: If it is not installed.
+    """
     try:
         return importlib.import_module("captum.attr")
     except ModuleNotFoundError as error:
