@@ -57,6 +57,20 @@ class Photographs(Collection):
         other.spec = spec
         return other
 
+    def assigned(self, table: pd.DataFrame) -> "Photographs":
+        """The same photographs, with a split that was made elsewhere.
+
+        Args:
+            table: As :attr:`split`; nothing of it is for training.
+
+        Returns:
+            Others than these.
+        """
+        other = self.split_by(self.spec)
+        nothing = pd.Series(False, index=table.index)
+        other._made = Split(table, (), training_side=nothing, foreign=nothing)
+        return other
+
     @cached_property
     def _made(self) -> Split:
         return split_with_remarks(self.manifest, self.spec)

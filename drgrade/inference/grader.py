@@ -14,7 +14,7 @@ from drgrade.data.modules import normalise
 from drgrade.errors import ConfigError
 from drgrade.inference.preparation import Preparation
 from drgrade.inference.trained import Trained, load_trained
-from drgrade.models.calibration import expected_grade, joint, referable, uncertainty
+from drgrade.models.calibration import Calibration, expected_grade, joint, referable, uncertainty
 from drgrade.models.grading import median_grade, views
 
 Reading = Literal["head", "thresholds"]
@@ -58,6 +58,7 @@ class Grader:
     Attributes:
         members: The trained runs.
         preparation: How photographs have to be prepared, for all members alike.
+        calibration: Of the run, or of the ensemble (:func:`~drgrade.models.calibration.joint`).
         device: Where the models are.
     """
 
@@ -95,10 +96,10 @@ class Grader:
         self._views = views(tta)
         if reading not in READINGS:
             raise ConfigError(f"reading={reading} is none of {', '.join(READINGS)}")
-        self._calibration = joint([member.calibration for member in members])
-        if reading == "thresholds" and not self._calibration.photographs:
+        self.calibration = joint([member.calibration for member in members])
+        if reading == "thresholds" and not self.calibration.photographs:
             raise ConfigError(
-                f"reading=thresholds: none were fitted ({self._calibration.note}); use reading=head"
+                f"reading=thresholds: none were fitted ({self.calibration.note}); use reading=head"
             )
         self._reading = reading
         for member in members:
@@ -140,7 +141,6 @@ class Grader:
         """
         return float(np.mean([each.calibration.point(sensitivity).threshold for each in self.members]))
 
-    @torch.inference_mode()
     def grade(self, pixels: npt.NDArray[np.uint8] | Tensor) -> Graded:
         """Grade prepared photographs.
 
@@ -151,11 +151,28 @@ class Grader:
             What is said of them, in their order.
         """
         images = torch.as_tensor(pixels).to(self.device).permute(0, 3, 1, 2)
-        normalised = normalise(images)
-        logits = [(member, member.model(view(normalised))) for member in self.members for view in self._views]
-        return self._graded(logits)
+        return self.grade_normalised(normalise(images))[0]
 
-    def _graded(self, said: Sequence[tuple[Trained, Tensor]]) -> Graded:
+    @torch.inference_mode()
+    def grade_normalised(self, images: Tensor) -> tuple[Graded, list[Graded]]:
+        """Grade normalised images, together and member by member.
+
+        Args:
+            images: (B, 3, S, S) float, on the device of the models; B at least 1.
+
+        Returns:
+            What all members say together, and what each of them says alone, in their order.
+        """
+        said = [(member, member.model(view(images))) for member in self.members for view in self._views]
+        together = self._graded(said, self.calibration)
+        if len(self.members) == 1:
+            return together, [together]
+        count = len(self._views)
+        own = [said[start : start + count] for start in range(0, len(said), count)]
+        each = zip(own, self.members, strict=True)
+        return together, [self._graded(part, member.calibration) for part, member in each]
+
+    def _graded(self, said: Sequence[tuple[Trained, Tensor]], calibration: Calibration) -> Graded:
         raw = torch.stack([member.model.head.probabilities(logits) for member, logits in said]).cpu()
         pairs = zip(said, raw, strict=True)
         calibrated = torch.stack([member.calibration.probabilities(own) for (member, _), own in pairs])
@@ -163,7 +180,7 @@ class Grader:
         total = uncertainty(probabilities)
         within = torch.stack([uncertainty(each) for each in calibrated]).mean(dim=0)
         return Graded(
-            self._read(said, raw.mean(dim=0), probabilities),
+            self._read(said, raw.mean(dim=0), probabilities, calibration),
             probabilities,
             raw.mean(dim=0),
             expected_grade(probabilities),
@@ -173,9 +190,11 @@ class Grader:
             said[0][1].cpu() if len(said) == 1 else None,
         )
 
-    def _read(self, said: Sequence[tuple[Trained, Tensor]], raw: Tensor, calibrated: Tensor) -> Tensor:
+    def _read(
+        self, said: Sequence[tuple[Trained, Tensor]], raw: Tensor, calibrated: Tensor, fitted: Calibration
+    ) -> Tensor:
         if self._reading == "thresholds":
-            thresholds = calibrated.new_tensor(self._calibration.thresholds)
+            thresholds = calibrated.new_tensor(fitted.thresholds)
             return (expected_grade(calibrated)[:, None] >= thresholds).sum(dim=1)
         if len(said) > 1:
             return median_grade(raw)

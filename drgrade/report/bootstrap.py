@@ -105,10 +105,10 @@ def resample(
         Figures of each run in each resample.
     """
     runs, grades = len(predicted), probabilities.shape[-1]
-    called = _cells_by_group(fold, predicted, grades)  # (groups, R * 25)
+    called = cells_by_group(fold, predicted, grades)  # (groups, R * 25)
     scores = probabilities[:, :, REFERABLE:].sum(axis=2)
     referable = fold.grades >= REFERABLE
-    of_grade = _cells_by_group(fold, fold.grades[None], grades)[:, :: grades + 1]  # (groups, 5): the diagonal
+    of_grade = cells_by_group(fold, fold.grades[None], grades)[:, :: grades + 1]  # (groups, 5): the diagonal
     parts: list[Resampled] = []
     for counts in draws(fold, resamples, seed):
         weights = counts.T[fold.groups]  # (N, b)
@@ -128,8 +128,17 @@ def resample(
     )
 
 
-def _cells_by_group(fold: TestFold, predicted: Counts, grades: int) -> Floats:
-    """Confusion counts of each group and run: (groups, R * G * G)."""
+def cells_by_group(fold: TestFold, predicted: Counts, grades: int) -> Floats:
+    """Confusion counts of each group and run.
+
+    Args:
+        fold: The fold, with N photographs.
+        predicted: (R, N) of each run.
+        grades: G.
+
+    Returns:
+        (groups, R * G * G).
+    """
     runs = len(predicted)
     width = runs * grades**2
     column = np.arange(runs)[:, None] * grades**2 + fold.grades * grades + predicted  # (R, N)
