@@ -39,6 +39,9 @@ def work(cfg: DictConfig) -> None:
 
     metrics = train(cfg)
     if is_main_process():
+        from drgrade.inference.publishing.card import leave_card
+
+        leave_card(Path(cfg.paths.run), metrics)
         log.info("%s", summary(metrics, cfg.paths.run))
 
 

@@ -83,6 +83,7 @@ def _refuse_training(cell: Composed) -> None:
 
 def _run(cell: Composed, shared: "Shared") -> JobReturn:
     """Run one cell; what it says goes into its folder."""
+    from drgrade.inference.publishing.card import leave_card
     from drgrade.training.run import train
 
     cfg = cell.config.copy()
@@ -92,7 +93,9 @@ def _run(cell: Composed, shared: "Shared") -> JobReturn:
     cell.folder.mkdir(parents=True, exist_ok=True)
     with _output_in(cell.folder / OUTPUT):
         try:
-            done.return_value = train(cfg, shared)
+            record = train(cfg, shared)
+            leave_card(cell.folder, record)
+            done.return_value = record
             done.status = JobStatus.COMPLETED
         except Exception as error:  # whatever it is: the other cells are not to be lost by it
             done.status = JobStatus.FAILED
