@@ -1,11 +1,12 @@
-"""``drgrade evaluate``: test a run again."""
+"""``drgrade evaluate``: a trained run, or an ensemble, tested on its own photographs or on others."""
 
 import logging
+import re
+import sys
 
 from omegaconf import DictConfig
 
 from drgrade.cli.hydra_command import run
-from drgrade.cli.train import summary
 
 
 def work(cfg: DictConfig) -> None:
@@ -14,18 +15,35 @@ def work(cfg: DictConfig) -> None:
     Args:
         cfg: The composed config (``conf/evaluate.yaml``).
     """
-    from drgrade.training.evaluation import evaluate
+    from drgrade.inference.evaluating.evaluation import evaluate
+    from drgrade.inference.evaluating.intervals import lines
     from drgrade.training.processes import is_main_process
     from drgrade.training.together import check_processes
 
     check_processes(cfg.trainer)
-    metrics = evaluate(cfg)
+    found = evaluate(cfg)
     if is_main_process():
-        logging.getLogger("drgrade").info("%s", summary(metrics, cfg.paths.run))
+        table = "\n".join(lines(found.estimates))
+        log = logging.getLogger("drgrade")
+        log.info("%s\n%s: %s", table, found.metrics["status"], cfg.paths.run)
+
+
+def listed(argument: str) -> str:
+    """Write ``checkpoint=A,B`` as Hydra writes a list; it would take it for a sweep.
+
+    Args:
+        argument: Of the command line.
+
+    Returns:
+        ``checkpoint=[A,B]``; anything else as it is.
+    """
+    found = re.fullmatch(r"checkpoint=([^\[\]\"']+,[^\[\]\"']+)", argument)
+    return f"checkpoint=[{found[1]}]" if found else argument
 
 
 def main() -> None:
     """Run from the command line."""
+    sys.argv[1:] = [listed(argument) for argument in sys.argv[1:]]
     run(work, "evaluate")
 
 

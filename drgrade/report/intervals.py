@@ -1,7 +1,7 @@
 """Every metric of one set of graded photographs in each resample of the bootstrap of groups.
 
-The figures are those of :func:`drgrade.metrics.grading_metrics`, computed for all resamples at once; the tests
-hold one against the other. :mod:`drgrade.report.bootstrap` draws.
+The figures are those of :func:`drgrade.metrics.grading_metrics`, computed for all resamples at once; the
+tests hold one against the other. :mod:`drgrade.report.bootstrap` draws.
 """
 
 from collections.abc import Mapping
@@ -71,14 +71,14 @@ def _gaps_by_group(fold: TestFold, probabilities: Floats) -> Floats:
     cells = np.bincount(
         fold.groups * BINS + place, weights=confidence - right, minlength=fold.num_groups * BINS
     )
-    return cells.reshape(-1, BINS)
+    return cells.astype(np.float64).reshape(-1, BINS)
 
 
 def _likelihood_by_group(fold: TestFold, probabilities: Floats) -> Floats:
     """Sum of -log of the probability of the true grade, of each group: (groups,)."""
     given = probabilities[np.arange(len(probabilities)), fold.grades]
     loss: Floats = -np.log(np.maximum(given, LEAST))
-    return np.bincount(fold.groups, weights=loss, minlength=fold.num_groups)
+    return np.bincount(fold.groups, weights=loss, minlength=fold.num_groups).astype(np.float64)
 
 
 def _from_confusion(confusion: Floats) -> dict[str, Floats]:

@@ -12,6 +12,10 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
     # On two cores the loader runs in the training process, where it is fastest; "auto" has chosen.
     warnings.filterwarnings("ignore", message=r".*does not have many workers")
+    # A checkpoint is tested without the callbacks that have written it.
+    warnings.filterwarnings(
+        "ignore", message=r"Be aware that when using `ckpt_path`, callbacks used to create"
+    )
     # A run that goes on in its folder (resume=) appends to the log of the same run.
     warnings.filterwarnings("ignore", message=r".*Checkpoint directory .* exists and is not empty")
     # Our metrics are computed from the gathered results, alike in every process: there is nothing to reduce.

@@ -10,10 +10,10 @@ import torch
 from sklearn.metrics import cohen_kappa_score, log_loss
 
 from drgrade.config import CONF
+from drgrade.inference.evaluating.evaluation import evaluate
 from drgrade.models.calibrated import cross_fitted_metrics
 from drgrade.models.calibration import Calibration, fit_calibration
 from drgrade.training.calibrating import read_calibration
-from drgrade.training.evaluation import evaluate
 from drgrade.training.run import train
 
 RUN = ("init=random", "protocol.val_fraction=0.3")
@@ -77,7 +77,7 @@ def test_testing_a_run_again_gives_the_same_figures(compose, tmp_path):
     record = train(compose(*RUN))
     paths = [f"checkpoint={tmp_path / 'run'}", f"paths.run={tmp_path / 'again'}", f"paths.outputs={tmp_path}"]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        again = evaluate(hydra.compose("evaluate", [*paths, "trainer=cpu"]))
+        again = evaluate(hydra.compose("evaluate", [*paths, "trainer=cpu"])).metrics
     assert {**record, "evaluated": str(tmp_path / "run")} == again
 
 
@@ -90,7 +90,7 @@ def test_a_run_that_was_made_before_is_tested_again_without_a_calibration(compos
     (tmp_path / "run" / "metrics.json").write_text(json.dumps(before))
     paths = [f"checkpoint={tmp_path / 'run'}", f"paths.run={tmp_path / 'again'}", f"paths.outputs={tmp_path}"]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        again = evaluate(hydra.compose("evaluate", [*paths, "trainer=cpu"]))
+        again = evaluate(hydra.compose("evaluate", [*paths, "trainer=cpu"])).metrics
     assert names(again, "test") & FIGURES == {"nll", "brier"}
 
 

@@ -13,7 +13,7 @@ from drgrade.config import CONF, further_sources
 from drgrade.data.sources.demo import Demo
 from drgrade.data.sources.folder import Folder
 from drgrade.errors import ConfigError, DataError
-from drgrade.training.evaluation import evaluate
+from drgrade.inference.evaluating.evaluation import evaluate
 from drgrade.training.run import train
 from drgrade.training.setup import make_photographs
 
@@ -112,7 +112,7 @@ def test_a_run_with_external_data_is_tested_again_from_its_folder(compose, other
                 "trainer=cpu",
             ],
         )
-    again = evaluate(cfg)
+    again = evaluate(cfg).metrics
     assert {k: v for k, v in again.items() if "/" in k} == {k: v for k, v in metrics.items() if "/" in k}
 
 

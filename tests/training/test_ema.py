@@ -13,9 +13,9 @@ from torch import nn
 
 from drgrade.config import CONF
 from drgrade.errors import ConfigError
+from drgrade.inference.evaluating.evaluation import evaluate
 from drgrade.training import run as run_module
 from drgrade.training.averaging import MovingAverage
-from drgrade.training.evaluation import evaluate
 from drgrade.training.run import train
 from drgrade.training.setup import make, make_encoder
 
@@ -77,7 +77,7 @@ def evaluated(run, folder, tmp_path):
             "evaluate",
             [f"checkpoint={run}", f"paths.run={folder}", f"paths.outputs={tmp_path}", "trainer=cpu"],
         )
-    return evaluate(cfg)
+    return evaluate(cfg).metrics
 
 
 def test_checkpoints_hold_the_average_of_a_naive_loop_and_the_weights_beside_it(compose, tmp_path, watched):

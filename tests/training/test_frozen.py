@@ -16,10 +16,10 @@ from drgrade.cli import report
 from drgrade.cli.hydra_command import explain
 from drgrade.config import CONF
 from drgrade.errors import ConfigError
+from drgrade.inference.evaluating.evaluation import evaluate
 from drgrade.models.heads import RegressionHead
 from drgrade.training import features as features_module
 from drgrade.training import frozen
-from drgrade.training.evaluation import evaluate
 from drgrade.training.run import train
 from drgrade.training.setup import make_encoder, seed_everything
 from drgrade.training.tracking.evaluation import Evaluation
@@ -49,7 +49,7 @@ def evaluated(folder, shared, tmp_path):
     stores = next(each for each in shared if each.startswith("paths.stores"))
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = hydra.compose("evaluate", [f"checkpoint={folder}", f"paths.run={out}", stores, "trainer=cpu"])
-    return evaluate(cfg), out
+    return evaluate(cfg).metrics, out
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

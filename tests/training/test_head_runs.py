@@ -12,9 +12,9 @@ from sklearn.utils.class_weight import compute_class_weight
 from drgrade.config import CONF
 from drgrade.data.photographs import Photographs
 from drgrade.errors import ConfigError
+from drgrade.inference.evaluating.evaluation import evaluate
 from drgrade.models.heads.thresholds import halves
 from drgrade.training import run as run_module
-from drgrade.training.evaluation import evaluate
 from drgrade.training.run import train
 from drgrade.training.setup import make_photographs
 
@@ -24,7 +24,7 @@ FITTED = ("init=random", "head=regression_fitted", "protocol.val_fraction=0.3")
 def evaluated(run, folder, tmp_path, *more):
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         paths = [f"checkpoint={run}", f"paths.run={folder}", f"paths.outputs={tmp_path}"]
-        return evaluate(hydra.compose("evaluate", [*paths, "trainer=cpu", *more]))
+        return evaluate(hydra.compose("evaluate", [*paths, "trainer=cpu", *more])).metrics
 
 
 def state(folder, name="last"):

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from drgrade.cli.hydra_command import explain
 from drgrade.config import CONF
 from drgrade.errors import ConfigError, EncoderError
+from drgrade.inference.evaluating.evaluation import evaluate
 from drgrade.models import MsSSL
 from drgrade.models.artefact import file_hash
-from drgrade.training.evaluation import evaluate
 from drgrade.training.origins import provenance
 from drgrade.training.pretraining import encoder_folder, pretext_config
 from drgrade.training.run import train
@@ -110,7 +110,7 @@ def test_a_run_that_began_with_a_file_is_evaluated_without_it(compose, tmp_path,
     path.unlink()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         paths = [f"checkpoint={tmp_path / 'run'}", f"paths.run={tmp_path / 'again'}", "trainer=cpu"]
-        again = evaluate(hydra.compose("evaluate", [*paths, f"paths.outputs={tmp_path}"]))
+        again = evaluate(hydra.compose("evaluate", [*paths, f"paths.outputs={tmp_path}"])).metrics
     assert {**again, "evaluated": 0} == {**record, "evaluated": 0}
 
 
