@@ -7,19 +7,23 @@ through.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import isfinite
+from math import inf, isfinite
 from typing import Literal, get_args
 
 import numpy as np
 
 from drgrade.data.crops import Seen
-from drgrade.data.geometry import recorded_mask
+from drgrade.data.geometry import crop_disc, recorded_mask
 from drgrade.data.quality import Quality, measure
+from drgrade.inference.appearance import fitted_rule, measure_appearance
 
 Flag = Literal[
     "good", "tiny", "too_dark", "over_exposed", "out_of_focus", "blank", "not_fundus", "unreadable"
 ]
 """What is said of a photograph in a word; of several that hold, the last."""
+
+_LEAST_SIDE = 96
+"""Pixels; in smaller crops there is no detail to tell focus and contrast by."""
 
 FLAGS: tuple[Flag, ...] = get_args(Flag)
 
@@ -54,6 +58,8 @@ class Limits:
         dark_below: Level, 0-255, of the brightest twentieth of the disc.
         over_exposed_above: Share of the disc, 0-1.
         blurred_below: Focus.
+        strange_below: How much it looks like a fundus photograph (see
+            :class:`~drgrade.inference.appearance.Rule`).
     """
 
     tiny_below: float = 64.0
@@ -61,6 +67,7 @@ class Limits:
     dark_below: float = 32.0
     over_exposed_above: float = 0.25
     blurred_below: float = 0.5
+    strange_below: float = 0.0
 
 
 def judge(seen: Seen, limits: Limits | None = None) -> Verdict:
@@ -75,9 +82,21 @@ def judge(seen: Seen, limits: Limits | None = None) -> Verdict:
     """
     limits = limits or Limits()
     width = seen.photo.full_size[0] / seen.photo.pixels.shape[1]
-    found = measure(seen.plain, recorded_mask(seen.disc, len(seen.plain)), 2 * seen.disc.radius * width)
+    plain = seen.plain
+    if len(plain) < _LEAST_SIDE:
+        plain = crop_disc(seen.photo.pixels, seen.disc, _LEAST_SIDE)
+    found = measure(plain, recorded_mask(seen.disc, len(plain)), 2 * seen.disc.radius * width)
     flag, reason, abstains = _light_and_focus(found, len(seen.plain), limits)
     measures = {name: float(value) for name, value in found._asdict().items() if isfinite(value)}
+    # A photograph that is dark or blurred looks like nothing at all: that is said, and not what it may be.
+    if not abstains:
+        appearance = measure_appearance(seen.photo.pixels, seen.disc)
+        score = fitted_rule().score(appearance) if appearance else -inf
+        measures |= {"fundus": score} if isfinite(score) else {}
+        if score < limits.strange_below:
+            least = limits.strange_below
+            reason = f"does not look like a fundus photograph: {score:.1f}, {least:g} at least is needed"
+            flag, abstains = "not_fundus", True
     return Verdict(flag, reason, abstains, measures)
 
 

@@ -1,0 +1,336 @@
+"""What the rule for fundus photographs passes and catches, and how it is fitted.
+
+    python benchmarks/photograph_quality.py --idrid ../shared/data/idrid
+    python benchmarks/photograph_quality.py --write drgrade/inference/appearance.json
+
+Photographs are IDRiD's and the demo's, as they are and changed in colour, size, field, blur, noise and
+compression. What is none is the pictures that installed packages bring (screenshots, icons, animals, people,
+tissue), pieces of them, these cut out as discs and tinted like a fundus, and drawings. All variants of a
+picture are on one side of the split: the rule is fitted on one half of the pictures, the shares that pass are
+those of the other half. It is also fitted without one of the two data sets, to see what it makes of a camera
+that it does not know. With --write it is fitted on all.
+"""
+
+import argparse
+import json
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from drgrade.data.geometry import NoFundus, find_disc
+from drgrade.data.reading import IMAGE_EXTENSIONS, UnreadablePhotograph, read_photograph
+from drgrade.data.sources.base import Source
+from drgrade.data.sources.demo import Demo
+from drgrade.data.sources.idrid import IDRiD
+from drgrade.inference.appearance import Appearance, Rule, measure_appearance
+
+Pixels = npt.NDArray[np.uint8]
+Numbers = np.random.Generator
+
+PACKAGES = Path(torch.__file__).parents[1]
+FUNDUS = ("retina.jpg", "microaneurysms.png")  # scikit-image's
+SMALLEST, PIECES, DRAWN = 64, 6, 20
+REACH, PENALTY = 6.0, 0.05
+
+
+class Picture(NamedTuple):
+    """One picture, or a variant of it."""
+
+    fundus: bool
+    group: str
+    name: str
+    pixels: Pixels
+
+
+def photographs(source: Source, rng: Numbers) -> Iterator[Picture]:
+    """Every photograph of a source, and every second one changed in several ways."""
+    for number, path in enumerate(source.read().manifest["path"]):
+        pixels = read_photograph(source.root / path).pixels
+        yield Picture(True, source.name, path, pixels)
+        if number % 2:
+            continue
+        changed = recoloured(pixels, rng)
+        side = rng.uniform(80, 200) / pixels.shape[0]
+        small = cv2.resize(pixels, None, fx=side, fy=side, interpolation=cv2.INTER_AREA)
+        for what, variant in {
+            "other colours": changed,
+            "worse": worsened(changed, rng),
+            "small": np.asarray(small, np.uint8),
+            "inner field": inner(pixels, rng),
+            "inner field on black": disc_of(inner(pixels, rng), rng),
+        }.items():
+            yield Picture(True, f"{source.name}, {what}", path, variant)
+
+
+def others(rng: Numbers) -> Iterator[Picture]:
+    """Pictures of installed packages, and what can be made of them."""
+    for name, pixels in package_pictures():
+        yield Picture(False, "pictures", name, pixels)
+        for _ in range(PIECES if min(pixels.shape[:2]) >= 2 * SMALLEST else 0):
+            piece = cut_out(pixels, rng)
+            for group, variant in {
+                "pieces": piece,
+                "pieces as discs": disc_of(piece, rng),
+                "orange pieces": orange(piece),
+                "orange discs": disc_of(orange(piece), rng),
+                "warm discs": disc_of(warm(piece, rng), rng),
+                "duotone discs": disc_of(duotone(piece, rng), rng),
+            }.items():
+                yield Picture(False, group, name, variant)
+    for number in range(DRAWN):
+        for group, draw in DRAWINGS.items():
+            drawn = draw(rng)
+            yield Picture(False, group, f"{group} {number}", drawn)
+            yield Picture(False, f"{group}, as disc", f"{group} {number}", disc_of(drawn, rng))
+
+
+def package_pictures() -> Iterator[tuple[str, Pixels]]:
+    """Each distinct picture once, by its name."""
+    known: set[bytes] = set()
+    for path in sorted(PACKAGES.rglob("*")):
+        if path.suffix.lower() not in IMAGE_EXTENSIONS or path.name in FUNDUS:
+            continue
+        try:
+            pixels = read_photograph(path).pixels
+        except UnreadablePhotograph:
+            continue
+        if min(pixels.shape[:2]) >= SMALLEST and pixels.tobytes() not in known:
+            known.add(pixels.tobytes())
+            yield path.name, pixels
+
+
+def as_bytes(values: npt.NDArray[np.floating]) -> Pixels:
+    """Cut off at 0 and 255."""
+    return np.clip(values, 0, 255).astype(np.uint8)
+
+
+def recoloured(pixels: Pixels, rng: Numbers) -> Pixels:
+    """As a camera with other colours would have it."""
+    gain = np.array([rng.uniform(0.75, 1.3), rng.uniform(0.8, 1.25), rng.uniform(0.5, 1.8)])
+    return as_bytes(255 * (pixels / 255.0) ** rng.uniform(0.75, 1.35) * gain)
+
+
+def worsened(pixels: Pixels, rng: Numbers) -> Pixels:
+    """A little blur and noise, and compression."""
+    sigma = rng.uniform(0.1, 1.2) * pixels.shape[0] / 224
+    noisy = cv2.GaussianBlur(pixels, (0, 0), sigma) + rng.normal(0, rng.uniform(0, 5), pixels.shape)
+    quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(50, 95))]
+    coded = cv2.imencode(".jpg", as_bytes(noisy), quality)[1]
+    return np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), np.uint8)
+
+
+def inner(pixels: Pixels, rng: Numbers) -> Pixels:
+    """A square from the middle of the field, without its rim."""
+    height, width = pixels.shape[:2]
+    side = int(height * rng.uniform(0.55, 0.95))
+    top, left = (height - side) // 2, (width - side) // 2
+    return pixels[top : top + side, left : left + side]
+
+
+def cut_out(pixels: Pixels, rng: Numbers) -> Pixels:
+    """A square from somewhere."""
+    height, width = pixels.shape[:2]
+    side = max(SMALLEST, int(rng.uniform(0.4, 0.9) * min(height, width)))
+    top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
+    return pixels[top : top + side, left : left + side]
+
+
+def disc_of(pixels: Pixels, rng: Numbers) -> Pixels:
+    """The largest disc, on a black frame."""
+    side = min(pixels.shape[:2])
+    frame = np.zeros((side, int(side * rng.uniform(1.0, 1.35)), 3), np.uint8)
+    left = (frame.shape[1] - side) // 2
+    offsets = np.arange(side) + 0.5 - side / 2
+    within = np.hypot(offsets[:, None], offsets) < 0.48 * side
+    frame[:, left : left + side] = pixels[:side, :side] * within[..., None]
+    return frame
+
+
+def orange(pixels: Pixels) -> Pixels:
+    """Its light, in one colour."""
+    grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).astype(float)
+    return as_bytes(grey[..., None] * np.array([1.25, 0.62, 0.3]))
+
+
+def warm(pixels: Pixels, rng: Numbers) -> Pixels:
+    """Its colours, through an orange glass."""
+    return as_bytes(pixels * np.array([rng.uniform(1.1, 1.4), rng.uniform(0.55, 0.8), rng.uniform(0.2, 0.5)]))
+
+
+def duotone(pixels: Pixels, rng: Numbers) -> Pixels:
+    """Its light, with red, green and blue detail of different strength, as in a fundus."""
+    grey = 0.35 + 0.5 * cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).astype(float) / 255
+    red = 200 * (grey / 0.6) ** rng.uniform(0.3, 0.6)
+    return as_bytes(
+        np.stack([red, 150 * grey, 40 * (grey / 0.6) ** 0.9], 2) + rng.normal(0, 1.5, pixels.shape)
+    )
+
+
+def shaded(rng: Numbers, side: int = 300) -> Pixels:
+    """Orange, darker to the rim and to one side."""
+    across = (np.arange(side) + 0.5) / side - 0.5
+    down = across[:, None]
+    light = 1 - rng.uniform(0.3, 1) * (across**2 + down**2) + 0.3 * (across * rng.normal() + down)
+    return as_bytes(light[..., None] * [rng.uniform(140, 220), rng.uniform(60, 110), rng.uniform(15, 60)])
+
+
+def clouded(rng: Numbers) -> Pixels:
+    """Orange with clouds of some size."""
+    grain = rng.uniform(0.3, 8)
+    clouds = cv2.GaussianBlur(rng.normal(0, 1, (300, 300)), (0, 0), grain) * (2 * grain + 1)
+    return as_bytes(shaded(rng) + rng.uniform(5, 20) * clouds[..., None])
+
+
+def lined(rng: Numbers) -> Pixels:
+    """Orange with dark straight lines, which vessels are not."""
+    drawn = shaded(rng).copy()
+    for start, end in rng.integers(0, 300, (int(rng.integers(4, 40)), 2, 2)):
+        cv2.line(drawn, start.tolist(), end.tolist(), (90, 40, 20), int(rng.integers(1, 5)), cv2.LINE_AA)
+    return drawn
+
+
+def noise(rng: Numbers) -> Pixels:
+    """Independent values."""
+    return rng.integers(0, 256, (300, 300, 3), dtype=np.uint8)
+
+
+def text(rng: Numbers) -> Pixels:
+    """A page."""
+    page = np.full((300, 300, 3), 245, np.uint8)
+    for row in range(13):
+        letters = "".join(chr(int(each)) for each in rng.integers(97, 123, 26))
+        place = (8, 25 + row * 20)
+        cv2.putText(page, letters, place, cv2.FONT_HERSHEY_SIMPLEX, 0.45, (20, 20, 20), 1, cv2.LINE_AA)
+    return page
+
+
+def tissue(rng: Numbers) -> Pixels:
+    """Cells under a microscope."""
+    ground = cv2.GaussianBlur(rng.normal(0, 1, (300, 300, 3)), (0, 0), 6) * 60 + [232, 190, 214]
+    drawn = as_bytes(ground)
+    for place in rng.integers(0, 300, (250, 2)):
+        colour = (int(rng.uniform(80, 130)), 60, int(rng.uniform(120, 160)))
+        axes = rng.integers(3, 7, 2).tolist()
+        cv2.ellipse(drawn, place.tolist(), axes, float(rng.uniform(0, 180)), 0, 360, colour, -1, cv2.LINE_AA)
+    return drawn
+
+
+def eye(rng: Numbers) -> Pixels:
+    """From outside."""
+    drawn = as_bytes(np.full((300, 300, 3), (200, 150, 130)) * rng.uniform(0.7, 1.1))
+    cv2.ellipse(drawn, (150, 150), (140, 90), 0, 0, 360, (225, 220, 215), -1, cv2.LINE_AA)
+    colour = rng.uniform((60, 50, 20), (150, 120, 140))
+    cv2.circle(drawn, (150, 150), 80, colour.tolist(), -1, cv2.LINE_AA)
+    for angle in rng.uniform(0, 2 * np.pi, 120):
+        start, end = ((150 + r * np.cos(angle), 150 + r * np.sin(angle)) for r in (34, 78))
+        shade = (colour * rng.uniform(0.6, 1.4)).tolist()
+        cv2.line(drawn, tuple(map(int, start)), tuple(map(int, end)), shade, 1, cv2.LINE_AA)
+    cv2.circle(drawn, (150, 150), int(rng.uniform(20, 40)), (8, 6, 6), -1, cv2.LINE_AA)
+    cv2.circle(drawn, (130, 130), 9, (250, 250, 250), -1)
+    return as_bytes(cv2.GaussianBlur(drawn, (0, 0), 1.2) + rng.normal(0, 3, drawn.shape))
+
+
+def tomogram(rng: Numbers) -> Pixels:
+    """Layers with speckle, as in optical coherence tomography."""
+    y, x = np.mgrid[:300, :300]
+    top = 120 + 15 * np.cos((x - 150) / 90.0)
+    layers = ((0, 150, 6), (20, 90, 14), (45, 120, 8), (60, 200, 5), (72, 140, 12))
+    light = sum(value * np.exp(-(((y - top - depth) / width) ** 2)) for depth, value, width in layers)
+    speckled = light * rng.gamma(3, 1 / 3, light.shape) + rng.gamma(1, 6, light.shape)
+    return np.repeat(as_bytes(speckled)[..., None], 3, axis=2)
+
+
+DRAWINGS: dict[str, Callable[[Numbers], Pixels]] = {
+    "drawn: plain orange": shaded,
+    "drawn: orange clouds": clouded,
+    "drawn: orange with lines": lined,
+    "drawn: noise": noise,
+    "drawn: text": text,
+    "drawn: tissue": tissue,
+    "drawn: eye from outside": eye,
+    "drawn: tomogram": tomogram,
+}
+
+
+def measured(pictures: Iterator[Picture]) -> pd.DataFrame:
+    """A row for each picture: what it is, and its measures; missing where there is nothing to measure."""
+    rows = []
+    for picture in pictures:
+        try:
+            found = measure_appearance(picture.pixels, find_disc(picture.pixels))
+        except NoFundus:
+            found = None
+        rows.append((*picture[:3], *(found or [np.nan] * len(Appearance._fields))))
+    return pd.DataFrame(rows, columns=["fundus", "group", "name", *Appearance._fields])
+
+
+def fit(table: pd.DataFrame) -> Rule:
+    """Logistic regression on the standardised measures and their products; groups of a kind count alike."""
+    table = table.dropna()
+    values = table[list(Appearance._fields)].to_numpy()
+    mean, scale = values.mean(axis=0), values.std(axis=0)
+    z = np.clip((values - mean) / scale, -REACH, REACH)
+    rows, columns = np.triu_indices(z.shape[1])
+    terms = np.concatenate([z, z[:, rows] * z[:, columns]], axis=1)
+    centre, spread = terms.mean(axis=0), terms.std(axis=0)
+    sizes = table.groupby(["fundus", "group"])["name"].transform("size")
+    groups = table.groupby("fundus")["group"].transform("nunique")
+    model = LogisticRegression(C=PENALTY, max_iter=10_000)
+    model.fit((terms - centre) / spread, table["fundus"], sample_weight=len(table) / (2 * sizes * groups))
+    weights = model.coef_[0] / spread
+    constant = float(model.intercept_[0] - weights @ centre)
+    quadratic = np.zeros((z.shape[1], z.shape[1]))
+    quadratic[rows, columns] = weights[z.shape[1] :]
+    return Rule(mean, scale, constant, weights[: z.shape[1]], quadratic, REACH)
+
+
+def passing(rule: Rule, table: pd.DataFrame) -> pd.Series:
+    """Which rows look like a fundus photograph."""
+    known = table[list(Appearance._fields)].notna().all(axis=1)
+    scores = [rule.score(Appearance(*row)) for row in table[list(Appearance._fields)].fillna(0).to_numpy()]
+    return known & (np.array(scores) > 0)
+
+
+def report(title: str, rule: Rule, table: pd.DataFrame) -> None:
+    """Print the shares that pass."""
+    passed = passing(rule, table).groupby([~table["fundus"], table["group"]])
+    print(f"\n{title}\n{pd.DataFrame({'pass': passed.mean().round(3), 'of': passed.size()}).to_string()}")
+
+
+def main() -> None:
+    """Measure, print, and write the rule if asked."""
+    parser = argparse.ArgumentParser(description="The rule for fundus photographs.")
+    parser.add_argument("--idrid", type=Path, default=Path("../shared/data/idrid"))
+    parser.add_argument("--originals", type=Path, default=Path("../shared/data/idrid_originals"))
+    parser.add_argument("--demo", type=int, default=400, help="photographs to draw")
+    parser.add_argument("--write", type=Path, help="where the rule goes that is fitted on all")
+    args = parser.parse_args()
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as scratch:
+        sources = {"idrid": IDRiD(args.idrid), "demo": Demo(scratch, count=args.demo)}
+        known = {name: measured(photographs(source, rng)) for name, source in sources.items()}
+    files = sorted(args.originals.rglob("*.jpg"))
+    originals = measured(Picture(True, "idrid, 4288 px", p.name, read_photograph(p).pixels) for p in files)
+    table = pd.concat([*known.values(), measured(others(rng))], ignore_index=True)
+    first = table["name"].map(lambda name: zlib.crc32(name.encode()) % 2 == 0)
+    rule = fit(table[first])
+    report("the other half", rule, pd.concat([table[~first], originals]))
+    for name, own in known.items():
+        without = table[first & ~table["group"].str.startswith(name)]
+        report(f"fitted without {name}", fit(without), own if name == "demo" else pd.concat([own, originals]))
+    if args.write:
+        args.write.write_text(fit(table).to_json(), encoding="utf-8")
+        print(json.dumps({"written": str(args.write), "pictures": len(table)}))
+
+
+if __name__ == "__main__":
+    main()
