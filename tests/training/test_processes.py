@@ -27,6 +27,7 @@ def evaluate(tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_a_checkpoint_tested_in_one_process_and_in_two_gives_the_same(compose, tmp_path, evaluate):
     train(compose("+experiment=msssl_100pct", "init=random", "trainer.precision=64-true", "folds=4"))
     predictions = pd.read_csv(tmp_path / "run" / "predictions.csv")
@@ -41,13 +42,6 @@ def test_a_checkpoint_tested_in_one_process_and_in_two_gives_the_same(compose, t
     assert first.keys() == second.keys()
     for name, value in first.items():
         assert second[name] == (pytest.approx(value, abs=1e-6) if isinstance(value, float) else value), name
-
-
-def test_evaluation_makes_its_own_store_where_it_is_told_to(compose, tmp_path, evaluate):
-    train(compose("init=random", "trainer.max_steps=1"))
-    folder = evaluate("again", "trainer=cpu", f"paths.stores={tmp_path / 'fresh'}")
-    assert list((tmp_path / "fresh").glob("demo-*/images.npy"))
-    assert filecmp.cmp(folder / "predictions.csv", tmp_path / "run" / "predictions.csv", shallow=False)
 
 
 def test_each_cell_of_a_ddp_sweep_runs_once(command, tmp_path):

@@ -1,0 +1,340 @@
+"""A trained run tested on any data set: the same figures as the run, as an ensemble, and what is refused."""
+
+import filecmp
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from hydra import compose, initialize_config_dir
+from sklearn.metrics import cohen_kappa_score
+
+from drgrade.cli.evaluate import listed
+from drgrade.config import CONF
+from drgrade.data.sources.demo import Demo
+from drgrade.errors import ConfigError, DataError
+from drgrade.inference.evaluating.evaluation import evaluate
+from drgrade.inference.grader import Grader
+from drgrade.inference.publishing.hub import save_pretrained
+
+P = [f"p{k}" for k in range(5)]
+FILES = {
+    "config.yaml",
+    "confusion.csv",
+    "evaluation.html",
+    "intervals.json",
+    "metrics.json",
+    "predictions.csv",
+    "provenance.json",
+    "split.csv",
+}
+
+
+@pytest.fixture(scope="session")
+def elsewhere(tmp_path_factory):
+    """25 photographs of a clinic elsewhere, drawn with another seed; the last four were published as test."""
+    root = tmp_path_factory.mktemp("elsewhere")
+    demo = Demo(root / "drawn", count=25, size=64, seed=7, workers=1)
+    manifest = demo.read().manifest
+    names = manifest["path"].str.rpartition("/")[2]
+    for path, name in zip(manifest["path"], names, strict=True):
+        shutil.copyfile(demo.root / path, root / name)
+    table = pd.DataFrame({"image": names, "grade": manifest["grade"], "patient": manifest["patient_id"]})
+    table["split"] = ["train"] * 21 + ["test"] * 4
+    table.to_csv(root / "labels.csv", index=False)
+    return root
+
+
+@pytest.fixture
+def run(tmp_path):
+    """``run(FOLDER, "data=demo", ...)``: metrics of an evaluation, and its folder."""
+    number = iter(range(100))
+
+    def make(checkpoint, *more, folder=None):
+        folder = folder or tmp_path / f"evaluation{next(number)}"
+        named = checkpoint if isinstance(checkpoint, list) else [checkpoint]
+        settings = [f"checkpoint=[{','.join(map(str, named))}]", f"paths.run={folder}", "resamples=100"]
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose("evaluate", [*settings, "paths.outputs=unused", "trainer=cpu", *more])
+        return evaluate(cfg).metrics, folder
+
+    return make
+
+
+def clinic(root, *more):
+    return ["data=folder", "data.name=clinic", f"data.root={root}", "data.workers=1", *more]
+
+
+def pixels(grader, root, image_ids):
+    """Photographs as they are prepared one by one, without a store."""
+    found = [next(root.glob(f"{image_id}.*")) for image_id in image_ids]
+    return np.stack([each.crop.pixels for each in grader.preparation.prepare_all(found, workers=1)])
+
+
+def own(shared):
+    """The data set that the runs were made of."""
+    root = next(each for each in shared if each.startswith("data.root"))
+    return ["data=demo", root, "data.count=60", "data.size=64", "data.workers=1"]
+
+
+def test_a_data_set_is_tested_as_the_grader_grades_it_and_leaves_what_a_run_leaves(
+    finished_run, elsewhere, run
+):
+    metrics, folder = run(finished_run(), *clinic(elsewhere))
+    assert {path.name for path in folder.iterdir()} == FILES
+    assert json.loads((folder / "metrics.json").read_text()) == metrics
+    predictions = pd.read_csv(folder / "predictions.csv")
+    assert len(predictions) == metrics["photographs"] == 25
+    qwk = cohen_kappa_score(predictions["grade"], predictions["predicted"], weights="quadratic")
+    assert metrics["test/qwk"] == pytest.approx(0.0 if np.isnan(qwk) else qwk, abs=1e-9)
+    assert {"test/loss", "test/ece_calibrated", "test/sensitivity_at_0.9", "data_hash"} <= set(metrics)
+    assert (metrics["data"], metrics["overlap"], metrics["status"]) == ("clinic", 0, "finished")
+    assert not [name for name in metrics if name.startswith(("val/", "train/", "split/"))]
+
+    grader = Grader.load([finished_run()], "cpu")
+    said = grader.grade(pixels(grader, elsewhere, predictions["image_id"]))
+    np.testing.assert_allclose(predictions[P], said.raw.numpy(), atol=2e-6)
+    assert predictions["predicted"].tolist() == said.grades.tolist()
+
+
+def test_on_the_runs_own_test_photographs_the_figures_are_the_runs(finished_run, shared, run):
+    """As a data set, without what it has learnt from; predictions are compared by photograph."""
+    folder = finished_run()
+    metrics, out = run(folder, *own(shared), "overlap=drop")
+    tested = pd.read_csv(folder / "predictions.csv").set_index("image_id")
+    again = pd.read_csv(out / "predictions.csv").set_index("image_id").loc[tested.index]
+    np.testing.assert_allclose(again[P], tested[P], atol=2e-6)
+    assert again["predicted"].tolist() == tested["predicted"].tolist()
+    learnt = len((folder / "seen.txt").read_text().split())
+    assert metrics["overlap_identical"] == learnt
+    assert metrics["overlap_dropped"] == metrics["overlap"] >= learnt
+    assert metrics["photographs"] + metrics["overlap"] == 60
+    split = pd.read_csv(out / "split.csv")
+    assert not set(split["group"][split["subset"] == "test"]) & set(
+        split["group"][split["subset"] == "excluded"]
+    )
+
+
+def test_a_run_tested_again_keeps_its_figures_and_gets_intervals(finished_run, run):
+    record = json.loads((finished_run() / "metrics.json").read_text())
+    metrics, folder = run(finished_run())
+    assert {**metrics, "evaluated": 0} == {**record, "evaluated": 0}
+    found = json.loads((folder / "intervals.json").read_text())
+    assert found["sets"]["test"]["photographs"] == len(pd.read_csv(folder / "predictions.csv"))
+    for name, estimate in found["intervals"].items():
+        assert estimate["value"] == pytest.approx(record[name], abs=1e-9), name
+        if estimate["low"] is not None:
+            assert estimate["low"] < estimate["high"], name
+    assert {path.name for path in folder.iterdir()} == FILES
+
+
+def test_evaluation_makes_its_own_store_where_it_is_told_to(finished_run, run, tmp_path):
+    folder = finished_run()
+    _, again = run(folder, f"paths.stores={tmp_path / 'fresh'}")
+    assert list((tmp_path / "fresh").glob("demo-*/images.npy"))
+    assert filecmp.cmp(folder / "predictions.csv", again / "predictions.csv", shallow=False)
+
+
+def test_photographs_that_a_run_has_learnt_from_are_refused_unless_forced(
+    finished_run, shared, run, tmp_path
+):
+    learnt = len((finished_run() / "seen.txt").read_text().split())
+    with pytest.raises(
+        ConfigError, match=rf"of the 60 photographs of demo .*{learnt} the same file"
+    ) as error:
+        run(finished_run(), *own(shared), folder=tmp_path / "refused")
+    assert "overlap=drop" in str(error.value)
+    assert "force=true" in str(error.value)
+    assert not (tmp_path / "refused").exists()
+    metrics, folder = run(finished_run(), *own(shared), "force=true")
+    assert (metrics["photographs"], metrics["overlap_dropped"], metrics["forced"]) == (60, 0, True)
+    assert "these figures say nothing about new photographs" in (folder / "evaluation.html").read_text()
+
+
+def test_any_member_of_an_ensemble_that_has_learnt_from_a_photograph_refuses_it(finished_run, run):
+    """The second member was trained on what the first one is tested on."""
+    with pytest.raises(ConfigError, match=r"are what .* was trained or validated on"):
+        run([finished_run(), finished_run("fold=1")])
+
+
+def test_what_a_run_of_an_earlier_version_has_learnt_from_is_looked_up(finished_run, shared, run, tmp_path):
+    old = tmp_path / "old"
+    shutil.copytree(finished_run(), old)
+    learnt = len((old / "seen.txt").read_text().split())
+    (old / "seen.txt").unlink()
+    metrics, _ = run(old, *own(shared), "overlap=drop")
+    assert metrics["overlap_identical"] == learnt
+    (old / "split.csv").unlink()
+    with pytest.raises(DataError, match=r"has no seen\.txt .*force=true tests all the same"):
+        run(old, *own(shared))
+    metrics, folder = run(old, *own(shared), "force=true")
+    assert (metrics["overlap"], metrics["photographs"]) == (None, 60)
+    assert "It is not known whether a run was trained" in (folder / "evaluation.html").read_text()
+
+
+def test_an_ensemble_is_the_mean_of_its_members_and_says_what_each_is_worth(finished_run, elsewhere, run):
+    folders = [finished_run(), finished_run("seed=1")]
+    alone = [run(each, *clinic(elsewhere)) for each in folders]
+    metrics, folder = run(folders, *clinic(elsewhere))
+    both = pd.read_csv(folder / "predictions.csv")
+    mean = sum(pd.read_csv(each / "predictions.csv")[P] for _, each in alone) / 2
+    np.testing.assert_allclose(both[P], mean, atol=2e-6)
+    at_least = both[P].to_numpy()[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:]
+    clear = (np.abs(at_least - 0.5) > 1e-5).all(axis=1)
+    assert both["predicted"][clear].tolist() == (at_least >= 0.5).sum(axis=1)[clear].tolist()
+    found = json.loads((folder / "intervals.json").read_text())["intervals"]
+    for number, (one, _) in enumerate(alone, start=1):
+        assert metrics[f"member/{number}/qwk"] == pytest.approx(one["test/qwk"], abs=1e-12)
+        gain = metrics["test/qwk"] - one["test/qwk"]
+        assert found[f"member/{number}/qwk_gain"]["value"] == pytest.approx(gain, abs=1e-12)
+    assert metrics["evaluated"] == ",".join(map(str, folders))
+    assert "seed" not in metrics  # they do not have it in common
+    assert metrics["protocol"] == "published"
+    assert "test/loss" not in metrics
+
+
+def test_two_processes_find_what_one_finds_to_the_last_bit(finished_run, elsewhere, run, tmp_path):
+    """25 photographs are not shared evenly. Batches differ in size: in double precision that makes no
+    difference.
+    """
+    folders = [finished_run(), finished_run("seed=1")]
+    settings = [*clinic(elsewhere), "trainer.precision=64-true"]
+    _, one = run(folders, *settings)
+    two = tmp_path / "two"
+    command = [sys.executable, "-m", "drgrade.cli.evaluate", f"checkpoint={folders[0]},{folders[1]}"]
+    command += [
+        f"paths.run={two}",
+        f"paths.outputs={tmp_path}",
+        "resamples=100",
+        "trainer=ddp_cpu",
+        *settings,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    for name in ("predictions.csv", "confusion.csv", "split.csv", "intervals.json", "metrics.json"):
+        assert filecmp.cmp(one / name, two / name, shallow=False), name
+    assert json.loads((two / "provenance.json").read_text())["devices"] == 2
+    assert done.stdout.count("test/accuracy ") == 1
+    assert "finished: " in done.stdout
+    assert len(pd.read_csv(two / "predictions.csv")) == 25
+
+
+def test_views_and_thresholds_are_those_of_the_grader(finished_run, elsewhere, run):
+    metrics, folder = run(finished_run(), *clinic(elsewhere), "tta=flips", "reading=thresholds")
+    predictions = pd.read_csv(folder / "predictions.csv")
+    grader = Grader.load([finished_run()], "cpu", "flips", "thresholds")
+    said = grader.grade(pixels(grader, elsewhere, predictions["image_id"]))
+    np.testing.assert_allclose(predictions[P], said.raw.numpy(), atol=2e-6)
+    assert predictions["predicted"].tolist() == said.grades.tolist()
+    assert metrics["test/qwk"] == metrics["test/qwk_thresholds"]
+
+
+def test_a_published_part_is_tested_alone(finished_run, elsewhere, run):
+    metrics, _ = run(finished_run(), *clinic(elsewhere, "data.split_column=split"), "part=test")
+    assert metrics["photographs"] == 4
+    with pytest.raises(DataError, match=r"no graded photographs of that part; .*part=test, part=train"):
+        run(finished_run(), *clinic(elsewhere, "data.split_column=split"), "part=val")
+    with pytest.raises(DataError, match="published as a whole"):
+        run(finished_run(), *clinic(elsewhere), "part=test")
+
+
+def test_photographs_without_grades_are_for_predict(finished_run, elsewhere, run):
+    with pytest.raises(
+        DataError, match=r"has a grade to be compared with; drgrade predict checkpoint=RUN input="
+    ):
+        run(finished_run(), *clinic(elsewhere, "data.csv=null"))
+
+
+def test_pretraining_that_saw_the_photographs_is_said(finished_run, elsewhere, run, tmp_path):
+    begun = tmp_path / "begun"
+    shutil.copytree(finished_run(), begun)
+    record = json.loads((begun / "provenance.json").read_text())
+    (begun / "provenance.json").write_text(json.dumps({**record, "encoder": str(tmp_path / "encoder")}))
+    assert run(begun, *clinic(elsewhere))[0]["pretraining_saw_test"] is None
+    (tmp_path / "encoder").mkdir()
+    (tmp_path / "encoder" / "seen.txt").write_text("0" * 64 + "\n")
+    assert run(begun, *clinic(elsewhere))[0]["pretraining_saw_test"] is False
+    _, folder = run(finished_run(), *clinic(elsewhere))
+    name = pd.read_csv(folder / "predictions.csv")["image_id"][3]
+    content = hashlib.sha256(next(elsewhere.glob(f"{name}.*")).read_bytes()).hexdigest()
+    (tmp_path / "encoder" / "seen.txt").write_text(content + "\n")
+    metrics, folder = run(begun, *clinic(elsewhere))
+    assert metrics["pretraining_saw_test"] is True
+    assert "Pre-training has seen photographs" in (folder / "evaluation.html").read_text()
+    assert run([finished_run(), begun], *clinic(elsewhere))[0]["pretraining_saw_test"] is True
+
+
+def test_a_published_grader_is_tested_on_a_data_set(finished_run, elsewhere, run, tmp_path):
+    published = tmp_path / "published"
+    save_pretrained(finished_run(), published, seen=True)
+    metrics, _ = run(published, *clinic(elsewhere), f"paths.stores={tmp_path}/stores")
+    record, _ = run(finished_run(), *clinic(elsewhere))
+    assert metrics["test/qwk"] == record["test/qwk"]
+    with pytest.raises(ConfigError, match=r"is a published grader.*data=NAME"):
+        run(published)
+    (published / "seen.txt").unlink()
+    with pytest.raises(DataError, match=r"was published without seen\.txt.*force=true"):
+        run(published, *clinic(elsewhere), f"paths.stores={tmp_path}/stores")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["tta=rotate"], "tta=rotate is none of none, flips, dihedral"),
+        (["reading=best"], "reading=best is none of head, thresholds"),
+        (["part=test"], "part=test is a part of a data set: name it"),
+        (["overlap=keep"], "overlap=keep is none of refuse, drop"),
+        (["overlap=drop", "force=true"], "give one of them"),
+        (["resamples=10"], "resamples=10 is not a whole number of at least 100"),
+        (
+            ["data=ddr", "data.root=x", "data.external=[eyepacs]"],
+            r"data\.external=\['eyepacs'\] has no effect",
+        ),
+        (["data.image_size=64"], r"data\.image_size=64, but the run was trained with 32"),
+        (["data=ddr", "data.root=x", "data.illumination=clahe"], "was trained with none"),
+        (["data.batch_size=0"], r"data\.batch_size=0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(finished_run, run, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        # With views the photographs are described by the same code, with and without a data set.
+        run(finished_run(), *settings, *([] if "tta=rotate" in settings else ["tta=flips"]))
+
+
+def test_a_run_counts_once_in_an_ensemble(finished_run, run):
+    with pytest.raises(ConfigError, match="is named twice"):
+        run([finished_run(), f"{finished_run()}/"])
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("checkpoint=a/b,c-d", "checkpoint=[a/b,c-d]"),
+        ("checkpoint=a", "checkpoint=a"),
+        ("checkpoint=[a,b]", "checkpoint=[a,b]"),
+        ("checkpoint='a,b'", "checkpoint='a,b'"),
+        ("data.root=a,b", "data.root=a,b"),
+    ],
+)
+def test_runs_can_be_named_with_commas_alone(argument, expected):
+    assert listed(argument) == expected
+
+
+def test_the_page_loads_nothing_and_shows_every_count(finished_run, elsewhere, run):
+    metrics, folder = run(finished_run(), *clinic(elsewhere))
+    page = (folder / "evaluation.html").read_text()
+    assert not re.search(r"<script|<link|<img|url\((?!#)|https?://(?!www\.w3\.org)", page)
+    assert f"{metrics['test/qwk']:.3f}".replace("-", "\N{MINUS SIGN}") in page
+    assert "25 photographs in" in page
+    assert "no medical device" in page
+    confusion = pd.read_csv(folder / "confusion.csv", index_col=0).to_numpy()
+    cells = re.findall(r"grade (\d) \(\w+\), (right|taken for grade \d)\n(\d+) of", page)
+    assert len(cells) == 25
+    for true, verdict, count in cells:
+        called = true if verdict == "right" else verdict[-1]
+        assert confusion[int(true), int(called)] == int(count)
