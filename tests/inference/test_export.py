@@ -20,7 +20,7 @@ from tiny_run import REPOSITORY
 from drgrade.cli.export import Settings, summary, work
 from drgrade.data.imagenet import MEAN, STD
 from drgrade.errors import ConfigError, DrgradeError
-from drgrade.inference.exporting import job, onnx_file
+from drgrade.inference.exporting import job, onnx_file, torch_file
 from drgrade.inference.exporting.graph import OUTPUTS, ExportedGrader
 from drgrade.inference.exporting.job import Wanted, export
 from drgrade.inference.exporting.parity import ParityError, check_parity, drawn_photographs
@@ -137,9 +137,9 @@ def _reference(head, logits):
 @pytest.mark.parametrize(
     "head",
     [
-        *("cumulative", "fitted", "corn"),
-        # They have no step that the others, or the Vision Transformer's, have not.
-        *(pytest.param(head, marks=pytest.mark.slow) for head in ("softmax", "regression")),
+        *("fitted", "corn"),
+        # The cumulative one is that of the runs above.
+        *(pytest.param(head, marks=pytest.mark.slow) for head in ("cumulative", "softmax", "regression")),
     ],
 )
 def test_every_head_is_exported_to_onnx(finished_run, head):
@@ -158,6 +158,7 @@ def test_every_head_is_exported_to_onnx(finished_run, head):
             assert grade == sum(float(row[0]) >= cut for cut in (0.3, 0.9, 2.2, 2.3))
 
 
+@pytest.mark.slow
 def test_a_vision_transformer_is_exported_to_onnx(finished_run):
     vit = TimmEncoder("vit_tiny_patch16_224", image_size=32, depth=2)
     grader = _with_head(finished_run, SoftmaxHead, vit)
@@ -283,12 +284,12 @@ def test_a_file_is_replaced_when_asked(finished_run, tmp_path):
 
 def test_nothing_is_kept_of_a_file_that_says_something_else(finished_run, tmp_path, monkeypatch):
     def off_by_little(data):
-        runner = onnx_file.onnx_runner(data)
+        runner = torch_file.torch_runner(data)
         return lambda pixels: {n: v + (3e-4 if n == "logits" else 0) for n, v in runner(pixels).items()}
 
-    monkeypatch.setattr(job, "onnx_runner", off_by_little)
+    monkeypatch.setattr(job, "torch_runner", off_by_little)
     with pytest.raises(ParityError, match="logits of 1 photographs"):
-        export(finished_run(), Wanted("onnx", tmp_path / "grader.onnx"))
+        export(finished_run(), Wanted("torch", tmp_path / "grader.pt2"))
     assert not list(tmp_path.iterdir())
 
 
