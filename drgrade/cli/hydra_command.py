@@ -169,7 +169,10 @@ def _unreadable(override: str) -> str:
 def _unknown_key(key: str) -> str:
     if key == "experiment":
         return f"an experiment is chosen with +experiment=NAME; {nearest('', choices(key))}"
-    return f"there is no setting {key!r} here; {nearest(key, _settings())}"
+    known = _settings()
+    if key.startswith("data.") and "data.source" not in known and "data" in groups(_running[0]):
+        return f"{key} is a setting of a data set and none is named: add data=NAME"
+    return f"there is no setting {key!r} here; {nearest(key, known)}"
 
 
 _running = ["train"]

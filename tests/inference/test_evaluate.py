@@ -14,6 +14,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from sklearn.metrics import cohen_kappa_score
 
+from drgrade.cli import hydra_command
 from drgrade.cli.evaluate import listed
 from drgrade.config import CONF
 from drgrade.data.sources.demo import Demo
@@ -297,6 +298,7 @@ def test_a_published_grader_is_tested_on_a_data_set(finished_run, elsewhere, run
         ),
         (["data.image_size=64"], r"data\.image_size=64, but the run was trained with 32"),
         (["data=ddr", "data.root=x", "data.illumination=clahe"], "was trained with none"),
+        (["data.fold=0"], r"data\.fold=0 has no effect here: part=test"),
         (["data.batch_size=0"], r"data\.batch_size=0"),
     ],
 )
@@ -323,6 +325,13 @@ def test_a_run_counts_once_in_an_ensemble(finished_run, run):
 )
 def test_runs_can_be_named_with_commas_alone(argument, expected):
     assert listed(argument) == expected
+
+
+def test_a_setting_of_a_data_set_needs_a_data_set(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["evaluate", "data.root=x"])
+    monkeypatch.setattr(hydra_command, "_running", ["evaluate"])
+    said = hydra_command.explain_override("Could not override 'data.root'.")
+    assert said == "data.root is a setting of a data set and none is named: add data=NAME"
 
 
 def test_the_page_loads_nothing_and_shows_every_count(finished_run, elsewhere, run):

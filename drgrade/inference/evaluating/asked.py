@@ -131,6 +131,10 @@ def _check_data(cfg: DictConfig) -> None:
     batch = cfg.data.batch_size
     if batch is not None and (not isinstance(batch, int) or isinstance(batch, bool) or batch < 1):
         raise ConfigError(f"data.batch_size={batch} is not a whole number of at least 1")
+    if cfg.data.fold is not None:
+        raise ConfigError(
+            f"data.fold={cfg.data.fold} has no effect here: part=test is the published test set"
+        )
     if not is_external(cfg):
         if cfg.part != "all":
             raise ConfigError(f"part={cfg.part} is a part of a data set: name it with data=NAME")

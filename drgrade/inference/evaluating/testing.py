@@ -11,6 +11,7 @@ from torch import Tensor
 
 from drgrade.data.modules import GradingDataModule, no_augmentation
 from drgrade.data.photographs import Photographs
+from drgrade.inference.evaluating.asked import is_external
 from drgrade.inference.evaluating.overlap import pretraining_saw, without_overlap
 from drgrade.inference.evaluating.photographs import own_photographs, photographs_of
 from drgrade.inference.evaluating.task import EvaluationTask
@@ -206,7 +207,7 @@ def _facts(cfg: DictConfig, grader: Grader, photographs: Photographs) -> dict[st
         "data": str(photographs.source.name),
         "data_hash": photographs.sha256,
         "split_hash": photographs.split_hash,
-        "part": cfg.part,
+        **({"part": cfg.part} if is_external(cfg) else {}),
         "tta": cfg.tta,
         "reading": cfg.reading,
         "forced": bool(cfg.force),
