@@ -167,9 +167,11 @@ def test_a_vision_transformer_is_exported_to_onnx(finished_run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("protocol", ["knn", "linear"])
+@pytest.mark.parametrize(
+    "protocol", [("protocol=knn",), ("protocol=linear",), ("protocol=few_shot", "protocol.shots=1")]
+)
 def test_probes_are_exported_to_onnx(finished_run, tmp_path, protocol):
-    folder = finished_run(f"protocol={protocol}", "protocol.val_fraction=0.3")
+    folder = finished_run(*protocol, "protocol.val_fraction=0.3")
     path = export(folder, Wanted("onnx", tmp_path / "probe.onnx")).path
     pixels = _tested(folder)
     _same(_run(path, pixels), Grader.load([folder], device="cpu").grade(pixels))
