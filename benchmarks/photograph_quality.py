@@ -2,6 +2,7 @@
 
     python benchmarks/photograph_quality.py --idrid ../shared/data/idrid
     python benchmarks/photograph_quality.py --write drgrade/inference/appearance.json
+    python benchmarks/photograph_quality.py --picture docs/images/quality.jpg
 
 Photographs are IDRiD's and the demo's, as they are and changed in colour, size, field, blur, noise and
 compression. What is none is the pictures that installed packages bring (screenshots, icons, animals, people,
@@ -26,12 +27,14 @@ import pandas as pd
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from drgrade.data.geometry import NoFundus, find_disc
-from drgrade.data.reading import IMAGE_EXTENSIONS, UnreadablePhotograph, read_photograph
+from drgrade.data.crops import Seen
+from drgrade.data.geometry import NoFundus, crop_disc, find_disc
+from drgrade.data.reading import IMAGE_EXTENSIONS, Photograph, UnreadablePhotograph, read_photograph
 from drgrade.data.sources.base import Source
 from drgrade.data.sources.demo import Demo
 from drgrade.data.sources.idrid import IDRiD
 from drgrade.inference.appearance import Appearance, Rule, measure_appearance
+from drgrade.inference.quality import Verdict, blank, judge
 
 Pixels = npt.NDArray[np.uint8]
 Numbers = np.random.Generator
@@ -39,6 +42,9 @@ Numbers = np.random.Generator
 PACKAGES = Path(torch.__file__).parents[1]
 FUNDUS = ("retina.jpg", "microaneurysms.png")  # scikit-image's
 SMALLEST, PIECES, DRAWN = 64, 6, 20
+GRADED = 96
+"""Pixels that the grader takes of whom the verdicts are: it decides from where on a disc is tiny."""
+
 REACH, PENALTY = 6.0, 0.05
 
 
@@ -110,7 +116,7 @@ def package_pictures() -> Iterator[tuple[str, Pixels]]:
 
 def as_bytes(values: npt.NDArray[np.floating]) -> Pixels:
     """Cut off at 0 and 255."""
-    return np.clip(values, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(values, 0, 255), np.uint8)
 
 
 def recoloured(pixels: Pixels, rng: Numbers) -> Pixels:
@@ -260,6 +266,34 @@ DRAWINGS: dict[str, Callable[[Numbers], Pixels]] = {
     "drawn: tomogram": tomogram,
 }
 
+SHOWN = ("drawn: eye from outside", "drawn: tissue", "drawn: orange with lines", "drawn: plain orange")
+
+
+def focus_lost(sigma: float) -> Callable[[Pixels], Pixels]:
+    """A Gaussian; sigma in pixels of the disc at 224 px."""
+    return lambda pixels: np.asarray(
+        cv2.GaussianBlur(pixels, (0, 0), sigma * 2 * find_disc(pixels).radius / 224), np.uint8
+    )
+
+
+def exposed(gain: float) -> Callable[[Pixels], Pixels]:
+    """More or less light."""
+    return lambda pixels: as_bytes(pixels * float(gain))
+
+
+def toned(gamma: float) -> Callable[[Pixels], Pixels]:
+    """Another curve of tones: darker in the middle above 1."""
+    return lambda pixels: as_bytes(255 * (pixels / 255.0) ** gamma)
+
+
+SPOILT: dict[str, Callable[[Pixels], Pixels]] = {
+    "as it is": lambda pixels: pixels,
+    **{f"blur {sigma:g}": focus_lost(sigma) for sigma in (0.5, 1, 1.5, 2, 3, 4)},
+    **{f"light x {gain:g}": exposed(gain) for gain in (0.5, 0.35, 0.25, 0.15, 0.1, 1.5, 2, 3, 4)},
+    **{f"gamma {gamma:g}": toned(gamma) for gamma in (0.6, 1.6, 2.5)},
+    "half size": lambda pixels: np.asarray(cv2.resize(pixels, None, fx=0.5, fy=0.5), np.uint8),
+}
+
 
 def measured(pictures: Iterator[Picture]) -> pd.DataFrame:
     """A row for each picture: what it is, and its measures; missing where there is nothing to measure."""
@@ -306,6 +340,70 @@ def report(title: str, rule: Rule, table: pd.DataFrame) -> None:
     print(f"\n{title}\n{pd.DataFrame({'pass': passed.mean().round(3), 'of': passed.size()}).to_string()}")
 
 
+def report_spoilt(source: Source) -> None:
+    """Print how many of every eighth photograph are not graded once they are spoilt, and as what."""
+    rows = []
+    for path in source.read().manifest["path"][1::8]:
+        pixels = read_photograph(source.root / path).pixels
+        rows += [(what, verdict_on(spoil(pixels)).flag) for what, spoil in SPOILT.items()]
+    table = pd.DataFrame(rows, columns=["spoilt", "flag"])
+    print(f"\n{source.name}\n{pd.crosstab(table['spoilt'], table['flag']).loc[list(SPOILT)].to_string()}")
+
+
+def report_verdicts(table: pd.DataFrame) -> None:
+    """Print what is said of pictures that show no fundus, light and focus included."""
+    counts = pd.crosstab(table["group"], table["flag"])
+    print(f"\nverdicts on other pictures\n{counts.to_string()}")
+    passed = table[~table["abstains"]].groupby(["group", "name"]).size()
+    print(f"\ngraded although they should not be\n{passed.to_string()}")
+
+
+def verdict_on(pixels: Pixels) -> Verdict:
+    """What is said of a picture that was decoded already."""
+    try:
+        disc = find_disc(pixels)
+    except NoFundus as error:
+        return blank(str(error))
+    photo = Photograph(pixels, (), (pixels.shape[1], pixels.shape[0]))
+    return judge(Seen(photo, disc, crop_disc(pixels, disc, GRADED)))
+
+
+def verdicts(pictures: Iterator[Picture]) -> pd.DataFrame:
+    """Flag, and whether it is not graded, of each picture."""
+    rows = []
+    for picture in pictures:
+        verdict = verdict_on(picture.pixels)
+        rows.append((picture.group, picture.name, verdict.flag, verdict.abstains))
+    return pd.DataFrame(rows, columns=["group", "name", "flag", "abstains"])
+
+
+def draw_picture(source: Source, path: Path) -> None:
+    """Drawn photographs, spoilt ones, and drawings that are none, each under what is said of it."""
+    rng = np.random.default_rng(1)
+    files = source.read().manifest["path"]
+    tiles = [read_photograph(source.root / each).pixels for each in files[:4]]
+    spoilt = read_photograph(source.root / files[4]).pixels
+    tiles += [SPOILT[each](spoilt) for each in ("blur 1", "blur 2", "light x 0.15", "light x 4")]
+    tiles += [disc_of(DRAWINGS[each](rng), rng) for each in SHOWN]
+    labelled = [_tile(pixels, verdict_on(pixels)) for pixels in tiles]
+    rows = [np.concatenate(labelled[start : start + 4], axis=1) for start in range(0, len(labelled), 4)]
+    page = cv2.cvtColor(np.concatenate(rows), cv2.COLOR_RGB2BGR)
+    cv2.imwrite(str(path), page, [cv2.IMWRITE_JPEG_QUALITY, 85])
+
+
+def _tile(pixels: Pixels, verdict: Verdict) -> Pixels:
+    height = 200
+    width = round(pixels.shape[1] * height / pixels.shape[0])
+    small = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)[:, :280]
+    tile = np.full((height + 34, 290, 3), 255, np.uint8)
+    left = (290 - small.shape[1]) // 2
+    tile[:height, left : left + small.shape[1]] = small
+    colour = (170, 20, 20) if verdict.abstains else (20, 110, 40)
+    place = (8, height + 22)
+    cv2.putText(tile, verdict.flag, place, cv2.FONT_HERSHEY_SIMPLEX, 0.6, colour, 1, cv2.LINE_AA)
+    return tile
+
+
 def main() -> None:
     """Measure, print, and write the rule if asked."""
     parser = argparse.ArgumentParser(description="The rule for fundus photographs.")
@@ -313,11 +411,18 @@ def main() -> None:
     parser.add_argument("--originals", type=Path, default=Path("../shared/data/idrid_originals"))
     parser.add_argument("--demo", type=int, default=400, help="photographs to draw")
     parser.add_argument("--write", type=Path, help="where the rule goes that is fitted on all")
+    parser.add_argument("--picture", type=Path, help="draw the documentation's picture, and nothing else")
     args = parser.parse_args()
+    if args.picture:
+        with tempfile.TemporaryDirectory() as scratch:
+            draw_picture(Demo(scratch, count=12), args.picture)
+        return
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as scratch:
         sources = {"idrid": IDRiD(args.idrid), "demo": Demo(scratch, count=args.demo)}
         known = {name: measured(photographs(source, rng)) for name, source in sources.items()}
+        for source in sources.values():
+            report_spoilt(source)
     files = sorted(args.originals.rglob("*.jpg"))
     originals = measured(Picture(True, "idrid, 4288 px", p.name, read_photograph(p).pixels) for p in files)
     table = pd.concat([*known.values(), measured(others(rng))], ignore_index=True)
@@ -327,6 +432,7 @@ def main() -> None:
     for name, own in known.items():
         without = table[first & ~table["group"].str.startswith(name)]
         report(f"fitted without {name}", fit(without), own if name == "demo" else pd.concat([own, originals]))
+    report_verdicts(verdicts(others(np.random.default_rng(0))))
     if args.write:
         args.write.write_text(fit(table).to_json(), encoding="utf-8")
         print(json.dumps({"written": str(args.write), "pictures": len(table)}))

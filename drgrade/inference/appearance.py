@@ -1,4 +1,4 @@
-"""Whether a picture looks like a fundus photograph: ten measures inside the disc, and a rule fitted to them.
+"""Whether a picture looks like a fundus photograph: measures inside the disc, and a rule fitted to them.
 
 A fundus is red before it is green before it is blue, and shaded slowly from the middle to the rim. Its detail
 is vessels: dark, thin, sparse, and the same in the red and the green channel, where it is weaker in red
@@ -47,6 +47,7 @@ class Appearance(NamedTuple):
         together: How closely red and green detail agree: Fisher's z of their correlation.
         ridges: Share of the curvature that belongs to dark lines.
         edges: Logarithm of the strongest slopes over the strength of the detail.
+        structures: Logarithm of one more than the number of dark structures: vessels are some dozens.
     """
 
     red_green: float
@@ -59,6 +60,7 @@ class Appearance(NamedTuple):
     together: float
     ridges: float
     edges: float
+    structures: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,11 +68,11 @@ class Rule:
     """A quadratic function of the measures, above 0 for a fundus photograph.
 
     Attributes:
-        mean: (10,) of the measures where it was fitted.
-        scale: (10,) their standard deviations.
+        mean: (11,) of the measures where it was fitted.
+        scale: (11,) their standard deviations.
         constant: Added.
-        linear: (10,) weights of the standardised measures.
-        quadratic: (10, 10) weights of their products.
+        linear: (11,) weights of the standardised measures.
+        quadratic: (11, 11) weights of their products.
         reach: Standardised measures are cut off at this, where the rule has seen nothing.
     """
 
@@ -119,7 +121,8 @@ def measure_appearance(pixels: Pixels, disc: Disc) -> Appearance | None:
         return None
     channels = np.log(crop_disc(pixels, disc, SIDE).astype(np.float64) + _DARK)
     red, green, blue = (np.ascontiguousarray(channels[..., k]) for k in range(3))
-    detail = _band(green, inside)[inside]
+    band = _band(green, inside)
+    detail = band[inside]
     strength = float(detail.std())
     if strength == 0:
         return None
@@ -138,6 +141,7 @@ def measure_appearance(pixels: Pixels, disc: Disc) -> Appearance | None:
         float(np.arctanh(np.clip(agreement, -0.999, 0.999))),
         ridges,
         float(np.log(slopes / (strength + 0.003) + 1e-6)),
+        float(np.log1p(_count((band < -strength) & inside))),
     )
 
 
@@ -152,6 +156,11 @@ def _blur(picture: Floats, inside: Mask, sigma: float) -> Floats:
 
 def _band(picture: Floats, inside: Mask) -> Floats:
     return _blur(picture, inside, _FINE) - _blur(picture, inside, _COARSE)
+
+
+def _count(mask: Mask) -> int:
+    """Number of connected regions, 8 neighbours to a pixel."""
+    return int(cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[0]) - 1
 
 
 def _shape(green: Floats, inside: Mask) -> tuple[float, float]:

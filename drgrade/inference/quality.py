@@ -22,8 +22,8 @@ Flag = Literal[
 ]
 """What is said of a photograph in a word; of several that hold, the last."""
 
-_LEAST_SIDE = 96
-"""Pixels; in smaller crops there is no detail to tell focus and contrast by."""
+_SIDE = 224
+"""Side in pixels of the crop that is looked at, whatever a grader takes: smaller ones hide blur."""
 
 FLAGS: tuple[Flag, ...] = get_args(Flag)
 
@@ -81,16 +81,15 @@ def judge(seen: Seen, limits: Limits | None = None) -> Verdict:
         The verdict.
     """
     limits = limits or Limits()
-    width = seen.photo.full_size[0] / seen.photo.pixels.shape[1]
-    plain = seen.plain
-    if len(plain) < _LEAST_SIDE:
-        plain = crop_disc(seen.photo.pixels, seen.disc, _LEAST_SIDE)
-    found = measure(plain, recorded_mask(seen.disc, len(plain)), 2 * seen.disc.radius * width)
+    pixels, disc = seen.photo.pixels, seen.disc
+    plain = crop_disc(pixels, disc, _SIDE)
+    found = measure(plain, recorded_mask(disc, _SIDE), 2 * disc.radius)
+    found = found._replace(diameter=2 * disc.radius * seen.photo.full_size[0] / pixels.shape[1])
     flag, reason, abstains = _light_and_focus(found, len(seen.plain), limits)
     measures = {name: float(value) for name, value in found._asdict().items() if isfinite(value)}
     # A photograph that is dark or blurred looks like nothing at all: that is said, and not what it may be.
     if not abstains:
-        appearance = measure_appearance(seen.photo.pixels, seen.disc)
+        appearance = measure_appearance(pixels, disc)
         score = fitted_rule().score(appearance) if appearance else -inf
         measures |= {"fundus": score} if isfinite(score) else {}
         if score < limits.strange_below:

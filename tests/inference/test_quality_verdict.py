@@ -168,13 +168,17 @@ def test_what_cannot_be_looked_at_has_a_reason(content, flag, prepare, tmp_path)
 
 def test_the_score_is_the_quadratic_function_that_the_file_holds():
     rule = fitted_rule()
-    measures = Appearance(*(rule.mean + rule.scale * np.linspace(-2, 9, 10)))
+    measures = Appearance(*(rule.mean + rule.scale * np.linspace(-2, 9, len(Appearance._fields))))
     z = [
         min(max((value - mean) / scale, -rule.reach), rule.reach)
         for value, mean, scale in zip(measures, rule.mean, rule.scale, strict=True)
     ]
-    naive = rule.constant + sum(rule.linear[i] * z[i] for i in range(10))
-    naive += sum(rule.quadratic[i][j] * z[i] * z[j] for i in range(10) for j in range(10))
+    naive = rule.constant + sum(rule.linear[i] * z[i] for i in range(len(Appearance._fields)))
+    naive += sum(
+        rule.quadratic[i][j] * z[i] * z[j]
+        for i in range(len(Appearance._fields))
+        for j in range(len(Appearance._fields))
+    )
     assert rule.score(measures) == pytest.approx(naive)
     assert isinstance(rule, Rule)
 

@@ -1,0 +1,79 @@
+"""A photograph that is judged is prepared to the pixels of training, and judged by its own light."""
+
+import cv2
+import numpy as np
+import pytest
+
+from drgrade.data.crops import CropMaker
+from drgrade.data.sources.demo import Demo
+from drgrade.inference import preparation
+from drgrade.inference.preparation import Preparation
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Four drawn photographs of 256 px."""
+    source = Demo(tmp_path_factory.mktemp("drawn"), count=4, size=256, workers=1)
+    return [source.root / path for path in source.read().manifest["path"]]
+
+
+@pytest.mark.parametrize("illumination", ["none", "ben_graham", "clahe"])
+def test_the_crop_is_that_of_training_bit_for_bit(photographs, illumination):
+    for path in photographs:
+        crop = Preparation(64, illumination).prepare(path).crop
+        trained = CropMaker(64, Preparation(64).max_pixels, illumination)(path)
+        np.testing.assert_array_equal(crop.pixels, trained.pixels)
+        np.testing.assert_array_equal(crop.thumbnail, trained.thumbnail)
+        assert (crop.facts, crop.sha256) == (trained.facts, trained.sha256)
+
+
+def test_the_verdict_is_on_the_light_of_the_photograph_not_on_the_normalised_one(photographs):
+    for path in photographs:
+        plain, *others = (
+            Preparation(64, illumination).prepare(path).verdict
+            for illumination in ("none", "ben_graham", "clahe")
+        )
+        assert others == [plain, plain]
+
+
+def test_a_photograph_is_decoded_once(photographs, monkeypatch):
+    read, original = [], CropMaker._read
+
+    def spy(self, path, at_least):
+        read.append(path)
+        return original(self, path, at_least)
+
+    monkeypatch.setattr(CropMaker, "_read", spy)
+    Preparation(64).prepare(photographs[0])
+    assert read == photographs[:1]
+
+
+def test_many_are_prepared_in_their_order_each_with_its_verdict(photographs, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    paths = [photographs[1], broken, photographs[0]]
+    prepared = list(Preparation(64).prepare_all(paths, workers=1))
+    assert [each.verdict.flag for each in prepared] == ["good", "unreadable", "good"]
+    assert prepared[1].verdict.reason == prepared[1].crop.failure
+    assert prepared[0].crop.facts == Preparation(64).prepare(photographs[1]).crop.facts
+
+
+def test_worker_processes_say_the_same(photographs, monkeypatch):
+    monkeypatch.setattr("drgrade.data.crops._FEW", 1)
+    here = list(preparation.Preparation(64).prepare_all(photographs, workers=1))
+    there = list(preparation.Preparation(64).prepare_all(photographs, workers=2))
+    assert [each.verdict for each in there] == [each.verdict for each in here]
+    for one, other in zip(here, there, strict=True):
+        np.testing.assert_array_equal(one.crop.pixels, other.crop.pixels)
+
+
+@pytest.mark.parametrize(("side", "flag", "abstains"), [(100, "tiny", False), (48, "tiny", True)])
+def test_small_discs_are_graded_with_a_caution_and_tiny_ones_not(photographs, tmp_path, side, flag, abstains):
+    pixels = cv2.imread(str(photographs[0]))
+    scale = side / pixels.shape[0]
+    small = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    path = tmp_path / "small.png"
+    cv2.imwrite(str(path), small)
+    verdict = Preparation(128).prepare(path).verdict
+    assert (verdict.flag, verdict.abstains) == (flag, abstains)
+    assert f"{verdict.measures['diameter']:.0f} px" in verdict.reason
