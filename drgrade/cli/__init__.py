@@ -11,7 +11,7 @@ COMMANDS = {
     "predict": "photographs graded: drgrade predict checkpoint=RUN input=FILE_OR_FOLDER",
     "app": "a local page to try a run: drgrade app checkpoint=RUN",
     "export": "a run as one file: drgrade export checkpoint=RUN format=onnx|torch",
-    "publish": "a run with its model card as a folder or on the hub: drgrade publish checkpoint=RUN to=FOLDER",
+    "publish": "a run and its model card, handed on: drgrade publish checkpoint=RUN to=FOLDER",
     "report": "tables, figures and a page: drgrade report RUN_OR_SWEEP ...",
     "reproduce": "photographs -> report, its time estimated first: drgrade reproduce data=NAME data.root=DIR",
     "dashboard": "a workspace and a report in Weights & Biases: drgrade dashboard SWEEP",

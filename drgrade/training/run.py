@@ -227,7 +227,7 @@ def test(
     checkpoint: Path,
     folder: Path,
     calibration: Calibration,
-    kept: dict[str, Predictions] | None = None,
+    kept: dict[str, Predictions] | None = None,  # noqa: PT028 - no test function
 ) -> dict[str, float]:
     """Test one checkpoint; write its predictions on the test set.
 
