@@ -64,6 +64,7 @@ def search(command, tmp_path):
     return make
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_where_it_was_and_never_tests(search, tmp_path):
     folder = tmp_path / "found"
     assert "2 trials wanted, 0 of them have ended" in call(search("hydra.sweeper.n_trials=2"), tmp_path)

@@ -63,6 +63,7 @@ def test_finished_cells_are_not_run_again_and_new_values_extend_the_sweep(sweep,
     assert "2 cells, 2 finished" in call(sweep("init=random,ssl"), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_cell_that_fails_does_not_stop_the_others_and_is_named_in_the_end(sweep, tmp_path):
     output = call(sweep("init=/nowhere,random"), tmp_path, status=1)
     (folder,) = (tmp_path / "sweeps").iterdir()
@@ -74,6 +75,7 @@ def test_a_cell_that_fails_does_not_stop_the_others_and_is_named_in_the_end(swee
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_a_cell_that_was_killed_goes_on_from_its_last_checkpoint(sweep, command, tmp_path):
     long = ("init=random", "scale.published_epochs=12")
     process = subprocess.Popen(

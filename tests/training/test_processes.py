@@ -44,6 +44,7 @@ def test_a_checkpoint_tested_in_one_process_and_in_two_gives_the_same(compose, t
         assert second[name] == (pytest.approx(value, abs=1e-6) if isinstance(value, float) else value), name
 
 
+@pytest.mark.slow
 def test_each_cell_of_a_ddp_sweep_runs_once(command, tmp_path):
     settings = ("init=random", "trainer=ddp_cpu", "trainer.max_steps=1", "label_fraction=0.5,1.0")
     output = call(command(*settings, f"hydra.sweep.dir={tmp_path / 'sweep'}", "-m"), tmp_path)
