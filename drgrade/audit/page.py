@@ -15,7 +15,7 @@ from drgrade.audit.findings import FINDINGS
 from drgrade.audit.pairs import rows
 from drgrade.audit.shortcut import FEATURES, SIGNIFICANT, Probe
 from drgrade.data.store import Store
-from drgrade.pages import environment, resource, stylesheet
+from drgrade.pages import fill_page
 
 _SIDE = 168  # px of a photograph on the page
 _JPEG_QUALITY = 82
@@ -97,10 +97,9 @@ def render(audit: Audit) -> str:
         HTML. Its size is bounded: pairs, galleries and lists are capped, and say so.
     """
     picture = _pictures(audit)
-    template = environment().from_string(resource("drgrade.audit", "templates/page.html.j2"))
-    return template.render(
+    return fill_page(
+        "drgrade.audit",
         audit=audit,
-        css=stylesheet("drgrade.audit"),
         kinds=FINDINGS,
         verdict=_verdict(audit),
         tiles=[*_tiles(audit), _probe_tile(audit)],

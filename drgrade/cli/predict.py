@@ -155,8 +155,9 @@ def _predict(
     settings: Settings,
 ) -> None:
     from drgrade.inference.explaining.showing import clear
+    from drgrade.inference.notice import NOTICE
     from drgrade.inference.predicting import job as jobs
-    from drgrade.inference.predicting.header import NOTICE, check_folder, check_job, write_header
+    from drgrade.inference.predicting.header import check_folder, check_job, write_header
     from drgrade.inference.predicting.ledger import Ledger
     from drgrade.inference.predicting.tables import Tally
 

@@ -194,8 +194,7 @@ class Grader:
         self, said: Sequence[tuple[Trained, Tensor]], raw: Tensor, calibrated: Tensor, fitted: Calibration
     ) -> Tensor:
         if self._reading == "thresholds":
-            thresholds = calibrated.new_tensor(fitted.thresholds)
-            return (expected_grade(calibrated)[:, None] >= thresholds).sum(dim=1)
+            return fitted.read_calibrated(calibrated)
         if len(said) > 1:
             return median_grade(raw)
         (member, logits), *_ = said

@@ -18,7 +18,7 @@ from drgrade.models.calibration import Calibration
 from drgrade.models.grading import GradingModel
 from drgrade.training.calibrating import read_calibration
 from drgrade.training.folder import CONFIG, METRICS, read_metrics
-from drgrade.training.setup import make, weights_files
+from drgrade.training.setup import make, without_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,10 +144,7 @@ def untrained(cfg: DictConfig) -> GradingModel:
     Returns:
         The model.
     """
-    cfg = cfg.copy()
-    for setting in weights_files(cfg.encoder):  # the files need not be there any more
-        OmegaConf.update(cfg.encoder, setting, None)
-    encoder = make(cfg.encoder)
+    encoder = make(without_weights(cfg.encoder))
     head = make(cfg.protocol.get("probe") or cfg.grading.task.head)(encoder.num_features)
     return GradingModel(encoder, head)
 

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from drgrade.metrics import confusion_matrix, expected_calibration_error, quadratic_weighted_kappa
 from drgrade.metrics.calibration import brier_score, hit_rates, negative_log_likelihood
+from drgrade.metrics.grading import REFERABLE
 from drgrade.models.calibration import (
-    REFERABLE,
     Calibration,
-    expected_grade,
     fit_calibration,
     referable,
 )
@@ -62,7 +61,7 @@ def calibrated_metrics(
     if calibrated is None:
         calibrated = calibration.probabilities(probabilities.detach().double().cpu())
     if thresholds is None:
-        thresholds = _thresholds(calibration)
+        thresholds = target_thresholds(calibration)
     return found | _figures(
         _decide(calibrated.detach().double().cpu(), calibration, thresholds), grades.cpu()
     )
@@ -100,7 +99,7 @@ def cross_fitted_metrics(probabilities: Tensor, grades: Tensor, groups: Sequence
     for k, calibration in enumerate(fitted):
         here = part == k
         own = calibration.probabilities(probabilities[here])
-        decided = _decide(own, calibration, _thresholds(calibration) if targets else {})
+        decided = _decide(own, calibration, target_thresholds(calibration) if targets else {})
         calibrated[here], read[here] = decided.calibrated, decided.read
         for target in targets:
             referred[target][here] = decided.referred[target]
@@ -122,15 +121,21 @@ class _Decided:
     referred: Mapping[float, Tensor]
 
 
-def _thresholds(calibration: Calibration) -> dict[float, float]:
-    """Of the operating points at the targets; empty if there are none."""
+def target_thresholds(calibration: Calibration) -> dict[float, float]:
+    """Thresholds of the operating points at :data:`TARGETS`.
+
+    Args:
+        calibration: Of a run.
+
+    Returns:
+        P(grade >= 2) from which on a photograph is referred, by the sensitivity that was wanted; empty if
+        there are no operating points.
+    """
     return {target: calibration.point(target).threshold for target in TARGETS if calibration.points}
 
 
 def _decide(calibrated: Tensor, calibration: Calibration, thresholds: Mapping[float, float]) -> _Decided:
-    grades_begin = calibrated.new_tensor(calibration.thresholds)
-    read = (expected_grade(calibrated)[:, None] >= grades_begin).sum(dim=1)
-    scores = referable(calibrated)
+    scores, read = referable(calibrated), calibration.read_calibrated(calibrated)
     return _Decided(calibrated, read, {target: scores >= cut for target, cut in thresholds.items()})
 
 

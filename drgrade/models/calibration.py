@@ -17,17 +17,13 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from drgrade.errors import ConfigError, DataError
+from drgrade.metrics.calibration import LEAST
+from drgrade.metrics.grading import REFERABLE
 from drgrade.models.heads import NUM_GRADES
 from drgrade.models.heads.thresholds import best_thresholds
 
-REFERABLE = 2
-"""As in :mod:`drgrade.metrics.grading`: moderate retinopathy and worse is referred."""
-
 FEWEST = 10
 """Of fewer validation photographs nothing is fitted."""
-
-_LEAST = 1e-6
-"""Probability that no grade goes below: the logarithm of 0 has no temperature."""
 
 _MOST = math.log(20)
 """Bound of the logarithm of the temperature, either way."""
@@ -90,7 +86,18 @@ class Calibration:
         Returns:
             (B,) int64.
         """
-        expected = expected_grade(self.probabilities(probabilities))
+        return self.read_calibrated(self.probabilities(probabilities))
+
+    def read_calibrated(self, calibrated: Tensor) -> Tensor:
+        """Reads grades with the fitted thresholds, from probabilities that are calibrated already.
+
+        Args:
+            calibrated: (B, G).
+
+        Returns:
+            (B,) int64.
+        """
+        expected = expected_grade(calibrated)
         return (expected[:, None] >= expected.new_tensor(self.thresholds)).sum(dim=1)
 
     def point(self, sensitivity: float) -> OperatingPoint:
@@ -191,7 +198,7 @@ def tempered(probabilities: Tensor, temperature: float) -> Tensor:
     Returns:
         (B, G), rows with sum 1.
     """
-    return torch.softmax(probabilities.clamp(min=_LEAST).log() / temperature, dim=1)
+    return torch.softmax(probabilities.clamp(min=LEAST).log() / temperature, dim=1)
 
 
 def expected_grade(probabilities: Tensor) -> Tensor:
@@ -247,7 +254,7 @@ def fit_temperature(probabilities: Tensor, grades: Tensor) -> float:
     Returns:
         T in [1/20, 20].
     """
-    logits = probabilities.clamp(min=_LEAST).log()
+    logits = probabilities.clamp(min=LEAST).log()
 
     def loss(log_temperature: float) -> float:
         scaled = logits / math.exp(log_temperature)

@@ -2,6 +2,7 @@
 
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
@@ -26,10 +27,25 @@ def resource(package: str, name: str) -> str:
     return (files(package) / name).read_text(encoding="utf-8")
 
 
-def stylesheet(package: str) -> Markup:
+def stylesheet(*packages: str) -> Markup:
     """Put the look of all pages before a page's own.
 
     Args:
-        package: Has ``templates/page.css``.
+        *packages: Each has ``templates/page.css``; a page that shows what another one does begins with its.
     """
-    return Markup(resource("drgrade.pages", "base.css") + resource(package, "templates/page.css"))
+    own = [resource(package, "templates/page.css") for package in packages]
+    return Markup(resource("drgrade.pages", "base.css") + "".join(own))
+
+
+def fill_page(package: str, **content: Any) -> str:
+    """Fill in a package's page.
+
+    Args:
+        package: Has ``templates/page.html.j2`` and ``templates/page.css``.
+        **content: What the template names; ``css`` takes the place of the package's own.
+
+    Returns:
+        HTML.
+    """
+    template = environment().from_string(resource(package, "templates/page.html.j2"))
+    return template.render(**{"css": stylesheet(package), **content})

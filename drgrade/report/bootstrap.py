@@ -146,6 +146,19 @@ def cells_by_group(fold: TestFold, predicted: Counts, grades: int) -> Floats:
     return np.bincount(place.ravel(), minlength=fold.num_groups * width).reshape(-1, width).astype(np.float64)
 
 
+def interval_if_spread(samples: Floats) -> Interval:
+    """Percentile interval of a figure that moves.
+
+    Args:
+        samples: (B,) as for :func:`interval`.
+
+    Returns:
+        NaN also where all resamples agree: no resample of misses has a hit, but other photographs may.
+    """
+    ends = interval(samples)
+    return ends if ends.low < ends.high else Interval(float("nan"), float("nan"))
+
+
 def interval(samples: Floats) -> Interval:
     """Percentile interval.
 

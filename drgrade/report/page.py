@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from drgrade.pages import environment, resource, stylesheet
+from drgrade.pages import fill_page, resource
 from drgrade.report import prose, tables, words
 from drgrade.report.contents import Study
 from drgrade.report.figures import FEW, Figures, Picture, svg
@@ -30,10 +30,9 @@ def render_page(study: Study, figures: Figures) -> str:
         HTML. It loads nothing; its one script is named by its hash, so that no other can run.
     """
     script = resource(_PACKAGE, "templates/page.js")
-    template = environment().from_string(resource(_PACKAGE, "templates/page.html.j2"))
-    return template.render(
+    return fill_page(
+        _PACKAGE,
         study=study,
-        css=stylesheet(_PACKAGE),
         script=Markup(script),
         script_hash=_hash(script),
         summary=prose.summary(study),

@@ -144,6 +144,21 @@ def weights_files(encoder: DictConfig) -> dict[str, str]:
     return found
 
 
+def without_weights(encoder: DictConfig) -> DictConfig:
+    """An encoder's settings for a model whose weights come from elsewhere: no file of theirs need be there.
+
+    Args:
+        encoder: Its config; it is left as it is.
+
+    Returns:
+        A copy that names no weights file.
+    """
+    encoder = encoder.copy()
+    for setting in weights_files(encoder):
+        OmegaConf.update(encoder, setting, None)
+    return encoder
+
+
 def make_trainer(
     cfg: DictConfig,
     folder: Path,

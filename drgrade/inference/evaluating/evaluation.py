@@ -27,7 +27,8 @@ from drgrade.inference.evaluating.intervals import (
 from drgrade.inference.evaluating.shown import Shown, write_page
 from drgrade.inference.evaluating.testing import Set, Tested, again, grade_photographs
 from drgrade.metrics import Predictions
-from drgrade.models.calibration import REFERABLE, Calibration, expected_grade, referable
+from drgrade.metrics.grading import REFERABLE
+from drgrade.models.calibration import Calibration, expected_grade, referable
 from drgrade.report.contents import Estimate
 from drgrade.report.intervals import METRICS
 from drgrade.training.artefacts import write_config, write_metrics, write_provenance, write_split

@@ -13,8 +13,8 @@ from drgrade.data.photographs import Photographs
 from drgrade.files import write_text
 from drgrade.metrics import Predictions
 from drgrade.report import words
-from drgrade.report.bootstrap import TestFold, interval
-from drgrade.report.contents import Estimate, Interval
+from drgrade.report.bootstrap import TestFold, interval_if_spread
+from drgrade.report.contents import Estimate
 from drgrade.report.intervals import resample_metrics
 
 INTERVALS = "intervals.json"
@@ -94,13 +94,9 @@ def estimates(metrics: Mapping[str, float], samples: Mapping[str, Floats]) -> di
     Returns:
         By name, in the order of the samples; NaN ends where no resample defines the figure.
     """
-    return {name: Estimate(float(metrics[name]), _ends(values)) for name, values in samples.items()}
-
-
-def _ends(samples: Floats) -> Interval:
-    """NaN where all resamples agree: no resample of misses has a hit, but other photographs may."""
-    ends = interval(samples)
-    return ends if ends.low < ends.high else Interval(math.nan, math.nan)
+    return {
+        name: Estimate(float(metrics[name]), interval_if_spread(values)) for name, values in samples.items()
+    }
 
 
 def write_intervals(folder: Path, found: Mapping[str, Estimate], made: Mapping[str, Sampling]) -> None:

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from drgrade.files import write_text
 from drgrade.inference.evaluating.intervals import Decisions, Sampling
-from drgrade.pages import environment, resource
+from drgrade.pages import fill_page, stylesheet
 from drgrade.report import words
 from drgrade.report.bootstrap import REFERABLE
 from drgrade.report.contents import Estimate, Interval, Method, Row, Study
@@ -57,17 +57,17 @@ def write_page(folder: Path, shown: Sequence[Shown], facts: Mapping[str, str], n
         facts: What was tested on what, by what it is called.
         notes: Sentences that a reader of the figures has to know.
     """
-    css = [resource(package, f"{file}.css") for package, file in _STYLES]
-    template = environment().from_string(resource(_PACKAGE, "templates/page.html.j2"))
     with style():
         sets = [_set(each) for each in shown]
-    page = template.render(
-        css=Markup("".join(css)), sets=sets, facts=facts, notes=notes, sampling=shown[0].sampling
+    page = fill_page(
+        _PACKAGE,
+        css=stylesheet("drgrade.report", _PACKAGE),
+        sets=sets,
+        facts=facts,
+        notes=notes,
+        sampling=shown[0].sampling,
     )
     write_text(folder / PAGE, page)
-
-
-_STYLES = (("drgrade.pages", "base"), ("drgrade.report", "templates/page"), (_PACKAGE, "templates/page"))
 
 
 def _set(shown: Shown) -> dict[str, Any]:

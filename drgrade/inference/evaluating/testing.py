@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from drgrade.data.modules import GradingDataModule, no_augmentation
@@ -18,13 +18,13 @@ from drgrade.inference.evaluating.task import EvaluationTask
 from drgrade.inference.grader import Grader
 from drgrade.metrics import Predictions, grading_metrics
 from drgrade.models.artefact import file_hash
-from drgrade.models.calibrated import TARGETS, calibrated_metrics
+from drgrade.models.calibrated import TARGETS, calibrated_metrics, target_thresholds
 from drgrade.models.calibration import Calibration
 from drgrade.training.artefacts import write_predictions
 from drgrade.training.calibrating import read_calibration
 from drgrade.training.processes import is_main_process
 from drgrade.training.run import test, validate
-from drgrade.training.setup import grading_task, make, make_trainer, weights_files
+from drgrade.training.setup import grading_task, make, make_trainer, without_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,8 +85,7 @@ def again(cfg: DictConfig, folder: Path, run: DictConfig, record: dict[str, Any]
     """
     run = run.copy()
     run.init = "random"  # the checkpoint replaces every weight
-    for setting in weights_files(run.encoder):  # nor are files needed that they came from
-        OmegaConf.update(run.encoder, setting, None)
+    run.encoder = without_weights(run.encoder)
     if cfg.data.batch_size is not None:
         run.grading.datamodule.batch_size = cfg.data.batch_size
     run.grading.datamodule.num_workers = cfg.data.num_workers
@@ -109,8 +108,8 @@ def _calibrated(found: Predictions, calibration: Calibration) -> Set:
     """What one run says: it is calibrated as a whole."""
     if not calibration.photographs:
         return Set(found, None, {})
-    thresholds = {target: calibration.point(target).threshold for target in TARGETS if calibration.points}
-    return Set(found, calibration.probabilities(found.probabilities.double()), thresholds)
+    calibrated = calibration.probabilities(found.probabilities.double())
+    return Set(found, calibrated, target_thresholds(calibration))
 
 
 def grade_photographs(cfg: DictConfig, folders: Sequence[Path], target: Path) -> Tested:

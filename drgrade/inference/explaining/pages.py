@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from drgrade.inference.notice import NOTICE
 from drgrade.inference.predicting.rows import Row
-from drgrade.pages import environment, resource, stylesheet
+from drgrade.pages import fill_page
 from drgrade.report.words import GRADE_NAMES
 
 INDEX = "index.html"
@@ -128,13 +129,13 @@ def render(
     Returns:
         HTML.
     """
-    template = environment().from_string(resource("drgrade.inference.explaining", "templates/page.html.j2"))
-    return template.render(
+    return fill_page(
+        "drgrade.inference.explaining",
         cards=cards,
         map_name=map_name,
         meaning=meaning,
         around=around,
         overview=overview,
         names=GRADE_NAMES,
-        css=stylesheet("drgrade.inference.explaining"),
+        notice=NOTICE,
     )

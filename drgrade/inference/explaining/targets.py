@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from drgrade.errors import ConfigError
-from drgrade.models.calibration import REFERABLE
+from drgrade.metrics.grading import REFERABLE
 from drgrade.models.heads import Head
 
 Target = Literal["expected", "referable", "grade"]

@@ -3,18 +3,16 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from drgrade import __version__
 from drgrade.data.imagenet import MEAN, STD
 from drgrade.inference.exporting.graph import INPUT, OUTPUTS
+from drgrade.inference.notice import NOTICE
 from drgrade.inference.trained import Trained
 from drgrade.models.artefact import file_hash
 from drgrade.training.artefacts import versions
 from drgrade.training.folder import CONFIG
-
-NOTICE = "For research. No medical device: not to be used to diagnose or treat anybody."
 
 FORMAT = 1
 """Of the description; counts up when a reader has to know."""
@@ -94,15 +92,9 @@ def flat(description: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _hashes(trained: Trained) -> dict[str, str]:
-    found = {"weights_sha256": file_hash(weights_file(trained))}
+    found = {"weights_sha256": file_hash(trained.weights_file)}
     config = trained.folder / CONFIG  # a published grader has another
     return found | ({"config_sha256": file_hash(config)} if config.is_file() else {})
-
-
-def weights_file(trained: Trained) -> Path:
-    """The file that a run's weights were loaded from; of a published grader its safetensors."""
-    checkpoint = trained.folder / "checkpoints" / str(trained.record.get("checkpoint"))
-    return checkpoint if checkpoint.is_file() else next(iter(sorted(trained.folder.glob("*.safetensors"))))
 
 
 def _figures(record: Mapping[str, Any]) -> dict[str, float | None]:

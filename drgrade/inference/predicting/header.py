@@ -11,14 +11,13 @@ from drgrade import __version__
 from drgrade.errors import ConfigError, DataError
 from drgrade.files import write_text
 from drgrade.inference.grader import Grader
+from drgrade.inference.notice import NOTICE
 from drgrade.inference.trained import Trained
 from drgrade.models.artefact import file_hash
 from drgrade.training.artefacts import versions
 from drgrade.training.folder import CALIBRATION
 
 HEADER = "prediction.json"
-
-NOTICE = "For research. No medical device: not to be used to diagnose or treat anybody."
 
 Job = Mapping[str, Any]
 """What makes a job what it is: all of it has to be equal for one to go on as another."""

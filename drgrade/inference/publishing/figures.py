@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from drgrade.report.bootstrap import Resampled, interval, resample
+from drgrade.report.bootstrap import Resampled, interval_if_spread, resample
 from drgrade.report.checks import collect_folds
-from drgrade.report.contents import Estimate, Floats, Interval
+from drgrade.report.contents import Estimate, Floats
 from drgrade.report.intervals import resample_metrics
 from drgrade.report.reading import NUM_GRADES, Run
 
@@ -24,8 +24,6 @@ TITLES: Mapping[str, str] = {
     "ece": "expected calibration error, before calibration",
 }
 """What a card calls the metrics that it gives an interval for, by their names in ``metrics.json``."""
-
-_NONE = Interval(float("nan"), float("nan"))
 
 
 def estimates(run: Run, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Estimate]:
@@ -49,8 +47,7 @@ def estimates(run: Run, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, 
     samples |= _recalls(resample(fold, run.predicted[None], run.probabilities[None], resamples, seed))
     names = [*TITLES, *(f"recall_{grade}" for grade in range(NUM_GRADES))]
     return {
-        name: Estimate(float(run.record[f"test/{name}"]), _unless_alike(interval(samples[name])))
-        for name in names
+        name: Estimate(float(run.record[f"test/{name}"]), interval_if_spread(samples[name])) for name in names
     }
 
 
@@ -59,7 +56,3 @@ def _recalls(resampled: Resampled) -> dict[str, Floats]:
     hits, totals = resampled.hits[0], resampled.totals
     shares = np.where(totals == 0, np.nan, hits / np.maximum(totals, 1))
     return {f"recall_{grade}": shares[:, grade] for grade in range(NUM_GRADES)}
-
-
-def _unless_alike(ends: Interval) -> Interval:
-    return ends if ends.low < ends.high else _NONE
