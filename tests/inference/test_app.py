@@ -78,6 +78,8 @@ def server(run, tmp_path_factory):
             "device=cpu",
         ],
         env={**os.environ, "OMP_NUM_THREADS": "1", "GRADIO_ANALYTICS_ENABLED": "True"},
+        # Background jobs of a shell, as these tests may be, ignore Ctrl-C; so would their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
