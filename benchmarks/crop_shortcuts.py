@@ -19,12 +19,11 @@ import hydra
 import numpy as np
 
 from drgrade.config import CONF
-from drgrade.data.augment import FundusAugmentation
+from drgrade.data.augmentation import FundusAugmentation
 from drgrade.data.sources.demo import Demo
 from drgrade.data.sources.idrid import IDRiD
-from drgrade.data.squares import SeveralViews, SquareView
 from drgrade.data.store import Store, prepare
-from drgrade.data.views import Views
+from drgrade.data.transforms import MultiView, SquareView, ViewTransform
 
 Array = np.ndarray
 BATCH = 64
@@ -54,20 +53,20 @@ def whole_photographs(image: Array, clear: float, seed: int | None) -> tuple[Arr
     return tuple(augment(image, int(rng.integers(2**32))) for _ in range(2))
 
 
-def plain_squares() -> Views:
+def plain_squares() -> ViewTransform:
     """Two squares from inside what was recorded, in the colours of the photograph."""
-    return SeveralViews([SquareView(area=(0.3, 1.0), vertical_flip=True, rotate=180)], [2])
+    return MultiView([SquareView(area=(0.3, 1.0), vertical_flip=True, rotate=180)], [2])
 
 
-def configured(pretext: str) -> Views:
+def configured(pretext: str) -> ViewTransform:
     """The views of ``conf/pretext/NAME.yaml``."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = hydra.compose("train", [f"pretext={pretext}"])
-    views: Views = hydra.utils.instantiate(cfg.pretext.views)
+    views: ViewTransform = hydra.utils.instantiate(cfg.pretext.views)
     return views
 
 
-def pairs_of(store: Store, views: Views, seed: int = 0) -> Array:
+def pairs_of(store: Store, views: ViewTransform, seed: int = 0) -> Array:
     """(N, 2, S, S, 3): the two views of each photograph."""
     clear = store.manifest["clear"]
     return np.stack(
@@ -172,7 +171,10 @@ def main() -> None:
     folder = arguments.folder or Path(tempfile.mkdtemp())
     sources = [Demo(folder / "demo", count=arguments.count, size=256)]
     sources += [IDRiD(arguments.idrid)] if arguments.idrid else []
-    kinds: dict[str, Callable[[], Views]] = {"whole": lambda: whole_photographs, "squares": plain_squares}
+    kinds: dict[str, Callable[[], ViewTransform]] = {
+        "whole": lambda: whole_photographs,
+        "squares": plain_squares,
+    }
     kinds |= {name: partial(configured, name) for name in ("exemplar", "simclr")}
     print(f"| data | by | {' | '.join(kinds)} |\n|---|---|{'---|' * len(kinds)}")
     for source in sources:

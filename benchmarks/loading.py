@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 
-from drgrade.data.augment import Augmentation
+from drgrade.data.augmentation import Augmentation
 from drgrade.data.modules import UNGRADED, AugmentedView, StoreDataset
 from drgrade.data.sampling import Draw, StreamSampler
 from drgrade.data.sources.folder import Folder

@@ -26,8 +26,8 @@ from torch.nn import functional
 from drgrade.data.modules import normalise
 from drgrade.data.sources.demo import Demo
 from drgrade.data.sources.idrid import IDRiD
-from drgrade.data.squares import SquareView
 from drgrade.data.store import prepare
+from drgrade.data.transforms import SquareView
 from drgrade.models.encoder import Encoder
 from drgrade.pretext.base import Pretext
 from drgrade.pretext.cpc import CPC

@@ -23,7 +23,7 @@ from torch.nn import functional
 from drgrade.data.sources.demo import Demo
 from drgrade.data.sources.idrid import IDRiD
 from drgrade.data.store import Store, prepare
-from drgrade.data.views import FILL, MAX_MASK_RADIUS, MaskedView, circular_mask, zoom_about_centre
+from drgrade.data.transforms import FILL, MAX_MASK_RADIUS, MaskedView, circular_mask, zoom_about_centre
 from drgrade.pretext.rotation import four_turns
 
 Images = np.ndarray

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from drgrade.data.augment import Augmentation, Image
+from drgrade.data.augmentation import Augmentation, Image
 from drgrade.data.imagenet import MEAN, STD
 from drgrade.data.photographs import Photographs
 from drgrade.data.sampling import Draw, EverySampler, StreamSampler, balancing_weights
 from drgrade.data.splits import proportional_order
-from drgrade.data.views import Views
+from drgrade.data.transforms import ViewTransform
 from drgrade.errors import ConfigError, DataError
 
 UNGRADED = -1
@@ -71,7 +71,7 @@ def no_augmentation(image: Image, seed: int) -> Image:
 class PretextView:
     """The pretext's views, which have to know how much of each photograph was recorded."""
 
-    views: Views
+    views: ViewTransform
     clear: npt.NDArray[np.float64]
 
     def __call__(self, image: Image, row: int, seed: int | None) -> tuple[Image, ...]:
@@ -370,7 +370,7 @@ class PretextDataModule(_StoreDataModule):
     def __init__(
         self,
         photographs: Photographs,
-        views: Views,
+        views: ViewTransform,
         batch_size: int,
         seed: int,
         pretrain_on: Literal["train", "all"] = "train",

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from drgrade.data.squares import SeveralViews
+from drgrade.data.transforms import MultiView
 from drgrade.errors import ConfigError
 from drgrade.models.encoder import Encoder
 from drgrade.pretext.base import Pretext
@@ -98,7 +98,7 @@ class Combination(Pretext):
             )
 
 
-def views_of(parts: Mapping[str, Part]) -> SeveralViews:
+def views_of(parts: Mapping[str, Part]) -> MultiView:
     """Views of all parts, one part after the other.
 
     Args:
@@ -111,7 +111,7 @@ def views_of(parts: Mapping[str, Part]) -> SeveralViews:
         ConfigError: If there are fewer than two parts.
     """
     _refuse_fewer_than_two(parts)
-    return SeveralViews([part["views"] for part in parts.values()])
+    return MultiView([part["views"] for part in parts.values()])
 
 
 def _refuse_fewer_than_two(parts: Mapping[str, Part]) -> None:

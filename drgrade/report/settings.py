@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from drgrade.renames import canonical
 from drgrade.training.identity import WITHOUT_EFFECT
 
 MAJORITY = "majority class"
@@ -78,7 +79,7 @@ def settings_of_method(config: Mapping[str, Any]) -> dict[str, object]:
         ignored += _OF_PRETRAINING[:2]
     return {
         name: value
-        for name, value in sorted(flat(config).items())
+        for name, value in sorted(flat(canonical(config)).items())
         if name in _COUNTED or not (_is_below(name, ignored) or name.endswith(_ENDINGS))
     }
 

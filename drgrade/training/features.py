@@ -32,6 +32,7 @@ from drgrade.errors import DataError, DrgradeError
 from drgrade.files import write_text
 from drgrade.models.encoder import Encoder
 from drgrade.progress import track
+from drgrade.renames import canonical
 from drgrade.training.artefacts import versions
 from drgrade.training.setup import make
 from drgrade.training.shared import Initial
@@ -124,7 +125,8 @@ def features_file(cfg: DictConfig, store: Store, initial: Initial) -> Path:
     Returns:
         A file below ``paths.outputs/features``, named by encoder, data set, size and key.
     """
-    key = hashlib.sha256(json.dumps(_key(cfg, store, initial), sort_keys=True).encode()).hexdigest()
+    settings = canonical(_key(cfg, store, initial))
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     encoder = str(cfg.encoder._target_).rsplit(".", 1)[-1].lower()
     name = f"{encoder}-{store.name}-{store.image_size}px-{key[:16]}.npy"
     return Path(cfg.paths.outputs) / "features" / name

@@ -5,6 +5,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from drgrade.config import ROLES
+from drgrade.renames import canonical
 
 AUTO = "auto"
 """Value of ``resume``: go on from the run's own folder, if it has been begun there."""
@@ -59,7 +60,7 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
         ``{"a.b": value}``, without what is free to change.
     """
     # Interpolations point anywhere, so everything is resolved before anything is left out.
-    container = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+    container = canonical(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
     flat: dict[str, Any] = {}
 
     def collect(node: dict[str, Any], prefix: str) -> None:

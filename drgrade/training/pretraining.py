@@ -17,6 +17,7 @@ from drgrade.data.modules import PretextDataModule
 from drgrade.data.photographs import Photographs
 from drgrade.errors import ConfigError, DrgradeError, EncoderError
 from drgrade.models.artefact import CARD, WEIGHTS, file_hash, save_encoder
+from drgrade.renames import canonical
 from drgrade.tasks import PretextTask
 from drgrade.training.artefacts import (
     check_hashes,
@@ -289,7 +290,7 @@ def encoder_key(cfg: DictConfig, data: PretextDataModule) -> str:
         64 hexadecimal digits.
     """
     settings = {**_settings(cfg), "photographs": data.photographs_hash()}
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(canonical(settings), sort_keys=True).encode()).hexdigest()
 
 
 def _settings(cfg: DictConfig) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from drgrade.data.photographs import Photographs
 from drgrade.data.sampling import Draw
 from drgrade.data.sources.folder import Folder
 from drgrade.data.splits import SplitSpec
-from drgrade.data.views import MaskedView
+from drgrade.data.transforms import MaskedView
 from drgrade.errors import ConfigError
 
 SIZE = 32

@@ -10,10 +10,10 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from drgrade.data.augment import FundusAugmentation
+from drgrade.data.augmentation import FundusAugmentation
 from drgrade.data.modules import MEAN, STD, GradingDataModule, PretextDataModule, local_batch_size, normalise
 from drgrade.data.splits import groups_of
-from drgrade.data.views import FILL, MaskedView, circular_mask
+from drgrade.data.transforms import FILL, MaskedView, circular_mask
 from drgrade.errors import ConfigError, DataError
 
 PUBLISHED = {"zoom": (0.85, 1.15), "horizontal_flip": True, "vertical_flip": True}

@@ -10,8 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from drgrade.config import CONF, choices
-from drgrade.data.squares import SeveralViews, SquareView
-from drgrade.data.views import MaskedView
+from drgrade.data.transforms import MaskedView, MultiView, SquareView
 from drgrade.errors import ConfigError
 from drgrade.pretext import Pretext, Rotation
 from drgrade.pretext.combination import COMMON, Combination, views_of
@@ -158,7 +157,7 @@ def test_views_are_those_of_the_parts_one_after_the_other():
     made = views_of(
         {
             "one": {"views": masked},
-            "two": {"views": SeveralViews([square], [2])},
+            "two": {"views": MultiView([square], [2])},
             "three": {"views": SquareView(size=24)},
         }
     )

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from drgrade.data.modules import normalise
-from drgrade.data.squares import SquareView
+from drgrade.data.transforms import SquareView
 from drgrade.errors import ConfigError, EncoderError
 from drgrade.models import TimmEncoder
 from drgrade.pretext.mae import MAE, visible_tokens, with_prefix

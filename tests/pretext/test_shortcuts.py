@@ -22,7 +22,7 @@ from rotation_shortcuts import (
     whole_crop,
 )
 
-from drgrade.data.views import FILL, MaskedView, circular_mask
+from drgrade.data.transforms import FILL, MaskedView, circular_mask
 
 CHANCE, TOLERANCE = 0.25, 0.05
 DATA = ("demo", "idrid")

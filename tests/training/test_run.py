@@ -12,7 +12,7 @@ from pytorch_lightning import Callback
 from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score, roc_auc_score
 
 from drgrade.cli.hydra_command import explain
-from drgrade.data.augment import FundusAugmentation
+from drgrade.data.augmentation import FundusAugmentation
 from drgrade.data.modules import GradingDataModule
 from drgrade.data.splits import split_hash
 from drgrade.errors import ConfigError, DataError

@@ -4,7 +4,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from drgrade.data.geometry import crop_disc, find_disc
-from drgrade.data.views import FILL, MAX_MASK_RADIUS, MaskedView, circular_mask, levelled, zoom_about_centre
+from drgrade.data.transforms import (
+    FILL,
+    MAX_MASK_RADIUS,
+    MaskedView,
+    MultiView,
+    SquareView,
+    circular_mask,
+    level_image,
+    zoom_about_centre,
+)
 from drgrade.errors import ConfigError
 
 SENTINEL = (255, 0, 255)
@@ -44,22 +53,19 @@ def test_the_mask_is_the_disc_about_the_centre_of_the_pixels(size):
     assert mask.sum() == pytest.approx(np.pi * (0.92 * size / 2) ** 2, rel=0.05)
 
 
-@pytest.mark.parametrize("radius", [0.0, -1.0, 0.921, 1.0])
-def test_a_mask_that_reaches_the_rim_is_refused(radius):
-    with pytest.raises(ConfigError, match="mask_radius"):
-        MaskedView(mask_radius=radius)
-
-
-@pytest.mark.parametrize("options", [{"zoom": [1.1, 0.9]}, {"zoom": [0, 1]}, {"zoom": [1]}])
-def test_a_zoom_that_is_no_range_is_refused(options):
-    with pytest.raises(ConfigError, match="zoom"):
-        MaskedView(**options)
-
-
-@pytest.mark.parametrize("band", [0.0, 0.6])
-def test_a_band_that_hides_nothing_or_nearly_everything_is_refused(band):
-    with pytest.raises(ConfigError, match="band"):
-        MaskedView(band=band)
+@pytest.mark.parametrize(
+    ("transform", "options"),
+    [
+        *((MaskedView, {"mask_radius": radius}) for radius in (0.0, -1.0, 0.921)),
+        *((MaskedView, {"zoom": zoom}) for zoom in ([1.1, 0.9], [0, 1], [1])),
+        *((MaskedView, {"band": band}) for band in (0.0, 0.6)),
+        *((SquareView, {"area": area}) for area in ([0, 1], [0.5, 1.2], [1])),
+        *((SquareView, options) for options in ({"blur": 2}, {"rotate": 200}, {"size": 4})),
+    ],
+)
+def test_settings_out_of_range_are_refused(transform, options):
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        transform(**options)
 
 
 @pytest.mark.parametrize("seed", [None, 0, 5])
@@ -95,8 +101,8 @@ def test_nothing_under_the_mask_was_not_recorded(clear, low, spread, seed, size,
     image = np.where(recorded[..., None], np.uint8(90), np.array(SENTINEL, np.uint8))
     view = MaskedView(mask_radius=radius, zoom=(low, low * spread), level=False)(image, clear, seed)
     assert (view[circular_mask(size, radius)] == 90).all()
-    levelled_view = MaskedView(mask_radius=radius, zoom=(low, low * spread))(image, clear, seed)
-    np.testing.assert_array_equal(levelled_view, view)
+    levelled = MaskedView(mask_radius=radius, zoom=(low, low * spread))(image, clear, seed)
+    np.testing.assert_array_equal(levelled, view)
 
 
 @settings(max_examples=15, deadline=None)
@@ -190,7 +196,7 @@ def test_levelling_takes_a_gradient_out(size, slopes):
     offset = np.linspace(-1, 1, size)
     plane = 1 + slopes[0] * offset[None, :] + slopes[1] * offset[:, None]
     image = np.clip(np.array([120, 80, 60]) * plane[..., None] + 0.5, 0, 255).astype(np.uint8)
-    shown = levelled(image, core)[core].astype(float)
+    shown = level_image(image, core)[core].astype(float)
     np.testing.assert_allclose(shown, np.broadcast_to([120, 80, 60], shown.shape), atol=2)
 
 
@@ -201,12 +207,96 @@ def test_levelling_is_a_division_by_the_plane_of_least_squares():
     design = np.stack((np.ones(core.sum()), x[core], y[core]), axis=1)
     coefficients, *_ = np.linalg.lstsq(design, image[core].astype(float), rcond=None)
     expected = image[core] / (design @ (coefficients / coefficients[0]))
-    np.testing.assert_allclose(levelled(image, core)[core], expected.clip(0, 255), atol=0.6)
+    np.testing.assert_allclose(level_image(image, core)[core], expected.clip(0, 255), atol=0.6)
 
 
 def test_levelling_survives_a_black_and_a_half_black_photograph():
     core = circular_mask(64, 0.8)
     black = np.zeros((64, 64, 3), np.uint8)
-    np.testing.assert_array_equal(levelled(black, core)[core], 0)
+    np.testing.assert_array_equal(level_image(black, core)[core], 0)
     black[:, 40:] = 255
-    assert (levelled(black, core)[:, :40][core[:, :40]] == 0).all()
+    assert (level_image(black, core)[:, :40][core[:, :40]] == 0).all()
+
+
+def marked(size, clear):
+    """Dark inside the circle that was recorded, white outside."""
+    y, x = np.mgrid[:size, :size] - (size - 1) / 2
+    noise = np.random.default_rng(0).integers(0, 100, (size, size, 3))
+    return np.where((np.hypot(x, y) <= clear * size / 2)[..., None], noise, 255).astype(np.uint8)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=st.none() | st.integers(0, 2**32),
+    clear=st.floats(0.3, 1.0),
+    low=st.floats(0.05, 1.0),
+    rotate=st.sampled_from([0.0, 30.0, 180.0]),
+    size=st.sampled_from([33, 64, 96]),
+)
+def test_nothing_that_was_not_recorded_is_ever_shown(seed, clear, low, rotate, size):
+    view = SquareView(area=(low, 1.0), rotate=rotate, vertical_flip=True)(marked(size, clear), clear, seed)
+    assert view.shape == (size, size, 3)
+    assert view.max() < 100
+
+
+def test_the_largest_square_reaches_the_circle():
+    image = marked(96, 0.8)
+    view = SquareView(size=64)(image, 0.86, None)
+    assert (view[[0, 0, -1, -1], [0, -1, 0, -1]] > 100).any()  # its corners lie on the edge
+    assert (view > 100).mean() < 0.02
+
+
+def test_the_same_seed_gives_the_same_view_and_another_another():
+    view = SquareView(area=(0.2, 0.6), brightness=0.3, grayscale=0.5, blur=0.5, rotate=90)
+    image = np.random.default_rng(1).integers(0, 255, (64, 64, 3)).astype(np.uint8)
+    first = view(image, 0.9, 5)
+    np.testing.assert_array_equal(first, view(image, 0.9, 5))
+    assert (first != view(image, 0.9, 6)).any()
+
+
+def test_small_squares_come_from_everywhere_in_the_circle():
+    y, x = np.mgrid[:64, :64].astype(np.uint8)
+    image = np.stack((x, y, np.zeros_like(x)), axis=-1)
+    view = SquareView(area=(0.05, 0.05), horizontal_flip=False, size=8)
+    centres = np.array([view(image, 1.0, seed).mean(axis=(0, 1))[:2] for seed in range(300)])
+    assert np.hypot(*(centres - 31.5).T).max() > 20
+    assert centres.mean(axis=0) == pytest.approx([31.5, 31.5], abs=2.5)
+
+
+def test_without_a_seed_the_middle_is_shown_as_it_is():
+    image = np.random.default_rng(2).integers(0, 255, (65, 65, 3)).astype(np.uint8)
+    view = SquareView(size=45, grayscale=1.0, blur=1.0, brightness=0.9)(image, 1.0, None)
+    assert view[22, 22].tolist() == image[32, 32].tolist()
+
+
+def test_gray_views_have_no_colour_and_blurred_ones_less_contrast():
+    image = np.random.default_rng(3).integers(0, 255, (64, 64, 3)).astype(np.uint8)
+    gray = SquareView(grayscale=1.0)(image, 1.0, 1)
+    assert (gray.max(axis=-1) == gray.min(axis=-1)).all()
+    plain = [SquareView(area=(1, 1))(image, 1.0, seed).std() for seed in range(10)]
+    blurred = [SquareView(area=(1, 1), blur=1.0)(image, 1.0, seed).std() for seed in range(10)]
+    assert np.mean(blurred) < np.mean(plain)
+
+
+def test_several_views_are_different_views_of_their_sizes():
+    image = np.random.default_rng(4).integers(0, 255, (64, 64, 3)).astype(np.uint8)
+    views = MultiView([SquareView(), SquareView(area=(0.1, 0.3), size=32)], [2, 3])
+    for seed in (None, 0, 7):
+        made = views(image, 0.9, seed)
+        assert [view.shape[0] for view in made] == [64, 64, 32, 32, 32]
+        assert len({view.tobytes() for view in made}) == 5
+        for first, second in zip(made, views(image, 0.9, seed), strict=True):
+            np.testing.assert_array_equal(first, second)
+
+
+def test_views_of_views_are_joined():
+    image = np.random.default_rng(4).integers(0, 255, (32, 32, 3)).astype(np.uint8)
+    joined = MultiView([MaskedView(), MultiView([SquareView()], [2])])(image, 0.9, None)
+    np.testing.assert_array_equal(joined[0], MaskedView()(image, 0.9, None))
+    assert len(joined) == 3
+
+
+@pytest.mark.parametrize(("views", "counts"), [([], None), ([SquareView()], [0]), ([SquareView()], [1, 2])])
+def test_a_count_is_needed_for_each_kind(views, counts):
+    with pytest.raises(ConfigError, match="counts"):
+        MultiView(views, counts)

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from scipy.stats import chi2_contingency, chisquare
 
-from drgrade.data.augment import FundusAugmentation
+from drgrade.data.augmentation import FundusAugmentation
 from drgrade.errors import ConfigError
 
 CONF = Path(__file__).parents[2] / "conf" / "augment"
@@ -44,7 +44,7 @@ def drawn_circle(size, radius):
 
 def published():
     settings = yaml.safe_load((CONF / "published.yaml").read_text())
-    assert settings.pop("_target_") == "drgrade.data.augment.FundusAugmentation"
+    assert settings.pop("_target_") == "drgrade.data.augmentation.FundusAugmentation"
     return settings
 
 
@@ -227,7 +227,7 @@ def test_a_strength_out_of_range_is_an_error(name, value):
 def test_importing_it_does_not_import_albumentations():
     code = (
         "import sys, os; os.environ.pop('NO_ALBUMENTATIONS_UPDATE', None)\n"
-        "import drgrade.data.augment as a\n"
+        "import drgrade.data.augmentation as a\n"
         "assert 'albumentations' not in sys.modules\n"
         "a.FundusAugmentation()\n"
         "assert 'albumentations' not in sys.modules, 'nothing to do, yet imported'\n"

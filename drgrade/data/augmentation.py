@@ -1,10 +1,8 @@
-"""Augmentation: the one module that touches albumentations.
+"""Augmentation of photographs. This is the only module that imports albumentations.
 
-Albumentations 2.0.8 is the last release under the MIT licence and is no longer maintained, so nothing else
-imports it.
-Every draw is a function of a seed that the caller gives, not of a worker's state: the same photograph at the
-same place of the stream
-gets the same augmentation with any number of workers, and after a resume.
+Albumentations 2.0.8 is the last release under the MIT licence and is no longer maintained. Random choices
+depend only on the seed that the caller passes, not on the state of a worker: a photograph at the same
+position of the stream gets the same augmentation with any number of workers, and after resuming.
 """
 
 import os
@@ -22,14 +20,14 @@ Image = npt.NDArray[np.uint8]
 
 
 class Augmentation(Protocol):
-    """Anything that turns one photograph into another of the same shape."""
+    """Map a photograph to one of the same shape."""
 
     def __call__(self, image: Image, seed: int) -> Image:
         """Augment.
 
         Args:
             image: (H, W, 3) uint8, RGB.
-            seed: Everything drawn follows from it.
+            seed: Seed of all random choices.
 
         Returns:
             (H, W, 3) uint8, RGB.
@@ -37,9 +35,9 @@ class Augmentation(Protocol):
 
 
 class FundusAugmentation:
-    """Zoom, flips, small turns and colour, drawn alike for every photograph.
+    """Random zoom, flips, rotation and colour jitter.
 
-    Attributes of the published protocol (DESIGN.md, section 1): zoom 0.85-1.15 and flips, nothing else.
+    The published protocol uses zoom 0.85-1.15 and both flips only.
     """
 
     def __init__(
@@ -53,33 +51,32 @@ class FundusAugmentation:
         saturation: float = 0.0,
         hue: float = 0.0,
     ) -> None:
-        """Build the pipeline.
+        """Initialise the transform.
 
         Args:
-            zoom: Range of the scale, alike in both directions; below 1 the border is filled with black.
-            rotate: Turn by up to this many degrees in either direction.
-            horizontal_flip: Mirror half of the photographs.
-            vertical_flip: Turn half of the photographs upside down (mirrored).
-            brightness: Factor in 1 -+ this.
-            contrast: Factor in 1 -+ this.
-            saturation: Factor in 1 -+ this.
-            hue: Shift by up to this share of the colour circle, 0 to 0.5.
+            zoom: Range of the scale, the same in both directions; below 1 the border is filled with black.
+            rotate: Largest rotation in degrees, in either direction, 0 to 180.
+            horizontal_flip: Mirror half of the photographs left to right.
+            vertical_flip: Mirror half of the photographs upside down.
+            brightness: Largest deviation of the brightness factor from 1, in [0, 1].
+            contrast: Largest deviation of the contrast factor from 1, in [0, 1].
+            saturation: Largest deviation of the saturation factor from 1, in [0, 1].
+            hue: Largest hue shift as a share of the colour circle, in [0, 0.5].
 
         Raises:
-            ConfigError: If a range makes no sense.
+            ConfigError: If a value is out of range.
         """
         _check(zoom, rotate=rotate, brightness=brightness, contrast=contrast, saturation=saturation, hue=hue)
         transforms = _geometric(zoom, rotate, horizontal_flip, vertical_flip) + _colour(
             brightness, contrast, saturation, hue
         )
-        self._pipeline = _compose(transforms) if transforms else None
+        self._pipeline = _albumentations().Compose(transforms) if transforms else None
 
     def __call__(self, image: Image, seed: int) -> Image:
         """See :class:`Augmentation`."""
         if self._pipeline is None:
             return image
-        # Not set_random_seed: it gives every transform its own generator with the same seed, so that both
-        # flips always come together.
+        # set_random_seed would give every transform the same seed: both flips would always coincide.
         self._pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
         augmented: Image = self._pipeline(image=image)["image"]
         return augmented
@@ -95,15 +92,11 @@ def _check(zoom: Sequence[float], **strengths: float) -> None:
 
 
 def _albumentations() -> Any:
-    """Import on first use (it takes seconds), its version check over the network switched off."""
+    """Import albumentations on first use (it takes seconds), without its version check over the network."""
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
     import albumentations
 
     return albumentations
-
-
-def _compose(transforms: list[Any]) -> Any:
-    return _albumentations().Compose(transforms)
 
 
 def _geometric(zoom: Sequence[float], rotate: float, horizontal_flip: bool, vertical_flip: bool) -> list[Any]:

@@ -1,0 +1,54 @@
+"""Dotted names that have moved, so that earlier configs, runs and encoders stay valid.
+
+Configs name classes and functions by their dotted names (``_target_``). Hashes (encoder keys, feature keys,
+method keys) and comparisons on resume use the first name of each; loading uses the present one.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+RENAMED = {
+    "drgrade.data.squares.SquareView": "drgrade.data.transforms.SquareView",
+    "drgrade.data.squares.SeveralViews": "drgrade.data.transforms.MultiView",
+    "drgrade.data.views.MaskedView": "drgrade.data.transforms.MaskedView",
+    "drgrade.data.augment.FundusAugmentation": "drgrade.data.augmentation.FundusAugmentation",
+}
+"""First dotted name to present dotted name."""
+
+_FIRST = {present: first for first, present in RENAMED.items()}
+
+
+def canonical(value: Any) -> Any:
+    """Replace present dotted names by their first ones, for hashing and comparing.
+
+    Args:
+        value: As JSON holds it: mappings, lists, strings, numbers.
+
+    Returns:
+        A copy with every renamed string replaced.
+
+    Example:
+        >>> canonical({"views": {"_target_": "drgrade.data.transforms.MaskedView"}})
+        {'views': {'_target_': 'drgrade.data.views.MaskedView'}}
+    """
+    return _replace(value, _FIRST)
+
+
+def current(value: Any) -> Any:
+    """Replace first dotted names by the present ones, for instantiating an earlier config.
+
+    Args:
+        value: As JSON holds it: mappings, lists, strings, numbers.
+
+    Returns:
+        A copy with every renamed string replaced.
+    """
+    return _replace(value, RENAMED)
+
+
+def _replace(value: Any, names: Mapping[str, str]) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _replace(item, names) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_replace(item, names) for item in value]
+    return names.get(value, value) if isinstance(value, str) else value
