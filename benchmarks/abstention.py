@@ -18,10 +18,10 @@ import pandas as pd
 import torch
 from omegaconf import OmegaConf
 
-from drgrade.data.reading import read_photograph
-from drgrade.inference.grader import Grader
+from drgrade.data.image_reader import read_photograph
 from drgrade.metrics.kappa import confusion_matrix, quadratic_weighted_kappa
-from drgrade.training.setup import make_photographs
+from drgrade.prediction.grader import Grader
+from drgrade.training.build import make_photographs
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -5,7 +5,8 @@ import time
 
 import cv2
 
-from drgrade.data.fundus_art import draw_photograph, plan_photographs
+from drgrade.synthetic.cohort import plan_photographs
+from drgrade.synthetic.drawing import draw_photograph
 
 
 def main() -> None:

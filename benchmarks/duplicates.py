@@ -31,23 +31,22 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from drgrade.data.crops import CropMaker
-from drgrade.data.duplicates import find_duplicates
 from drgrade.data.duplicates.features import TURNS, coarse_detail, descriptor, turn_picture, turned
-from drgrade.data.duplicates.retrieval import candidates
+from drgrade.data.duplicates.search import candidates, find_duplicates
 from drgrade.data.duplicates.thumbnail import THUMBNAIL_SIZE
 from drgrade.data.duplicates.verification import Portrait, compare
-from drgrade.data.fundus_art import Photograph, plan_photographs
-from drgrade.data.fundus_art.camera import CAMERAS, aim_camera, take_photograph
-from drgrade.data.fundus_art.lesions import LesionPainter, draw_burden
-from drgrade.data.fundus_art.noise import FloatImage, Stream, stream
-from drgrade.data.fundus_art.retina import Pigmentation, paint_background, paint_disc
-from drgrade.data.fundus_art.vessels import grow_vessels, paint_vessels
-from drgrade.data.fundus_art.view import View
 from drgrade.data.geometry import find_disc
-from drgrade.data.reading import MAX_PIXELS, read_photograph
+from drgrade.data.image_reader import MAX_PIXELS, read_photograph
 from drgrade.data.sources.base import Source
 from drgrade.data.sources.demo import Demo
 from drgrade.data.sources.idrid import IDRiD
+from drgrade.synthetic.camera import CAMERAS, aim_camera, take_photograph
+from drgrade.synthetic.cohort import Photograph, plan_photographs
+from drgrade.synthetic.lesions import LesionPainter, draw_burden
+from drgrade.synthetic.noise import FloatImage, Stream, stream
+from drgrade.synthetic.projection import View
+from drgrade.synthetic.retina import Pigmentation, paint_background, paint_disc
+from drgrade.synthetic.vessels import grow_vessels, paint_vessels
 
 Pixels = npt.NDArray[np.uint8]
 Rng = np.random.Generator
@@ -193,7 +192,7 @@ def painted_exposures(photograph: Photograph, size: int, rng: Rng, spread: float
 
 
 def _paint(rng: Rng, view: View, grade: int, eye: Pigmentation) -> FloatImage:
-    """The retina as in drgrade.data.fundus_art.compose."""
+    """The retina as in drgrade.synthetic.drawing."""
     painter = LesionPainter(rng, view, draw_burden(rng, grade), grow_vessels(rng))
     retina = paint_background(rng, view, eye)
     paint_disc(rng, retina, view, eye)

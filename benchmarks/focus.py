@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from drgrade.audit.settings import Settings
+from drgrade.auditing.findings import Settings
 from drgrade.data.duplicates.thumbnail import make_thumbnail
 from drgrade.data.geometry import crop_disc, find_disc
+from drgrade.data.image_reader import read_photograph
 from drgrade.data.quality import measure
-from drgrade.data.reading import read_photograph
 from drgrade.data.sources.base import Source
 from drgrade.data.sources.demo import Demo
 from drgrade.data.sources.idrid import IDRiD

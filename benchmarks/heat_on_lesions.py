@@ -32,13 +32,12 @@ import torch
 import torch.nn.functional as F
 from scipy.stats import spearmanr
 
-from drgrade.data.fundus_art.lesions import Lesion
 from drgrade.data.geometry import Disc, crop_disc, recorded_mask
-from drgrade.inference.explaining import TARGETS, Explainer
-from drgrade.inference.explaining.explainer import available
-from drgrade.inference.grader import Grader
-from drgrade.inference.trained import Trained, load_trained, untrained
-from drgrade.training.setup import make_photographs
+from drgrade.explanation.explainer import TARGETS, Explainer, available
+from drgrade.prediction.checkpoint import Trained, load_trained, untrained
+from drgrade.prediction.grader import Grader
+from drgrade.synthetic.lesions import Lesion
+from drgrade.training.build import make_photographs
 
 Floats = npt.NDArray[np.float64]
 

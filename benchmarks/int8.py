@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import cohen_kappa_score
 
-from drgrade.inference.exporting.job import Int8, Wanted, export
-from drgrade.inference.exporting.onnx_file import onnx_runner
-from drgrade.inference.exporting.photographs import Images, own_images
-from drgrade.inference.trained import Trained, load_trained
+from drgrade.exporting.export import Int8, Wanted, export
+from drgrade.exporting.int8 import Images, own_images
+from drgrade.exporting.onnx_file import onnx_runner
+from drgrade.prediction.checkpoint import Trained, load_trained
 from drgrade.progress import say
-from drgrade.report.contents import Estimate
+from drgrade.stats.estimates import Estimate
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "grade_photograph.py"
 
@@ -95,7 +95,7 @@ def crop_row(name: str, trained: Trained, model: Path) -> str:
 
 def files(trained: Trained, images: Images) -> list[Path]:
     """Where the photographs lie."""
-    from drgrade.training.setup import make_photographs
+    from drgrade.training.build import make_photographs
 
     photographs = make_photographs(trained.config)
     paths = photographs.photographs["path"].iloc[images.rows]

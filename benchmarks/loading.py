@@ -24,8 +24,8 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 
 from drgrade.data.augmentation import Augmentation
-from drgrade.data.modules import UNGRADED, AugmentedView, StoreDataset
-from drgrade.data.sampling import Draw, StreamSampler
+from drgrade.data.batches import Draw, StreamSampler
+from drgrade.data.datamodules import UNGRADED, AugmentedView, StoreDataset
 from drgrade.data.sources.folder import Folder
 from drgrade.data.store import prepare
 

@@ -23,7 +23,7 @@ from rotation_shortcuts import Images, Score, View, halves, views_of, whole_crop
 from torch import Tensor, nn
 from torch.nn import functional
 
-from drgrade.data.modules import normalise
+from drgrade.data.datamodules import normalise
 from drgrade.data.sources.demo import Demo
 from drgrade.data.sources.idrid import IDRiD
 from drgrade.data.store import prepare

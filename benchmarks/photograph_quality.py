@@ -1,7 +1,7 @@
 """What the rule for fundus photographs passes and catches, and how it is fitted.
 
     python benchmarks/photograph_quality.py --idrid ../shared/data/idrid
-    python benchmarks/photograph_quality.py --write drgrade/inference/appearance.json
+    python benchmarks/photograph_quality.py --write drgrade/data/appearance.json
     python benchmarks/photograph_quality.py --picture docs/images/quality.jpg
 
 Photographs are IDRiD's and the demo's, as they are and changed in colour, size, field, blur, noise and
@@ -28,13 +28,12 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from drgrade.data.crops import Seen
+from drgrade.data.fundus_check import Appearance, Rule, Verdict, blank, judge, measure_appearance
 from drgrade.data.geometry import NoFundus, crop_disc, find_disc
-from drgrade.data.reading import IMAGE_EXTENSIONS, Photograph, UnreadablePhotograph, read_photograph
+from drgrade.data.image_reader import IMAGE_EXTENSIONS, Photograph, UnreadablePhotograph, read_photograph
 from drgrade.data.sources.base import Source
 from drgrade.data.sources.demo import Demo
 from drgrade.data.sources.idrid import IDRiD
-from drgrade.inference.appearance import Appearance, Rule, measure_appearance
-from drgrade.inference.quality import Verdict, blank, judge
 
 Pixels = npt.NDArray[np.uint8]
 Numbers = np.random.Generator

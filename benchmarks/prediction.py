@@ -19,7 +19,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import NamedTuple
 
-from drgrade.data.reading import IMAGE_EXTENSIONS
+from drgrade.data.image_reader import IMAGE_EXTENSIONS
 
 _CHILD = """
 import json, re, time

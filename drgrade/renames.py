@@ -12,6 +12,17 @@ RENAMED = {
     "drgrade.data.squares.SeveralViews": "drgrade.data.transforms.MultiView",
     "drgrade.data.views.MaskedView": "drgrade.data.transforms.MaskedView",
     "drgrade.data.augment.FundusAugmentation": "drgrade.data.augmentation.FundusAugmentation",
+    "drgrade.audit.Settings": "drgrade.auditing.findings.Settings",
+    "drgrade.data.collection.Collection": "drgrade.data.photographs.Collection",
+    "drgrade.data.modules.GradingDataModule": "drgrade.data.datamodules.GradingDataModule",
+    "drgrade.data.modules.PretextDataModule": "drgrade.data.datamodules.PretextDataModule",
+    "drgrade.data.splits.SplitSpec": "drgrade.data.splits.spec.SplitSpec",
+    "drgrade.training.callbacks.SeedEachEpoch": "drgrade.training.callbacks.progress.SeedEachEpoch",
+    "drgrade.training.callbacks.progress": "drgrade.training.callbacks.progress.progress",
+    "drgrade.training.feature_watch.FeatureWatch": "drgrade.training.callbacks.feature_monitor.FeatureWatch",
+    "drgrade.training.loggers.mlflow_logger": "drgrade.training.tracking.loggers.mlflow_logger",
+    "drgrade.training.loggers.tensorboard_logger": "drgrade.training.tracking.loggers.tensorboard_logger",
+    "drgrade.training.loggers.wandb_logger": "drgrade.training.tracking.loggers.wandb_logger",
 }
 """First dotted name to present dotted name."""
 

@@ -14,7 +14,7 @@ from drgrade.config import CONF
 from drgrade.data.photographs import Photographs
 from drgrade.data.sources.base import Source, SourceTable
 from drgrade.data.sources.demo import Demo
-from drgrade.data.splits import SplitSpec
+from drgrade.data.splits.spec import SplitSpec
 
 IMAGE_SIZE = 32
 

@@ -7,7 +7,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from drgrade.data.fundus_art import Photograph, draw_photograph, plan_photographs
+from drgrade.synthetic.cohort import Photograph, plan_photographs
+from drgrade.synthetic.drawing import draw_photograph
 
 NAMES = ("no DR", "mild", "moderate", "severe", "proliferative")
 PER_GRADE = 5

@@ -57,7 +57,7 @@ def work(paths: list[Path], settings: Settings) -> None:
         if importlib.util.find_spec(name) is None:
             raise ConfigError("drgrade app needs gradio, which is not installed: pip install 'drgrade[app]'")
 
-    from drgrade.inference.trying import isolation
+    from drgrade.app import server as isolation
 
     isolation.silence()
     isolation.stay()
@@ -65,11 +65,11 @@ def work(paths: list[Path], settings: Settings) -> None:
 
 
 def _serve(settings: Settings) -> None:
-    from drgrade.inference.grader import Grader
-    from drgrade.inference.trying.examining import Examiner
-    from drgrade.inference.trying.page import make_page
-    from drgrade.inference.trying.serving import ending_cleanly, listen, make_app, serve
-    from drgrade.inference.trying.uploads import Uploads
+    from drgrade.app.analysis import Examiner
+    from drgrade.app.page import make_page
+    from drgrade.app.server import ending_cleanly, listen, make_app, serve
+    from drgrade.app.uploads import Uploads
+    from drgrade.prediction.grader import Grader
     from drgrade.progress import say
 
     grader = Grader.load(settings.checkpoint, settings.device, settings.tta)

@@ -11,7 +11,7 @@ from drgrade.cli.hydra_command import run
 from drgrade.errors import ConfigError
 
 if TYPE_CHECKING:
-    from drgrade.audit import Audit
+    from drgrade.auditing.audit import Audit
 
 log = logging.getLogger("drgrade")
 
@@ -31,8 +31,8 @@ def work(cfg: DictConfig) -> None:
     """
     from hydra.utils import instantiate
 
-    from drgrade.audit import audit, write_audit
-    from drgrade.audit.writing import check_target
+    from drgrade.auditing.audit import audit
+    from drgrade.auditing.html_report import check_target, write_audit
     from drgrade.config import further_sources
 
     _refuse(cfg)

@@ -11,7 +11,7 @@ from drgrade.cli.arguments import run
 from drgrade.errors import ConfigError
 
 if TYPE_CHECKING:
-    from drgrade.report.dashboard import Sweep
+    from drgrade.reporting.dashboard.sweep import Sweep
 
 USAGE = """\
 usage: drgrade dashboard SWEEP [name=value ...]
@@ -48,7 +48,7 @@ def work(folders: list[Path], settings: Settings) -> None:
         raise ConfigError("one sweep's folder is needed: drgrade dashboard outputs/sweeps/NAME")
     if find_spec("wandb_workspaces") is None:
         raise ConfigError("drgrade dashboard needs a package: pip install 'drgrade[dashboard]'")
-    from drgrade.report import dashboard
+    from drgrade.reporting import dashboard
 
     sweep = dashboard.read(folders[0], settings.entity, settings.project)
     target = folders[0] / "dashboard"
@@ -70,7 +70,7 @@ def work(folders: list[Path], settings: Settings) -> None:
 
 
 def _offline(asked: bool | None) -> bool:
-    from drgrade.training.loggers import logged_in
+    from drgrade.training.tracking.loggers import logged_in
 
     if asked is not None:
         return asked

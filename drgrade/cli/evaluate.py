@@ -15,10 +15,9 @@ def work(cfg: DictConfig) -> None:
     Args:
         cfg: The composed config (``conf/evaluate.yaml``).
     """
-    from drgrade.inference.evaluating.evaluation import evaluate
-    from drgrade.inference.evaluating.intervals import lines
-    from drgrade.training.processes import is_main_process
-    from drgrade.training.together import check_processes
+    from drgrade.evaluation.evaluation import evaluate
+    from drgrade.evaluation.intervals import lines
+    from drgrade.training.distributed import check_processes, is_main_process
 
     check_processes(cfg.trainer)
     found = evaluate(cfg)

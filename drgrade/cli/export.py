@@ -8,7 +8,7 @@ from drgrade.cli.arguments import run
 from drgrade.errors import ConfigError
 
 if TYPE_CHECKING:
-    from drgrade.inference.exporting.job import Exported
+    from drgrade.exporting.export import Exported
 
 USAGE = """\
 usage: drgrade export checkpoint=RUN format=onnx|torch [name=value ...]
@@ -76,7 +76,7 @@ def work(paths: list[Path], settings: Settings) -> None:
             f"checkpoint names {len(settings.checkpoint)} runs and a file holds one, ensembles are not "
             "exported: export each of them, and average their probabilities where they are used"
         )
-    from drgrade.inference.exporting.job import Wanted, export
+    from drgrade.exporting.export import Wanted, export
 
     (folder,) = settings.checkpoint
     wanted = Wanted(

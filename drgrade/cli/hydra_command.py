@@ -56,7 +56,7 @@ def run(function: Callable[[DictConfig], object], config: str) -> None:
 
 def _share_run_folder(config: str) -> None:
     """Give the processes that torchrun or SLURM has started the same folder: each has the time of its own."""
-    from drgrade.training.together import agree, started_together
+    from drgrade.training.distributed import agree, started_together
 
     if not started_together() or any(argument.startswith("hydra.run.dir=") for argument in sys.argv):
         return

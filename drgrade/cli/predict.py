@@ -13,11 +13,11 @@ from drgrade.errors import ConfigError
 from drgrade.progress import say
 
 if TYPE_CHECKING:
-    from drgrade.inference.explaining.showing import Overlays
-    from drgrade.inference.grader import Grader
-    from drgrade.inference.predicting.header import Job
-    from drgrade.inference.predicting.inputs import Inputs
-    from drgrade.inference.predicting.tables import JsonLines, Table
+    from drgrade.explanation.overlay_writer import Overlays
+    from drgrade.prediction.grader import Grader
+    from drgrade.prediction.inputs import Inputs
+    from drgrade.prediction.job_manifest import Job
+    from drgrade.prediction.runner import JsonLines, Table
 
 USAGE = """\
 usage: drgrade predict checkpoint=RUN input=PATH [PATH ...] [name=value ...]
@@ -104,9 +104,9 @@ def work(paths: list[Path], settings: Settings) -> None:
     _check(settings)
     given = [*([] if settings.input is None else [settings.input]), *map(str, paths)]
 
-    from drgrade.inference.grader import Grader
-    from drgrade.inference.predicting.header import describe
-    from drgrade.inference.predicting.inputs import Inputs
+    from drgrade.prediction.grader import Grader
+    from drgrade.prediction.inputs import Inputs
+    from drgrade.prediction.job_manifest import describe
 
     Inputs(given)  # what is not there need not wait for the models to load
     grader = Grader.load(settings.checkpoint, settings.device, settings.tta, settings.reading)
@@ -154,12 +154,11 @@ def _predict(
     threshold: float | None,
     settings: Settings,
 ) -> None:
-    from drgrade.inference.explaining.showing import clear
-    from drgrade.inference.notice import NOTICE
-    from drgrade.inference.predicting import job as jobs
-    from drgrade.inference.predicting.header import check_folder, check_job, write_header
-    from drgrade.inference.predicting.ledger import Ledger
-    from drgrade.inference.predicting.tables import Tally
+    from drgrade.explanation.overlay_writer import clear
+    from drgrade.prediction import runner as jobs
+    from drgrade.prediction.job_manifest import NOTICE, check_folder, check_job, write_header
+    from drgrade.prediction.progress_db import Ledger
+    from drgrade.prediction.runner import Tally
 
     threshold = jobs.REFERABLE_FROM if threshold is None else threshold
     overlays = _overlays(grader, folder, settings)
@@ -190,8 +189,8 @@ def _predict(
 
 def _tables(folder: Path, job: "Job", settings: Settings) -> "Sequence[Table | JsonLines]":
     """Those that are asked for, and those that are there and would be of an earlier state."""
-    from drgrade.inference.predicting.header import provenance
-    from drgrade.inference.predicting.tables import JsonLines, Table
+    from drgrade.prediction.job_manifest import provenance
+    from drgrade.prediction.runner import JsonLines, Table
 
     known: dict[str, Table | JsonLines] = {"csv": Table(folder), "jsonl": JsonLines(folder, provenance(job))}
     if settings.overwrite:
@@ -204,8 +203,8 @@ def _overlays(grader: "Grader", folder: Path, settings: Settings) -> "Sequence[O
     """Those that are asked for: none or one."""
     if not settings.overlays:
         return ()
-    from drgrade.inference.explaining import Explainer
-    from drgrade.inference.explaining.showing import Overlays
+    from drgrade.explanation.explainer import Explainer
+    from drgrade.explanation.overlay_writer import Overlays
 
     return (Overlays(folder, Explainer(grader, [settings.map], settings.target), settings.overlay_size),)
 

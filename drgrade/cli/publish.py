@@ -57,7 +57,8 @@ def work(paths: list[Path], settings: Settings) -> None:
 
 
 def _publish(run: Path, settings: Settings) -> str:
-    from drgrade.inference.publishing import card, hub
+    from drgrade.model_card import card
+    from drgrade.publishing import hub
 
     if not settings.to:
         return str(card.write_card(run, settings.resamples, settings.licence))

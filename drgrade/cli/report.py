@@ -72,12 +72,12 @@ def work(folders: list[Path], settings: Settings) -> None:
     _check(folders, settings)
     folder = target(folders, settings.out, datetime.now())
 
-    from drgrade.report import prose
-    from drgrade.report.overview import overview_table
-    from drgrade.report.plain import plain_table
-    from drgrade.report.study import make_study
-    from drgrade.report.tables import main_table
-    from drgrade.report.writing import write_report
+    from drgrade.reporting import summary_text as prose
+    from drgrade.reporting.overview import overview_table
+    from drgrade.reporting.study import make_study
+    from drgrade.reporting.table import plain_table
+    from drgrade.reporting.tables import main_table
+    from drgrade.reporting.writer import write_report
 
     study = make_study(
         folders,

@@ -24,8 +24,7 @@ def work(cfg: DictConfig) -> None:
     Args:
         cfg: The composed config.
     """
-    from drgrade.training.processes import is_main_process
-    from drgrade.training.together import check_processes, started_together
+    from drgrade.training.distributed import check_processes, is_main_process, started_together
 
     log = logging.getLogger("drgrade")
     check_processes(cfg.trainer)
@@ -39,7 +38,7 @@ def work(cfg: DictConfig) -> None:
 
     metrics = train(cfg)
     if is_main_process():
-        from drgrade.inference.publishing.card import leave_card
+        from drgrade.model_card.card import leave_card
 
         leave_card(Path(cfg.paths.run), metrics)
         log.info("%s", summary(metrics, cfg.paths.run))

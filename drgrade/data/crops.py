@@ -24,7 +24,7 @@ import numpy.typing as npt
 from drgrade.data.duplicates.thumbnail import THUMBNAIL_SIZE, make_thumbnail
 from drgrade.data.geometry import Disc, NoFundus, crop_disc, find_disc
 from drgrade.data.illumination import illuminate
-from drgrade.data.reading import Photograph, UnreadablePhotograph, hash_file, read_photograph
+from drgrade.data.image_reader import Photograph, UnreadablePhotograph, hash_file, read_photograph
 from drgrade.errors import DataError
 
 Made = TypeVar("Made")

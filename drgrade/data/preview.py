@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
-from drgrade.data.reading import MAX_PIXELS, UnreadablePhotograph, read_photograph
+from drgrade.data.image_reader import MAX_PIXELS, UnreadablePhotograph, read_photograph
 from drgrade.errors import ConfigError, DataError
 
 Pixels = npt.NDArray[np.uint8]

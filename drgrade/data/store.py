@@ -26,13 +26,23 @@ import numpy.typing as npt
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from drgrade.data.building import FORMAT, INFO, MANIFEST, PROBLEMS, Built, Plan, Settings, can_continue, fill
 from drgrade.data.duplicates.thumbnail import THUMBNAIL_SIZE
-from drgrade.data.earlier import IMAGES, THUMBNAILS, Earlier, Shelf
 from drgrade.data.illumination import check_illumination
+from drgrade.data.image_reader import MAX_PIXELS
 from drgrade.data.problems import examples, read_problems, summary
-from drgrade.data.reading import MAX_PIXELS
 from drgrade.data.sources.base import MANIFEST_COLUMNS, Source
+from drgrade.data.store_builder import (
+    FORMAT,
+    INFO,
+    MANIFEST,
+    PROBLEMS,
+    Built,
+    Plan,
+    Settings,
+    can_continue,
+    fill,
+)
+from drgrade.data.store_reuse import IMAGES, THUMBNAILS, Earlier, Shelf
 from drgrade.errors import DataError
 from drgrade.files import write_text
 from drgrade.progress import say

@@ -14,11 +14,7 @@ from torch import Tensor
 from drgrade.metrics import confusion_matrix, expected_calibration_error, quadratic_weighted_kappa
 from drgrade.metrics.calibration import brier_score, hit_rates, negative_log_likelihood
 from drgrade.metrics.grading import REFERABLE
-from drgrade.models.calibration import (
-    Calibration,
-    fit_calibration,
-    referable,
-)
+from drgrade.models.calibration import Calibration, fit_calibration, referable
 
 TARGETS = (0.8, 0.9, 0.95)
 """Sensitivities, wanted on the validation photographs, whose operating points are reported."""

@@ -1,6 +1,6 @@
 """Which layers of an encoder know where they are: what explanations look at.
 
-Nothing here computes an explanation; :mod:`drgrade.inference.explaining` does.
+Nothing here computes an explanation; :mod:`drgrade.explanation` does.
 """
 
 import math

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, distributed
 
-from drgrade.data.imagenet import MEAN, STD
+from drgrade.data.normalisation import MEAN, STD
 from drgrade.errors import ConfigError
 from drgrade.models.encoder import Encoder
 from drgrade.pretext.base import Pretext

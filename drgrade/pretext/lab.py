@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from drgrade.data.imagenet import MEAN, STD
+from drgrade.data.normalisation import MEAN, STD
 
 # IEC 61966-2-1: linear sRGB to CIE XYZ, and the white D65 of the 2 degree observer.
 _XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
@@ -15,7 +15,7 @@ _EPSILON, _KAPPA = 0.008856, 7.787
 
 
 def pixels(views: Tensor) -> Tensor:
-    """Undo :func:`drgrade.data.modules.normalise`.
+    """Undo :func:`drgrade.data.datamodules.normalise`.
 
     Args:
         views: (B, 3, H, W), normalised, of any floating type.

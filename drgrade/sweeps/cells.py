@@ -10,7 +10,7 @@ from typing import Any
 
 from drgrade.errors import DataError
 from drgrade.files import write_text
-from drgrade.training.folder import CONFIG, read_metrics
+from drgrade.runs.run_dir import CONFIG, read_metrics
 
 SWEEP = "sweep.json"
 FINISHED = "finished"

@@ -23,7 +23,7 @@ from drgrade.sweeps.children import interruptible
 from drgrade.sweeps.launcher import Board, Composed, compose_cells
 
 if TYPE_CHECKING:  # heavy, and every command looks at the launchers that there are
-    from drgrade.training.shared import Shared
+    from drgrade.training.cache import Shared
 
 log = logging.getLogger("drgrade")
 
@@ -52,7 +52,7 @@ class InlineLauncher(Launcher):
         Raises:
             ConfigError: If a cell trains something, before any is run.
         """
-        from drgrade.training.shared import Shared
+        from drgrade.training.cache import Shared
 
         assert self._config is not None
         assert self._context is not None
@@ -83,7 +83,7 @@ def _refuse_training(cell: Composed) -> None:
 
 def _run(cell: Composed, shared: "Shared") -> JobReturn:
     """Run one cell; what it says goes into its folder."""
-    from drgrade.inference.publishing.card import leave_card
+    from drgrade.model_card.card import leave_card
     from drgrade.training.run import train
 
     cfg = cell.config.copy()

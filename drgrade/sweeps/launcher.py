@@ -19,12 +19,12 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from drgrade.errors import ConfigError, DrgradeError
+from drgrade.runs.run_dir import PROVENANCE
 from drgrade.sweeps.cells import FINISHED, OUTPUT, error_line, progress
 from drgrade.sweeps.children import hear_nothing, interruptible
 from drgrade.sweeps.command import cell_command
 from drgrade.sweeps.estimate import duration
 from drgrade.sweeps.slots import Gpu, Slot, Slots, find_gpus
-from drgrade.training.folder import PROVENANCE
 
 log = logging.getLogger("drgrade")
 

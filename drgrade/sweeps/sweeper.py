@@ -23,13 +23,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from drgrade.config import refuse_missing
 from drgrade.errors import ConfigError, DrgradeError
+from drgrade.runs.run_dir import AUTO, CONFIG, differences
 from drgrade.sweeps.cells import FINISHED, Cell, cell_name, failures, progress, write_sweep
 from drgrade.sweeps.grammar import as_override
 from drgrade.sweeps.naming import AXES, ROW_AXES, sweep_name
 from drgrade.sweeps.rows import Row, read_rows, refuse_without_effect
-from drgrade.training.folder import CONFIG
-from drgrade.training.identity import AUTO, differences
-from drgrade.training.together import refuse_several
+from drgrade.training.distributed import refuse_several
 
 log = logging.getLogger("drgrade")
 

@@ -16,11 +16,11 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from drgrade.errors import ConfigError
 from drgrade.files import write_text
+from drgrade.runs.run_dir import AUTO, identity
 from drgrade.sweeps.cells import FINISHED, Progress, log_file, progress
 from drgrade.sweeps.grammar import as_override
 from drgrade.sweeps.search_report import write_report
 from drgrade.sweeps.space import SPACE, Space
-from drgrade.training.identity import AUTO, identity
 from drgrade.training.studies import open_storage
 
 if TYPE_CHECKING:

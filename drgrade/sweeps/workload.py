@@ -12,7 +12,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
 from drgrade.config import CONF
-from drgrade.data.modules import PretextDataModule
+from drgrade.data.datamodules import PretextDataModule
 from drgrade.data.photographs import Photographs
 from drgrade.errors import ConfigError
 from drgrade.models.artefact import CARD
@@ -23,10 +23,10 @@ from drgrade.sweeps.inline import InlineLauncher
 from drgrade.sweeps.launcher import LocalLauncher
 from drgrade.sweeps.naming import AXES
 from drgrade.sweeps.sweeper import CellSweeper, Plan
-from drgrade.training.frozen import is_probe
+from drgrade.training.build import make
+from drgrade.training.cache import Shared
 from drgrade.training.pretraining import pretext_config
-from drgrade.training.setup import make
-from drgrade.training.shared import Shared
+from drgrade.training.probe import is_probe
 
 _NOT_OF_GRADING = ("pretext",)
 _NOT_OF_PRETRAINING = ("protocol", "head", "augment", "optimizer", "schedule")

@@ -23,20 +23,20 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from drgrade.data.earlier import IMAGES
-from drgrade.data.modules import UNGRADED, AugmentedView, StoreDataset, no_augmentation, normalise
+from drgrade.data.batches import EverySampler
+from drgrade.data.datamodules import UNGRADED, AugmentedView, StoreDataset, no_augmentation, normalise
 from drgrade.data.photographs import Photographs
-from drgrade.data.sampling import EverySampler
 from drgrade.data.store import Store
+from drgrade.data.store_reuse import IMAGES
 from drgrade.errors import DataError, DrgradeError
 from drgrade.files import write_text
 from drgrade.models.encoder import Encoder
 from drgrade.progress import track
 from drgrade.renames import canonical
-from drgrade.training.artefacts import versions
-from drgrade.training.setup import make
-from drgrade.training.shared import Initial
-from drgrade.training.together import cluster_environment
+from drgrade.runs.artefacts import versions
+from drgrade.training.build import make
+from drgrade.training.cache import Initial
+from drgrade.training.distributed import cluster_environment
 
 log = logging.getLogger(__name__)
 

@@ -13,13 +13,12 @@ import torch
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from drgrade.data.modules import PretextDataModule
+from drgrade.data.datamodules import PretextDataModule
 from drgrade.data.photographs import Photographs
 from drgrade.errors import ConfigError, DrgradeError, EncoderError
 from drgrade.models.artefact import CARD, WEIGHTS, file_hash, save_encoder
 from drgrade.renames import canonical
-from drgrade.tasks import PretextTask
-from drgrade.training.artefacts import (
+from drgrade.runs.artefacts import (
     check_hashes,
     versions,
     write_config,
@@ -29,10 +28,9 @@ from drgrade.training.artefacts import (
     write_seen,
     write_split,
 )
-from drgrade.training.folder import PROVENANCE, SEEN, SPLIT
-from drgrade.training.identity import WITHOUT_EFFECT
-from drgrade.training.processes import announce_none, announced, announcement, is_main_process, wait_for_all
-from drgrade.training.setup import (
+from drgrade.runs.run_dir import PROVENANCE, SEEN, SPLIT, WITHOUT_EFFECT
+from drgrade.tasks import PretextTask
+from drgrade.training.build import (
     LAST,
     checkpoints,
     make,
@@ -42,7 +40,14 @@ from drgrade.training.setup import (
     start_afresh,
     weights_files,
 )
-from drgrade.training.tracking.watching import watched
+from drgrade.training.distributed import (
+    announce_none,
+    announced,
+    announcement,
+    is_main_process,
+    wait_for_all,
+)
+from drgrade.training.tracking.session import watched
 
 log = logging.getLogger(__name__)
 

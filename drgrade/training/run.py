@@ -7,28 +7,15 @@ from typing import Any
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 
-from drgrade.data.modules import GradingDataModule
+from drgrade.data.datamodules import GradingDataModule
 from drgrade.data.photographs import Photographs
 from drgrade.errors import ConfigError
 from drgrade.metrics import Predictions
 from drgrade.models.calibration import Calibration
+from drgrade.runs.artefacts import write_metrics, write_predictions, write_provenance
+from drgrade.runs.run_dir import AUTO, METRICS, read_metrics
 from drgrade.tasks import GradingTask
-from drgrade.training.artefacts import (
-    write_metrics,
-    write_predictions,
-    write_provenance,
-)
-from drgrade.training.calibrating import calibrate, calibrated_figures
-from drgrade.training.folder import METRICS, read_metrics
-from drgrade.training.frozen import check_probe, fit_probe, is_probe
-from drgrade.training.identity import AUTO
-from drgrade.training.opening import open_folder, warn_of_idle_data
-from drgrade.training.origins import initial_encoder, provenance
-from drgrade.training.pretraining import pretrain_run
-from drgrade.training.processes import alone_in, is_main_process
-from drgrade.training.pruning import is_pruned
-from drgrade.training.quiet import quieten
-from drgrade.training.setup import (
+from drgrade.training.build import (
     BEST,
     LAST,
     checkpoints,
@@ -37,12 +24,20 @@ from drgrade.training.setup import (
     make_encoder,
     make_photographs,
     make_trainer,
+    open_folder,
     run_folder,
     seed_everything,
+    warn_of_idle_data,
 )
-from drgrade.training.shared import Shared
-from drgrade.training.thresholds import fit_thresholds
-from drgrade.training.tracking.watching import show, watched
+from drgrade.training.cache import Shared
+from drgrade.training.calibration import calibrate, calibrated_figures, fit_thresholds
+from drgrade.training.distributed import alone_in, is_main_process
+from drgrade.training.init_weights import initial_encoder, provenance
+from drgrade.training.pretraining import pretrain_run
+from drgrade.training.probe import check_probe, fit_probe, is_probe
+from drgrade.training.pruning import is_pruned
+from drgrade.training.tracking.session import show, watched
+from drgrade.training.warning_filters import quieten
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,9 @@ import pytest
 from defective_folder import make_defective
 from PIL import Image
 
-from drgrade.audit import Audit, Settings, audit
-from drgrade.data.collection import Collection
+from drgrade.auditing.audit import Audit, audit
+from drgrade.auditing.findings import Settings
+from drgrade.data.photographs import Collection
 from drgrade.data.sources.demo import Demo
 from drgrade.data.sources.folder import Folder
 

@@ -8,7 +8,7 @@ import hydra
 import pytest
 from omegaconf import OmegaConf
 
-from drgrade.audit import FINDINGS
+from drgrade.auditing.findings import FINDINGS
 from drgrade.cli import COMMANDS
 from drgrade.cli.audit import FOUND, work
 from drgrade.config import CONF
@@ -97,7 +97,7 @@ def test_by_default_it_fails_on_every_error_and_on_nothing_else():
 def test_the_defaults_of_the_config_are_those_of_the_code():
     from dataclasses import asdict
 
-    from drgrade.audit import Settings
+    from drgrade.auditing.findings import Settings
 
     config = OmegaConf.to_container(OmegaConf.load(CONF / "audit.yaml").audit)
     settings = asdict(Settings())
@@ -109,7 +109,7 @@ def test_the_defaults_of_the_config_are_those_of_the_code():
 def test_the_documentation_has_every_setting_with_its_default():
     from dataclasses import asdict
 
-    from drgrade.audit import Settings
+    from drgrade.auditing.findings import Settings
 
     text = (REPOSITORY / "docs" / "audit.md").read_text()
     rows = [

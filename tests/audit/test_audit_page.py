@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 from defective_folder import HOSTILE
 
-from drgrade.audit import FINDINGS, Settings
-from drgrade.audit.page import render
-from drgrade.audit.shortcut import probe
+from drgrade.auditing.findings import FINDINGS, Settings
+from drgrade.auditing.html_report import render
+from drgrade.auditing.shortcut import probe
 
 VOID = {"meta", "img", "br", "link", "input", "hr", "rect", "line", "circle"}
 

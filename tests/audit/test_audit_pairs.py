@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
-from drgrade.audit.findings import finding_table
-from drgrade.audit.pairs import pair_findings, pair_table
+from drgrade.auditing.checks import pair_findings, pair_table
+from drgrade.auditing.findings import finding_table
 
 FIRST = {
     "image_id": "a",

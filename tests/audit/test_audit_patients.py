@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from drgrade.audit import Settings, write_audit
-from drgrade.audit.page import render
-from drgrade.audit.patients import patient_findings, patients_comparable
+from drgrade.auditing.checks import patient_findings, patients_comparable
+from drgrade.auditing.findings import Settings
+from drgrade.auditing.html_report import render, write_audit
 from drgrade.config import CONF
 from drgrade.data.sources.folder import Folder
 
@@ -103,7 +103,7 @@ def test_the_page_has_a_table_of_patients_that_is_capped(make_audit, two_eyed, m
     audit = make_audit(two_eyed)
     assert "patient &lt;b&gt;19: 1 train, 1 test" in render(audit)
     assert "<b>" not in render(audit)
-    monkeypatch.setattr("drgrade.audit.page._IN_LIST", 3)
+    monkeypatch.setattr("drgrade.auditing.html_report._IN_LIST", 3)
     page = render(audit)
     assert "3 of 20 are shown" in page
     assert "patient &lt;b&gt;19" not in page

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from drgrade.audit.quality import quality_findings
-from drgrade.audit.settings import Settings
+from drgrade.auditing.checks import quality_findings
+from drgrade.auditing.findings import Settings
 from drgrade.data.duplicates.thumbnail import make_thumbnail
 from drgrade.data.geometry import crop_disc, find_disc
 from drgrade.data.quality import Quality, measure

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from defective_folder import DEFECTS
 
-from drgrade.audit import FINDINGS, Settings, write_audit
-from drgrade.audit.findings import COLUMNS
-from drgrade.audit.pairs import PAIR_COLUMNS
+from drgrade.auditing.checks import PAIR_COLUMNS
+from drgrade.auditing.findings import COLUMNS, FINDINGS, Settings
+from drgrade.auditing.html_report import write_audit
 from drgrade.errors import ConfigError, DataError
 
 
@@ -103,7 +103,7 @@ def test_an_audit_that_cannot_be_written_leaves_nothing(defective_audit, tmp_pat
     def fail(audit):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("drgrade.audit.writing.render", fail)
+    monkeypatch.setattr("drgrade.auditing.html_report.render", fail)
     with pytest.raises(DataError, match="No space left on device"):
         write_audit(defective_audit, tmp_path / "audit")
     assert list(tmp_path.iterdir()) == []

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
-from drgrade.audit.settings import Settings
-from drgrade.audit.shortcut import FEATURES, _by_rank, kappa, probe, probe_findings, shuffle_groups
+from drgrade.auditing.findings import Settings
+from drgrade.auditing.shortcut import FEATURES, _by_rank, kappa, probe, probe_findings, shuffle_groups
 
 FAST = Settings(permutations=19, resamples=200)
 

@@ -4,9 +4,10 @@ import numpy as np
 import pandas as pd
 from hypothesis import strategies as st
 
-from drgrade.data.fundus_art import plan_photographs
-from drgrade.data.splits import SUBSETS, SplitSpec, make_split
+from drgrade.data.splits.spec import SUBSETS, SplitSpec
+from drgrade.data.splits.split import make_split
 from drgrade.errors import DataError
+from drgrade.synthetic.cohort import plan_photographs
 
 
 def manifest_of(groups, split=None):

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 from synthetic_photographs import disc_photograph, save, write_labels
 
-from drgrade.data import collection
-from drgrade.data.collection import Collection
-from drgrade.data.modules import AugmentedView, GradingDataModule, PretextDataModule, StoreDataset
-from drgrade.data.photographs import Photographs
-from drgrade.data.sampling import Draw
+from drgrade.data import photographs as collection
+from drgrade.data.batches import Draw
+from drgrade.data.datamodules import AugmentedView, GradingDataModule, PretextDataModule, StoreDataset
+from drgrade.data.photographs import Collection, Photographs
 from drgrade.data.sources.folder import Folder
-from drgrade.data.splits import SplitSpec
+from drgrade.data.splits.spec import SplitSpec
 from drgrade.data.transforms import MaskedView
 from drgrade.errors import ConfigError
 

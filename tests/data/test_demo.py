@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 from scipy.stats import chi2_contingency
 
-from drgrade.data.fundus_art import Lesion, Photograph, draw_photograph, plan_photographs
-from drgrade.data.fundus_art.camera import CAMERAS, aim_camera
-from drgrade.data.fundus_art.plan import APTOS_COUNTS, grade_counts
-from drgrade.data.fundus_art.view import FOVEA
 from drgrade.data.sources import demo
 from drgrade.data.sources.base import MANIFEST_COLUMNS
 from drgrade.data.sources.demo import Demo
 from drgrade.errors import ConfigError, DataError
+from drgrade.synthetic.camera import CAMERAS, aim_camera
+from drgrade.synthetic.cohort import APTOS_COUNTS, Photograph, grade_counts, plan_photographs
+from drgrade.synthetic.drawing import draw_photograph
+from drgrade.synthetic.lesions import Lesion
+from drgrade.synthetic.projection import FOVEA
 
 SIZE = 128
 COUNT = 24

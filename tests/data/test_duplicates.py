@@ -16,12 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_photographs import disc_photograph
 
-from drgrade.data.duplicates import clusters, find_duplicates, retrieval, search
+from drgrade.data.duplicates import search
+from drgrade.data.duplicates import search as retrieval
 from drgrade.data.duplicates.features import TURNS, coarse_detail, descriptor, turn_picture, turned
+from drgrade.data.duplicates.search import clusters, find_duplicates
 from drgrade.data.duplicates.thumbnail import THUMBNAIL_SIZE, make_thumbnail
 from drgrade.data.duplicates.verification import Comparison, Portrait, compare
-from drgrade.data.fundus_art import draw_photograph, plan_photographs
 from drgrade.data.geometry import Disc, find_disc
+from drgrade.synthetic.cohort import plan_photographs
+from drgrade.synthetic.drawing import draw_photograph
 
 EYES = 14
 

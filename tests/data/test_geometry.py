@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from synthetic_photographs import disc_photograph
 
 from drgrade.data.geometry import Disc, NoFundus, crop_disc, find_disc, recorded_mask
-from drgrade.data.reading import read_photograph
+from drgrade.data.image_reader import read_photograph
 
 REAL = Path(os.environ.get("DRGRADE_TEST_DATA", Path(__file__).parents[2] / "../shared/data"))
 real = pytest.mark.skipif(not (REAL / "idrid").is_dir(), reason=f"no IDRiD in {REAL}")

@@ -16,7 +16,7 @@ from drgrade.data.illumination import (
     illuminate,
     reflected,
 )
-from drgrade.data.reading import read_photograph
+from drgrade.data.image_reader import read_photograph
 from drgrade.errors import ConfigError
 
 REAL = Path(os.environ.get("DRGRADE_TEST_DATA", Path(__file__).parents[2] / "../shared/data"))

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageFile
 from synthetic_photographs import disc_photograph, save
 
-from drgrade.data.reading import UnreadablePhotograph, read_photograph
+from drgrade.data.image_reader import UnreadablePhotograph, read_photograph
 
 RGB = disc_photograph((160, 120))
 

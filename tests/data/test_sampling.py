@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from sklearn.utils.class_weight import compute_sample_weight
 
-from drgrade.data.sampling import EverySampler, StreamSampler, augmentation_seed, balancing_weights
+from drgrade.data.batches import EverySampler, StreamSampler, augmentation_seed, balancing_weights
 from drgrade.errors import ConfigError
 
 streams = st.fixed_dictionaries(

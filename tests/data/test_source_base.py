@@ -19,7 +19,7 @@ from drgrade.data.sources.base import (
     source_table,
 )
 from drgrade.data.sources.folder import Folder
-from drgrade.data.sources.labels import read_label_file, read_list_file
+from drgrade.data.sources.label_files import read_label_file, read_list_file
 from drgrade.errors import DataError
 
 

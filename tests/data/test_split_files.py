@@ -15,7 +15,9 @@ from split_manifests import (
     with_columns,
 )
 
-from drgrade.data.splits import SplitSpec, make_split, order, split_hash, split_with_remarks, ungraded_split
+from drgrade.data.splits import draw as order
+from drgrade.data.splits.spec import SplitSpec
+from drgrade.data.splits.split import make_split, split_hash, split_with_remarks, ungraded_split
 from drgrade.errors import ConfigError, DataError
 
 

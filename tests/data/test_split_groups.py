@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from split_manifests import manifest_of, with_columns
 
-from drgrade.data.splits import groups_of
+from drgrade.data.splits.split import groups_of
 
 names = st.sampled_from(["a", "b", "c", "d", None])
 photographs = st.lists(st.tuples(names, names), min_size=1, max_size=12)

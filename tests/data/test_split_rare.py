@@ -8,8 +8,10 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from split_manifests import counts, ids, manifest_of, try_split
 
-from drgrade.data.splits import SplitSpec, groups_of, make_split, order, split_with_remarks
-from drgrade.data.splits.rare import keep_rare_grades, wish_for_folds, wish_for_validation
+from drgrade.data.splits import draw as order
+from drgrade.data.splits.draw import keep_rare_grades, wish_for_folds, wish_for_validation
+from drgrade.data.splits.spec import SplitSpec
+from drgrade.data.splits.split import groups_of, make_split, split_with_remarks
 
 quick = settings(
     max_examples=25,

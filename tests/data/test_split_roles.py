@@ -7,16 +7,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from split_manifests import counts, ids, manifest_of, manifests_of_all_kinds, try_split, with_columns
 
-from drgrade.data.splits import (
-    SUBSETS,
-    SplitSpec,
-    has_grades,
-    make_split,
-    order,
-    split_hash,
-    split_with_remarks,
-    ungraded_split,
-)
+from drgrade.data.splits import draw as order
+from drgrade.data.splits.spec import SUBSETS, SplitSpec
+from drgrade.data.splits.split import has_grades, make_split, split_hash, split_with_remarks, ungraded_split
 from drgrade.errors import DataError
 
 

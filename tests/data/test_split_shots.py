@@ -9,8 +9,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from split_manifests import counts, demo_manifest, ids, manifest_of, singletons, try_split
 
-from drgrade.data.splits import SplitSpec, make_split, split_hash, split_with_remarks
-from drgrade.data.splits.shots import shot_groups
+from drgrade.data.splits.draw import shot_groups
+from drgrade.data.splits.spec import SplitSpec
+from drgrade.data.splits.split import make_split, split_hash, split_with_remarks
 from drgrade.errors import ConfigError
 
 quick = settings(max_examples=60, deadline=None)

@@ -17,15 +17,10 @@ from hypothesis import strategies as st
 from split_manifests import counts, demo_manifest, ids, manifest_of, singletons, try_split
 
 from drgrade.data.sources.idrid import IDRiD
-from drgrade.data.splits import (
-    SUBSETS,
-    SplitSpec,
-    groups_of,
-    make_split,
-    order,
-    proportional_order,
-    split_hash,
-)
+from drgrade.data.splits import draw as order
+from drgrade.data.splits.draw import proportional_order
+from drgrade.data.splits.spec import SUBSETS, SplitSpec
+from drgrade.data.splits.split import groups_of, make_split, split_hash
 from drgrade.errors import ConfigError, DataError
 
 FRACTIONS = (0.05, 0.1, 0.25, 0.5, 1.0)
@@ -250,7 +245,8 @@ def test_another_process_makes_the_same_split():
     manifest = demo_manifest(60)
     code = (
         "import sys, pandas as pd\n"
-        "from drgrade.data.splits import SplitSpec, make_split, split_hash\n"
+        "from drgrade.data.splits.spec import SplitSpec\n"
+        "from drgrade.data.splits.split import make_split, split_hash\n"
         "manifest = pd.read_csv(sys.stdin)\n"
         "print(split_hash(make_split(manifest, SplitSpec(label_fraction=0.1))))\n"
     )

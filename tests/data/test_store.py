@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 from synthetic_photographs import disc_photograph, labelled_folder, save, write_labels
 
-from drgrade.data import building
+from drgrade.data import store_builder as building
 from drgrade.data.crops import Crop, CropMaker, make_crops
 from drgrade.data.duplicates.thumbnail import THUMBNAIL_SIZE
-from drgrade.data.reading import NO_MEMORY, UnreadablePhotograph
+from drgrade.data.image_reader import NO_MEMORY, UnreadablePhotograph
 from drgrade.data.sources.folder import Folder
 from drgrade.data.store import Store, prepare
 from drgrade.errors import DataError
@@ -432,7 +432,7 @@ def test_after_a_strict_stop_only_the_mended_file_is_prepared(root, tmp_path, de
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from drgrade.data import building
+from drgrade.data import store_builder as building
 from drgrade.data.sources.folder import Folder
 from drgrade.data.store import prepare
 

@@ -16,11 +16,12 @@ import cv2
 import numpy as np
 import pytest
 
-from drgrade.data.fundus_art import draw_photograph, plan_photographs
-from drgrade.inference.grader import Grader
-from drgrade.inference.trying.cards import GRADES, NOTICE
-from drgrade.inference.trying.isolation import is_here
-from drgrade.report.words import decimal, percent
+from drgrade.app.result_html import GRADES, NOTICE
+from drgrade.app.server import is_here
+from drgrade.prediction.grader import Grader
+from drgrade.stats.formatting import decimal, percent
+from drgrade.synthetic.cohort import plan_photographs
+from drgrade.synthetic.drawing import draw_photograph
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian: chromium)")

@@ -13,18 +13,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from drgrade.app import uploads as uploads_module
+from drgrade.app.analysis import Examined, Examiner
+from drgrade.app.page import draw_example
+from drgrade.app.result_html import GRADES, render_about, render_cards, render_message
+from drgrade.app.server import is_here, listen
+from drgrade.app.uploads import MAX_BYTES, Uploads
 from drgrade.cli import app
 from drgrade.cli.arguments import parse
+from drgrade.data.fundus_check import Verdict
 from drgrade.errors import ConfigError
-from drgrade.inference.grader import Graded, Grader
-from drgrade.inference.quality import Verdict
-from drgrade.inference.trying import uploads as uploads_module
-from drgrade.inference.trying.cards import GRADES, render_about, render_cards, render_message
-from drgrade.inference.trying.examining import Examined, Examiner
-from drgrade.inference.trying.isolation import is_here
-from drgrade.inference.trying.page import draw_example
-from drgrade.inference.trying.serving import listen
-from drgrade.inference.trying.uploads import MAX_BYTES, Uploads
+from drgrade.prediction.grader import Graded, Grader
 
 
 @pytest.fixture
@@ -149,7 +148,7 @@ def test_other_machines_are_known(host):
 def test_no_other_machine_can_be_reached():
     script = """
         import asyncio, socket, urllib.request
-        from drgrade.inference.trying.isolation import LeavesTheMachine, stay
+        from drgrade.app.server import LeavesTheMachine, stay
         stay()
         listening = socket.create_server(("127.0.0.1", 0))
         socket.create_connection(listening.getsockname()).close()  # here one may
@@ -277,7 +276,8 @@ def test_without_abstaining_all_that_has_pixels_is_graded(finished_run, uploads)
     import cv2
     import numpy as np
 
-    from drgrade.data.fundus_art import draw_photograph, plan_photographs
+    from drgrade.synthetic.cohort import plan_photographs
+    from drgrade.synthetic.drawing import draw_photograph
 
     drawing = draw_photograph(plan_photographs(5, 1)[0], 256, 1)
     blurred = cv2.GaussianBlur(np.asarray(drawing.pixels), (0, 0), 8)
@@ -311,7 +311,7 @@ def test_drawn_photographs_say_what_they_are():
     ],
 )
 def test_what_is_missing_is_named(arguments, message, monkeypatch):
-    from drgrade.inference.trying import isolation
+    from drgrade.app import server as isolation
 
     monkeypatch.setattr(isolation, "stay", lambda: None)  # this process has other things to do
     monkeypatch.setattr(isolation, "silence", lambda: None)
@@ -337,7 +337,7 @@ def test_a_port_that_is_taken_is_named():
 def test_another_port_is_taken_where_none_was_asked_for(monkeypatch, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        monkeypatch.setattr("drgrade.inference.trying.serving.PORT", port)
+        monkeypatch.setattr("drgrade.app.server.PORT", port)
         with listen(None) as listening:
             address, other = listening.getsockname()
     assert address == "127.0.0.1"

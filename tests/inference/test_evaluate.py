@@ -19,9 +19,9 @@ from drgrade.cli.evaluate import listed
 from drgrade.config import CONF
 from drgrade.data.sources.demo import Demo
 from drgrade.errors import ConfigError, DataError
-from drgrade.inference.evaluating.evaluation import evaluate
-from drgrade.inference.grader import Grader
-from drgrade.inference.publishing.hub import save_pretrained
+from drgrade.evaluation.evaluation import evaluate
+from drgrade.prediction.grader import Grader
+from drgrade.publishing.hub import save_pretrained
 
 P = [f"p{k}" for k in range(5)]
 FILES = {

@@ -12,10 +12,11 @@ from omegaconf import OmegaConf
 from drgrade.data.photographs import Photographs
 from drgrade.data.sources.demo import Demo
 from drgrade.data.sources.folder import Folder
-from drgrade.data.splits import SplitSpec, groups_of
+from drgrade.data.splits.spec import SplitSpec
+from drgrade.data.splits.split import groups_of
 from drgrade.data.store import prepare
 from drgrade.errors import ConfigError, DataError
-from drgrade.inference.evaluating.overlap import without_overlap
+from drgrade.evaluation.overlap import without_overlap
 
 SIZE = 32
 
@@ -93,7 +94,7 @@ def test_photographs_saved_anew_are_found_in_the_stores_of_the_run(clinic, membe
 def test_what_was_found_is_kept_and_found_again(clinic, member, monkeypatch):
     photographs, run = clinic({"1-copy.jpg": anew, "8.png": None}), member([0, 1])
     first = drop(photographs, run)
-    from drgrade.inference.evaluating import overlap
+    from drgrade.evaluation import overlap
 
     def searched(*_, **__):
         raise AssertionError("searched again")

@@ -5,15 +5,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from drgrade.data.modules import normalise
+from drgrade.data.datamodules import normalise
 from drgrade.errors import ConfigError
-from drgrade.inference.explaining import TARGETS, Explainer
-from drgrade.inference.explaining.explainer import available
-from drgrade.inference.explaining.gradcam import grad_cam
-from drgrade.inference.explaining.rollout import attention_map, rollout, weighted_rollout
-from drgrade.inference.grader import Grader
+from drgrade.explanation.attribution import attention_map, grad_cam, rollout, weighted_rollout
+from drgrade.explanation.explainer import TARGETS, Explainer, available
 from drgrade.models.encoder import Encoder, TimmEncoder
 from drgrade.models.explained import MapLayer
+from drgrade.prediction.grader import Grader
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from drgrade.data.crops import Facts
 from drgrade.data.geometry import Disc, crop_disc
-from drgrade.inference.explaining import legend, overlay
-from drgrade.inference.explaining.overlay import on_photograph
+from drgrade.explanation.overlay import legend, on_photograph, overlay
 
 SIDE = 96
 

@@ -11,13 +11,13 @@ import pytest
 
 from drgrade.cli.predict import Settings, work
 from drgrade.errors import ConfigError, DataError
-from drgrade.inference.explaining import Explainer
-from drgrade.inference.explaining.pictures import file_name
-from drgrade.inference.explaining.showing import Overlays, clear
-from drgrade.inference.grader import Grader
-from drgrade.inference.predicting.inputs import Inputs
-from drgrade.inference.predicting.job import Job
-from drgrade.inference.predicting.ledger import Ledger
+from drgrade.explanation.explainer import Explainer
+from drgrade.explanation.overlay import file_name
+from drgrade.explanation.overlay_writer import Overlays, clear
+from drgrade.prediction.grader import Grader
+from drgrade.prediction.inputs import Inputs
+from drgrade.prediction.progress_db import Ledger
+from drgrade.prediction.runner import Job
 
 HOSTILE = "<img src=x onerror=alert(1)>&amp;"
 

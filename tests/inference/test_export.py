@@ -18,18 +18,20 @@ from PIL import Image
 from tiny_run import REPOSITORY
 
 from drgrade.cli.export import Settings, summary, work
-from drgrade.data.imagenet import MEAN, STD
+from drgrade.data.normalisation import MEAN, STD
 from drgrade.errors import ConfigError, DrgradeError
-from drgrade.inference.exporting import job, onnx_file, torch_file
-from drgrade.inference.exporting.graph import OUTPUTS, ExportedGrader
-from drgrade.inference.exporting.job import Wanted, export
-from drgrade.inference.exporting.parity import ParityError, check_parity, drawn_photographs
-from drgrade.inference.grader import Grader
-from drgrade.inference.trained import load_trained
+from drgrade.exporting import export as job
+from drgrade.exporting import graph as torch_file
+from drgrade.exporting import onnx_file
+from drgrade.exporting.export import Wanted, export
+from drgrade.exporting.graph import OUTPUTS, ExportedGrader
+from drgrade.exporting.parity import ParityError, check_parity, drawn_photographs
 from drgrade.models.encoder import TimmEncoder
 from drgrade.models.grading import GradingModel
 from drgrade.models.heads import CornHead, CumulativeHead, RegressionHead, SoftmaxHead
-from drgrade.training.setup import make_photographs
+from drgrade.prediction.checkpoint import load_trained
+from drgrade.prediction.grader import Grader
+from drgrade.training.build import make_photographs
 
 EXAMPLE = REPOSITORY / "examples" / "grade_photograph.py"
 BATCHES = (1, 2, 7)

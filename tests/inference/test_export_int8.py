@@ -14,12 +14,11 @@ from sklearn.metrics import cohen_kappa_score
 from drgrade.cli.export import summary
 from drgrade.data.sources.demo import Demo
 from drgrade.errors import ConfigError, DataError
-from drgrade.inference.exporting import cost
-from drgrade.inference.exporting.job import Wanted, export
-from drgrade.inference.exporting.onnx_file import onnx_runner
-from drgrade.inference.exporting.photographs import Images, calibration_images, own_images
-from drgrade.inference.exporting.quantising import RECIPES
-from drgrade.inference.trained import load_trained
+from drgrade.exporting import int8 as cost
+from drgrade.exporting.export import Wanted, export
+from drgrade.exporting.int8 import RECIPES, Images, calibration_images, own_images
+from drgrade.exporting.onnx_file import onnx_runner
+from drgrade.prediction.checkpoint import load_trained
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ from omegaconf import OmegaConf
 
 from drgrade.data.store import Store
 from drgrade.errors import ConfigError, EncoderError
-from drgrade.inference.grader import Grader
-from drgrade.inference.trained import load_trained
 from drgrade.models.calibration import Calibration
 from drgrade.models.grading import VIEWS
-from drgrade.training.setup import make_photographs
+from drgrade.prediction.checkpoint import load_trained
+from drgrade.prediction.grader import Grader
+from drgrade.training.build import make_photographs
 
 P = [f"p{k}" for k in range(5)]
 ENCODERS = ["encoder=densenet", "encoder=msssl"]

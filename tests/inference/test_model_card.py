@@ -20,25 +20,18 @@ from drgrade import __version__
 from drgrade.cli import train as train_command
 from drgrade.config import CONF
 from drgrade.errors import ConfigError, DataError
-from drgrade.inference.grader import Grader
-from drgrade.inference.publishing.artefacts import read_artefacts
-from drgrade.inference.publishing.card import (
-    MODEL_CARD,
-    NOTICE,
-    leave_card,
-    model_card,
-    without_places,
-    write_card,
-)
-from drgrade.inference.publishing.figures import estimates
-from drgrade.inference.publishing.papers import DRGRADE, papers, papers_of
-from drgrade.inference.trained import load_trained
 from drgrade.metrics import grading_metrics
-from drgrade.report import words
+from drgrade.model_card.card import MODEL_CARD, NOTICE, leave_card, model_card, without_places, write_card
+from drgrade.model_card.citations import DRGRADE, papers, papers_of
+from drgrade.model_card.facts import read_artefacts
+from drgrade.model_card.results import estimates
+from drgrade.prediction.checkpoint import load_trained
+from drgrade.prediction.grader import Grader
+from drgrade.runs.run_dir import read_metrics
+from drgrade.stats import formatting as words
 from drgrade.sweeps import inline
 from drgrade.sweeps.launcher import Composed
-from drgrade.training.folder import read_metrics
-from drgrade.training.shared import Shared
+from drgrade.training.cache import Shared
 
 EXAMPLE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 

@@ -21,9 +21,9 @@ from PIL import Image
 from drgrade.cli.predict import USAGE, Settings, main, work
 from drgrade.data.sources.demo import Demo
 from drgrade.errors import ConfigError, DataError
-from drgrade.inference.predicting.ledger import NAME
-from drgrade.inference.predicting.rows import COLUMNS
-from drgrade.training.setup import make_photographs
+from drgrade.prediction.progress_db import NAME
+from drgrade.prediction.rows import COLUMNS
+from drgrade.training.build import make_photographs
 
 P = [f"p{k}" for k in range(5)]
 FINAL = ("predictions.csv", "predictions.jsonl", "prediction.json")
@@ -158,7 +158,7 @@ def test_abstention_can_be_turned_off(finished_run, eyes, tmp_path):
 
 
 def test_referred_at_the_sensitivity_that_is_asked_for(finished_run, eyes, tmp_path):
-    from drgrade.inference.trained import load_trained
+    from drgrade.prediction.checkpoint import load_trained
 
     run = finished_run()
     plain, at = (_predict(run, eyes, tmp_path / str(s), sensitivity=s) for s in (None, 1.0))
@@ -205,7 +205,7 @@ def test_killed_it_goes_on_and_ends_as_one_that_was_not(finished_run, eyes, tmp_
     assert not (tmp_path / "killed" / "predictions.csv").exists()
     assert json.loads((tmp_path / "killed" / "prediction.json").read_text())["status"] == "unfinished"
     graded = []
-    from drgrade.inference.grader import Grader
+    from drgrade.prediction.grader import Grader
 
     grade = Grader.grade
     monkeypatch.setattr(

@@ -10,7 +10,7 @@ import pytest
 
 from drgrade.data.crops import make_crops
 from drgrade.errors import ConfigError, DataError
-from drgrade.inference.predicting.inputs import Inputs, state_of
+from drgrade.prediction.inputs import Inputs, state_of
 
 
 def _touch(*paths: Path) -> None:

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from drgrade.data.crops import Crop
+from drgrade.data.fundus_check import Verdict, unreadable
+from drgrade.data.preparation import Prepared
 from drgrade.errors import ConfigError, DataError
-from drgrade.inference.grader import Graded
-from drgrade.inference.predicting.inputs import Inputs, Item, State
-from drgrade.inference.predicting.job import Job
-from drgrade.inference.predicting.ledger import NAME, Ledger
-from drgrade.inference.predicting.rows import Row
-from drgrade.inference.preparation import Prepared
-from drgrade.inference.quality import Verdict, unreadable
+from drgrade.prediction.grader import Graded
+from drgrade.prediction.inputs import Inputs, Item, State
+from drgrade.prediction.progress_db import NAME, Ledger
+from drgrade.prediction.rows import Row
+from drgrade.prediction.runner import Job
 
 
 class Stopped(Exception):

@@ -17,12 +17,12 @@ from safetensors.torch import load_file, save_file
 
 from drgrade.cli import publish
 from drgrade.errors import ConfigError, DataError, DrgradeError
-from drgrade.inference.grader import Grader
-from drgrade.inference.publishing import hub
-from drgrade.inference.publishing.hub import from_pretrained, push_to_hub, save_pretrained
-from drgrade.inference.trained import load_trained
 from drgrade.models.artefact import file_hash
-from drgrade.training.setup import make_photographs
+from drgrade.prediction.checkpoint import load_trained
+from drgrade.prediction.grader import Grader
+from drgrade.publishing import hub
+from drgrade.publishing.hub import from_pretrained, push_to_hub, save_pretrained
+from drgrade.training.build import make_photographs
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3), np.uint8)
 
@@ -282,7 +282,7 @@ def test_a_published_folder_makes_nothing_but_our_encoders_and_heads(copied, att
         raise AssertionError("something was made of it")
 
     _edit(copied, ATTACKS[attack])
-    monkeypatch.setattr("drgrade.inference.trained.make", made)
+    monkeypatch.setattr("drgrade.prediction.checkpoint.make", made)
     with pytest.raises(DataError, match=r"config\.json is refused: its (encoder|head)") as error:
         load_trained(copied)
     assert _one_line(error)

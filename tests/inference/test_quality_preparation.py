@@ -4,10 +4,10 @@ import cv2
 import numpy as np
 import pytest
 
+from drgrade.data import preparation
 from drgrade.data.crops import CropMaker
+from drgrade.data.preparation import Preparation
 from drgrade.data.sources.demo import Demo
-from drgrade.inference import preparation
-from drgrade.inference.preparation import Preparation
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ import cv2
 import numpy as np
 import pytest
 
+from drgrade.data.fundus_check import Appearance, Rule, fitted_rule, measure_appearance
 from drgrade.data.geometry import find_disc
+from drgrade.data.preparation import Preparation
 from drgrade.data.sources.demo import Demo
-from drgrade.inference.appearance import Appearance, Rule, fitted_rule, measure_appearance
-from drgrade.inference.preparation import Preparation
 
 
 @pytest.fixture(scope="module")

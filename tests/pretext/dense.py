@@ -6,7 +6,7 @@ import torch
 from encoders import SIDE, cnn, without_gradient
 from torch import Tensor
 
-from drgrade.data.imagenet import MEAN, STD
+from drgrade.data.normalisation import MEAN, STD
 from drgrade.models.encoder import Encoder
 from drgrade.pretext.base import Pretext
 from drgrade.pretext.colorization import Colorization

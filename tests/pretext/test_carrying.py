@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from drgrade.config import choices
-from drgrade.data.modules import PretextDataModule
+from drgrade.data.datamodules import PretextDataModule
 from drgrade.errors import EncoderError
 from drgrade.tasks import PretextTask
-from drgrade.training.setup import make, make_encoder, make_photographs, seed_everything
+from drgrade.training.build import make, make_encoder, make_photographs, seed_everything
 
 PRETEXTS = choices("pretext")
 ENCODERS = {"cnn": "densenet", "vit": "vit", "msssl": "msssl"}

@@ -14,8 +14,8 @@ from drgrade.data.transforms import MaskedView, MultiView, SquareView
 from drgrade.errors import ConfigError
 from drgrade.pretext import Pretext, Rotation
 from drgrade.pretext.combination import COMMON, Combination, views_of
+from drgrade.training.build import make
 from drgrade.training.run import train
-from drgrade.training.setup import make
 
 
 class Distance(Pretext):

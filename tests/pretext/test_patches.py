@@ -5,7 +5,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drgrade.errors import ConfigError
-from drgrade.pretext.patches import Patches, classifier, cut_out, levelled, normalised, require_grid, resized
+from drgrade.pretext.patches import (
+    Patches,
+    classifier,
+    cut_out,
+    levelled,
+    normalised,
+    require_grid,
+    resized,
+)
 
 PLAIN = {"level": False, "normalise": False}
 

@@ -10,7 +10,7 @@ from scipy.stats import pearsonr
 from skimage.color import rgb2lab
 from torch.nn import functional
 
-from drgrade.data.modules import normalise
+from drgrade.data.datamodules import normalise
 from drgrade.models import TimmEncoder
 from drgrade.pretext.lab import pixels
 from drgrade.pretext.saliency import Saliency, correlations, frequency_tuned, stretched

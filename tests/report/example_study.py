@@ -4,12 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from drgrade.report.contents import (
+from drgrade.reporting.schema import (
     Calibration,
     Comparison,
     Curve,
-    Estimate,
-    Interval,
     Method,
     Missing,
     PretrainingCost,
@@ -17,6 +15,7 @@ from drgrade.report.contents import (
     Row,
     Study,
 )
+from drgrade.stats.estimates import Estimate, Interval
 
 FRACTIONS = (0.05, 0.1, 0.25, 0.5, 1.0)
 MEANS = {

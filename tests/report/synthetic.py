@@ -16,16 +16,11 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from drgrade.config import CONF
-from drgrade.data.splits import split_hash
+from drgrade.data.splits.split import split_hash
 from drgrade.files import write_text
 from drgrade.metrics import Predictions, grading_metrics
 from drgrade.models.calibration import fit_calibration
-from drgrade.training.artefacts import (
-    write_hashes,
-    write_metrics,
-    write_predictions,
-    write_split,
-)
+from drgrade.runs.artefacts import write_hashes, write_metrics, write_predictions, write_split
 
 DATA_HASH = "d" * 64
 COMMIT = "c" * 40

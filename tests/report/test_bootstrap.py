@@ -9,9 +9,8 @@ from hypothesis.extra import numpy as arrays
 from sklearn.metrics import cohen_kappa_score, confusion_matrix, roc_auc_score
 
 import drgrade.metrics
-from drgrade.report import bootstrap
-from drgrade.report.bootstrap import TestFold, draws, interval, resample
-from drgrade.report.kappa import aurocs, confusions, kappas
+from drgrade.stats import bootstrap
+from drgrade.stats.bootstrap import TestFold, aurocs, confusions, draws, interval, kappas, resample
 
 GRADES = arrays.arrays(np.int64, st.integers(1, 40), elements=st.integers(0, 4))
 

@@ -14,9 +14,11 @@ from html import unescape
 import pytest
 from example_study import example_study
 
-from drgrade.report.contents import Budget, Range
-from drgrade.report.figures import draw_figures, style
-from drgrade.report.page import render_page
+from drgrade.reporting.figures.all_figures import draw_figures
+from drgrade.reporting.figures.canvas import style
+from drgrade.reporting.html_report import render_page
+from drgrade.reporting.schema import Budget
+from drgrade.stats.estimates import Range
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian: chromium)")

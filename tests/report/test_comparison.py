@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from synthetic import RANDOM, ROTATION, FakeMethod, remove_run, write_runs
 
-from drgrade.report.comparison import holm, two_sided
-from drgrade.report.study import make_study
+from drgrade.reporting.comparison import holm, two_sided
+from drgrade.reporting.study import make_study
 
 TWIN = FakeMethod(("method=twin", "init=random"), skill=RANDOM.skill)
 """Another name, the same predictions."""

@@ -187,8 +187,8 @@ def test_folders_with_blanks_can_be_pasted_into_a_shell(sweep, tmp_path, capsys)
 
 
 def test_what_was_published_is_replaced_by_the_next_one(sweep):
-    from drgrade.report import dashboard
-    from drgrade.report.dashboard.publishing import PUBLISHED, take_up
+    from drgrade.reporting import dashboard
+    from drgrade.reporting.dashboard.publishing import PUBLISHED, take_up
 
     folder = sweep("logger=wandb")
     found = dashboard.read(folder, entity="clinic")

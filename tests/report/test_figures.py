@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 from example_study import example_study
 
-from drgrade.report import words
-from drgrade.report.contents import Curve, Method
-from drgrade.report.figures import draw_figures, png, style, svg
-from drgrade.report.figures.canvas import COLOURS, MARKERS, dodge, looks
-from drgrade.report.figures.confusion import draw_confusion, row_shares
-from drgrade.report.figures.curve import draw_curve
-from drgrade.report.figures.details import draw_roc
-from drgrade.report.figures.differences import draw_differences
-from drgrade.report.svg import VARIABLES, inline
+from drgrade.reporting import method_labels
+from drgrade.reporting.figures.all_figures import draw_figures
+from drgrade.reporting.figures.canvas import COLOURS, MARKERS, dodge, looks, png, style, svg
+from drgrade.reporting.figures.confusion import draw_confusion, row_shares
+from drgrade.reporting.figures.curve import draw_curve
+from drgrade.reporting.figures.details import draw_roc
+from drgrade.reporting.figures.differences import draw_differences
+from drgrade.reporting.figures.svg import VARIABLES, inline
+from drgrade.reporting.schema import Curve, Method
+from drgrade.stats import formatting as words
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def test_differences_stand_where_they_are(study, figures):
             x
             for tip, (x, _) in places.items()
             if tip.startswith(
-                f"{words.pair(comparison, words.labels(study))}, "
+                f"{method_labels.pair(comparison, method_labels.labels(study))}, "
                 f"{words.fraction(comparison.label_fraction)} of the labels\n"
             )
         ]

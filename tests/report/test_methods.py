@@ -6,8 +6,8 @@ import pytest
 import yaml
 from synthetic import RANDOM, ROTATION, FakeMethod, change_config, write_runs
 
-from drgrade.report.settings import flat, method_key, settings_of_method
-from drgrade.report.study import make_study
+from drgrade.reporting.study import make_study
+from drgrade.runs.settings import flat, method_key, settings_of_method
 
 
 def labels(folder) -> list[str]:
@@ -86,7 +86,7 @@ def test_whatever_changes_a_result_makes_another_method(run, name):
 
 
 def test_what_does_not_change_an_encoder_does_not_make_another_method_either():
-    from drgrade.training import identity
+    from drgrade.runs import run_dir as identity
 
     names = {f"trainer.{name}" for name in identity.WITHOUT_EFFECT if name != "_target_"}
     config = {"init": "ssl", "trainer": {name.removeprefix("trainer."): 1 for name in names}}

@@ -6,8 +6,7 @@ import torch
 
 from drgrade.metrics import grading_metrics
 from drgrade.metrics.calibration import negative_log_likelihood
-from drgrade.report.bootstrap import TestFold, draws
-from drgrade.report.intervals import METRICS, resample_metrics
+from drgrade.stats.bootstrap import METRICS, TestFold, draws, resample_metrics
 
 
 def drawn(seed, count=60, groups=25, grades=(0, 1, 2, 3, 4)):

@@ -9,9 +9,10 @@ from html.parser import HTMLParser
 import pytest
 from example_study import example_study
 
-from drgrade.report import words
-from drgrade.report.figures import draw_figures, style
-from drgrade.report.page import render_page
+from drgrade.reporting.figures.all_figures import draw_figures
+from drgrade.reporting.figures.canvas import style
+from drgrade.reporting.html_report import render_page
+from drgrade.stats import formatting as words
 
 HOSTILE = '"><img src=x onerror=alert(1)></title></script><script>alert(2)</script>'
 VOID = {"meta", "br", "input", "link", "img"}

@@ -10,19 +10,20 @@ import pytest
 from pretexts import INPUTS, STEPS, write_table
 from synthetic import change_json
 
-import drgrade.report.page as page_module
+import drgrade.reporting.html_report as page_module
 from drgrade.errors import ConfigError
-from drgrade.report import overview, words
-from drgrade.report.contents import Interval
-from drgrade.report.csvs import csv_files
-from drgrade.report.figures import FEW, draw_figures, style
-from drgrade.report.latex import render_latex
-from drgrade.report.markdown import render_markdown
-from drgrade.report.page import render_page
-from drgrade.report.plain import plain_table
-from drgrade.report.record import render_json
-from drgrade.report.study import make_study
-from drgrade.report.tables import budget_table
+from drgrade.reporting import method_labels, overview
+from drgrade.reporting.csv_writer import csv_files, render_json
+from drgrade.reporting.figures.all_figures import draw_figures
+from drgrade.reporting.figures.canvas import FEW, style
+from drgrade.reporting.html_report import render_page
+from drgrade.reporting.latex import render_latex
+from drgrade.reporting.markdown import render_markdown
+from drgrade.reporting.study import make_study
+from drgrade.reporting.table import plain_table
+from drgrade.reporting.tables import budget_table
+from drgrade.stats import formatting as words
+from drgrade.stats.estimates import Interval
 
 PRETEXTS = ("rotation", "simclr", "mae")
 FRACTIONS = (0.1, 1.0)
@@ -72,7 +73,7 @@ def test_rows_are_called_what_people_call_them(study):
 
 
 def test_each_is_compared_with_random_weights_of_its_encoder_and_protocol(study):
-    names = words.labels(study)
+    names = method_labels.labels(study)
     pairs = {(names[each.first], names[each.second]) for each in study.comparisons}
     expected = set()
     for protocol in ("matched", "published"):
@@ -90,14 +91,14 @@ def test_all_pairs_or_one_method_can_be_asked_for(folder):
     assert len(every.comparisons) == count * (count - 1) / 2 * len(FRACTIONS)
     assert any("no p (Holm) can be below" in note for note in every.notes)
     line = make_study([folder], resamples=20, compare="simclr, pre-trained")
-    names, protocols = words.labels(line), {each.key: each.protocol for each in line.methods}
+    names, protocols = method_labels.labels(line), {each.key: each.protocol for each in line.methods}
     assert {names[each.second] for each in line.comparisons} == {
         "simclr, pre-trained, matched",
         "simclr, pre-trained, published",
     }
     assert all(protocols[each.first] == protocols[each.second] for each in line.comparisons)
     one = make_study([folder], resamples=20, compare="majority class")
-    assert {words.labels(one)[each.second] for each in one.comparisons} == {"majority class"}
+    assert {method_labels.labels(one)[each.second] for each in one.comparisons} == {"majority class"}
     assert len(one.comparisons) == (count - 1) * len(FRACTIONS)
     with pytest.raises(ConfigError, match="simclr, pre-trained, matched"):
         make_study([folder], resamples=20, compare="simclar")
@@ -252,7 +253,7 @@ def test_the_table_of_budgets_has_what_the_cards_say(study):
 
 def test_budgets_count_an_encoder_once_whatever_the_number_of_its_runs(study):
     assert {budget.encoders for budget in study.budgets} == {0, 2}
-    names = words.labels(study)
+    names = method_labels.labels(study)
     for budget in study.budgets:
         assert budget.trained == (
             "linear" not in names[budget.method] and "majority" not in names[budget.method]

@@ -22,9 +22,9 @@ from synthetic import (
 )
 
 from drgrade.errors import DataError
-from drgrade.report.folders import Cell, find_cells
-from drgrade.report.reading import LeftOut, Run, Unfinished, read_cell
-from drgrade.report.study import make_study
+from drgrade.reporting.run_finder import find_cells
+from drgrade.reporting.study import make_study
+from drgrade.runs.reader import Cell, LeftOut, Run, Unfinished, read_cell
 
 
 @pytest.fixture

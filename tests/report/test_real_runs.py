@@ -9,8 +9,8 @@ import yaml
 from synthetic import RANDOM, write_runs
 
 from drgrade.config import CONF
-from drgrade.report.settings import flat
-from drgrade.report.study import make_study
+from drgrade.reporting.study import make_study
+from drgrade.runs.settings import flat
 
 TINY = (
     "data.count=60",

@@ -11,19 +11,20 @@ from synthetic import RANDOM, ROTATION, FakeMethod, calibrate_run, write_runs
 
 from drgrade.errors import DataError
 from drgrade.models.calibrated import TARGETS, calibrated_metrics
-from drgrade.report.bootstrap import draws
-from drgrade.report.calibrated import resample_calibrated
-from drgrade.report.checks import collect_folds
-from drgrade.report.csvs import csv_files
-from drgrade.report.figures import draw_figures, style
-from drgrade.report.folders import find_cells
-from drgrade.report.latex import render_latex
-from drgrade.report.markdown import render_markdown
-from drgrade.report.page import render_page
-from drgrade.report.reading import read_cell
-from drgrade.report.study import make_study
-from drgrade.report.tables import all_tables, operating_points_table
-from drgrade.training.folder import read_calibration
+from drgrade.reporting.calibration import resample_calibrated
+from drgrade.reporting.checks import collect_folds
+from drgrade.reporting.csv_writer import csv_files
+from drgrade.reporting.figures.all_figures import draw_figures
+from drgrade.reporting.figures.canvas import style
+from drgrade.reporting.html_report import render_page
+from drgrade.reporting.latex import render_latex
+from drgrade.reporting.markdown import render_markdown
+from drgrade.reporting.run_finder import find_cells
+from drgrade.reporting.study import make_study
+from drgrade.reporting.tables import all_tables, operating_points_table
+from drgrade.runs.reader import read_cell
+from drgrade.runs.run_dir import read_calibration
+from drgrade.stats.bootstrap import draws
 
 NAMES = {"calibration", "thresholds", "operating_points"}
 

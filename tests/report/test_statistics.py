@@ -10,8 +10,8 @@ from scipy import stats
 from sklearn import metrics
 from synthetic import RANDOM, ROTATION, change_json, remove_run, write_runs
 
-from drgrade.report.statistics import roc
-from drgrade.report.study import make_study
+from drgrade.reporting.statistics import roc
+from drgrade.reporting.study import make_study
 
 SEEDS = (0, 1)
 FOLDS = (0, 1, 2)
@@ -161,7 +161,7 @@ def test_the_interval_equals_a_naive_loop_over_resamples(folder, study, row, tab
 
 def counts_of_groups(folder, fold) -> tuple[list[list[str]], np.ndarray]:
     """Photographs of each test group of a fold, by the group's name, and how often each is drawn."""
-    from drgrade.report.bootstrap import TestFold, draws
+    from drgrade.stats.bootstrap import TestFold, draws
 
     split = pd.read_csv(
         folder / f"method-rotation_init-random_label_fraction-0.1_fold-{fold}_seed-0/split.csv", dtype=str
@@ -210,7 +210,7 @@ def test_a_fold_with_more_seeds_does_not_count_more(tmp_path):
 
 
 def test_a_grade_that_does_not_occur_has_no_recall(tmp_path):
-    from drgrade.data.splits import split_hash
+    from drgrade.data.splits.split import split_hash
 
     for run in write_runs(tmp_path, [RANDOM], [1.0], folds=(0, 1, 2)):
         for file in ("split.csv", "predictions.csv"):

@@ -24,8 +24,8 @@ from synthetic import (
 )
 
 from drgrade.errors import DataError
-from drgrade.report.published import published_rows
-from drgrade.report.study import make_study
+from drgrade.reporting.published import published_rows
+from drgrade.reporting.study import make_study
 
 
 def refused(tmp_path, message, **options) -> str:

@@ -14,16 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drgrade.errors import DataError
-from drgrade.report import latex, markdown, words
-from drgrade.report.contents import Interval, Method, Missing
-from drgrade.report.csvs import csv_files
-from drgrade.report.latex import render_latex
-from drgrade.report.markdown import render_markdown
-from drgrade.report.plain import plain_table
-from drgrade.report.prose import summary, unfinished
-from drgrade.report.record import render_json
-from drgrade.report.tables import all_tables, costs_table, main_table, metrics_table, recall_table
-from drgrade.report.writing import write_report
+from drgrade.reporting import latex, markdown, method_labels
+from drgrade.reporting.csv_writer import csv_files, render_json
+from drgrade.reporting.latex import render_latex
+from drgrade.reporting.markdown import render_markdown
+from drgrade.reporting.schema import Method, Missing
+from drgrade.reporting.summary_text import summary, unfinished
+from drgrade.reporting.table import plain_table
+from drgrade.reporting.tables import all_tables, costs_table, main_table, metrics_table, recall_table
+from drgrade.reporting.writer import write_report
+from drgrade.stats import formatting as words
+from drgrade.stats.estimates import Interval
 
 HOSTILE = r"a_b & 50 % $x$ #1 {\tiny} ~ ^ <i>|</i> `c` *d* [e](f)"
 
@@ -341,7 +342,8 @@ def tables_below(text, title):
 
 def render_markdown_only(study):
     """Markdown without the time that many figures take."""
-    from drgrade.report.figures import Figures, Picture
+    from drgrade.reporting.figures.all_figures import Figures
+    from drgrade.reporting.figures.canvas import Picture
 
     return render_markdown(study, Figures([Picture("curve", "alt", None)], [], {}))
 
@@ -349,8 +351,8 @@ def render_markdown_only(study):
 @given(st.text())
 def test_any_text_can_be_escaped(text):
     check_latex(latex.escape(text))
-    assert "\n" not in markdown.escape(text)
-    assert not re.search(r"(?<!\\)(?:\\\\)*\|", markdown.escape(text))
+    assert "\n" not in markdown.escape_markdown(text)
+    assert not re.search(r"(?<!\\)(?:\\\\)*\|", markdown.escape_markdown(text))
 
 
 def test_the_terminals_table_is_aligned(study):
@@ -430,5 +432,5 @@ def test_statuses_are_counted_in_their_order(study):
 
 
 def test_a_method_says_what_its_pretraining_saw():
-    assert words.what_pretraining_saw(Method("k", "l", "p", "ssl", {}, False)) == ""
-    assert "not known" in words.what_pretraining_saw(Method("k", "l", "p", "ssl", {}, None))
+    assert method_labels.what_pretraining_saw(Method("k", "l", "p", "ssl", {}, False)) == ""
+    assert "not known" in method_labels.what_pretraining_saw(Method("k", "l", "p", "ssl", {}, None))

@@ -15,8 +15,8 @@ from drgrade.errors import ConfigError
 from drgrade.sweeps.cells import Cell
 from drgrade.sweeps.estimate import Length, Training
 from drgrade.sweeps.workload import plan_sweep, workload
+from drgrade.training.build import make_photographs
 from drgrade.training.run import train
-from drgrade.training.setup import make_photographs
 
 TABLE = ("experiments=rotation_table", "fold=0", "label_fraction=0.5,1.0", "init=random")
 

@@ -18,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drgrade.config import CONF
-from drgrade.data.modules import GradingDataModule
+from drgrade.data.datamodules import GradingDataModule
 from drgrade.errors import ConfigError
-from drgrade.inference.evaluating.asked import read_run
+from drgrade.evaluation.validation import read_run
 from drgrade.sweeps.grammar import as_override
 from drgrade.sweeps.space import read_space
 from drgrade.training.run import train

@@ -13,11 +13,11 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from drgrade.cli.train import main
+from drgrade.runs.artefacts import write_config
 from drgrade.sweeps.cells import Cell, read_sweep
 from drgrade.sweeps.command import cell_command
 from drgrade.sweeps.launcher import _Running, _stop
 from drgrade.sweeps.sweeper import _arguments
-from drgrade.training.artefacts import write_config
 
 
 def call(command, folder, status=0):

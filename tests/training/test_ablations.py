@@ -4,7 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from drgrade.config import CONF
-from drgrade.training.identity import differences
+from drgrade.runs.run_dir import differences
 
 PARTS = ("vit", "fpn", "deep_learner", "cbam")
 COMBINATIONS = ("rotation_simclr", "rotation_inpainting")

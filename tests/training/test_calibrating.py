@@ -10,10 +10,10 @@ import torch
 from sklearn.metrics import cohen_kappa_score, log_loss
 
 from drgrade.config import CONF
-from drgrade.inference.evaluating.evaluation import evaluate
+from drgrade.evaluation.evaluation import evaluate
 from drgrade.models.calibrated import cross_fitted_metrics
 from drgrade.models.calibration import Calibration, fit_calibration
-from drgrade.training.calibrating import read_calibration
+from drgrade.runs.run_dir import read_calibration
 from drgrade.training.run import train
 
 RUN = ("init=random", "protocol.val_fraction=0.3")
@@ -104,7 +104,7 @@ def test_a_probe_is_calibrated_too(probe, compose, tmp_path):
 
 def test_figures_of_the_model_itself_stay_as_they_are(compose, monkeypatch):
     """To the last bit, whatever the calibration says."""
-    from drgrade.training import calibrating
+    from drgrade.training import calibration as calibrating
 
     plain = train(compose(*RUN, run="plain"))
     monkeypatch.setattr(calibrating, "fit_calibration", lambda *_: Calibration())

@@ -13,9 +13,9 @@ from drgrade.config import CONF, further_sources
 from drgrade.data.sources.demo import Demo
 from drgrade.data.sources.folder import Folder
 from drgrade.errors import ConfigError, DataError
-from drgrade.inference.evaluating.evaluation import evaluate
+from drgrade.evaluation.evaluation import evaluate
+from drgrade.training.build import make_photographs
 from drgrade.training.run import train
-from drgrade.training.setup import make_photographs
 
 GRADING = ("+experiment=rotation_100pct", "init=random", "trainer.max_steps=2")
 

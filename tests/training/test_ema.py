@@ -13,11 +13,11 @@ from torch import nn
 
 from drgrade.config import CONF
 from drgrade.errors import ConfigError
-from drgrade.inference.evaluating.evaluation import evaluate
+from drgrade.evaluation.evaluation import evaluate
 from drgrade.training import run as run_module
-from drgrade.training.averaging import MovingAverage
+from drgrade.training.build import make, make_encoder
+from drgrade.training.callbacks.ema import MovingAverage
 from drgrade.training.run import train
-from drgrade.training.setup import make, make_encoder
 
 DECAY = 0.7
 SETTINGS = (

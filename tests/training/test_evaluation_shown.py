@@ -9,9 +9,8 @@ import torch
 from sklearn import metrics as reference
 
 from drgrade.metrics import Predictions
-from drgrade.training.tracking.card import make_card
-from drgrade.training.tracking.evaluation import Evaluation
-from drgrade.training.tracking.figures import figures
+from drgrade.training.tracking.base import make_card
+from drgrade.training.tracking.evaluation import Evaluation, figures
 
 
 def evaluation(seed=0, size=500, grades=5):

@@ -7,13 +7,13 @@ import torch
 from sklearn.metrics import cohen_kappa_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from drgrade.data.modules import normalise
+from drgrade.data.datamodules import normalise
 from drgrade.errors import ConfigError
 from drgrade.metrics.collapse import effective_rank, feature_std
-from drgrade.training import feature_watch
-from drgrade.training.feature_watch import FeatureWatch
+from drgrade.training.build import make, make_encoder, make_photographs
+from drgrade.training.callbacks import feature_monitor as feature_watch
+from drgrade.training.callbacks.feature_monitor import FeatureWatch
 from drgrade.training.run import train
-from drgrade.training.setup import make, make_encoder, make_photographs
 
 PRETRAINING = ("+experiment=rotation_pretrain", "pretext.val_fraction=0.3")
 

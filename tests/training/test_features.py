@@ -12,14 +12,14 @@ from filelock import FileLock
 from hydra.utils import instantiate
 from torch import nn
 
-from drgrade.data.modules import normalise
-from drgrade.data.splits import SplitSpec
+from drgrade.data.datamodules import normalise
+from drgrade.data.splits.spec import SplitSpec
 from drgrade.errors import DrgradeError
 from drgrade.models.encoder import Encoder
 from drgrade.training import features as features_module
+from drgrade.training.build import make_encoder, make_photographs, seed_everything
+from drgrade.training.cache import Initial, Shared, weights_hash
 from drgrade.training.features import features_file, find_or_compute
-from drgrade.training.setup import make_encoder, make_photographs, seed_everything
-from drgrade.training.shared import Initial, Shared, weights_hash
 
 
 @pytest.fixture

@@ -16,12 +16,12 @@ from drgrade.cli import report
 from drgrade.cli.hydra_command import explain
 from drgrade.config import CONF
 from drgrade.errors import ConfigError
-from drgrade.inference.evaluating.evaluation import evaluate
+from drgrade.evaluation.evaluation import evaluate
 from drgrade.models.heads import RegressionHead
 from drgrade.training import features as features_module
-from drgrade.training import frozen
+from drgrade.training import probe as frozen
+from drgrade.training.build import make_encoder, seed_everything
 from drgrade.training.run import train
-from drgrade.training.setup import make_encoder, seed_everything
 from drgrade.training.tracking.evaluation import Evaluation
 
 PROTOCOLS = ("linear", "knn", "few_shot", "majority")

@@ -12,11 +12,11 @@ from sklearn.utils.class_weight import compute_class_weight
 from drgrade.config import CONF
 from drgrade.data.photographs import Photographs
 from drgrade.errors import ConfigError
-from drgrade.inference.evaluating.evaluation import evaluate
+from drgrade.evaluation.evaluation import evaluate
 from drgrade.models.heads.thresholds import halves
 from drgrade.training import run as run_module
+from drgrade.training.build import make_photographs
 from drgrade.training.run import train
-from drgrade.training.setup import make_photographs
 
 FITTED = ("init=random", "head=regression_fitted", "protocol.val_fraction=0.3")
 

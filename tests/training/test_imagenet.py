@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 from drgrade.cli.hydra_command import explain
 from drgrade.config import CONF
 from drgrade.errors import ConfigError, EncoderError
-from drgrade.inference.evaluating.evaluation import evaluate
+from drgrade.evaluation.evaluation import evaluate
 from drgrade.models import MsSSL
 from drgrade.models.artefact import file_hash
-from drgrade.training.origins import provenance
+from drgrade.training.build import make_encoder, make_photographs
+from drgrade.training.init_weights import provenance
 from drgrade.training.pretraining import encoder_folder, pretext_config
 from drgrade.training.run import train
-from drgrade.training.setup import make_encoder, make_photographs
 
 RESNET = ("encoder=timm", "encoder.name=test_resnet")
 

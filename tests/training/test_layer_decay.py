@@ -9,8 +9,8 @@ from pytorch_lightning import Callback
 from drgrade.cli.hydra_command import explain
 from drgrade.errors import ConfigError, EncoderError
 from drgrade.training import run as run_module
+from drgrade.training.build import make, make_encoder
 from drgrade.training.run import train
-from drgrade.training.setup import make, make_encoder
 
 ENCODERS = {
     "densenet": ("encoder=densenet",),

@@ -9,9 +9,9 @@ import pytest
 from wandb_files import offline_runs
 
 from drgrade.errors import ConfigError
-from drgrade.training.loggers import tensorboard_logger
+from drgrade.training.build import make
 from drgrade.training.run import train
-from drgrade.training.setup import make
+from drgrade.training.tracking.loggers import tensorboard_logger
 
 CURVES = {"train/loss", "val/loss", "val/qwk", "val/recall_0", "val/recall_4", "val/auroc_0", "test/qwk"}
 

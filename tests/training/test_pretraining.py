@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from drgrade.errors import ConfigError, DrgradeError, EncoderError
+from drgrade.training.build import make_photographs
 from drgrade.training.pretraining import _length, encoder_folder, pretext_config
 from drgrade.training.run import train
-from drgrade.training.setup import make_photographs
 
 DENSENET = ("+experiment=rotation_50pct",)
 

@@ -13,12 +13,12 @@ from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score, roc_auc
 
 from drgrade.cli.hydra_command import explain
 from drgrade.data.augmentation import FundusAugmentation
-from drgrade.data.modules import GradingDataModule
-from drgrade.data.splits import split_hash
+from drgrade.data.datamodules import GradingDataModule
+from drgrade.data.splits.split import split_hash
 from drgrade.errors import ConfigError, DataError
 from drgrade.training import run as run_module
+from drgrade.training.build import make, make_encoder, make_trainer, seed_everything
 from drgrade.training.run import train
-from drgrade.training.setup import make, make_encoder, make_trainer, seed_everything
 
 
 def weights_of(folder):

@@ -11,8 +11,8 @@ from lightning_fabric.plugins.environments import (
 from omegaconf import OmegaConf
 
 from drgrade.errors import ConfigError
-from drgrade.training import together
-from drgrade.training.processes import announced, announcement, is_main_process
+from drgrade.training import distributed as together
+from drgrade.training.distributed import announced, announcement, is_main_process
 
 SLURM_TASK = {
     "SLURM_STEP_NUM_TASKS": "2",

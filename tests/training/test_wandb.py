@@ -9,7 +9,7 @@ from sklearn.metrics import confusion_matrix
 from test_loggers import nobody  # noqa: F401 - a fixture
 from wandb_files import offline_runs
 
-from drgrade.data.modules import GradingDataModule
+from drgrade.data.datamodules import GradingDataModule
 from drgrade.errors import DrgradeError
 from drgrade.tasks import GradingTask, PretextTask
 from drgrade.training.run import train

@@ -17,8 +17,8 @@ from typing import ClassVar, Literal, NamedTuple
 
 import pandas as pd
 
-from drgrade.data.reading import IMAGE_EXTENSIONS
-from drgrade.data.sources.labels import LabelFile, LabelRow
+from drgrade.data.image_reader import IMAGE_EXTENSIONS
+from drgrade.data.sources.label_files import LabelFile, LabelRow
 from drgrade.errors import DataError
 
 MANIFEST_COLUMNS = ("image_id", "path", "grade", "patient_id", "eye", "dataset", "split")

@@ -13,10 +13,11 @@ import cv2
 import pandas as pd
 from filelock import FileLock
 
-from drgrade.data.fundus_art import ART_VERSION, Photograph, draw_photograph, plan_photographs
 from drgrade.data.sources.base import MANIFEST_COLUMNS, About, Source, SourceTable
 from drgrade.errors import ConfigError, DataError
 from drgrade.progress import track
+from drgrade.synthetic.cohort import Photograph, plan_photographs
+from drgrade.synthetic.drawing import ART_VERSION, draw_photograph
 
 LABELS = "labels.csv"
 IMAGES = "images"
@@ -30,7 +31,7 @@ class Demo(Source):
     """Photographs drawn on first use; the same ones for the same count, size and seed.
 
     Beside the photographs lie their lesion masks, ``lesions/IMAGE_ID.png``, of
-    :class:`~drgrade.data.fundus_art.lesions.Lesion` labels.
+    :class:`~drgrade.synthetic.lesions.Lesion` labels.
 
     Args:
         root: Folder that drawn data sets are kept in, each in a folder of its own.

@@ -3,7 +3,7 @@
 from functools import partial
 from pathlib import Path
 
-from drgrade.data.reading import IMAGE_EXTENSIONS
+from drgrade.data.image_reader import IMAGE_EXTENSIONS
 from drgrade.data.sources.base import (
     About,
     Entry,
@@ -20,7 +20,7 @@ from drgrade.data.sources.base import (
     read_rows,
     require_folder,
 )
-from drgrade.data.sources.labels import LabelFile, LabelRow, read_label_file
+from drgrade.data.sources.label_files import LabelFile, LabelRow, read_label_file
 from drgrade.errors import DataError
 
 

@@ -20,8 +20,8 @@ from drgrade.data.sources.base import (
     parse_grade,
     read_rows,
 )
-from drgrade.data.sources.fetch import build_once, needs_extra
-from drgrade.data.sources.labels import LabelRow, read_label_file
+from drgrade.data.sources.download import build_once, needs_extra
+from drgrade.data.sources.label_files import LabelRow, read_label_file
 from drgrade.errors import DataError
 from drgrade.progress import say
 

@@ -16,11 +16,10 @@ from typing import TypeVar
 
 import pandas as pd
 
-from drgrade.data.reading import IMAGE_EXTENSIONS
+from drgrade.data.image_reader import IMAGE_EXTENSIONS
 from drgrade.data.sources.base import RowError, parse_grade, parse_split
-from drgrade.data.sources.labels import LabelFile, LabelRow, read_label_file
-from drgrade.data.splits.remarks import examples
-from drgrade.data.splits.spec import SUBSETS, SplitSpec
+from drgrade.data.sources.label_files import LabelFile, LabelRow, read_label_file
+from drgrade.data.splits.spec import SUBSETS, SplitSpec, examples
 from drgrade.errors import DataError
 
 _Value = TypeVar("_Value")

@@ -10,11 +10,8 @@ from filelock import FileLock
 from lightning_fabric.utilities.logger import _flatten_dict
 from pytorch_lightning.loggers import MLFlowLogger
 
-from drgrade.training.tracking.base import Ending, final_name
-from drgrade.training.tracking.card import Card
-from drgrade.training.tracking.evaluation import Evaluation
-from drgrade.training.tracking.figures import figures
-from drgrade.training.tracking.memory import recall, remember
+from drgrade.training.tracking.base import Card, Ending, final_name, recall, remember
+from drgrade.training.tracking.evaluation import Evaluation, figures
 
 SERVICE = "mlflow"
 

@@ -1,0 +1,1 @@
+"""Checks of a data set before a model is trained on it."""

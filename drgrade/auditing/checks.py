@@ -1,0 +1,312 @@
+"""Copies: which photographs they are of, and what follows from it."""
+
+import re
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from drgrade.auditing.findings import FINDINGS, Finding, Settings, plain
+from drgrade.data.photographs import Collection, Role
+from drgrade.data.problems import COLUMNS
+from drgrade.data.quality import Quality, measure
+from drgrade.data.sources.base import Source
+from drgrade.data.store import Store
+from drgrade.progress import track
+
+_BY_REASON = {
+    "the file is not there": "image_missing",
+    "none of its photographs is there": "image_missing",
+    "the file cannot be used": "unreadable",
+    "ungradable": "label_missing",
+    "duplicate id: repeats": "label_repeated",
+    "all black": "blank",
+    "blank": "blank",
+}
+"""What the reasons of sources and of the preparation begin with: the finding that they are."""
+
+_LINE = re.compile(r":\d+$")
+
+
+def file_findings(collection: Collection) -> Iterator[Finding]:
+    """What the preparation left out or converted, and photographs without a label, of all data sets."""
+    for number, (store, (source, role)) in enumerate(zip(collection.stores, collection.roles, strict=True)):
+        prefix = f"{store.name}/" if number else ""
+        yield from problem_findings(store, prefix)
+        yield from _unlabelled(store, source, role, prefix)
+
+
+def problem_findings(store: Store, prefix: str = "") -> Iterator[Finding]:
+    """What was wrong when a data set was prepared.
+
+    Args:
+        store: The data set.
+        prefix: Stands before its image_ids.
+    """
+    for image_id, path, reason, action in store.problems[list(COLUMNS)].to_numpy(dtype=str).tolist():
+        kind = "converted" if action == "converted" else _finding_of(reason, path)
+        image_id = f"{prefix}{image_id}" if image_id else None
+        yield Finding(kind, image_id, dataset=store.name, detail=reason, path=path)
+
+
+def _finding_of(reason: str, path: str) -> str:
+    for beginning, kind in _BY_REASON.items():
+        if reason.startswith(beginning):
+            return kind
+    # A row of a label file has a line, a photograph has none.
+    return "label_invalid" if _LINE.search(path) else "unreadable"
+
+
+def _unlabelled(store: Store, source: Source, role: Role, prefix: str) -> Iterator[Finding]:
+    """Photographs that no row names, or that have no grade where their neighbours have one."""
+    if role == "unlabelled":
+        return
+    for path in source.unlisted():
+        name = f"{prefix}{PurePosixPath(path).with_suffix('')}"
+        yield Finding("label_missing", name, dataset=store.name, detail="no row names it", path=path)
+    split = store.manifest["split"].fillna("")
+    graded = store.manifest["grade"].notna()
+    # All of a set without grades are so on purpose: the test set of a competition.
+    expected = graded.groupby(split).transform("any")
+    for _, row in store.manifest[~graded & expected].iterrows():
+        yield Finding(
+            "label_missing",
+            f"{prefix}{row['image_id']}",
+            dataset=store.name,
+            split=plain(row["split"]),
+            detail="no grade",
+            path=str(row["path"]),
+        )
+
+
+def counts_by_reason(findings: pd.DataFrame) -> dict[str, int]:
+    """How many findings have which kind of reason, the most frequent first.
+
+    Args:
+        findings: Column ``detail``.
+    """
+    kinds = findings["detail"].str.split(r"[:(]", n=1, regex=True).str[0].str.strip()
+    return {str(kind): int(count) for kind, count in kinds.value_counts().items()}
+
+
+_DESCRIBED = ("image_id", "dataset", "grade", "split", "patient_id", "eye", "role", "path")
+
+PAIR_COLUMNS = (
+    "kind",
+    "similarity",
+    "mirrored",
+    "turned",
+    "findings",
+    *(name for column in _DESCRIBED for name in (column, f"other_{column}")),
+)
+"""Columns of ``pairs.csv``, in order; ``findings`` are separated by blanks."""
+
+
+def pair_table(manifest: pd.DataFrame, duplicates: pd.DataFrame) -> pd.DataFrame:
+    """Describe pairs of copies.
+
+    Args:
+        manifest: Of a :class:`~drgrade.data.photographs.Collection`.
+        duplicates: Columns first, second (rows of the manifest), kind, similarity, mirrored, turned.
+
+    Returns:
+        :data:`PAIR_COLUMNS`, first and second; pairs with errors first, then the most similar.
+    """
+    pairs = duplicates[["first", "second", *PAIR_COLUMNS[:4]]].reset_index(drop=True)
+    for column in _DESCRIBED:
+        values = manifest[column]
+        pairs[column] = values.take(pairs["first"].to_numpy()).array
+        pairs[f"other_{column}"] = values.take(pairs["second"].to_numpy()).array
+    pairs["findings"] = pd.Series([" ".join(_kinds(pair)) for pair in rows(pairs)], dtype="string")
+    errors = [sum(FINDINGS[name].severity == "error" for name in text.split()) for text in pairs["findings"]]
+    ordered = pairs.assign(errors=errors).sort_values(
+        ["errors", "kind", "similarity", "image_id", "other_image_id"],
+        ascending=[False, True, False, True, True],
+        kind="stable",
+        ignore_index=True,
+    )
+    return ordered[[*PAIR_COLUMNS, "first", "second"]]
+
+
+def pair_findings(pairs: pd.DataFrame) -> Iterator[Finding]:
+    """What is wrong with pairs; one pair may be several findings.
+
+    Args:
+        pairs: As :func:`pair_table` gives them.
+    """
+    shared = [name for name in Finding._fields if name in pairs]
+    for pair in rows(pairs):
+        for kind in pair["findings"].split():
+            values = {name: pair[name] for name in shared}
+            yield Finding(kind, **values, detail=_detail(kind, pair), row=pair["first"])
+
+
+def rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows of a table, with None for what is missing."""
+    return [{str(name): plain(value) for name, value in row.items()} for row in table.to_dict("records")]
+
+
+def _kinds(pair: dict[str, Any]) -> list[str]:
+    """The findings that a pair is."""
+    kinds = ["identical" if pair["kind"] == "identical" else "near_duplicate"]
+    if _differ(pair, "grade"):
+        kinds.append("conflicting_grades")
+    if pair["dataset"] != pair["other_dataset"]:
+        # Splits and patients of different data sets have nothing to do with each other.
+        return [*kinds, "across_datasets"]
+    if _differ(pair, "split"):
+        # A published val is training side: drgrade draws validation from it and train.
+        tested = "test" in (pair["split"], pair["other_split"])
+        kinds.append("across_splits" if tested else "train_val_copies")
+    if _differ(pair, "patient_id"):
+        kinds.append("across_patients")
+    return kinds
+
+
+def _differ(pair: dict[str, Any], column: str) -> bool:
+    one, other = pair[column], pair[f"other_{column}"]
+    return one is not None and other is not None and one != other
+
+
+def _detail(kind: str, pair: dict[str, Any]) -> str:
+    if kind == "conflicting_grades":
+        return f"grade {pair['grade']} and grade {pair['other_grade']}"
+    if kind in ("across_splits", "train_val_copies"):
+        return f"{pair['split']} and {pair['other_split']}"
+    if kind == "across_datasets":
+        return f"{pair['dataset']} ({pair['role']}) and {pair['other_dataset']} ({pair['other_role']})"
+    if kind == "across_patients":
+        return f"patient {pair['patient_id']} and patient {pair['other_patient_id']}"
+    notes = ["mirrored"] if pair["mirrored"] else []
+    if pair["turned"]:
+        notes.append(f"turned by {pair['turned']} degrees")
+    if _differ(pair, "eye") and not _differ(pair, "patient_id"):
+        notes.append(f"filed as {pair['eye']} and as {pair['other_eye']} eye")
+    return ", ".join(notes)
+
+
+_PATIENT = ["dataset", "patient_id"]
+_patients_DESCRIBED = ("image_id", "grade", "split", "path")
+
+
+def patient_findings(manifest: pd.DataFrame) -> Iterator[Finding]:
+    """Patients with photographs in the published test set of a data set and in its train or val.
+
+    A published val is training side, as in :mod:`drgrade.data.splits`; so train and val are not told apart.
+    Patients of two data sets are never the same.
+
+    Args:
+        manifest: Columns image_id, path, grade, patient_id, dataset, split. Photographs whose patient or
+            split is not known take no part.
+
+    Yields:
+        One finding for each patient, with the first tested photograph, and as the other one the first of the
+        training side; in the order of the tested photographs.
+    """
+    known = _sided(manifest)
+    across = known[known.groupby(_PATIENT)["tested"].transform("nunique") > 1]
+    counts = across.groupby([*_PATIENT, "split"]).size().to_dict()
+    first, other = (across[across["tested"] == tested].drop_duplicates(_PATIENT) for tested in (True, False))
+    for pair in rows(first.merge(other, on=_PATIENT, suffixes=("", "_other"))):
+        dataset, patient = pair["dataset"], pair["patient_id"]
+        numbers = {split: counts.get((dataset, patient, split), 0) for split in ("train", "val", "test")}
+        listed = ", ".join(f"{number} {split}" for split, number in numbers.items() if number)
+        yield Finding(
+            "patient_across_splits",
+            dataset=dataset,
+            other_dataset=dataset,
+            **{name: pair[name] for name in _patients_DESCRIBED},
+            **{f"other_{name}": pair[f"{name}_other"] for name in _patients_DESCRIBED},
+            detail=f"patient {patient}: {listed}",
+        )
+
+
+def patients_comparable(manifest: pd.DataFrame) -> bool:
+    """Whether a data set has a published split with two sides, and patients known on both.
+
+    Args:
+        manifest: As for :func:`patient_findings`.
+    """
+    known = _sided(manifest)
+    return bool(set(known["dataset"][known["tested"]]) & set(known["dataset"][~known["tested"]]))
+
+
+def _sided(manifest: pd.DataFrame) -> pd.DataFrame:
+    """Photographs whose patient and published split are known, with a column ``tested``."""
+    known = manifest[manifest["patient_id"].notna() & manifest["split"].notna()]
+    return known.assign(tested=(known["split"] == "test").astype(bool))
+
+
+_LEAST_RANKED = 20  # photographs that an outlier can be told from
+
+
+def measure_all(store: Store) -> pd.DataFrame:
+    """Measure every photograph of a store, one in memory at a time.
+
+    Returns:
+        Columns of :class:`Quality`; row i is image i.
+    """
+    diameters = 2 * store.manifest["circle_r"].to_numpy(dtype=float)
+    rows = track(range(len(store)), len(store), "looking at", f"photographs of {store.name}")
+    found = [measure(np.asarray(store.images[i]), store.thumbnails[i] > 0, diameters[i]) for i in rows]
+    return pd.DataFrame(found, columns=list(Quality._fields), dtype="float64")
+
+
+def quality_findings(
+    manifest: pd.DataFrame, qualities: pd.DataFrame, image_size: int, settings: Settings
+) -> Iterator[Finding]:
+    """Judge what was measured; of each kind the worst come first.
+
+    Args:
+        manifest: Row i describes photograph i.
+        qualities: Columns of :class:`Quality`, row i of photograph i.
+        image_size: Side of the prepared photographs in pixels.
+        settings: The thresholds.
+    """
+    least = max(settings.tiny_below, image_size)
+    blank = qualities["contrast"] < settings.blank_below
+    tests = {
+        "blank": (blank, qualities["contrast"], "contrast {:.4f}"),
+        "dark": (qualities["level"] < settings.dark_below, qualities["level"], "level {:.0f} of 255"),
+        "over_exposed": (
+            qualities["over_exposed"] > settings.over_exposed_above,
+            -qualities["over_exposed"],
+            "{:.0%} of the disc",
+        ),
+        "out_of_focus": (
+            _out_of_focus(manifest["dataset"], qualities["focus"], settings) & ~blank,
+            qualities["focus"],
+            "focus {:.2f}",
+        ),
+        "tiny": (
+            qualities["diameter"] < least,
+            qualities["diameter"],
+            f"disc {{:.0f}} px across, {least:.0f} wanted",
+        ),
+    }
+    for kind, (found, badness, text) in tests.items():
+        for row in badness[found].sort_values(kind="stable").index:
+            yield _finding(kind, manifest, int(row), text.format(abs(badness[row])))
+
+
+def _out_of_focus(datasets: pd.Series, focus: pd.Series, settings: Settings) -> pd.Series:
+    """Blurred outright, or an outlier among the photographs of its data set."""
+    found = focus < settings.blurred_below
+    logarithm = np.log(focus.where(focus > 0))
+    for _, values in logarithm.groupby(datasets):
+        known = values.dropna()
+        if len(known) >= _LEAST_RANKED:
+            spread = 1.4826 * float((known - known.median()).abs().median())
+            limit = float(known.median()) - settings.outlying_deviations * spread
+            outlying = known.index[(known < limit) & (focus[known.index] < settings.outlying_below)]
+            found[outlying] = True
+    return found
+
+
+def _finding(kind: str, manifest: pd.DataFrame, row: int, detail: str) -> Finding:
+    values = {
+        name: plain(manifest[name].iloc[row]) for name in ("image_id", "dataset", "grade", "split", "path")
+    }
+    return Finding(kind, **values, detail=detail, row=row)

@@ -1,0 +1,307 @@
+"""The shortcut probe: how well the grade can be told without looking at the retina.
+
+A small model sees six numbers of a photograph (:data:`FEATURES`), none of them from the structure of the
+retina, and predicts the grade in cross validation. Whatever quadratic weighted kappa (QWK) it reaches, a
+network may reach the same way: cameras and clinics differ both in their photographs and in their patients.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy.stats import rankdata
+
+from drgrade.auditing.findings import Finding, Settings
+from drgrade.data.sources.base import GRADES
+from drgrade.data.splits.split import groups_of
+
+if TYPE_CHECKING:
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Folds = Sequence[tuple[Ints, Ints]]
+"""(training rows, test rows) of each fold."""
+
+FEATURES = ("width", "height", "aspect", "file_size", "border", "brightness")
+"""What the probe sees. Border: share outside the disc. Brightness: mean over the whole photograph."""
+
+SIGNIFICANT = 0.05
+
+_FEWEST, _FEWEST_OF_GRADE = 50, 10
+_SHUFFLES = 5  # of each feature, for its importance
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What the probe found in one data set.
+
+    Attributes:
+        dataset: Its name.
+        photographs: How many graded photographs it took.
+        skipped: Why there is no result; "" if there is one. The rest is then NaN or empty.
+        qwk: Reached with all features, over the test folds together.
+        low: Lower end of the 95 % interval (bootstrap over groups, percentiles).
+        high: Upper end.
+        chance: Mean QWK with shuffled grades.
+        chance_high: Their 95th percentile.
+        p_value: Share of shuffled repeats, this one counted, that reach the QWK.
+        single: QWK by each feature alone; 0 for one that does not vary.
+        importance: By how much QWK falls if a feature is shuffled among the photographs of a test fold.
+        constant: Features that do not vary.
+        left_out: Grades with too few photographs.
+    """
+
+    dataset: str
+    photographs: int
+    skipped: str = ""
+    qwk: float = float("nan")
+    low: float = float("nan")
+    high: float = float("nan")
+    chance: float = float("nan")
+    chance_high: float = float("nan")
+    p_value: float = float("nan")
+    single: dict[str, float] = field(default_factory=dict)
+    importance: dict[str, float] = field(default_factory=dict)
+    constant: tuple[str, ...] = ()
+    left_out: tuple[int, ...] = ()
+
+    @property
+    def sentence(self) -> str:
+        """What came out, in words."""
+        if self.skipped:
+            return f"{self.dataset}: no shortcut probe, {self.skipped}"
+        qwk, low, high = (
+            f"{round(value, 2) + 0.0:.2f}" for value in (self.qwk, self.low, self.high)
+        )  # no -0.00
+        figures = f"{qwk} (95 % interval {low} to {high})"
+        found = f"{self.dataset}: a QWK of {figures} is reached without looking at the retina"
+        if self.p_value > SIGNIFICANT:
+            return f"{found}, no more than chance (p = {self.p_value:.2f})"
+        most = max(self.importance, key=lambda name: self.importance[name])
+        return f"{found}; chance is 0 (p = {self.p_value:.3f}). It rests most on {most.replace('_', ' ')}"
+
+
+def probe(manifest: pd.DataFrame, settings: Settings) -> Probe:
+    """Probe one data set.
+
+    Gradient-boosted trees regress the grade. Their predictions become grades by rank, so that in every test
+    fold the grades are as frequent as in its training folds: rounding would draw all to the middle. Folds are
+    stratified by grade and keep groups (patients, copies) together.
+
+    Args:
+        manifest: One data set's rows of a collection's manifest.
+        settings: Folds, repeats, seed, and how many photographs to take at most.
+    """
+    from threadpoolctl import threadpool_limits
+
+    # Models this small are slower on several threads, many times so where others use the cores.
+    with threadpool_limits(limits=1):
+        return _probe(manifest, settings)
+
+
+def _probe(manifest: pd.DataFrame, settings: Settings) -> Probe:
+    dataset = str(manifest["dataset"].iloc[0]) if len(manifest) else ""
+    graded = _taken(manifest[manifest["grade"].notna()], settings)
+    counts = graded["grade"].value_counts()
+    rare = tuple(sorted(int(grade) for grade in counts.index if counts[grade] < _FEWEST_OF_GRADE))
+    graded = graded[~graded["grade"].isin(rare)]
+    reason = _reason_to_skip(graded, settings.folds)
+    if reason:
+        return Probe(dataset, len(graded), skipped=reason, left_out=rare)
+    features = _features(graded)
+    varying = [name for name in FEATURES if np.ptp(features[name].to_numpy()) > 0]
+    constant = tuple(name for name in FEATURES if name not in varying)
+    grades = graded["grade"].to_numpy(dtype=np.int64)
+    groups = np.unique(groups_of(graded).to_numpy(dtype=str), return_inverse=True)[1].astype(np.int64)
+    folds = _folds(grades, groups, settings)
+    values = features[varying].to_numpy(dtype=float)
+    models = _fit(values, grades, folds, settings.seed)
+    predicted = _predict(models, values, grades, folds)
+    qwk = kappa(grades, predicted)
+    low, high = _interval(grades, predicted, groups, settings)
+    chance = _chance(values, grades, groups, folds, settings)
+    return Probe(
+        dataset,
+        len(graded),
+        qwk=qwk,
+        low=low,
+        high=high,
+        chance=float(chance.mean()),
+        chance_high=float(np.quantile(chance, 0.95)),
+        p_value=float((1 + (chance >= qwk).sum()) / (1 + len(chance))),
+        single=_singles(features, varying, grades, folds, settings.seed),
+        importance=_importances(models, values, grades, folds, varying, settings.seed),
+        constant=constant,
+        left_out=rare,
+    )
+
+
+def probe_findings(probes: Sequence[Probe], settings: Settings) -> Iterator[Finding]:
+    """A finding for each data set whose probe is both large and significant."""
+    for found in probes:
+        if found.qwk >= settings.shortcut_above and found.p_value <= SIGNIFICANT:
+            yield Finding("shortcut", dataset=found.dataset, detail=found.sentence)
+
+
+def kappa(grades: Ints, predicted: Ints, weights: Floats | None = None) -> float:
+    """Quadratic weighted kappa (Cohen 1968); 0 where a constant prediction leaves nothing to agree on.
+
+    Args:
+        grades: (N,), 0-4.
+        predicted: (N,), 0-4.
+        weights: (N,) how often each photograph counts; None for once.
+    """
+    size = len(GRADES)
+    confusion = np.bincount(size * grades + predicted, weights, size * size).reshape(size, size)
+    penalty = np.square(np.subtract.outer(np.arange(size), np.arange(size)))
+    expected = np.outer(confusion.sum(axis=1), confusion.sum(axis=0)) / confusion.sum()
+    disagreement = float((penalty * expected).sum())
+    return 1 - float((penalty * confusion).sum()) / disagreement if disagreement > 0 else 0.0
+
+
+def _taken(graded: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+    """All photographs, or whole groups of them drawn at random until there are enough."""
+    if len(graded) <= settings.probe_photographs:
+        return graded
+    group = np.unique(groups_of(graded).to_numpy(dtype=str), return_inverse=True)[1]
+    turn = np.random.default_rng(settings.seed).permutation(int(group.max()) + 1)[group]
+    order = np.argsort(turn, kind="stable")[: settings.probe_photographs]
+    return graded.iloc[np.sort(order)]
+
+
+def _reason_to_skip(graded: pd.DataFrame, folds: int) -> str:
+    if len(graded) < _FEWEST:
+        usable = f"grades with {_FEWEST_OF_GRADE} or more"
+        return f"{_FEWEST} photographs of {usable} are needed, there are {len(graded)}"
+    if graded["grade"].nunique() < 2:
+        return f"there are not two grades with {_FEWEST_OF_GRADE} photographs each"
+    groups = groups_of(graded).nunique()
+    return f"{groups} groups for {folds} folds" if groups < 2 * folds else ""
+
+
+def _features(graded: pd.DataFrame) -> pd.DataFrame:
+    numbers = graded[["width", "height", "file_size", "border", "brightness"]].astype("float64")
+    return numbers.assign(aspect=numbers["width"] / numbers["height"])[list(FEATURES)]
+
+
+def _folds(grades: Ints, groups: Ints, settings: Settings) -> Folds:
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    splitter = StratifiedGroupKFold(settings.folds, shuffle=True, random_state=settings.seed)
+    folds = splitter.split(np.zeros(len(grades)), grades, groups)
+    return [(train, test) for train, test in folds if len(train) and len(test)]
+
+
+def _fit(values: Floats, grades: Ints, folds: Folds, seed: int) -> list["HistGradientBoostingRegressor"]:
+    """A model for each fold; none if there is nothing to see."""
+    if values.shape[1] == 0:
+        return []
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
+    return [
+        HistGradientBoostingRegressor(
+            max_iter=40, max_leaf_nodes=8, min_samples_leaf=10, early_stopping=False, random_state=seed
+        ).fit(values[train], grades[train])
+        for train, _ in folds
+    ]
+
+
+def _predict(
+    models: list["HistGradientBoostingRegressor"], values: Floats, grades: Ints, folds: Folds
+) -> Ints:
+    """Grades of all photographs, each by the model that has not seen it."""
+    predicted = np.zeros(len(grades), np.int64)
+    for number, (train, test) in enumerate(folds):
+        scores = models[number].predict(values[test]) if models else np.zeros(len(test))
+        predicted[test] = _by_rank(scores, grades[train])
+    return predicted
+
+
+def _by_rank(scores: Floats, training_grades: Ints) -> Ints:
+    """Give scores the grades that keep the training grades' frequencies; equal scores get one grade."""
+    shares = np.cumsum(np.bincount(training_grades, minlength=len(GRADES))) / len(training_grades)
+    ranks = (rankdata(scores) - 0.5) / len(scores)
+    return np.searchsorted(shares[:-1], ranks, side="right").astype(np.int64)
+
+
+def _cross_validated(values: Floats, grades: Ints, folds: Folds, seed: int) -> float:
+    return kappa(grades, _predict(_fit(values, grades, folds, seed), values, grades, folds))
+
+
+def _interval(grades: Ints, predicted: Ints, groups: Ints, settings: Settings) -> tuple[float, float]:
+    """95 % interval: whole groups are drawn with replacement, as photographs of one are not independent."""
+    rng = np.random.default_rng(settings.seed)
+    number = int(groups.max()) + 1
+    draws = (
+        np.bincount(rng.integers(number, size=number), minlength=number) for _ in range(settings.resamples)
+    )
+    drawn = [kappa(grades, predicted, times[groups].astype(float)) for times in draws]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _chance(values: Floats, grades: Ints, groups: Ints, folds: Folds, settings: Settings) -> Floats:
+    """QWK of the same procedure, in the same folds, with shuffled grades; one for each repeat."""
+    rng = np.random.default_rng(settings.seed)
+    repeats = (shuffle_groups(grades, groups, rng) for _ in range(settings.permutations))
+    return np.array([_cross_validated(values, shuffled, folds, settings.seed) for shuffled in repeats])
+
+
+def shuffle_groups(grades: Ints, groups: Ints, rng: np.random.Generator) -> Ints:
+    """Exchange the grades of whole groups with those of groups of the same size.
+
+    Grades of one patient are alike; shuffling them one by one would make chance look narrower than it is
+    (whole-block exchangeability, Winkler et al. 2015, doi 10.1016/j.neuroimage.2015.05.092).
+
+    Args:
+        grades: (N,).
+        groups: (N,) numbers 0, 1, ...
+        rng: Draws.
+    """
+    order = np.argsort(groups, kind="stable")
+    sizes = np.bincount(groups)
+    starts = np.cumsum(sizes) - sizes
+    shuffled = grades.copy()
+    for size in np.unique(sizes[sizes > 0]):
+        members = order[starts[sizes == size][:, None] + np.arange(size)]  # (groups of this size, size)
+        shuffled[members] = grades[rng.permutation(members)]
+    return shuffled
+
+
+def _singles(
+    features: pd.DataFrame, varying: Sequence[str], grades: Ints, folds: Folds, seed: int
+) -> dict[str, float]:
+    """QWK by each feature alone."""
+    return {
+        name: _cross_validated(features[[name]].to_numpy(dtype=float), grades, folds, seed)
+        if name in varying
+        else 0.0
+        for name in FEATURES
+    }
+
+
+def _importances(
+    models: list["HistGradientBoostingRegressor"],
+    values: Floats,
+    grades: Ints,
+    folds: Folds,
+    varying: Sequence[str],
+    seed: int,
+) -> dict[str, float]:
+    """By how much QWK falls on average when a feature is shuffled in the test folds (Breiman 2001)."""
+    whole = kappa(grades, _predict(models, values, grades, folds))
+    rng = np.random.default_rng(seed)
+    falls = dict.fromkeys(FEATURES, 0.0)
+    for column, name in enumerate(varying):
+        left = []
+        for _ in range(_SHUFFLES):
+            shuffled = values.copy()
+            for _, test in folds:
+                shuffled[test, column] = rng.permutation(values[test, column])
+            left.append(kappa(grades, _predict(models, shuffled, grades, folds)))
+        falls[name] = whole - float(np.mean(left))
+    return falls

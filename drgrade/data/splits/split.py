@@ -1,0 +1,394 @@
+"""Putting a split together.
+
+First every photograph gets a place: what it is for by its role, the published test set, the test fold or the
+split file. Then validation and labels are drawn from those whose place is the training side.
+"""
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from drgrade.data.splits.draw import draw_test_fold, draw_validation_and_training
+from drgrade.data.splits.files import SplitFile, read_split_file
+from drgrade.data.splits.spec import PUBLISHED, ROLES, Remark, SplitSpec, examples, settle_grades
+from drgrade.data.splits.warnings import remarks_on
+from drgrade.errors import ConfigError, DataError
+
+
+def groups_of(manifest: pd.DataFrame) -> pd.Series:
+    """Name the group of each photograph.
+
+    Groups are the connected components of two relations: same patient, and copies of one photograph. So two
+    patients who share a copied photograph are one group.
+
+    Args:
+        manifest: Columns image_id and patient_id (may be missing); ``duplicate``, where there is such a
+            column, names the cluster of copies that a photograph belongs to (missing: it has none); ``role``
+            (missing: labelled).
+
+    Returns:
+        Strings, aligned with the manifest: ``patient:ID``; ``image:ID`` where no patient is known. A group
+        of several patients, or of several photographs without a patient, is called after the first of its
+        patients in alphabetical order, or else of its photographs; after labelled ones where it has any, so
+        that a copy in another data set does not rename it.
+    """
+    own = "image:" + manifest["image_id"].astype("string")
+    names = ("patient:" + manifest["patient_id"].astype("string")).fillna(own)
+    if "duplicate" in manifest and manifest["duplicate"].notna().any():
+        labelled = names[manifest["role"].fillna("labelled") == "labelled"] if "role" in manifest else names
+        names = _joined(names, manifest["duplicate"].astype("string"), set(labelled))
+    return names.astype(str).rename("group")
+
+
+def _joined(names: pd.Series, clusters: pd.Series, labelled: set[str]) -> pd.Series:
+    """Rename groups that a cluster of copies joins."""
+    row, found = pd.factorize(names)
+    unique = [str(name) for name in found]
+    cluster, labels = pd.factorize(clusters)  # -1: none
+    copied = cluster >= 0
+    component = _components(row[copied], cluster[copied], len(unique), len(labels))
+
+    # Labelled ones first, "patient:" before "image:", each in alphabetical order.
+    def rank(i: int) -> tuple[bool, bool, str]:
+        return unique[i] not in labelled, unique[i].startswith("image:"), unique[i]
+
+    order = sorted(range(len(unique)), key=rank)
+    first: dict[int, str] = {}
+    for i in order:
+        first.setdefault(int(component[i]), unique[i])
+    return pd.Series([first[int(component[i])] for i in row], index=names.index, dtype="string")
+
+
+def _components(
+    group: npt.NDArray[np.intp], cluster: npt.NDArray[np.intp], groups: int, clusters: int
+) -> npt.NDArray[np.int32]:
+    """Component of each group in the bipartite graph of groups and clusters, (groups,)."""
+    size = groups + clusters
+    edges = coo_array((np.ones(len(group), np.int8), (group, groups + cluster)), shape=(size, size))
+    _, component = connected_components(edges.tocsr(), directed=False)
+    return np.asarray(component[:groups], np.int32)
+
+
+_SIDE, _POOL = "side", "pool"
+"""Places that a draw turns into subsets: labelled photographs of the training side; photographs of a data set
+that is only pre-trained on."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split, and what a run has to say about it.
+
+    Attributes:
+        table: As :func:`make_split` returns it.
+        remarks: What a reader of the results should know.
+        training_side: Whether a photograph is on the training side, so that pre-training may see it: the
+            same whoever validates, and at every fraction.
+        foreign: Whether it is of an external data set, or in a group with one that is.
+    """
+
+    table: pd.DataFrame
+    remarks: tuple[Remark, ...]
+    training_side: pd.Series
+    foreign: pd.Series
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of each remark, by its name; remarks that there was no need for are left out."""
+        return {remark.name: remark.count for remark in self.remarks}
+
+
+def make_split(manifest: pd.DataFrame, spec: SplitSpec) -> pd.DataFrame:
+    """Assign every photograph to one subset.
+
+    Args:
+        manifest: Columns image_id, grade (missing for ungraded), patient_id, split; one row a photograph.
+            Optional: ``duplicate``, the cluster of copies that a photograph belongs to (missing: none);
+            ``dataset``; ``role``, one of :data:`ROLES` (missing: labelled).
+        spec: How to split.
+
+    Returns:
+        Columns image_id, group, grade, subset (one of :data:`SUBSETS`), in the order of the manifest. A grade
+        is missing where it must not be used. No group is in two of train/unlabelled, val and test or external
+        (a split file may put it there); nor, as fractions are of groups, in both train and unlabelled, unless
+        a photograph of it has no grade or is of another role.
+
+    Raises:
+        DataError: If a subset that is needed would be empty, the data have no published split, or the split
+            file cannot be used.
+        ConfigError: If the split file and ``val_within_fraction`` exclude each other.
+    """
+    return split_with_remarks(manifest, spec).table
+
+
+def ungraded_split(manifest: pd.DataFrame, spec: SplitSpec) -> pd.DataFrame:
+    """Sides of photographs of which none has a grade: they can be pre-trained on.
+
+    Args:
+        manifest: As for :func:`make_split`; grades are not used.
+        spec: Of which only ``fold`` and ``file`` matter.
+
+    Returns:
+        As :func:`make_split`: unlabelled, or excluded where a photograph or one of its group is in the
+        published test set, or is external.
+
+    Raises:
+        DataError: If the data have no published split and ``fold`` asks for it, or the split file cannot be
+            used.
+    """
+    return split_or_sides(_without_grades(manifest), spec).table
+
+
+def split_or_sides(manifest: pd.DataFrame, spec: SplitSpec) -> Split:
+    """The split of :func:`make_split`, or of :func:`ungraded_split` where no photograph has a grade.
+
+    Args:
+        manifest: As for :func:`make_split`.
+        spec: How to split.
+
+    Raises:
+        DataError: As those.
+        ConfigError: As :func:`make_split`.
+    """
+    graded = has_grades(manifest)
+    return split_with_remarks(manifest if graded else _without_grades(manifest), spec, need_grades=graded)
+
+
+def has_grades(manifest: pd.DataFrame) -> bool:
+    """Whether :func:`make_split` has anything to split: a graded photograph that is ``labelled``."""
+    return bool(_graded_and_labelled(_photographs(manifest)).any())
+
+
+def split_with_remarks(manifest: pd.DataFrame, spec: SplitSpec, *, need_grades: bool = True) -> Split:
+    """Split, and say what is noteworthy about it.
+
+    Args:
+        manifest: As for :func:`make_split`.
+        spec: How to split.
+        need_grades: Refuse photographs of which none has a grade. If not, they are split as by
+            :func:`ungraded_split`.
+
+    Raises:
+        DataError: As :func:`make_split`.
+        ConfigError: As :func:`make_split`.
+    """
+    table = _photographs(manifest)
+    listed = read_split_file(table, spec) if spec.file is not None else None
+    table["place"] = _places(table, spec, listed)
+    # Published test sets, of which a file's is one, and external data sets keep their grades.
+    table["untouched"] = (table["role"] == "external") | (table["place"] == "test")
+    table["raw"], table["grade"] = table["grade"], _grades(table, spec, listed)
+    graded = _graded_and_labelled(table)
+    if need_grades and not graded.any():
+        raise DataError(
+            "no photograph has a grade: nothing to train or test on; "
+            "pre-training alone works: +experiment=rotation_pretrain"
+        )
+    if listed is None and spec.fold != PUBLISHED:
+        _place_test_fold(table, graded, spec)
+    _exclude_relatives(table, obeyed=listed is not None)
+    on_side = table["place"].isin([_SIDE, _POOL, "val", "unlabelled"])
+    table["subset"] = _drawn(table, spec, listed)
+    table["group"] = table["whole"]
+    if graded.any():
+        _check_usable(table, spec, listed)
+    columns = ["image_id", "group", "grade", "subset"]
+    foreign = _related(table, table["role"] == "external")
+    return Split(table[columns], remarks_on(table, spec, listed), on_side, foreign)
+
+
+def split_hash(split: pd.DataFrame) -> str:
+    """SHA-256 of a split, independent of the order of its rows.
+
+    Args:
+        split: What :func:`make_split` returned, or a ``split.csv`` read back.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    columns = split[["image_id", "group", "subset"]].astype(str)
+    grades = ["" if pd.isna(grade) else str(int(grade)) for grade in split["grade"]]
+    rows = sorted(zip(columns["image_id"], columns["group"], grades, columns["subset"], strict=True))
+    return hashlib.sha256("\n".join("\t".join(row) for row in rows).encode()).hexdigest()
+
+
+def _without_grades(manifest: pd.DataFrame) -> pd.DataFrame:
+    """Those of pools stay: they are not used, but say which published test set is one."""
+    role = manifest.get("role", pd.Series("labelled", index=manifest.index))
+    return manifest.assign(grade=manifest["grade"].astype("Int64").where(role == "unlabelled"))
+
+
+def _photographs(manifest: pd.DataFrame) -> pd.DataFrame:
+    """Working table: all that is known of each photograph, indexed from 0."""
+    missing = pd.Series(pd.NA, index=manifest.index, dtype="string")
+    role = manifest.get("role", missing).astype("string").fillna("labelled")
+    unknown = sorted(set(role) - set(ROLES))
+    if unknown:
+        raise DataError(f'role "{unknown[0]}" of a photograph is not one of {", ".join(ROLES)}')
+    whole = groups_of(manifest)
+    # What an external data set knows of a photograph must not move the draw, only exclude.
+    inside = groups_of(manifest[(role != "external").to_numpy()])
+    columns = {
+        "image_id": manifest["image_id"].astype(str),
+        "whole": whole,
+        "group": inside.reindex(manifest.index).fillna(whole).astype(str),
+        "grade": manifest["grade"].astype("Int64").where(role != "unlabelled"),
+        "role": role.astype(str),
+        "dataset": manifest.get("dataset", missing).astype("string").fillna("").astype(str),
+        "patient": manifest["patient_id"].astype("string"),
+        "duplicate": manifest.get("duplicate", missing).astype("string"),
+        "published": (manifest["split"].astype("string") == "test").fillna(False).astype(bool),
+    }
+    table = pd.DataFrame(columns).reset_index(drop=True)
+    # A test set whose grades nobody has (APTOS 2019) is none that a pool could spoil.
+    known = table["dataset"][table["published"] & manifest["grade"].notna().to_numpy()]
+    table["published"] &= (table["role"] != "unlabelled") | table["dataset"].isin(known)
+    return table
+
+
+def _graded_and_labelled(table: pd.DataFrame) -> pd.Series:
+    return table["grade"].notna() & (table["role"] == "labelled")
+
+
+# Places
+
+
+def _places(table: pd.DataFrame, spec: SplitSpec, listed: SplitFile | None) -> pd.Series:
+    """What each photograph is for, as far as its role, the published test set or the file says."""
+    place = table["role"].map({"labelled": _SIDE, "unlabelled": _POOL, "external": "external"})
+    labelled = table["role"] == "labelled"
+    if listed is not None:
+        return _listed_places(table, place, listed)
+    if spec.fold == PUBLISHED:
+        test = labelled & table["published"]
+        if labelled.any() and not test.any():
+            raise DataError(
+                "fold=published: this data set has no published test set; use fold=0 (of folds=5)"
+            )
+        place = place.mask(test, "test")
+    return place
+
+
+def _listed_places(table: pd.DataFrame, place: pd.Series, listed: SplitFile) -> pd.Series:
+    """As the file says; what it does not name is excluded, unless its role says what it is for."""
+    named = table["image_id"].map(listed.subsets)
+    external = table["role"] == "external"
+    wrong = table["image_id"][external & named.notna() & ~named.isin(["external", "excluded"])]
+    if len(wrong):
+        raise DataError(
+            f"{listed.path} uses photographs of an external data set {examples(wrong)}: those are tested on "
+            "apart, and nothing else; delete their rows, or do not name the data set as external"
+        )
+    place = place.mask(named.notna() & ~external & (named != "train"), named)
+    place = place.mask(external & (named == "excluded"), "excluded")
+    return place.mask(named.isna() & (place == _SIDE), "excluded")
+
+
+def _grades(table: pd.DataFrame, spec: SplitSpec, listed: SplitFile | None) -> pd.Series:
+    """Grades to be used."""
+    copies = table["duplicate"].mask(table["role"] == "external")  # they have no say about the others
+    grades = settle_grades(table.assign(duplicate=copies), spec.disagreeing)
+    if listed is not None and listed.grades is not None:
+        # Of a run's own file: settled by that run.
+        given = table["image_id"].map(listed.grades).astype("Int64")
+        grades = grades.mask((table["place"] == "test") & grades.notna() & given.notna(), given)
+    return grades
+
+
+def _place_test_fold(table: pd.DataFrame, graded: pd.Series, spec: SplitSpec) -> None:
+    tested = table["group"].isin(draw_test_fold(table[graded], spec)) & (table["role"] == "labelled")
+    table["place"] = table["place"].mask(tested, "test")
+
+
+def _exclude_relatives(table: pd.DataFrame, obeyed: bool) -> None:
+    """Take photographs off the training side whose group is tested on; ``why`` says what for.
+
+    Args:
+        table: Changed: place; why is added.
+        obeyed: A file made the split: what it names stays where it says, unless the group is external.
+    """
+    place = table["place"]
+    on_side = place.isin([_SIDE, "val", "unlabelled"])
+    tested = _related(table, place == "test")
+    external = _related(table, table["role"] == "external")
+    held_out = _related(table, (place == "val") | ((table["role"] == "unlabelled") & table["published"]))
+    table["why"] = ""
+    _exclude(table, on_side & external, "external")
+    if not obeyed:
+        _exclude(table, on_side & tested, "tested")
+    _exclude(table, (place == _POOL) & (tested | external | held_out), "pool")
+
+
+def _related(table: pd.DataFrame, to: pd.Series) -> pd.Series:
+    """Whether a photograph is in the group of one of those."""
+    return table["whole"].isin(table["whole"][to])
+
+
+def _exclude(table: pd.DataFrame, which: pd.Series, why: str) -> None:
+    table.loc[which & (table["place"] != "excluded"), "why"] = why
+    table.loc[which, "place"] = "excluded"
+
+
+def _drawn(table: pd.DataFrame, spec: SplitSpec, listed: SplitFile | None) -> pd.Series:
+    """Subset of each photograph."""
+    place, graded = table["place"], table["grade"].notna()
+    on_side = place == _SIDE
+    drawn = spec if listed is None or not listed.validates else _without_validation(spec, listed)
+    val, train = draw_validation_and_training(table[on_side & graded], drawn)
+    validates = table["group"].isin(val)
+    subset = place.mask(place.isin([_SIDE, _POOL]), "unlabelled")
+    subset = subset.mask(on_side & graded & table["group"].isin(train), "train")
+    subset = subset.mask(validates & (subset == "unlabelled"), "excluded")
+    subset = subset.mask(validates & on_side & graded, "val")
+    return subset.mask(subset.isin(["val", "test", "external"]) & ~graded, "excluded")
+
+
+def _without_validation(spec: SplitSpec, listed: SplitFile) -> SplitSpec:
+    """The file names the validation photographs: none are drawn."""
+    if spec.val_within_fraction:
+        raise ConfigError(
+            f"{listed.path} names validation photographs, so that protocol.val_within_fraction=true cannot "
+            "hold: set it to false, or call them train in the file"
+        )
+    return replace(spec, val_fraction=0.0)
+
+
+def _check_usable(split: pd.DataFrame, spec: SplitSpec, listed: SplitFile | None) -> None:
+    counts = split["subset"].value_counts()
+    of_external = split[split["role"] == "external"]
+    for name, subsets in of_external.groupby("dataset")["subset"]:
+        if "external" not in set(subsets):
+            raise DataError(
+                f"data.external: {name} has no photograph with a grade, so that nothing can be tested on it; "
+                "ungraded photographs can be pre-trained on: data.unlabelled"
+            )
+    if not counts.get("test", 0):
+        raise DataError(_no_test(spec))
+    if not counts.get("train", 0):
+        raise DataError(
+            f"{_asked(spec)} leaves no photograph with a grade to train on: all are tested or validated on, "
+            "or belong to the group of one that is; test and validate on fewer"
+        )
+    if listed is not None and listed.validates and not counts.get("val", 0):
+        raise DataError(f"no validation photograph that {_asked(spec)} names has a grade that can be used")
+    if spec.val_fraction and not counts.get("val", 0):
+        raise DataError(
+            f"protocol.val_fraction={spec.val_fraction} leaves no validation photograph; "
+            "use a larger one, or 0 for none"
+        )
+
+
+def _no_test(spec: SplitSpec) -> str:
+    if spec.file is not None:
+        return f"{_asked(spec)} names no test photograph that has a grade; name some"
+    if spec.fold == PUBLISHED:
+        return "fold=published: no photograph of the published test set has a grade; use fold=0"
+    return f"{_asked(spec)} of folds={spec.folds} has no test photograph; use fewer folds"
+
+
+def _asked(spec: SplitSpec) -> str:
+    return f"split.file={spec.file}" if spec.file is not None else f"fold={spec.fold}"

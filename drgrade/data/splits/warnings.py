@@ -1,0 +1,158 @@
+"""Finds what a run has to say about its split."""
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from drgrade.data.splits.files import SplitFile
+from drgrade.data.splits.spec import Remark, SplitSpec, disagreeing_copies, examples, number
+
+_TESTED = {"tested": ("test", "the published test set"), "external": ("external", "an external data set")}
+
+_SETTLED = {
+    "drop": "none of their grades is used",
+    "keep_one": "the first by name keeps its grade",
+    "majority": "the majority's grade is used, or none",
+}
+
+
+def remarks_on(table: pd.DataFrame, spec: SplitSpec, listed: SplitFile | None) -> tuple[Remark, ...]:
+    """All that is noteworthy about a split.
+
+    Args:
+        table: Working table of :mod:`drgrade.data.splits.split`: image_id, group, grade (used), raw (grade
+            before disagreement was settled), untouched (keeps its grade then), role, patient, duplicate,
+            place, why, subset.
+        spec: How it was split.
+        listed: The split file, if one was given.
+    """
+    found = [
+        *(_on_file(table, spec, listed) if listed is not None else ()),
+        *_on_exclusions(table),
+        _on_disagreement(table, spec),
+        _on_joined_groups(table),
+        *_on_missing_grades(table),
+        *(_on_shots(table, spec.shots) if spec.shots is not None else ()),
+    ]
+    return tuple(remark for remark in found if remark.count)
+
+
+def _on_file(table: pd.DataFrame, spec: SplitSpec, listed: SplitFile) -> Iterator[Remark]:
+    path, named = listed.path, table["image_id"].isin(listed.subsets.keys())
+    unused = [] if listed.folds else [f"fold={spec.fold}"]
+    unused += [] if listed.folds and len(listed.folds) == spec.folds else [f"folds={spec.folds}"]
+    unused += [f"protocol.val_fraction={spec.val_fraction}"] if listed.validates else []
+    without = f" instead of {', '.join(unused)}" if unused else ""
+    count = int(named.sum())
+    yield Remark("file_named", count, f"{path} splits {number(count)}{without}")
+    left = table["image_id"][~named & (table["role"] == "labelled")]
+    text = f"excluded: {number(len(left))} that {path} does not name {examples(left)}"
+    yield Remark("file_unnamed", len(left), text)
+    unknown = listed.unknown
+    text = f"{path} names {number(len(unknown))} that the data do not have {examples(unknown)}"
+    yield Remark("file_unknown", len(unknown), text)
+    sought = table["image_id"].map(listed.subsets).isin(["train", "val", "test", "external"])
+    idle = table["image_id"][sought & table["grade"].isna() & (table["role"] != "unlabelled")]
+    text = f"without a grade to use: {number(len(idle))} that {path} trains or tests on {examples(idle)}"
+    yield Remark("file_ungraded", len(idle), text)
+    said = table["image_id"].map(listed.subsets)
+    idle = table["image_id"][(table["role"] == "labelled") & (said == "external")]
+    text = (
+        f"neither trained nor tested on: {number(len(idle))} that {path} calls external, of a data set that "
+        f"is not named in data.external {examples(idle)}"
+    )
+    yield Remark("file_external", len(idle), text, serious=True)
+    pool = table["image_id"][(table["role"] == "unlabelled") & said.isin(["train", "val", "test"])]
+    text = (
+        f"{number(len(pool))} that {path} trains or tests on are of data.unlabelled, whose grades are not "
+        f"used {examples(pool)}"
+    )
+    yield Remark("file_of_pool", len(pool), text, serious=True)
+    yield _on_leaks(table, listed)
+
+
+def _on_leaks(table: pd.DataFrame, listed: SplitFile) -> Remark:
+    sides = {"train": 0, "unlabelled": 0, "val": 1, "test": 2, "external": 2}
+    side = table["subset"].map(sides).groupby(table["group"]).nunique()
+    leaking = side.index[side > 1]
+    tested = set(table["group"][table["subset"] == "test"])
+    of_test = sum(group in tested for group in leaking)
+    text = (
+        f"{listed.path} puts {number(len(leaking), 'group')} (same patient, or copies) on two sides "
+        f"{examples(leaking)}, {of_test} of them on the test side; it is obeyed: results may be too good"
+    )
+    return Remark("file_leaking_groups", len(leaking), text, serious=True)
+
+
+def _on_exclusions(table: pd.DataFrame) -> Iterator[Remark]:
+    """Labelled photographs that leave the training side, and those of pools."""
+    for why, (key, whose) in _TESTED.items():
+        left = table[(table["why"] == why) & (table["role"] == "labelled")]
+        tested = table["place"] == "test" if why == "tested" else table["role"] == "external"
+        copied = left["duplicate"].isin(table["duplicate"][tested].dropna())
+        copies, relatives = left["image_id"][copied], left["image_id"][~copied]
+        off = "off the training side:"
+        text = f"{off} {number(len(copies))}, of which {whose} has copies {examples(copies)}"
+        yield Remark(f"copies_of_{key}", len(copies), text)
+        text = f"{off} {number(len(relatives))} in groups with patients of {whose} {examples(relatives)}"
+        yield Remark(f"patients_of_{key}", len(relatives), text)
+    pool = table["image_id"][(table["role"] == "unlabelled") & (table["subset"] == "excluded")]
+    text = (
+        f"excluded: {number(len(pool))} of unlabelled data sets, in their published test set or in groups "
+        f"with what is tested or validated on {examples(pool)}"
+    )
+    yield Remark("pool_excluded", len(pool), text)
+
+
+def _on_disagreement(table: pd.DataFrame, spec: SplitSpec) -> Remark:
+    raw = table[["duplicate"]].assign(grade=table["raw"])
+    which = disagreeing_copies(raw) & table["raw"].notna()
+    clusters = table["duplicate"][which].nunique()
+    but = "; published test sets keep theirs" if (which & table["untouched"]).any() else ""
+    count = int(which.sum())
+    text = (
+        f"graded differently: {number(count)} in {number(clusters, 'cluster')} of copies "
+        f"{examples(table['image_id'][which])}; split.disagreeing={spec.disagreeing}: "
+        f"{_SETTLED[spec.disagreeing]}{but}"
+    )
+    return Remark("disagreeing_copies", count, text)
+
+
+def _on_joined_groups(table: pd.DataFrame) -> Remark:
+    patients = table["patient"].groupby(table["group"]).nunique()
+    joined = patients.index[patients > 1]
+    size = int(table["group"].isin(joined).groupby(table["group"]).sum().max()) if len(joined) else 0
+    text = (
+        f"{number(len(joined), 'group')} of several patients, who share copies of a photograph "
+        f"{examples(joined)}; the largest has {number(size)}"
+    )
+    return Remark("joined_groups", len(joined), text)
+
+
+def _on_missing_grades(table: pd.DataFrame) -> Iterator[Remark]:
+    """Grades that a subset lacks."""
+    graded = table[table["grade"].notna() & (table["role"] == "labelled")]
+    grades = sorted(graded["grade"].unique())
+    for subset in ("train", "val", "test"):
+        found = set(graded["grade"][graded["subset"] == subset])
+        missing = [str(grade) for grade in grades if grade not in found]
+        if found:
+            text = f"no {subset} photograph has grade {', '.join(missing)}"
+            yield Remark(f"{subset}_grades_missing", len(missing), text)
+
+
+def _on_shots(table: pd.DataFrame, shots: int) -> Iterator[Remark]:
+    """Grades that lack some of their shots, and what groups bring beyond them."""
+    found = table[table["subset"].isin(["train", "unlabelled"]) & (table["role"] == "labelled")]
+    graded = sorted(found["grade"].dropna().unique())
+    counts = found["grade"][found["subset"] == "train"].value_counts().reindex(graded, fill_value=0)
+    few = counts[counts < shots]
+    listed = ", ".join(f"grade {grade}: {count}" for grade, count in few.items())
+    text = f"fewer than protocol.shots={shots} photographs to train on, so that all of them do: {listed}"
+    yield Remark("shots_lacking", len(few), text)
+    beyond = int((counts - shots).clip(lower=0).sum())
+    text = (
+        f"{number(beyond)} more to train on than protocol.shots={shots} of each grade, because patients and "
+        "copies stay together"
+    )
+    yield Remark("shots_beyond", beyond, text)

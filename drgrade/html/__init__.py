@@ -1,0 +1,1 @@
+"""Templates and styles shared by all HTML pages."""

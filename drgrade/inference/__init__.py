@@ -1,1 +1,0 @@
-"""A trained run at work: evaluated, predicting, explained, exported, published, tried out."""

@@ -1,0 +1,1 @@
+"""Reports: from the folders of runs to tables, figures and pages."""

@@ -1,0 +1,181 @@
+"""Refuses runs that must not be averaged or compared: of other data, other splits, or the same cell twice."""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from drgrade.errors import DataError
+from drgrade.runs.reader import Run, fold_of
+from drgrade.stats.bootstrap import TestFold
+
+_APART = "report them separately: drgrade report FOLDER for each"
+
+_MOST_NAMED = 3
+"""Repeated runs that are named one by one."""
+
+Cell = tuple[str, float, str, int]
+"""Method, label fraction, fold, seed."""
+
+
+def check_same_data(runs: Sequence[Run]) -> None:
+    """All runs have to be of the same photographs, grades and folds.
+
+    Args:
+        runs: Of a report.
+
+    Raises:
+        DataError: Naming two folders and what differs.
+    """
+    facts: dict[str, Callable[[Run], object]] = {
+        "data": lambda run: run.record["data"],
+        "data.image_size": lambda run: run.config["data"]["image_size"],
+        "data.illumination": lambda run: run.config["data"]["illumination"],
+        "data_hash": lambda run: str(run.record["data_hash"])[:12],
+        "split.seed": lambda run: run.config["split"]["seed"],
+        "split.disagreeing": lambda run: run.config["split"]["disagreeing"],
+        "split.file (whether there is one)": lambda run: run.config["split"]["file"] is not None,
+        "kind of test set": lambda run: "published" if run.fold == "published" else "folds",
+        "folds": lambda run: run.config["folds"] if _folds_count(run) else "",
+    }
+    for name, fact in facts.items():
+        first = runs[0]
+        for run in runs[1:]:
+            if fact(run) != fact(first):
+                raise DataError(
+                    f"{name} is {fact(first)} in {first.folder} and {fact(run)} in {run.folder}: figures of "
+                    f"different data or splits can be neither averaged nor compared; {_APART}"
+                )
+
+
+def _folds_count(run: Run) -> bool:
+    """Whether ``folds`` means anything: a file has its own folds, a published test set none."""
+    return run.fold != "published" and run.config["split"]["file"] is None
+
+
+def collect_folds(runs: Sequence[Run]) -> dict[str, TestFold]:
+    """The test photographs of each fold, which have to be the same in all its runs.
+
+    Args:
+        runs: Of a report.
+
+    Returns:
+        By name, numbers first and in order.
+
+    Raises:
+        DataError: If runs of a fold were tested on different photographs, or a photograph is tested in two
+            folds.
+    """
+    first: dict[str, Run] = {}
+    for run in runs:
+        other = first.setdefault(run.fold, run)
+        for what in ("image_ids", "groups", "grades"):
+            mine, theirs = getattr(run, what), getattr(other, what)
+            if not np.array_equal(mine, theirs):
+                raise DataError(
+                    f"fold {run.fold}: {other.folder} and {run.folder} were not tested on the same "
+                    f"photographs, groups and grades ({len(theirs)} and {len(mine)} photographs; "
+                    f"{what} differ); {_APART}"
+                )
+    _check_disjoint(first)
+    return {name: fold_of(first[name]) for name in sorted(first, key=fold_order)}
+
+
+def fold_order(name: str) -> tuple[bool, int, str]:
+    """Sort key of folds: by number, then ``published``.
+
+    Args:
+        name: Of a fold.
+    """
+    return not name.isdecimal(), int(name) if name.isdecimal() else 0, name
+
+
+def _check_disjoint(runs: Mapping[str, Run]) -> None:
+    tested: dict[str, Run] = {}
+    for run in runs.values():
+        for image_id in run.image_ids.tolist():
+            if image_id in tested:
+                raise DataError(
+                    f"{image_id} is tested in two folds, by {tested[image_id].folder} and {run.folder}: that "
+                    f"is no cross validation; {_APART}"
+                )
+            tested[image_id] = run
+
+
+def split_hashes(runs: Sequence[Run], protocol: Mapping[str, str]) -> dict[tuple[str, float, str], str]:
+    """The split of every cell, which has to be the same for all methods of a protocol.
+
+    Args:
+        runs: Of a report.
+        protocol: Name of each method's protocol, by the method's key.
+
+    Returns:
+        Split hash by (protocol, label fraction, fold).
+
+    Raises:
+        DataError: If two runs of a protocol learnt from different labels at the same fraction and fold.
+    """
+    first: dict[tuple[str, float, str], Run] = {}
+    for run in runs:
+        cell = (protocol[run.method], run.label_fraction, run.fold)
+        other = first.setdefault(cell, run)
+        if run.record["split_hash"] != other.record["split_hash"]:
+            raise DataError(
+                f"protocol {cell[0]}, {100 * cell[1]:g} % of the labels, fold {cell[2]}: {other.folder} and "
+                f"{run.folder} learnt from different labels (split_hash "
+                f"{str(other.record['split_hash'])[:12]} and {str(run.record['split_hash'])[:12]}); {_APART}"
+            )
+    order = sorted(first, key=lambda cell: (cell[0], cell[1], fold_order(cell[2])))
+    return {cell: str(first[cell].record["split_hash"]) for cell in order}
+
+
+def one_run_per_cell(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """Keep one of several runs of the same method, label fraction, fold and seed.
+
+    Nobody could tell which of them counts, so they have to agree: the first by path is kept, and a note names
+    the others.
+
+    Args:
+        runs: Of a report, in the order of their paths.
+
+    Returns:
+        The runs that count, and notes.
+
+    Raises:
+        DataError: If runs of the same cell have different figures.
+    """
+    by_cell: dict[Cell, list[Run]] = defaultdict(list)
+    for run in runs:
+        by_cell[run.method, run.label_fraction, run.fold, run.seed].append(run)
+    for first, *others in by_cell.values():
+        for other in others:
+            if not _same_figures(first, other):
+                raise DataError(
+                    f"{first.folder} and {other.folder} are the same method, label fraction, fold and seed, "
+                    f"with different figures (test/qwk {first.record['test/qwk']:.4f} and "
+                    f"{other.record['test/qwk']:.4f}): leave one out"
+                )
+    repeats = [(first, other) for first, *others in by_cell.values() for other in others]
+    return [first for first, *_ in by_cell.values()], _repeat_notes(repeats)
+
+
+def _repeat_notes(repeats: Sequence[tuple[Run, Run]]) -> list[str]:
+    """A line for each repeated run; where there are many, one for all."""
+    if len(repeats) > _MOST_NAMED:
+        first, other = repeats[0]
+        return [
+            f"{len(repeats)} runs repeat others, with the same figures, and are not counted; for one, "
+            f"{other.folder} repeats {first.folder}."
+        ]
+    return [
+        f"{other.folder} repeats {first.folder}, with the same figures, and is not counted."
+        for first, other in repeats
+    ]
+
+
+def _same_figures(one: Run, other: Run) -> bool:
+    return (
+        np.array_equal(one.image_ids, other.image_ids)
+        and np.array_equal(one.predicted, other.predicted)
+        and np.allclose(one.probabilities, other.probabilities, rtol=0, atol=1e-4)
+    )

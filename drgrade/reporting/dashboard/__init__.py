@@ -1,0 +1,1 @@
+"""A sweep's workspace and report in Weights & Biases."""

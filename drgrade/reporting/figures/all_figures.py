@@ -1,0 +1,75 @@
+"""Figures of a report, drawn once with matplotlib and used by the page, Markdown and LaTeX."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from drgrade.reporting import method_labels
+from drgrade.reporting.figures.canvas import Picture, numbered, parts
+from drgrade.reporting.figures.confusion import draw_confusion
+from drgrade.reporting.figures.curve import draw_curves
+from drgrade.reporting.figures.details import draw_calibration, draw_recall, draw_roc
+from drgrade.reporting.figures.differences import draw_differences
+from drgrade.reporting.schema import Row, Study
+
+
+@dataclass(frozen=True)
+class Details:
+    """Figures of all methods at one label fraction.
+
+    Attributes:
+        confusions: One for each method.
+        calibration: One for every six methods, as the following.
+        recall: See ``calibration``.
+        roc: See ``calibration``.
+    """
+
+    confusions: Sequence[Picture]
+    calibration: Sequence[Picture]
+    recall: Sequence[Picture]
+    roc: Sequence[Picture]
+
+    @property
+    def all(self) -> list[Picture]:
+        """All of them."""
+        return [*self.confusions, *self.calibration, *self.recall, *self.roc]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """All figures of a report; ``details`` by label fraction."""
+
+    curves: Sequence[Picture]
+    differences: Sequence[Picture]
+    details: Mapping[float, Details]
+
+    @property
+    def all(self) -> list[Picture]:
+        """All of them."""
+        return [
+            *self.curves,
+            *self.differences,
+            *(picture for details in self.details.values() for picture in details.all),
+        ]
+
+
+def draw_figures(study: Study) -> Figures:
+    """Draw all figures, inside :func:`style`.
+
+    Args:
+        study: What they show.
+    """
+    details = {share: _details(study, share) for share in method_labels.fractions(study)}
+    return Figures(draw_curves(study), draw_differences(study), details)
+
+
+def _details(study: Study, share: float) -> Details:
+    names = method_labels.labels(study)
+    rows = [row for row in study.rows if row.label_fraction == share]
+    shared = parts(rows)
+    endings = [numbered("", number, len(shared)) for number in range(len(shared))]
+
+    def each(draw: Callable[[Study, Sequence[Row], str], Picture]) -> list[Picture]:
+        return [draw(study, part, ending) for part, ending in zip(shared, endings, strict=True)]
+
+    confusions = [draw_confusion(row, names[row.method]) for row in rows]
+    return Details(confusions, each(draw_calibration), each(draw_recall), each(draw_roc))

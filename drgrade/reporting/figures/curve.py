@@ -1,0 +1,296 @@
+"""QWK against the label fraction, where there are too many methods for one pair of axes.
+
+Each method has axes of its own, of one height, with the same curve of what it is compared with in all of them
+(small multiples: Tufte, The Visual Display of Quantitative Information, 1983).
+"""
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+
+from drgrade.reporting import method_labels
+from drgrade.reporting.figures.canvas import (
+    COLOURS,
+    FEW,
+    MARKERS,
+    SOFT,
+    WIDTH,
+    Look,
+    Picture,
+    add_legend,
+    begin,
+    dodge,
+    legend_entry,
+    looks,
+    numbered,
+    place,
+    point,
+)
+from drgrade.reporting.schema import Method, PublishedRow, Row, Study
+from drgrade.stats import formatting as words
+
+_COLUMNS, _ROWS = 2, 4
+"""Of panels in a figure: what fits on a printed page."""
+
+_PANEL = 1.62  # inches
+_MARGIN = 0.35
+_SMALL = 7.5  # points
+_TITLE_CHARACTERS = 30
+_ROOM = 0.35
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """What stands in one pair of axes: a line's methods, one for each protocol, and papers."""
+
+    name: str
+    methods: Sequence[Method]
+    papers: Sequence[PublishedRow]
+
+
+def draw_panels(study: Study) -> list[Picture]:
+    """Draw each line of methods in axes of its own.
+
+    Args:
+        study: The whole.
+
+    Returns:
+        Figures of eight panels at most, each with the legend.
+    """
+    panels = [
+        _Panel(
+            name,
+            [method for method in study.methods if method.name == name],
+            [row for row in study.published if row.beside == name],
+        )
+        for name in dict.fromkeys(method.name for method in study.methods)
+    ]
+    size = _COLUMNS * _ROWS
+    pages = [panels[start : start + size] for start in range(0, len(panels), size)]
+    limits = _limits(study)
+    return [
+        _page(study, page, numbered("curve", number, len(pages)), limits) for number, page in enumerate(pages)
+    ]
+
+
+def _limits(study: Study) -> tuple[float, float]:
+    """Of the vertical axis, the same in all panels."""
+    shown = [row.mean.interval for row in study.rows]
+    values = [value for each in shown for value in (each.low, each.high) if np.isfinite(value)]
+    values += [row.mean.value for row in study.rows]
+    values += [row.mean for row in study.published if row.beside]
+    return min(values) - 0.04, max(values) + 0.04
+
+
+def _page(study: Study, panels: Sequence[_Panel], name: str, limits: tuple[float, float]) -> Picture:
+    rows = -(-len(panels) // _COLUMNS)
+    figure = Figure(
+        figsize=(WIDTH, _PANEL * rows + _MARGIN), layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02)
+    )
+    names = words.listed([panel.name for panel in panels])
+    alt = f"QWK on the test photographs against the share of labels, for {names}; numbers are in table.csv"
+    picture = Picture(name, alt, figure)
+    axes = figure.subplots(rows, _COLUMNS, sharex=True, sharey=True, squeeze=False)
+    protocols = list(dict.fromkeys(method.protocol for method in study.methods))
+    looks = {
+        protocol: Look(COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)])
+        for number, protocol in enumerate(protocols)
+    }
+    labels = list(dict.fromkeys(row.label for row in study.published if row.beside))
+    papers = {label: Look(SOFT, MARKERS[::-1][number % len(MARKERS)]) for number, label in enumerate(labels)}
+    for panel, own in zip(panels, axes.flat, strict=False):
+        _draw(picture, own, study, panel, looks, papers)
+    for own in axes.flat[len(panels) :]:
+        own.set_visible(False)
+    _axes(axes, sorted({row.label_fraction for row in study.rows}), limits, len(panels))
+    add_legend(figure, _legend(panels, looks, papers))
+    return picture
+
+
+def _draw(
+    picture: Picture,
+    axes: Axes,
+    study: Study,
+    panel: _Panel,
+    looks: Mapping[str, Look],
+    papers: Mapping[str, Look],
+) -> None:
+    for number, method in enumerate(panel.methods):
+        look, aside = looks[method.protocol], dodge(number, len(panel.methods), _ROOM)
+        reference = _rows(study, method.reference)
+        if reference:
+            _line(axes, reference, look.colour, ":", 1.0)
+        _method(picture, axes, _rows(study, method.key), method, look, aside)
+    for label in dict.fromkeys(row.label for row in panel.papers):
+        rows = sorted((row for row in panel.papers if row.label == label), key=lambda row: row.label_fraction)
+        look = papers[label]
+        axes.plot(
+            [place(row.label_fraction) for row in rows],
+            [row.mean for row in rows],
+            "--",
+            color=look.colour,
+            linewidth=0.9,
+            alpha=0.7,
+            zorder=1.5,
+        )
+        for row in rows:
+            artist = point(axes, place(row.label_fraction), row.mean, look, size=3.5, zorder=1.8)
+            where = f"published: {label}, {words.fraction(row.label_fraction)} of the labels"
+            picture.tell(artist, where, f"mean {words.decimal(row.mean)}", row.source)
+    axes.set_title(textwrap.fill(panel.name, _TITLE_CHARACTERS), fontsize=_SMALL, pad=3)
+
+
+def _method(
+    picture: Picture, axes: Axes, rows: Sequence[Row], method: Method, look: Look, aside: float
+) -> None:
+    _line(axes, rows, look.colour, "-", 1.4, aside)
+    for row in rows:
+        at, ends = place(row.label_fraction) + aside, row.mean.interval
+        axes.plot([at, at], [ends.low, ends.high], color=look.colour, linewidth=2.6, alpha=0.35, zorder=2)
+        artist = point(axes, at, row.mean.value, look, size=4.5, zorder=5)
+        picture.tell(
+            artist,
+            f"{method.label}, {words.fraction(row.label_fraction)} of the labels",
+            f"mean {words.decimal(row.mean.value)}, 95 % {words.interval(ends)}",
+            f"{words.plural(len(row.folds), 'fold')}: "
+            f"{words.decimal(row.minimum)} to {words.decimal(row.maximum)}",
+        )
+
+
+def _line(axes: Axes, rows: Sequence[Row], colour: str, style: str, width: float, aside: float = 0.0) -> None:
+    places = [place(row.label_fraction) + aside for row in rows]
+    axes.plot(places, [row.mean.value for row in rows], style, color=colour, linewidth=width, zorder=3)
+
+
+def _rows(study: Study, key: str) -> list[Row]:
+    return sorted((row for row in study.rows if row.method == key), key=lambda row: row.label_fraction)
+
+
+def _axes(axes: np.ndarray, shares: Sequence[float], limits: tuple[float, float], count: int) -> None:
+    ticks = [place(share) for share in shares]
+    for number, own in enumerate(axes.flat):
+        own.set_xticks(ticks, [f"{100 * share:.6g}" for share in shares])
+        own.set(xlim=(ticks[0] - _ROOM, ticks[-1] + _ROOM), ylim=limits)
+        own.tick_params(labelsize=_SMALL, pad=2)
+        own.grid(visible=False, axis="x")
+        if limits[0] < 0:
+            own.axhline(0, color=SOFT, linewidth=0.8, zorder=1)
+        # The last panel of a column that is not filled up has its own labels.
+        lowest = count - _COLUMNS <= number < count
+        own.tick_params(labelbottom=lowest)
+        if lowest:
+            own.set_xlabel("% of the training labels", fontsize=_SMALL)
+        if number % _COLUMNS == 0:
+            own.set_ylabel("QWK", fontsize=_SMALL)
+
+
+def _legend(
+    panels: Sequence[_Panel], looks: Mapping[str, Look], papers: Mapping[str, Look]
+) -> list[tuple[Line2D, str]]:
+    shown = {method.protocol for panel in panels for method in panel.methods}
+    entries = [(legend_entry(look), f"protocol {name}") for name, look in looks.items() if name in shown]
+    if any(method.reference for panel in panels for method in panel.methods):
+        dotted = Line2D([], [], color=SOFT, linestyle=":")
+        entries.append((dotted, "random weights, same encoder and protocol"))
+    published = {row.label for panel in panels for row in panel.papers}
+    entries += [
+        (legend_entry(look, "--"), f"published: {label}")
+        for label, look in papers.items()
+        if label in published
+    ]
+    return entries
+
+
+_HEIGHT = 3.2
+_curve_ROOM = 0.55  # of the distance between a fraction and its double
+_BESIDE = 0.055  # folds stand beside their mean
+
+
+def draw_curves(study: Study) -> list[Picture]:
+    """Draw QWK against the label fraction: all methods in one pair of axes, or each in its own if many."""
+    return [draw_curve(study)] if len(study.methods) <= FEW else draw_panels(study)
+
+
+def draw_curve(study: Study) -> Picture:
+    """Draw a line through the means of each method, with intervals and folds; published ones are dashed."""
+    picture, axes = begin("curve", _alt(study), _HEIGHT)
+    names, style = method_labels.labels(study), looks(study)
+    legend = []
+    for number, method in enumerate(study.methods):
+        rows = sorted(
+            (row for row in study.rows if row.method == method.key), key=lambda row: row.label_fraction
+        )
+        aside = dodge(number, len(study.methods), _curve_ROOM)
+        _curve_method(picture, axes, rows, names[method.key], style[method.key], aside)
+        legend.append((legend_entry(style[method.key]), method.label))
+    for number, label in enumerate(dict.fromkeys(row.label for row in study.published)):
+        look = Look(SOFT, MARKERS[number % len(MARKERS)])
+        _published(picture, axes, [row for row in study.published if row.label == label], look)
+        legend.append((legend_entry(look, "--"), f"published: {label}"))
+    _curve_axes(
+        axes, [*(row.label_fraction for row in study.rows), *(r.label_fraction for r in study.published)]
+    )
+    add_legend(picture.figure, legend)
+    return picture
+
+
+def _alt(study: Study) -> str:
+    names = words.listed([method.label for method in study.methods])
+    return f"QWK on the test photographs against the share of labels, for {names}"
+
+
+def _curve_method(
+    picture: Picture, axes: Axes, rows: list[Row], label: str, look: Look, aside: float
+) -> None:
+    places = [place(row.label_fraction) + aside for row in rows]
+    axes.plot(places, [row.mean.value for row in rows], color=look.colour, zorder=3)
+    dot = Look(look.colour, "o")
+    for at, row in zip(places, rows, strict=True):
+        where = f"{label}, {words.fraction(row.label_fraction)} of the labels"
+        ends = row.mean.interval
+        axes.plot([at, at], [ends.low, ends.high], color=look.colour, linewidth=3.2, alpha=0.4, zorder=2)
+        for fold, value in row.folds.items():
+            artist = point(axes, at + _BESIDE, value, dot, size=3.2, alpha=0.75, zorder=4)
+            picture.tell(artist, where, f"fold {fold}: {words.decimal(value)}")
+        artist = point(axes, at, row.mean.value, look, zorder=5)
+        picture.tell(
+            artist,
+            where,
+            f"mean {words.decimal(row.mean.value)}, 95 % {words.interval(ends)}",
+            f"{words.plural(len(row.folds), 'fold')}: "
+            f"{words.decimal(row.minimum)} to {words.decimal(row.maximum)}",
+        )
+
+
+def _published(picture: Picture, axes: Axes, rows: list[PublishedRow], look: Look) -> None:
+    rows = sorted(rows, key=lambda row: row.label_fraction)
+    places = [place(row.label_fraction) for row in rows]
+    axes.plot(
+        places, [row.mean for row in rows], "--", color=look.colour, linewidth=0.9, alpha=0.6, zorder=1.5
+    )
+    for at, row in zip(places, rows, strict=True):
+        lines = [f"published: {row.label}, {words.fraction(row.label_fraction)} of the labels"]
+        lines.append(f"mean {words.decimal(row.mean)}")
+        if row.minimum is not None and row.maximum is not None:
+            axes.plot([at, at], [row.minimum, row.maximum], ":", color=look.colour, linewidth=1, zorder=1.5)
+            lines[-1] += f", folds {words.decimal(row.minimum)} to {words.decimal(row.maximum)}"
+        artist = point(axes, at, row.mean, look, size=4.0, zorder=1.8)
+        picture.tell(artist, *lines, row.source)
+
+
+def _curve_axes(axes: Axes, shares: Iterable[float]) -> None:
+    ticks = sorted(set(shares))
+    axes.set_xticks([place(share) for share in ticks], [words.fraction(share) for share in ticks])
+    if ticks:
+        axes.set_xlim(place(ticks[0]) - _curve_ROOM, place(ticks[-1]) + _curve_ROOM)
+    axes.grid(visible=False, axis="x")
+    if axes.get_ylim()[0] < 0:
+        axes.axhline(0, color=SOFT, linewidth=0.8, zorder=1)
+    axes.set_xlabel("share of the training labels")
+    axes.set_ylabel("QWK on test photographs")

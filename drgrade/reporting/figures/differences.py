@@ -1,0 +1,109 @@
+"""Differences of two methods, with their intervals."""
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+
+from matplotlib.axes import Axes
+
+from drgrade.reporting import method_labels
+from drgrade.reporting.figures.canvas import INK, PAPER, SOFT, Look, Picture, begin, point
+from drgrade.reporting.schema import Comparison, Study
+from drgrade.stats import formatting as words
+
+_LINE = 0.19  # inches of a line of the figure
+_MARGIN = 0.55
+_AT_MOST = 36  # lines of one figure: what fits on a printed page
+_TITLE_CHARACTERS = 44
+
+_Pair = tuple[str, list[Comparison]]
+"""The name of a pair of methods, wrapped, and its comparisons."""
+
+
+def draw_differences(study: Study) -> list[Picture]:
+    """Draw each pair of methods at each fraction, with its interval; many pairs take several figures."""
+    names = method_labels.labels(study)
+    pairs = [
+        (_wrapped(comparisons[0], names), comparisons)
+        for _, group in groupby(study.comparisons, key=lambda item: (item.first, item.second))
+        if (comparisons := list(group))
+    ]
+    pages = list(_pages(pairs))
+    return [
+        _draw(page, "differences" if len(pages) == 1 else f"differences-{number}")
+        for number, page in enumerate(pages, start=1)
+    ]
+
+
+def _wrapped(comparison: Comparison, names: Mapping[str, str]) -> str:
+    """Name a pair, if it is long with a line for each method at least."""
+    title = method_labels.pair(comparison, names)
+    if len(title) <= _TITLE_CHARACTERS:
+        return title
+    parts = (f"{names[comparison.first]} {words.MINUS}", names[comparison.second])
+    return "\n".join(textwrap.fill(part, _TITLE_CHARACTERS) for part in parts)
+
+
+def _pages(pairs: Sequence[_Pair]) -> Iterator[list[_Pair]]:
+    page: list[_Pair] = []
+    lines = 0
+    for title, group in pairs:
+        own = title.count("\n") + 1 + len(group)
+        if page and lines + own > _AT_MOST:
+            yield page
+            page, lines = [], 0
+        page.append((title, group))
+        lines += own
+    if page:
+        yield page
+
+
+def _draw(pairs: Sequence[_Pair], name: str) -> Picture:
+    alt = f"Differences of QWK with 95 % intervals: {'; '.join(title for title, _ in pairs)}"
+    lines = sum(title.count("\n") + 1 + len(group) for title, group in pairs)
+    picture, axes = begin(name, " ".join(alt.split()), _MARGIN + _LINE * lines)
+    ticks: dict[float, str] = {}
+    line = 0
+    for title, group in pairs:
+        _title(axes, line, title)
+        line += title.count("\n") + 1
+        for comparison in group:
+            ticks[line] = words.fraction(comparison.label_fraction)
+            _line(picture, axes, line, comparison, " ".join(title.split()))
+            line += 1
+    axes.set_yticks(list(ticks), list(ticks.values()))
+    axes.set_ylim(line - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+    axes.axvline(0, color=SOFT, linewidth=1, zorder=1)
+    axes.set_xlabel("difference of QWK, first minus second")
+    return picture
+
+
+def _title(axes: Axes, line: int, title: str) -> None:
+    """Write a pair above its lines; a paper-coloured ground keeps the grid away from it."""
+    text = axes.text(
+        0.005,
+        line - 0.5,
+        title,
+        transform=axes.get_yaxis_transform(),
+        va="top",
+        weight="bold",
+        bbox={"facecolor": PAPER, "linewidth": 0, "pad": 1},
+    )
+    text.set_in_layout(False)
+
+
+def _line(picture: Picture, axes: Axes, line: int, comparison: Comparison, title: str) -> None:
+    ends = comparison.difference.interval
+    apart = ends.low > 0 or ends.high < 0
+    look = Look(INK if apart else SOFT, "o")
+    axes.plot([ends.low, ends.high], [line, line], color=look.colour, linewidth=1.4)
+    artist = point(axes, comparison.difference.value, line, look, markerfacecolor=look.colour)
+    picture.tell(
+        artist,
+        f"{title}, {words.fraction(comparison.label_fraction)} of the labels",
+        f"{words.signed(comparison.difference.value)}, 95 % {words.interval(ends)}",
+        f"better in {words.percent(comparison.won)} of {words.plural(comparison.folds, 'fold')}, "
+        f"p {words.p_value(comparison.p_value)}",
+    )

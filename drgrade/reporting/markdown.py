@@ -1,0 +1,134 @@
+"""A report as Markdown, to be committed beside its figures."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from drgrade.reporting import summary_text as prose
+from drgrade.reporting import tables
+from drgrade.reporting.figures.all_figures import Figures
+from drgrade.reporting.figures.canvas import Picture
+from drgrade.reporting.overview import overview_table
+from drgrade.reporting.schema import Missing, Study
+from drgrade.reporting.table import Table
+from drgrade.stats import formatting as words
+from drgrade.stats.formatting import escape_markdown
+
+_MISSING_SHOWN = 50
+
+
+def render_markdown(study: Study, figures: Figures) -> str:
+    """Write a report.
+
+    Args:
+        study: What it says.
+        figures: Drawn of it; their PNG files lie in ``figures/``.
+    """
+    overview = overview_table(study)
+    parts = [
+        f"# {escape_markdown(study.title)}",
+        escape_markdown(prose.summary(study)),
+        *_warnings(study),
+        "## QWK",
+        *([_table(overview)] if overview else []),
+        *(_image(picture) for picture in figures.curves),
+        _table(tables.main_table(study)),
+        *_comparisons(study, figures),
+        *_details(study, figures),
+        *_calibration(study),
+        *_budget(study),
+        "## Cost",
+        _table(tables.costs_table(study)),
+        *([_table(tables.pretraining_table(study))] if study.pretrainings else []),
+        *_provenance(study),
+        "## How the numbers are computed",
+        "\n".join(f"- **{name}.** {escape_markdown(text)}" for name, text in prose.COMPUTED.items()),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _warnings(study: Study) -> list[str]:
+    parts = []
+    if study.missing:
+        parts.append(f"> **{escape_markdown(prose.unfinished(study))}**")
+        shown = "\n".join(_missing(run) for run in study.missing[:_MISSING_SHOWN])
+        left = len(study.missing) - _MISSING_SHOWN
+        parts.append(shown + (f"\n- and {left} more: study.json" if left > 0 else ""))
+    if study.notes:
+        parts.append("\n".join(f"> - {escape_markdown(note)}" for note in study.notes))
+    return parts
+
+
+def _missing(run: Missing) -> str:
+    reason = f", {escape_markdown(run.reason)}" if run.reason else ""
+    return f"- {escape_markdown(run.name)}: {escape_markdown(run.status)}{reason}"
+
+
+def _comparisons(study: Study, figures: Figures) -> list[str]:
+    if not study.comparisons:
+        return []
+    table = _table(tables.comparisons_table(study))
+    return ["## Comparisons", table, *(_image(picture) for picture in figures.differences)]
+
+
+def _details(study: Study, figures: Figures) -> list[str]:
+    parts = ["## Further metrics", _table(tables.metrics_table(study)), _table(tables.recall_table(study))]
+    for share, details in figures.details.items():
+        parts.append(f"## With {words.fraction(share)} of the labels")
+        parts.append("\n".join(_image(picture) for picture in details.confusions))
+        shared = (*details.calibration, *details.recall, *details.roc)
+        parts.append("\n".join(map(_image, shared)))
+    return parts
+
+
+def _calibration(study: Study) -> list[str]:
+    head = ["## Calibration", *filter(None, [escape_markdown(prose.calibration(study))])]
+    made = (tables.calibration_table, tables.thresholds_table, tables.operating_points_table)
+    return [*head, *(_table(table) for table in (make(study) for make in made) if table.groups)]
+
+
+def _budget(study: Study) -> list[str]:
+    if not study.budgets:
+        return []
+    said = "\n".join(f"- {escape_markdown(sentence)}" for sentence in study.equality)
+    return ["## Budget", *filter(None, [said]), _table(tables.budget_table(study))]
+
+
+def _provenance(study: Study) -> list[str]:
+    parts = ["## Provenance", _facts({**study.data, **study.provenance})]
+    return [*parts, _table(tables.splits_table(study))] if study.splits else parts
+
+
+def _facts(facts: Mapping[str, str]) -> str:
+    cells = {
+        escape_markdown(name): "<br>".join(map(escape_markdown, text.splitlines()))
+        for name, text in facts.items()
+    }
+    return _lines(["", ""], [False, False], list(cells.items()))
+
+
+def _image(picture: Picture) -> str:
+    return f"![{escape_markdown(picture.alt)}](figures/{picture.name}.png)"
+
+
+def _table(table: Table) -> str:
+    """A table, its caption above and its remarks below; groups are repeated in the first column."""
+    head = [table.group_column, *(column.title for column in table.columns)]
+    right = [False, *(column.number for column in table.columns)]
+    lines = []
+    for group in table.groups:
+        name = (
+            f"*{escape_markdown(group.name)}* (published)" if group.published else escape_markdown(group.name)
+        )
+        for line in group.lines:
+            cells = [
+                f"**{cell}**" if column.strong and not group.published else escape_markdown(cell)
+                for cell, column in zip(line, table.columns, strict=True)
+            ]
+            lines.append([name, *cells])
+    remarks = [f"{group.name}: {group.remark}" for group in table.groups if group.remark]
+    below = [escape_markdown(remark) for remark in [*table.remarks, *remarks]]
+    return "\n\n".join([f"{escape_markdown(table.caption)}.", _lines(head, right, lines), *below])
+
+
+def _lines(head: Sequence[str], right: Sequence[bool], lines: Iterable[Sequence[str]]) -> str:
+    rule = ["---:" if to_the_right else "---" for to_the_right in right]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, rule, *lines])

@@ -1,0 +1,223 @@
+"""The methods of a report: which runs are of one method, and what it is called."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import PurePath
+
+from drgrade.reporting.schema import Method
+from drgrade.runs.reader import Run
+from drgrade.runs.settings import Settings, as_text, differing, is_majority, said, settings_of_method, title
+
+_INITS = {"ssl": "pre-trained", "imagenet": "ImageNet weights", "random": "random init"}
+_LAST = len(_INITS)
+_PROTOCOL = ("protocol.", "split.")
+_PROTOCOLS = ("published", "matched")
+_OF_PROTOCOL = (*_PROTOCOL, "grading.", "pretraining.", "pretrain_on", "trainer.max_epochs")
+"""What a protocol sets, or hands on."""
+
+_TITLES = ("method", "init", "protocol.name")
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """Runs by method.
+
+    Attributes:
+        methods: In the order in which they are shown.
+        runs: Of each method, by its key.
+    """
+
+    methods: Sequence[Method]
+    runs: Mapping[str, Sequence[Run]]
+
+
+def group(runs: Sequence[Run]) -> Grouped:
+    """Group runs by method.
+
+    Args:
+        runs: Of a report.
+
+    Returns:
+        The methods, and the runs of each.
+    """
+    by_key: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        by_key[run.method].append(run)
+    settings = {key: settings_of_method(of_key[0].config) for key, of_key in by_key.items()}
+    protocols = _protocol_names(settings)
+    order = sorted(settings, key=lambda key: _place(settings[key], protocols[key], key))
+    labels = _labels({key: settings[key] for key in order}, protocols)
+    lines = _lines({key: settings[key] for key in order}, protocols, labels)
+    references = _references({key: settings[key] for key in order}, protocols)
+    names = [name for name in differing([settings[key] for key in order]) if name not in _TITLES]
+    methods = [
+        Method(
+            key,
+            labels[key],
+            protocols[key],
+            str(settings[key]["init"]),
+            dict(said(name, settings[key][name]) for name in names if name in settings[key]),
+            _saw_test(by_key[key]),
+            lines[key],
+            _pretext(settings[key]),
+            references.get(key, ""),
+        )
+        for key in order
+    ]
+    return Grouped(methods, by_key)
+
+
+def _place(settings: Settings, protocol: str, key: str) -> tuple[object, ...]:
+    """Fine-tuning before probes; what others are measured by last; pre-trained before the same without."""
+    places = {init: place for place, init in enumerate(_INITS)}
+    init, name = str(settings["init"]), title(settings)
+    measure = 2 if is_majority(settings) else int(name == init)
+    known = _PROTOCOLS.index(protocol) if protocol in _PROTOCOLS else len(_PROTOCOLS)
+    return known, protocol, measure, name, places.get(init, _LAST), init, key
+
+
+def _saw_test(runs: Sequence[Run]) -> bool | None:
+    answers = {run.record.get("pretraining_saw_test") for run in runs}
+    if True in answers:
+        return True
+    return None if None in answers else False
+
+
+def _protocol_names(settings: Mapping[str, Settings]) -> dict[str, str]:
+    """Names of protocols; where settings were changed under one name, with what tells them apart."""
+    protocols = {key: _protocol(each) for key, each in settings.items()}
+    by_name: dict[str, list[str]] = defaultdict(list)
+    for key, protocol in protocols.items():
+        by_name[str(protocol["protocol.name"])].append(key)
+    names: dict[str, str] = {}
+    for name, keys in by_name.items():
+        for key, words in _told_apart({key: protocols[key] for key in keys}).items():
+            names[key] = f"{name} ({words})" if words else name
+    return names
+
+
+def _protocol(settings: Settings) -> dict[str, object]:
+    """How fine-tuning runs. ``pretrain_on`` is the pre-training's, and absent where there is none."""
+    return {
+        name: value
+        for name, value in settings.items()
+        if name.startswith(_PROTOCOL) and name != "protocol.pretrain_on"
+    }
+
+
+def _labels(settings: Mapping[str, Settings], protocols: Mapping[str, str]) -> dict[str, str]:
+    """Title and first weights; then, only where methods would share that, the protocol; then settings."""
+    labels = {key: _label(each) for key, each in settings.items()}
+    for keys in _shared(labels):
+        if len({protocols[key] for key in keys}) > 1:
+            labels |= {key: f"{labels[key]}, {protocols[key]}" for key in keys}
+    for keys in _shared(labels):
+        words = _told_apart({key: settings[key] for key in keys})
+        labels |= {key: f"{labels[key]}, {words[key]}" for key in keys}
+    return labels
+
+
+def _label(settings: Settings) -> str:
+    """Title and first weights, of which one may say it all."""
+    name, init = title(settings), str(settings["init"])
+    if is_majority(settings):
+        return name
+    return _init(init) if name == init else f"{name}, {_init(init)}"
+
+
+def _lines(
+    settings: Mapping[str, Settings], protocols: Mapping[str, str], labels: Mapping[str, str]
+) -> dict[str, str]:
+    """What methods are called apart from their protocols: once, where they differ in nothing else."""
+    lines = {key: _label(each) for key, each in settings.items()}
+    for keys in _shared(lines):
+        if not _are_told_apart(keys, protocols):
+            others = {
+                key: {name: value for name, value in settings[key].items() if not _is_of_protocol(name)}
+                for key in keys
+            }
+            words = _told_apart(others)
+            lines |= {key: ", ".join(filter(None, [lines[key], words[key]])) for key in keys}
+    for keys in _shared(lines):
+        if not _are_told_apart(keys, protocols):
+            lines |= {key: labels[key] for key in keys}
+    return lines
+
+
+def _are_told_apart(keys: Sequence[str], protocols: Mapping[str, str]) -> bool:
+    return len({protocols[key] for key in keys}) == len(keys)
+
+
+def _is_of_protocol(name: str) -> bool:
+    return name.startswith(_OF_PROTOCOL)
+
+
+def _pretext(settings: Settings) -> str:
+    return str(settings.get("pretext.name", "")) if settings["init"] == "ssl" else ""
+
+
+def _references(settings: Mapping[str, Settings], protocols: Mapping[str, str]) -> dict[str, str]:
+    """What each method is to be compared with: random weights, encoder and protocol being the same.
+
+    Of several such methods it is the one that has most other settings in common.
+    """
+    found: dict[str, str] = {}
+    for key, each in settings.items():
+        if each["init"] == "random" or is_majority(each):
+            continue
+        similar = [
+            other
+            for other, its in settings.items()
+            if its["init"] == "random"
+            and protocols[other] == protocols[key]
+            and _encoder(its) == _encoder(each)
+            and not is_majority(its)
+        ]
+        if similar:
+            found[key] = max(similar, key=partial(_shares, settings, each))
+    return found
+
+
+def _shares(settings: Mapping[str, Settings], one: Settings, key: str) -> int:
+    """How many settings of one method another has, with the same value."""
+    other = settings[key]
+    return sum(name in other and other[name] == value for name, value in one.items())
+
+
+def _encoder(settings: Settings) -> dict[str, object]:
+    return {name: value for name, value in settings.items() if name.startswith("encoder.")}
+
+
+def _init(init: str) -> str:
+    return _INITS.get(init, f"from {PurePath(init).name}")
+
+
+def _shared(labels: Mapping[str, str]) -> list[list[str]]:
+    """Keys of the methods that share a label."""
+    by_label: dict[str, list[str]] = defaultdict(list)
+    for key, label in labels.items():
+        by_label[label].append(key)
+    return [keys for keys in by_label.values() if len(keys) > 1]
+
+
+def _told_apart(settings: Mapping[str, Settings]) -> dict[str, str]:
+    """As few settings as tell things apart, in words; empty if they are all the same."""
+    names = differing(list(settings.values()), or_lacking=True)
+    chosen: list[str] = []
+    while names and len(_kinds(settings, chosen)) < len(_kinds(settings, names)):
+        # The setting that tells most apart; of equal ones the most telling, which comes first.
+        chosen.append(max(names, key=lambda name: len(_kinds(settings, [*chosen, name]))))
+    return {key: ", ".join(_word(name, each) for name in chosen) for key, each in settings.items()}
+
+
+def _kinds(settings: Mapping[str, Settings], names: Sequence[str]) -> set[tuple[str, ...]]:
+    return {tuple(_word(name, each) for name in names) for each in settings.values()}
+
+
+def _word(name: str, settings: Settings) -> str:
+    if name not in settings:
+        return f"no {name.removesuffix('._target_')}"
+    shown, value = said(name, settings[name])
+    return f"{shown.rsplit('.', 1)[-1]}={as_text(value)}"

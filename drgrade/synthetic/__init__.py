@@ -1,0 +1,1 @@
+"""Synthetic fundus photographs for the demo data set."""

@@ -1,0 +1,293 @@
+"""Fundus cameras: frame, field, notch, colour, optics, sensor and JPEG."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from drgrade.synthetic.noise import FloatImage, cloud, soften
+from drgrade.synthetic.projection import View
+
+Notch = Literal["none", "tab", "teeth", "triangle", "bite"]
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One make of camera, with the habits of the clinic that uses it.
+
+    Attributes:
+        name: What it is called.
+        aspect: Width over height of the frame; at least 1.
+        fill: Diameter of the field over the frame's height; above 1 its top and bottom are cut off.
+        degrees: Angle of the field; a big one shows more retina, and all of it smaller.
+        notch: Mark at the rim of the field.
+        notch_angle: Where it is, in degrees clockwise from the right.
+        gains: White balance: factors on red, green and blue.
+        gamma: Exponent of the tone curve; below 1 is brighter.
+        vignetting: Loss of light at the rim, 0..1.
+        haze: Bluish-grey veil at the rim, 0..1.
+        backdrop: RGB outside the field, 0..1.
+        blur: Standard deviation of the optics' blur as a share of the field's radius.
+        noise: Standard deviation of the sensor's noise, 0..1.
+        quality: JPEG quality.
+        offset: How far the field's centre is from the frame's, as shares of the frame's height.
+    """
+
+    name: str
+    aspect: float
+    fill: float
+    degrees: float
+    notch: Notch
+    notch_angle: float
+    gains: tuple[float, float, float]
+    gamma: float
+    vignetting: float
+    haze: float
+    backdrop: tuple[float, float, float]
+    blur: float
+    noise: float
+    quality: int
+    offset: tuple[float, float] = (0.0, 0.0)
+
+
+CAMERAS = (
+    Camera(
+        name="cut-50",
+        aspect=1.5,
+        fill=1.18,
+        degrees=50,
+        notch="teeth",
+        notch_angle=-27,
+        gains=(1.0, 0.98, 0.80),
+        gamma=1.05,
+        vignetting=0.45,
+        haze=0.0,
+        backdrop=(0.012, 0.008, 0.006),
+        blur=0.0035,
+        noise=0.008,
+        quality=92,
+        offset=(-0.07, 0.0),
+    ),
+    Camera(
+        name="whole-45",
+        aspect=4 / 3,
+        fill=0.96,
+        degrees=45,
+        notch="tab",
+        notch_angle=-45,
+        gains=(1.0, 1.02, 1.15),
+        gamma=0.95,
+        vignetting=0.30,
+        haze=0.05,
+        backdrop=(0.004, 0.004, 0.004),
+        blur=0.003,
+        noise=0.006,
+        quality=95,
+    ),
+    Camera(
+        name="square-45",
+        aspect=1.0,
+        fill=0.99,
+        degrees=45,
+        notch="none",
+        notch_angle=0,
+        gains=(1.0, 1.05, 0.70),
+        gamma=1.0,
+        vignetting=0.35,
+        haze=0.0,
+        backdrop=(0.004, 0.004, 0.004),
+        blur=0.004,
+        noise=0.010,
+        quality=88,
+    ),
+    Camera(
+        name="pink-45",
+        aspect=1.5,
+        fill=0.94,
+        degrees=45,
+        notch="triangle",
+        notch_angle=42,
+        gains=(0.92, 1.0, 1.35),
+        gamma=0.85,
+        vignetting=0.20,
+        haze=0.10,
+        backdrop=(0.02, 0.016, 0.024),
+        blur=0.004,
+        noise=0.007,
+        quality=90,
+    ),
+    Camera(
+        name="dim-45",
+        aspect=4 / 3,
+        fill=1.0,
+        degrees=45,
+        notch="bite",
+        notch_angle=0,
+        gains=(0.85, 0.75, 0.55),
+        gamma=1.15,
+        vignetting=0.50,
+        haze=0.0,
+        backdrop=(0.004, 0.004, 0.004),
+        blur=0.006,
+        noise=0.014,
+        quality=82,
+    ),
+    Camera(
+        name="veiled-40",
+        aspect=1.5,
+        fill=1.02,
+        degrees=40,
+        notch="tab",
+        notch_angle=-45,
+        gains=(0.98, 1.0, 0.95),
+        gamma=0.95,
+        vignetting=0.15,
+        haze=0.42,
+        backdrop=(0.008, 0.010, 0.012),
+        blur=0.004,
+        noise=0.008,
+        quality=90,
+    ),
+    Camera(
+        name="handheld-40",
+        aspect=1.25,
+        fill=1.22,
+        degrees=40,
+        notch="none",
+        notch_angle=0,
+        gains=(1.08, 0.95, 0.75),
+        gamma=0.95,
+        vignetting=0.50,
+        haze=0.08,
+        backdrop=(0.03, 0.018, 0.012),
+        blur=0.008,
+        noise=0.020,
+        quality=72,
+    ),
+    Camera(
+        name="narrow-35",
+        aspect=4 / 3,
+        fill=0.9,
+        degrees=35,
+        notch="none",
+        notch_angle=0,
+        gains=(1.0, 1.0, 0.85),
+        gamma=0.9,
+        vignetting=0.35,
+        haze=0.0,
+        backdrop=(0.016, 0.016, 0.016),
+        blur=0.005,
+        noise=0.010,
+        quality=85,
+        offset=(0.03, 0.0),
+    ),
+)
+"""The cameras of the data set, all equally common."""
+
+DISC_DEGREES = 3.2
+"""Half of the field's angle over this is the field's radius in disc radii, near enough."""
+
+
+def aim_camera(rng: np.random.Generator, camera: Camera, size: int, mirrored: bool) -> View:
+    """Point a camera at an eye.
+
+    Args:
+        rng: Source of randomness.
+        camera: The camera.
+        size: Height of the frame in px.
+        mirrored: True for a right eye.
+
+    Returns:
+        The view: disc and fovea are both in it.
+    """
+    width = round(size * camera.aspect)
+    radius = 0.5 * size * camera.fill * rng.uniform(0.985, 1.015)
+    reach = camera.degrees / 2 / DISC_DEGREES
+    centre = (
+        (width - 1) / 2 + (camera.offset[0] + rng.normal(0, 0.004)) * size,
+        (size - 1) / 2 + (camera.offset[1] + rng.normal(0, 0.004)) * size,
+    )
+    aim = (
+        min(reach * rng.uniform(0.36, 0.62), reach - 1.9),
+        float(np.clip(rng.normal(0.2, 0.45), -0.9, 1.1)),
+    )
+    return View((size, width), centre, float(radius), reach, aim, float(rng.normal(0, 0.06)), mirrored)
+
+
+def take_photograph(
+    rng: np.random.Generator, camera: Camera, view: View, scene: FloatImage, exposure: float
+) -> npt.NDArray[np.uint8]:
+    """Photograph a painted retina.
+
+    Args:
+        rng: Source of randomness.
+        camera: The camera.
+        view: What :func:`aim_camera` returned.
+        scene: (H, W, 3) RGB of the retina, evenly lit.
+        exposure: Factor on the light, about 1.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    backdrop = np.array(camera.backdrop, np.float32)
+    field = _field(camera, view)
+    picture = field[..., None] * (_expose(rng, camera, view, scene, exposure) - backdrop) + backdrop
+    picture = soften(np.asarray(picture, np.float32), max(0.3, camera.blur * view.radius))
+    grain = rng.standard_normal(view.shape, dtype=np.float32) * (0.2 + 0.8 * field)
+    # Demosaicing makes the colour part of a sensor's noise coarser than its brightness.
+    coarse = rng.standard_normal((view.shape[0] // 2, view.shape[1] // 2, 3), dtype=np.float32)
+    speckles = np.asarray(cv2.resize(coarse, view.shape[::-1]), np.float32)
+    picture += np.float32(camera.noise) * (grain[..., None] + np.float32(0.7) * speckles)
+    np.clip(picture * np.float32(255) + np.float32(0.5), 0, 255, out=picture)
+    return picture.astype(np.uint8)
+
+
+def _expose(
+    rng: np.random.Generator, camera: Camera, view: View, scene: FloatImage, exposure: float
+) -> FloatImage:
+    """Light the retina, add the veil, and apply white balance and tone curve; (H, W, 3) 0..1."""
+    lit = scene * (_light(rng, camera, view) * np.float32(exposure))[..., None]
+    lit *= np.array(camera.gains, np.float32)
+    veil = np.float32(camera.haze) * np.clip(view.eccentricity, 0, 1) ** 7
+    lit += veil[..., None] * (np.array((0.62, 0.66, 0.62), np.float32) - lit)
+    # Highlights saturate softly, as a tone curve lets them: straight clipping would turn the disc flat.
+    bright = lit > 0.75
+    lit[bright] = 0.75 + 0.25 * np.tanh((lit[bright] - 0.75) / 0.25)
+    return np.asarray(cv2.pow(np.maximum(lit, 0), camera.gamma), np.float32)
+
+
+def _light(rng: np.random.Generator, camera: Camera, view: View) -> FloatImage:
+    """Return how much of the flash reaches every pixel, (H, W) about 1."""
+    height, width = view.shape
+    shift_x, shift_y = float(rng.normal(0, 0.14)), float(rng.normal(0, 0.14))
+    x = (np.arange(width, dtype=np.float32)[None, :] - view.centre[0]) / view.radius - shift_x
+    y = (np.arange(height, dtype=np.float32)[:, None] - view.centre[1]) / view.radius - shift_y
+    fall = np.float32(camera.vignetting) * (x * x + y * y) ** 1.3
+    return np.asarray((1.08 - fall + 0.04 * cloud(rng, view.shape, 3)).clip(0.25), np.float32)
+
+
+def _field(camera: Camera, view: View) -> FloatImage:
+    """Return the camera's aperture, (H, W) 0 outside and 1 inside, with its notch."""
+    edge = (1 - view.eccentricity) * view.radius
+    softness = max(1.0, 0.006 * view.radius)
+    field = np.clip(edge / softness + 0.5, 0, 1)
+    if camera.notch == "none":
+        return np.asarray(field, np.float32)
+    height, width = view.shape
+    x = (np.arange(width, dtype=np.float32)[None, :] - view.centre[0]) / view.radius
+    y = (np.arange(height, dtype=np.float32)[:, None] - view.centre[1]) / view.radius
+    turn = np.deg2rad(camera.notch_angle)
+    outward = np.cos(turn) * x + np.sin(turn) * y
+    across = np.cos(turn) * y - np.sin(turn) * x
+    if camera.notch == "tab":
+        mark = (outward > 0.9) & (outward < 1.045) & (np.abs(across) < 0.055)
+    elif camera.notch == "teeth":
+        mark = (outward > 0.9) & (outward < 1.035) & (np.abs(np.abs(across) - 0.05) < 0.022)
+    elif camera.notch == "triangle":
+        mark = (outward > 0.9) & (np.abs(across) < 0.075 - 0.9 * (outward - 0.985)) & (outward < 1.065)
+    else:
+        mark = (outward > 0.94 + 0.9 * np.abs(across)) & (np.abs(across) < 0.07)
+        return np.asarray(field * ~mark, np.float32)
+    return np.asarray(np.maximum(field, mark), np.float32)
