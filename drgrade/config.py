@@ -98,7 +98,8 @@ def groups(config: str) -> list[str]:
         Names, in the order of the list.
     """
     own = OmegaConf.load(CONF / f"{config}.yaml")
-    return [str(name) for choice in own.defaults if isinstance(choice, DictConfig) for name in choice]
+    chosen = [str(name) for choice in own.defaults if isinstance(choice, DictConfig) for name in choice]
+    return [name.removeprefix("optional ") for name in chosen if not name.startswith("override ")]
 
 
 def refuse_new_settings(config: str, overrides: Iterable[str]) -> None:
