@@ -16,7 +16,7 @@ from drgrade.evaluation.validation import check_runs, check_settings, folders_of
 from drgrade.metrics import Predictions
 from drgrade.metrics.grading import REFERABLE
 from drgrade.models.calibration import Calibration, expected_grade, referable
-from drgrade.runs.artefacts import write_config, write_metrics, write_provenance, write_split
+from drgrade.runs.run_dir import write_config, write_metrics, write_provenance, write_split
 from drgrade.stats.bootstrap import METRICS
 from drgrade.stats.estimates import Estimate
 from drgrade.training.distributed import is_main_process

@@ -22,8 +22,7 @@ from drgrade.files import write_text
 from drgrade.models.artefact import WEIGHTS
 from drgrade.prediction.checkpoint import Trained
 from drgrade.prediction.published import is_published
-from drgrade.runs.reader import read_provenance
-from drgrade.runs.run_dir import SEEN, SPLIT
+from drgrade.runs.run_dir import SEEN, SPLIT, read_provenance
 from drgrade.training.build import make_photographs
 from drgrade.training.distributed import is_main_process
 from drgrade.training.init_weights import pretraining_saw_test

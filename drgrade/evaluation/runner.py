@@ -26,8 +26,7 @@ from drgrade.models.calibrated import TARGETS, calibrated_metrics, target_thresh
 from drgrade.models.calibration import Calibration
 from drgrade.prediction.checkpoint import Trained, preparation_of
 from drgrade.prediction.grader import Graded, Grader
-from drgrade.runs.artefacts import write_predictions
-from drgrade.runs.run_dir import read_calibration
+from drgrade.runs.run_dir import read_calibration, write_predictions
 from drgrade.training.build import grading_task, make, make_photographs, make_trainer, without_weights
 from drgrade.training.distributed import is_main_process
 from drgrade.training.run import test, validate

@@ -11,8 +11,7 @@ from drgrade.exporting.graph import INPUT, OUTPUTS
 from drgrade.models.artefact import file_hash
 from drgrade.prediction.checkpoint import Trained
 from drgrade.prediction.job_manifest import NOTICE
-from drgrade.runs.artefacts import versions
-from drgrade.runs.run_dir import CONFIG
+from drgrade.runs.run_dir import CONFIG, versions
 
 FORMAT = 1
 """Of the description; counts up when a reader has to know."""

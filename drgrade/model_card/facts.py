@@ -16,7 +16,7 @@ from drgrade.data.sources.base import About, Source
 from drgrade.errors import DataError
 from drgrade.models.artefact import CARD
 from drgrade.models.calibration import Calibration
-from drgrade.runs.reader import Cell, Run, encoder_folder, read_cell, read_provenance
+from drgrade.runs.reader import Run, RunLocation, initial_encoder_dir, read_run
 from drgrade.runs.run_dir import (
     CALIBRATION,
     PREDICTIONS,
@@ -25,8 +25,9 @@ from drgrade.runs.run_dir import (
     SPLIT,
     read_calibration,
     read_finished,
+    read_provenance,
 )
-from drgrade.runs.settings import plain
+from drgrade.runs.settings import strip_private
 
 UNNAMED = "unnamed"
 """Stands for a name that cannot be handed on."""
@@ -113,12 +114,12 @@ def read_artefacts(folder: Path) -> Artefacts:
         DataError: If one of its files is damaged, or they contradict each other.
     """
     cfg, record = read_finished(folder)
-    config = cast(dict[str, Any], plain(OmegaConf.to_container(cfg, resolve=True)))
+    config = cast(dict[str, Any], strip_private(OmegaConf.to_container(cfg, resolve=True)))
     wanted = [SPLIT, PROVENANCE, CALIBRATION, SEEN, *([PREDICTIONS] if "test/qwk" in record else [])]
     missing = [name for name in wanted if not (folder / name).is_file()]
     provenance = read_provenance(folder)
-    begun = _encoder_folder(folder, provenance)
-    encoder = plain(_read_json(begun / CARD)) if begun else {}
+    begun = initial_encoder_dir(folder, provenance)
+    encoder = strip_private(_read_json(begun / CARD)) if begun else {}
     if config.get("init") not in ("random", "imagenet") and not encoder:
         missing.append(f"{CARD} of the pre-trained encoder")
     return Artefacts(
@@ -137,13 +138,8 @@ def read_artefacts(folder: Path) -> Artefacts:
 
 
 def _tested(folder: Path) -> Run | None:
-    found = read_cell(Cell(folder))
+    found = read_run(RunLocation(folder))
     return found if isinstance(found, Run) else None
-
-
-def _encoder_folder(folder: Path, provenance: Mapping[str, Any]) -> Path | None:
-    named = provenance.get("encoder")
-    return encoder_folder(folder, Path(str(named))) if named else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from drgrade.runs.reader import NUM_GRADES, Run, fold_of
+from drgrade.runs.reader import NUM_GRADES, Run
 from drgrade.stats.bootstrap import Resampled, interval_if_spread, resample, resample_metrics
 from drgrade.stats.estimates import Estimate, Floats
 
@@ -40,7 +40,7 @@ def estimates(run: Run, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, 
         interval is NaN where no resample defines the figure, and where all agree: no resample of misses has
         a hit, but other photographs may.
     """
-    fold = fold_of(run)
+    fold = run.test_fold()
     samples = dict(resample_metrics(fold, run.predicted, run.probabilities, resamples, seed))
     samples |= _recalls(resample(fold, run.predicted[None], run.probabilities[None], resamples, seed))
     names = [*TITLES, *(f"recall_{grade}" for grade in range(NUM_GRADES))]

@@ -13,8 +13,7 @@ from drgrade.files import write_text
 from drgrade.models.artefact import file_hash
 from drgrade.prediction.checkpoint import Trained
 from drgrade.prediction.grader import Grader
-from drgrade.runs.artefacts import versions
-from drgrade.runs.run_dir import CALIBRATION
+from drgrade.runs.run_dir import CALIBRATION, versions
 
 NOTICE = "For research. No medical device: not to be used to diagnose or treat anybody."
 

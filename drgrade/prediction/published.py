@@ -22,7 +22,7 @@ from drgrade.models.calibration import Calibration
 from drgrade.models.encoder import Encoder
 from drgrade.models.heads import Head
 from drgrade.runs.run_dir import SEEN
-from drgrade.runs.settings import HARMLESS_TEXT, plain
+from drgrade.runs.settings import PUBLIC_TEXT, strip_private
 
 CONFIG, WEIGHTS, README = "config.json", "model.safetensors", "README.md"
 FILES = (CONFIG, WEIGHTS, README, SEEN)
@@ -122,7 +122,7 @@ def published_settings(cfg: DictConfig) -> dict[str, Any]:
         value = OmegaConf.select(cfg, setting)
         if value is not None:
             OmegaConf.update(kept, setting, value)
-    settings: dict[str, Any] = plain(OmegaConf.to_container(kept, resolve=True))
+    settings: dict[str, Any] = strip_private(OmegaConf.to_container(kept, resolve=True))
     try:
         check_settings(settings)
     except DataError as error:
@@ -168,7 +168,7 @@ def _is_harmless(setting: str, value: object) -> bool:
         return (setting, value) == ("_partial_", True)
     if setting in _OTHER_WEIGHTS:
         return not value
-    return not isinstance(value, str) or bool(HARMLESS_TEXT.fullmatch(value))
+    return not isinstance(value, str) or bool(PUBLIC_TEXT.fullmatch(value))
 
 
 def _leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:

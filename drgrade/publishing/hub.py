@@ -37,7 +37,7 @@ from drgrade.prediction.published import (
     read_header,
 )
 from drgrade.runs.run_dir import SEEN, read_finished
-from drgrade.runs.settings import plain
+from drgrade.runs.settings import strip_private
 from drgrade.stats.formatting import GRADE_NAMES, plural
 
 HUB = "hf://"
@@ -240,7 +240,7 @@ def _write(
         "normalisation": {"mean": list(MEAN), "std": list(STD)},
         "settings": settings,
         "calibration": asdict(artefacts.calibration),
-        "metrics": plain(record),
+        "metrics": strip_private(record),
         "weights": {"sha256": file_hash(target / WEIGHTS), "tensors": len(tensors)},
     }
     write_text(target / CONFIG, json.dumps(described, indent=2, allow_nan=False) + "\n")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from drgrade.errors import DataError
-from drgrade.runs.reader import Run, fold_of
+from drgrade.runs.reader import Run
 from drgrade.stats.bootstrap import TestFold
 
 _APART = "report them separately: drgrade report FOLDER for each"
@@ -78,7 +78,7 @@ def collect_folds(runs: Sequence[Run]) -> dict[str, TestFold]:
                     f"{what} differ); {_APART}"
                 )
     _check_disjoint(first)
-    return {name: fold_of(first[name]) for name in sorted(first, key=fold_order)}
+    return {name: first[name].test_fold() for name in sorted(first, key=fold_order)}
 
 
 def fold_order(name: str) -> tuple[bool, int, str]:

@@ -14,7 +14,8 @@ from drgrade.models.artefact import CARD
 from drgrade.reporting.methods import Grouped
 from drgrade.reporting.schema import Budget, Method, PretrainingCost
 from drgrade.reporting.statistics import images_per_second
-from drgrade.runs.reader import Run, encoder_folder, read_provenance
+from drgrade.runs.reader import Run, initial_encoder_dir
+from drgrade.runs.run_dir import read_provenance
 from drgrade.stats import formatting as words
 from drgrade.stats.estimates import Range
 
@@ -32,19 +33,11 @@ def pretraining_costs(runs: Sequence[Run], methods: Sequence[str]) -> list[Pretr
     """
     used: dict[Path, str] = {}
     for run in sorted(runs, key=lambda run: methods.index(run.method)):
-        if run.provenance.get("encoder"):
-            used.setdefault(encoder_of(run), run.method)
+        encoder = initial_encoder_dir(run.folder, run.provenance)
+        if encoder is not None:
+            used.setdefault(encoder, run.method)
     costs = [pretraining_cost(encoder, method) for encoder, method in used.items()]
     return sorted(costs, key=lambda cost: (methods.index(cost.method), cost.encoder))
-
-
-def encoder_of(run: Run) -> Path:
-    """Folder of the encoder that a run began with; see :func:`encoder_folder`.
-
-    Args:
-        run: With an ``encoder`` in its provenance.
-    """
-    return encoder_folder(run.folder, Path(str(run.provenance["encoder"])))
 
 
 def pretraining_cost(encoder: Path, method: str) -> PretrainingCost:
@@ -117,7 +110,7 @@ def make_budgets(grouped: Grouped) -> list[Budget]:
 
 
 def _budget(key: str, runs: Sequence[Run], known: dict[Path, PretrainingCost]) -> Budget:
-    folders = sorted({encoder_of(run) for run in runs if run.provenance.get("encoder")})
+    folders = sorted({*filter(None, (initial_encoder_dir(run.folder, run.provenance) for run in runs))})
     for folder in folders:
         if folder not in known:
             known[folder] = pretraining_cost(folder, key)

@@ -70,7 +70,7 @@ def provenance_facts(
     single = {
         shlex.join(run.provenance["command"])
         for run in runs
-        if not run.cell.sweep and "command" in run.provenance
+        if not run.location.sweep and "command" in run.provenance
     }
     facts = {
         "commands": _listed([*commands, *sorted(single)], "\n"),

@@ -8,7 +8,15 @@ from pathlib import PurePath
 
 from drgrade.reporting.schema import Method
 from drgrade.runs.reader import Run
-from drgrade.runs.settings import Settings, as_text, differing, is_majority, said, settings_of_method, title
+from drgrade.runs.settings import (
+    Settings,
+    as_text,
+    differing_settings,
+    is_majority,
+    method_settings,
+    method_title,
+    short_setting,
+)
 
 _INITS = {"ssl": "pre-trained", "imagenet": "ImageNet weights", "random": "random init"}
 _LAST = len(_INITS)
@@ -45,20 +53,20 @@ def group(runs: Sequence[Run]) -> Grouped:
     by_key: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         by_key[run.method].append(run)
-    settings = {key: settings_of_method(of_key[0].config) for key, of_key in by_key.items()}
+    settings = {key: method_settings(of_key[0].config) for key, of_key in by_key.items()}
     protocols = _protocol_names(settings)
     order = sorted(settings, key=lambda key: _place(settings[key], protocols[key], key))
     labels = _labels({key: settings[key] for key in order}, protocols)
     lines = _lines({key: settings[key] for key in order}, protocols, labels)
     references = _references({key: settings[key] for key in order}, protocols)
-    names = [name for name in differing([settings[key] for key in order]) if name not in _TITLES]
+    names = [name for name in differing_settings([settings[key] for key in order]) if name not in _TITLES]
     methods = [
         Method(
             key,
             labels[key],
             protocols[key],
             str(settings[key]["init"]),
-            dict(said(name, settings[key][name]) for name in names if name in settings[key]),
+            dict(short_setting(name, settings[key][name]) for name in names if name in settings[key]),
             _saw_test(by_key[key]),
             lines[key],
             _pretext(settings[key]),
@@ -72,7 +80,7 @@ def group(runs: Sequence[Run]) -> Grouped:
 def _place(settings: Settings, protocol: str, key: str) -> tuple[object, ...]:
     """Fine-tuning before probes; what others are measured by last; pre-trained before the same without."""
     places = {init: place for place, init in enumerate(_INITS)}
-    init, name = str(settings["init"]), title(settings)
+    init, name = str(settings["init"]), method_title(settings)
     measure = 2 if is_majority(settings) else int(name == init)
     known = _PROTOCOLS.index(protocol) if protocol in _PROTOCOLS else len(_PROTOCOLS)
     return known, protocol, measure, name, places.get(init, _LAST), init, key
@@ -121,7 +129,7 @@ def _labels(settings: Mapping[str, Settings], protocols: Mapping[str, str]) -> d
 
 def _label(settings: Settings) -> str:
     """Title and first weights, of which one may say it all."""
-    name, init = title(settings), str(settings["init"])
+    name, init = method_title(settings), str(settings["init"])
     if is_majority(settings):
         return name
     return _init(init) if name == init else f"{name}, {_init(init)}"
@@ -204,7 +212,7 @@ def _shared(labels: Mapping[str, str]) -> list[list[str]]:
 
 def _told_apart(settings: Mapping[str, Settings]) -> dict[str, str]:
     """As few settings as tell things apart, in words; empty if they are all the same."""
-    names = differing(list(settings.values()), or_lacking=True)
+    names = differing_settings(list(settings.values()), or_missing=True)
     chosen: list[str] = []
     while names and len(_kinds(settings, chosen)) < len(_kinds(settings, names)):
         # The setting that tells most apart; of equal ones the most telling, which comes first.
@@ -219,5 +227,5 @@ def _kinds(settings: Mapping[str, Settings], names: Sequence[str]) -> set[tuple[
 def _word(name: str, settings: Settings) -> str:
     if name not in settings:
         return f"no {name.removesuffix('._target_')}"
-    shown, value = said(name, settings[name])
+    shown, value = short_setting(name, settings[name])
     return f"{shown.rsplit('.', 1)[-1]}={as_text(value)}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drgrade.errors import DataError
-from drgrade.runs.reader import HYDRA_CONFIG, Cell
+from drgrade.runs.reader import HYDRA_CONFIG, RunLocation
 from drgrade.runs.run_dir import CONFIG, METRICS
 from drgrade.sweeps.cells import SWEEP, read_sweep
 
@@ -25,7 +25,7 @@ class Found:
         commands: Command of each sweep.
     """
 
-    cells: Sequence[Cell]
+    cells: Sequence[RunLocation]
     commands: Sequence[str]
 
 
@@ -41,7 +41,7 @@ def find_cells(folders: Sequence[Path]) -> Found:
     Raises:
         DataError: If a folder is not there, or a ``sweep.json`` cannot be read.
     """
-    cells: dict[Path, Cell] = {}
+    cells: dict[Path, RunLocation] = {}
     commands: set[str] = set()
     for folder in folders:
         if not folder.is_dir():
@@ -54,10 +54,10 @@ def find_cells(folders: Sequence[Path]) -> Found:
                 commands.add(_command(place))
                 for listed in cells_of_sweep:
                     # What the sweep says of a cell is more than what its folder says.
-                    cell = Cell(place / listed.name, place.resolve(), listed.overrides)
+                    cell = RunLocation(place / listed.name, place.resolve(), listed.overrides)
                     cells[cell.folder.resolve()] = cell
             else:
-                cells.setdefault(place.resolve(), Cell(place))
+                cells.setdefault(place.resolve(), RunLocation(place))
     return Found([cells[place] for place in sorted(cells)], sorted(commands))
 
 

@@ -18,7 +18,7 @@ from drgrade.reporting.published import beside, published_rows
 from drgrade.reporting.run_finder import find_cells
 from drgrade.reporting.schema import Missing, Row, Study
 from drgrade.reporting.statistics import Result, by_row, make_row, results
-from drgrade.runs.reader import NUM_GRADES, LeftOut, Run, Unfinished, read_cell
+from drgrade.runs.reader import NUM_GRADES, LeftOut, Run, Unfinished, read_run
 from drgrade.runs.settings import method_key
 
 
@@ -92,7 +92,7 @@ class _Read:
 
 def _read(folders: Sequence[Path]) -> _Read:
     found = find_cells(folders)
-    read = [read_cell(cell) for cell in found.cells]
+    read = [read_run(cell) for cell in found.cells]
     runs = [each for each in read if isinstance(each, Run)]
     unfinished = [each for each in read if isinstance(each, Unfinished)]
     left_out = [each for each in read if isinstance(each, LeftOut)]
@@ -122,7 +122,7 @@ def _without_replaced(
             int(config["seed"]),
         )
         if cell and cell in done:
-            notes.append(f"{each.cell.folder} ({each.status}) is replaced by {done[cell].folder}.")
+            notes.append(f"{each.location.folder} ({each.status}) is replaced by {done[cell].folder}.")
         else:
             missing.append(each)
     return missing, notes
@@ -130,8 +130,8 @@ def _without_replaced(
 
 def _with_holes(unfinished: Sequence[Unfinished], runs: Sequence[Run]) -> set[tuple[str, float]]:
     """Rows (method, label fraction) that a missing run belongs to."""
-    by_overrides = {run.cell.row: (run.method, run.label_fraction) for run in runs if run.cell.row}
-    holes = {by_overrides[each.cell.row] for each in unfinished if each.cell.row in by_overrides}
+    by_overrides = {run.location.row: (run.method, run.label_fraction) for run in runs if run.location.row}
+    holes = {by_overrides[each.location.row] for each in unfinished if each.location.row in by_overrides}
     return holes | {
         (method_key(each.config), float(each.config["label_fraction"])) for each in unfinished if each.config
     }
@@ -153,8 +153,10 @@ def _rows(
 
 def _missing(unfinished: Sequence[Unfinished]) -> list[Missing]:
     """By name; with the sweep's or parent's name in front where there are several."""
-    several = len({each.cell.folder.resolve().parent for each in unfinished}) > 1
+    several = len({each.location.folder.resolve().parent for each in unfinished}) > 1
     return [
-        Missing("/".join(each.cell.folder.resolve().parts[-2 if several else -1 :]), each.status, each.reason)
-        for each in sorted(unfinished, key=lambda each: each.cell.folder)
+        Missing(
+            "/".join(each.location.folder.resolve().parts[-2 if several else -1 :]), each.status, each.reason
+        )
+        for each in sorted(unfinished, key=lambda each: each.location.folder)
     ]

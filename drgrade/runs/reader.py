@@ -1,6 +1,5 @@
-"""Reads the folder of a run, and believes nothing that can be checked."""
+"""Read finished runs from their folders and check that their files agree."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,22 +13,29 @@ import yaml
 
 from drgrade.errors import DataError
 from drgrade.models.calibration import Calibration
+from drgrade.renames import current
 from drgrade.runs.run_dir import (
     CONFIG,
     METRICS,
     PREDICTIONS,
-    PROVENANCE,
     SPLIT,
     read_calibration,
     read_metrics,
+    read_provenance,
 )
 from drgrade.runs.settings import method_key
 from drgrade.stats.bootstrap import TestFold, confusions, kappas
 from drgrade.stats.estimates import Counts, Floats
 
-_CELL = ("label_fraction", "fold", "seed")
+NUM_GRADES = 5
+PROBABILITIES = [f"p{grade}" for grade in range(NUM_GRADES)]
+
+HYDRA_CONFIG = Path(".hydra") / "config.yaml"
+"""Written by Hydra when a run starts; drgrade writes its own config after the photographs are split."""
+
+_AXES = ("label_fraction", "fold", "seed")
 _SETTINGS = (
-    *_CELL,
+    *_AXES,
     "folds",
     "init",
     "protocol.name",
@@ -43,76 +49,21 @@ _SETTINGS = (
     "split.val_within_fraction",
 )
 _FACTS = ("test/qwk", "data", "data_hash", "split_hash")
-_BOTH = (*_CELL, "init")
+_SUM_TOLERANCE = 1e-3
+"""Largest deviation from 1 of the sum of rounded probabilities."""
 
-
-def check_record(folder: Path, config: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-    """Refuse a finished run whose files lack what a report needs, or contradict each other.
-
-    Args:
-        folder: The run's.
-        config: ``config.yaml``.
-        record: ``metrics.json``.
-
-    Raises:
-        DataError: Naming the file and what is wrong with it.
-    """
-    mend = "run it again, or leave it out"
-    lacking = [name for name in _FACTS if record.get(name) is None]
-    if lacking:
-        raise DataError(f"{folder / METRICS}: the run is finished but has no {', '.join(lacking)}; {mend}")
-    if not isinstance(record["test/qwk"], int | float):
-        raise DataError(f"{folder / METRICS}: test/qwk is no number; {mend}")
-    lacking = [name for name in _SETTINGS if not _has(config, name)]
-    if lacking or known_cell(config) is None:
-        what = f"has no {', '.join(lacking)}" if lacking else f"has no usable {', '.join(_CELL)}"
-        raise DataError(f"{folder / CONFIG} {what}; {mend}")
-    for name in _BOTH:
-        if name in record and record[name] != config[name] and str(record[name]) != str(config[name]):
-            raise DataError(
-                f"{folder}: {name} is {config[name]} in {CONFIG} and {record[name]} in {METRICS}; {mend}"
-            )
-
-
-def known_cell(config: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """A config, if it says which cell of the table its run is; a run that failed may not have come so far.
-
-    Args:
-        config: ``config.yaml``.
-    """
-    if config is None or not all(_has(config, name) for name in _SETTINGS):
-        return None
-    numbers = isinstance(config["label_fraction"], int | float) and isinstance(config["seed"], int)
-    return config if numbers and config["fold"] is not None else None
-
-
-def _has(config: Mapping[str, Any], name: str) -> bool:
-    """Whether a setting is there; its value may be null."""
-    node: Any = config
-    for part in name.split("."):
-        if not isinstance(node, Mapping) or part not in node:
-            return False
-        node = node[part]
-    return True
-
-
-NUM_GRADES = 5
-_SUM = 1e-3
-"""How far the sum of rounded probabilities may be from 1."""
-
-PROBABILITIES = [f"p{grade}" for grade in range(NUM_GRADES)]
-
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where PyYAML was built with it
+_REPAIR = "run it again, or leave it out"
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where PyYAML has it
 
 
 @dataclass(frozen=True)
-class Cell:
-    """Where a run is, or should be.
+class RunLocation:
+    """Location of a run, which may not exist yet.
 
     Attributes:
-        folder: Its folder.
-        sweep: Folder of its sweep, absolute; None for a single run.
-        overrides: What the sweep sets for it; empty where that is not known.
+        folder: The run's folder.
+        sweep: Absolute folder of its sweep; None for a single run.
+        overrides: Overrides that the sweep sets for it; empty where they are not known.
     """
 
     folder: Path
@@ -121,7 +72,7 @@ class Cell:
 
     @property
     def row(self) -> tuple[Path, tuple[str, ...]] | None:
-        """What it has in common with the other folds and seeds of its row; None for a single run."""
+        """Sweep and overrides without fold and seed: equal for all runs of a row; None for a single run."""
         if self.sweep is None:
             return None
         axes = ("fold=", "seed=")
@@ -130,23 +81,23 @@ class Cell:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A finished and tested grading run.
+    """A finished and tested grading run with N test photographs.
 
     Attributes:
-        cell: Where it is.
-        config: Its composed config, resolved.
+        location: Its location.
+        config: Its composed and resolved config.
         record: ``metrics.json``.
         provenance: ``provenance.json``.
-        split: ``split.csv``: columns image_id, group, subset as text, grade (NaN for none).
-        image_ids: (N,) test photographs, sorted; all arrays are in this order.
-        groups: (N,) group of each.
-        grades: (N,) the truth.
-        predicted: (N,).
+        split: ``split.csv``: columns image_id, group and subset as text, grade (NaN if missing).
+        image_ids: (N,) test photographs, sorted; the other arrays have the same order.
+        groups: (N,) group of each photograph.
+        grades: (N,) true grades.
+        predicted: (N,) predicted grades.
         probabilities: (N, 5).
-        calibration: Fitted on its validation photographs; that which changes nothing where none was.
+        calibration: Fitted on its validation photographs; the identity if there were none.
     """
 
-    cell: Cell
+    location: RunLocation
     config: Mapping[str, Any]
     record: Mapping[str, Any]
     provenance: Mapping[str, Any]
@@ -160,8 +111,8 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Its folder."""
-        return self.cell.folder
+        """The run's folder."""
+        return self.location.folder
 
     @cached_property
     def method(self) -> str:
@@ -170,7 +121,7 @@ class Run:
 
     @property
     def label_fraction(self) -> float:
-        """In (0, 1]."""
+        """Label fraction in (0, 1]."""
         return float(self.config["label_fraction"])
 
     @property
@@ -180,22 +131,27 @@ class Run:
 
     @property
     def seed(self) -> int:
-        """Of training."""
+        """Seed of the training."""
         return int(self.config["seed"])
+
+    def test_fold(self) -> TestFold:
+        """Return the test photographs as a fold to resample."""
+        _, groups = np.unique(self.groups, return_inverse=True)
+        return TestFold(self.fold, self.image_ids, groups.astype(np.int64), self.grades)
 
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A grading run that has no result yet.
+    """A grading run without a result.
 
     Attributes:
-        cell: Where it is, or would be.
-        status: See :class:`drgrade.reporting.schema.Missing`.
-        reason: As there.
-        config: Its composed config, if it came that far and says which cell it is.
+        location: Its location.
+        status: ``not begun``, ``unfinished``, or the status in ``metrics.json``.
+        reason: Explanation; may be empty.
+        config: Its composed config if it names a cell of the table, else None.
     """
 
-    cell: Cell
+    location: RunLocation
     status: str
     reason: str
     config: Mapping[str, Any] | None
@@ -203,79 +159,108 @@ class Unfinished:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A folder that is no part of the table.
+    """A folder that is not part of a table of runs.
 
     Attributes:
-        folder: Which.
-        why: A phrase that fits many: ``pre-training runs``.
+        folder: The folder.
+        why: Kind of folder, in the plural: ``pre-training runs``.
     """
 
     folder: Path
     why: str
 
 
-PRETRAINING, UNTESTED, EVALUATION, OTHER = (
-    "pre-training runs",
-    "runs that were not to be tested (test=false)",
-    "evaluations of other runs (drgrade evaluate)",
-    "folders of other commands",
-)
-
-
-def read_cell(cell: Cell) -> Run | Unfinished | LeftOut:
-    """Read what a folder holds.
+def read_run(location: RunLocation) -> Run | Unfinished | LeftOut:
+    """Read the run in a folder.
 
     Args:
-        cell: Where.
+        location: Location of the run.
 
     Returns:
-        The run, or why there is none.
+        The run, or the reason why there is none.
 
     Raises:
-        DataError: If the files of a finished run are damaged or contradict each other.
+        DataError: If files of a finished run are damaged or contradict each other.
     """
-    folder = cell.folder
+    folder = location.folder
     if not folder.is_dir():
-        return Unfinished(cell, "not begun", "", None)
+        return Unfinished(location, "not begun", "", None)
     config = _read_yaml(folder / CONFIG)
-    known = config or _read_yaml(folder / HYDRA_CONFIG) or {}
     record = read_metrics(folder)
-    why = _no_grading_run(known, record, is_cell=cell.sweep is not None)
+    composed = config or _read_yaml(folder / HYDRA_CONFIG) or {}
+    why = _reason_to_leave_out(composed, record, is_cell=location.sweep is not None)
     if why is not None:
         return LeftOut(folder, why)
-    if not record:
-        return Unfinished(cell, "unfinished", "it is running, or was killed", known_cell(config))
     if record.get("status") != "finished":
-        status, why = str(record.get("status")), str(record.get("error", ""))
-        return Unfinished(cell, status, why, known_cell(config))
+        status, reason = "unfinished", "it is running, or was killed"
+        if record:
+            status, reason = str(record.get("status")), str(record.get("error", ""))
+        return Unfinished(location, status, reason, config if config and _names_cell(config) else None)
     if config is None:
-        raise DataError(f"{folder}: the run is finished but has no {CONFIG}; run it again, or leave it out")
-    check_record(folder, config, record)
-    return _read_finished(cell, config, record)
+        raise DataError(f"{folder}: the run is finished but has no {CONFIG}; {_REPAIR}")
+    _check_record(folder, config, record)
+    return _read_finished(location, config, record)
 
 
-def _no_grading_run(config: Mapping[str, Any], record: Mapping[str, Any], is_cell: bool) -> str | None:
-    """Why a folder is no part of a table, if so."""
+def _reason_to_leave_out(config: Mapping[str, Any], record: Mapping[str, Any], is_cell: bool) -> str | None:
     if "evaluated" in record:
-        return EVALUATION
-    if config and "task" not in config:
-        return OTHER
+        return "evaluations of other runs (drgrade evaluate)"
+    if (config and "task" not in config) or not (config or record or is_cell):
+        return "folders of other commands"
     if config.get("task") == "pretext":
-        return PRETRAINING
+        return "pre-training runs"
     if config.get("test", True) is False:
-        return UNTESTED
-    return None if config or record or is_cell else OTHER
+        return "runs that were not to be tested (test=false)"
+    return None
 
 
-def _read_finished(cell: Cell, config: Mapping[str, Any], record: Mapping[str, Any]) -> Run:
-    folder = cell.folder
+def _check_record(folder: Path, config: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    """Raise DataError if config or metrics lack what a report needs, or contradict each other."""
+    missing = [name for name in _FACTS if record.get(name) is None]
+    if missing:
+        raise DataError(f"{folder / METRICS}: the run is finished but has no {', '.join(missing)}; {_REPAIR}")
+    if not isinstance(record["test/qwk"], int | float):
+        raise DataError(f"{folder / METRICS}: test/qwk is not a number; {_REPAIR}")
+    if not _names_cell(config):
+        missing = [name for name in _SETTINGS if not _has(config, name)]
+        what = f"has no {', '.join(missing)}" if missing else f"has no usable {', '.join(_AXES)}"
+        raise DataError(f"{folder / CONFIG} {what}; {_REPAIR}")
+    for name in (*_AXES, "init"):
+        if name in record and record[name] != config[name] and str(record[name]) != str(config[name]):
+            raise DataError(
+                f"{folder}: {name} is {config[name]} in {CONFIG} and {record[name]} in {METRICS}; {_REPAIR}"
+            )
+
+
+def _names_cell(config: Mapping[str, Any]) -> bool:
+    """Return True if the config has usable values for every setting that a report needs."""
+    return (
+        all(_has(config, name) for name in _SETTINGS)
+        and isinstance(config["label_fraction"], int | float)
+        and isinstance(config["seed"], int)
+        and config["fold"] is not None
+    )
+
+
+def _has(config: Mapping[str, Any], name: str) -> bool:
+    """Return True if a setting is present; its value may be null."""
+    node: Any = config
+    for part in name.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            return False
+        node = node[part]
+    return True
+
+
+def _read_finished(location: RunLocation, config: Mapping[str, Any], record: Mapping[str, Any]) -> Run:
+    folder = location.folder
     split = _read_table(folder / SPLIT, ["image_id", "group", "grade", "subset"])
     predictions = _read_table(folder / PREDICTIONS, ["image_id", "grade", "predicted", *PROBABILITIES])
     tested = split[split["subset"] == "test"].sort_values("image_id")
     predictions = predictions.sort_values("image_id")
-    _check_complete(folder, tested, predictions)
+    _check_predictions(folder, tested, predictions)
     run = Run(
-        cell,
+        location,
         config,
         record,
         read_provenance(folder),
@@ -287,69 +272,37 @@ def _read_finished(cell: Cell, config: Mapping[str, Any], record: Mapping[str, A
         predictions[PROBABILITIES].to_numpy(dtype=np.float64, copy=True),
         read_calibration(folder),
     )
-    _check_qwk(run)
+    qwk = float(kappas(confusions(run.predicted, run.grades)))
+    if abs(qwk - float(record["test/qwk"])) > 1e-6:
+        raise DataError(
+            f"{folder}: test/qwk is {record['test/qwk']:.6f} in {METRICS}, but {PREDICTIONS} gives "
+            f"{qwk:.6f}; one of them was changed: {_REPAIR}"
+        )
     return run
 
 
-def _check_complete(folder: Path, tested: pd.DataFrame, predictions: pd.DataFrame) -> None:
-    """Every test photograph once, with the split's grade and usable figures."""
-    mend = f"test the run again (drgrade evaluate checkpoint={folder}), or leave it out"
+def _check_predictions(folder: Path, tested: pd.DataFrame, predictions: pd.DataFrame) -> None:
+    """Check that every test photograph is there once, with the grade of the split and valid values."""
+    path = folder / PREDICTIONS
+    repair = f"test the run again (drgrade evaluate checkpoint={folder}), or leave it out"
     ids, expected = predictions["image_id"].tolist(), tested["image_id"].tolist()
     if ids != expected:
-        lacking, extra = sorted({*expected} - {*ids}), sorted({*ids} - {*expected})
-        what = (
-            f"{len(lacking)} lack, {len(extra)} are no test photographs"
-            if lacking or extra
-            else "some are twice"
-        )
-        example = f", for one {(lacking or extra)[0]}" if lacking or extra else ""
-        raise DataError(
-            f"{folder / PREDICTIONS} does not hold the test photographs of {SPLIT} ({what}{example}): {mend}"
-        )
+        missing, extra = sorted({*expected} - {*ids}), sorted({*ids} - {*expected})
+        what = "some are repeated"
+        if missing or extra:
+            example = (missing or extra)[0]
+            what = f"{len(missing)} missing, {len(extra)} not test photographs, for example {example}"
+        raise DataError(f"{path} does not hold the test photographs of {SPLIT} ({what}): {repair}")
     if not np.array_equal(predictions["grade"].to_numpy(float), tested["grade"].to_numpy(float)):
-        raise DataError(f"{folder / PREDICTIONS} has other grades than {SPLIT}: {mend}")
-    grades = predictions[["grade", "predicted"]]
-    if not bool(grades.isin(range(NUM_GRADES)).all(axis=None)):
-        raise DataError(f"{folder / PREDICTIONS} has a grade that is none of 0 to {NUM_GRADES - 1}: {mend}")
+        raise DataError(f"{path} has other grades than {SPLIT}: {repair}")
+    if not bool(predictions[["grade", "predicted"]].isin(range(NUM_GRADES)).all(axis=None)):
+        raise DataError(f"{path} has a grade outside 0 to {NUM_GRADES - 1}: {repair}")
     probabilities = predictions[PROBABILITIES].to_numpy(float)
     if not bool(np.isfinite(probabilities).all()):
-        raise DataError(f"{folder / PREDICTIONS} has probabilities that are not numbers: {mend}")
-    if bool((probabilities < 0).any()) or not np.allclose(probabilities.sum(axis=1), 1, rtol=0, atol=_SUM):
-        raise DataError(f"{folder / PREDICTIONS} has probabilities below 0, or whose sum is not 1: {mend}")
-
-
-def _check_qwk(run: Run) -> None:
-    qwk = float(kappas(confusions(run.predicted, run.grades)))
-    if abs(qwk - float(run.record["test/qwk"])) > 1e-6:
-        raise DataError(
-            f"{run.folder}: {METRICS} says test/qwk {run.record['test/qwk']:.6f}, {PREDICTIONS} gives "
-            f"{qwk:.6f}; one of them was changed: run it again, or leave it out"
-        )
-
-
-def read_provenance(folder: Path) -> dict[str, Any]:
-    """Read ``provenance.json``.
-
-    Args:
-        folder: A run's folder.
-
-    Returns:
-        What it holds; empty if there is none.
-
-    Raises:
-        DataError: If it cannot be read.
-    """
-    path = folder / PROVENANCE
-    if not path.is_file():
-        return {}
-    try:
-        found = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{path} is damaged ({error}): run it again, or leave it out") from error
-    for name in ("seconds", "images", "images_per_second", "peak_memory", "devices"):
-        if not isinstance(found.get(name), int | float | None):
-            raise DataError(f"{path} is damaged ({name} is no number): run it again, or leave it out")
-    return found
+        raise DataError(f"{path} has probabilities that are not numbers: {repair}")
+    sums = probabilities.sum(axis=1)
+    if bool((probabilities < 0).any()) or not np.allclose(sums, 1, rtol=0, atol=_SUM_TOLERANCE):
+        raise DataError(f"{path} has negative probabilities, or probabilities whose sum is not 1: {repair}")
 
 
 def _read_yaml(path: Path) -> dict[str, Any] | None:
@@ -358,51 +311,38 @@ def _read_yaml(path: Path) -> dict[str, Any] | None:
     try:
         found = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
     except yaml.YAMLError as error:
-        raise DataError(f"{path} is damaged ({error}): run it again, or leave it out") from error
-    return found if isinstance(found, dict) else None
+        raise DataError(f"{path} is damaged ({error}): {_REPAIR}") from error
+    return current(found) if isinstance(found, dict) else None
 
 
 def _read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """Read a CSV file; names stay text, whatever they look like."""
+    """Read columns of a CSV file; image_id, group and subset stay text."""
     if not path.is_file():
-        raise DataError(f"{path} is missing though the run is finished: run it again, or leave it out")
-    texts = [name for name in columns if name in ("image_id", "group", "subset")]
+        raise DataError(f"{path} is missing though the run is finished: {_REPAIR}")
+    numeric = [name for name in columns if name not in ("image_id", "group", "subset")]
     try:
-        # All as text first: a photograph may be called NA or 001.
+        # Read everything as text first: a photograph may be called NA or 001.
         table = pd.read_csv(path, usecols=list(columns), dtype=str, keep_default_na=False)
-        numbers = {name: pd.to_numeric(table[name]) for name in columns if name not in texts}
+        return table.assign(**{name: pd.to_numeric(table[name]) for name in numeric})
     except ValueError as error:
-        raise DataError(f"{path} is damaged ({error}): run it again, or leave it out") from error
-    return table.assign(**numbers)
+        raise DataError(f"{path} is damaged ({error}): {_REPAIR}") from error
 
 
-HYDRA_CONFIG = Path(".hydra") / "config.yaml"
-"""What Hydra writes when a run begins; drgrade's own config is written once the photographs are split."""
+def initial_encoder_dir(run: Path, provenance: Mapping[str, Any]) -> Path | None:
+    """Return the folder of the pre-trained encoder that a run started from.
 
-
-def encoder_folder(run: Path, named: Path) -> Path:
-    """Folder of an encoder that a run names.
-
-    A path that is not absolute is seen from where the run was started. That is mostly a folder above the
-    run's own, and need not be the one in which the report is made.
+    A relative path is looked up from the folder in which the run was started. That is usually a parent of the
+    run's folder, and may not be the present working directory.
 
     Args:
         run: The run's folder.
-        named: As its provenance says.
+        provenance: Its ``provenance.json``.
+
+    Returns:
+        The folder, which may be gone; None if the run started from no encoder.
     """
-    found = named
-    for place in run.resolve().parents:
-        if (place / named).exists():
-            found = place / named
-            break
+    if not provenance.get("encoder"):
+        return None
+    named = Path(str(provenance["encoder"]))
+    found = next((place / named for place in run.resolve().parents if (place / named).exists()), named)
     return (found.parent if found.is_file() else found).resolve()
-
-
-def fold_of(run: Run) -> TestFold:
-    """Return the test photographs of a run as a fold to resample.
-
-    Args:
-        run: A finished run.
-    """
-    _, groups = np.unique(run.groups, return_inverse=True)
-    return TestFold(run.fold, run.image_ids, groups.astype(np.int64), run.grades)

@@ -1,16 +1,31 @@
-"""What makes a run what it is: the settings that must be equal for one run to go on as another."""
+"""Files of a run's folder: names, writers and readers.
+
+A writer replaces a file in one step, so that a reader sees the old content or the new one. Importing this
+module does not import torch.
+"""
 
 import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from drgrade.config import ROLES
+from drgrade import __version__
 from drgrade.errors import ConfigError, DataError
-from drgrade.renames import canonical
+from drgrade.files import write_text
+from drgrade.renames import current
+from drgrade.runs.settings import changed_settings
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from drgrade.metrics import Predictions
     from drgrade.models.calibration import Calibration
 
 METRICS, CONFIG, SPLIT, HASHES, SEEN, PREDICTIONS, CONFUSION, PROVENANCE, CALIBRATION, VALIDATION = (
@@ -25,19 +40,74 @@ METRICS, CONFIG, SPLIT, HASHES, SEEN, PREDICTIONS, CONFUSION, PROVENANCE, CALIBR
     "calibration.json",
     "validation.csv",
 )
+LAST, BEST = "last", "best"
+"""Names of the checkpoints, and values of ``protocol.checkpoint``."""
+
+AUTO = "auto"
+"""Value of ``resume``: resume from the run's own folder if it holds a started run."""
+
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "pytorch-lightning",
+    "torchmetrics",
+    "hydra-core",
+    "albumentations",
+    "numpy",
+    "opencv-python-headless",
+)
+
+
+def resolve_run_dir(cfg: DictConfig) -> tuple[Path, Path | None]:
+    """Return the run's folder and the checkpoint to resume from.
+
+    Args:
+        cfg: The run's config. ``resume`` names the folder of an earlier run, which then is the folder of this
+            run too; with ``resume=auto`` it is ``paths.run``.
+
+    Returns:
+        The folder, and ``checkpoints/last.ckpt`` in it; None if the run starts from the beginning.
+
+    Raises:
+        ConfigError: If ``resume`` names no started run, or the folder holds a run with other settings.
+    """
+    if cfg.resume is None:
+        return Path(cfg.paths.run), None
+    folder = Path(cfg.paths.run if cfg.resume == AUTO else cfg.resume)
+    checkpoint = folder / "checkpoints" / f"{LAST}.ckpt"
+    started = checkpoint.is_file() and (folder / CONFIG).is_file()
+    if cfg.resume != AUTO and not started:
+        raise ConfigError(
+            f"resume={cfg.resume} is not a run's folder with {CONFIG} and {checkpoint.relative_to(folder)}"
+        )
+    if not (folder / CONFIG).is_file():
+        return folder, None
+    changed = changed_settings(read_config(folder), cfg)
+    if changed:
+        raise ConfigError(
+            f"resume={cfg.resume}: {folder} holds another run ({'; '.join(changed[:5])}); "
+            "repeat its command and add resume="
+        )
+    return folder, checkpoint if started else None
+
+
+def read_config(folder: Path) -> DictConfig:
+    """Read ``config.yaml``; dotted names of earlier versions are replaced by the present ones."""
+    return OmegaConf.create(current(OmegaConf.to_container(OmegaConf.load(folder / CONFIG))))
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
     """Read ``metrics.json``.
 
     Args:
-        folder: A run's folder.
+        folder: The run's folder.
 
     Returns:
-        What it holds; empty if there is none yet.
+        Its content; empty if there is no such file.
 
     Raises:
-        DataError: If it is no JSON object.
+        DataError: If the file is not a JSON object.
     """
     path = folder / METRICS
     if not path.is_file():
@@ -47,21 +117,69 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise DataError(f"{path} cannot be read ({error}); remove it to run this again") from error
     if not isinstance(record, dict):
-        raise DataError(f"{path} is no JSON object; remove it to run this again")
+        raise DataError(f"{path} is not a JSON object; remove it to run this again")
     return record
+
+
+def read_finished(folder: Path) -> tuple[DictConfig, dict[str, Any]]:
+    """Read config and metrics of a finished grading run.
+
+    Args:
+        folder: The run's folder.
+
+    Returns:
+        The config, and the content of ``metrics.json``.
+
+    Raises:
+        ConfigError: If the folder holds no finished grading run.
+        DataError: If its ``metrics.json`` is damaged.
+    """
+    if not (folder / CONFIG).is_file() or not (folder / METRICS).is_file():
+        raise ConfigError(f"checkpoint={folder} is not a run's folder (no {CONFIG} or {METRICS} in it)")
+    record = read_metrics(folder)
+    if record.get("status") != "finished" or "checkpoint" not in record or "evaluated" in record:
+        raise ConfigError(
+            f"checkpoint={folder} is not a finished grading run (status: {record.get('status')})"
+        )
+    return read_config(folder), record
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """Read ``provenance.json``.
+
+    Args:
+        folder: The run's folder.
+
+    Returns:
+        Its content; empty if there is no such file.
+
+    Raises:
+        DataError: If the file is damaged.
+    """
+    path = folder / PROVENANCE
+    if not path.is_file():
+        return {}
+    try:
+        found = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path} is damaged ({error}): run it again, or leave it out") from error
+    for name in ("seconds", "images", "images_per_second", "peak_memory", "devices"):
+        if not isinstance(found.get(name), int | float | None):
+            raise DataError(f"{path} is damaged ({name} is not a number): run it again, or leave it out")
+    return found
 
 
 def read_calibration(folder: Path) -> "Calibration":
     """Read ``calibration.json``.
 
     Args:
-        folder: A run's folder.
+        folder: The run's folder.
 
     Returns:
-        The calibration; that which changes nothing where there is none.
+        The calibration; the identity if there is no such file.
 
     Raises:
-        DataError: If it is damaged.
+        DataError: If the file is damaged.
     """
     from drgrade.models.calibration import Calibration
 
@@ -74,132 +192,140 @@ def read_calibration(folder: Path) -> "Calibration":
         raise DataError(f"{path}: {error}") from error
 
 
-AUTO = "auto"
-"""Value of ``resume``: go on from the run's own folder, if it has been begun there."""
-
-FREE_TO_CHANGE = (
-    "resume",
-    "download",
-    "paths",
-    "trainer",
-    "logger",
-    "callbacks",
-    "hydra",
-    "name",
-    "method",
-    "sweep",
-)
-"""Settings that may differ when a run goes on: where, on what, for how long, how it is watched and called."""
-
-_PLACES = (
-    "data.root",
-    "data.source.root",
-    "photographs.source.root",
-    "photographs.folder",
-    "split.file",
-    "photographs.split.file",
-)
-"""Photographs may have moved; whether they are still the same, the hash of the split tells."""
+def write_metrics(folder: Path, metrics: Mapping[str, object]) -> None:
+    """Write ``metrics.json``: one flat object with sorted keys, without times."""
+    write_text(folder / METRICS, json.dumps(dict(sorted(metrics.items())), indent=2, allow_nan=False) + "\n")
 
 
-WITHOUT_EFFECT = (
-    "_target_",
-    "accelerator",
-    "devices",
-    "num_nodes",
-    "strategy",
-    "deterministic",
-    "log_every_n_steps",
-    "num_sanity_val_steps",
-    "enable_model_summary",
-    "use_distributed_sampler",
-)
-"""What of ``trainer`` does not change what is learnt; a batch is counted over all devices."""
+def write_config(folder: Path, cfg: DictConfig) -> None:
+    """Write ``config.yaml``: the composed config with every interpolation resolved."""
+    write_text(folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
 
 
-def identity(cfg: DictConfig) -> dict[str, Any]:
-    """Every setting that makes a run what it is.
+def write_split(folder: Path, split: "pd.DataFrame") -> None:
+    """Write ``split.csv``: the columns image_id, group, grade and subset."""
+    write_text(folder / SPLIT, split[["image_id", "group", "grade", "subset"]].to_csv(index=False))
+
+
+def write_hashes(folder: Path, hashes: Mapping[str, str]) -> None:
+    """Write ``photographs.json``: hashes of photographs and split, which a resumed run compares."""
+    write_text(folder / HASHES, json.dumps(dict(hashes), indent=2) + "\n")
+
+
+def check_hashes(folder: Path, hashes: Mapping[str, str]) -> None:
+    """Compare hashes with those in ``photographs.json``.
 
     Args:
-        cfg: The run's config.
+        folder: Folder of the run to resume.
+        hashes: The present hashes.
 
-    Returns:
-        ``{"a.b": value}``, without what is free to change.
+    Raises:
+        DataError: If the file cannot be read, or a hash differs.
     """
-    # Interpolations point anywhere, so everything is resolved before anything is left out.
-    container = canonical(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
-    flat: dict[str, Any] = {}
-
-    def collect(node: dict[str, Any], prefix: str) -> None:
-        for name, value in node.items():
-            if isinstance(value, dict):
-                collect(value, f"{prefix}{name}.")
-            elif prefix == "data." and name in ROLES:
-                flat[f"{prefix}{name}"] = [_without_root(item) for item in value]
-            else:
-                flat[f"{prefix}{name}"] = value
-
-    collect({name: value for name, value in container.items() if name not in FREE_TO_CHANGE}, "")
-    return {
-        name: value
-        for name, value in flat.items()
-        if name not in _PLACES and not name.endswith((".workers", ".download"))
-    }
+    try:
+        before = json.loads((folder / HASHES).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"resume={folder}: {HASHES} cannot be read ({error}), so the photographs cannot be compared"
+        ) from error
+    if before != hashes:
+        raise DataError(
+            f"resume={folder}: the photographs, their grades or their split differ from those the run "
+            "started with"
+        )
 
 
-def differences(before: DictConfig, now: DictConfig, *, finished: bool = False) -> list[str]:
-    """In what two configs are not one run's.
-
-    Args:
-        before: A config.
-        now: Another.
-        finished: The first one's run is over and shall stand for the second's: length and precision of the
-            training, which may change when a run goes on, have to be the same as well.
-
-    Returns:
-        Half a sentence for each setting that differs and may not; empty if one run can stand for the other.
-    """
-    first, second = identity(before), identity(now)
-    if finished:
-        first, second = first | _training(before), second | _training(now)
-    return [
-        f"{name} was {first.get(name)} and is {second.get(name)}"
-        for name in sorted({*first, *second})
-        if first.get(name) != second.get(name)
-    ]
+def write_seen(folder: Path, file_hashes: Iterable[str]) -> None:
+    """Write ``seen.txt``: SHA-256 of every photograph file a run trained on or validated with."""
+    write_text(folder / SEEN, "".join(f"{sha256}\n" for sha256 in sorted(set(file_hashes))))
 
 
-def _training(cfg: DictConfig) -> dict[str, Any]:
-    """What of the trainer changes what is learnt."""
-    trainer = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))["trainer"]
-    return {f"trainer.{name}": value for name, value in trainer.items() if name not in WITHOUT_EFFECT}
-
-
-def _without_root(item: Any) -> Any:
-    """A further data set, wherever it lies."""
-    return {name: value for name, value in item.items() if name != "root"} if isinstance(item, dict) else item
-
-
-def read_finished(folder: Path) -> tuple[DictConfig, dict[str, Any]]:
-    """Read config and metrics of a finished grading run.
+def write_predictions(
+    folder: Path, predictions: "Predictions", image_ids: "pd.Series", name: str = ""
+) -> None:
+    """Write ``predictions.csv`` and ``confusion.csv`` (rows: true grade).
 
     Args:
         folder: The run's folder.
-
-    Returns:
-        The config, and what ``metrics.json`` holds.
-
-    Raises:
-        ConfigError: If there is no finished grading run.
-        DataError: If its ``metrics.json`` is damaged.
+        predictions: N predictions, indexed by row of the manifest.
+        image_ids: image_id of every row of the manifest.
+        name: External data set; the files are called ``predictions_NAME.csv`` and ``confusion_NAME.csv``.
     """
-    if not (folder / CONFIG).is_file() or not (folder / METRICS).is_file():
-        raise ConfigError(f"checkpoint={folder} is not a run's folder (no {CONFIG} or {METRICS} in it)")
-    record = read_metrics(folder)
-    if record.get("status") != "finished" or "checkpoint" not in record or "evaluated" in record:
-        raise ConfigError(
-            f"checkpoint={folder} is not a finished grading run (status: {record.get('status')})"
-        )
-    cfg = OmegaConf.load(folder / CONFIG)
-    assert isinstance(cfg, DictConfig)
-    return cfg, record
+    import pandas as pd
+
+    from drgrade.metrics import confusion_matrix
+
+    suffix = f"_{name}" if name else ""
+    confusion = pd.DataFrame(confusion_matrix(predictions.predicted, predictions.grades).numpy())
+    confusion = confusion.rename_axis("grade").add_prefix("predicted_")
+    for file, text in (
+        (folder / PREDICTIONS, _predictions_csv(predictions, image_ids)),
+        (folder / CONFUSION, confusion.to_csv()),
+    ):
+        write_text(file.with_stem(file.stem + suffix), text)
+
+
+def write_validation(folder: Path, predictions: "Predictions", image_ids: "pd.Series") -> None:
+    """Write ``validation.csv``: predictions on the validation photographs, as in ``predictions.csv``."""
+    write_text(folder / VALIDATION, _predictions_csv(predictions, image_ids))
+
+
+def _predictions_csv(predictions: "Predictions", image_ids: "pd.Series") -> str:
+    import pandas as pd
+
+    probabilities = predictions.probabilities.double().numpy()
+    table = pd.DataFrame(
+        {
+            "image_id": image_ids.iloc[predictions.index.numpy()].to_numpy(),
+            "grade": predictions.grades.numpy(),
+            "predicted": predictions.predicted.numpy(),
+            **{f"p{grade}": probabilities[:, grade] for grade in range(probabilities.shape[1])},
+        }
+    )
+    return table.to_csv(index=False, float_format="%.6f")
+
+
+def write_provenance(folder: Path, **facts: object) -> None:
+    """Write ``provenance.json``: command, versions, hardware, and facts that depend on time.
+
+    Args:
+        folder: The run's folder.
+        **facts: Further facts, JSON-serialisable.
+    """
+    import torch
+
+    record = {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "versions": versions(),
+        "commit": _commit(),
+        "machine": {
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+        **facts,
+    }
+    write_text(folder / PROVENANCE, json.dumps(record, indent=2) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, drgrade and the installed packages that results depend on."""
+    found = {"python": platform.python_version(), "drgrade": __version__}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _commit() -> str | None:
+    """Return the commit of the checkout, with ``+`` for uncommitted changes; None without a checkout."""
+    options = ["--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+    command = ["git", "-C", str(Path(__file__).parent), "describe", *options]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # git is not installed
+        return None
+    return done.stdout.strip() or None

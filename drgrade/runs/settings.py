@@ -1,52 +1,148 @@
-"""Which settings of a run make it another method, and how settings are told apart in few words."""
+"""Compare the settings of runs: may a run be resumed with a config, and do two runs use the same method?"""
 
 import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
-from typing import Any
+from typing import Any, cast
 
+from omegaconf import DictConfig, OmegaConf
+
+from drgrade.config import ROLES
 from drgrade.renames import canonical
-from drgrade.runs.run_dir import WITHOUT_EFFECT
 
 MAJORITY = "majority class"
 
 Settings = Mapping[str, object]
 """``a.b``: value, of a resolved config."""
 
-_PLACES_AND_NAMES = ("name", "sweep", "resume", "task", "test", "download", "paths", "hydra", "logger")
+FREE_TO_CHANGE = (
+    "resume",
+    "download",
+    "paths",
+    "trainer",
+    "logger",
+    "callbacks",
+    "hydra",
+    "name",
+    "method",
+    "sweep",
+)
+"""Settings that may differ when a run is resumed: names, places, hardware, length and logging."""
+
+_PLACES = (
+    "data.root",
+    "data.source.root",
+    "photographs.source.root",
+    "photographs.folder",
+    "split.file",
+    "photographs.split.file",
+)
+"""Photographs may have moved; the hash of the split detects other photographs."""
+
+WITHOUT_EFFECT = (
+    "_target_",
+    "accelerator",
+    "devices",
+    "num_nodes",
+    "strategy",
+    "deterministic",
+    "log_every_n_steps",
+    "num_sanity_val_steps",
+    "enable_model_summary",
+    "use_distributed_sampler",
+)
+"""Settings of ``trainer`` that do not change the result; a batch is counted over all devices."""
+
+
+def identity_settings(cfg: DictConfig) -> dict[str, Any]:
+    """Return the settings that identify a run.
+
+    Args:
+        cfg: The run's config.
+
+    Returns:
+        ``{"a.b": value}``, without the settings that are free to change.
+    """
+    # Interpolations may point anywhere: resolve everything before leaving anything out.
+    container = canonical(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+    data = container.get("data", {})
+    data |= {role: [_without_root(item) for item in data[role]] for role in ROLES if role in data}
+    return {
+        name: value
+        for name, value in flat(container).items()
+        if value != {}
+        and name.split(".")[0] not in FREE_TO_CHANGE
+        and name not in _PLACES
+        and not name.endswith((".workers", ".download"))
+    }
+
+
+def changed_settings(before: DictConfig, now: DictConfig, *, finished: bool = False) -> list[str]:
+    """List the settings in which two configs describe different runs.
+
+    Args:
+        before: Config of an earlier run.
+        now: Config of this run.
+        finished: The earlier run is finished and is to be reused: length and precision of the training, which
+            may change when a run is resumed, must be equal too.
+
+    Returns:
+        A phrase for each setting; empty if one run can stand for the other.
+    """
+    first, second = identity_settings(before), identity_settings(now)
+    if finished:
+        first, second = first | _trainer_settings(before), second | _trainer_settings(now)
+    return [
+        f"{name} was {first.get(name)} and is {second.get(name)}"
+        for name in sorted({*first, *second})
+        if first.get(name) != second.get(name)
+    ]
+
+
+def _trainer_settings(cfg: DictConfig) -> dict[str, Any]:
+    trainer = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))["trainer"]
+    return {f"trainer.{name}": value for name, value in trainer.items() if name not in WITHOUT_EFFECT}
+
+
+def _without_root(item: Any) -> Any:
+    """Remove the folder of a further data set."""
+    return {name: value for name, value in item.items() if name != "root"} if isinstance(item, dict) else item
+
+
 _AXES = ("label_fraction", "fold", "folds", "seed")
-_SAID_ELSEWHERE = ("data", "photographs", "split", "scale", "epochs", "steps")
-"""Photographs and split are compared by content, over all runs of a report; ``scale``, ``epochs`` and
-``steps`` only hand on values to settings that are looked at."""
+_NAMES_AND_PLACES = ("name", "sweep", "resume", "task", "test", "download", "paths", "hydra", "logger")
+_COMPARED_ELSEWHERE = ("data", "photographs", "split", "scale", "epochs", "steps")
+"""A report compares photographs and splits by content; ``scale``, ``epochs`` and ``steps`` only pass values
+on to settings that are compared."""
 
 _COUNTED = ("data.batch_size", "data.balanced", "split.val_fraction", "split.val_within_fraction")
-"""What counts of those."""
+"""Settings below those that are compared all the same."""
 
-_WITHOUT_EFFECT = (
+_NOT_OF_A_METHOD = (
     *(f"trainer.{name}" for name in WITHOUT_EFFECT if name != "_target_"),
     "callbacks.progress",
     "callbacks.seed_each_epoch",
     "callbacks.features",
-    "pretext.seed",
+    "pretext.seed",  # follows the seed
 )
-"""On what a run is made and how it is watched; a batch is counted over all devices. ``pretext.seed``
-follows the seed."""
-
-_ENDINGS = (".datamodule.seed", ".num_workers", ".workers", ".download")
-
-_OF_PRETRAINING = ("pretext", "pretraining", "pretrain_on", "protocol.pretrain_on")
+_NOT_OF_A_METHOD_ENDINGS = (".datamodule.seed", ".num_workers", ".workers", ".download")
+_PRETRAINING = ("pretext", "pretraining", "pretrain_on", "protocol.pretrain_on")
 
 
 def flat(config: Mapping[str, Any]) -> dict[str, object]:
-    """Flatten a resolved config.
+    """Flatten nested mappings.
 
     Args:
-        config: Nested mappings.
+        config: A resolved config.
 
     Returns:
-        ``a.b``: value; lists stay whole.
+        ``{"a.b": value}``; lists and empty mappings are values.
+
+    Example:
+        >>> flat({"a": {"b": 1, "c": [2, 3]}})
+        {'a.b': 1, 'a.c': [2, 3]}
     """
     return dict(_leaves(config, ""))
 
@@ -59,28 +155,28 @@ def _leaves(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, object]
             yield f"{prefix}{name}", value
 
 
-def settings_of_method(config: Mapping[str, Any]) -> dict[str, object]:
-    """What the runs of one method have in common.
+def method_settings(config: Mapping[str, Any]) -> dict[str, object]:
+    """Return the settings that all runs of one method share.
 
-    Left out are the axes (label fraction, fold, seed), places, names, devices and workers, and how a run is
-    watched. What a run did not use does not count either: without ``init=ssl`` there is no pre-training.
+    Excluded are the axes of a table (label fraction, fold, seed), names, places, hardware and logging, and
+    settings that the run did not use: without ``init=ssl`` those of pre-training.
 
     Args:
         config: Resolved config of a run.
 
     Returns:
-        The settings that count, sorted by name.
+        Settings sorted by name.
     """
-    ignored: tuple[str, ...] = (*_AXES, *_PLACES_AND_NAMES, *_SAID_ELSEWHERE, *_WITHOUT_EFFECT)
+    ignored = (*_AXES, *_NAMES_AND_PLACES, *_COMPARED_ELSEWHERE, *_NOT_OF_A_METHOD)
     init = config.get("init")
     if init in ("random", "imagenet"):
-        ignored += _OF_PRETRAINING
-    elif init != "ssl":  # a given encoder
-        ignored += _OF_PRETRAINING[:2]
+        ignored += _PRETRAINING
+    elif init != "ssl":  # the path of an encoder
+        ignored += _PRETRAINING[:2]
     return {
         name: value
         for name, value in sorted(flat(canonical(config)).items())
-        if name in _COUNTED or not (_is_below(name, ignored) or name.endswith(_ENDINGS))
+        if name in _COUNTED or not (_is_below(name, ignored) or name.endswith(_NOT_OF_A_METHOD_ENDINGS))
     }
 
 
@@ -89,97 +185,95 @@ def _is_below(name: str, nodes: Sequence[str]) -> bool:
 
 
 def method_key(config: Mapping[str, Any]) -> str:
-    """Key of a run's method: what it is, and a hash of all settings that count.
+    """Return the key of a run's method: title, init, protocol and a hash of the method's settings.
 
     Args:
         config: Resolved config of a run.
 
     Returns:
-        Letters, digits and hyphens; the same whatever else is in a report.
+        Letters, digits and hyphens.
     """
-    settings = settings_of_method(config)
+    settings = method_settings(config)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    words = [title(settings), PurePath(str(settings["init"])).name, str(settings["protocol.name"]), digest]
-    return "-".join(re.sub(r"[^a-z0-9]+", "-", word.lower()).strip("-") for word in words)
+    init = PurePath(str(settings["init"])).name
+    parts = [method_title(settings), init, str(settings["protocol.name"]), digest]
+    return "-".join(re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-") for part in parts)
 
 
-def title(settings: Settings) -> str:
-    """What people call a method, apart from its first weights: the experiment's word, or the encoder's.
-
-    Args:
-        settings: Of the method.
-    """
+def method_title(settings: Settings) -> str:
+    """Return a method's name without its initial weights: the setting ``method``, or the encoder."""
     if is_majority(settings):
         return MAJORITY
     if settings.get("method"):
         return str(settings["method"])
-    return str(settings.get("encoder.name") or said("encoder._target_", settings["encoder._target_"])[1])
+    if settings.get("encoder.name"):
+        return str(settings["encoder.name"])
+    return str(short_setting("encoder._target_", settings["encoder._target_"])[1])
 
 
 def is_majority(settings: Settings) -> bool:
-    """Whether a method gives the most frequent grade to every photograph: no encoder is run.
-
-    Args:
-        settings: Of the method.
-    """
+    """Return True for the majority-class probe, which runs no encoder."""
     return str(settings.get("protocol.probe._target_", "")).endswith(".MajorityProbe")
 
 
-def differing(methods: Sequence[Settings], or_lacking: bool = False) -> list[str]:
-    """Names of settings in which methods differ, the most telling first.
+def differing_settings(methods: Sequence[Settings], or_missing: bool = False) -> list[str]:
+    """List the settings in which methods differ, those that users set directly first.
 
-    A value that interpolation has handed to several settings is named once, by the shortest of their names.
+    A value that interpolation has passed to several settings is listed once, under the shortest name.
 
     Args:
-        methods: Settings of each.
-        or_lacking: Also settings that only some have, with the same value; they come last.
+        methods: Settings of each method.
+        or_missing: Also list settings that only some methods have, with the same value; they come last.
 
     Returns:
-        Names.
+        Names of settings.
     """
     names = sorted({name for method in methods for name in method}, key=_rank)
     found: dict[str, str] = {}
-    lacking: dict[str, str] = {}
+    missing: dict[str, str] = {}
     for name in names:
         values = [as_text(method[name]) if name in method else None for method in methods]
-        kinds = set(values)
-        if len(kinds - {None}) > 1:
+        distinct = set(values)
+        if len(distinct - {None}) > 1:
             found.setdefault(json.dumps(values), name)
-        elif or_lacking and len(kinds) > 1:
-            lacking.setdefault(json.dumps(values), name)
-    return [*found.values(), *lacking.values()]
+        elif or_missing and len(distinct) > 1:
+            missing.setdefault(json.dumps(values), name)
+    return [*found.values(), *missing.values()]
 
 
 def _rank(name: str) -> tuple[bool, int, int, str]:
-    """Before others: what users set, which is not deep."""
+    """Sort settings that users set before derived ones, and shallow ones before deep ones."""
     derived = name.startswith(("grading.", "pretraining.", "split."))
     return derived, name.count("."), len(name), name
 
 
 def as_text(value: object) -> str:
-    """A value as people would write it on the command line."""
+    """Format a value as on the command line."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def said(name: str, value: object) -> tuple[str, object]:
-    """Name and value for people: ``head._target_: a.b.CornHead`` is ``head: CornHead``."""
+def short_setting(name: str, value: object) -> tuple[str, object]:
+    """Shorten a setting for display: ``head._target_: a.b.CornHead`` becomes ``head: CornHead``."""
     if name.endswith("._target_"):
         return name.removesuffix("._target_"), str(value).rsplit(".", 1)[-1]
     return name, value
 
 
-HARMLESS_TEXT = re.compile(r"[\w .,+=()-]*")
-"""What strings of settings may consist of: no place on a disk, no address, nothing to be filled in."""
+PUBLIC_TEXT = re.compile(r"[\w .,+=()-]*")
+"""Strings that may be published: no paths, no addresses, no interpolations."""
 
 
-def plain(value: Any) -> Any:
-    """A value without what may be a place, an address or code: such strings become None.
+def strip_private(value: Any) -> Any:
+    """Replace strings that may be a path, an address or code by None, and all ``weights``.
 
     Args:
-        value: As JSON holds it.
+        value: Mappings, lists, strings and numbers, as in JSON.
+
+    Returns:
+        A copy.
     """
     if isinstance(value, Mapping):
-        return {str(name): None if name == "weights" else plain(item) for name, item in value.items()}
+        return {str(name): None if name == "weights" else strip_private(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return value if not isinstance(value, str) or HARMLESS_TEXT.fullmatch(value) else None
+        return [strip_private(item) for item in value]
+    return value if not isinstance(value, str) or PUBLIC_TEXT.fullmatch(value) else None

@@ -23,7 +23,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from drgrade.config import refuse_missing
 from drgrade.errors import ConfigError, DrgradeError
-from drgrade.runs.run_dir import AUTO, CONFIG, differences
+from drgrade.runs.run_dir import AUTO, read_config
+from drgrade.runs.settings import changed_settings
 from drgrade.sweeps.cells import FINISHED, Cell, cell_name, failures, progress, write_sweep
 from drgrade.sweeps.grammar import as_override
 from drgrade.sweeps.naming import AXES, ROW_AXES, sweep_name
@@ -305,9 +306,7 @@ def _is_finished(folder: Path, cfg: DictConfig) -> bool:
     cfg.paths.run = str(folder)
     if progress(folder).status != FINISHED:
         return False
-    before = OmegaConf.load(folder / CONFIG)
-    assert isinstance(before, DictConfig)
-    changed = differences(before, cfg, finished=True)
+    changed = changed_settings(read_config(folder), cfg, finished=True)
     if changed:
         raise ConfigError(
             f"{folder} is finished, but was another run ({'; '.join(changed[:5])}): "

@@ -16,7 +16,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from drgrade.errors import ConfigError
 from drgrade.files import write_text
-from drgrade.runs.run_dir import AUTO, identity
+from drgrade.runs.run_dir import AUTO
+from drgrade.runs.settings import identity_settings
 from drgrade.sweeps.cells import FINISHED, Progress, log_file, progress
 from drgrade.sweeps.grammar import as_override
 from drgrade.sweeps.search_report import write_report
@@ -93,7 +94,7 @@ class Search:
         Raises:
             ConfigError: If it was another search.
         """
-        now = {"metric": self.sweeper.metric, **self.space.described(), **identity(cfg)}
+        now = {"metric": self.sweeper.metric, **self.space.described(), **identity_settings(cfg)}
         now = json.loads(json.dumps(now, default=str))
         before = self.study.user_attrs.get(_SETTINGS, now)
         changed = [

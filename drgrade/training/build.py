@@ -5,7 +5,7 @@ import random
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import pytorch_lightning as pl
@@ -21,16 +21,21 @@ from drgrade.data.splits.spec import SUBSETS
 from drgrade.errors import ConfigError
 from drgrade.models.artefact import load_encoder
 from drgrade.models.encoder import Encoder
-from drgrade.runs.artefacts import check_hashes, write_config, write_hashes, write_seen, write_split
-from drgrade.runs.run_dir import AUTO, CONFIG, differences
+from drgrade.runs.run_dir import (
+    BEST,
+    LAST,
+    check_hashes,
+    write_config,
+    write_hashes,
+    write_seen,
+    write_split,
+)
 from drgrade.tasks import GradingTask
 from drgrade.training.callbacks.ema import MovingAverage
 from drgrade.training.callbacks.progress import Clock
 from drgrade.training.distributed import cluster_environment, is_main_process
 
 log = logging.getLogger(__name__)
-
-LAST, BEST = "last", "best"
 
 
 def make(node: DictConfig, **given: Any) -> Any:
@@ -221,40 +226,6 @@ def checkpoints(folder: Path, monitor: str | None = None) -> list[Callback]:
     return [last, best]
 
 
-def run_folder(cfg: DictConfig) -> tuple[Path, Path | None]:
-    """Where the run writes, and where it goes on from.
-
-    Args:
-        cfg: The run's config.
-
-    Returns:
-        The run's folder, and the checkpoint to go on from: none, unless ``resume`` names an earlier run's
-        folder, which then is this run's too. With ``resume=auto`` that is the run's own folder, and there
-        is nothing to go on from if it has not been begun there.
-
-    Raises:
-        ConfigError: If there is nothing to go on from, or the run was another one.
-    """
-    if cfg.resume is None:
-        return Path(cfg.paths.run), None
-    folder = Path(cfg.paths.run if cfg.resume == AUTO else cfg.resume)
-    checkpoint = folder / "checkpoints" / f"{LAST}.ckpt"
-    begun = checkpoint.is_file() and (folder / CONFIG).is_file()
-    if cfg.resume != AUTO and not begun:
-        raise ConfigError(
-            f"resume={cfg.resume} is not a run's folder with {CONFIG} and {checkpoint.relative_to(folder)}"
-        )
-    if not (folder / CONFIG).is_file():
-        return folder, None
-    changed = differences(cast(DictConfig, OmegaConf.load(folder / CONFIG)), cfg)
-    if changed:
-        raise ConfigError(
-            f"resume={cfg.resume}: {folder} holds another run ({'; '.join(changed[:5])}); "
-            "repeat its command and add resume="
-        )
-    return folder, checkpoint if begun else None
-
-
 def start_afresh(folder: Path, checkpoint: Path | None) -> None:
     """Remove checkpoints that an earlier run may have left in the folder, unless this run goes on from them.
 
@@ -298,10 +269,10 @@ def open_folder(cfg: DictConfig, photographs: Photographs, folder: Path, checkpo
         log.log(logging.WARNING if remark.serious else logging.INFO, "split: %s", remark.text)
     hashes = {"data_hash": photographs.sha256, "split_hash": photographs.split_hash}
     if checkpoint is not None:
-        check_hashes(folder, **hashes)
+        check_hashes(folder, hashes)
     start_afresh(folder, checkpoint)
     write_split(folder, photographs.split)
-    write_hashes(folder, **hashes)
+    write_hashes(folder, hashes)
     learnt = photographs.split["subset"].isin(["train", "val"]).to_numpy()
     write_seen(folder, photographs.manifest["file_sha256"][learnt])
     write_config(folder, cfg)

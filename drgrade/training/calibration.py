@@ -13,8 +13,7 @@ from drgrade.metrics import Predictions, confusion_matrix
 from drgrade.metrics.kappa import quadratic_weighted_kappa
 from drgrade.models.calibrated import calibrated_metrics, cross_fitted_metrics
 from drgrade.models.calibration import Calibration, fit_calibration
-from drgrade.runs.artefacts import write_validation
-from drgrade.runs.run_dir import CALIBRATION
+from drgrade.runs.run_dir import CALIBRATION, write_validation
 from drgrade.tasks import GradingTask
 from drgrade.training.distributed import is_main_process, wait_for_all
 

@@ -33,7 +33,7 @@ from drgrade.files import write_text
 from drgrade.models.encoder import Encoder
 from drgrade.progress import track
 from drgrade.renames import canonical
-from drgrade.runs.artefacts import versions
+from drgrade.runs.run_dir import versions
 from drgrade.training.build import make
 from drgrade.training.cache import Initial
 from drgrade.training.distributed import cluster_environment

@@ -18,7 +18,11 @@ from drgrade.data.photographs import Photographs
 from drgrade.errors import ConfigError, DrgradeError, EncoderError
 from drgrade.models.artefact import CARD, WEIGHTS, file_hash, save_encoder
 from drgrade.renames import canonical
-from drgrade.runs.artefacts import (
+from drgrade.runs.run_dir import (
+    LAST,
+    PROVENANCE,
+    SEEN,
+    SPLIT,
     check_hashes,
     versions,
     write_config,
@@ -28,10 +32,9 @@ from drgrade.runs.artefacts import (
     write_seen,
     write_split,
 )
-from drgrade.runs.run_dir import PROVENANCE, SEEN, SPLIT, WITHOUT_EFFECT
+from drgrade.runs.settings import WITHOUT_EFFECT
 from drgrade.tasks import PretextTask
 from drgrade.training.build import (
-    LAST,
     checkpoints,
     make,
     make_encoder,
@@ -85,9 +88,9 @@ def pretrain(
     hashes = {"photographs_hash": data.photographs_hash()}
     if is_main_process():
         if checkpoint is not None:
-            check_hashes(folder, **hashes)
+            check_hashes(folder, hashes)
         start_afresh(folder, checkpoint)
-        write_hashes(folder, **hashes)
+        write_hashes(folder, hashes)
         subsets = data.subsets()
         write_split(folder, subsets)
         write_seen(folder, photographs.manifest["file_sha256"][subsets["subset"].ne("test").to_numpy()])

@@ -12,12 +12,19 @@ from drgrade.data.photographs import Photographs
 from drgrade.errors import ConfigError
 from drgrade.metrics import Predictions
 from drgrade.models.calibration import Calibration
-from drgrade.runs.artefacts import write_metrics, write_predictions, write_provenance
-from drgrade.runs.run_dir import AUTO, METRICS, read_metrics
-from drgrade.tasks import GradingTask
-from drgrade.training.build import (
+from drgrade.runs.run_dir import (
+    AUTO,
     BEST,
     LAST,
+    METRICS,
+    read_metrics,
+    resolve_run_dir,
+    write_metrics,
+    write_predictions,
+    write_provenance,
+)
+from drgrade.tasks import GradingTask
+from drgrade.training.build import (
     checkpoints,
     grading_task,
     make,
@@ -25,7 +32,6 @@ from drgrade.training.build import (
     make_photographs,
     make_trainer,
     open_folder,
-    run_folder,
     seed_everything,
     warn_of_idle_data,
 )
@@ -69,7 +75,7 @@ def train(cfg: DictConfig, shared: Shared | None = None) -> dict[str, Any]:
     """
     check_settings(cfg)
     quieten()
-    folder, checkpoint = run_folder(cfg)
+    folder, checkpoint = resolve_run_dir(cfg)
     cfg.paths.run = str(folder)  # a resumed run logs to the folder that it goes on in
     if cfg.resume == AUTO and _finished(folder):
         return read_metrics(folder)

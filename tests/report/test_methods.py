@@ -7,7 +7,7 @@ import yaml
 from synthetic import RANDOM, ROTATION, FakeMethod, change_config, write_runs
 
 from drgrade.reporting.study import make_study
-from drgrade.runs.settings import flat, method_key, settings_of_method
+from drgrade.runs.settings import WITHOUT_EFFECT, flat, method_key, method_settings
 
 
 def labels(folder) -> list[str]:
@@ -86,12 +86,10 @@ def test_whatever_changes_a_result_makes_another_method(run, name):
 
 
 def test_what_does_not_change_an_encoder_does_not_make_another_method_either():
-    from drgrade.runs import run_dir as identity
-
-    names = {f"trainer.{name}" for name in identity.WITHOUT_EFFECT if name != "_target_"}
+    names = {f"trainer.{name}" for name in WITHOUT_EFFECT if name != "_target_"}
     config = {"init": "ssl", "trainer": {name.removeprefix("trainer."): 1 for name in names}}
     assert set(flat(config)) > names
-    assert set(settings_of_method(config)) == {"init"}
+    assert set(method_settings(config)) == {"init"}
 
 
 def test_a_key_is_safe_in_a_file_name_and_does_not_depend_on_the_report(tmp_path, run):

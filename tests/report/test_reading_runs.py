@@ -24,7 +24,7 @@ from synthetic import (
 from drgrade.errors import DataError
 from drgrade.reporting.run_finder import find_cells
 from drgrade.reporting.study import make_study
-from drgrade.runs.reader import Cell, LeftOut, Run, Unfinished, read_cell
+from drgrade.runs.reader import LeftOut, Run, RunLocation, Unfinished, read_run
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_a_run_that_is_named_before_its_sweep_is_still_the_sweeps(tmp_path):
 
 
 def test_image_ids_and_folds_stay_text(run):
-    read = read_cell(Cell(run))
+    read = read_run(RunLocation(run))
     assert isinstance(read, Run)
     assert read.image_ids.tolist() == sorted(pd.read_csv(run / "predictions.csv", dtype=str)["image_id"])
     assert all(len(image_id) == 4 for image_id in read.image_ids)
@@ -71,16 +71,16 @@ def test_photographs_may_be_called_na_or_null(run):
     names = {"0000": "NA", "0001": "null", "0002": "nan", "0003": "1e5"}
     for file in ("split.csv", "predictions.csv"):
         edit(run / file, lambda table: table.assign(image_id=table["image_id"].replace(names)))
-    read = read_cell(Cell(run))
+    read = read_run(RunLocation(run))
     assert isinstance(read, Run)
     assert set(read.split["image_id"]) >= set(names.values())
 
 
 def test_the_order_of_lines_does_not_matter(run):
-    before = read_cell(Cell(run))
+    before = read_run(RunLocation(run))
     for file in ("split.csv", "predictions.csv"):
         edit(run / file, lambda table: table.sample(frac=1, random_state=0))
-    after = read_cell(Cell(run))
+    after = read_run(RunLocation(run))
     for name in ("image_ids", "groups", "grades", "predicted", "probabilities"):
         assert np.array_equal(getattr(before, name), getattr(after, name))
 
@@ -90,38 +90,38 @@ def test_photographs_without_a_grade_are_read(run):
         run / "split.csv",
         lambda table: table.assign(grade=table["grade"].where(table["subset"] == "test", "")),
     )
-    assert isinstance(read_cell(Cell(run)), Run)
+    assert isinstance(read_run(RunLocation(run)), Run)
 
 
 DAMAGES = {
     "a photograph lacks": (
         "predictions.csv",
         lambda table: table.iloc[1:],
-        "1 lack, 0 are no test photographs",
+        "1 missing, 0 not test photographs",
     ),
     "a photograph is there twice": (
         "predictions.csv",
         lambda table: pd.concat([table, table.iloc[:1]]),
-        "some are twice",
+        "some are repeated",
     ),
     "a photograph too many": (
         "predictions.csv",
         lambda table: pd.concat([table, table.iloc[:1].assign(image_id="x")]),
-        "0 lack, 1 are",
+        "0 missing, 1 not test",
     ),
     "another grade": (
         "split.csv",
         lambda table: table.assign(grade=[(int(grade) + 1) % 5 for grade in table["grade"]]),
         "other grades than split.csv",
     ),
-    "no such grade": ("predictions.csv", lambda table: table.assign(predicted="5"), "none of 0 to 4"),
-    "half a grade": ("predictions.csv", lambda table: table.assign(predicted="1.5"), "none of 0 to 4"),
+    "no such grade": ("predictions.csv", lambda table: table.assign(predicted="5"), "outside 0 to 4"),
+    "half a grade": ("predictions.csv", lambda table: table.assign(predicted="1.5"), "outside 0 to 4"),
     "probabilities that are no numbers": (
         "predictions.csv",
         lambda table: table.assign(p3="inf"),
         "not numbers",
     ),
-    "a probability below 0": ("predictions.csv", lambda table: table.assign(p3="-0.5"), "below 0"),
+    "a probability below 0": ("predictions.csv", lambda table: table.assign(p3="-0.5"), "negative"),
     "probabilities of no whole": ("predictions.csv", lambda table: table.assign(p3="7.5"), "sum is not 1"),
     "words instead of numbers": ("predictions.csv", lambda table: table.assign(p3="often"), "damaged"),
     "a column lacks": ("predictions.csv", lambda table: table.drop(columns="p4"), "damaged"),
@@ -138,7 +138,7 @@ def test_a_damaged_run_is_refused_with_its_folder_and_what_to_do(run, damage):
     file, change, message = DAMAGES[damage]
     edit(run / file, change)
     with pytest.raises(DataError, match=message) as error:
-        read_cell(Cell(run))
+        read_run(RunLocation(run))
     assert str(run) in str(error.value)
     assert "again" in str(error.value)
 
@@ -147,7 +147,7 @@ def test_a_damaged_run_is_refused_with_its_folder_and_what_to_do(run, damage):
 def test_a_finished_run_with_a_missing_file_is_refused(run, file):
     (run / file).unlink()
     with pytest.raises(DataError, match=file):
-        read_cell(Cell(run))
+        read_run(RunLocation(run))
 
 
 def test_a_finished_run_without_a_test_is_refused(run):
@@ -155,20 +155,20 @@ def test_a_finished_run_without_a_test_is_refused(run):
     del metrics["test/qwk"]
     (run / "metrics.json").write_text(json.dumps(metrics))
     with pytest.raises(DataError, match="no test/qwk"):
-        read_cell(Cell(run))
+        read_run(RunLocation(run))
 
 
 @pytest.mark.parametrize("name", ["data", "data_hash", "split_hash"])
 def test_a_finished_run_whose_record_lacks_something_is_refused(run, name):
     change_json(run / "metrics.json", **{name: None})
     with pytest.raises(DataError, match=f"metrics.json.* has no {name}"):
-        read_cell(Cell(run))
+        read_run(RunLocation(run))
 
 
 def test_a_qwk_that_is_no_number_is_refused(run):
     change_json(run / "metrics.json", **{"test/qwk": "good"})
-    with pytest.raises(DataError, match="test/qwk is no number"):
-        read_cell(Cell(run))
+    with pytest.raises(DataError, match="test/qwk is not a number"):
+        read_run(RunLocation(run))
 
 
 @pytest.mark.parametrize("name", ["label_fraction", "fold", "seed", "init", "protocol", "data", "split"])
@@ -177,20 +177,20 @@ def test_a_finished_run_whose_config_lacks_something_is_refused(run, name):
     del config[name]
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(DataError, match=f"config.yaml has no .*{name}"):
-        read_cell(Cell(run))
+        read_run(RunLocation(run))
 
 
 @pytest.mark.parametrize(("name", "value"), [("label_fraction", 0.5), ("fold", 2), ("seed", 9)])
 def test_a_config_that_contradicts_the_record_is_refused(run, name, value):
     change_config(run, **{name: value})
     with pytest.raises(DataError, match=f"{name} is {value} in config.yaml and"):
-        read_cell(Cell(run))
+        read_run(RunLocation(run))
 
 
 def test_a_cost_that_is_no_number_is_refused(run):
     change_json(run / "provenance.json", seconds="long")
-    with pytest.raises(DataError, match="seconds is no number"):
-        read_cell(Cell(run))
+    with pytest.raises(DataError, match="seconds is not a number"):
+        read_run(RunLocation(run))
 
 
 def test_a_failed_run_need_not_say_which_cell_it_was(run):
@@ -198,7 +198,7 @@ def test_a_failed_run_need_not_say_which_cell_it_was(run):
     config = yaml.safe_load((run / "config.yaml").read_text())
     del config["fold"]
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    found = read_cell(Cell(run))
+    found = read_run(RunLocation(run))
     assert isinstance(found, Unfinished)
     assert found.config is None
 
@@ -207,7 +207,7 @@ def test_a_failed_run_need_not_say_which_cell_it_was(run):
 def test_an_unreadable_file_is_named(run, file):
     (run / file).write_text("{,")
     with pytest.raises(DataError, match=file):
-        read_cell(Cell(run))
+        read_run(RunLocation(run))
 
 
 def test_unfinished_runs_say_how_far_they_came(tmp_path):
@@ -216,8 +216,8 @@ def test_unfinished_runs_say_how_far_they_came(tmp_path):
     fail_run(runs[1], status="interrupted")
     stop_run(runs[2])
     remove_run(runs[3])
-    read = [read_cell(cell) for cell in find_cells([tmp_path]).cells]
-    unfinished = {each.cell.folder: each for each in read if isinstance(each, Unfinished)}
+    read = [read_run(cell) for cell in find_cells([tmp_path]).cells]
+    unfinished = {each.location.folder: each for each in read if isinstance(each, Unfinished)}
     assert [unfinished[run].status for run in runs[:4]] == [
         "failed",
         "interrupted",
@@ -233,7 +233,7 @@ def test_a_cell_that_has_only_begun_to_prepare_is_unfinished(tmp_path):
     shutil.rmtree(runs[0])
     (runs[0] / ".hydra").mkdir(parents=True)
     (runs[0] / ".hydra" / "config.yaml").write_text("task: grading\nseed: ${x}\n")
-    read = read_cell(next(cell for cell in find_cells([tmp_path]).cells if cell.folder == runs[0]))
+    read = read_run(next(cell for cell in find_cells([tmp_path]).cells if cell.folder == runs[0]))
     assert isinstance(read, Unfinished)
     assert read.status == "unfinished"
 
@@ -246,7 +246,7 @@ def test_what_is_no_grading_run_is_left_out_with_a_note(tmp_path):
     other = tmp_path / "prepared"
     (other / ".hydra").mkdir(parents=True)
     (other / ".hydra" / "config.yaml").write_text("data: {name: demo}\n")
-    read = [read_cell(cell) for cell in find_cells([tmp_path]).cells]
+    read = [read_run(cell) for cell in find_cells([tmp_path]).cells]
     assert [each.why.split(" (")[0] for each in read if isinstance(each, LeftOut)] == [
         "folders of other commands",
         "pre-training runs",

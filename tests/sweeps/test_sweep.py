@@ -13,7 +13,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from drgrade.cli.train import main
-from drgrade.runs.artefacts import write_config
+from drgrade.runs.run_dir import write_config
 from drgrade.sweeps.cells import Cell, read_sweep
 from drgrade.sweeps.command import cell_command
 from drgrade.sweeps.launcher import _Running, _stop

@@ -4,7 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from drgrade.config import CONF
-from drgrade.runs.run_dir import differences
+from drgrade.runs.settings import changed_settings
 
 PARTS = ("vit", "fpn", "deep_learner", "cbam")
 COMBINATIONS = ("rotation_simclr", "rotation_inpainting")
@@ -13,14 +13,14 @@ COMBINATIONS = ("rotation_simclr", "rotation_inpainting")
 @pytest.mark.parametrize("part", PARTS)
 def test_an_ablation_leaves_out_one_part_and_changes_nothing_else(part, compose):
     full, without = compose("+experiment=msssl_10pct"), compose(f"+experiment=msssl_without_{part}")
-    assert differences(full, without) == [f"encoder.use_{part} was True and is False"]
+    assert changed_settings(full, without) == [f"encoder.use_{part} was True and is False"]
     assert without.method == f"msssl_without_{part}" != full.method
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS)
 def test_an_experiment_with_a_combination_changes_the_pretext_and_nothing_else(combination, compose):
     full, combined = compose("+experiment=msssl_10pct"), compose(f"+experiment=msssl_{combination}")
-    changed = {setting.split(".")[0] for setting in differences(full, combined)}
+    changed = {setting.split(".")[0] for setting in changed_settings(full, combined)}
     assert changed == {"pretext", "pretraining"}
     assert (combined.pretext.name, combined.method) == (combination, f"msssl_{combination}")
 
@@ -36,7 +36,7 @@ def test_the_rows_of_the_ablation_table_are_these_experiments(compose):
             *(f"{key}={str(value).lower()}" for key, value in row.items()),
         )
         experiment = "msssl_10pct" if name == "msssl" else name
-        assert differences(compose(f"+experiment={experiment}"), cell) == []
+        assert changed_settings(compose(f"+experiment={experiment}"), cell) == []
 
 
 def test_the_ablation_table_runs_over_all_fractions_and_folds():

@@ -181,7 +181,7 @@ def test_a_pretraining_does_not_go_on_with_another_split(compose, tmp_path):
     other = split.assign(subset=["test" if i % 3 else "train" for i in range(len(split))])
     other.drop(columns="grade").to_csv(tmp_path / "other.csv", index=False)
     before = (tmp_path / "run" / "seen.txt").read_bytes()
-    with pytest.raises(DataError, match="not those that the run began with"):
+    with pytest.raises(DataError, match="differ from those the run"):
         train(
             compose(
                 "+experiment=rotation_pretrain",
@@ -208,5 +208,5 @@ def test_a_run_does_not_go_on_with_changed_pixels(tmp_path):
     run()
     first, second = pd.read_csv(root / "labels.csv")["image"][:2]
     shutil.copyfile(root / second, root / first)
-    with pytest.raises(DataError, match="not those that the run began with"):
+    with pytest.raises(DataError, match="differ from those the run"):
         run(f"resume={tmp_path}/run")
