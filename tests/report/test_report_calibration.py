@@ -22,7 +22,7 @@ from drgrade.reporting.markdown import render_markdown
 from drgrade.reporting.run_finder import find_cells
 from drgrade.reporting.study import make_study
 from drgrade.reporting.tables import all_tables, operating_points_table
-from drgrade.runs.reader import read_cell
+from drgrade.runs.reader import read_run
 from drgrade.runs.run_dir import read_calibration
 from drgrade.stats.bootstrap import draws
 
@@ -87,7 +87,7 @@ def test_operating_points_count_the_photographs_of_all_runs_together(calibrated)
 
 
 def test_resamples_are_the_figures_of_photographs_that_are_drawn_again(calibrated):
-    runs = [read_cell(cell) for cell in find_cells([calibrated[0].parent]).cells]
+    runs = [read_run(cell) for cell in find_cells([calibrated[0].parent]).cells]
     fold = collect_folds(runs)["0"]
     (run, *_) = [each for each in runs if each.fold == "0"]
     (found,) = resample_calibrated(fold, [run], 20, seed=3)
