@@ -15,6 +15,24 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def format_duration(seconds: float) -> str:
+    """Format a duration in its two largest units.
+
+    Args:
+        seconds: At least 0.
+
+    Returns:
+        ``48 s``, ``12 min``, ``3 h 20 min`` or ``2 d 4 h``.
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours = round(minutes / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
 def track(items: Iterable[T], total: int | None, doing: str, of: str) -> Iterator[T]:
     """Hand items on and show how far they are: a bar on a terminal, else a line now and then.
 

@@ -1,11 +1,11 @@
-"""What Hydra finds of drgrade for SLURM: the launcher, or what says how to install it."""
+"""Hydra plugin for SLURM, or a launcher that names the package to install."""
 
 from importlib.util import find_spec
 
 if find_spec("hydra_plugins.hydra_submitit_launcher"):
     from drgrade.sweeps.slurm import SlurmLauncher as _Launcher
 else:
-    from drgrade.sweeps.missing import MissingLauncher as _Launcher
+    from drgrade.sweeps.launcher_fallback import MissingLauncher as _Launcher
 
 
 class SlurmLauncher(_Launcher):

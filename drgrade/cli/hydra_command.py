@@ -5,7 +5,6 @@ import re
 import sys
 from collections.abc import Callable
 from datetime import datetime
-from importlib.util import find_spec
 from typing import Any, NoReturn, cast
 
 import hydra
@@ -149,8 +148,6 @@ def explain_override(message: str) -> str:
     choice = re.search(r"Could not find '([^']+)/([^'/]+)'", message)
     if choice:
         group, name = choice.groups()
-        if group == "hydra/sweeper/sampler" and not find_spec("hydra_plugins.hydra_optuna_sweeper"):
-            return "hydra/sweeper=search needs a package: pip install 'drgrade[search]'"
         return f"there is no {group}={name}; {nearest(name, choices(group))}"
     group_only = re.search(r"Could not find '([^']+)'", message)
     if group_only:

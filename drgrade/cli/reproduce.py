@@ -13,10 +13,10 @@ from drgrade.cli.arguments import help_text, parse
 from drgrade.cli.hydra_command import explain
 from drgrade.config import choices, nearest
 from drgrade.errors import ConfigError, DrgradeError
-from drgrade.progress import say
+from drgrade.progress import format_duration, say
 
 if TYPE_CHECKING:
-    from drgrade.sweeps.workload import Sweep
+    from drgrade.sweeps.sweeper import PlannedSweep
 
 USAGE = """\
 usage: drgrade reproduce data=NAME data.root=DIR [scale=small] [any setting of a training ...]
@@ -87,7 +87,7 @@ def work(settings: Settings, overrides: Sequence[str]) -> int:
     Raises:
         DrgradeError: If something is wrong that the user can mend.
     """
-    from drgrade.sweeps.workload import plan_sweep
+    from drgrade.sweeps.sweeper import plan_sweep
 
     began = time.monotonic()
     sweeps = [plan_sweep(name, overrides) for name in settings.experiments]
@@ -107,25 +107,24 @@ def work(settings: Settings, overrides: Sequence[str]) -> int:
     return 1 if incomplete or not reported else 0
 
 
-def _estimate(sweeps: Sequence["Sweep"], seconds: float) -> float:
-    """Print what is to be done and how long it takes; returns the seconds."""
-    from drgrade.sweeps.estimate import table
-    from drgrade.sweeps.forecast import forecast
+def _estimate(sweeps: Sequence["PlannedSweep"], seconds: float) -> float:
+    """Print the estimate of every table; return the seconds of all of them."""
+    from drgrade.sweeps.estimate import estimate_sweeps, format_estimates
 
-    estimates = forecast(sweeps, seconds)
+    estimates = estimate_sweeps(sweeps, seconds)
     notes = {
-        sweep.experiment: "measured on this machine; its cells run where hydra/launcher= puts them"
+        sweep.experiment: "measured on this machine, but its cells run on others"
         for sweep in sweeps
-        if not sweep.here and sweep.waiting
+        if sweep.waiting and not sweep.local
     }
-    print(f"\n{table(estimates, datetime.now(), notes)}")
-    print("Ctrl-C stops; the same command goes on where it was.\n", flush=True)
+    print(f"\n{format_estimates(estimates, datetime.now(), notes)}")
+    print("Ctrl-C stops; the same command resumes.\n", flush=True)
     return sum(each.seconds for each in estimates)
 
 
 def _run(experiment: str, overrides: Sequence[str]) -> int:
     """Sweep, as a command of its own; returns its exit status."""
-    from drgrade.sweeps.children import run_child
+    from drgrade.sweeps.subprocesses import run_child
 
     command = [sys.executable, "-m", "drgrade.cli.train", "-m", f"+experiment={experiment}", *overrides]
     status = run_child([*command, "hydra.sweeper.report=false"])  # one report of all in the end
@@ -134,12 +133,12 @@ def _run(experiment: str, overrides: Sequence[str]) -> int:
     return status
 
 
-def _target(sweeps: Sequence["Sweep"], overrides: Sequence[str]) -> Path:
+def _target(sweeps: Sequence["PlannedSweep"], overrides: Sequence[str]) -> Path:
     """Folder of the report: the same command finds the same one."""
-    return sweeps[0].outputs / "reports" / "+".join(sweep.plan.name for sweep in sweeps)
+    return Path(sweeps[0].config.paths.outputs) / "reports" / "+".join(sweep.plan.name for sweep in sweeps)
 
 
-def _report(sweeps: Sequence["Sweep"], folder: Path) -> bool:
+def _report(sweeps: Sequence["PlannedSweep"], folder: Path) -> bool:
     """Report on what there is; whether there is anything."""
     from drgrade.cli import report
 
@@ -153,10 +152,8 @@ def _report(sweeps: Sequence["Sweep"], folder: Path) -> bool:
 
 
 def _conclusion(took: float, expected: float | None, whole: float) -> str:
-    from drgrade.sweeps.estimate import duration
-
-    against = f", estimated {duration(expected)}" if expected is not None else ""
-    return f"the tables took {duration(took)}{against}; everything {duration(whole)}"
+    against = f", estimated {format_duration(expected)}" if expected is not None else ""
+    return f"the tables took {format_duration(took)}{against}; everything {format_duration(whole)}"
 
 
 def main() -> None:

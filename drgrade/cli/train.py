@@ -14,8 +14,8 @@ from drgrade.cli.hydra_command import fail, run
 from drgrade.config import choices
 from drgrade.errors import DrgradeError
 from drgrade.sweeps.cells import progress
-from drgrade.sweeps.command import cell_command
-from drgrade.sweeps.sweeper import Outcome, outcome
+from drgrade.sweeps.overrides import cell_command
+from drgrade.sweeps.sweeper import SweepOutcome, outcome
 
 
 def work(cfg: DictConfig) -> None:
@@ -128,7 +128,7 @@ def main() -> None:
         _report(done)
 
 
-def _report(done: Outcome) -> None:
+def _report(done: SweepOutcome) -> None:
     """Say what a sweep came to; status 1 if a cell is not finished."""
     log = logging.getLogger("drgrade")
     try:

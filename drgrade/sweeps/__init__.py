@@ -1,1 +1,1 @@
-"""Many runs from one command: which cells there are, which are done, and where they run."""
+"""Sweeps: many runs from one command, on this machine, SLURM or Ray."""

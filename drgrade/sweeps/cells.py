@@ -1,4 +1,4 @@
-"""Cells of a sweep: their names, and how far they are."""
+"""Cells of a sweep: names, the list in ``sweep.json``, progress and failures."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from drgrade.runs.run_dir import CONFIG, read_metrics
 SWEEP = "sweep.json"
 FINISHED = "finished"
 OUTPUT = "output.log"
-"""What a cell's own process prints."""
+"""Receives the output of a cell's process."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Cell:
     """One run of a sweep.
 
     Attributes:
-        name: Of its folder in the sweep's.
-        overrides: What tells it from the sweep's config, as on the command line.
+        name: Name of its folder below the sweep's.
+        overrides: Overrides that define it, as on the command line.
     """
 
     name: str
@@ -33,13 +33,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a cell is.
+    """Progress of a cell.
 
     Attributes:
-        status: ``finished``, ``pruned`` (a search's trial), ``failed``, ``interrupted``,
-            ``unfinished`` (begun, without a result) or ``not begun``.
-        reason: Why it failed; empty where there is nothing to say.
-        record: What its ``metrics.json`` holds.
+        status: ``finished``, ``pruned`` (a trial of a search), ``failed``, ``interrupted``, ``unfinished``
+            (started, without a result) or ``not begun``.
+        reason: Cause of a failure; empty if unknown.
+        record: Content of ``metrics.json``.
     """
 
     status: str
@@ -48,13 +48,13 @@ class Progress:
 
 
 def progress(folder: Path) -> Progress:
-    """Read from its folder how far a cell is.
+    """Read the progress of a cell from its folder.
 
     Args:
-        folder: The cell's.
+        folder: The cell's folder.
 
     Returns:
-        Its progress; failed if its ``metrics.json`` cannot be read, with what to do about it.
+        The progress; ``failed`` if ``metrics.json`` cannot be read.
     """
     try:
         record = read_metrics(folder)
@@ -63,22 +63,24 @@ def progress(folder: Path) -> Progress:
     if record:
         return Progress(str(record.get("status")), str(record.get("error", "")), record)
     if (folder / CONFIG).is_file():
-        return Progress("unfinished", "ended without a word (killed, or out of memory?)", {})
+        return Progress("unfinished", "ended without an error message (killed or out of memory?)", {})
     return Progress("not begun", "", {})
 
 
 def cell_name(values: Mapping[str, str], row: str = "") -> str:
-    """Name of a cell's folder, from what tells it from the others.
-
-    It needs no quoting in a shell or as the value of an override.
+    """Name the folder of a cell; the name needs no quoting in a shell or in an override.
 
     Args:
-        values: Swept setting: value.
-        row: Name of its row; empty if the sweep has none.
+        values: Swept settings and their values.
+        row: Name of the cell's row; empty for a sweep without rows.
 
     Returns:
-        ``init-ssl_label_fraction-0.1_fold-3_seed-0``, after the name of the row; values that hold
-        other signs get a hash.
+        ``init-ssl_label_fraction-0.1_fold-3_seed-0``, prefixed by the row. Values with special characters
+        are shortened and get a hash.
+
+    Example:
+        >>> cell_name({"optimizer.lr": "1e-3", "fold": "0"}, row="mae")
+        'mae_lr-1e-3_fold-0'
     """
     parts = [f"{_last(key)}-{_plain(value)}" for key, value in values.items()]
     return "_".join([row, *parts] if row else parts) or "single"
@@ -96,16 +98,16 @@ def _plain(value: str) -> str:
 
 
 def write_sweep(folder: Path, name: str, command: Sequence[str], cells: Sequence[Cell]) -> None:
-    """Write ``sweep.json``: every cell that the sweep is to have. Cells of an earlier command stay listed.
+    """Write ``sweep.json``; cells that an earlier command listed stay in it.
 
     Args:
-        folder: The sweep's.
-        name: Of the sweep.
+        folder: The sweep's folder.
+        name: Name of the sweep.
         command: The command line.
-        cells: Of this command.
+        cells: Cells of this command.
 
     Raises:
-        DataError: If there is an unreadable ``sweep.json``.
+        DataError: If an existing ``sweep.json`` cannot be read.
     """
     known = {cell.name: cell for cell in read_sweep(folder)} | {cell.name: cell for cell in cells}
     listed = [{"name": cell.name, "overrides": list(cell.overrides)} for cell in known.values()]
@@ -114,13 +116,13 @@ def write_sweep(folder: Path, name: str, command: Sequence[str], cells: Sequence
 
 
 def read_sweep(folder: Path) -> list[Cell]:
-    """Cells that a sweep is to have.
+    """Read the cells of a sweep from ``sweep.json``.
 
     Args:
-        folder: The sweep's.
+        folder: The sweep's folder.
 
     Returns:
-        Its cells; empty if it has no ``sweep.json``.
+        All planned cells; empty without ``sweep.json``.
 
     Raises:
         DataError: If ``sweep.json`` cannot be read.
@@ -138,68 +140,66 @@ def read_sweep(folder: Path) -> list[Cell]:
 
 
 def error_line(output: str) -> str:
-    """What a command said was wrong.
+    """Return the last line of a command's output that starts with ``error:``, without this prefix.
 
     Args:
-        output: All that it printed.
+        output: Everything that the command printed.
 
     Returns:
-        Its last line that begins with ``error:``, without that; empty if there is none.
+        The message; empty if there is none.
     """
     errors = [line.strip() for line in output.splitlines() if line.strip().startswith("error: ")]
     return errors[-1].removeprefix("error: ") if errors else ""
 
 
 def log_file(folder: Path) -> Path:
-    """Where a cell's output goes.
+    """Return the log of a cell: the output of its own process, or else Hydra's log.
 
     Args:
-        folder: The cell's.
+        folder: The cell's folder.
 
     Returns:
-        The file of its own process, or else Hydra's.
+        A path, which may not exist.
     """
     own = folder / OUTPUT
     return own if own.is_file() else folder / "train.log"
 
 
-def failures(folder: Path, cells: Sequence[Cell], told: Mapping[str, str] | None = None) -> str:
-    """A table of the cells that are not finished.
+def failures(folder: Path, cells: Sequence[Cell], errors: Mapping[str, str] | None = None) -> str:
+    """Format a table of the cells that are not finished.
 
     Args:
-        folder: The sweep's.
-        cells: To be looked at.
-        told: Cell: what its process said last. A cell may be refused before it writes into its folder, which
-            then has nothing to say, or tells of an earlier attempt.
+        folder: The sweep's folder.
+        cells: Cells to look at.
+        errors: Last error of each cell's process, by name. A cell that fails before it writes into its folder
+            leaves no reason there, or that of an earlier attempt.
 
     Returns:
         Lines of text; empty if every cell is finished.
     """
-    told = told or {}
-    rows = [(cell.name, _with(progress(folder / cell.name), told.get(cell.name, ""))) for cell in cells]
+    errors = errors or {}
+    rows = [
+        (cell.name, _with_error(progress(folder / cell.name), errors.get(cell.name, ""))) for cell in cells
+    ]
     broken = [(name, found) for name, found in rows if found.status != FINISHED]
     if not broken:
         return ""
     width = max(len(name) for name, _ in broken)
     lines = [
-        f"  {name:{width}}  {found.status:11}  {_short(found.reason)}".rstrip() for name, found in broken
+        f"  {name:{width}}  {found.status:11}  {_shorten(found.reason)}".rstrip() for name, found in broken
     ]
     logs = [path for name, _ in broken if (path := log_file(folder / name)).is_file()]
-    hint = (
-        [f"  its output: {logs[0]}" if len(logs) == 1 else f"  output of the first: {logs[0]}"]
-        if logs
-        else []
-    )
-    return "\n".join([f"{len(broken)} of {len(cells)} cells are not finished:", *lines, *hint])
+    if logs:
+        lines.append(f"  {'its output' if len(logs) == 1 else 'output of the first'}: {logs[0]}")
+    return "\n".join([f"{len(broken)} of {len(cells)} cells are not finished:", *lines])
 
 
-def _with(found: Progress, told: str) -> Progress:
-    """Progress with what the process said, unless the folder says the same in more words."""
-    if found.status == FINISHED or told in found.reason:
+def _with_error(found: Progress, error: str) -> Progress:
+    if found.status == FINISHED or error in found.reason:
         return found
-    return replace(found, status="failed" if found.status == "not begun" else found.status, reason=told)
+    return replace(found, status="failed" if found.status == "not begun" else found.status, reason=error)
 
 
-def _short(reason: str) -> str:
+def _shorten(reason: str) -> str:
     line = " ".join(reason.split())
     return line if len(line) <= 200 else f"{line[:200]} ..."

@@ -1,217 +1,362 @@
-"""How long a sweep will take: sums over what is to be done, at measured speeds."""
+"""Estimate of the time that sweeps need: measured time of a step, times the number of steps."""
 
+import itertools
+import json
 import math
+import shutil
+import statistics
+import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
 
-from drgrade.errors import ConfigError
+import pytorch_lightning as pl
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import Callback
 
-_LIGHTNINGS_EPOCHS = 1000
-"""What Lightning takes if neither epochs nor steps are limited."""
+from drgrade.data.datamodules import PretextDataModule
+from drgrade.data.photographs import Photographs
+from drgrade.errors import ConfigError, DrgradeError
+from drgrade.files import write_text
+from drgrade.models.artefact import CARD
+from drgrade.progress import format_duration, say, track
+from drgrade.sweeps.cells import Cell, error_line
+from drgrade.sweeps.inline import InlineLauncher
+from drgrade.sweeps.launcher import cell_environment
+from drgrade.sweeps.overrides import as_override, cell_command
+from drgrade.sweeps.subprocesses import run_child
+from drgrade.sweeps.sweeper import PlannedSweep
+from drgrade.training.build import make
+from drgrade.training.cache import Shared
+from drgrade.training.pretraining import pretext_config
+from drgrade.training.probe import is_probe
 
+_FORWARD = 1 / 3
+"""Cost of a forward pass relative to a training step; used for evaluation and frozen epochs."""
 
-@dataclass(frozen=True)
-class Length:
-    """How long one training is.
-
-    Attributes:
-        epochs: That are begun.
-        images: That go through training steps, over all processes.
-        frozen: Those among them that do so while the encoder is frozen.
-    """
-
-    epochs: int
-    images: int
-    frozen: int = 0
-
-
-@dataclass(frozen=True)
-class Training:
-    """One training, with what is looked at in between and afterwards.
-
-    Attributes:
-        length: Of the training.
-        evaluated: Images that are validated or tested on, counted each time.
-    """
-
-    length: Length
-    evaluated: int
+_PROBE_SECONDS, _START_SECONDS = 1.0, 9.0
+"""Time to fit a probe, and to start a process for it; both are too short to be measured."""
 
 
 @dataclass(frozen=True)
-class Rates:
-    """What was measured.
+class Workload:
+    """Work of one training.
 
     Attributes:
-        trained: Images per second in training steps.
-        frozen: The same while the encoder is frozen.
-        evaluated: Images per second in validation and test.
-        epoch: Seconds that each epoch takes beside its steps and its validation (checkpoints, mostly).
-        start: Seconds of a process beside its training.
+        cell: The cell that does it.
+        config: Its config; with ``task: pretext`` for a pre-training.
+        epochs: Number of epochs; a fraction if the number of steps ends the training within an epoch.
+        images: Number of images in training steps. Evaluated images and images of frozen epochs count
+            as a third of an image.
     """
 
-    trained: float
-    frozen: float
-    evaluated: float
-    epoch: float
-    start: float
+    cell: Cell
+    config: DictConfig
+    epochs: float
+    images: float
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """What an experiment still needs.
+class TimeEstimate:
+    """Estimate for one sweep.
 
     Attributes:
-        name: Of the experiment.
-        cells: To be run, finished ones left out.
-        pretrainings: To be run, those of encoders that exist left out.
-        seconds: One cell after the other.
-        parallel: Cells at the same time.
+        experiment: Name of its experiment.
+        cells: Number of cells to run.
+        pretrainings: Number of encoders to pre-train.
+        seconds: Total time if the cells run one after the other.
+        parallel: Number of cells that run at the same time.
     """
 
-    name: str
+    experiment: str
     cells: int
     pretrainings: int
     seconds: float
     parallel: int = 1
 
 
-def training_length(
-    photographs: int,
-    batch_size: int,
-    max_epochs: int | None,
-    max_steps: int,
-    *,
-    steps_per_epoch: int | None = None,
-    accumulated: int = 1,
-    frozen_epochs: int = 0,
-) -> Length:
-    """How long a training is by its settings.
+def estimate_sweeps(sweeps: Sequence[PlannedSweep], seconds: float) -> list[TimeEstimate]:
+    """Estimate the time that sweeps need, with short runs that measure the time of a step.
+
+    Photographs are prepared if necessary. A pre-training that several cells need counts once.
 
     Args:
-        photographs: That it learns from.
-        batch_size: Over all processes; a batch is no larger than the set.
-        max_epochs: Limit of epochs; -1: none; None: Lightning's own, unless steps are limited.
-        max_steps: Limit of optimiser steps; -1: none.
-        steps_per_epoch: Batches of an epoch; None: one pass over the photographs.
-        accumulated: Batches of one optimiser step.
-        frozen_epochs: First epochs, in which the encoder is frozen.
+        sweeps: Sweeps in the order in which they will run.
+        seconds: Duration of the training in each short run.
 
     Returns:
-        Its length.
+        An estimate for each sweep.
 
     Raises:
-        ConfigError: If it would never end.
+        DrgradeError: If the photographs, the split or a short run fail.
+    """
+    # All sweeps are counted before any run is measured, so that errors come early.
+    encoders: dict[Path, Workload] = {}
+    counted = [(sweep, *count_work(sweep, encoders)) for sweep in sweeps]
+    return [_estimate(sweep, gradings, pretrainings, seconds) for sweep, gradings, pretrainings in counted]
+
+
+def count_work(sweep: PlannedSweep, encoders: dict[Path, Workload]) -> tuple[list[Workload], list[Workload]]:
+    """Count the work of a sweep.
+
+    Args:
+        sweep: The sweep.
+        encoders: Pre-trainings of earlier sweeps by folder of the encoder; those of this sweep are added.
+
+    Returns:
+        Workloads of the cells (probes have 0 epochs), and of the pre-trainings not yet in ``encoders``.
+
+    Raises:
+        DrgradeError: If photographs or split cannot be used, or a training would never end.
+    """
+    shared = Shared()
+    gradings, pretrainings = [], []
+    for cell in track(sweep.waiting, len(sweep.waiting), "counting", f"cells of {sweep.experiment}"):
+        cfg = sweep.plan.configs[cell]
+        if cfg.task != "grading":
+            raise ConfigError(f"task={cfg.task}: the cells of a table are grading runs; remove this")
+        photographs = shared.photographs(cfg)
+        gradings.append(_grading(cell, cfg, photographs))
+        if cfg.init == "ssl":
+            pretext = pretext_config(cfg, photographs)
+            folder = Path(pretext.paths.run)
+            if folder not in encoders and not (folder / CARD).is_file():
+                encoders[folder] = _pretraining(cell, pretext, photographs)
+                pretrainings.append(encoders[folder])
+    return gradings, pretrainings
+
+
+def _grading(cell: Cell, cfg: DictConfig, photographs: Photographs) -> Workload:
+    if is_probe(cfg):
+        return Workload(cell, cfg, 0, 0)
+    counts = photographs.split["subset"].value_counts()
+    train, val, test, external = (int(counts.get(name, 0)) for name in ("train", "val", "test", "external"))
+    epochs, images = training_length(train, cfg.data.batch_size, cfg.trainer, cfg.protocol.steps_per_epoch)
+    frozen = min(epochs, cfg.protocol.frozen_epochs)
+    evaluated = val * (math.ceil(epochs) + 1) + (test + external if cfg.test else 0)
+    trained = images * (epochs - frozen + _FORWARD * frozen)
+    return Workload(cell, cfg, epochs, trained + _FORWARD * evaluated)
+
+
+def _pretraining(cell: Cell, cfg: DictConfig, photographs: Photographs) -> Workload:
+    data = make(cfg.pretraining.datamodule, photographs=photographs)
+    assert isinstance(data, PretextDataModule)
+    counts = data.subsets()["subset"].value_counts()
+    epochs, images = training_length(int(counts.get("train", 0)), cfg.pretext.batch_size, cfg.trainer)
+    return Workload(cell, cfg, epochs, epochs * (images + _FORWARD * int(counts.get("val", 0))))
+
+
+def training_length(
+    photographs: int, batch_size: int, trainer: DictConfig, steps_per_epoch: int | None = None
+) -> tuple[float, int]:
+    """Count the epochs of a training and the images of an epoch.
+
+    Args:
+        photographs: Size of the training set.
+        batch_size: Images of a batch over all processes; a batch is no larger than the training set.
+        trainer: Config with ``max_epochs``, ``max_steps`` and ``accumulate_grad_batches``.
+        steps_per_epoch: Batches of an epoch; None: one pass over the photographs.
+
+    Returns:
+        Number of epochs, with a fraction if ``max_steps`` ends the training within one, and number of images
+        in the training steps of an epoch.
+
+    Raises:
+        ConfigError: If neither epochs nor steps are limited.
     """
     if photographs < 1:
-        return Length(0, 0)  # such a run fails, and says why
+        return 0, 0  # the run fails and reports the reason
     batch = min(batch_size, photographs)
     batches = steps_per_epoch or math.ceil(photographs / batch)
+    max_epochs, max_steps = trainer.max_epochs, trainer.max_steps
     if max_epochs is None:
-        max_epochs = _LIGHTNINGS_EPOCHS if max_steps == -1 else -1
-    if max_epochs == -1 and max_steps == -1:
+        max_epochs = 1000 if max_steps == -1 else -1  # Lightning's default
+    limits = [max_epochs, max_steps / math.ceil(batches / trainer.accumulate_grad_batches)]
+    if max(limits) < 0:
         raise ConfigError("trainer.max_epochs=-1 with trainer.max_steps=-1 never ends: limit one of them")
-    steps = math.ceil(batches / accumulated)  # the last one of an epoch takes what is left of it
-    limits = [limit for limit in (max_epochs * steps, max_steps) if limit >= 0]
-    whole, rest = divmod(min(limits), steps)
-    done = whole * batches + rest * accumulated
-    epochs = whole + (rest > 0)
-    return Length(epochs, done * batch, min(done, frozen_epochs * batches) * batch)
+    return min(limit for limit in limits if limit >= 0), batches * batch
 
 
-def training_seconds(training: Training, rates: Rates) -> float:
-    """How long a training takes, without the start of its process.
+def _estimate(
+    sweep: PlannedSweep, gradings: Sequence[Workload], pretrainings: Sequence[Workload], seconds: float
+) -> TimeEstimate:
+    trainings = [work for work in gradings if not is_probe(work.config)]
+    start = 0.0 if isinstance(sweep.launcher, InlineLauncher) else _START_SECONDS
+    total = (len(gradings) - len(trainings)) * (_PROBE_SECONDS + start)
+    groups: dict[str, list[Workload]] = {}
+    for work in (*trainings, *pretrainings):
+        groups.setdefault(_speed_key(work.config), []).append(work)
+    for group in groups.values():
+        # The largest training has the fullest batches.
+        speed = measure(sweep, max(group, key=lambda work: work.images), seconds)
+        total += sum(speed.seconds(work) for work in group)
+    return TimeEstimate(sweep.experiment, len(gradings), len(pretrainings), total, sweep.parallel)
+
+
+def _speed_key(cfg: DictConfig) -> str:
+    """Identify the settings that determine the time of a step."""
+    nodes = [cfg.encoder] if cfg.task == "grading" else [cfg.encoder, cfg.pretext]
+    settings = [OmegaConf.to_container(node, resolve=True) for node in nodes]
+    return json.dumps([cfg.task, cfg.data.image_size, cfg.data.batch_size, *settings])
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Result of a short run, in seconds.
+
+    Attributes:
+        image: Time per image of a training step.
+        epoch: Time per epoch beside its steps, mostly for checkpoints.
+        start: Time of the process beside training; 0 for a pre-training, which a grading run does.
+    """
+
+    image: float
+    epoch: float
+    start: float
+
+    def seconds(self, work: Workload) -> float:
+        """Return the time that a workload needs."""
+        return self.start + work.epochs * self.epoch + work.images * self.image
+
+
+def measure(sweep: PlannedSweep, work: Workload, seconds: float) -> Speed:
+    """Measure the speed of a training with a short run in a process of its own.
 
     Args:
-        training: What is done.
-        rates: How fast.
+        sweep: The sweep.
+        work: The training; the short run starts from random weights.
+        seconds: Duration of the training; at least two epochs of three steps.
 
     Returns:
-        Seconds.
+        The speed.
+
+    Raises:
+        DrgradeError: If the run fails, as the cells would.
     """
-    length = training.length
-    return (
-        (length.images - length.frozen) / rates.trained
-        + length.frozen / rates.frozen
-        + length.epochs * rates.epoch
-        + training.evaluated / rates.evaluated
-    )
+    task = work.config.task
+    what = "grading" if task == "grading" else "pre-training"
+    say(f"measuring the speed of {what} in {sweep.experiment}: {work.cell.name}")
+    outputs = Path(sweep.config.paths.outputs)
+    outputs.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=".probe-", dir=outputs))  # on the disk that the cells will use
+    try:
+        own = _short_run(task, seconds, folder)
+        names = {_name(override) for override in own}
+        kept = [override for override in work.cell.overrides if _name(override) not in names]
+        command = cell_command([*sweep.config.hydra.overrides.hydra, *kept, *own], folder)
+        output, result = folder / "output.log", folder / StepTimer.FILE
+        started = time.monotonic()
+        with output.open("wb") as stream:
+            status = run_child(command, stdout=stream, env=cell_environment(sweep.parallel))
+        wall = time.monotonic() - started
+        if status or not result.is_file():
+            text = output.read_text(encoding="utf-8", errors="replace").strip()
+            message = error_line(text) or text.rsplit("\n", 1)[-1] or "it printed nothing"
+            raise DrgradeError(f"a short run to measure the speed has failed: {message}")
+        found = json.loads(result.read_text(encoding="utf-8"))
+    finally:
+        shutil.rmtree(folder)
+    start = wall - found["seconds"] if task == "grading" else 0.0
+    return Speed(found["step"] / found["images"], found["epoch"], start)
 
 
-def cell_seconds(training: Training, rates: Rates) -> float:
-    """How long a cell takes, from the start of its process to its end.
+def _short_run(task: str, seconds: float, folder: Path) -> list[str]:
+    """Return the overrides that make a short run of a cell."""
+    timer = {"_target_": f"{__name__}.{StepTimer.__name__}", "folder": str(folder), "seconds": seconds}
+    return [
+        f"task={task}",
+        "init=random",
+        "test=false",
+        "logger=none",
+        "protocol.frozen_epochs=0",
+        "trainer.max_epochs=1000",
+        "trainer.max_steps=-1",
+        "trainer.num_sanity_val_steps=0",
+        "++trainer.limit_train_batches=3",
+        "++trainer.limit_val_batches=1",
+        f"++callbacks.step_timer={as_override(timer)}",
+        f"paths.encoders={as_override(str(folder / 'encoders'))}",
+    ]
+
+
+def _name(override: str) -> str:
+    return override.lstrip("+~").split("=", 1)[0]
+
+
+class StepTimer(Callback):
+    """Measures the time of training steps, and ends a short run."""
+
+    FILE = "speed.json"
+
+    def __init__(self, folder: str, seconds: float) -> None:
+        """Store the settings.
+
+        Args:
+            folder: Receives ``speed.json``.
+            seconds: Duration after which the training ends, but not before two epochs.
+        """
+        self._path, self._seconds = Path(folder) / self.FILE, seconds
+        self._ends: list[tuple[int, float]] = []
+        self._images = 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Record the end of a step, and stop all processes when the time is over."""
+        self._images = max(self._images, len(batch["index"]) * trainer.world_size)
+        self._ends.append((trainer.current_epoch, time.monotonic()))
+        enough = len(self._ends) >= 6 and self._ends[-1][1] - self._ends[0][1] >= self._seconds
+        trainer.should_stop = trainer.strategy.reduce_boolean_decision(enough, all=False)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the median time of a step and of the pause between epochs; the first step is left out."""
+        if not trainer.is_global_zero:
+            return
+        steps, pauses = list[float](), list[float]()
+        for (epoch, start), (next_epoch, end) in itertools.pairwise(self._ends):
+            (steps if epoch == next_epoch else pauses).append(end - start)
+        step = statistics.median(steps or pauses)
+        speed = {
+            "images": self._images,
+            "step": step,
+            "epoch": max(0.0, statistics.median(pauses) - step),
+            "seconds": self._ends[-1][1] - self._ends[0][1],
+        }
+        write_text(self._path, json.dumps(speed) + "\n")
+
+
+def format_estimates(
+    estimates: Sequence[TimeEstimate], now: datetime, notes: Mapping[str, str] | None = None
+) -> str:
+    """Format a table of estimates with the time at which everything will be finished.
 
     Args:
-        training: The cell's.
-        rates: Of grading.
-
-    Returns:
-        Seconds.
-    """
-    return rates.start + training_seconds(training, rates)
-
-
-def table(estimates: Sequence[Estimate], now: datetime, notes: Mapping[str, str] | None = None) -> str:
-    """Tell what is to be done, how long it takes, and when it will be done.
-
-    Args:
-        estimates: One or more.
-        now: When it begins.
-        notes: Experiment: what is to be said about its line.
+        estimates: One or more estimates.
+        now: Time of the start.
+        notes: Remarks on experiments, by name.
 
     Returns:
         Lines of text.
     """
-    total = sum(each.seconds for each in estimates)
-    rows = [("experiment", "cells to run", "pre-trainings to run", "time")]
-    rows += [
-        (each.name, str(each.cells), str(each.pretrainings), duration(each.seconds)) for each in estimates
-    ]
+    seconds = sum(each.seconds for each in estimates)
     cells, pretrainings = sum(each.cells for each in estimates), sum(each.pretrainings for each in estimates)
-    rows.append(("total", str(cells), str(pretrainings), duration(total)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(_aligned(row, widths)).rstrip() for row in rows]
+    rows = [(each.experiment, each.cells, each.pretrainings, each.seconds) for each in estimates]
+    table = [("experiment", "cells to run", "pre-trainings to run", "time")]
+    table += [
+        (name, str(count), str(pretrained), format_duration(time))
+        for name, count, pretrained, time in (*rows, ("total", cells, pretrainings, seconds))
+    ]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = [
+        "  ".join((name.ljust(widths[0]), *map(str.rjust, figures, widths[1:]))) for name, *figures in table
+    ]
     lines += [f"{name}: {note}" for name, note in (notes or {}).items()]
     if not cells:
         return "\n".join([*lines, "Nothing is left to run."])
-    lines.append(f"Done about {now + timedelta(seconds=total):%a %d %b %H:%M}{_earlier(estimates, now)}.")
-    return "\n".join(lines)
-
-
-def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    """The first column to the left, figures to the right."""
-    return [
-        row[0].ljust(widths[0]),
-        *(text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True)),
-    ]
-
-
-def _earlier(estimates: Sequence[Estimate], now: datetime) -> str:
-    """What cells that run at the same time may save: at most their number, since they share the machine."""
-    least = sum(each.seconds / each.parallel for each in estimates)
-    if all(each.parallel == 1 for each in estimates):
-        return ""
-    parallel = max(each.parallel for each in estimates)
-    return (
-        f" at the latest: that is one cell after the other. With {parallel} at a time it may be as early as "
-        f"{now + timedelta(seconds=least):%a %d %b %H:%M} ({duration(least)})"
-    )
-
-
-def duration(seconds: float) -> str:
-    """Write a duration for people.
-
-    Args:
-        seconds: At least 0.
-
-    Returns:
-        ``48 s``, ``12 min``, ``3 h 20 min``, ``2 d 4 h``.
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    hours = round(minutes / 60)
-    return f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+    bound = ""
+    if (parallel := max(each.parallel for each in estimates)) > 1:
+        bound = f" at the latest: {parallel} cells run at a time, but are counted one after the other"
+    return "\n".join([*lines, f"Done about {now + timedelta(seconds=seconds):%a %d %b %H:%M}{bound}."])

@@ -1,7 +1,7 @@
-"""Hydra's launcher of drgrade for probes: cells one after the other, in the process of the sweep.
+"""Hydra launcher that runs probes one after the other in the process of the sweep.
 
-A probe takes less time than the start of a process. What cells have in common (photographs, encoder) is read
-and made once.
+Fitting a probe takes less time than starting a process. Photographs and encoders are loaded once for all
+cells.
 """
 
 import logging
@@ -14,43 +14,43 @@ from typing import TYPE_CHECKING
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from drgrade.config import refuse_new_settings
 from drgrade.errors import ConfigError, DrgradeError
 from drgrade.sweeps.cells import OUTPUT
-from drgrade.sweeps.children import interruptible
-from drgrade.sweeps.launcher import Board, Composed, compose_cells
+from drgrade.sweeps.launcher import ComposedCell, ProgressLog, compose_cells
+from drgrade.sweeps.subprocesses import interruptible
 
-if TYPE_CHECKING:  # heavy, and every command looks at the launchers that there are
+if TYPE_CHECKING:  # slow to import, and Hydra imports every launcher in every command
     from drgrade.training.cache import Shared
 
 log = logging.getLogger("drgrade")
 
 
 class InlineLauncher(Launcher):
-    """Runs cells that fit probes, one after the other, in this process."""
+    """Runs cells that fit probes in this process (``conf/hydra/launcher/inline.yaml``)."""
 
     def __init__(self) -> None:
         self._config: DictConfig | None = None
         self._context: HydraContext | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """See Hydra's ``Launcher``."""
+        """See :class:`hydra.plugins.launcher.Launcher`."""
         self._config, self._context = config, hydra_context
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run the cells; one that fails does not stop the others.
+        """Run the cells; a failure does not stop the others.
 
         Args:
-            job_overrides: Of each cell.
-            initial_job_idx: Number of the first.
+            job_overrides: Overrides of each cell.
+            initial_job_idx: Number of the first cell.
 
         Returns:
-            Of each cell, in their order: its metrics, or what it failed of.
+            Metrics or error of each cell, in order.
 
         Raises:
-            ConfigError: If a cell trains something, before any is run.
+            ConfigError: If a cell trains a model; nothing has run by then.
         """
         from drgrade.training.cache import Shared
 
@@ -60,51 +60,57 @@ class InlineLauncher(Launcher):
         for cell in cells:
             _refuse_training(cell)
         log.info("%d to run, one after the other in this process", len(cells))
-        shared, board, returns = Shared(), Board(len(cells)), []
+        shared, progress_log, returns = Shared(), ProgressLog(len(cells)), []
         with interruptible():
             for cell in cells:
-                began = time.monotonic()
-                returns.append(_run(cell, shared))
-                board.ended(cell.folder, time.monotonic() - began, 1)
+                started = time.monotonic()
+                returns.append(run_cell(cell, shared))
+                progress_log.add(cell.folder, time.monotonic() - started, 1)
         return returns
 
 
-def _refuse_training(cell: Composed) -> None:
-    """Lightning is made for one training in a process, and starts others by repeating the command line."""
+def _refuse_training(cell: ComposedCell) -> None:
+    """Raise an error for a cell that trains: Lightning expects one training per process."""
     refuse_new_settings("train", cell.config.hydra.overrides.task)
-    probe = cell.config.protocol.get("probe")
-    if cell.config.task != "grading" or probe is None:
-        what = f"task={cell.config.task}, protocol={cell.config.protocol.name}"
+    if cell.config.task != "grading" or cell.config.protocol.get("probe") is None:
         raise ConfigError(
-            f"hydra/launcher=inline runs probes only (protocol=linear, knn, few_shot or majority), and "
-            f"{cell.folder.name} is a training ({what}), which needs its own process: hydra/launcher=local"
+            f"hydra/launcher=inline runs probes only (protocol=linear, knn, few_shot or majority), but "
+            f"{cell.folder.name} trains a model (task={cell.config.task}, "
+            f"protocol={cell.config.protocol.name}), which needs its own process: hydra/launcher=local"
         )
 
 
-def _run(cell: Composed, shared: "Shared") -> JobReturn:
-    """Run one cell; what it says goes into its folder."""
+def run_cell(cell: ComposedCell, shared: "Shared") -> JobReturn:
+    """Run one cell in this process, with its log in its folder.
+
+    Args:
+        cell: The cell.
+        shared: Photographs and encoders of the sweep.
+
+    Returns:
+        Metrics or error.
+    """
     from drgrade.model_card.card import leave_card
     from drgrade.training.run import train
 
     cfg = cell.config.copy()
+    OmegaConf.set_struct(cfg, False)
     cfg.pop("hydra")
     cfg.paths.run = str(cell.folder.absolute())
     done = JobReturn(overrides=cell.overrides, working_dir=str(cell.folder))
     cell.folder.mkdir(parents=True, exist_ok=True)
-    with _output_in(cell.folder / OUTPUT):
+    with _log_to(cell.folder / OUTPUT):
         try:
             record = train(cfg, shared)
             leave_card(cell.folder, record)
-            done.return_value = record
-            done.status = JobStatus.COMPLETED
-        except Exception as error:  # whatever it is: the other cells are not to be lost by it
-            done.status = JobStatus.FAILED
-            done.return_value = _explained(error)
+            done.status, done.return_value = JobStatus.COMPLETED, record
+        except Exception as error:  # any error: it must not stop the other cells
+            done.status, done.return_value = JobStatus.FAILED, _log_error(error)
     return done
 
 
-def _explained(error: Exception) -> DrgradeError:
-    """What the table of failures says of an error; an error of the program leaves its trace in the output."""
+def _log_error(error: Exception) -> DrgradeError:
+    """Log an error, with its stack trace if it is not the user's, and return it for the table of failures."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, DrgradeError):
         cause = cause.__cause__ or cause.__context__
@@ -116,8 +122,8 @@ def _explained(error: Exception) -> DrgradeError:
 
 
 @contextmanager
-def _output_in(path: Path) -> Iterator[None]:
-    """Let what is logged go to a file instead of the terminal, where the sweep says how far it is."""
+def _log_to(path: Path) -> Iterator[None]:
+    """Redirect the log from the terminal to a file."""
     root = logging.getLogger()
     file = logging.FileHandler(path, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(message)s"))

@@ -1,7 +1,7 @@
-"""Rows of a table: named sets of overrides, each of which is crossed with what the sweep runs over.
+"""Rows of a sweep: named sets of overrides that are crossed with the swept values.
 
-A product over ``pretext`` and ``init`` would run the baseline, which has no pretext, once for each of them.
-Rows name the combinations that mean something.
+A product over ``pretext`` and ``init`` would repeat the baseline without pre-training for every pretext. Rows
+name the combinations that make sense.
 """
 
 import re
@@ -13,55 +13,52 @@ from hydra.core.override_parser.types import Override
 
 from drgrade.config import nearest
 from drgrade.errors import ConfigError
-from drgrade.sweeps.grammar import as_override
+from drgrade.sweeps.overrides import as_override
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
-"""A row's name begins the names of its cells' folders."""
+"""Pattern of a row's name, which begins the folder names of its cells."""
 
-Reader = Callable[[Sequence[str]], Mapping[str, Override]]
-"""Reads overrides: setting: the last override of it."""
+OverrideReader = Callable[[Sequence[str]], Mapping[str, Override]]
+"""Parses overrides into a mapping from each setting to its last override."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of a table.
+class SweepRow:
+    """One row of a sweep.
 
     Attributes:
-        name: What it is called; empty: the only row of a sweep without rows.
-        overrides: Setting: the row's override of it.
+        name: Its name; empty for the only row of a sweep without rows.
+        overrides: The row's overrides, by setting.
     """
 
     name: str
     overrides: Mapping[str, Override]
 
-    def with_those_of(self, sweep: Mapping[str, Override]) -> dict[str, Override]:
-        """The overrides of this row's cells.
+    def combine(self, sweep: Mapping[str, Override]) -> dict[str, Override]:
+        """Combine the overrides of the sweep with those of the row, which win.
 
         Args:
-            sweep: Setting: override of the experiment or the command line.
+            sweep: Overrides of the experiment and the command line, by setting.
 
         Returns:
-            Those of the sweep, but for settings that the row has itself, and then the row's.
+            Overrides of the row's cells, the row's own last.
         """
         return {key: each for key, each in sweep.items() if key not in self.overrides} | dict(self.overrides)
 
 
-ALONE = Row("", {})
-
-
-def read_rows(rows: Mapping[str, Any], only: Sequence[str] | None, read: Reader) -> list[Row]:
-    """Read the rows of an experiment.
+def read_rows(rows: Mapping[str, Any], only: Sequence[str] | None, read: OverrideReader) -> list[SweepRow]:
+    """Parse the rows of an experiment.
 
     Args:
-        rows: Name: its overrides, a mapping of setting to value or a list as on the command line.
-        only: Names of those that are wanted; None: all.
-        read: Reads overrides.
+        rows: Overrides of each row, by its name: a mapping from settings to values, or a list of overrides.
+        only: Names of the rows to keep; None: all.
+        read: Parses overrides.
 
     Returns:
-        The rows, in the order of the experiment; a row without a name if there are none.
+        The rows, in the order of the experiment; one row without a name if there are none.
 
     Raises:
-        ConfigError: If a name or a row makes no sense.
+        ConfigError: If a name or a row is invalid.
     """
     if only is not None and (isinstance(only, str) or not isinstance(only, Sequence) or not only):
         raise ConfigError(f"hydra.sweeper.only={only} is not a list of rows: hydra.sweeper.only=[rotation]")
@@ -69,25 +66,24 @@ def read_rows(rows: Mapping[str, Any], only: Sequence[str] | None, read: Reader)
         if name not in rows:
             known = nearest(str(name), list(rows)) if rows else "this sweep has no rows"
             raise ConfigError(f"hydra.sweeper.only: there is no row {name!r}; {known}")
-    return [_row(name, value, read) for name, value in rows.items() if only is None or name in only] or [
-        ALONE
-    ]
+    chosen = [_row(name, value, read) for name, value in rows.items() if only is None or name in only]
+    return chosen or [SweepRow("", {})]
 
 
-def refuse_without_effect(rows: Sequence[Row], sweep: Mapping[str, Override]) -> dict[str, list[str]]:
-    """Refuse what the command line or the experiment sets and no row takes up.
+def refuse_unused(rows: Sequence[SweepRow], sweep: Mapping[str, Override]) -> dict[str, list[str]]:
+    """Raise an error for overrides that every row replaces.
 
     Args:
-        rows: Of the table.
-        sweep: Setting: override of the experiment or the command line.
+        rows: Rows of the sweep.
+        sweep: Overrides of the experiment and the command line, by setting.
 
     Returns:
-        Override, as it was written: names of the rows that have the setting themselves, and keep theirs.
+        Overrides that some rows replace, with the names of these rows.
 
     Raises:
-        ConfigError: If every row has such a setting itself.
+        ConfigError: If all rows replace an override.
     """
-    kept = {}
+    replaced = {}
     for key, override in sweep.items():
         own = [row.name for row in rows if key in row.overrides]
         if own and len(own) == len(rows):
@@ -96,14 +92,14 @@ def refuse_without_effect(rows: Sequence[Row], sweep: Mapping[str, Override]) ->
                 f"hydra.sweeper.rows.{own[0]}.{key}=, or choose rows with hydra.sweeper.only=[{own[0]}]"
             )
         if own:
-            kept[str(override.input_line)] = own
-    return kept
+            replaced[str(override.input_line)] = own
+    return replaced
 
 
-def _row(name: str, value: Any, read: Reader) -> Row:
+def _row(name: str, value: Any, read: OverrideReader) -> SweepRow:
     where = f"hydra.sweeper.rows.{name}"
     if not _NAME.fullmatch(str(name)):
-        raise ConfigError(f"{where}: a row's name is made of letters, digits and . + - _")
+        raise ConfigError(f"{where}: the name of a row may contain letters, digits and . + - _")
     if isinstance(value, Mapping):
         given = [f"{key}={as_override(item)}" for key, item in value.items()]
     elif isinstance(value, Sequence) and not isinstance(value, str):
@@ -111,7 +107,7 @@ def _row(name: str, value: Any, read: Reader) -> Row:
     elif value is None:
         given = []
     else:
-        raise ConfigError(f"{where}={value} is neither settings with values nor a list of overrides")
+        raise ConfigError(f"{where}={value} is neither a mapping of settings nor a list of overrides")
     overrides = dict(read(given))
     for key, override in overrides.items():
         if override.is_sweep_override():
@@ -120,5 +116,5 @@ def _row(name: str, value: Any, read: Reader) -> Row:
                 "several values belong on the command line or into hydra.sweeper.params"
             )
         if key in ("resume", "sweep"):
-            raise ConfigError(f"{where}: {override.input_line}: the sweep sets this itself; leave it out")
-    return Row(str(name), overrides)
+            raise ConfigError(f"{where}: {override.input_line}: the sweep sets this itself; remove it")
+    return SweepRow(str(name), overrides)

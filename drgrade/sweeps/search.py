@@ -1,13 +1,10 @@
-"""Hydra's sweeper for a search: Optuna chooses the settings of each trial by what the earlier ones came to.
-
-Spaces and samplers are those of hydra-optuna-sweeper. Its loop is not: that tells trials nothing of the
-study, so that none can be pruned, begins again instead of going on, and ends at the first that fails.
-"""
+"""Hydra sweeper for a search: Optuna proposes the settings of each trial from the results so far."""
 
 import logging
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -20,21 +17,21 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from drgrade.config import refuse_missing
 from drgrade.errors import ConfigError
-from drgrade.sweeps.naming import AXES, sweep_name
-from drgrade.sweeps.sweeper import Outcome, chosen_folder, conclude, last_overrides
+from drgrade.sweeps.overrides import AXES, sweep_name
+from drgrade.sweeps.sweeper import SweepOutcome, chosen_folder, last_overrides, store_outcome
 
 log = logging.getLogger("drgrade")
 
-_OURS = {
-    "resume": "a search goes on by itself when its command is repeated",
+_RESERVED = {
+    "resume": "a search resumes by itself when its command is repeated",
     "sweep": "a search names itself",
     "callbacks.search": "the search sets it",
 }
-"""Settings that a search makes itself, and why."""
+"""Settings that the search sets, with the reason."""
 
 
 class SearchSweeper(Sweeper):
-    """Searches settings (``conf/hydra/sweeper/search.yaml``)."""
+    """Searches settings with Optuna (``conf/hydra/sweeper/search.yaml``)."""
 
     def __init__(
         self,
@@ -47,30 +44,29 @@ class SearchSweeper(Sweeper):
         storage: str | None = None,
         params: Mapping[str, str] | None = None,
     ) -> None:
-        """Check and keep the settings.
+        """Check and store the settings.
 
         Args:
             sampler: Config of Optuna's sampler.
-            metric: What is searched by.
-            n_trials: How many shall end, finished or pruned.
-            n_jobs: Trials at the same time.
-            seed: Of the sampler, with the number of each trial; None: another search each time.
-            pruner: Config of Optuna's pruner; None: every trial runs to its end.
+            metric: Objective, a validation metric.
+            n_trials: Number of trials that end finished or pruned.
+            n_jobs: Number of trials at the same time.
+            seed: Seed of the sampler, combined with the number of the trial; None: not reproducible.
+            pruner: Config of Optuna's pruner; None: no pruning.
             storage: URL of the study's database; None: a file in the search's folder.
-            params: Setting: interval, choices or value, as on the command line, which wins.
+            params: Search space: interval, choices or value of each setting, as on the command line, which
+                wins.
 
         Raises:
-            ConfigError: If one of them makes no sense for a search.
+            ConfigError: If a setting is invalid, or Optuna is not installed.
         """
+        if find_spec("optuna") is None:
+            raise ConfigError("hydra/sweeper=search needs a package: pip install 'drgrade[search]'")
         if not metric.startswith("val/"):
-            raise ConfigError(
-                f"hydra.sweeper.metric={metric}: a search looks at validation only; val/qwk, for one"
-            )
+            raise ConfigError(f"hydra.sweeper.metric={metric}: use a validation metric, such as val/qwk")
         for name, number in (("n_trials", n_trials), ("n_jobs", n_jobs)):
             if isinstance(number, bool) or not isinstance(number, int) or number < 1:
                 raise ConfigError(f"hydra.sweeper.{name}={number} is not a whole number of at least 1")
-        if str(sampler.get("_target_")).endswith("GridSampler"):
-            raise ConfigError("a grid is a table: give the values as in a=1,2 without hydra/sweeper=search")
         self.sampler, self.metric, self.pruner, self.storage = sampler, metric, pruner, storage
         self.n_trials, self.n_jobs, self.seed = n_trials, n_jobs, seed
         self.params = dict(params or {})
@@ -79,7 +75,7 @@ class SearchSweeper(Sweeper):
         self.launcher: Launcher | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """See Hydra's ``Sweeper``."""
+        """See :class:`hydra.plugins.sweeper.Sweeper`."""
         self.context, self.config = hydra_context, config
         if self.n_jobs > 1 and config.hydra.launcher.get("n_jobs") == "auto":
             with open_dict(config):
@@ -95,67 +91,67 @@ class SearchSweeper(Sweeper):
             arguments: Task overrides of the command line.
 
         Raises:
-            ConfigError: If the command asks for what a search cannot be, or for another search than
-                the one in its folder.
+            ConfigError: If an override is not valid in a search, or the folder contains another search.
         """
-        assert self.config is not None
-        from drgrade.sweeps.space import read_space
-        from drgrade.sweeps.trials import Search
+        from drgrade.sweeps.trials import Search, read_space
 
         overrides = self._overrides(arguments)
         space = read_space(overrides)
-        fixed = [each for each in overrides if not each.is_sweep_override()]
+        fixed = [each.input_line or "" for each in overrides if not each.is_sweep_override()]
         name, folder = self._place(overrides, arguments)
-        cfg = self._example([each.input_line or "" for each in fixed], space.example(), folder)
+        cfg = self._example(fixed, space.example(), folder)
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
             raise ConfigError(
-                f"another command is at work on the search in {folder}: wait for it, or end it"
+                f"another command runs the search in {folder}: wait for it, or stop it"
             ) from error
-        with lock:
-            search = Search(self, name, folder, space, tuple(each.input_line or "" for each in fixed))
+        try:
+            search = Search(self, name, folder, space, fixed)
             search.check(cfg, [Path(sys.argv[0]).name, *sys.argv[1:]])
             try:
                 search.run()
-            finally:
-                # Also if a launcher raised: what it raised goes on.
-                best = self._final_command(arguments, space.names, search.best())
-                then = search.report(best)
-                conclude(Outcome(folder, self.n_trials, bool(search.launched), search.failures(), then=then))
+            finally:  # also if a launcher raises
+                final = self._final_command(arguments, space.names, search.best_overrides())
+                then = search.report(final)
+                store_outcome(SweepOutcome(folder, bool(search.launched), search.failures(), then=then))
+        finally:
+            lock.release()
 
     def _overrides(self, arguments: Sequence[str]) -> list[Override]:
-        """The search's overrides, the last one of each setting."""
+        """Return the last override of each setting."""
         assert self.config is not None
         assert self.context is not None
         last = last_overrides(self.context, self.params, arguments)
         for key, override in last.items():
-            if key in _OURS:
-                raise ConfigError(f"{override.input_line}: {_OURS[key]}; leave this out")
+            if key in _RESERVED:
+                raise ConfigError(f"{override.input_line}: {_RESERVED[key]}; remove this")
         test = last.pop("test", None)
         if test is not None and (test.is_sweep_override() or test.value() is not False):
             raise ConfigError(
-                f"{test.input_line}: a search never looks at the test photographs; leave this out, and run "
-                "the settings that it finds afterwards"
+                f"{test.input_line}: a search never uses the test photographs; remove this, and test the "
+                "settings that it finds afterwards"
             )
         if self.config.task != "grading":
-            raise ConfigError(f"task={self.config.task}: a search is for grading, by its {self.metric}")
+            raise ConfigError(
+                f"task={self.config.task}: a search needs grading runs, which have {self.metric}"
+            )
         return list(last.values())
 
     def _place(self, overrides: Sequence[Override], arguments: Sequence[str]) -> tuple[str, Path]:
-        """Name and folder of the search; the folder is the command's if it names one."""
+        """Return the name and the folder of the search."""
         assert self.config is not None
         chosen = chosen_folder(self.config)
         if chosen:
             return chosen.absolute().name, chosen.absolute()
-        # Unlike a table's, every setting makes it another search, also one that extends a table.
+        # Every setting of the command line counts, also the axes of a table.
         settings = [
             (f"search.{key}" if key in AXES else key, (each.input_line or "").partition("=")[2])
             for each in overrides
             for key in (each.get_key_element().lstrip("+"),)
-            if each.input_line in arguments  # the others are the experiment's, which is in the name
+            if each.input_line in arguments
         ]
         if self.metric != "val/qwk":
             settings.append(("search.metric", self.metric))
@@ -163,7 +159,7 @@ class SearchSweeper(Sweeper):
         return name, (Path(self.config.paths.outputs) / "searches" / name).absolute()
 
     def _example(self, fixed: Sequence[str], params: Sequence[str], folder: Path) -> DictConfig:
-        """Config of a trial with the lowest values: what is wrong is seen before any trial runs."""
+        """Compose the config of one point of the space, so that errors come before any trial."""
         assert self.config is not None
         assert self.context is not None
         cfg = self.context.config_loader.load_sweep_config(self.config, [*fixed, *params, "test=false"])
@@ -176,13 +172,13 @@ class SearchSweeper(Sweeper):
     def _final_command(
         self, arguments: Sequence[str], searched: Sequence[str], best: Sequence[str] | None
     ) -> str:
-        """The command that tests the best settings, on every fold if there are folds."""
+        """Return the command that tests the best settings, on every fold if there are folds."""
         assert self.config is not None
         if best is None:
             return ""
         hydra = [each for each in self.config.hydra.overrides.hydra if "launcher" in each]
         if "hydra/sweeper=search" not in self.config.hydra.overrides.hydra:
-            hydra.insert(0, "hydra/sweeper=cells")  # the experiment asks for a search
+            hydra.insert(0, "hydra/sweeper=cells")  # the experiment chooses hydra/sweeper=search
         folds = isinstance(self.config.fold, int)
         dropped = {*searched, "test", *(["fold"] if folds else [])}
         kept = [each for each in arguments if each.split("=", 1)[0].lstrip("+") not in dropped]

@@ -1,8 +1,8 @@
-"""Hydra's launcher for SLURM: every cell is a job, submitted and requeued by submitit.
+"""Hydra launcher for SLURM: each cell is a job, submitted and requeued by submitit.
 
-The plugin's own launcher stops waiting at the first job that was killed, and never notices that one was where
-the cluster keeps no accounts (``sacct``). This one asks ``squeue``, waits for all, and finds the jobs that an
-earlier command has left in the queue instead of submitting their cells once more.
+The launcher of hydra-submitit-launcher stops waiting at the first job that is killed, and does not notice it
+on clusters without accounting (``sacct``). This one asks ``squeue``, waits for all jobs, and finds the jobs
+that an earlier command left in the queue instead of submitting their cells again.
 """
 
 import json
@@ -12,7 +12,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,37 +28,37 @@ from omegaconf import OmegaConf
 from drgrade.errors import ConfigError, DrgradeError
 from drgrade.files import write_text
 from drgrade.sweeps.cells import progress
+from drgrade.sweeps.launcher import ComposedCell, compose_cells
 
 log = logging.getLogger("drgrade")
 
 JOBS = "jobs.json"
-"""Cell: job, beside submitit's files in the sweep's folder."""
+"""File with the job of each cell, in submitit's folder."""
 
-_GRACE = 15.0
-"""Seconds that a job's result may take to be seen here after the job has left the queue."""
+_GRACE_SECONDS = 15.0
+"""Delay after which the result of a job that has left the queue must be visible on this machine."""
 
-_LONGEST_PAUSE = 30.0
-"""Seconds between two looks at the queue, when the sweep has gone on for long."""
+_MAX_PAUSE_SECONDS = 30.0
+"""Maximum time between two queries of the queue."""
 
 
 @dataclass
-class _Job:
-    """A cell and its job."""
+class _CellJob:
+    """A cell, its submitit job, and the time at which the job left the queue."""
 
-    overrides: list[str]
+    cell: ComposedCell
     number: int
-    folder: Path
     job: Any = None
     gone: float = 0.0
 
-    @property
-    def results(self) -> list[Path]:
-        """Where submitit's processes leave what they return, one for each task."""
-        return [self.job.task(task).paths.result_pickle for task in range(self.job.num_tasks)]
+    def has_results(self) -> bool:
+        """Return True if all tasks of the job have written their results."""
+        tasks = range(self.job.num_tasks)
+        return all(self.job.task(task).paths.result_pickle.exists() for task in tasks)
 
     @property
     def log(self) -> Path:
-        """Output of its first task."""
+        """Output of the first task."""
         return Path(self.job.task(0).paths.stderr)
 
 
@@ -73,14 +73,14 @@ class SlurmLauncher(SubmititLauncher):  # type: ignore[misc]
         job_id: str,
         singleton_state: dict[type, Singleton],
     ) -> JobReturn:
-        """Run one cell, in the job.
+        """Run one cell inside its job.
 
         Raises:
-            Exception: What the cell raised, so that the job counts as failed and its other tasks are ended.
+            Exception: The cell's exception, so that SLURM counts the job as failed and ends its other tasks.
         """
-        # Where SLURM signals a whole process group, loaders would requeue the job once more each.
-        os.register_at_fork(after_in_child=_ignore_requeueing)
-        _requeue_apart()
+        # If SLURM signals the whole process group, each data loader would requeue the job again.
+        os.register_at_fork(after_in_child=_ignore_requeue_signal)
+        _requeue_in_own_group()
         done: JobReturn = super().__call__(sweep_overrides, job_dir_key, job_num, job_id, singleton_state)
         if done.status == JobStatus.FAILED:
             raise done._return_value
@@ -90,34 +90,36 @@ class SlurmLauncher(SubmititLauncher):  # type: ignore[misc]
         """Submit the cells, and wait for all of them.
 
         Args:
-            job_overrides: Of each cell.
-            initial_job_idx: Number of the first.
+            job_overrides: Overrides of each cell.
+            initial_job_idx: Number of the first cell.
 
         Returns:
-            Of each cell, in their order: what it returned, or what it failed of.
+            Metrics or error of each cell, in order.
 
         Raises:
-            ConfigError: If there is no SLURM here, or it refuses the jobs.
+            ConfigError: If SLURM is not available here, or refuses the jobs.
         """
+        from submitit.core.utils import JobPaths
+
         assert self.config is not None
-        self.params["submitit_folder"] = (
-            self.config.hydra.launcher.submitit_folder
-        )  # the sweep's, known by now
-        jobs = list(self._jobs(job_overrides, initial_job_idx))
-        home = self._home()
-        known = _read_jobs(home)
+        assert self.hydra_context is not None
+        self.params["submitit_folder"] = self.config.hydra.launcher.submitit_folder  # depends on the sweep
+        cells = compose_cells(self.hydra_context, self.config, job_overrides, initial_job_idx)
+        jobs = [_CellJob(cell, number) for number, cell in enumerate(cells, start=initial_job_idx)]
+        path = JobPaths.get_first_id_independent_folder(self.params["submitit_folder"]) / JOBS
+        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         queue = _queue()
         if queue is None:
             raise ConfigError(
-                "hydra/launcher=slurm: squeue does not answer; is this a machine of a SLURM cluster?"
+                "hydra/launcher=slurm: squeue does not answer; is this machine in a SLURM cluster?"
             )
-        new = [each for each in jobs if not self._join(each, known.get(each.folder.name), queue)]
+        new = [each for each in jobs if not self._join(each, known.get(each.cell.folder.name), queue)]
         try:
             if new:
                 self._submit(new)
-        finally:  # what has been submitted must be found again
-            submitted = {each.folder.name: each.job.job_id for each in jobs if each.job is not None}
-            write_text(home / JOBS, json.dumps(known | submitted, indent=2))
+        finally:  # also after an error, so that the next command finds the submitted jobs
+            submitted = {each.cell.folder.name: each.job.job_id for each in jobs if each.job is not None}
+            write_text(path, json.dumps(known | submitted, indent=2))
         try:
             self._wait(jobs)
         except KeyboardInterrupt:
@@ -125,49 +127,35 @@ class SlurmLauncher(SubmititLauncher):  # type: ignore[misc]
                 "the jobs stay in the queue: the same command waits for them again, scancel ends them"
             )
             raise
-        return [_returned(each) for each in jobs]
+        return [_job_return(each) for each in jobs]
 
-    def _jobs(self, job_overrides: Sequence[Sequence[str]], first: int) -> Iterator[_Job]:
-        assert self.config is not None
-        assert self.hydra_context is not None
-        for number, overrides in enumerate(job_overrides, start=first):
-            cfg = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
-            yield _Job(list(overrides), number, Path(cfg.hydra.sweep.dir) / str(cfg.hydra.sweep.subdir))
-
-    def _home(self) -> Path:
-        """Submitit's folder, as far as it is the same for all jobs."""
-        from submitit.core.utils import JobPaths
-
-        return JobPaths.get_first_id_independent_folder(self.params["submitit_folder"])
-
-    def _join(self, cell: _Job, job_id: str | None, queue: set[str]) -> bool:
-        """Take the job that an earlier command has submitted for a cell, if it is still in the queue."""
+    def _join(self, job: _CellJob, job_id: str | None, queue: set[str]) -> bool:
+        """Join the job that an earlier command submitted for a cell, if it is still in the queue."""
         from submitit.slurm.slurm import SlurmJob
 
         if job_id is None or job_id not in queue:
             return False
         tasks = self.params["nodes"] * self.params["tasks_per_node"]
-        cell.job = SlurmJob(self.params["submitit_folder"], job_id, range(tasks))
-        log.info("  %s  job %s of an earlier command", cell.folder.name, job_id)
+        job.job = SlurmJob(self.params["submitit_folder"], job_id, range(tasks))
+        log.info("  %s  job %s of an earlier command", job.cell.folder.name, job_id)
         return True
 
-    def _submit(self, cells: Sequence[_Job]) -> None:
+    def _submit(self, jobs: Sequence[_CellJob]) -> None:
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
         state = Singleton.get_state()
         arguments = [
-            (each.overrides, "hydra.sweep.dir", each.number, str(each.number), state) for each in cells
+            (each.cell.overrides, "hydra.sweep.dir", each.number, str(each.number), state) for each in jobs
         ]
         try:
-            jobs = self._executor().map_array(self, *zip(*arguments, strict=True))
+            submitted = self._executor().map_array(self, *zip(*arguments, strict=True))
         except (FailedJobError, FailedSubmissionError) as error:
             raise ConfigError(f"SLURM refuses the jobs: {error}") from error
-        for cell, job in zip(cells, jobs, strict=True):
-            cell.job = job
-            log.info("  %s  job %s", cell.folder.name, job.job_id)
+        for each, job in zip(jobs, submitted, strict=True):
+            each.job = job
+            log.info("  %s  job %s", each.cell.folder.name, job.job_id)
 
     def _executor(self) -> Any:
-        """Submitit's executor with the settings of the launcher."""
         import submitit
 
         own = {"submitit_folder", "max_num_timeout"}
@@ -185,36 +173,30 @@ class SlurmLauncher(SubmititLauncher):  # type: ignore[misc]
         executor.update_parameters(**settings)
         return executor
 
-    def _wait(self, jobs: Sequence[_Job]) -> None:
-        """Wait until every job has left its results, or the queue."""
+    def _wait(self, jobs: Sequence[_CellJob]) -> None:
         waiting, done, started = list(jobs), 0, time.monotonic()
         while waiting:
             queue = _queue()
-            for each in list(waiting):
-                if not _over(each, queue):
-                    continue
+            for each in [each for each in waiting if _has_ended(each, queue)]:
                 waiting.remove(each)
                 done += 1
-                found = progress(each.folder)
-                log.info("[%d/%d] %s  %s", done, len(jobs), each.folder.name, found.status)
-                if not all(path.exists() for path in each.results):
-                    log.warning(
-                        "        job %s has left no result; its output: %s", each.job.job_id, each.log
-                    )
-            time.sleep(min(_LONGEST_PAUSE, 1 + (time.monotonic() - started) / 20) if waiting else 0)
+                folder = each.cell.folder
+                log.info("[%d/%d] %s  %s", done, len(jobs), folder.name, progress(folder).status)
+                if not each.has_results():
+                    log.warning("        job %s has no result; its output: %s", each.job.job_id, each.log)
+            time.sleep(min(_MAX_PAUSE_SECONDS, 1 + (time.monotonic() - started) / 20) if waiting else 0)
 
 
-def _over(cell: _Job, queue: set[str] | None) -> bool:
-    """Whether nothing is to be expected of a job any more."""
-    if queue is None or cell.job.job_id in queue:  # no answer is no news; a requeued job is in the queue
-        cell.gone = 0.0
+def _has_ended(job: _CellJob, queue: set[str] | None) -> bool:
+    if queue is None or job.job.job_id in queue:  # squeue did not answer, or the job runs or was requeued
+        job.gone = 0.0
         return False
-    cell.gone = cell.gone or time.monotonic()
-    return all(path.exists() for path in cell.results) or time.monotonic() - cell.gone > _GRACE
+    job.gone = job.gone or time.monotonic()
+    return job.has_results() or time.monotonic() - job.gone > _GRACE_SECONDS
 
 
 def _queue() -> set[str] | None:
-    """This user's jobs that wait, run or end at the moment; None if SLURM does not answer."""
+    """Return this user's jobs that wait or run; None if SLURM does not answer."""
     command = ["squeue", "--me", "--array", "--noheader", "--format=%i"]
     try:
         asked = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
@@ -223,20 +205,18 @@ def _queue() -> set[str] | None:
     return set(asked.stdout.split()) if asked.returncode == 0 else None
 
 
-def _returned(cell: _Job) -> JobReturn:
-    """What became of a cell: of its first task, if it has several."""
-    failed = JobReturn(overrides=cell.overrides, working_dir=str(cell.folder))
-    failed.status = JobStatus.FAILED
+def _job_return(job: _CellJob) -> JobReturn:
+    """Return the result of a job's first task."""
     from submitit.core.utils import UncompletedJobError
 
-    if not all(path.exists() for path in cell.results):
-        failed.return_value = DrgradeError(
-            f"job {cell.job.job_id} has left no result; its output: {cell.log}"
-        )
+    failed = JobReturn(overrides=job.cell.overrides, working_dir=str(job.cell.folder))
+    failed.status = JobStatus.FAILED
+    if not job.has_results():
+        failed.return_value = DrgradeError(f"job {job.job.job_id} has no result; its output: {job.log}")
         return failed
     try:
-        done = cell.job.results()[0]
-    except UncompletedJobError as error:  # submitit tells what the cell raised as a stack trace
+        done = job.job.results()[0]
+    except UncompletedJobError as error:  # contains the cell's exception as a stack trace
         raised = re.findall(r"^drgrade\.errors\.\w+: (.+)$", str(error), re.MULTILINE)
         failed.return_value = DrgradeError(raised[-1]) if raised else error
         return failed
@@ -244,16 +224,11 @@ def _returned(cell: _Job) -> JobReturn:
     return done
 
 
-def _read_jobs(home: Path) -> dict[str, str]:
-    path = home / JOBS
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+def _requeue_in_own_group() -> None:
+    """Run ``scontrol requeue`` in its own process group.
 
-
-def _requeue_apart() -> None:
-    """Let a job ask for its requeueing in a process group of its own.
-
-    SLURM answers by ending the job's processes, and would end the asking one before it has heard that:
-    submitit would then count the job as failed, while SLURM starts it again.
+    SLURM ends the processes of the job in response. It would also end scontrol before it has received the
+    answer, and submitit would count the job as failed while SLURM starts it again.
     """
     from submitit.slurm.slurm import SlurmJobEnvironment
 
@@ -265,7 +240,7 @@ def _requeue_apart() -> None:
     SlurmJobEnvironment._requeue = requeue  # type: ignore[method-assign, assignment]
 
 
-def _ignore_requeueing() -> None:
+def _ignore_requeue_signal() -> None:
     from submitit.core.job_environment import JobEnvironment
 
     signal.signal(JobEnvironment._usr_sig(), signal.SIG_IGN)

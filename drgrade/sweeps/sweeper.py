@@ -1,7 +1,7 @@
-"""Hydra's sweeper of drgrade: every combination of the swept values is a cell with a folder of its own.
+"""Hydra sweeper that runs every combination of the swept values as a cell in its own folder.
 
-The same command finds the same folder: finished cells are not run again, and a broken one goes on from its
-last checkpoint, with every launcher, because each cell gets ``resume=auto``.
+The same command finds the same folder: finished cells are skipped, and the others resume from their last
+checkpoint with every launcher, because each cell gets ``resume=auto``.
 """
 
 import itertools
@@ -12,43 +12,45 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hydra
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext, TaskFunction
+from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from drgrade.config import refuse_missing
+from drgrade.config import CONF, refuse_missing
 from drgrade.errors import ConfigError, DrgradeError
 from drgrade.runs.run_dir import AUTO, read_config
 from drgrade.runs.settings import changed_settings
 from drgrade.sweeps.cells import FINISHED, Cell, cell_name, failures, progress, write_sweep
-from drgrade.sweeps.grammar import as_override
-from drgrade.sweeps.naming import AXES, ROW_AXES, sweep_name
-from drgrade.sweeps.rows import Row, read_rows, refuse_without_effect
+from drgrade.sweeps.inline import InlineLauncher
+from drgrade.sweeps.launcher import LocalLauncher
+from drgrade.sweeps.overrides import AXES, ROW_AXES, as_override, sweep_name
+from drgrade.sweeps.rows import SweepRow, read_rows, refuse_unused
 from drgrade.training.distributed import refuse_several
 
 log = logging.getLogger("drgrade")
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a sweep came to.
+class SweepOutcome:
+    """Result of a sweep or a search.
 
     Attributes:
-        folder: The sweep's.
-        cells: How many it has.
-        begun: Whether any of them has been begun.
-        failures: Table of those that are not finished; empty if all are.
-        report: Whether a report is wanted.
-        then: What to do next; empty: nothing.
+        folder: The sweep's folder.
+        begun: True if at least one cell has started.
+        failures: Table of the cells that are not finished; empty if all are.
+        report: True if a report is wanted.
+        then: Text on the next step; may be empty.
     """
 
     folder: Path
-    cells: int
     begun: bool
     failures: str
     report: bool = False
@@ -56,12 +58,12 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a command asks for.
+class SweepPlan:
+    """Cells that a command asks for.
 
     Attributes:
-        name: Of the sweep.
-        folder: The sweep's.
+        name: Name of the sweep.
+        folder: The sweep's folder.
         configs: Config of every cell.
     """
 
@@ -70,50 +72,74 @@ class Plan:
     configs: Mapping[Cell, DictConfig]
 
     def waiting(self) -> list[Cell]:
-        """Cells that are not finished.
+        """Return the cells that are not finished.
 
         Raises:
-            ConfigError: If a cell's folder holds another run.
+            ConfigError: If the folder of a cell contains another run.
         """
         return [cell for cell, cfg in self.configs.items() if not _is_finished(self.folder / cell.name, cfg)]
 
 
-_outcomes: list[Outcome] = []
+@dataclass(frozen=True)
+class PlannedSweep:
+    """A sweep that has not started yet.
+
+    Attributes:
+        experiment: Name of its experiment.
+        config: Its config, including the ``hydra`` node.
+        launcher: The launcher that will run its cells.
+        plan: Its cells.
+        waiting: Cells that are not finished.
+    """
+
+    experiment: str
+    config: DictConfig
+    launcher: Launcher
+    plan: SweepPlan
+    waiting: Sequence[Cell]
+
+    @property
+    def local(self) -> bool:
+        """True if the cells run on this machine."""
+        return isinstance(self.launcher, LocalLauncher | InlineLauncher)
+
+    @property
+    def parallel(self) -> int:
+        """Number of cells that will run at the same time on this machine."""
+        if isinstance(self.launcher, LocalLauncher) and self.waiting:
+            return self.launcher.parallel(len(self.waiting))
+        return 1
 
 
-def outcome() -> Outcome | None:
-    """What the sweep of this process came to.
+_outcomes: list[SweepOutcome] = []
 
-    Hydra drops what a sweeper returns.
+
+def outcome() -> SweepOutcome | None:
+    """Return the result of this process's sweep, since Hydra drops a sweeper's return value.
 
     Returns:
-        None if there was none.
+        None if there was no sweep.
     """
     return _outcomes[-1] if _outcomes else None
 
 
-def conclude(done: Outcome) -> None:
-    """Keep for :func:`outcome` what a sweep came to.
-
-    Args:
-        done: The sweep.
-    """
+def store_outcome(done: SweepOutcome) -> None:
+    """Store the result of a sweep for :func:`outcome`."""
     _outcomes.append(done)
 
 
 def last_overrides(
     context: HydraContext, params: Mapping[str, str], arguments: Sequence[str]
 ) -> dict[str, Override]:
-    """Read the overrides of an experiment and of the command line, which wins.
+    """Parse the overrides of an experiment and of the command line, which wins.
 
     Args:
-        context: Hydra's.
-        params: Of the experiment.
-        arguments: Of the command line.
+        context: Hydra's context.
+        params: Overrides of the experiment, by setting.
+        arguments: Overrides of the command line.
 
     Returns:
-        Setting: the last override of it. ``fold=0`` and ``+fold=0`` are the same setting; ``~fold`` takes one
-        out, and is none.
+        The last override of each setting. ``fold=0`` and ``+fold=0`` are the same setting.
     """
     given = [*(f"{key}={value}" for key, value in params.items()), *arguments]
     parsed = OverridesParser.create(config_loader=context.config_loader).parse_overrides(given)
@@ -121,20 +147,20 @@ def last_overrides(
 
 
 def chosen_folder(config: DictConfig) -> Path | None:
-    """The folder that the command has chosen for a sweep.
+    """Return the folder that the command chose for a sweep with ``hydra.sweep.dir``.
 
     Args:
-        config: The sweep's, with Hydra's part.
+        config: The sweep's config, including the ``hydra`` node.
 
     Returns:
-        None if ``hydra.sweep.dir`` was not given.
+        None if the command did not choose one.
     """
     chosen = [each for each in config.hydra.overrides.hydra if each.startswith("hydra.sweep.dir=")]
     return Path(config.hydra.sweep.dir) if chosen else None
 
 
 class CellSweeper(Sweeper):
-    """Names cells, leaves out finished ones, launches the others, and says in the end which failed."""
+    """Runs the cells of a sweep that are not finished (``conf/hydra/sweeper/cells.yaml``)."""
 
     def __init__(
         self,
@@ -143,13 +169,13 @@ class CellSweeper(Sweeper):
         rows: Mapping[str, Any] | None = None,
         only: Sequence[str] | None = None,
     ) -> None:
-        """Keep the settings (``conf/hydra/sweeper/cells.yaml``).
+        """Store the settings.
 
         Args:
-            params: Setting: value or values, as on the command line, which wins.
-            report: Ask for a report in the end.
-            rows: Name of a row: its overrides (:mod:`drgrade.sweeps.rows`).
-            only: Rows that are wanted; None: all.
+            params: Value or values of settings, as on the command line, which wins.
+            report: Write a report at the end.
+            rows: Overrides of each row, by its name (:mod:`drgrade.sweeps.rows`).
+            only: Names of the rows to run; None: all.
         """
         self.report = report
         self.params = dict(params or {})
@@ -159,7 +185,7 @@ class CellSweeper(Sweeper):
         self.launcher: Launcher | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """See Hydra's ``Sweeper``."""
+        """See :class:`hydra.plugins.sweeper.Sweeper`."""
         self.context, self.config = hydra_context, config
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
@@ -172,16 +198,16 @@ class CellSweeper(Sweeper):
             arguments: Task overrides of the command line.
 
         Returns:
-            What the launcher returned of each cell; empty if it was not asked.
+            Results of the launcher, one for each cell that was run.
 
         Raises:
-            ConfigError: If the command asks for what a sweep cannot be.
+            ConfigError: If an override is not valid in a sweep.
         """
         assert self.config is not None
         assert self.launcher is not None
         refuse_several()
-        plan = self.plan(arguments)  # every cell is composed here: errors come before any run
-        waiting = plan.waiting()  # a sweep of other runs is refused before its record is touched
+        plan = self.plan(arguments)  # composes every cell, so that errors come before any run
+        waiting = plan.waiting()  # raises for a folder of other runs, before anything is written there
         name, folder, cells = plan.name, plan.folder, list(plan.configs)
         folder.mkdir(parents=True, exist_ok=True)
         write_sweep(folder, name, [Path(sys.argv[0]).name, *sys.argv[1:]], cells)
@@ -191,26 +217,25 @@ class CellSweeper(Sweeper):
         returns: list[JobReturn] = []
         try:
             if waiting:
-                batch = [_arguments(cell, name, folder) for cell in waiting]
+                batch = [launch_overrides(cell, name, folder) for cell in waiting]
                 returns += self.launcher.launch(batch, initial_job_idx=0)
-        finally:
-            # Also if the launcher raised: what it raised goes on, and says why cells are missing.
+        finally:  # also if the launcher raises, which explains the missing cells
             begun = any((folder / cell.name).is_dir() for cell in cells)
-            table = failures(folder, cells, _told(waiting, returns))
-            conclude(Outcome(folder, len(cells), begun, table, self.report))
+            table = failures(folder, cells, _errors(waiting, returns))
+            store_outcome(SweepOutcome(folder, begun, table, self.report))
         return returns
 
-    def plan(self, arguments: Sequence[str]) -> Plan:
-        """Compose every cell; nothing is run or written.
+    def plan(self, arguments: Sequence[str]) -> SweepPlan:
+        """Compose every cell without running or writing anything.
 
         Args:
             arguments: Task overrides of the command line.
 
         Returns:
-            The sweep that they ask for.
+            The cells and their configs.
 
         Raises:
-            ConfigError: If they ask for what a sweep cannot be.
+            ConfigError: If an override is not valid in a sweep.
         """
         overrides = self._overrides(arguments)
         rows = self._rows(overrides)
@@ -218,38 +243,36 @@ class CellSweeper(Sweeper):
         configs: dict[Cell, DictConfig] = {}
         for cell, cfg in (each for row in rows for each in self._cells(row, overrides)):
             if any(cell.name == known.name for known in configs):
-                raise ConfigError(f"{cell.name} is there twice: give every value of a sweep once")
+                raise ConfigError(f"{cell.name} occurs twice: give every value of a sweep once")
             configs[cell] = cfg
-        return Plan(name, folder, configs)
+        return SweepPlan(name, folder, configs)
 
     def _overrides(self, arguments: Sequence[str]) -> dict[str, Override]:
-        """The sweep's overrides, the last one of each setting."""
         assert self.context is not None
         last = last_overrides(self.context, self.params, arguments)
         for key, override in last.items():
             if key in ("resume", "sweep") and (override.is_sweep_override() or override.value()):
                 raise ConfigError(
-                    f"{override.input_line}: a sweep goes on by itself when its command is repeated; "
-                    "leave this out"
+                    f"{override.input_line}: a sweep resumes by itself when its command is repeated; "
+                    "remove this"
                 )
         return last
 
-    def _rows(self, overrides: Mapping[str, Override]) -> list[Row]:
-        """The rows of the table; what some of them do not take up of the overrides is told."""
+    def _rows(self, overrides: Mapping[str, Override]) -> list[SweepRow]:
         assert self.context is not None
         context = self.context
         rows = read_rows(self._given_rows, self._only, lambda given: last_overrides(context, {}, given))
-        for override, own in refuse_without_effect(rows, overrides).items():
-            log.info("%s: not for the rows that set it themselves: %s", override, ", ".join(own))
+        for override, own in refuse_unused(rows, overrides).items():
+            log.info("%s: not applied to the rows that set it themselves: %s", override, ", ".join(own))
         return rows
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """What a sweep is extended along: its cells' names always tell them, its own never does."""
+        """Settings that extend a sweep: part of the names of its cells, but not of its own."""
         return (*ROW_AXES, *AXES) if self._given_rows else AXES
 
     def _place(self, overrides: Sequence[Override]) -> tuple[str, Path]:
-        """Name and folder of the sweep; the folder is the command's if it names one."""
+        """Return the name and the folder of the sweep."""
         assert self.config is not None
         chosen = chosen_folder(self.config)
         if chosen:
@@ -265,12 +288,12 @@ class CellSweeper(Sweeper):
             self.config.hydra.sweep.dir = str(folder)
         return name, folder
 
-    def _cells(self, row: Row, sweep: Mapping[str, Override]) -> Iterator[tuple[Cell, DictConfig]]:
-        """Every combination of the swept values with its config; the last override changes fastest."""
+    def _cells(self, row: SweepRow, sweep: Mapping[str, Override]) -> Iterator[tuple[Cell, DictConfig]]:
+        """Yield every combination of the swept values with its config; the last override varies fastest."""
         assert self.config is not None
         assert self.context is not None
-        overrides = list(row.with_those_of(sweep).values())
-        for combination in itertools.product(*map(_arguments_of, overrides)):
+        overrides = list(row.combine(sweep).values())
+        for combination in itertools.product(*map(_values, overrides)):
             cfg = self.context.config_loader.load_sweep_config(self.config, list(combination))
             OmegaConf.set_struct(cfg, False)
             cfg.pop("hydra")
@@ -283,11 +306,10 @@ class CellSweeper(Sweeper):
                 for each, argument in zip(overrides, combination, strict=True)
                 if each.is_sweep_override()
             }
-            # The axes always: a sweep that is extended along one must know its earlier cells again.
-            # But for those that the row sets: its name stands for them.
+            # Names always contain the axes, so that a sweep that is extended along one finds its earlier
+            # cells; except axes that the row sets, since the name of the row determines them.
             named = {key: value for key, value in sorted(swept.items()) if key not in self.axes}
-            axes = [axis for axis in self.axes if axis not in row.overrides]
-            named |= {axis: _axis_value(axis, cfg) for axis in axes}
+            named |= {axis: _axis_value(axis, cfg) for axis in self.axes if axis not in row.overrides}
             yield Cell(cell_name(named, row.name), (*combination, *own)), cfg
 
 
@@ -296,13 +318,12 @@ def _plain(node: Any) -> Any:
 
 
 def _axis_value(axis: str, cfg: DictConfig) -> str:
-    """How a cell's name writes the value of an axis; 1 and 1.0 of the labels are the same."""
+    """Format the value of an axis for a cell's name; label fractions 1 and 1.0 are the same."""
     value = cfg[axis].name if isinstance(cfg[axis], DictConfig) else cfg[axis]
     return str(float(value) if axis == "label_fraction" and isinstance(value, int) else value)
 
 
 def _is_finished(folder: Path, cfg: DictConfig) -> bool:
-    """Whether a cell need not run."""
     cfg.paths.run = str(folder)
     if progress(folder).status != FINISHED:
         return False
@@ -315,29 +336,38 @@ def _is_finished(folder: Path, cfg: DictConfig) -> bool:
     return True
 
 
-def _told(cells: Sequence[Cell], returns: Sequence[JobReturn]) -> dict[str, str]:
-    """Cell: what its launcher says that it failed of, in words for the user."""
+def _errors(cells: Sequence[Cell], returns: Sequence[JobReturn]) -> dict[str, str]:
+    """Return the errors that the launcher reported, by the name of the cell."""
     return {
         cell.name: str(done._return_value)
-        for cell, done in zip(cells, returns, strict=False)  # none, if the launcher was interrupted
+        for cell, done in zip(cells, returns, strict=False)  # empty if the launcher was interrupted
         if done.status == JobStatus.FAILED and isinstance(done._return_value, DrgradeError)
     }
 
 
-def _arguments_of(override: Override) -> list[str]:
-    """What an override stands for: itself, or one argument for each value that it sweeps over."""
+def _values(override: Override) -> list[str]:
+    """Expand an override into one argument for each of its values."""
     if not override.is_sweep_override():
         return [override.input_line or ""]
     if not override.is_discrete_sweep():
         raise ConfigError(
             f"{override.input_line}: a table needs values, as in a=1,2 or range(1,5); "
-            "a search over an interval is hydra/sweeper=search"
+            "use hydra/sweeper=search to search an interval"
         )
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 
-def _arguments(cell: Cell, name: str, folder: Path) -> list[str]:
-    """A cell's overrides, with its place and that it may go on there; they win over what was given."""
+def launch_overrides(cell: Cell, name: str, folder: Path) -> list[str]:
+    """Append the cell's folder and ``resume=auto`` to its overrides; the last ones win.
+
+    Args:
+        cell: The cell.
+        name: Name of the sweep.
+        folder: Folder of the sweep.
+
+    Returns:
+        Overrides for the launcher.
+    """
     return [
         *cell.overrides,
         f"sweep={as_override(name)}",
@@ -345,3 +375,33 @@ def _arguments(cell: Cell, name: str, folder: Path) -> list[str]:
         f"hydra.sweep.dir={as_override(str(folder))}",
         f"hydra.sweep.subdir={as_override(cell.name)}",
     ]
+
+
+def plan_sweep(experiment: str, overrides: Sequence[str]) -> PlannedSweep:
+    """Plan the sweep of ``python train.py -m +experiment=...`` without running it.
+
+    Args:
+        experiment: Name of an experiment in ``conf/experiment``.
+        overrides: Overrides of the command line.
+
+    Returns:
+        The planned sweep.
+
+    Raises:
+        ConfigError: If the experiment is a search, or a setting is invalid.
+    """
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        main = GlobalHydra.instance().hydra
+        assert main is not None
+        config = main.compose_config("train", [f"+experiment={experiment}", *overrides], RunMode.MULTIRUN)
+        if str(config.hydra.sweeper._target_).rsplit(".", 1)[-1] != CellSweeper.__name__:
+            raise ConfigError(f"+experiment={experiment} is a search: a table needs hydra/sweeper=cells")
+        sweeper = Plugins.instance().instantiate_sweeper(
+            hydra_context=HydraContext(config_loader=main.config_loader, callbacks=Callbacks()),
+            task_function=lambda cfg: None,
+            config=config,
+        )
+        assert isinstance(sweeper, CellSweeper)
+        assert sweeper.launcher is not None
+        plan = sweeper.plan(list(map(str, config.hydra.overrides.task)))
+        return PlannedSweep(experiment, config, sweeper.launcher, plan, plan.waiting())

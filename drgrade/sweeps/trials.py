@@ -1,296 +1,344 @@
-"""Trials of a search: chosen by Optuna, run by a launcher, told to the study by what their folders say."""
+"""Trials of a search: proposed by Optuna, run by a launcher, recorded in the study from their folders."""
 
 import json
 import logging
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import optuna
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import FrozenTrial, TrialState
 
 from drgrade.errors import ConfigError
 from drgrade.files import write_text
 from drgrade.runs.run_dir import AUTO
 from drgrade.runs.settings import identity_settings
 from drgrade.sweeps.cells import FINISHED, Progress, log_file, progress
-from drgrade.sweeps.grammar import as_override
+from drgrade.sweeps.overrides import as_override
 from drgrade.sweeps.search_report import write_report
-from drgrade.sweeps.space import SPACE, Space
-from drgrade.training.studies import open_storage
+from drgrade.training.pruning import Pruning, open_storage, open_trial
 
 if TYPE_CHECKING:
     from drgrade.sweeps.search import SearchSweeper
 
 log = logging.getLogger("drgrade")
 
-SEARCH = "search.json"
-DATABASE = "study.db"
-PRUNED = "pruned"
-_ONLY = "search"
-"""Name of the study in a file of its own."""
-
-_SETTINGS = "settings"
-"""Attribute of the study: what makes it this search."""
-
-REASON = "reason"
-"""Attribute of a trial that failed: why."""
-
-_MINIMISED = ("loss", "mae", "ece")
+_SPACE = "space of"
+_MINIMISED = ("val/loss", "val/mae", "val/ece")
 
 
-@dataclass
-class Search:
-    """One search, in its folder.
+@dataclass(frozen=True)
+class SearchSpace:
+    """Settings that are searched.
 
     Attributes:
-        sweeper: Its settings, and its launcher.
-        name: Its name, and its study's.
-        folder: Its place, which does not depend on where the process is.
-        space: What is searched.
-        fixed: Overrides that all trials share.
-        launched: Trials that this process has begun, or gone on with.
-        failed: Those of them that failed.
+        distributions: Distribution of each setting; the name may begin with ``+``.
     """
 
-    sweeper: "SearchSweeper"
-    name: str
-    folder: Path
-    space: Space
-    fixed: Sequence[str]
-    launched: list[int] = field(default_factory=list)
-    failed: list[int] = field(default_factory=list)
+    distributions: Mapping[str, BaseDistribution]
 
-    def __post_init__(self) -> None:
-        """Open the study, or begin it."""
+    @property
+    def names(self) -> list[str]:
+        """Names of the settings, without ``+``."""
+        return [name.lstrip("+") for name in self.distributions]
+
+    def example(self) -> list[str]:
+        """Return overrides of one point of the space: the lowest, or first, value of each setting."""
+        return [
+            f"{name}={each.choices[0] if isinstance(each, CategoricalDistribution) else each.low}"  # type: ignore[attr-defined]
+            for name, each in self.distributions.items()
+        ]
+
+    def describe(self) -> dict[str, str]:
+        """Describe the distribution of each setting."""
+        return {f"{_SPACE} {name}": str(each) for name, each in sorted(self.distributions.items())}
+
+
+def read_space(overrides: Sequence[Override]) -> SearchSpace:
+    """Build the search space from overrides with intervals, ranges or choices.
+
+    Args:
+        overrides: Overrides of the search; those with a single value are ignored.
+
+    Returns:
+        The search space.
+
+    Raises:
+        ConfigError: If no setting is searched, or a distribution is invalid.
+    """
+    swept = [each for each in overrides if each.is_sweep_override()]
+    if not swept:
+        raise ConfigError(
+            "there is nothing to search: give settings intervals or choices, as in "
+            "'optimizer.lr=tag(log, interval(1e-5, 1e-2))' head.dropout=0.2,0.5"
+        )
+    return SearchSpace({each.get_key_element(): _distribution(each) for each in swept})
+
+
+def _distribution(override: Override) -> BaseDistribution:
+    value: Any = override.value()
+    kind: type[IntDistribution | FloatDistribution]
+    try:
+        if isinstance(value, RangeSweep) and not value.shuffle:
+            values = list(value.range())
+            kind = IntDistribution if isinstance(values[0], int) else FloatDistribution
+            return kind(min(values), max(values), step=abs(cast(Any, value.step)))
+        if isinstance(value, IntervalSweep):
+            low, high = cast(Any, (value.start, value.end))
+            kind = IntDistribution if isinstance(low, int) else FloatDistribution
+            return kind(low, high, log="log" in value.tags)
+        return CategoricalDistribution(list(override.sweep_string_iterator()))
+    except (IndexError, TypeError, ValueError) as error:
+        raise ConfigError(f"{override.input_line} cannot be searched: {error}") from error
+
+
+class Search:
+    """One search in its folder.
+
+    Attributes:
+        study: Optuna's study.
+        launched: Numbers of the trials that this process started or resumed.
+    """
+
+    def __init__(
+        self, sweeper: "SearchSweeper", name: str, folder: Path, space: SearchSpace, fixed: Sequence[str]
+    ) -> None:
+        """Open the study, or create it.
+
+        Args:
+            sweeper: Settings of the search, and its launcher.
+            name: Name of the search.
+            folder: Absolute path of its folder.
+            space: The search space.
+            fixed: Overrides that all trials share.
+        """
         optuna.logging.set_verbosity(logging.WARNING)
-        self.storage = self.sweeper.storage or f"sqlite:///{self.folder / DATABASE}"
-        self.direction = "minimize" if self.sweeper.metric[len("val/") :] in _MINIMISED else "maximize"
-        # Its own file may be moved with the folder; in a database there may be others'.
-        self.study_name = self.name if self.sweeper.storage else _ONLY
-        self.study = self._study()
-
-    def _study(self) -> optuna.Study:
-        """Open the study anew: one that is open does not see what other processes report of its trials."""
-        return optuna.create_study(
-            study_name=self.study_name,
-            storage=open_storage(self.storage),
-            direction=self.direction,
+        self._sweeper, self._name, self._folder = sweeper, name, folder
+        self._space, self._fixed = space, fixed
+        self._metric, self._maximise = sweeper.metric, sweeper.metric not in _MINIMISED
+        self._url = sweeper.storage or f"sqlite:///{folder / 'study.db'}"
+        self._storage = open_storage(self._url)
+        # A constant name lets the file move with its folder; a server may contain other studies.
+        self.study = optuna.create_study(
+            study_name=name if sweeper.storage else "search",
+            storage=self._storage,
+            direction="maximize" if self._maximise else "minimize",
             load_if_exists=True,
         )
+        self.launched: list[int] = []
+        self._failed: list[int] = []
+        self._record: dict[str, Any] = {}
 
     def check(self, cfg: DictConfig, command: Sequence[str]) -> None:
-        """Compare with what the search was when it began, and write it down.
+        """Compare the search with the one that the study was created for, and write ``search.json``.
 
         Args:
             cfg: Config of any trial.
             command: The command line.
 
         Raises:
-            ConfigError: If it was another search.
+            ConfigError: If space, metric or another setting differ.
         """
-        now = {"metric": self.sweeper.metric, **self.space.described(), **identity_settings(cfg)}
-        now = json.loads(json.dumps(now, default=str))
-        before = self.study.user_attrs.get(_SETTINGS, now)
+        settings = {"metric": self._metric, **self._space.describe(), **identity_settings(cfg)}
+        settings = json.loads(json.dumps(settings, default=str))
+        before = self.study.user_attrs.get("settings", settings)
         changed = [
-            f"{name} was {before.get(name)} and is {now.get(name)}"
-            for name in sorted({*before, *now}, key=lambda each: (not each.startswith(SPACE), each))
-            if before.get(name) != now.get(name)
+            f"{name} was {before.get(name)} and is {settings.get(name)}"
+            for name in sorted({*before, *settings}, key=lambda each: (not each.startswith(_SPACE), each))
+            if before.get(name) != settings.get(name)
         ]
         if changed:
             raise ConfigError(
-                f"{self.folder} holds another search ({'; '.join(changed[:5])}): choose another folder with "
+                f"{self._folder} holds another search ({'; '.join(changed[:5])}): choose another folder with "
                 "hydra.sweep.dir=, or remove it"
             )
-        self.study.set_user_attr(_SETTINGS, now)
-        self._write({"name": self.name, "command": list(command), "metric": self.sweeper.metric})
+        self.study.set_user_attr("settings", settings)
+        self._write({"name": self._name, "command": list(command), "metric": self._metric})
 
     def run(self) -> None:
-        """Go on with the trials that an earlier command has left, then choose new ones."""
-        left = [each.number for each in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
-        budget = self.sweeper.n_trials - len(self._ended()) - len(left)
+        """Resume the trials that an earlier command left, then run new ones."""
+        left = [trial.number for trial in self._trials(TrialState.RUNNING) if self._is_complete(trial)]
+        ended, wanted, size = len(self._ended()), self._sweeper.n_trials, self._sweeper.n_jobs
         log.info(
             "search %s by %s: %d trials wanted, %d of them have ended%s\n%s",
-            self.name,
-            self.sweeper.metric,
-            self.sweeper.n_trials,
-            len(self._ended()),
-            f", {len(left)} go on" if left else "",
-            self.folder,
+            self._name,
+            self._metric,
+            wanted,
+            ended,
+            f", {len(left)} resume" if left else "",
+            self._folder,
         )
-        for batch in _batches(left, self.sweeper.n_jobs):
-            self._run([self._open(number) for number in batch])
-        # Trials that fail count here, so that a search of which every trial fails comes to an end.
-        for batch in _batches(range(max(0, budget)), self.sweeper.n_jobs):
-            self._run([self._ask() for _ in batch])
+        for start in range(0, len(left), size):
+            self._run(left[start : start + size])
+        # A failed trial counts here, so that a search whose trials all fail ends.
+        new = wanted - ended - len(left)
+        for start in range(0, new, size):
+            self._run([self._ask() for _ in range(min(size, new - start))])
 
-    def best(self) -> list[str] | None:
-        """Overrides of the best trial; None if none has finished."""
-        trial = self._best()
-        return None if trial is None else [f"{name}={value}" for name, value in trial.params.items()]
+    def best_overrides(self) -> list[str] | None:
+        """Return the overrides of the best trial; None if no trial has finished."""
+        best = self._best()
+        return None if best is None else [f"{name}={value}" for name, value in best.params.items()]
 
     def failures(self) -> str:
-        """Which trials of this command failed, and why; or that others are missing. Empty if all is well."""
-        trials = self.study.get_trials(deepcopy=False)
-        rows = [f"  {_folder_name(each)}  {trials[each].user_attrs.get(REASON, '')}" for each in self.failed]
-        if rows:
-            first = log_file(self.folder / _folder_name(self.failed[0]))
+        """Describe the trials of this command that failed, or how many are missing; empty if none."""
+        trials = self._trials()
+        lines = [f"  {_name(number)}  {trials[number].user_attrs['reason']}" for number in self._failed]
+        if lines:
+            first = log_file(self._folder / _name(self._failed[0]))
             return "\n".join(
-                [f"{len(rows)} trials of the search failed:", *rows, f"  output of the first: {first}"]
+                [f"{len(lines)} trials of the search failed:", *lines, f"  output of the first: {first}"]
             )
-        missing = self.sweeper.n_trials - len(self._ended())
-        return (
-            f"{missing} of {self.sweeper.n_trials} trials of the search have not ended" if missing > 0 else ""
-        )
+        wanted = self._sweeper.n_trials
+        missing = wanted - len(self._ended())
+        return f"{missing} of {wanted} trials of the search have not ended" if missing > 0 else ""
 
     def report(self, final_command: str) -> str:
-        """Write ``trials.csv``, ``search.png`` and the best trial, and say what to do next.
+        """Write ``trials.csv``, ``search.png`` and the best trial.
 
         Args:
-            final_command: Tests the best settings.
+            final_command: Command that tests the best settings.
 
         Returns:
-            Lines of text.
+            Text on the best trial and the next step.
         """
+        write_report(self._folder, self.study, self._metric)
         best = self._best()
-        write_report(self.folder, self.study, self.sweeper.metric)
         if best is None:
-            return f"no trial has finished yet\n{self.folder}"
+            return f"no trial has finished yet\n{self._folder}"
         chosen = {"trial": best.number, "value": best.value, "params": best.params, "command": final_command}
         self._write({**self._record, "best": chosen})
         return (
-            f"best: {_folder_name(best.number)}, {self.sweeper.metric} {best.value:.4f}, "
-            f"of {len(self._ended())} trials\n"
-            f"{self.folder}\n"
-            f"{self.sweeper.metric} is what the search chose by, and no result. To test the settings:\n"
+            f"best: {_name(best.number)}, {self._metric} {best.value:.4f}, of {len(self._ended())} trials\n"
+            f"{self._folder}\n"
+            f"This {self._metric} is biased, because the search selected by it. To test the settings:\n"
             f"{final_command}"
         )
 
+    def _trials(self, *states: TrialState) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=states or None)
+
     def _ended(self) -> list[FrozenTrial]:
-        return self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        return self._trials(TrialState.COMPLETE, TrialState.PRUNED)
 
     def _best(self) -> FrozenTrial | None:
-        done = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        sign = 1 if self.direction == "maximize" else -1
-        return max(done, key=lambda each: sign * float(each.value or 0), default=None)
+        return self.study.best_trial if self._trials(TrialState.COMPLETE) else None
 
-    def _ask(self) -> Trial:
-        """Choose the next trial's settings.
+    def _is_complete(self, trial: FrozenTrial) -> bool:
+        """Return False for a trial without all its settings, after marking it as failed.
 
-        The sampler is a new one each time, seeded by the trial's number: a search that was
-        interrupted chooses as if it had not been, and does not draw its first trials once more.
+        Its command was killed while Optuna proposed them.
         """
-        number = len(self.study.get_trials(deepcopy=False))
-        folder = self.folder / _folder_name(number)
+        complete = trial.params.keys() == self._space.distributions.keys()
+        if not complete:
+            self.study.tell(trial.number, state=TrialState.FAIL)
+        return complete
+
+    def _ask(self) -> int:
+        """Propose a trial, and return its number.
+
+        Each trial has a new sampler, seeded by its number, so that an interrupted search proposes the same
+        trials as an uninterrupted one.
+        """
+        number = len(self._trials())
+        folder = self._folder / _name(number)
         if folder.exists():
             raise ConfigError(
-                f"{folder} is there, but the study does not know of it: choose another folder with "
+                f"{folder} exists, but the study does not contain this trial: choose another folder with "
                 "hydra.sweep.dir=, or remove it"
             )
         self.study.sampler = self._sampler(number)
-        trial = self.study.ask()
-        self._params(trial)
-        return trial
-
-    def _open(self, number: int) -> Trial:
-        """A trial that was chosen by an earlier command."""
-        self.study.sampler = self._sampler(number)
-        trial_id = self.study._storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
-        return Trial(self.study, trial_id)
+        return self.study.ask(dict(self._space.distributions)).number
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        settings = OmegaConf.to_container(self.sweeper.sampler, resolve=True)
-        assert isinstance(settings, dict)
-        if "seed" in settings and self.sweeper.seed is not None:
-            sequence = np.random.SeedSequence([self.sweeper.seed, number])
-            settings["seed"] = int(sequence.generate_state(1)[0])
-        sampler = instantiate(settings)
+        seed = {}
+        if self._sweeper.seed is not None:
+            sequence = np.random.SeedSequence([self._sweeper.seed, number])
+            seed["seed"] = int(sequence.generate_state(1)[0])
+        sampler = instantiate(self._sweeper.sampler, **seed)
         if not isinstance(sampler, optuna.samplers.BaseSampler):
-            raise ConfigError(f"hydra.sweeper.sampler: {settings.get('_target_')} is no sampler of Optuna's")
+            raise ConfigError(
+                f"hydra.sweeper.sampler: {self._sweeper.sampler._target_} is not an Optuna sampler"
+            )
         return sampler
 
-    def _params(self, trial: Trial) -> dict[str, Any]:
-        """A trial's settings; those of one that was cut off while it was chosen are chosen to the end."""
-        return {name: trial._suggest(name, each) for name, each in self.space.distributions.items()}
-
-    def _run(self, trials: Sequence[Trial]) -> None:
-        assert self.sweeper.launcher is not None
-        waiting = [each for each in trials if not _is_over(self._progress(each.number))]
-        for each in waiting:
-            shown = "  ".join(f"{name}={_short(value)}" for name, value in self._params(each).items())
-            log.info("%s  %s", _folder_name(each.number), shown)
+    def _run(self, numbers: Sequence[int]) -> None:
+        """Launch the trials that have no result yet, and record the results of all in the study."""
+        assert self._sweeper.launcher is not None
+        trials = self._trials()
+        waiting = [number for number in numbers if self._progress(number).status not in (FINISHED, "pruned")]
+        for number in waiting:
+            settings = (f"{name}={_short(value)}" for name, value in trials[number].params.items())
+            log.info("%s  %s", _name(number), "  ".join(settings))
         if waiting:
-            arguments = [self._arguments(each) for each in waiting]
-            self.launched += [each.number for each in waiting]
-            self.sweeper.launcher.launch(arguments, initial_job_idx=waiting[0].number)
-        self.study = self._study()
-        for each in trials:
-            self._tell(each.number)
+            self.launched += waiting
+            batch = [self._launch_overrides(trials[number]) for number in waiting]
+            self._sweeper.launcher.launch(batch, initial_job_idx=waiting[0])
+        for number in numbers:
+            self._tell(number)
         best = self._best()
         if best is not None:
-            log.info("best so far: %s, %.4f", _folder_name(best.number), best.value)
+            log.info("best so far: %s, %.4f", _name(best.number), best.value)
 
-    def _arguments(self, trial: Trial) -> list[str]:
-        """A trial's overrides; the last ones win over what was given."""
-        pruner = self.sweeper.pruner
+    def _launch_overrides(self, trial: FrozenTrial) -> list[str]:
+        pruner = self._sweeper.pruner
         callback = {
-            "_target_": "drgrade.training.pruning.Pruning",
-            "metric": self.sweeper.metric,
+            "_target_": f"{Pruning.__module__}.{Pruning.__qualname__}",
+            "metric": self._metric,
             "trial": trial.number,
-            "study": self.study_name,
-            "storage": self.storage,
+            "study": self.study.study_name,
+            "storage": self._url,
             "pruner": None if pruner is None else OmegaConf.to_container(pruner, resolve=True),
         }
         return [
-            *self.fixed,
-            *(f"{name}={value}" for name, value in self._params(trial).items()),
+            *self._fixed,
+            *(f"{name}={value}" for name, value in trial.params.items()),
             "test=false",
-            f"sweep={as_override(self.name)}",
+            f"sweep={as_override(self._name)}",
             f"resume={AUTO}",
             f"+callbacks.search={as_override(callback)}",
-            f"hydra.sweep.dir={as_override(str(self.folder))}",
-            f"hydra.sweep.subdir={_folder_name(trial.number)}",
+            f"hydra.sweep.dir={as_override(str(self._folder))}",
+            f"hydra.sweep.subdir={_name(trial.number)}",
         ]
 
     def _tell(self, number: int) -> None:
-        """Tell the study what a trial's folder says: that is the same with every launcher."""
+        """Record the result of a trial from its folder, which is the same with every launcher."""
         found = self._progress(number)
-        value = found.record.get(self.sweeper.metric)
-        if found.status == PRUNED:
+        value = found.record.get(self._metric)
+        if found.status == "pruned":
             self.study.tell(number, state=TrialState.PRUNED)
         elif found.status == FINISHED and value is not None and math.isfinite(value):
             self.study.tell(number, float(value))
         else:
-            finished = f"finished without {self.sweeper.metric}: has it photographs to validate on?"
-            reason = finished if found.status == FINISHED else f"{found.status} {found.reason}"
-            self._open(number).set_user_attr(REASON, " ".join(reason.split())[:300])
+            missing = f"finished without {self._metric}: are there validation photographs?"
+            reason = missing if found.status == FINISHED else f"{found.status} {found.reason}"
+            trial = open_trial(self.study, self._storage, number)
+            trial.set_user_attr("reason", " ".join(reason.split())[:300])
             self.study.tell(number, state=TrialState.FAIL)
-            self.failed.append(number)
+            self._failed.append(number)
 
     def _write(self, record: dict[str, Any]) -> None:
         self._record = record
-        write_text(self.folder / SEARCH, json.dumps(record, indent=2) + "\n")
+        write_text(self._folder / "search.json", json.dumps(record, indent=2) + "\n")
 
     def _progress(self, number: int) -> Progress:
-        return progress(self.folder / _folder_name(number))
+        return progress(self._folder / _name(number))
 
 
-def _is_over(found: Progress) -> bool:
-    """Whether a trial has come to its end, though the study has not been told."""
-    return found.status in (FINISHED, PRUNED)
-
-
-def _folder_name(number: int) -> str:
+def _name(number: int) -> str:
     return f"trial-{number:03d}"
-
-
-def _batches(numbers: Sequence[int], size: int) -> list[Sequence[int]]:
-    return [numbers[start : start + size] for start in range(0, len(numbers), size)]
 
 
 def _short(value: Any) -> str:

@@ -30,7 +30,7 @@ from drgrade.prediction.grader import Grader
 from drgrade.runs.run_dir import read_metrics
 from drgrade.stats import formatting as words
 from drgrade.sweeps import inline
-from drgrade.sweeps.launcher import Composed
+from drgrade.sweeps.launcher import ComposedCell
 from drgrade.training.cache import Shared
 
 EXAMPLE = re.compile(r"```python\n(.*?)```", re.DOTALL)
@@ -315,7 +315,7 @@ def test_a_sweep_of_probes_in_one_process_leaves_cards(shared, tmp_path):
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = hydra.compose("train", overrides, return_hydra_config=True)
     OmegaConf.set_struct(config, False)
-    done = inline._run(Composed(0, [], config, tmp_path / "cell"), Shared())
+    done = inline.run_cell(ComposedCell([], config, tmp_path / "cell"), Shared())
     assert done.return_value["status"] == "finished"
     assert NOTICE in (tmp_path / "cell" / MODEL_CARD).read_text()
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from drgrade.errors import DataError
 from drgrade.sweeps.cells import SWEEP, Cell, cell_name, failures, progress, read_sweep, write_sweep
-from drgrade.sweeps.naming import sweep_name
+from drgrade.sweeps.overrides import sweep_name
 
 
 def test_a_cell_is_named_by_its_values():

@@ -1,22 +1,17 @@
-"""One command from photographs to the report: told beforehand how long, stopped in order, gone on with."""
+"""``drgrade reproduce``: from photographs to the report, with an estimate of the time."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from drgrade.cli.reproduce import Settings, divide, main
 from drgrade.errors import ConfigError
-from drgrade.sweeps.cells import Cell
-from drgrade.sweeps.estimate import Length, Training
-from drgrade.sweeps.workload import plan_sweep, workload
-from drgrade.training.build import make_photographs
-from drgrade.training.run import train
+from drgrade.runs.run_dir import write_config
+from drgrade.sweeps.sweeper import plan_sweep
 
 TABLE = ("experiments=rotation_table", "fold=0", "label_fraction=0.5,1.0", "init=random")
 
@@ -31,50 +26,54 @@ def reproduce(overrides):
     return make
 
 
-def call(command, folder, status=0):
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=300, check=False)
-    assert done.returncode == status, done.stdout + done.stderr
-    return done
+@pytest.fixture
+def reproduce_here(reproduce, monkeypatch, capfd, tmp_path):
+    """``reproduce_here("a=b", status=0)``: output and errors of the command, run in this process."""
+
+    def run(*more, status=0):
+        monkeypatch.setattr(sys, "argv", reproduce(*more)[2:])
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(SystemExit) as caught:
+            main()
+        out, err = capfd.readouterr()
+        assert caught.value.code == status, out + err
+        return out, err
+
+    return run
 
 
 @pytest.mark.slow
-def test_from_photographs_to_the_report_and_nothing_twice(reproduce, tmp_path):
-    said = call(reproduce(), tmp_path).stdout
-    row = next(line for line in said.splitlines() if line.startswith("rotation_table"))
+def test_the_command_estimates_runs_and_reports_and_lists_what_is_missing(reproduce_here, tmp_path):
+    out, err = reproduce_here("label_fraction=1.0", "init=random,/nowhere", status=1)
+    row = next(line for line in out.splitlines() if line.startswith("rotation_table"))
     assert row.split()[1:3] == ["2", "0"]
-    assert "2 cells, 0 finished" in said
-    assert "estimated" in said.splitlines()[-1]
+    assert "2 cells, 0 finished" in out
+    assert "estimated" in out.splitlines()[-1]
+    assert "not complete: rotation_table" in err.splitlines()[-1]
     (page,) = tmp_path.glob("reports/rotation_table-demo-*/report.html")
-    assert str(page) in said
+    assert str(page) in out
     assert not list(tmp_path.glob("sweeps/*/report"))
     assert not list(tmp_path.glob(".probe-*"))
-    again = call(reproduce("estimate=only"), tmp_path)
-    assert "Nothing is left to run." in again.stdout
-    assert "measuring" not in again.stderr
+    out, err = reproduce_here("label_fraction=1.0", "estimate=only")
+    assert "Nothing is left to run." in out
+    assert "measuring" not in err
 
 
 @pytest.mark.slow
-def test_an_estimate_alone_leaves_no_run_and_no_encoder(reproduce, tmp_path):
-    done = call(reproduce("init=random,ssl", "estimate=only"), tmp_path)
-    row = next(line for line in done.stdout.splitlines() if line.startswith("rotation_table"))
+def test_an_estimate_alone_leaves_no_run_and_no_encoder(reproduce_here, tmp_path):
+    out, err = reproduce_here("init=random,ssl", "estimate=only")
+    row = next(line for line in out.splitlines() if line.startswith("rotation_table"))
     assert row.split()[1:3] == ["4", "1"]  # one encoder serves both fractions
-    assert done.stderr.count("measuring the speed of") == 2
-    assert "Done about" in done.stdout
+    assert err.count("measuring the speed of") == 2
+    assert "Done about" in out
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_fails_in_every_cell_is_told_by_the_first_short_run(reproduce, tmp_path):
-    done = call(reproduce("optimizer.lr=-1"), tmp_path, status=1)
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+def test_the_first_short_run_finds_what_fails_in_every_cell(reproduce_here, tmp_path):
+    _, err = reproduce_here("optimizer.lr=-1", status=1)
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert "learning rate" in line
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.slow
-def test_a_table_with_a_broken_cell_is_reported_and_ends_with_status_1(reproduce, tmp_path):
-    done = call(reproduce("label_fraction=1.0", "init=random,/nowhere", "estimate=none"), tmp_path, status=1)
-    assert "not complete: rotation_table" in done.stderr.splitlines()[-1]
-    assert list(tmp_path.glob("reports/*/report.html"))
 
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
@@ -85,7 +84,7 @@ def test_an_interrupted_command_leaves_nothing_running(number, reproduce, tmp_pa
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        # As a shell starts what is put into the background; SIGTERM has to stop it all the same.
+        # A shell starts background commands so; SIGTERM has to stop them all the same.
         preexec_fn=(lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
         if number == signal.SIGTERM
         else None,
@@ -109,46 +108,15 @@ def processes():
     return [line for line in listed.stdout.splitlines() if int(line.split()[0]) != os.getpid()]
 
 
-def test_the_estimate_counts_what_a_run_does(overrides, compose):
-    """Against what really went through the training: the clock's count."""
-    changed = ("label_fraction=0.5", "protocol.frozen_epochs=1", "trainer.max_steps=5")
-    sweep = plan_sweep("msssl_table", [*overrides, "fold=0", "init=random", *changed])
-    (job,) = workload(sweep).cells
-    cfg = compose("+experiment=msssl_table", "fold=0", "init=random", *changed)
-    train(cfg)
-    photographs = make_photographs(cfg)
-    counts = photographs.split["subset"].value_counts()
-    batch = min(cfg.data.batch_size, counts["train"])
-    # 2 epochs of 2 steps; the limit of 5 steps is not reached
-    assert job.training == Training(Length(2, 4 * batch, 2 * batch), 3 * counts["val"] + counts["test"])
-    images = provenance(cfg)["images"]
-    assert images == job.training.length.images
-
-
-def provenance(cfg):
-
-    return json.loads((Path(cfg.paths.run) / "provenance.json").read_text())
-
-
-def test_pre_trainings_are_counted_by_what_they_see_and_only_if_missing(overrides, compose):
-    asked = [*overrides, "fold=0,1", "label_fraction=0.5,1.0", "init=ssl"]
-    for_each_fold = workload(plan_sweep("msssl_table", asked)).pretrainings
-    assert len(for_each_fold) == 2
-    assert len(workload(plan_sweep("msssl_table", [*asked, "pretrain_on=all"])).pretrainings) == 1
-    cfg = compose("+experiment=msssl_table", "fold=0", "label_fraction=0.5", "init=ssl")
-    train(cfg)
-    (made,) = set(for_each_fold) - set(workload(plan_sweep("msssl_table", asked)).pretrainings)
-    cfg.paths.run = str(made)
-    assert provenance(cfg)["images"] == for_each_fold[made].training.length.images
-
-
-def test_finished_cells_do_not_count(overrides, compose, tmp_path):
-    asked = [*overrides, "fold=0", "label_fraction=1.0", "init=random"]
-    sweep = plan_sweep("rotation_table", asked)
+def test_finished_cells_are_not_planned(overrides, compose):
+    given = [*overrides, "fold=0", "label_fraction=1.0", "init=random"]
+    sweep = plan_sweep("rotation_table", given)
     (cell,) = sweep.waiting
-    assert isinstance(cell, Cell)
-    train(compose("+experiment=rotation_table", *asked[-3:], run=str(sweep.plan.folder / cell.name)))
-    assert plan_sweep("rotation_table", asked).waiting == []
+    folder = sweep.plan.folder / cell.name
+    folder.mkdir(parents=True)
+    write_config(folder, compose("+experiment=rotation_table", *given[-3:], run=str(folder)))
+    (folder / "metrics.json").write_text('{"status": "finished"}')
+    assert plan_sweep("rotation_table", given).waiting == []
 
 
 @pytest.mark.parametrize(
@@ -180,17 +148,13 @@ def test_own_settings_are_told_from_those_of_the_trainings():
     [
         ("label_fracton=0.1", "did you mean label_fraction"),
         ("data=idird", "did you mean idrid"),
-        ("task=pretext", "a table is made of grading runs"),
+        ("task=pretext", "the cells of a table are grading runs"),
         ("experiments=rotation_search", "is a search"),
         ("data.root=???", "data.root is not given"),
-        ("resume=auto", "goes on by itself"),
+        ("resume=auto", "resumes by itself"),
     ],
 )
-def test_a_mistake_is_one_line(argument, words, overrides, monkeypatch, capfd, tmp_path):
-    monkeypatch.setattr(sys, "argv", ["reproduce", *overrides, *TABLE, argument])
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as caught:
-        main()
-    assert caught.value.code == 1
-    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+def test_a_mistake_is_one_line(argument, words, reproduce_here):
+    _, err = reproduce_here(argument, status=1)
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert words in line

@@ -91,14 +91,6 @@ def test_the_first_lines_say_demo_scale_and_the_command_for_real_data(compose):
     assert "python train.py +experiment=msssl_10pct data=idrid data.root=DIR scale=paper" in text
 
 
-def test_a_search_without_its_package_says_what_to_install(monkeypatch):
-    message = "In 'hydra/sweeper/search': Could not find 'hydra/sweeper/sampler/tpe'"
-    monkeypatch.setattr(hydra_command, "find_spec", lambda name: None)
-    assert "pip install 'drgrade[search]'" in hydra_command.explain_override(message)
-    monkeypatch.setattr(hydra_command, "find_spec", lambda name: object())
-    assert "there is no hydra/sweeper/sampler=tpe" in hydra_command.explain_override(message)
-
-
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [([], 2, "usage"), (["--help"], 0, "prepare"), (["prepar"], 2, "no command")],

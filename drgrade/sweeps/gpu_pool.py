@@ -1,4 +1,4 @@
-"""Places in which cells can run at the same time on this machine."""
+"""Allocation of this machine's GPUs to cells that run at the same time."""
 
 import os
 import subprocess
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from drgrade.errors import ConfigError
 
 _CONTEXT = 600 * 2**20
-"""Bytes that CUDA takes per process beside what torch reserves."""
+"""Bytes of GPU memory that CUDA takes per process beside what torch reserves."""
 
 _SHARE = 0.9
-"""Of a GPU's memory that is given out: two cells do not peak in the same shape twice."""
+"""Fraction of a GPU's memory that is allocated; peaks of several processes fragment the rest."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Gpu:
     """A GPU.
 
     Attributes:
-        name: As ``CUDA_VISIBLE_DEVICES`` has it.
-        memory: Bytes.
+        name: Name as in ``CUDA_VISIBLE_DEVICES``.
+        memory: Size of its memory in bytes; 0 if unknown.
     """
 
     name: str
@@ -28,13 +28,13 @@ class Gpu:
 
 
 def find_gpus() -> list[Gpu]:
-    """The NVIDIA GPUs that this process may use, without starting CUDA in it.
+    """List the NVIDIA GPUs that this process may use, without initialising CUDA.
 
     Returns:
-        In the order of their numbers; empty where there is no driver.
+        GPUs in the order of their numbers; empty without a driver.
 
     Raises:
-        ConfigError: If the driver's tool answers what cannot be read.
+        ConfigError: If the output of nvidia-smi cannot be parsed.
     """
     command = ["nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
     try:
@@ -47,17 +47,17 @@ def find_gpus() -> list[Gpu]:
 
 
 def visible(listed: str, allowed: str | None) -> list[Gpu]:
-    """Read what nvidia-smi lists, and keep what the environment allows.
+    """Parse the output of nvidia-smi and keep the GPUs that the environment allows.
 
     Args:
-        listed: Lines of index, UUID and MiB, with commas.
+        listed: Lines of index, UUID and memory in MiB, separated by commas.
         allowed: ``CUDA_VISIBLE_DEVICES``; None: all.
 
     Returns:
         The GPUs, in the order of ``allowed`` if it is given.
 
     Raises:
-        ConfigError: If a line, or ``allowed``, cannot be read.
+        ConfigError: If a line cannot be parsed.
     """
     gpus: dict[str, Gpu] = {}
     for line in listed.strip().splitlines():
@@ -66,32 +66,21 @@ def visible(listed: str, allowed: str | None) -> list[Gpu]:
             gpus[index] = gpus[uuid] = Gpu(index, int(mebibytes) * 2**20)
         except ValueError as error:
             raise ConfigError(
-                f"nvidia-smi lists {line!r}, which cannot be read; set hydra.launcher.n_jobs"
+                f"nvidia-smi printed {line!r}, which cannot be parsed; set hydra.launcher.n_jobs"
             ) from error
     if allowed is None:
         return list(dict.fromkeys(gpus.values()))
     names = [name.strip() for name in allowed.split(",") if name.strip() not in ("", "-1")]
-    # A MIG slice or an unlisted device is handed on by its name; its memory is not known.
+    # A MIG slice or an unlisted device is passed on by its name; its memory is unknown.
     return [gpus.get(name, Gpu(name, 0)) for name in names]
 
 
-@dataclass
-class Slot:
-    """A place for one cell.
+class GpuPool:
+    """Places for cells that run at the same time.
 
-    Attributes:
-        gpus: Names of its GPUs; empty: it has none, or takes what it finds.
-    """
-
-    gpus: tuple[str, ...]
-
-
-class Slots:
-    """Shares out places for cells.
-
-    Without GPUs there are ``n_jobs`` places. With GPUs a place is one GPU, or as many as a cell has devices;
-    several cells share one if they are allowed to: a fixed number, or, with ``auto``, as many as fit by the
-    memory that finished cells took; until one has told, a GPU holds one.
+    Without GPUs there are ``n_jobs`` places. With GPUs a place is one GPU, or as many as a cell has devices.
+    Several cells share a GPU if ``cells_per_gpu`` is above 1. If it is None, one cell runs per GPU until a
+    finished cell has reported its peak memory; from then on as many as fit.
     """
 
     def __init__(
@@ -102,21 +91,21 @@ class Slots:
         gpus_per_cell: int = 1,
         most_per_gpu: int = 8,
     ) -> None:
-        """Plan the places.
+        """Divide the GPUs into places.
 
         Args:
-            gpus: To be shared out.
-            n_jobs: Cells at the same time; None: one without GPUs, else as many as the GPUs take.
-            cells_per_gpu: On one GPU; None: as many as fit.
+            gpus: GPUs to allocate.
+            n_jobs: Maximum number of cells at the same time; None: one without GPUs, else no maximum.
+            cells_per_gpu: Cells that share a GPU; None: as many as fit.
             gpus_per_cell: Devices of each cell.
-            most_per_gpu: Upper limit of what fits, so that the processor is not swamped.
+            most_per_gpu: Upper limit of the cells that share a GPU if ``cells_per_gpu`` is None.
 
         Raises:
-            ConfigError: If a cell wants more GPUs than there are.
+            ConfigError: If a cell needs more GPUs than there are.
         """
         if gpus and gpus_per_cell > len(gpus):
             raise ConfigError(
-                f"trainer.devices={gpus_per_cell}, but {len(gpus)} GPUs are there (CUDA_VISIBLE_DEVICES)"
+                f"trainer.devices={gpus_per_cell}, but {len(gpus)} GPUs are available (CUDA_VISIBLE_DEVICES)"
             )
         self._n_jobs = n_jobs or (None if gpus else 1)
         self._fixed = cells_per_gpu
@@ -130,34 +119,34 @@ class Slots:
 
     @property
     def parallel(self) -> int:
-        """Cells that can run at the same time, as far as is known by now."""
+        """Number of cells that can run at the same time, as far as it is known."""
         places = len(self._sets) * self._each if self._sets else (self._n_jobs or 1)
         return min(places, self._n_jobs or places)
 
-    def take(self) -> tuple[int, Slot] | None:
+    def take(self) -> tuple[int, tuple[str, ...]] | None:
         """Take the least loaded place.
 
         Returns:
-            Its number, to give it back, and the place; None if none is free.
+            Number of the place and names of its GPUs (empty without GPUs); None if no place is free.
         """
         if self._n_jobs is not None and self._busy >= self._n_jobs:
             return None
         if not self._sets:
             self._busy += 1
-            return -1, Slot(())
+            return -1, ()
         number = min(self._load, key=lambda each: self._load[each])
         if self._load[number] >= self._each:
             return None
         self._busy += 1
         self._load[number] += 1
-        return number, Slot(tuple(gpu.name for gpu in self._sets[number]))
+        return number, tuple(gpu.name for gpu in self._sets[number])
 
     def give_back(self, number: int, peak_memory: int = 0) -> None:
-        """Give a place back, and learn from what its cell took.
+        """Return a place, and update the number of cells that fit on a GPU.
 
         Args:
-            number: As :meth:`take` gave it.
-            peak_memory: Bytes of GPU memory that the cell took; 0 if not known.
+            number: Number from :meth:`take`.
+            peak_memory: Bytes of GPU memory that the cell used; 0 if unknown.
         """
         self._busy -= 1
         if number < 0:
@@ -166,6 +155,6 @@ class Slots:
         if self._fixed is None and peak_memory > 0:
             memory = min(gpu.memory for gpus in self._sets for gpu in gpus)
             fit = int(_SHARE * memory // (peak_memory + _CONTEXT))
-            # A larger cell may come later: what fits only ever shrinks once it has been told.
+            # A larger cell may follow a small one, so this number only decreases once it is known.
             self._fit = max(1, min(fit, self._most if self._fit is None else self._fit))
             self._each = self._fit
