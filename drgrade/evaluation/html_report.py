@@ -11,11 +11,11 @@ from markupsafe import Markup
 from drgrade.evaluation.intervals import Decisions, Sampling
 from drgrade.files import write_text
 from drgrade.html.templates import fill_page, stylesheet
-from drgrade.reporting.figures.canvas import Picture, style, svg
+from drgrade.reporting.figures.canvas import ReportFigure, style, svg
 from drgrade.reporting.figures.confusion import draw_confusion
 from drgrade.reporting.figures.details import draw_calibration, draw_roc
 from drgrade.reporting.figures.svg import inline
-from drgrade.reporting.schema import Method, Row, Study
+from drgrade.reporting.schema import Method, ResultRow, Study
 from drgrade.reporting.statistics import reliability, roc
 from drgrade.stats import formatting as words
 from drgrade.stats.bootstrap import REFERABLE, confusions
@@ -89,7 +89,7 @@ def _set(shown: Shown) -> dict[str, Any]:
     }
 
 
-def _pictures(shown: Shown) -> list[Picture]:
+def _pictures(shown: Shown) -> list[ReportFigure]:
     raw = _row("raw", shown, shown.raw, "ece")
     rows = [raw] + (
         [_row("calibrated", shown, shown.calibrated, "ece_calibrated")] if shown.calibrated else []
@@ -108,17 +108,17 @@ def _pictures(shown: Shown) -> list[Picture]:
     return drawn
 
 
-def _drawn(picture: Picture, name: str) -> Markup:
+def _drawn(picture: ReportFigure, name: str) -> Markup:
     """A figure as a part of the page; what it says of itself was escaped as it was written as XML."""
     return Markup(inline(svg(picture), f"{name.replace('/', '-')}-{picture.name}", picture.tips, picture.alt))
 
 
-def _row(key: str, shown: Shown, said: Decisions, ece: str) -> Row:
+def _row(key: str, shown: Shown, said: Decisions, ece: str) -> ResultRow:
     """The figures that pictures are drawn of, as a report has them."""
     grades = shown.sampling.fold.grades
     scores = said.probabilities[:, REFERABLE:].sum(axis=1)
     nothing = Estimate(float("nan"), _NONE)
-    return Row(
+    return ResultRow(
         method=key,
         label_fraction=1.0,
         folds={},
@@ -141,7 +141,7 @@ def _row(key: str, shown: Shown, said: Decisions, ece: str) -> Row:
     )
 
 
-def _study(rows: Sequence[Row]) -> Study:
+def _study(rows: Sequence[ResultRow]) -> Study:
     names = {"raw": "as the model is", "calibrated": "calibrated"}
     methods = [Method(row.method, names[row.method], "", "", {}, None) for row in rows]
     return Study(

@@ -22,7 +22,7 @@ BINS = 15
 
 
 @dataclass(frozen=True, eq=False)
-class Figures:
+class CalibrationScores:
     """Figures of a calibration in each of B resamples.
 
     Attributes:
@@ -52,8 +52,8 @@ class CalibratedRun:
     """
 
     probabilities: Floats
-    found: Figures
-    samples: Figures
+    found: CalibrationScores
+    samples: CalibrationScores
 
 
 def resample_calibrated(
@@ -75,7 +75,7 @@ def resample_calibrated(
         return [None] * len(runs)
     after = {id(run): _calibrated(run) for run in fitted}
     sums = [_sums_by_group(fold, run, after[id(run)]) for run in fitted]
-    parts: list[list[Figures]] = [[] for _ in fitted]
+    parts: list[list[CalibrationScores]] = [[] for _ in fitted]
     for counts in draws(fold, resamples, seed):
         for own, of_run in zip(sums, parts, strict=True):
             of_run.append(_figures(counts @ own))
@@ -135,18 +135,18 @@ def _gaps(probabilities: Floats, truth: Counts) -> Floats:
     return gaps
 
 
-def _figures(sums: Floats) -> Figures:
+def _figures(sums: Floats) -> CalibrationScores:
     """From (B, K) sums, in the order of their columns."""
     ends = np.cumsum([2, BINS, BINS, NUM_GRADES**2, 2])
     loss, before, after, cells, totals, hits = np.split(sums, ends, axis=1)
     count = totals.sum(axis=1)
     ece = np.stack([np.abs(before).sum(axis=1), np.abs(after).sum(axis=1)], axis=1) / count[:, None]
     qwk = kappas(cells.reshape(-1, NUM_GRADES, NUM_GRADES))
-    return Figures(loss / count[:, None], ece, qwk, hits.reshape(len(sums), 2, -1), totals)
+    return CalibrationScores(loss / count[:, None], ece, qwk, hits.reshape(len(sums), 2, -1), totals)
 
 
-def _concatenated(parts: Sequence[Figures]) -> Figures:
+def _concatenated(parts: Sequence[CalibrationScores]) -> CalibrationScores:
     def joined(name: str) -> Floats:
         return np.concatenate([getattr(part, name) for part in parts])
 
-    return Figures(*map(joined, ("nll", "ece", "qwk", "hits", "totals")))
+    return CalibrationScores(*map(joined, ("nll", "ece", "qwk", "hits", "totals")))

@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 
 from drgrade.errors import ConfigError
-from drgrade.reporting.schema import Comparison, Method
+from drgrade.reporting.schema import Method, MethodComparison
 from drgrade.reporting.statistics import Result, mean_over_folds, over_folds
 from drgrade.stats import formatting as words
 from drgrade.stats.bootstrap import interval
@@ -65,7 +65,7 @@ def _with_one(methods: Sequence[Method], name: str) -> list[Pair]:
 
 def compare_all(
     rows: Mapping[tuple[str, float], Sequence[Result]], pairs: Sequence[Pair]
-) -> list[Comparison]:
+) -> list[MethodComparison]:
     """Compare pairs of methods at every label fraction that both have.
 
     Args:
@@ -87,8 +87,8 @@ def compare_all(
     return [replace(each, p_holm=p_holm) for each, p_holm in zip(found, corrected, strict=True)]
 
 
-def compare(first: Sequence[Result], second: Sequence[Result]) -> Comparison | None:
-    """Compare two methods at a label fraction; see :class:`~drgrade.reporting.schema.Comparison`.
+def compare(first: Sequence[Result], second: Sequence[Result]) -> MethodComparison | None:
+    """Compare two methods at a label fraction; see :class:`~drgrade.reporting.schema.MethodComparison`.
 
     Args:
         first: Results of a row.
@@ -105,7 +105,7 @@ def compare(first: Sequence[Result], second: Sequence[Result]) -> Comparison | N
     by_fold = over_folds(common, lambda one: one.metrics["qwk"] - others[_cell(one)].metrics["qwk"])
     gaps = np.array(list(by_fold.values()))
     samples = mean_over_folds(common, lambda one: one.qwk - others[_cell(one)].qwk)
-    return Comparison(
+    return MethodComparison(
         first=first[0].run.method,
         second=second[0].run.method,
         label_fraction=first[0].run.label_fraction,

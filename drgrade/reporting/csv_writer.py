@@ -12,7 +12,7 @@ import pandas as pd
 
 from drgrade.reporting import method_labels
 from drgrade.reporting.figures.confusion import row_shares
-from drgrade.reporting.schema import Calibration, Row, Study
+from drgrade.reporting.schema import ReliabilityCurve, ResultRow, Study
 from drgrade.stats.estimates import Range
 
 Record = dict[str, Any]
@@ -44,7 +44,7 @@ def csv_files(study: Study) -> dict[str, str]:
     return {name: pd.DataFrame(records).to_csv(index=False) for name, records in made.items() if records}
 
 
-def _begin(study: Study, row: Row) -> Record:
+def _begin(study: Study, row: ResultRow) -> Record:
     return {
         "method": method_labels.labels(study)[row.method],
         "key": row.method,
@@ -79,7 +79,7 @@ def _rows(study: Study) -> Iterator[Record]:
         }
 
 
-def _changes(row: Row) -> Record:
+def _changes(row: ResultRow) -> Record:
     """Figures before and after calibration; QWK before is the mean."""
     if row.calibrated is None:
         return {}
@@ -178,7 +178,7 @@ def _operating_points(study: Study) -> Iterator[Record]:
             yield record
 
 
-def _bins(study: Study, row: Row, found: Calibration) -> Iterator[Record]:
+def _bins(study: Study, row: ResultRow, found: ReliabilityCurve) -> Iterator[Record]:
     bins = zip(found.confidence, found.accuracy, found.count, strict=True)
     for number, (confidence, accuracy, count) in enumerate(bins):
         yield {

@@ -10,11 +10,11 @@ from markupsafe import Markup
 from drgrade.html.templates import fill_page, resource
 from drgrade.reporting import summary_text as prose
 from drgrade.reporting import tables
-from drgrade.reporting.figures.all_figures import Figures
-from drgrade.reporting.figures.canvas import FEW, Picture, svg
+from drgrade.reporting.figures.all_figures import ReportFigures
+from drgrade.reporting.figures.canvas import FEW, ReportFigure, svg
 from drgrade.reporting.figures.svg import inline
 from drgrade.reporting.schema import Study
-from drgrade.reporting.table import Table
+from drgrade.reporting.table import ReportTable
 from drgrade.stats import formatting as words
 
 _PACKAGE = "drgrade.reporting"
@@ -22,7 +22,7 @@ _LONG = 45  # lines of a table that are shown without a click, if there is anoth
 _MISSING_OPEN = 8  # so many unfinished runs are listed without a click
 
 
-def render_page(study: Study, figures: Figures) -> str:
+def render_page(study: Study, figures: ReportFigures) -> str:
     """Make the page, inside :func:`drgrade.reporting.figures.canvas.style`.
 
     Args:
@@ -53,12 +53,12 @@ def render_page(study: Study, figures: Figures) -> str:
     )
 
 
-def _tables(study: Study) -> Mapping[str, Table]:
+def _tables(study: Study) -> Mapping[str, ReportTable]:
     made = (*tables.all_tables(study), tables.splits_table(study))
     return {table.name: table for table in made if table.groups}
 
 
-def _details(figures: Figures) -> list[dict[str, Any]]:
+def _details(figures: ReportFigures) -> list[dict[str, Any]]:
     return [
         {
             "share": words.fraction(share),
@@ -72,7 +72,7 @@ def _details(figures: Figures) -> list[dict[str, Any]]:
     ]
 
 
-def _drawn(picture: Picture) -> Markup:
+def _drawn(picture: ReportFigure) -> Markup:
     """A figure as a part of the page; what it says of itself was escaped as it was written as XML."""
     return Markup(inline(svg(picture), picture.name, picture.tips, picture.alt))
 

@@ -3,7 +3,7 @@
 import textwrap
 
 from drgrade.reporting.schema import Study
-from drgrade.reporting.table import Group, Table
+from drgrade.reporting.table import Group, ReportTable
 from drgrade.reporting.tables import all_tables
 from drgrade.stats import formatting as words
 
@@ -68,7 +68,7 @@ def escape(text: str) -> str:
     return plain.replace(r" \%", r"\,\%")
 
 
-def _table(table: Table) -> str:
+def _table(table: ReportTable) -> str:
     """A table that fits a page of A4: small; over several pages if it is long."""
     apart = _is_wide(table)
     columns = ("" if apart else "l") + "".join("r" if column.number else "l" for column in table.columns)
@@ -95,7 +95,7 @@ def _table(table: Table) -> str:
     return "\n".join([*parts, *below, r"\end{table}", ""])
 
 
-def _over(table: Table, apart: bool) -> list[str]:
+def _over(table: ReportTable, apart: bool) -> list[str]:
     """The line of upper headings, with a rule below each."""
     cells, rules, column = [] if apart else [""], [], 1 if apart else 2
     for name, count in table.over:
@@ -106,12 +106,12 @@ def _over(table: Table, apart: bool) -> list[str]:
     return [_line(cells), "".join(rules)] if table.over else []
 
 
-def _small(table: Table) -> list[str]:
+def _small(table: ReportTable) -> list[str]:
     size = r"\scriptsize" if len(table.columns) > _MANY else r"\footnotesize"
     return [size, r"\setlength{\tabcolsep}{3pt}"]
 
 
-def _is_wide(table: Table) -> bool:
+def _is_wide(table: ReportTable) -> bool:
     """Whether names of groups need lines of their own: the page is too narrow for a column of them."""
     lines = [
         [column.name for column in table.columns],
@@ -122,7 +122,7 @@ def _is_wide(table: Table) -> bool:
     return _CHARACTER * (names + sum(widths)) + _GAP * len(widths) > _PAGE
 
 
-def _remarks(table: Table) -> list[str]:
+def _remarks(table: ReportTable) -> list[str]:
     """What stands below it, in one paragraph; what is said of several groups is said once."""
     groups: dict[str, list[str]] = {}
     for group in table.groups:
@@ -132,7 +132,7 @@ def _remarks(table: Table) -> list[str]:
     return [" ".join(said)] if said else []
 
 
-def _rows(table: Table, apart: bool) -> list[str]:
+def _rows(table: ReportTable, apart: bool) -> list[str]:
     rows: list[str] = []
     for number, group in enumerate(table.groups):
         if number:
@@ -142,7 +142,7 @@ def _rows(table: Table, apart: bool) -> list[str]:
     return rows
 
 
-def _group(table: Table, group: Group, apart: bool) -> list[str]:
+def _group(table: ReportTable, group: Group, apart: bool) -> list[str]:
     """Lines of a group; its name stands in the first one, or above them."""
     parts = textwrap.wrap(group.name, _NAME) or [""] if apart else [group.name]
     names = [rf"\emph{{{escape(part)}}}" if group.published else escape(part) for part in parts]

@@ -4,18 +4,18 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from drgrade.reporting import summary_text as prose
 from drgrade.reporting import tables
-from drgrade.reporting.figures.all_figures import Figures
-from drgrade.reporting.figures.canvas import Picture
+from drgrade.reporting.figures.all_figures import ReportFigures
+from drgrade.reporting.figures.canvas import ReportFigure
 from drgrade.reporting.overview import overview_table
 from drgrade.reporting.schema import Missing, Study
-from drgrade.reporting.table import Table
+from drgrade.reporting.table import ReportTable
 from drgrade.stats import formatting as words
 from drgrade.stats.formatting import escape_markdown
 
 _MISSING_SHOWN = 50
 
 
-def render_markdown(study: Study, figures: Figures) -> str:
+def render_markdown(study: Study, figures: ReportFigures) -> str:
     """Write a report.
 
     Args:
@@ -62,14 +62,14 @@ def _missing(run: Missing) -> str:
     return f"- {escape_markdown(run.name)}: {escape_markdown(run.status)}{reason}"
 
 
-def _comparisons(study: Study, figures: Figures) -> list[str]:
+def _comparisons(study: Study, figures: ReportFigures) -> list[str]:
     if not study.comparisons:
         return []
     table = _table(tables.comparisons_table(study))
     return ["## Comparisons", table, *(_image(picture) for picture in figures.differences)]
 
 
-def _details(study: Study, figures: Figures) -> list[str]:
+def _details(study: Study, figures: ReportFigures) -> list[str]:
     parts = ["## Further metrics", _table(tables.metrics_table(study)), _table(tables.recall_table(study))]
     for share, details in figures.details.items():
         parts.append(f"## With {words.fraction(share)} of the labels")
@@ -105,11 +105,11 @@ def _facts(facts: Mapping[str, str]) -> str:
     return _lines(["", ""], [False, False], list(cells.items()))
 
 
-def _image(picture: Picture) -> str:
+def _image(picture: ReportFigure) -> str:
     return f"![{escape_markdown(picture.alt)}](figures/{picture.name}.png)"
 
 
-def _table(table: Table) -> str:
+def _table(table: ReportTable) -> str:
     """A table, its caption above and its remarks below; groups are repeated in the first column."""
     head = [table.group_column, *(column.title for column in table.columns)]
     right = [False, *(column.number for column in table.columns)]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from drgrade.reporting.schema import Comparison, Method, Study
+from drgrade.reporting.schema import Method, MethodComparison, Study
 from drgrade.stats.formatting import MINUS
 
 
@@ -11,7 +11,7 @@ def labels(study: Study) -> Mapping[str, str]:
     return {method.key: method.label for method in study.methods}
 
 
-def pair(comparison: Comparison, names: Mapping[str, str]) -> str:
+def pair(comparison: MethodComparison, names: Mapping[str, str]) -> str:
     """The two methods of a comparison."""
     return f"{names[comparison.first]} {MINUS} {names[comparison.second]}"
 

@@ -9,7 +9,7 @@ from drgrade.reporting.comparison import Pair
 from drgrade.reporting.facts import commit, distinct, versions
 from drgrade.reporting.methods import Grouped
 from drgrade.reporting.published import DATA
-from drgrade.reporting.schema import Comparison, Method, Row
+from drgrade.reporting.schema import Method, MethodComparison, ResultRow
 from drgrade.runs.reader import NUM_GRADES, LeftOut, Run
 from drgrade.stats import formatting as words
 from drgrade.stats.bootstrap import TestFold
@@ -20,9 +20,9 @@ _P = 0.05
 
 def make_notes(
     grouped: Grouped,
-    rows: Sequence[Row],
+    rows: Sequence[ResultRow],
     pairs: Sequence[Pair],
-    comparisons: Sequence[Comparison],
+    comparisons: Sequence[MethodComparison],
     folds: Mapping[str, TestFold],
     resamples: int,
 ) -> list[str]:
@@ -69,7 +69,7 @@ def on_left_out(left_out: Sequence[LeftOut]) -> list[str]:
     return notes
 
 
-def _on_completeness(methods: Sequence[Method], rows: Sequence[Row]) -> Iterator[str]:
+def _on_completeness(methods: Sequence[Method], rows: Sequence[ResultRow]) -> Iterator[str]:
     labels = {method.key: method.label for method in methods}
     incomplete = [
         f"{labels[row.method]}, {100 * row.label_fraction:g} % ({_folds(row)})"
@@ -80,7 +80,7 @@ def _on_completeness(methods: Sequence[Method], rows: Sequence[Row]) -> Iterator
         yield f"Rows that lack runs: {'; '.join(incomplete)}."
 
 
-def _folds(row: Row) -> str:
+def _folds(row: ResultRow) -> str:
     return f"of {'folds' if len(row.folds) > 1 else 'fold'} {', '.join(row.folds)}"
 
 
@@ -162,7 +162,10 @@ def _on_origin(runs: Sequence[Run]) -> Iterator[str]:
 
 
 def _on_statistics(
-    methods: Sequence[Method], rows: Sequence[Row], pairs: Sequence[Pair], comparisons: Sequence[Comparison]
+    methods: Sequence[Method],
+    rows: Sequence[ResultRow],
+    pairs: Sequence[Pair],
+    comparisons: Sequence[MethodComparison],
 ) -> Iterator[str]:
     labels = {method.key: method.label for method in methods}
     fractions = {
@@ -183,7 +186,7 @@ def _on_statistics(
         )
 
 
-def _on_resamples(comparisons: Sequence[Comparison], resamples: int) -> Iterator[str]:
+def _on_resamples(comparisons: Sequence[MethodComparison], resamples: int) -> Iterator[str]:
     """No p-value is below 2 / (B + 1), which Holm's method multiplies by the number of comparisons."""
     least = 2 * len(comparisons) / (resamples + 1)
     if least > _P:

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from drgrade.reporting.schema import Method, PublishedRow, Row, Study
-from drgrade.reporting.table import Column, Group, Table
+from drgrade.reporting.schema import Method, PublishedRow, ResultRow, Study
+from drgrade.reporting.table import Column, Group, ReportTable
 from drgrade.stats import formatting as words
 
 PAPERS = "papers"
@@ -29,7 +29,7 @@ class Block:
     fractions: Sequence[float]
 
 
-def overview_table(study: Study) -> Table | None:
+def overview_table(study: Study) -> ReportTable | None:
     """Mean QWK of each method, its protocols beside each other, and under it what papers say of the same.
 
     Args:
@@ -54,7 +54,9 @@ def overview_table(study: Study) -> Table | None:
         groups.append(Group(f"{name}, {apart}" if apart else name, "", lines))
         if not apart:
             groups += _papers([row for row in papers if row.beside == name], found, shares)
-    return Table("overview", _caption(study), "method", columns, groups, _remarks(study, groups), inline=True)
+    return ReportTable(
+        "overview", _caption(study), "method", columns, groups, _remarks(study, groups), inline=True
+    )
 
 
 def blocks(study: Study) -> list[Block]:
@@ -134,7 +136,7 @@ def _line(
     return cells
 
 
-def _cell(row: Row | None, mark: str) -> str:
+def _cell(row: ResultRow | None, mark: str) -> str:
     if row is None:
         return ""
     return f"{words.decimal(row.mean.value)}{'' if row.complete else '*'}{mark}"

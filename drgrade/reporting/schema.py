@@ -49,7 +49,7 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Curve:
+class RocCurve:
     """A line in a figure: ROC (false against true positive rate) or another one.
 
     Attributes:
@@ -62,7 +62,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Calibration:
+class ReliabilityCurve:
     """Confidence against accuracy, in the bins of the expected calibration error.
 
     Attributes:
@@ -132,12 +132,12 @@ class Calibrated:
     nll: Change
     ece: Change
     qwk: Change
-    reliability: Calibration
+    reliability: ReliabilityCurve
     points: Sequence[Reached]
 
 
 @dataclass(frozen=True)
-class Row:
+class ResultRow:
     """A method at a label fraction.
 
     Attributes:
@@ -177,8 +177,8 @@ class Row:
     metrics: Mapping[str, float]
     confusion: Counts
     recall: Sequence[Estimate]
-    calibration: Calibration
-    roc: Curve
+    calibration: ReliabilityCurve
+    roc: RocCurve
     referable_auroc: Estimate
     labels: float
     seconds: float
@@ -190,7 +190,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class MethodComparison:
     """Two methods at a label fraction, over the folds and seeds that both have.
 
     Attributes:
@@ -341,8 +341,8 @@ class Study:
     splits: Mapping[tuple[str, float, str], str]
     grades: Counts
     methods: Sequence[Method]
-    rows: Sequence[Row]
-    comparisons: Sequence[Comparison]
+    rows: Sequence[ResultRow]
+    comparisons: Sequence[MethodComparison]
     published: Sequence[PublishedRow]
     pretrainings: Sequence[PretrainingCost]
     notes: Sequence[str] = field(default_factory=tuple)

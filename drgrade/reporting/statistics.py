@@ -10,9 +10,9 @@ import torch
 from drgrade.metrics import grading_metrics
 from drgrade.models.calibrated import TARGETS
 from drgrade.models.calibration import Calibration as Fitted
-from drgrade.reporting.calibration import CalibratedRun, Figures, resample_calibrated
+from drgrade.reporting.calibration import CalibratedRun, CalibrationScores, resample_calibrated
 from drgrade.reporting.checks import fold_order
-from drgrade.reporting.schema import Calibrated, Calibration, Change, Curve, Reached, Row
+from drgrade.reporting.schema import Calibrated, Change, Reached, ReliabilityCurve, ResultRow, RocCurve
 from drgrade.runs.reader import NUM_GRADES, Run
 from drgrade.stats.bootstrap import REFERABLE, Booleans, TestFold, confusions, interval, resample
 from drgrade.stats.estimates import Counts, Estimate, Floats, Range
@@ -118,7 +118,7 @@ def mean_over_folds(of_row: Sequence[Result], figure: Callable[[Result], float |
     return np.asarray(np.mean(list(over_folds(of_row, figure).values()), axis=0))
 
 
-def make_row(of_row: Sequence[Result], complete: bool) -> Row:
+def make_row(of_row: Sequence[Result], complete: bool) -> ResultRow:
     """Compute a row.
 
     Args:
@@ -134,7 +134,7 @@ def make_row(of_row: Sequence[Result], complete: bool) -> Row:
     values = list(folds.values())
     seeds = _seeds(of_row)
     costs = [result.run.provenance for result in of_row]
-    return Row(
+    return ResultRow(
         method=of_row[0].run.method,
         label_fraction=of_row[0].run.label_fraction,
         folds=folds,
@@ -199,14 +199,14 @@ def _recall(of_row: Sequence[Result]) -> list[Estimate]:
     return [Estimate(float(values[grade]), interval(samples[:, grade])) for grade in range(NUM_GRADES)]
 
 
-def _calibration(of_row: Sequence[Result]) -> Calibration:
+def _calibration(of_row: Sequence[Result]) -> ReliabilityCurve:
     probabilities = np.concatenate([result.run.probabilities for result in of_row])
     grades = np.concatenate([result.run.grades for result in of_row])
     ece = float(mean_over_folds(of_row, lambda result: result.metrics["ece"]))
     return reliability(probabilities, grades, ece)
 
 
-def reliability(probabilities: Floats, grades: Counts, ece: float) -> Calibration:
+def reliability(probabilities: Floats, grades: Counts, ece: float) -> ReliabilityCurve:
     """Confidence against accuracy, in the bins of the expected calibration error.
 
     Args:
@@ -220,7 +220,7 @@ def reliability(probabilities: Floats, grades: Counts, ece: float) -> Calibratio
     with np.errstate(invalid="ignore"):  # 0 / 0: the bin is empty
         mean_confidence = np.bincount(place, weights=confidence, minlength=BINS) / count
         accuracy = np.bincount(place, weights=right, minlength=BINS) / count
-    return Calibration(mean_confidence, accuracy, count.astype(np.int64), ece)
+    return ReliabilityCurve(mean_confidence, accuracy, count.astype(np.int64), ece)
 
 
 def _calibrated(of_row: Sequence[Result]) -> Calibrated | None:
@@ -287,19 +287,19 @@ def _reached(fitted: Sequence[Fitted], found: Sequence[CalibratedRun]) -> list[R
     ]
 
 
-def _rates(figures: Sequence[Figures]) -> Floats:
+def _rates(figures: Sequence[CalibrationScores]) -> Floats:
     """(B, 2, T) sensitivities and specificities."""
     hits = np.sum([each.hits for each in figures], axis=0)
     return np.asarray(hits / np.sum([each.totals for each in figures], axis=0)[..., None])
 
 
-def _pooled_roc(of_row: Sequence[Result]) -> Curve:
+def _pooled_roc(of_row: Sequence[Result]) -> RocCurve:
     scores = np.concatenate([result.run.probabilities[:, REFERABLE:].sum(axis=1) for result in of_row])
     grades = np.concatenate([result.run.grades for result in of_row])
     return roc(scores, grades >= REFERABLE)
 
 
-def roc(scores: Floats, positive: Booleans) -> Curve:
+def roc(scores: Floats, positive: Booleans) -> RocCurve:
     """The ROC curve, from (0, 0) to (1, 1); points on a straight line between others are left out.
 
     Args:
@@ -310,14 +310,14 @@ def roc(scores: Floats, positive: Booleans) -> Curve:
         False against true positive rate; empty where positives or negatives are missing.
     """
     if positive.all() or not positive.any():
-        return Curve(np.zeros(0), np.zeros(0))
+        return RocCurve(np.zeros(0), np.zeros(0))
     order = np.argsort(-scores, kind="stable")
     last = np.flatnonzero(np.r_[np.diff(scores[order]) != 0, True])  # of each threshold's photographs
     true = np.r_[0, np.cumsum(positive[order])[last]]
     false = np.r_[0, np.cumsum(~positive[order])[last]]
     rise, run = np.diff(true), np.diff(false)
     bends = np.r_[True, rise[1:] * run[:-1] != rise[:-1] * run[1:], True]
-    return Curve(false[bends] / false[-1], true[bends] / true[-1])
+    return RocCurve(false[bends] / false[-1], true[bends] / true[-1])
 
 
 def _mean(known: Sequence[float]) -> float:

@@ -16,7 +16,7 @@ from drgrade.reporting.methods import group
 from drgrade.reporting.notes import make_notes, on_left_out
 from drgrade.reporting.published import beside, published_rows
 from drgrade.reporting.run_finder import find_cells
-from drgrade.reporting.schema import Missing, Row, Study
+from drgrade.reporting.schema import Missing, ResultRow, Study
 from drgrade.reporting.statistics import Result, by_row, make_row, results
 from drgrade.runs.reader import NUM_GRADES, LeftOut, Run, Unfinished, read_run
 from drgrade.runs.settings import method_key
@@ -139,7 +139,7 @@ def _with_holes(unfinished: Sequence[Unfinished], runs: Sequence[Run]) -> set[tu
 
 def _rows(
     by_cell: Mapping[tuple[str, float], Sequence[Result]], keys: Sequence[str], holes: set[tuple[str, float]]
-) -> list[Row]:
+) -> list[ResultRow]:
     all_folds = {result.run.fold for of_row in by_cell.values() for result in of_row}
     order = sorted(by_cell, key=lambda cell: (keys.index(cell[0]), cell[1]))
     return [

@@ -50,7 +50,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Table:
+class ReportTable:
     """A table.
 
     Attributes:
@@ -107,7 +107,7 @@ class Dashes:
         return [f"{words.DASH}: {'; '.join(self.reasons)}."] if self.reasons else []
 
 
-def plain_table(table: Table) -> str:
+def plain_table(table: ReportTable) -> str:
     """Write a table in columns of one width.
 
     Args:

@@ -6,8 +6,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from drgrade.reporting import method_labels
 from drgrade.reporting.overview import overview_table
-from drgrade.reporting.schema import Budget, Change, Comparison, Method, PublishedRow, Reached, Row, Study
-from drgrade.reporting.table import Column, Dashes, Group, Table
+from drgrade.reporting.schema import (
+    Budget,
+    Change,
+    Method,
+    MethodComparison,
+    PublishedRow,
+    Reached,
+    ResultRow,
+    Study,
+)
+from drgrade.reporting.table import Column, Dashes, Group, ReportTable
 from drgrade.stats import formatting as words
 from drgrade.stats.estimates import Range
 
@@ -33,7 +42,7 @@ _OF_ONE_GRADE = re.compile(r".*_\d+")
 _ELSEWHERE = ("qwk", "referable_auroc")
 
 
-def main_table(study: Study) -> Table:
+def main_table(study: Study) -> ReportTable:
     """QWK of each method at each fraction, over the folds; published rows come last, marked."""
     dashes = Dashes()
     names = ("labels", "folds", "min", "mean", "max", "95 %", "sd", "count")
@@ -54,10 +63,10 @@ def main_table(study: Study) -> Table:
         "QWK on the test photographs: least, mean, greatest and standard deviation (sd) over the folds, and "
         "the 95 % interval of the mean; count: labels that a run was trained on"
     )
-    return Table("qwk", caption, "method", columns, groups, remarks)
+    return ReportTable("qwk", caption, "method", columns, groups, remarks)
 
 
-def _main_line(row: Row, dashes: Dashes) -> list[str]:
+def _main_line(row: ResultRow, dashes: Dashes) -> list[str]:
     return [
         words.fraction(row.label_fraction),
         f"{len(row.folds)}{'' if row.complete else '*'}",
@@ -84,7 +93,7 @@ def _published_line(row: PublishedRow, dashes: Dashes) -> list[str]:
     ]
 
 
-def metrics_table(study: Study) -> Table:
+def metrics_table(study: Study) -> ReportTable:
     """All other test metrics, and AUROC for referable DR with its interval."""
     dashes = Dashes()
     found = {
@@ -97,7 +106,7 @@ def metrics_table(study: Study) -> Table:
     columns = [Column("labels"), *(Column(METRICS.get(name, name.replace("_", " "))) for name in names)]
     columns += [Column("referable AUROC"), Column("95 %")]
 
-    def line(row: Row) -> list[str]:
+    def line(row: ResultRow) -> list[str]:
         values = [words.decimal(row.metrics.get(name, math.nan)) for name in names]
         referable = [words.decimal(row.referable_auroc.value), words.interval(row.referable_auroc.interval)]
         cells = [dashes.cell(text, "not defined on these photographs") for text in [*values, *referable]]
@@ -110,7 +119,7 @@ def metrics_table(study: Study) -> Table:
     return _by_method(study, "metrics", caption, columns, line, dashes)
 
 
-def calibration_table(study: Study) -> Table:
+def calibration_table(study: Study) -> ReportTable:
     """What a temperature is worth; empty if no run was calibrated, as the two that follow."""
     dashes = Dashes()
     columns = [Column("labels"), Column("photographs", over="fitted on"), Column("T")]
@@ -120,7 +129,7 @@ def calibration_table(study: Study) -> Table:
         for name in ("before", "after", "difference (95 %)")
     ]
 
-    def line(row: Row) -> list[str]:
+    def line(row: ResultRow) -> list[str]:
         found = row.calibrated
         if found is None:
             return _not_calibrated(row, columns, dashes)
@@ -141,14 +150,14 @@ def calibration_table(study: Study) -> Table:
     return _of_calibrated(study, "calibration", caption, columns, line, dashes)
 
 
-def thresholds_table(study: Study) -> Table:
+def thresholds_table(study: Study) -> ReportTable:
     """What fitted thresholds are worth."""
     dashes = Dashes()
     columns = [Column("labels")]
     columns += [Column(name, over="QWK") for name in ("head", "thresholds", "difference (95 %)")]
     columns += [Column(str(grade), over="from which expected grade on") for grade in range(1, 5)]
 
-    def line(row: Row) -> list[str]:
+    def line(row: ResultRow) -> list[str]:
         found = row.calibrated
         if found is None:
             return _not_calibrated(row, columns, dashes)
@@ -163,7 +172,7 @@ def thresholds_table(study: Study) -> Table:
     return _of_calibrated(study, "thresholds", caption, columns, line, dashes)
 
 
-def operating_points_table(study: Study) -> Table:
+def operating_points_table(study: Study) -> ReportTable:
     """What operating points for referable DR reach; one of them alone where there are many methods."""
     dashes = Dashes()
     columns = [
@@ -176,7 +185,7 @@ def operating_points_table(study: Study) -> Table:
     columns += [Column("specificity"), Column("95 %")]
     many = len(study.methods) > FEW_METHODS
 
-    def lines(row: Row) -> list[list[str]]:
+    def lines(row: ResultRow) -> list[list[str]]:
         found = row.calibrated
         if found is None:
             return [_not_calibrated(row, columns, dashes)]
@@ -198,12 +207,12 @@ def operating_points_table(study: Study) -> Table:
         if table.groups
     ]
     more = [f"Other sensitivities than {words.percent(MAIN_TARGET)} are in operating_points.csv."]
-    return Table(
+    return ReportTable(
         table.name, caption, "method", columns, groups, [*dashes.remarks, *(more if many and groups else [])]
     )
 
 
-def _point(row: Row, point: Reached, dashes: Dashes) -> list[str]:
+def _point(row: ResultRow, point: Reached, dashes: Dashes) -> list[str]:
     rates = [
         dashes.cell(text, "no such photograph tested")
         for rate in (point.sensitivity, point.specificity)
@@ -228,7 +237,7 @@ def _decimals(ends: Range, places: int) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _not_calibrated(row: Row, columns: Sequence[Column], dashes: Dashes) -> list[str]:
+def _not_calibrated(row: ResultRow, columns: Sequence[Column], dashes: Dashes) -> list[str]:
     dashes.note(row.uncalibrated)
     return [words.fraction(row.label_fraction), *[words.DASH] * (len(columns) - 1)]
 
@@ -238,33 +247,33 @@ def _of_calibrated(
     name: str,
     caption: str,
     columns: Sequence[Column],
-    line: Callable[[Row], list[str]],
+    line: Callable[[ResultRow], list[str]],
     dashes: Dashes,
-) -> Table:
+) -> ReportTable:
     """Without groups, so that it is left out, where no run was calibrated."""
     if all(row.calibrated is None for row in study.rows):
-        return Table(name, caption, "method", columns, [], [])
+        return ReportTable(name, caption, "method", columns, [], [])
     return _by_method(study, name, caption, columns, line, dashes)
 
 
-def recall_table(study: Study) -> Table:
+def recall_table(study: Study) -> ReportTable:
     """Recall of each grade."""
     dashes = Dashes()
     columns = [Column("labels"), *(Column(f"{grade} {name}") for grade, name in enumerate(words.GRADE_NAMES))]
 
-    def line(row: Row) -> list[str]:
+    def line(row: ResultRow) -> list[str]:
         values = [dashes.cell(words.estimate(value, 2), "no such photograph tested") for value in row.recall]
         return [words.fraction(row.label_fraction), *values]
 
     return _by_method(study, "recall", "Recall of each grade, with its 95 % interval", columns, line, dashes)
 
 
-def costs_table(study: Study) -> Table:
+def costs_table(study: Study) -> ReportTable:
     """What the runs took."""
     dashes = Dashes()
     columns = [Column(name) for name in ("labels", "images/s", "time of a run", "peak memory")]
 
-    def line(row: Row) -> list[str]:
+    def line(row: ResultRow) -> list[str]:
         cells = [words.speed(row.images_per_second), words.hours(row.seconds), words.memory(row.peak_memory)]
         return [words.fraction(row.label_fraction), *(dashes.cell(text, "not recorded") for text in cells)]
 
@@ -272,7 +281,7 @@ def costs_table(study: Study) -> Table:
     return _by_method(study, "costs", caption, columns, line, dashes)
 
 
-def budget_table(study: Study) -> Table:
+def budget_table(study: Study) -> ReportTable:
     """What each method was allowed, a method in a line."""
     dashes = Dashes()
     before, after = "pre-training of an encoder", "fine-tuning of a run"
@@ -286,7 +295,7 @@ def budget_table(study: Study) -> Table:
         "What each method was allowed, as it was counted: optimiser steps; photographs that went through "
         "them, each time counted; images that the encoder saw of them, in units of a whole one"
     )
-    return Table("budget", caption, "method", columns, groups, dashes.remarks, inline=True)
+    return ReportTable("budget", caption, "method", columns, groups, dashes.remarks, inline=True)
 
 
 def _budget_line(budget: Budget, dashes: Dashes) -> list[str]:
@@ -313,7 +322,7 @@ def _over_fractions(spans: Mapping[float, Range]) -> Range:
     return Range(min(span.low for span in known), max(span.high for span in known))
 
 
-def pretraining_table(study: Study) -> Table:
+def pretraining_table(study: Study) -> ReportTable:
     """What pre-training took, an encoder in a line."""
     dashes, names = Dashes(), method_labels.labels(study)
     columns = [Column("encoder", number=False)]
@@ -328,10 +337,10 @@ def pretraining_table(study: Study) -> Table:
             lines.append([cost.encoder, *(dashes.cell(text, why) for text in cells)])
         groups.append(Group(names.get(key, key), "", lines))
     caption = "Cost of pre-training, once for each encoder; photographs, not their views"
-    return Table("pretraining", caption, "method", columns, groups, dashes.remarks)
+    return ReportTable("pretraining", caption, "method", columns, groups, dashes.remarks)
 
 
-def comparisons_table(study: Study) -> Table:
+def comparisons_table(study: Study) -> ReportTable:
     """Differences of two methods at each fraction."""
     dashes, names = Dashes(), method_labels.labels(study)
     columns = [
@@ -343,7 +352,7 @@ def comparisons_table(study: Study) -> Table:
         line = _comparison_line(comparison, dashes)
         groups.setdefault(method_labels.pair(comparison, names), []).append(line)
     caption = "Difference of QWK of two methods over the same folds, first minus second"
-    return Table(
+    return ReportTable(
         "comparisons",
         caption,
         "methods",
@@ -353,7 +362,7 @@ def comparisons_table(study: Study) -> Table:
     )
 
 
-def _comparison_line(comparison: Comparison, dashes: Dashes) -> list[str]:
+def _comparison_line(comparison: MethodComparison, dashes: Dashes) -> list[str]:
     return [
         words.fraction(comparison.label_fraction),
         words.signed(comparison.difference.value),
@@ -367,7 +376,7 @@ def _comparison_line(comparison: Comparison, dashes: Dashes) -> list[str]:
     ]
 
 
-def splits_table(study: Study) -> Table:
+def splits_table(study: Study) -> ReportTable:
     """Hashes of the splits: runs with the same hash were trained and tested on the same photographs."""
     folds = sorted({fold for _, _, fold in study.splits}, key=lambda fold: (len(fold), fold))
     dashes = Dashes()
@@ -386,13 +395,13 @@ def splits_table(study: Study) -> Table:
         ]
         groups.append(Group(protocol, "", lines))
     columns = [Column("labels"), *(Column(f"fold {fold}", number=False) for fold in folds)]
-    return Table("splits", "Split hashes, first 12 digits", "protocol", columns, groups, dashes.remarks)
+    return ReportTable("splits", "Split hashes, first 12 digits", "protocol", columns, groups, dashes.remarks)
 
 
-def all_tables(study: Study) -> list[Table]:
+def all_tables(study: Study) -> list[ReportTable]:
     """The tables with something in them, in the order of the report."""
     overview = overview_table(study)
-    made: Iterable[Table] = (
+    made: Iterable[ReportTable] = (
         *([overview] if overview else []),
         main_table(study),
         comparisons_table(study),
@@ -413,16 +422,16 @@ def _by_method(
     name: str,
     caption: str,
     columns: Sequence[Column],
-    line: Callable[[Row], list[str]],
+    line: Callable[[ResultRow], list[str]],
     dashes: Dashes,
-) -> Table:
+) -> ReportTable:
     groups = [
         Group(method.label, "", [line(row) for row in _rows(study, method)]) for method in study.methods
     ]
-    return Table(name, caption, "method", columns, groups, dashes.remarks)
+    return ReportTable(name, caption, "method", columns, groups, dashes.remarks)
 
 
-def _rows(study: Study, method: Method) -> list[Row]:
+def _rows(study: Study, method: Method) -> list[ResultRow]:
     return sorted((row for row in study.rows if row.method == method.key), key=lambda row: row.label_fraction)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from drgrade.errors import DataError
 from drgrade.files import write_bytes, write_text
 from drgrade.reporting.csv_writer import csv_files, render_json
-from drgrade.reporting.figures.all_figures import Figures, draw_figures
+from drgrade.reporting.figures.all_figures import ReportFigures, draw_figures
 from drgrade.reporting.figures.canvas import pdf, png, style
 from drgrade.reporting.html_report import render_page
 from drgrade.reporting.latex import render_latex
@@ -62,7 +62,7 @@ def write_report(study: Study, folder: Path) -> Path:
     return folder / PAGE
 
 
-def _pictures(figures: Figures) -> dict[str, bytes]:
+def _pictures(figures: ReportFigures) -> dict[str, bytes]:
     """All figures as files: PNG for Markdown, PDF for LaTeX."""
     return {
         f"{FIGURES}/{picture.name}.{ending}": write(picture)

@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 
 from drgrade.reporting.schema import (
-    Calibration,
-    Comparison,
-    Curve,
     Method,
+    MethodComparison,
     Missing,
     PretrainingCost,
     PublishedRow,
-    Row,
+    ReliabilityCurve,
+    ResultRow,
+    RocCurve,
     Study,
 )
 from drgrade.stats.estimates import Estimate, Interval
@@ -65,7 +65,7 @@ def make_row(method, fraction, mean, rng, missing=False):
     accuracy = np.clip(confidence - 0.1 + rng.normal(0, 0.03, 10), 0, 1)
     count = np.where(np.isnan(confidence), 0, rng.integers(20, 900, 10))
     measured = not (method == "rotation-random" and fraction == 0.1)
-    return Row(
+    return ResultRow(
         method=method,
         label_fraction=fraction,
         folds=folds,
@@ -82,8 +82,8 @@ def make_row(method, fraction, mean, rng, missing=False):
         },
         confusion=confusion,
         recall=recall,
-        calibration=Calibration(confidence, accuracy, count, 0.1 + 0.05 * rng.random()),
-        roc=Curve(x, x ** ((1 - auroc) / auroc)),
+        calibration=ReliabilityCurve(confidence, accuracy, count, 0.1 + 0.05 * rng.random()),
+        roc=RocCurve(x, x ** ((1 - auroc) / auroc)),
         referable_auroc=around(auroc, 0.02),
         labels=2929 * fraction,
         seconds=3000 * fraction + 300 if measured else NAN,
@@ -108,7 +108,7 @@ def compare(first, second):
     mean = float(differences.mean())
     won = float(((differences > 0) + 0.5 * (differences == 0)).mean())
     p_value = min(1.0, float(np.exp(-40 * abs(mean))))
-    return Comparison(
+    return MethodComparison(
         first.method,
         second.method,
         first.label_fraction,

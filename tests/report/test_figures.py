@@ -16,7 +16,7 @@ from drgrade.reporting.figures.curve import draw_curve
 from drgrade.reporting.figures.details import draw_roc
 from drgrade.reporting.figures.differences import draw_differences
 from drgrade.reporting.figures.svg import VARIABLES, inline
-from drgrade.reporting.schema import Curve, Method
+from drgrade.reporting.schema import Method, RocCurve
 from drgrade.stats import formatting as words
 
 
@@ -168,7 +168,7 @@ def test_marks_of_a_roc_curve_lie_on_it(study, figures):
 
 
 def test_a_roc_that_is_not_defined_is_left_out(study):
-    nothing = Curve(np.array([]), np.array([]))
+    nothing = RocCurve(np.array([]), np.array([]))
     with style():
         picture = draw_roc(study, [replace(study.rows[0], roc=nothing)])
     assert picture.tips == {}

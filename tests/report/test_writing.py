@@ -342,10 +342,10 @@ def tables_below(text, title):
 
 def render_markdown_only(study):
     """Markdown without the time that many figures take."""
-    from drgrade.reporting.figures.all_figures import Figures
-    from drgrade.reporting.figures.canvas import Picture
+    from drgrade.reporting.figures.all_figures import ReportFigures
+    from drgrade.reporting.figures.canvas import ReportFigure
 
-    return render_markdown(study, Figures([Picture("curve", "alt", None)], [], {}))
+    return render_markdown(study, ReportFigures([ReportFigure("curve", "alt", None)], [], {}))
 
 
 @given(st.text())

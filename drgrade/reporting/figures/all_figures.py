@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from drgrade.reporting import method_labels
-from drgrade.reporting.figures.canvas import Picture, numbered, parts
+from drgrade.reporting.figures.canvas import ReportFigure, numbered, parts
 from drgrade.reporting.figures.confusion import draw_confusion
 from drgrade.reporting.figures.curve import draw_curves
 from drgrade.reporting.figures.details import draw_calibration, draw_recall, draw_roc
 from drgrade.reporting.figures.differences import draw_differences
-from drgrade.reporting.schema import Row, Study
+from drgrade.reporting.schema import ResultRow, Study
 
 
 @dataclass(frozen=True)
@@ -23,27 +23,27 @@ class Details:
         roc: See ``calibration``.
     """
 
-    confusions: Sequence[Picture]
-    calibration: Sequence[Picture]
-    recall: Sequence[Picture]
-    roc: Sequence[Picture]
+    confusions: Sequence[ReportFigure]
+    calibration: Sequence[ReportFigure]
+    recall: Sequence[ReportFigure]
+    roc: Sequence[ReportFigure]
 
     @property
-    def all(self) -> list[Picture]:
+    def all(self) -> list[ReportFigure]:
         """All of them."""
         return [*self.confusions, *self.calibration, *self.recall, *self.roc]
 
 
 @dataclass(frozen=True)
-class Figures:
+class ReportFigures:
     """All figures of a report; ``details`` by label fraction."""
 
-    curves: Sequence[Picture]
-    differences: Sequence[Picture]
+    curves: Sequence[ReportFigure]
+    differences: Sequence[ReportFigure]
     details: Mapping[float, Details]
 
     @property
-    def all(self) -> list[Picture]:
+    def all(self) -> list[ReportFigure]:
         """All of them."""
         return [
             *self.curves,
@@ -52,14 +52,14 @@ class Figures:
         ]
 
 
-def draw_figures(study: Study) -> Figures:
+def draw_figures(study: Study) -> ReportFigures:
     """Draw all figures, inside :func:`style`.
 
     Args:
         study: What they show.
     """
     details = {share: _details(study, share) for share in method_labels.fractions(study)}
-    return Figures(draw_curves(study), draw_differences(study), details)
+    return ReportFigures(draw_curves(study), draw_differences(study), details)
 
 
 def _details(study: Study, share: float) -> Details:
@@ -68,7 +68,7 @@ def _details(study: Study, share: float) -> Details:
     shared = parts(rows)
     endings = [numbered("", number, len(shared)) for number in range(len(shared))]
 
-    def each(draw: Callable[[Study, Sequence[Row], str], Picture]) -> list[Picture]:
+    def each(draw: Callable[[Study, Sequence[ResultRow], str], ReportFigure]) -> list[ReportFigure]:
         return [draw(study, part, ending) for part, ending in zip(shared, endings, strict=True)]
 
     confusions = [draw_confusion(row, names[row.method]) for row in rows]

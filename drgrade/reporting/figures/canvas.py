@@ -75,7 +75,7 @@ class Look:
 
 
 @dataclass
-class Picture:
+class ReportFigure:
     """A figure, and what its parts say when they are pointed at.
 
     Attributes:
@@ -142,7 +142,7 @@ def numbered(name: str, number: int, count: int) -> str:
     return name if count == 1 else f"{name}-{number + 1}"
 
 
-def begin(name: str, alt: str, height: float, width: float = WIDTH) -> tuple[Picture, Axes]:
+def begin(name: str, alt: str, height: float, width: float = WIDTH) -> tuple[ReportFigure, Axes]:
     """Begin a figure with one pair of axes.
 
     Args:
@@ -152,7 +152,7 @@ def begin(name: str, alt: str, height: float, width: float = WIDTH) -> tuple[Pic
         width: Inches.
     """
     figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03))
-    return Picture(name, alt, figure), figure.add_subplot()
+    return ReportFigure(name, alt, figure), figure.add_subplot()
 
 
 def point(axes: Axes, x: float, y: float, look: Look, size: float = 6.0, **more: object) -> Line2D:
@@ -202,21 +202,21 @@ def dodge(number: int, count: int, room: float) -> float:
     return (number - (count - 1) / 2) * step
 
 
-def svg(picture: Picture) -> str:
+def svg(picture: ReportFigure) -> str:
     """Write a figure as SVG, as matplotlib does."""
     text = io.StringIO()
     picture.figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     return text.getvalue()
 
 
-def png(picture: Picture) -> bytes:
+def png(picture: ReportFigure) -> bytes:
     """Write a figure as PNG, on white."""
     data = io.BytesIO()
     picture.figure.savefig(data, format="png", dpi=_RESOLUTION, facecolor=PAPER)
     return data.getvalue()
 
 
-def pdf(picture: Picture) -> bytes:
+def pdf(picture: ReportFigure) -> bytes:
     """Write a figure as PDF, without a date: the same figures give the same bytes."""
     logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells of every glyph that it leaves out
     data = io.BytesIO()

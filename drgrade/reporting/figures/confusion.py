@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from drgrade.reporting.figures.canvas import HEAT, PAPER, Picture, begin
-from drgrade.reporting.schema import Row
+from drgrade.reporting.figures.canvas import HEAT, PAPER, ReportFigure, begin
+from drgrade.reporting.schema import ResultRow
 from drgrade.stats import formatting as words
 from drgrade.stats.estimates import Floats
 
@@ -15,7 +15,7 @@ _WIDTH, _HEIGHT = 2.6, 2.55
 _TITLE_LINE, _TITLE_CHARACTERS = 0.17, 36
 
 
-def draw_confusion(row: Row, label: str) -> Picture:
+def draw_confusion(row: ResultRow, label: str) -> ReportFigure:
     """Draw counts, and the share of each true grade as the depth of the colour.
 
     Args:
@@ -42,7 +42,7 @@ def draw_confusion(row: Row, label: str) -> Picture:
     return picture
 
 
-def row_shares(row: Row) -> Floats:
+def row_shares(row: ResultRow) -> Floats:
     """Share of each true grade that was given each grade.
 
     Args:
@@ -56,7 +56,9 @@ def row_shares(row: Row) -> Floats:
     return np.asarray(np.divide(row.confusion, totals, out=nothing, where=totals > 0))
 
 
-def _cell(picture: Picture, axes: Axes, row: Row, shares: Floats, true: int, predicted: int) -> None:
+def _cell(
+    picture: ReportFigure, axes: Axes, row: ResultRow, shares: Floats, true: int, predicted: int
+) -> None:
     count, share = int(row.confusion[true, predicted]), float(shares[true, predicted])
     ground = axes.add_patch(
         Rectangle((predicted - 0.5, true - 0.5), 1, 1, facecolor=PAPER, edgecolor="none", linewidth=0)

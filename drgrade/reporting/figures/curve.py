@@ -22,7 +22,7 @@ from drgrade.reporting.figures.canvas import (
     SOFT,
     WIDTH,
     Look,
-    Picture,
+    ReportFigure,
     add_legend,
     begin,
     dodge,
@@ -32,7 +32,7 @@ from drgrade.reporting.figures.canvas import (
     place,
     point,
 )
-from drgrade.reporting.schema import Method, PublishedRow, Row, Study
+from drgrade.reporting.schema import Method, PublishedRow, ResultRow, Study
 from drgrade.stats import formatting as words
 
 _COLUMNS, _ROWS = 2, 4
@@ -54,7 +54,7 @@ class _Panel:
     papers: Sequence[PublishedRow]
 
 
-def draw_panels(study: Study) -> list[Picture]:
+def draw_panels(study: Study) -> list[ReportFigure]:
     """Draw each line of methods in axes of its own.
 
     Args:
@@ -88,14 +88,14 @@ def _limits(study: Study) -> tuple[float, float]:
     return min(values) - 0.04, max(values) + 0.04
 
 
-def _page(study: Study, panels: Sequence[_Panel], name: str, limits: tuple[float, float]) -> Picture:
+def _page(study: Study, panels: Sequence[_Panel], name: str, limits: tuple[float, float]) -> ReportFigure:
     rows = -(-len(panels) // _COLUMNS)
     figure = Figure(
         figsize=(WIDTH, _PANEL * rows + _MARGIN), layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02)
     )
     names = words.listed([panel.name for panel in panels])
     alt = f"QWK on the test photographs against the share of labels, for {names}; numbers are in table.csv"
-    picture = Picture(name, alt, figure)
+    picture = ReportFigure(name, alt, figure)
     axes = figure.subplots(rows, _COLUMNS, sharex=True, sharey=True, squeeze=False)
     protocols = list(dict.fromkeys(method.protocol for method in study.methods))
     looks = {
@@ -114,7 +114,7 @@ def _page(study: Study, panels: Sequence[_Panel], name: str, limits: tuple[float
 
 
 def _draw(
-    picture: Picture,
+    picture: ReportFigure,
     axes: Axes,
     study: Study,
     panel: _Panel,
@@ -147,7 +147,7 @@ def _draw(
 
 
 def _method(
-    picture: Picture, axes: Axes, rows: Sequence[Row], method: Method, look: Look, aside: float
+    picture: ReportFigure, axes: Axes, rows: Sequence[ResultRow], method: Method, look: Look, aside: float
 ) -> None:
     _line(axes, rows, look.colour, "-", 1.4, aside)
     for row in rows:
@@ -163,12 +163,14 @@ def _method(
         )
 
 
-def _line(axes: Axes, rows: Sequence[Row], colour: str, style: str, width: float, aside: float = 0.0) -> None:
+def _line(
+    axes: Axes, rows: Sequence[ResultRow], colour: str, style: str, width: float, aside: float = 0.0
+) -> None:
     places = [place(row.label_fraction) + aside for row in rows]
     axes.plot(places, [row.mean.value for row in rows], style, color=colour, linewidth=width, zorder=3)
 
 
-def _rows(study: Study, key: str) -> list[Row]:
+def _rows(study: Study, key: str) -> list[ResultRow]:
     return sorted((row for row in study.rows if row.method == key), key=lambda row: row.label_fraction)
 
 
@@ -212,12 +214,12 @@ _curve_ROOM = 0.55  # of the distance between a fraction and its double
 _BESIDE = 0.055  # folds stand beside their mean
 
 
-def draw_curves(study: Study) -> list[Picture]:
+def draw_curves(study: Study) -> list[ReportFigure]:
     """Draw QWK against the label fraction: all methods in one pair of axes, or each in its own if many."""
     return [draw_curve(study)] if len(study.methods) <= FEW else draw_panels(study)
 
 
-def draw_curve(study: Study) -> Picture:
+def draw_curve(study: Study) -> ReportFigure:
     """Draw a line through the means of each method, with intervals and folds; published ones are dashed."""
     picture, axes = begin("curve", _alt(study), _HEIGHT)
     names, style = method_labels.labels(study), looks(study)
@@ -246,7 +248,7 @@ def _alt(study: Study) -> str:
 
 
 def _curve_method(
-    picture: Picture, axes: Axes, rows: list[Row], label: str, look: Look, aside: float
+    picture: ReportFigure, axes: Axes, rows: list[ResultRow], label: str, look: Look, aside: float
 ) -> None:
     places = [place(row.label_fraction) + aside for row in rows]
     axes.plot(places, [row.mean.value for row in rows], color=look.colour, zorder=3)
@@ -268,7 +270,7 @@ def _curve_method(
         )
 
 
-def _published(picture: Picture, axes: Axes, rows: list[PublishedRow], look: Look) -> None:
+def _published(picture: ReportFigure, axes: Axes, rows: list[PublishedRow], look: Look) -> None:
     rows = sorted(rows, key=lambda row: row.label_fraction)
     places = [place(row.label_fraction) for row in rows]
     axes.plot(

@@ -9,7 +9,7 @@ from drgrade.reporting import method_labels
 from drgrade.reporting.figures.canvas import (
     SOFT,
     Look,
-    Picture,
+    ReportFigure,
     add_legend,
     begin,
     dodge,
@@ -17,7 +17,7 @@ from drgrade.reporting.figures.canvas import (
     looks,
     point,
 )
-from drgrade.reporting.schema import Calibration, Curve, Row, Study
+from drgrade.reporting.schema import ReliabilityCurve, ResultRow, RocCurve, Study
 from drgrade.stats import formatting as words
 from drgrade.stats.estimates import Floats
 
@@ -26,7 +26,7 @@ _ROOM = 0.7  # of the distance between two grades
 _ROC_POINTS = 11
 
 
-def draw_recall(study: Study, rows: Sequence[Row], part: str = "") -> Picture:
+def draw_recall(study: Study, rows: Sequence[ResultRow], part: str = "") -> ReportFigure:
     """Draw the recall of each grade, with its interval.
 
     Args:
@@ -58,7 +58,7 @@ def draw_recall(study: Study, rows: Sequence[Row], part: str = "") -> Picture:
     return picture
 
 
-def draw_calibration(study: Study, rows: Sequence[Row], part: str = "") -> Picture:
+def draw_calibration(study: Study, rows: Sequence[ResultRow], part: str = "") -> ReportFigure:
     """Draw accuracy against confidence; a model whose probabilities can be believed lies on the diagonal.
 
     Calibrated ones are drawn below, in axes of their own, if there are any.
@@ -84,13 +84,13 @@ def draw_calibration(study: Study, rows: Sequence[Row], part: str = "") -> Pictu
     return picture
 
 
-def _ece(row: Row) -> str:
+def _ece(row: ResultRow) -> str:
     before = f"ECE {words.decimal(row.calibration.ece)}"
     return f"{before}, calibrated {words.decimal(row.calibrated.ece.after)}" if row.calibrated else before
 
 
 def _reliability(
-    picture: Picture, axes: Axes, study: Study, curves: Sequence[tuple[Row, Calibration]]
+    picture: ReportFigure, axes: Axes, study: Study, curves: Sequence[tuple[ResultRow, ReliabilityCurve]]
 ) -> None:
     names, style = method_labels.labels(study), looks(study)
     _diagonal(axes)
@@ -109,7 +109,7 @@ def _reliability(
     axes.set(xlabel="confidence (largest probability)", ylabel="accuracy")
 
 
-def draw_roc(study: Study, rows: Sequence[Row], part: str = "") -> Picture:
+def draw_roc(study: Study, rows: Sequence[ResultRow], part: str = "") -> ReportFigure:
     """Draw sensitivity against false positives for referable DR.
 
     Args:
@@ -142,7 +142,9 @@ def draw_roc(study: Study, rows: Sequence[Row], part: str = "") -> Picture:
     return picture
 
 
-def _begin(name: str, alt: str, rows: Sequence[Row], height: float, part: str) -> tuple[Picture, Axes]:
+def _begin(
+    name: str, alt: str, rows: Sequence[ResultRow], height: float, part: str
+) -> tuple[ReportFigure, Axes]:
     share = rows[0].label_fraction
     alt = f"{alt}, with {words.fraction(share)} of the labels; the numbers are in {name}.csv"
     return begin(f"{name}-{words.fraction_slug(share)}{part}", alt, height)
@@ -153,7 +155,7 @@ def _diagonal(axes: Axes) -> None:
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
 
 
-def _spread(curve: Curve) -> list[tuple[float, float]]:
+def _spread(curve: RocCurve) -> list[tuple[float, float]]:
     """Points of a curve, spread along it, so that it can be read without a mark at each of its thousands."""
     if len(curve.x) < 2:
         return []

@@ -7,8 +7,8 @@ from itertools import groupby
 from matplotlib.axes import Axes
 
 from drgrade.reporting import method_labels
-from drgrade.reporting.figures.canvas import INK, PAPER, SOFT, Look, Picture, begin, point
-from drgrade.reporting.schema import Comparison, Study
+from drgrade.reporting.figures.canvas import INK, PAPER, SOFT, Look, ReportFigure, begin, point
+from drgrade.reporting.schema import MethodComparison, Study
 from drgrade.stats import formatting as words
 
 _LINE = 0.19  # inches of a line of the figure
@@ -16,11 +16,11 @@ _MARGIN = 0.55
 _AT_MOST = 36  # lines of one figure: what fits on a printed page
 _TITLE_CHARACTERS = 44
 
-_Pair = tuple[str, list[Comparison]]
+_Pair = tuple[str, list[MethodComparison]]
 """The name of a pair of methods, wrapped, and its comparisons."""
 
 
-def draw_differences(study: Study) -> list[Picture]:
+def draw_differences(study: Study) -> list[ReportFigure]:
     """Draw each pair of methods at each fraction, with its interval; many pairs take several figures."""
     names = method_labels.labels(study)
     pairs = [
@@ -35,7 +35,7 @@ def draw_differences(study: Study) -> list[Picture]:
     ]
 
 
-def _wrapped(comparison: Comparison, names: Mapping[str, str]) -> str:
+def _wrapped(comparison: MethodComparison, names: Mapping[str, str]) -> str:
     """Name a pair, if it is long with a line for each method at least."""
     title = method_labels.pair(comparison, names)
     if len(title) <= _TITLE_CHARACTERS:
@@ -58,7 +58,7 @@ def _pages(pairs: Sequence[_Pair]) -> Iterator[list[_Pair]]:
         yield page
 
 
-def _draw(pairs: Sequence[_Pair], name: str) -> Picture:
+def _draw(pairs: Sequence[_Pair], name: str) -> ReportFigure:
     alt = f"Differences of QWK with 95 % intervals: {'; '.join(title for title, _ in pairs)}"
     lines = sum(title.count("\n") + 1 + len(group) for title, group in pairs)
     picture, axes = begin(name, " ".join(alt.split()), _MARGIN + _LINE * lines)
@@ -94,7 +94,7 @@ def _title(axes: Axes, line: int, title: str) -> None:
     text.set_in_layout(False)
 
 
-def _line(picture: Picture, axes: Axes, line: int, comparison: Comparison, title: str) -> None:
+def _line(picture: ReportFigure, axes: Axes, line: int, comparison: MethodComparison, title: str) -> None:
     ends = comparison.difference.interval
     apart = ends.low > 0 or ends.high < 0
     look = Look(INK if apart else SOFT, "o")
