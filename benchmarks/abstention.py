@@ -1,21 +1,22 @@
-"""What it costs and gives not to grade spoilt photographs.
+"""Measure what abstaining on spoilt photographs costs and gains.
+
+The test photographs of a run are blurred or darkened at full size, written, and graded as ``drgrade
+predict`` does. The table compares the QWK of all of them with that of those which are not rejected. Prints
+the table of docs/quality.md:
 
     python benchmarks/abstention.py RUN
-
-The test photographs of a run are blurred or darkened at full size, written, and graded as drgrade predict
-does: all of them, and those that the verdict lets through.
 """
 
-import argparse
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import torch
+from common import Pixels, blur, make_parser, print_header, print_row
 from omegaconf import OmegaConf
 
 from drgrade.data.image_reader import read_photograph
@@ -23,30 +24,26 @@ from drgrade.metrics.kappa import confusion_matrix, quadratic_weighted_kappa
 from drgrade.prediction.grader import Grader
 from drgrade.training.build import make_photographs
 
-Pixels = npt.NDArray[np.uint8]
+
+def blur_photograph(pixels: Pixels, sigma: float) -> Pixels:
+    """Blur; sigma in pixels of a photograph of 224 pixels."""
+    return blur(pixels, sigma, pixels.shape[0])
 
 
-def blurred(sigma: float) -> Callable[[Pixels], Pixels]:
-    """A Gaussian; sigma in pixels of a photograph of 224 px."""
-    return lambda pixels: np.asarray(
-        cv2.GaussianBlur(pixels, (0, 0), sigma * pixels.shape[0] / 224) if sigma else pixels, np.uint8
-    )
+def darken(pixels: Pixels, gain: float) -> Pixels:
+    """Multiply by a gain below 1."""
+    return (pixels * gain).astype(np.uint8)
 
 
-def darkened(gain: float) -> Callable[[Pixels], Pixels]:
-    """Less light."""
-    return lambda pixels: (pixels * gain).astype(np.uint8)
-
-
-SPOILT = {
-    "as they are": blurred(0),
-    **{f"blurred, sigma {sigma:g}": blurred(sigma) for sigma in (0.5, 1, 2, 4)},
-    **{f"light x {gain:g}": darkened(gain) for gain in (0.5, 0.25, 0.12)},
+CHANGES: dict[str, Callable[[Pixels], Pixels]] = {
+    "unchanged": partial(blur_photograph, sigma=0),
+    **{f"blurred, sigma {sigma:g}": partial(blur_photograph, sigma=sigma) for sigma in (0.5, 1, 2, 4)},
+    **{f"light x {gain:g}": partial(darken, gain=gain) for gain in (0.5, 0.25, 0.12)},
 }
 
 
 def qwk(predicted: npt.NDArray[np.int64], grades: npt.NDArray[np.int64]) -> float:
-    """Quadratic weighted kappa; NaN where there is nothing."""
+    """Quadratic weighted kappa; NaN without photographs."""
     if not len(grades):
         return float("nan")
     matrix = confusion_matrix(torch.from_numpy(predicted), torch.from_numpy(grades))
@@ -54,33 +51,31 @@ def qwk(predicted: npt.NDArray[np.int64], grades: npt.NDArray[np.int64]) -> floa
 
 
 def main() -> None:
-    """Grade and print."""
-    parser = argparse.ArgumentParser(description="Grading of spoilt photographs.")
-    parser.add_argument("run", type=Path)
+    parser = make_parser(__doc__)
+    parser.add_argument("run", type=Path, help="folder of a grading run")
+    parser.add_argument("--changes", nargs="+", default=list(CHANGES), choices=CHANGES, metavar="NAME")
     args = parser.parse_args()
     grader = Grader.load([args.run])
     photographs = make_photographs(OmegaConf.load(args.run / "config.yaml"))  # type: ignore[arg-type]
-    table = photographs.manifest.assign(subset=photographs.split["subset"])
-    tested = table[table["subset"] == "test"]
+    tested = photographs.manifest[photographs.split["subset"] == "test"]
     grades = tested["grade"].to_numpy(np.int64)
-    rows = []
-    with tempfile.TemporaryDirectory() as scratch:
-        for what, spoil in SPOILT.items():
+    print_header("test photographs", "graded", "QWK of all", "QWK of the graded")
+    for name in args.changes:
+        with tempfile.TemporaryDirectory() as scratch:
             paths = []
             for number, path in enumerate(tested["path"]):
-                pixels = spoil(read_photograph(photographs.source.root / path).pixels)
+                pixels = CHANGES[name](read_photograph(photographs.source.root / path).pixels)
                 paths.append(Path(scratch) / f"{number}.png")
                 cv2.imwrite(str(paths[-1]), cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
             prepared = list(grader.preparation.prepare_all(paths, workers=1))
-            usable = np.array([each.crop.pixels is not None for each in prepared])
-            kept = usable & ~np.array([each.verdict.abstains for each in prepared])
+        usable = np.array([each.crop.pixels is not None for each in prepared])
+        kept = usable & ~np.array([each.verdict.abstains for each in prepared])
+        predicted = np.zeros(len(grades), np.int64)
+        if usable.any():
             crops = np.stack([each.crop.pixels for each in prepared if each.crop.pixels is not None])
-            predicted = np.zeros(len(grades), np.int64)
             predicted[usable] = grader.grade(crops).grades.numpy()
-            everything, let_through = (qwk(predicted[them], grades[them]) for them in (usable, kept))
-            rows.append((what, f"{kept.mean():.0%}", round(everything, 3), round(let_through, 3)))
-    columns = ["test photographs", "graded", "QWK of all", "QWK of the graded"]
-    print(pd.DataFrame(rows, columns=columns).to_string(index=False))
+        all_graded, not_rejected = (qwk(predicted[rows], grades[rows]) for rows in (usable, kept))
+        print_row(name, f"{kept.mean():.0%}", f"{all_graded:.3f}", f"{not_rejected:.3f}")
 
 
 if __name__ == "__main__":

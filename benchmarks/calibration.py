@@ -1,18 +1,19 @@
-"""Is a temperature that was fitted to few photographs worth having, and are thresholds? On drawn features.
+"""Measure whether temperatures and thresholds fitted to few photographs improve predictions.
 
-    python benchmarks/calibration.py [seeds]
+The features are simulated: one depends on the grade, 31 do not. 300 photographs train each head, for a
+small and a large number of steps; N others calibrate it; 2000 more are the test set. All figures are means
+over the seeds on the test set. Prints the table of docs/calibration.md:
 
-300 drawn photographs train each head (one feature tells of the grade, 31 do not), little and long; N others
-calibrate it; 2000 more judge. All figures are of those 2000, means over the seeds.
+    python benchmarks/calibration.py --seeds 20
 """
 
 import math
-import sys
 from collections import defaultdict
 from collections.abc import Callable
 
 import numpy as np
 import torch
+from common import make_parser, print_header, print_row
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
@@ -25,97 +26,90 @@ from drgrade.models.heads import CornHead, CumulativeHead, Head, RegressionHead,
 SHARES = torch.tensor([0.33, 0.05, 0.33, 0.18, 0.11])  # of the grades of IDRiD
 HEADS = (CumulativeHead, SoftmaxHead, CornHead, RegressionHead)
 COUNTS = (10, 20, 40, 80, 160)
+COLUMNS = ("NLL", "maximum likelihood", "if better left out", "prior", "QWK", "thresholds", "own", "left out")
 
 
 def draw(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Features (N, 32) and grades (N,)."""
+    """Draw features (N, 32) and grades (N,)."""
     grades = torch.multinomial(SHARES, count, replacement=True, generator=generator)
-    telling = grades + 0.8 * torch.randn(count, generator=generator)
-    return torch.cat([telling[:, None], torch.randn(count, 31, generator=generator)], dim=1), grades
+    informative = grades + 0.8 * torch.randn(count, generator=generator)
+    return torch.cat([informative[:, None], torch.randn(count, 31, generator=generator)], dim=1), grades
 
 
-def trained(head: Callable[..., Head], steps: int, seed: int, features: Tensor, grades: Tensor) -> Head:
-    """A head after so many steps of Adam on all photographs."""
+def train_head(make: Callable[..., Head], steps: int, seed: int, features: Tensor, grades: Tensor) -> Head:
+    """Train a head with Adam on all photographs at once."""
     torch.manual_seed(seed)
-    made = head(32, hidden=64, dropout=0.2)
-    optimiser = torch.optim.Adam(made.parameters(), lr=1e-2)
+    head = make(32, hidden=64, dropout=0.2)
+    optimizer = torch.optim.Adam(head.parameters(), lr=1e-2)
     for _ in range(steps):
-        optimiser.zero_grad()
-        made.loss(made(features), grades).backward()
-        optimiser.step()
-    return made.eval()
+        optimizer.zero_grad()
+        head.loss(head(features), grades).backward()
+        optimizer.step()
+    return head.eval()
 
 
-def likeliest(probabilities: Tensor, grades: Tensor) -> float:
-    """The temperature without any prior."""
+def maximum_likelihood_temperature(probabilities: Tensor, grades: Tensor) -> float:
+    """Fit the temperature without a prior."""
 
-    def loss(x: float) -> float:
-        return negative_log_likelihood(tempered(probabilities, math.exp(x)), grades)
+    def loss(log_temperature: float) -> float:
+        return negative_log_likelihood(tempered(probabilities, math.exp(log_temperature)), grades)
 
     return math.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x)
 
 
-def figures(head: Head, own: tuple[Tensor, Tensor], others: tuple[Tensor, Tensor]) -> list[float]:
-    """NLL by each policy, then QWK."""
+def measure(head: Head, own: tuple[Tensor, Tensor], others: tuple[Tensor, Tensor]) -> list[float]:
+    """Return a value for each of ``COLUMNS``.
+
+    Args:
+        head: A trained head.
+        own: Features and grades that the calibration is fitted to.
+        others: Features and grades of the test set.
+    """
     with torch.no_grad():
         logits = head(others[0])
         p, q = head.probabilities(head(own[0])).double(), head.probabilities(logits).double()
     fitted = fit_calibration(p, own[1])
-    judged = calibrated_metrics(q, others[1], fitted)
-    always = calibrated_metrics(q, others[1], Calibration(likeliest(p, own[1]), photographs=1))
+    tested = calibrated_metrics(q, others[1], fitted)
+    likeliest = Calibration(maximum_likelihood_temperature(p, own[1]), photographs=1)
+    always = calibrated_metrics(q, others[1], likeliest)
     left_out = cross_fitted_metrics(p, own[1], list(map(str, range(len(p)))))
-    helps = left_out.get("nll_calibrated", math.inf) < left_out["nll"]
-    kappa = float(quadratic_weighted_kappa(confusion_matrix(head.predict(logits), others[1])))
-    in_sample = calibrated_metrics(p, own[1], fitted).get("qwk_thresholds", math.nan)
+    better = left_out.get("nll_calibrated", math.inf) < left_out["nll"]
     return [
-        judged["nll"],
+        tested["nll"],
         always["nll_calibrated"],
-        always["nll_calibrated"] if helps else judged["nll"],
-        judged.get("nll_calibrated", judged["nll"]),
-        kappa,
-        judged.get("qwk_thresholds", math.nan),
-        in_sample,
+        always["nll_calibrated"] if better else tested["nll"],
+        tested.get("nll_calibrated", tested["nll"]),
+        float(quadratic_weighted_kappa(confusion_matrix(head.predict(logits), others[1]))),
+        tested.get("qwk_thresholds", math.nan),
+        calibrated_metrics(p, own[1], fitted).get("qwk_thresholds", math.nan),
         left_out.get("qwk_thresholds", math.nan),
     ]
 
 
-def main(seeds: int) -> None:
-    """Print a line for each head and number of photographs."""
+def main() -> None:
+    parser = make_parser(__doc__)
+    parser.add_argument("--seeds", type=int, default=20, help="number of seeds")
+    seeds = parser.parse_args().seeds
     torch.set_num_threads(1)
-    found: dict[tuple[str, int, int], list[list[float]]] = defaultdict(list)
-    for head in HEADS:
+    results: dict[tuple[str, int, int], list[list[float]]] = defaultdict(list)
+    for make in HEADS:
         for steps in (15, 150):
             for seed in range(seeds):
                 generator = torch.Generator().manual_seed(seed)
-                made = trained(head, steps, seed, *draw(300, generator))
+                head = train_head(make, steps, seed, *draw(300, generator))
                 others, (features, grades) = draw(2000, generator), draw(max(COUNTS), generator)
                 for count in COUNTS:
                     own = features[:count], grades[:count]
-                    found[head.__name__, steps, count].append(figures(made, own, others))
-    names = (
-        "NLL",
-        "likeliest T",
-        "if it helps left out",
-        "prior",
-        "QWK head",
-        "thresholds",
-        "own",
-        "left out",
-    )
-    print("| head | steps | N | " + " | ".join(names) + " |")
-    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
-    for (name, steps, count), rows in found.items():
-        print(
-            f"| {name} | {steps} | {count} | "
-            + " | ".join(f"{x:.3f}" for x in np.nanmean(rows, axis=0))
-            + " |"
-        )
+                    results[make.__name__, steps, count].append(measure(head, own, others))
+    print_header("head", "steps", "N", *COLUMNS)
+    for (name, steps, count), rows in results.items():
+        print_row(name, steps, count, *(f"{x:.3f}" for x in np.nanmean(rows, axis=0)))
     for count in COUNTS:
-        rows = np.concatenate([rows for key, rows in found.items() if key[2] == count])
-        print(f"| all |  | {count} | " + " | ".join(f"{x:.3f}" for x in np.nanmean(rows, axis=0)) + " |")
-        harm = (rows[:, 1:4] - rows[:, :1]).max(axis=0)
-        print(f"greatest rise of NLL with N = {count}: " + ", ".join(f"{x:+.3f}" for x in harm))
+        rows = np.concatenate([rows for key, rows in results.items() if key[2] == count])
+        print_row("all", "", count, *(f"{x:.3f}" for x in np.nanmean(rows, axis=0)))
+        rise = (rows[:, 1:4] - rows[:, :1]).max(axis=0)
+        print(f"largest increase of NLL with N = {count}: " + ", ".join(f"{x:+.3f}" for x in rise))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 20)
+    main()

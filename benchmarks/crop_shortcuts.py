@@ -1,43 +1,27 @@
-"""How well two views of a photograph find each other by what should not tell them.
+"""Measure how well two views of a photograph can be matched without looking at the retina.
 
-No network: among a batch of photographs, views are matched by nearest neighbour: by silhouette, by mean
-colour, and by mean and spread of each colour in the metric that serves this best (learnt on other
-photographs). What a distance finds, a network finds too. Prints the table of docs/pretexts/simclr.md:
+No network is trained. In batches of photographs, views are matched by nearest neighbour: by silhouette, by
+mean colour, and by mean and spread of each colour in the best metric (learnt on other photographs). A
+network can learn whatever such a distance finds. Prints the table of docs/pretexts/simclr.md:
 
     python benchmarks/crop_shortcuts.py --idrid ../shared/data/idrid
 """
 
-import argparse
-import tempfile
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple
 
-import cv2
 import hydra
 import numpy as np
+from common import Score, add_data_options, make_parser, open_sources, print_header, print_row
 
 from drgrade.config import CONF
 from drgrade.data.augmentation import FundusAugmentation
-from drgrade.data.sources.demo import Demo
-from drgrade.data.sources.idrid import IDRiD
 from drgrade.data.store import Store, prepare
 from drgrade.data.transforms import MultiView, SquareView, ViewTransform
 
 Array = np.ndarray
 BATCH = 64
-"""Photographs among which one is to be found; chance is 1/64."""
-
-
-class Score(NamedTuple):
-    """Share of the views whose partner is the nearest, and its standard error over photographs."""
-
-    share: float
-    error: float
-
-    def __str__(self) -> str:
-        return f"{100 * self.share:.1f} ± {100 * self.error:.1f}"
+"""Photographs in a batch; chance is 1/64."""
 
 
 # --- views
@@ -47,19 +31,19 @@ JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.05}
 
 
 def whole_photographs(image: Array, clear: float, seed: int | None) -> tuple[Array, ...]:
-    """The stored square twice, rim and black and all, mirrored or not, its colours jittered."""
+    """Return two views of the whole stored square, each mirrored at random and with jittered colours."""
     augment = FundusAugmentation(horizontal_flip=True, vertical_flip=True, **JITTER)
     rng = np.random.default_rng(seed)
     return tuple(augment(image, int(rng.integers(2**32))) for _ in range(2))
 
 
 def plain_squares() -> ViewTransform:
-    """Two squares from inside what was recorded, in the colours of the photograph."""
+    """Return views of two squares inside the recorded disc, with the colours of the photograph."""
     return MultiView([SquareView(area=(0.3, 1.0), vertical_flip=True, rotate=180)], [2])
 
 
 def configured(pretext: str) -> ViewTransform:
-    """The views of ``conf/pretext/NAME.yaml``."""
+    """Return the views of ``conf/pretext/NAME.yaml``."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = hydra.compose("train", [f"pretext={pretext}"])
     views: ViewTransform = hydra.utils.instantiate(cfg.pretext.views)
@@ -67,18 +51,18 @@ def configured(pretext: str) -> ViewTransform:
 
 
 def pairs_of(store: Store, views: ViewTransform, seed: int = 0) -> Array:
-    """(N, 2, S, S, 3): the two views of each photograph."""
+    """Return the two views of each photograph, (N, 2, S, S, 3)."""
     clear = store.manifest["clear"]
     return np.stack(
         [views(np.array(image), float(clear[i]), 100_000 * seed + i) for i, image in enumerate(store.images)]
     )
 
 
-# --- what is known of a view: (..., S, S, 3) -> (..., D)
+# --- features of a view: (..., S, S, 3) -> (..., D)
 
 
 def silhouette(views: Array, dark: int = 8) -> Array:
-    """Where something was recorded: all that is not black; as its mirror images see it too, at 16 by 16."""
+    """Return the recorded area (all that is not black) at 16 x 16, averaged over the mirror images."""
     shown = (views.max(axis=-1) > dark).astype(np.float64)
     for axis in (-2, -1):
         shown = shown + np.flip(shown, axis)
@@ -88,12 +72,12 @@ def silhouette(views: Array, dark: int = 8) -> Array:
 
 
 def mean_colour(views: Array) -> Array:
-    """The mean of red, green and blue."""
+    """Return the means of red, green and blue."""
     return np.asarray(views.mean(axis=(-3, -2)))
 
 
 def colours(views: Array) -> Array:
-    """Logarithms of mean and spread of each colour, which a factor only shifts."""
+    """Return the logarithms of mean and spread of each colour, which a gain only shifts."""
     spread = views.std(axis=(-3, -2))
     return np.log(np.concatenate([views.mean(axis=(-3, -2)), spread], axis=-1) + 1)
 
@@ -102,16 +86,16 @@ def colours(views: Array) -> Array:
 
 
 def matched(known: Array, batch: int = BATCH, draws: int = 100, seed: int = 0) -> Score:
-    """How often the nearest second view in a batch is the partner of a first view, and the other way round.
+    """Compute how often the nearest view in a batch is of the same photograph, in both directions.
 
     Args:
-        known: (N, 2, D).
-        batch: Photographs among which one is to be found.
-        draws: Batches.
-        seed: Of the batches.
+        known: Features, (N, 2, D).
+        batch: Photographs in a batch.
+        draws: Number of batches.
+        seed: Seed of the batches.
 
     Returns:
-        Where several are equally near, each counts for its share: views that are all alike give 1 / batch.
+        Share of correct matches. Ties count in part: identical views give 1 / batch.
     """
     rng = np.random.default_rng(seed)
     found, seen = np.zeros(len(known)), np.zeros(len(known))
@@ -128,9 +112,9 @@ def matched(known: Array, batch: int = BATCH, draws: int = 100, seed: int = 0) -
 
 
 def best_metric(known: Array) -> tuple[Array, Array]:
-    """Fit the metric in which the two views of each photograph differ by as much in all directions.
+    """Whiten the features by the differences between the two views of a photograph.
 
-    Fitted on one half of the photographs, for use on the other: (N / 2, 2, D) each, in that metric.
+    Each half of the photographs, (N / 2, 2, D), is transformed with the covariance of the other half.
     """
     order = np.random.default_rng(0).permutation(len(known))
     halves = order[: len(order) // 2], order[len(order) // 2 :]
@@ -143,7 +127,7 @@ def best_metric(known: Array) -> tuple[Array, Array]:
 
 
 def by_best_metric(known: Array) -> Score:
-    """As :func:`matched`, in the metric learnt on the other half of the photographs."""
+    """Compute :func:`matched` in the metric that is learnt on the other half of the photographs."""
     scores = [matched(half) for half in best_metric(known)]
     return Score(
         float(np.mean([score.share for score in scores])),
@@ -151,7 +135,7 @@ def by_best_metric(known: Array) -> Score:
     )
 
 
-TELLS: dict[str, Callable[[Array], Score]] = {
+MATCHERS: dict[str, Callable[[Array], Score]] = {
     "silhouette": lambda pairs: matched(silhouette(pairs)),
     "mean colour": lambda pairs: matched(mean_colour(pairs)),
     "mean and spread of colours, learnt metric": lambda pairs: by_best_metric(colours(pairs)),
@@ -159,29 +143,21 @@ TELLS: dict[str, Callable[[Array], Score]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--idrid", type=Path, help="folder of IDRiD; only the demo data without it")
-    parser.add_argument("--size", type=int, default=96, help="side of the views in px")
-    parser.add_argument("--count", type=int, default=400, help="number of demo photographs")
-    parser.add_argument("--folder", type=Path, help="for the stores; a temporary one without it")
+    parser = make_parser(__doc__)
+    add_data_options(parser, size=96)
     arguments = parser.parse_args()
-    cv2.setNumThreads(1)
-    folder = arguments.folder or Path(tempfile.mkdtemp())
-    sources = [Demo(folder / "demo", count=arguments.count, size=256)]
-    sources += [IDRiD(arguments.idrid)] if arguments.idrid else []
     kinds: dict[str, Callable[[], ViewTransform]] = {
         "whole": lambda: whole_photographs,
         "squares": plain_squares,
     }
     kinds |= {name: partial(configured, name) for name in ("exemplar", "simclr")}
-    print(f"| data | by | {' | '.join(kinds)} |\n|---|---|{'---|' * len(kinds)}")
-    for source in sources:
-        store = prepare(source, folder / "stores", image_size=arguments.size)
-        pairs = {kind: pairs_of(store, make()) for kind, make in kinds.items()}
-        for name, tell in TELLS.items():
-            print(f"| {source.name} | {name} |", *(f"{tell(of_kind)} |" for of_kind in pairs.values()))
+    print_header("data", "by", *kinds)
+    with open_sources(arguments) as (sources, stores):
+        for source in sources:
+            store = prepare(source, stores, image_size=arguments.size)
+            pairs = {kind: pairs_of(store, make()) for kind, make in kinds.items()}
+            for name, match in MATCHERS.items():
+                print_row(source.name, name, *map(match, pairs.values()))
 
 
 if __name__ == "__main__":

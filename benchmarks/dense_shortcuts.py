@@ -1,30 +1,25 @@
-"""How much of a map that a pretext predicts can be told without looking at the retina.
+"""Measure how much of the map that a pretext predicts is predictable without looking at the retina.
 
-For colorization, inpainting and saliency: the share of the variance of held-out maps that is explained by the
-place alone (the mean map of other photographs) and by the silhouette (a ridge regression on where the view
-is not black), for the prepared photograph as it is and for the views of conf/pretext. Prints the table of
-docs/pretexts/saliency.md:
+For colorization, inpainting and saliency: the share of the variance of held-out maps that is explained by
+the place alone (the mean map of other photographs) and by the silhouette (a ridge regression on where the
+view is not black), for the prepared photograph and for the views of conf/pretext. Prints the tables of
+docs/pretexts/saliency.md and docs/pretexts/inpainting.md:
 
     python benchmarks/dense_shortcuts.py --idrid ../shared/data/idrid
 """
 
-import argparse
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import hydra
 import numpy as np
 import torch
+from common import Score, add_data_options, halves, make_parser, open_sources, print_header, print_row
 from omegaconf import OmegaConf
-from rotation_shortcuts import Images, View, halves, views_of, whole_crop
+from rotation_shortcuts import Images, View, views_of, whole_crop
 from torch import Tensor
 
 from drgrade.config import CONF
-from drgrade.data.sources.demo import Demo
-from drgrade.data.sources.idrid import IDRiD
 from drgrade.data.store import Store, prepare
 from drgrade.pretext.colorization import Bins
 from drgrade.pretext.inpainting import draw_holes, mean_over, smooth_surface
@@ -38,17 +33,7 @@ RIDGE = 1e-2
 """Penalty, as a share of the largest eigenvalue."""
 
 
-class Share(NamedTuple):
-    """Share of the variance of held-out maps that is explained, and its standard error over photographs."""
-
-    explained: float
-    error: float
-
-    def __str__(self) -> str:
-        return f"{100 * self.explained:.0f} ± {100 * self.error:.0f}"
-
-
-# --- what is predicted: (N, S, S, 3) uint8 -> (N, C, h, w)
+# --- targets: (N, S, S, 3) uint8 -> (N, C, h, w)
 
 
 def _pixels(views: Images) -> Tensor:
@@ -56,24 +41,24 @@ def _pixels(views: Images) -> Tensor:
 
 
 def saliency(views: Images) -> Tensor:
-    """Saliency, as means of cells of 4 x 4 pixels."""
+    """Return the mean saliency of cells of 4 x 4 pixels."""
     return cell_means(stretched(frequency_tuned(_pixels(views)))[:, None], 4)
 
 
 def colours(views: Images) -> Tensor:
-    """Mean a and b of cells of 4 x 4 pixels."""
+    """Return the mean a and b (CIELAB) of cells of 4 x 4 pixels."""
     return cell_means(rgb_to_lab(_pixels(views))[:, 1:], 4)
 
 
 def offsets(views: Images) -> Tensor:
-    """What inpainting adds to a smooth surface; in cells of 4 x 4 pixels."""
+    """Return the difference from a smooth surface, which inpainting predicts, in cells of 4 x 4 pixels."""
     pixels = _pixels(views)
     everywhere = torch.ones_like(pixels[:, :1], dtype=torch.bool)
     return cell_means(pixels - smooth_surface(pixels, everywhere, 2), 4)
 
 
 def residuals(views: Images) -> Tensor:
-    """Spectral residual (Hou and Zhang, CVPR 2007), which is not used; in cells of 4 x 4 pixels."""
+    """Return the spectral residual (Hou and Zhang, CVPR 2007), which no pretext uses, in cells of 4 x 4."""
     grey = torch.nn.functional.interpolate(
         _pixels(views).mean(dim=1, keepdim=True), (64, 64), mode="bilinear", antialias=True
     )[:, 0]
@@ -93,17 +78,17 @@ MAPS: dict[str, Callable[[Images], Tensor]] = {
     "saliency": saliency,
 }
 
-# --- from what: (N, S, S, 3) uint8 -> (N, features)
+# --- predictors: (N, S, S, 3) uint8 -> (N, features)
 
 
 def silhouettes(views: Images) -> Tensor:
-    """How much of each of 8 x 8 parts of a view is not black."""
+    """Return the share of each of 8 x 8 parts of a view that is not black."""
     shown = torch.from_numpy((views.max(axis=-1) > 8).astype(np.float32))[:, None]
     return torch.nn.functional.adaptive_avg_pool2d(shown, CELLS).flatten(1)
 
 
 def place(views: Images) -> Tensor:
-    """Nothing: what is left is the mean of each place."""
+    """Return a constant: the prediction is the mean of each place."""
     return torch.zeros(len(views), 1)
 
 
@@ -111,37 +96,37 @@ CLUES: dict[str, Callable[[Images], Tensor]] = {"place": place, "silhouette": si
 
 
 def _regression(clues: Tensor, maps: Tensor) -> Callable[[Tensor], Tensor]:
-    """Ridge regression with an intercept, (N, F) on (N, M)."""
+    """Fit a ridge regression with an intercept of (N, M) on (N, F)."""
     mean, middle = clues.mean(dim=0), maps.mean(dim=0)
     centred = clues - mean
     gram = centred.T @ centred
     penalty = RIDGE * torch.linalg.eigvalsh(gram)[-1].clamp(min=1e-6) * torch.eye(len(gram))
     weights = torch.linalg.solve(gram + penalty, centred.T @ (maps - middle))
-    return lambda asked: middle + (asked - mean) @ weights
+    return lambda new: middle + (new - mean) @ weights
 
 
-def explained(clues: Tensor, maps: Tensor) -> Share:
-    """Cross-fitted: every photograph is held out once.
+def explained(clues: Tensor, maps: Tensor) -> Score:
+    """Compute the share of the variance that is explained; every photograph is held out once.
 
     Args:
-        clues: (N, F), what the maps are told from.
-        maps: (N, C, h, w). Their variance is that about one constant for each channel.
+        clues: Predictors, (N, F).
+        maps: Targets, (N, C, h, w). Their variance is about one constant for each channel.
     """
     left, total = torch.zeros(len(maps)), torch.zeros(len(maps))
     one, other = (torch.from_numpy(rows) for rows in halves(len(maps)))
     for train, test in ((one, other), (other, one)):
-        told = _regression(clues[train], maps[train].flatten(1))(clues[test]).view_as(maps[test])
+        predicted = _regression(clues[train], maps[train].flatten(1))(clues[test]).view_as(maps[test])
         constant = maps[train].mean(dim=(0, 2, 3), keepdim=True)
-        left[test] = (maps[test] - told).square().sum(dim=(1, 2, 3))
+        left[test] = (maps[test] - predicted).square().sum(dim=(1, 2, 3))
         total[test] = (maps[test] - constant).square().sum(dim=(1, 2, 3))
     return _share(left, total)
 
 
-def bins_told(maps: Tensor) -> tuple[float, float]:
-    """Accuracy of colorization without looking: the most common bin; the most common bin at each place.
+def bin_accuracies(maps: Tensor) -> tuple[float, float]:
+    """Compute the accuracy of the most common bin, and of the most common bin at each place.
 
     Args:
-        maps: (N, 2, h, w), a and b.
+        maps: Channels a and b, (N, 2, h, w).
     """
     nearest = Bins(10, 5, 1).encode(maps.movedim(1, -1))[0][..., 0]  # (N, h, w)
     one, other = halves(len(maps))
@@ -153,8 +138,8 @@ def bins_told(maps: Tensor) -> tuple[float, float]:
     return always, placed
 
 
-def told_by_lightness(views: Images) -> Share:
-    """Colorization without structure: a polynomial in the lightness of the cell and in that of the view."""
+def explained_by_lightness(views: Images) -> Score:
+    """Explain colours by a polynomial in the lightness of the cell and in that of the view."""
     lightness = cell_means(rgb_to_lab(_pixels(views))[:, :1], 4)[:, 0] / 100  # (N, h, w)
     whole = lightness.mean(dim=(1, 2), keepdim=True).expand_as(lightness)
     powers = [lightness**i * whole**j for i in range(4) for j in range(4) if 0 < i + j <= 3]
@@ -170,8 +155,8 @@ def told_by_lightness(views: Images) -> Share:
     return _share(left, total)
 
 
-def filled_smoothly(views: Images) -> Share:
-    """Inpainting without structure: a smooth surface through what is seen, of the variance in the holes."""
+def explained_by_smooth_fill(views: Images) -> Score:
+    """Explain holes by a smooth surface through their surroundings."""
     pixels, size = _pixels(views), views.shape[1]
     holes = draw_holes(len(views), (size, size), 3, (0.2, 0.4), torch.device("cpu"), _seeded(0))[:, None]
     mean, surface = (smooth_surface(pixels, ~holes, degree) for degree in (0, 2))
@@ -183,17 +168,18 @@ def _seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _share(left: Tensor, total: Tensor) -> Share:
-    """From what is left of the variance of each photograph, (N,), and what there was."""
+def _share(left: Tensor, total: Tensor) -> Score:
+    """Compute the explained share from the residual and the total variance of each photograph, (N,)."""
     share = 1 - float(left.sum() / total.sum())
     spread = (left - (1 - share) * total).std() / total.mean() / len(total) ** 0.5
-    return Share(share, float(spread))
+    return Score(share, float(spread))
 
 
 def never_recorded(store: Store, view: View, seeds: list[int], size: int) -> float:
-    """Share of the pixels in the holes of inpainting that show what the camera did not record.
+    """Compute the share of the pixels in the holes of inpainting that the camera did not record.
 
-    The views of photographs that are white outside the recorded circle, and at most half as bright inside.
+    The photographs are replaced by ones that are white outside the recorded disc and at most half as bright
+    inside it.
     """
     offset = np.arange(size) - (size - 1) / 2
     radius = np.hypot(offset[:, None], offset[None, :]) / (size / 2)
@@ -210,47 +196,46 @@ def never_recorded(store: Store, view: View, seeds: list[int], size: int) -> flo
 
 
 def configured(pretext: str) -> View:
-    """The views of ``conf/pretext``."""
+    """Return the views of ``conf/pretext/NAME.yaml``."""
     view: View = hydra.utils.instantiate(OmegaConf.load(CONF / "pretext" / f"{pretext}.yaml").views)
     return view
 
 
+def report(store: Store, name: str) -> list[str]:
+    """Print the lines of the table for one data set, and return the figures that follow the table."""
+    further = []
+    for pretext, maps in (MAPS | {"saliency, spectral residual": residuals}).items():
+        cells = []
+        for view in (whole_crop, configured(pretext.split(",")[0])):
+            views = views_of(store, view, [1])[:, 0]
+            targets = maps(views)
+            cells += [explained(clue(views), targets) for clue in CLUES.values()]
+            if pretext == "colorization":
+                always, by_place = bin_accuracies(targets)
+                further += [
+                    f"most common bin {always:.3f}, of its place {by_place:.3f}",
+                    f"% of the colours explained by lightness: {explained_by_lightness(views)}",
+                ]
+            if pretext == "inpainting":
+                share = never_recorded(store, view, [1], store.image_size)
+                further += [
+                    f"% of the holes never recorded: {100 * share:.1f}",
+                    f"% of the holes explained by a smooth fill: {explained_by_smooth_fill(views)}",
+                ]
+        print_row(name, pretext, *cells)
+    return [f"{name}: {line}" for line in further]
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--idrid", type=Path, help="folder of IDRiD; only the demo data without it")
-    parser.add_argument("--size", type=int, default=96, help="side of the views in px")
-    parser.add_argument("--count", type=int, default=400, help="number of demo photographs")
-    parser.add_argument("--folder", type=Path, help="for the stores; a temporary one without it")
+    parser = make_parser(__doc__)
+    add_data_options(parser, size=96)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
-    folder = arguments.folder or Path(tempfile.mkdtemp())
-    sources = [Demo(folder / "demo", count=arguments.count, size=256)]
-    sources += [IDRiD(arguments.idrid)] if arguments.idrid else []
-    print("| data | pretext | crop: place | crop: silhouette | views: place | views: silhouette |")
-    print("|---|---|---|---|---|---|")
-    more = []
-    for source in sources:
-        store = prepare(source, folder / "stores", image_size=arguments.size)
-        for pretext, maps in (MAPS | {"saliency, spectral residual": residuals}).items():
-            row = []
-            for view in (whole_crop, configured(pretext.split(",")[0])):
-                seen = views_of(store, view, [1])[:, 0]
-                row += [str(explained(clue(seen), maps(seen))) for clue in CLUES.values()]
-                if pretext == "colorization":
-                    always, placed = bins_told(maps(seen))
-                    more.append(f"{source.name}: most common bin {always:.3f}, of its place {placed:.3f}")
-                    more.append(
-                        f"{source.name}: % of the colours told by lightness: {told_by_lightness(seen)}"
-                    )
-                if pretext == "inpainting":
-                    share = never_recorded(store, view, [1], arguments.size)
-                    more.append(f"{source.name}: % of the holes never recorded: {100 * share:.1f}")
-                    more.append(f"{source.name}: % of the holes filled smoothly: {filled_smoothly(seen)}")
-            print(f"| {source.name} | {pretext} | {' | '.join(row)} |", flush=True)
-    print("\nFirst of the crop, then of the views:", *more, sep="\n")
+    further: list[str] = []
+    print_header("data", "pretext", *(f"{view}: {clue}" for view in ("crop", "views") for clue in CLUES))
+    with open_sources(arguments) as (sources, stores):
+        for source in sources:
+            further += report(prepare(source, stores, image_size=arguments.size), source.name)
+    print("\nFirst of the crop, then of the views:", *further, sep="\n")
 
 
 if __name__ == "__main__":

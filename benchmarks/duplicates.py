@@ -1,18 +1,20 @@
-"""How well and how fast duplicates are found: labelled pairs made of the demo data and of IDRiD.
+"""Measure how well and how fast duplicates are found, on labelled pairs of the demo data and IDRiD.
 
-Positives: copies of whole photographs (encoded anew, resized, mirrored, ...), which go the whole way: written
-to a file, read, their disc found anew. Negatives: all pairs of different photographs and of their copies; the
-two eyes of a patient; two exposures of one eye that differ in pose, light and noise. Half of the photographs
-(by the hash of their ids) is for choosing the thresholds of drgrade.data.duplicates.verification
-(``--half choose`` prints what they are chosen by), the other half for the figures (``--half state``).
+Positives are copies of whole photographs (re-encoded, resized, mirrored, ...) that are written to a file,
+read and prepared like any photograph. Negatives are all pairs of different photographs and of their copies,
+the two eyes of a patient, and two exposures of one eye that differ in pose, light and noise. The thresholds
+of drgrade.data.duplicates.verification were chosen on one half of the photographs, by the hash of their ids
+(``--half choose`` prints the distributions); the figures are those of the other half (``--half state``).
 
-Two exposures are made in two ways. Of the demo's eyes a scene larger than the field is painted once, and
-photographed twice. In a photograph, two round fields of 0.86 of its radius are cut out of the retina, and lit
-anew. Poses are drawn from normal distributions: 1 or 0.4 times 3 % of the field's radius in each direction
-and 2 degrees, for each of the two.
+Two exposures are made in two ways. For the demo's eyes, a scene larger than the field is painted once and
+photographed twice. For other photographs, two round fields of 0.86 of the radius are cut out of the retina,
+with new light. Poses are drawn from normal distributions: 1 or 0.4 times 3 % of the field's radius in each
+direction and 2 degrees, for each exposure. Prints the tables of docs/audit-duplicates.md:
+
+    python benchmarks/duplicates.py
+    python benchmarks/duplicates.py --timing 400 5000 --retrieval 20000
 """
 
-import argparse
 import hashlib
 import tempfile
 import time
@@ -28,6 +30,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from common import make_parser, print_header, print_row
 from scipy.stats import binomtest
 
 from drgrade.data.crops import CropMaker
@@ -51,7 +54,7 @@ from drgrade.synthetic.vessels import grow_vessels, paint_vessels
 Pixels = npt.NDArray[np.uint8]
 Rng = np.random.Generator
 Change = Callable[[Pixels, Rng], tuple[Pixels, float]]
-"""Makes a copy of a photograph: its pixels, and the JPEG quality it is to be saved at."""
+"""Makes a copy of a photograph; returns its pixels and the JPEG quality of the file."""
 
 POSES = (1.0, 0.4)
 
@@ -107,8 +110,8 @@ CHANGES: dict[str, Change] = {
     "cropped by 2-8 % at each side": cropped,
     "gain 0.8-1.2, gamma 0.8-1.25": toned,
     "mirrored or not, cropped, toned, 0.4-0.9, quality 40-90": combined,
-    "cropped by 8-15 % at each side (more than asked)": cropped_more,
-    "squashed to a square (more than asked)": squashed,
+    "cropped by 8-15 % at each side (beyond the specification)": cropped_more,
+    "squashed to a square (beyond the specification)": squashed,
 }
 
 
@@ -129,7 +132,7 @@ def _crop(pixels: Pixels, rng: Rng, least: float, most: float) -> Pixels:
 
 @dataclass(frozen=True)
 class Pose:
-    """How the retina lies in the field, against where it lay: turned, then shifted."""
+    """Rotation and then shift of the retina in the field."""
 
     turn: float  # radians
     shift: npt.NDArray[np.float64]  # (2,), in radii of the field
@@ -153,7 +156,7 @@ class Pose:
 
 
 def cut_exposures(pixels: Pixels, rng: Rng, spread: float) -> Iterator[Pixels]:
-    """Two exposures of the retina that a photograph shows, cut out of it."""
+    """Cut two exposures out of a photograph."""
     disc = find_disc(pixels)
     radius = 0.86 * disc.radius
     side = int(2 * radius)
@@ -172,7 +175,7 @@ def cut_exposures(pixels: Pixels, rng: Rng, spread: float) -> Iterator[Pixels]:
 
 
 def painted_exposures(photograph: Photograph, size: int, rng: Rng, spread: float) -> Iterator[Pixels]:
-    """Two exposures of one of the demo's eyes: painted once, with some retina around the field."""
+    """Paint one of the demo's eyes with some retina around the field, and photograph it twice."""
     patient = stream(Stream.PATIENT, 0, photograph.patient)
     eye, exposure = Pigmentation.draw(patient), patient.uniform(0.85, 1.12)
     eye_rng = stream(Stream.EYE, 0, photograph.patient, int(photograph.eye == "right"))
@@ -192,7 +195,7 @@ def painted_exposures(photograph: Photograph, size: int, rng: Rng, spread: float
 
 
 def _paint(rng: Rng, view: View, grade: int, eye: Pigmentation) -> FloatImage:
-    """The retina as in drgrade.synthetic.drawing."""
+    """Paint the retina as drgrade.synthetic.drawing does."""
     painter = LesionPainter(rng, view, draw_burden(rng, grade), grow_vessels(rng))
     retina = paint_background(rng, view, eye)
     paint_disc(rng, retina, view, eye)
@@ -207,7 +210,7 @@ def _paint(rng: Rng, view: View, grade: int, eye: Pigmentation) -> FloatImage:
 
 @dataclass(frozen=True)
 class Sample:
-    """One file, after preparation."""
+    """A prepared file."""
 
     photograph: str
     kind: str
@@ -218,7 +221,7 @@ class Sample:
 
 
 class Preparation:
-    """Saves photographs and has them prepared, at one image size or another."""
+    """Saves and prepares photographs."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "copy.jpg"
@@ -233,7 +236,7 @@ class Preparation:
         return Sample(photograph, kind, crop.thumbnail, 2 * crop.facts.circle_r, crop.sha256, patient)
 
     def of_pixels(self, pixels: Pixels, quality: float, photograph: str, kind: str, rng: Rng) -> Sample:
-        """Save pixels as JPEG, and prepare the file; at which image size must not matter."""
+        """Save pixels as JPEG and prepare the file at a random image size, which must not matter."""
         bgr = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2BGR)
         encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, int(quality)])[1]
         self._path.write_bytes(encoded.tobytes())
@@ -250,7 +253,7 @@ def rng_of(*words: str) -> Rng:
 
 
 def copies_of(source: Source, half: str, prepare: Preparation) -> list[Sample]:
-    """The photographs of a half, and one copy of every kind."""
+    """Return the photographs of a half and one copy of each kind."""
     samples = []
     for entry in source.read().manifest.itertuples():
         name = f"{source.name}/{entry.image_id}"
@@ -271,7 +274,7 @@ def _original(source: Source, entry: Any, prepare: Preparation) -> Sample:
 
 
 def exposures_of(source: Source, half: str, prepare: Preparation) -> list[Sample]:
-    """Two exposures, by several ways and poses, of the eyes of a half."""
+    """Return two exposures of each eye of a half, made in each way and with each spread of poses."""
     samples = []
     planned = {p.image_id: p for p in plan_photographs(source.count, 0)} if isinstance(source, Demo) else {}
     for entry in source.read().manifest.itertuples():
@@ -298,11 +301,11 @@ def row(data: str, what: str, hits: int, count: int) -> None:
     if count:
         low, high = binomtest(hits, count).proportion_ci(method="wilson")
         share = f"{100 * hits / count:.4f} % ({100 * low:.4f} - {100 * high:.4f})"
-        print(f"| {data} | {what} | {hits} / {count} | {share} |", flush=True)
+        print_row(data, what, f"{hits} / {count}", share)
 
 
 def find(samples: list[Sample]) -> list[tuple[int, int]]:
-    """The pairs that are called near-duplicates."""
+    """Return the pairs that are found as near-duplicates."""
     thumbnails = np.stack([sample.thumbnail for sample in samples])
     diameters = np.array([sample.diameter for sample in samples])
     pairs = find_duplicates(thumbnails, [sample.sha256 for sample in samples], diameters)
@@ -311,7 +314,7 @@ def find(samples: list[Sample]) -> list[tuple[int, int]]:
 
 
 def figures_on_copies(name: str, samples: list[Sample]) -> None:
-    """Recall of each kind of copy; false alarms among all other pairs."""
+    """Print the recall of each kind of copy and the false alarms among all other pairs."""
     pairs = find(samples)
     found = {
         (samples[i].photograph, samples[i].kind, samples[j].photograph, samples[j].kind) for i, j in pairs
@@ -333,12 +336,12 @@ def figures_on_copies(name: str, samples: list[Sample]) -> None:
 
 
 def _files(samples: list[Sample]) -> dict[str, str]:
-    """Photographs that are byte-identical in the data set are one and the same."""
+    """Return the hash of each original: byte-identical photographs count as one."""
     return {sample.photograph: sample.sha256 for sample in samples if sample.kind == "original"}
 
 
 def figures_on_photographs(source: Source, prepare: Preparation) -> None:
-    """What is found in a data set as it is; both halves of it, as nothing was chosen by that."""
+    """Print the pairs found in the unchanged data set (both halves: no threshold depends on them)."""
     manifest = source.read().manifest
     samples = [_original(source, entry, prepare) for entry in manifest.itertuples()]
     found = set(find(samples))
@@ -351,17 +354,17 @@ def figures_on_photographs(source: Source, prepare: Preparation) -> None:
     row(source.name, "false alarms: two eyes of a patient, all photographs", len(found & eyes), len(eyes))
     row(source.name, "near-duplicates among all photographs", len(found), comb(len(samples), 2))
     for i, j in sorted(found):
-        print(f"to be looked at: {samples[i].photograph} {samples[j].photograph}")
+        print(f"to inspect: {samples[i].photograph} {samples[j].photograph}")
 
 
 def figures_on_exposures(name: str, samples: list[Sample]) -> None:
-    """How often two exposures of one eye, or exposures of two eyes, are taken for copies."""
+    """Print how often exposures of one eye, or of two eyes, are taken for copies."""
     pairs = [(samples[i], samples[j]) for i, j in find(samples)]
     of_one_eye = [a.kind for a, b in pairs if a.photograph == b.photograph]
     kinds = sorted(sample.kind for sample in samples)
     for kind in dict.fromkeys(kinds):
         row(name, f"false alarms: {kind}", of_one_eye.count(kind), kinds.count(kind) // 2)
-    # Exposures made of one photograph in several ways show one eye, too: they are not counted.
+    # Exposures made of one photograph in several ways also show one eye: they are not counted.
     wrong = sum(_eye(a) != _eye(b) for a, b in pairs)
     same = sum(comb(count, 2) for count in pd.Series(map(_eye, samples)).value_counts())
     row(name, "false alarms: exposures of different eyes", wrong, comb(len(samples), 2) - same)
@@ -372,7 +375,7 @@ def _eye(exposure: Sample) -> str:
 
 
 def margins(name: str, samples: list[Sample]) -> None:
-    """What the thresholds are chosen by: extremes of what is measured of copies and of two exposures."""
+    """Print the distributions of the measures of copies and exposures, by which thresholds are chosen."""
     spectra = np.stack([descriptor(coarse_detail(sample.thumbnail)) for sample in samples])
     by_photograph: dict[str, list[int]] = {}
     for row, sample in enumerate(samples):
@@ -397,7 +400,7 @@ def margins(name: str, samples: list[Sample]) -> None:
 
 
 def distinct_thumbnails(samples: list[Sample], count: int, rng: Rng) -> Pixels:
-    """Thumbnails of which hardly any two are alike: real ones turned by any angle, and enlarged."""
+    """Return dissimilar thumbnails: real ones, rotated by any angle and enlarged."""
     result = np.empty((count, THUMBNAIL_SIZE, THUMBNAIL_SIZE), np.uint8)
     middle = (THUMBNAIL_SIZE - 1) / 2
     for row in range(count):
@@ -410,13 +413,13 @@ def distinct_thumbnails(samples: list[Sample], count: int, rng: Rng) -> Pixels:
 
 @contextmanager
 def clock() -> Iterator[Callable[[], str]]:
-    """Time a block: by the wall clock, and in CPU time of all threads, which a busy machine spares."""
+    """Time a block in wall-clock time and in CPU time of all threads."""
     wall, cpu = time.perf_counter(), time.process_time()
     yield lambda: f"{time.perf_counter() - wall:.1f} s, {time.process_time() - cpu:.1f} s of CPU time"
 
 
 def timing(samples: list[Sample], count: int, rng: Rng) -> None:
-    """Time the search among ``count`` thumbnails, of which a tenth is there twice."""
+    """Time the search among ``count`` thumbnails, a tenth of which have a copy."""
     thumbnails = distinct_thumbnails(samples, count, rng)
     tenth = count // 10
     last = thumbnails[-tenth:]
@@ -429,7 +432,7 @@ def timing(samples: list[Sample], count: int, rng: Rng) -> None:
 
 
 def timing_of_retrieval(samples: list[Sample], count: int, rng: Rng) -> None:
-    """Time what grows with the square of the number: the retrieval, on descriptors of noise."""
+    """Time the retrieval, whose cost is quadratic, on descriptors of noise."""
     numbers = len(descriptor(coarse_detail(samples[0].thumbnail)))
     noise = rng.standard_normal((count, numbers), dtype=np.float32)
     noise /= np.linalg.norm(noise, axis=1, keepdims=True)
@@ -438,46 +441,52 @@ def timing_of_retrieval(samples: list[Sample], count: int, rng: Rng) -> None:
     print(f"retrieval alone, {count} photographs: {taken()}")
 
 
+def report(sources: list[Source], half: str, prepare: Preparation) -> None:
+    """Print the figures of one half of the photographs."""
+    if half == "state":
+        print_header("data", "what", "pairs", "share (95 % interval)")
+    for source in sources:
+        copies, exposures = copies_of(source, half, prepare), exposures_of(source, half, prepare)
+        if half == "choose":
+            margins(source.name, copies)
+            margins(source.name, exposures)
+        else:
+            figures_on_copies(source.name, copies)
+            figures_on_exposures(source.name, exposures)
+            figures_on_photographs(source, prepare)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = make_parser(__doc__)
+    parser.add_argument(
+        "--idrid", type=Path, default=Path("../shared/data/idrid"), help="left out if missing"
     )
-    parser.add_argument("--idrid", type=Path, default=Path("../shared/data/idrid"), help="folder of IDRiD")
     parser.add_argument("--count", type=int, default=400, help="number of demo photographs")
-    parser.add_argument("--half", choices=("choose", "state"), default="state")
-    parser.add_argument("--timing", type=int, nargs="*", metavar="N", help="only time N photographs")
-    parser.add_argument("--retrieval", type=int, metavar="N", help="and the retrieval among N")
+    parser.add_argument("--half", choices=("choose", "state"), default="state", help="of the photographs")
+    parser.add_argument(
+        "--timing", type=int, nargs="*", metavar="N", help="only time the search among N photographs"
+    )
+    parser.add_argument(
+        "--retrieval", type=int, metavar="N", help="with --timing: also time the retrieval among N"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         demo = Demo(Path(folder) / "demo", count=arguments.count, size=256)
         prepare = Preparation(Path(folder))
         sources: list[Source] = [demo, *([IDRiD(arguments.idrid)] if arguments.idrid.is_dir() else [])]
-        if arguments.timing is not None:
-            originals = [
-                _original(source, entry, prepare)
-                for source in sources
-                for entry in source.read().manifest.itertuples()
-            ]
-            for count in arguments.timing:
-                timing(originals, count, np.random.default_rng(0))
-            if arguments.retrieval:
-                timing_of_retrieval(originals, arguments.retrieval, np.random.default_rng(0))
+        if arguments.timing is None:
+            cv2.setNumThreads(1)
+            report(sources, arguments.half, prepare)
             return
-        cv2.setNumThreads(1)
-        if arguments.half == "state":
-            print("| data | what | pairs | share (95 % interval) |\n|---|---|---|---|")
-        for source in sources:
-            copies, exposures = (
-                copies_of(source, arguments.half, prepare),
-                exposures_of(source, arguments.half, prepare),
-            )
-            if arguments.half == "choose":
-                margins(source.name, copies)
-                margins(source.name, exposures)
-            else:
-                figures_on_copies(source.name, copies)
-                figures_on_exposures(source.name, exposures)
-                figures_on_photographs(source, prepare)
+        originals = [
+            _original(source, entry, prepare)
+            for source in sources
+            for entry in source.read().manifest.itertuples()
+        ]
+        for count in arguments.timing:
+            timing(originals, count, np.random.default_rng(0))
+        if arguments.retrieval:
+            timing_of_retrieval(originals, arguments.retrieval, np.random.default_rng(0))
 
 
 if __name__ == "__main__":

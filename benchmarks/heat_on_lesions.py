@@ -1,25 +1,24 @@
-"""How much of the heat of an explanation falls on lesions, where these are known: on the demo data set.
+"""Measure how much of the heat of an explanation falls on the lesions of the demo data, which are known.
 
-    python benchmarks/heat_on_lesions.py outputs/RUN [--subset val] [--targets expected referable grade]
+    python benchmarks/heat_on_lesions.py RUN [--subset val] [--targets expected referable grade]
 
-The photographs are those of one subset of the run that have lesions. The masks, ``lesions/IMAGE_ID.png``, are
-brought to the prepared photograph by the geometry that has prepared it. Inside the disc, of each map:
+The photographs are those of one subset of the run that have lesions. The masks, ``lesions/IMAGE_ID.png``,
+are transformed like the photographs. For each map, inside the disc:
 
-- gain: mean share of the heat on lesions over mean share of the area that they take. 1 is chance. A
-  photograph without heat counts as chance. 95 % interval by bootstrap of patients.
-- others: the same with the lesions of all other photographs, for lesions have their usual places.
-- points: how often the hottest pixel is within 3 % of the side of a lesion; by chance that is the share of
-  the disc that is as near to one.
-- random: Spearman correlation with the heat of the same network with random weights, and the gain of that
-  (Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018): heat that does not change explains
+- gain: mean share of the heat on lesions divided by their mean share of the area. 1 is chance. A photograph
+  without heat counts as chance. 95 % interval by bootstrap of patients.
+- others: the same with the lesions of all other photographs, because lesions have usual places.
+- points: how often the hottest pixel is within 3 % of the side of a lesion. The chance level is the share of
+  the disc that is as near to a lesion.
+- random: Spearman correlation with the heat of the same network with random weights, and its gain (Adebayo
+  et al., "Sanity Checks for Saliency Maps", NeurIPS 2018). Heat that does not depend on the weights explains
   nothing.
 
-Below the maps stand heats that know nothing of the grader: what lies near the centre, what is darker than its
-surroundings, what is brighter, and both; and, for what cells of that size could reach at most, the lesions
-themselves.
+The second table has maps that do not depend on the grader: distance from the centre, darker than the
+surroundings, brighter, and both; and the lesions themselves at the resolution of several cell sizes, which
+bound the gain of a map. Prints the tables of docs/explanations.md.
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +29,7 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from common import make_parser
 from scipy.stats import spearmanr
 
 from drgrade.data.geometry import Disc, crop_disc, recorded_mask
@@ -48,14 +48,14 @@ BATCH = 20
 
 @dataclass(frozen=True)
 class Lesions:
-    """Photographs of which the lesions are known.
+    """Photographs with known lesions.
 
     Attributes:
-        pixels: (N, S, S, 3) uint8.
-        masks: (N, S, S), share of each pixel that is lesion.
-        discs: (N, S, S) bool, what the camera recorded.
-        groups: (N,) whose eyes they are.
-        grades: (N,).
+        pixels: Photographs, (N, S, S, 3) uint8.
+        masks: Share of each pixel that is lesion, (N, S, S).
+        discs: Recorded area, (N, S, S) bool.
+        groups: Patients, (N,).
+        grades: Grades, (N,).
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -66,7 +66,7 @@ class Lesions:
 
 
 def known_lesions(trained: Trained, subset: str) -> Lesions:
-    """The photographs of a subset that have lesions."""
+    """Load the photographs of a subset that have lesions."""
     photographs = make_photographs(trained.config)
     (store,) = photographs.stores
     split = pd.read_csv(trained.folder / "split.csv").query("subset == @subset").set_index("image_id")
@@ -98,7 +98,7 @@ def known_lesions(trained: Trained, subset: str) -> Lesions:
 
 
 def heats(trained: Trained, known: Lesions, target: str) -> dict[str, Floats]:
-    """Every map of a trained run, (N, S, S) each, nothing outside the discs."""
+    """Compute every map of a trained run, (N, S, S) each, 0 outside the discs."""
     grader = Grader([trained], device="cpu")
     explainer = Explainer(grader, available(grader)[1:], target)
     parts = [
@@ -108,8 +108,8 @@ def heats(trained: Trained, known: Lesions, target: str) -> dict[str, Floats]:
     return {name: np.concatenate([part[name] for part in parts]) * known.discs for name in parts[0]}
 
 
-def ignorant(known: Lesions) -> dict[str, Floats]:
-    """Heats that no grader has a part in."""
+def baseline_maps(known: Lesions) -> dict[str, Floats]:
+    """Compute maps that do not depend on the grader."""
     side = known.pixels.shape[1]
     place = (np.arange(side) + 0.5) / (side / 2) - 1
     centre = np.exp(-(place[:, None] ** 2 + place**2) / (2 * 0.5**2))
@@ -127,7 +127,7 @@ def ignorant(known: Lesions) -> dict[str, Floats]:
 
 
 def coarse(known: Lesions, cell: int) -> Floats:
-    """The lesions as a map with such cells would show them."""
+    """Return the lesions at the resolution of cells of that many pixels."""
     side = known.masks.shape[1]
     masks = torch.from_numpy(known.masks)[:, None]
     cells = F.adaptive_avg_pool2d(masks, side // cell)
@@ -136,7 +136,7 @@ def coarse(known: Lesions, cell: int) -> Floats:
 
 
 def shares(heat: Floats, known: Lesions) -> tuple[Floats, Floats, Floats]:
-    """Share of the heat on lesions, of the area, and of the heat on other photographs' lesions; (N,) each."""
+    """Compute the shares of heat on lesions, of area, and of heat on other photographs' lesions, (N,)."""
     area = known.masks.sum(axis=(1, 2)) / known.discs.sum(axis=(1, 2))
     total = heat.sum(axis=(1, 2))
     spread = np.where(total[:, None, None] > 0, heat, known.discs)
@@ -144,7 +144,7 @@ def shares(heat: Floats, known: Lesions) -> tuple[Floats, Floats, Floats]:
     crossed = np.einsum("iyx,jyx->ij", spread, known.masks)  # heat of i on the lesions of j
     own = crossed.diagonal().copy()
     np.fill_diagonal(crossed, np.nan)
-    # A lesion of j outside the disc of i cannot be hit; it is not in the area either.
+    # A lesion of j outside the disc of i cannot be hit; it is not counted in the area either.
     expected = np.einsum(
         "iyx,jyx->ij", known.discs / known.discs.sum(axis=(1, 2), keepdims=True), known.masks
     )
@@ -153,7 +153,7 @@ def shares(heat: Floats, known: Lesions) -> tuple[Floats, Floats, Floats]:
 
 
 def interval(own: Floats, area: Floats, groups: npt.NDArray[np.str_]) -> tuple[float, float]:
-    """95 % interval of the gain, patients drawn with replacement."""
+    """Compute the 95 % interval of the gain by a bootstrap of patients."""
     rng = np.random.default_rng(0)
     numbers = np.unique(groups, return_inverse=True)[1]
     count = numbers.max() + 1
@@ -165,7 +165,7 @@ def interval(own: Floats, area: Floats, groups: npt.NDArray[np.str_]) -> tuple[f
 
 
 def pointed(heat: Floats, known: Lesions) -> tuple[float, float]:
-    """How often the hottest pixel is near a lesion, and how often any pixel of the disc is."""
+    """Compute how often the hottest pixel is near a lesion, and the chance level."""
     reach = max(1, round(NEAR * heat.shape[1]))
     disk = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
     near = np.stack([cv2.dilate((mask > 0).astype(np.uint8), disk) > 0 for mask in known.masks]) & known.discs
@@ -177,7 +177,7 @@ def pointed(heat: Floats, known: Lesions) -> tuple[float, float]:
 
 
 def similarity(one: Floats, other: Floats, known: Lesions) -> float:
-    """Mean Spearman correlation inside the discs; photographs without heat are left out."""
+    """Compute the mean Spearman correlation inside the discs of the photographs with heat."""
     found = [
         spearmanr(a[disc], b[disc]).statistic
         for a, b, disc in zip(one, other, known.discs, strict=True)
@@ -187,13 +187,13 @@ def similarity(one: Floats, other: Floats, known: Lesions) -> float:
 
 
 def with_random_weights(trained: Trained, seed: int) -> Trained:
-    """The same network, as it was before it had learnt anything."""
+    """Return the same network with random weights."""
     torch.manual_seed(seed)
     return replace(trained, model=untrained(trained.config).eval())
 
 
 def row(name: str, heat: Floats, known: Lesions) -> str:
-    """The figures of one map."""
+    """Format the figures of one map."""
     own, area, others = shares(heat, known)
     low, high = interval(own, area, known.groups)
     hit, _ = pointed(heat, known)
@@ -208,8 +208,8 @@ def report(trained: Trained, known: Lesions, targets: Sequence[str], seeds: int)
     """Print the table of each target."""
     area = known.masks.sum(axis=(1, 2)) / known.discs.sum(axis=(1, 2))
     print(
-        f"{trained.folder.name}: {len(known.pixels)} photographs with lesions, which take {area.mean():.2%} "
-        f"of the disc; the hottest pixel is near one by chance in {pointed(known.masks, known)[1]:.2f}"
+        f"{trained.folder.name}: {len(known.pixels)} photographs with lesions, which cover {area.mean():.2%} "
+        f"of the disc; by chance the hottest pixel is near a lesion in {pointed(known.masks, known)[1]:.2f}"
     )
     for target in targets:
         found = heats(trained, known, target)
@@ -219,8 +219,8 @@ def report(trained: Trained, known: Lesions, targets: Sequence[str], seeds: int)
         print("|---|---|---|---|---|---|---|")
         for name, heat in found.items():
             print(row(name, heat, known) + _beside_random(heat, [each[name] for each in random], known))
-    print("\n| of no grader | gain | others | points | no heat |\n|---|---|---|---|---|")
-    for name, heat in ignorant(known).items():
+    print("\n| independent of the grader | gain | others | points | no heat |\n|---|---|---|---|---|")
+    for name, heat in baseline_maps(known).items():
         print(row(name, heat, known))
 
 
@@ -232,11 +232,11 @@ def _beside_random(heat: Floats, random: Sequence[Floats], known: Lesions) -> st
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description="Heat on lesions.")
-    parser.add_argument("run", type=Path)
+    parser = make_parser(__doc__)
+    parser.add_argument("run", type=Path, help="folder of a grading run on the demo data")
     parser.add_argument("--subset", default="test", choices=("train", "val", "test"))
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=TARGETS)
-    parser.add_argument("--seeds", type=int, default=3, help="networks with random weights")
+    parser.add_argument("--seeds", type=int, default=3, help="number of networks with random weights")
     args = parser.parse_args()
     trained = load_trained(args.run)
     report(trained, known_lesions(trained, args.subset), args.targets, args.seeds)

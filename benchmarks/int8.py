@@ -1,10 +1,10 @@
-"""What int8 costs, and what the crop of the example costs: the tables of docs/export.md.
+"""Measure the effect of int8, and of the simple crop of the example, on size, time and grades.
+
+Each run is exported with 32 and with 8 bits to a temporary folder; the photographs must be where they were
+during training. The second table compares the crop of examples/grade_photograph.py with drgrade's
+preparation on the test photographs, both graded with 32 bits. Prints the tables of docs/export.md:
 
     python benchmarks/int8.py RUN [RUN ...]
-
-Each run is exported in 32 and in eight bits to a temporary folder; its photographs have to be where it was
-trained on them. Files, times and grades of a run come from one process. *crop* compares the crop of
-examples/grade_photograph.py with drgrade's own preparation, on the test photographs, both graded in 32 bits.
 """
 
 import runpy
@@ -15,6 +15,7 @@ from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
+from common import make_parser
 from sklearn.metrics import cohen_kappa_score
 
 from drgrade.exporting.export import Int8, Wanted, export
@@ -23,14 +24,17 @@ from drgrade.exporting.onnx_file import onnx_runner
 from drgrade.prediction.checkpoint import Trained, load_trained
 from drgrade.progress import say
 from drgrade.stats.estimates import Estimate
+from drgrade.training.build import make_photographs
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "grade_photograph.py"
 
 
 def main() -> None:
     """Print both tables."""
+    parser = make_parser(__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of grading runs")
     int8_rows, crop_rows = [], []
-    for folder in map(Path, sys.argv[1:]):
+    for folder in parser.parse_args().runs:
         trained = load_trained(folder)
         with tempfile.TemporaryDirectory() as scratch:
             made = export(folder, Wanted("onnx", Path(scratch) / "int8.onnx", int8=True))
@@ -52,7 +56,7 @@ def main() -> None:
 
 
 def int8_row(name: str, int8: Int8, size: int) -> str:
-    """A line of the first table."""
+    """Return a line of the first table."""
     before, after = int8.milliseconds
     assert int8.kappas is not None, int8.note
     kappas = (int8.kappas.before, int8.kappas.after, int8.kappas.change)
@@ -71,12 +75,12 @@ def int8_row(name: str, int8: Int8, size: int) -> str:
 
 
 def written(estimate: Estimate) -> str:
-    """A figure with its interval."""
+    """Format a value with its interval."""
     return f"{estimate.value:.3f} ({estimate.interval.low:.3f} to {estimate.interval.high:.3f})"
 
 
 def crop_row(name: str, trained: Trained, model: Path) -> str:
-    """A line of the second table."""
+    """Return a line of the second table."""
     images, run = own_images(trained, "test"), onnx_runner(model.read_bytes())
     own = run(images.take(np.arange(len(images))))
     simple = run(np.stack([example_crop(model, path) for path in files(trained, images)]))
@@ -94,23 +98,21 @@ def crop_row(name: str, trained: Trained, model: Path) -> str:
 
 
 def files(trained: Trained, images: Images) -> list[Path]:
-    """Where the photographs lie."""
-    from drgrade.training.build import make_photographs
-
+    """Return the paths of the photographs."""
     photographs = make_photographs(trained.config)
     paths = photographs.photographs["path"].iloc[images.rows]
     return [photographs.source.root / path for path in paths]
 
 
 def example_crop(model: Path, photograph: Path) -> npt.NDArray[np.uint8]:
-    """The crop of the example: its own lines are run."""
+    """Run the example and return its crop."""
     with patch.object(sys, "argv", [str(EXAMPLE), str(model), str(photograph)]), patch("builtins.print"):
         crop: npt.NDArray[np.uint8] = runpy.run_path(str(EXAMPLE))["crop"]
     return crop
 
 
 def kappa(first: npt.NDArray[np.int64], second: npt.NDArray[np.int64]) -> float:
-    """QWK of two sets of grades."""
+    """Quadratic weighted kappa of two sets of grades."""
     return float(cohen_kappa_score(first, second, weights="quadratic", labels=range(5)))
 
 

@@ -1,31 +1,26 @@
-"""How well the pretexts about patches can be solved from parts of a patch that should not solve them.
+"""Measure how well the pretexts about patches can be solved without looking at the retina.
 
-A pretext is trained with an encoder that is shown one part of each patch only, on some photographs, and
-tested on others. And patches are put together as a jigsaw solver without any training does it, by which edges
-go on across a gap. Prints the tables of docs/pretexts/{relative_patch,jigsaw,cpc}.md:
+A pretext is trained on some photographs with an encoder that sees only one part of each patch, and tested
+on other photographs. Also, patches are arranged without any training by matching edges, as a jigsaw solver
+does. Prints the tables of docs/pretexts/{relative_patch,jigsaw,cpc}.md:
 
     python benchmarks/patch_shortcuts.py --pretext jigsaw --idrid ../shared/data/idrid
 """
 
-import argparse
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
-from rotation_shortcuts import Images, Score, View, halves, views_of, whole_crop
+from common import Score, add_data_options, halves, make_parser, open_sources, print_header, print_row
+from rotation_shortcuts import Images, View, views_of, whole_crop
 from torch import Tensor, nn
 from torch.nn import functional
 
 from drgrade.data.datamodules import normalise
-from drgrade.data.sources.demo import Demo
-from drgrade.data.sources.idrid import IDRiD
 from drgrade.data.store import prepare
 from drgrade.data.transforms import SquareView
 from drgrade.models.encoder import Encoder
@@ -41,17 +36,17 @@ Part = Callable[[Tensor], Tensor]
 
 
 def mean_colour(patches: Tensor) -> Tensor:
-    """The mean of each colour."""
+    """Return the mean of each colour."""
     return patches.mean(dim=(-2, -1))
 
 
 def four_colours(patches: Tensor) -> Tensor:
-    """The mean colour of each quarter: light and its slope, no structure."""
+    """Return the mean colour of each quarter: light and its gradient without structure."""
     return functional.avg_pool2d(patches, patches.shape[-1] // 2).flatten(1)
 
 
 def border(patches: Tensor, width: float = 0.125) -> Tensor:
-    """The pixels of the outermost ring; ``width`` is a share of the side."""
+    """Return the pixels of the outermost ring; ``width`` is a share of the side."""
     inside = round(width * patches.shape[-1])
     ring = torch.ones(patches.shape[-2:], dtype=torch.bool)
     ring[inside:-inside, inside:-inside] = False
@@ -65,12 +60,12 @@ PARTS: dict[str, Part | None] = {
     "whole patch": None,
 }
 
-# --- what protects
+# --- protections
 
 
 @dataclass(frozen=True)
 class Protection:
-    """How views are made and patches cut."""
+    """How views are made and how patches are cut."""
 
     view: View
     apart: bool  # gap and jitter
@@ -80,7 +75,7 @@ class Protection:
 
 
 class Mixed(Patches):
-    """Patch m of a view comes from the photograph m further on in the batch: nothing goes on in anything."""
+    """Patches of which patch m comes from the m-th next photograph of the batch, so that no edges match."""
 
     def __call__(
         self, views: Tensor, generator: torch.Generator | None = None, cells: Tensor | None = None
@@ -107,7 +102,7 @@ PROTECTIONS: dict[str, Protection] = {
 
 @dataclass(frozen=True)
 class Task:
-    """A pretext as it is measured."""
+    """A pretext and the settings of its measurement."""
 
     make: Callable[..., Pretext]
     grid: int
@@ -118,7 +113,7 @@ class Task:
     cut: type[Patches] = Patches
 
     def patches(self, size: int, protection: Protection) -> Patches:
-        """How views of a size are cut."""
+        """Return the patches of views of a size."""
         return self.cut(
             size,
             self.grid,
@@ -141,11 +136,11 @@ TASKS: dict[str, Task] = {
     ),
 }
 
-# --- a probe that learns
+# --- a trained probe
 
 
 class Probe(Encoder):
-    """Small network that sees one part of a patch, and knows where in it a feature is."""
+    """Small network that sees one part of a patch and keeps the position of features."""
 
     num_features = 64
 
@@ -187,21 +182,21 @@ def solves(
     seed: int = 0,
     draws: int = 2,
 ) -> list[Score]:
-    """Train a pretext on what a probe sees of some photographs, and test it on others.
+    """Train a pretext with a probe on some photographs and test it on others.
 
     Args:
         task: The pretext.
         protection: How patches are cut.
-        part: What is seen of a patch; None for all.
-        train: (N, K, S, S, 3) uint8, K views of each photograph.
-        test: (M, S, S, 3) uint8, of other photographs.
+        part: Visible part of a patch; None for the whole patch.
+        train: K views of each photograph, (N, K, S, S, 3) uint8.
+        test: Views of other photographs, (M, S, S, 3) uint8.
         epochs: Passes over the training views.
         batch: Views in a batch.
-        seed: Of networks, order and cuts.
-        draws: Times that each photograph is tested, cut anew each time.
+        seed: Seed of networks, order and cuts.
+        draws: Number of tests of each photograph, each with new cuts.
 
     Returns:
-        For each of the task's scores.
+        One score for each of ``task.scores``.
     """
     torch.manual_seed(seed)
     images, held_out = _tensor(train.reshape(-1, *train.shape[2:])), _tensor(test)
@@ -217,7 +212,7 @@ def solves(
             pretext(encoder, [images[chosen]])[0].backward()
             optimizer.step()
             schedule.step()
-    encoder.eval()  # the pretext is left in training, which draws its cuts anew each time
+    encoder.eval()  # the pretext stays in training mode, in which it draws new cuts each time
     groups = held_out[: len(held_out) // task.group * task.group].split(task.group)
     with torch.no_grad():
         found = [[pretext(encoder, [group])[1] for group in groups] for _ in range(draws)]
@@ -228,7 +223,7 @@ def solves(
 
 
 def hides(task: Task, protection: Protection, part: Part | None, views: Images) -> bool:
-    """Whether a part of all patches is one and the same, up to rounding."""
+    """Return whether a part is the same in all patches, up to rounding."""
     if part is None:
         return False
     seen = part(task.patches(views.shape[-2], protection)(_tensor(views[:, -1])).flatten(0, 1))
@@ -238,7 +233,7 @@ def hides(task: Task, protection: Protection, part: Part | None, views: Images) 
 def cross_fitted(
     task: Task, protection: Protection, part: Part | None, views: Images, epochs: int
 ) -> list[Score]:
-    """Every photograph is held out once. The last view of each is the one to test on."""
+    """Compute cross-fitted scores: every photograph is tested once, on its last view."""
     one, other = halves(len(views))
     both = [
         solves(task, protection, part, views[a, :-1], views[b, -1], epochs)
@@ -255,15 +250,15 @@ def cross_fitted(
 
 
 def unlikeness(first: Tensor, second: Tensor, shifts: int) -> Tensor:
-    """How badly one edge goes on in another, at the best of several shifts along it.
+    """Compute how badly one edge continues in another, at the best of several shifts along it.
 
     Args:
-        first: (..., 3, s).
-        second: (..., 3, s).
-        shifts: Largest shift, in pixels.
+        first: Edge of a patch, (..., 3, s).
+        second: Edge of another patch, (..., 3, s).
+        shifts: Largest shift in pixels.
 
     Returns:
-        (...) mean squared difference.
+        Mean squared difference, (...).
     """
     side = first.shape[-1]
     found = []
@@ -275,14 +270,14 @@ def unlikeness(first: Tensor, second: Tensor, shifts: int) -> Tensor:
 
 
 def side_by_side(patches: Tensor, shifts: int) -> tuple[Tensor, Tensor]:
-    """How badly every patch goes on in every other.
+    """Compute how badly every patch continues in every other.
 
     Args:
-        patches: (B, M, 3, s, s).
+        patches: Patches of B views, (B, M, 3, s, s).
         shifts: See :func:`unlikeness`.
 
     Returns:
-        (B, M, M) of patch j to the right of patch i; (B, M, M) of patch j below it.
+        Two tables (B, M, M): patch j to the right of patch i, and patch j below patch i.
     """
     left, right = patches[..., 0], patches[..., -1]  # (B, M, 3, s)
     above, below = patches[..., 0, :], patches[..., -1, :]
@@ -293,7 +288,7 @@ def side_by_side(patches: Tensor, shifts: int) -> tuple[Tensor, Tensor]:
 
 
 def match_neighbour(patches: Tensor, shifts: int) -> Tensor:
-    """Share of the four direct neighbours that are put on the right side of the middle patch, (B,)."""
+    """Return the share of the four direct neighbours that are placed correctly, (B,)."""
     beside, beneath = side_by_side(patches, shifts)
     neighbours = torch.tensor([1, 3, 5, 7])  # above, left, right, below
     unlike = torch.stack(
@@ -308,7 +303,7 @@ def match_neighbour(patches: Tensor, shifts: int) -> Tensor:
 
 
 def match_puzzle(patches: Tensor, shifts: int, permutations: int = 100) -> Tensor:
-    """Whether the puzzle is put together right, among all permutations of the set, (B,)."""
+    """Return whether the best of all permutations of the set is the right one, (B,)."""
     table = torch.from_numpy(distant_permutations(permutations))  # (P, 9), place -> patch
     targets = torch.randint(permutations, (len(patches),))
     shuffled = patches.gather(1, table[targets][:, :, None, None, None].expand_as(patches))
@@ -324,7 +319,7 @@ def match_puzzle(patches: Tensor, shifts: int, permutations: int = 100) -> Tenso
 
 
 def match_row_below(patches: Tensor, shifts: int, below: int) -> Tensor:
-    """Share of the patches ``below`` rows down that are found among all such rows of the photograph, (B,)."""
+    """Return the share of the patches ``below`` rows down that are found among all such patches, (B,)."""
     grid = round(patches.shape[1] ** 0.5)
     _, beneath = side_by_side(patches, shifts)
     lower = beneath[:, : -below * grid, below * grid :]  # (B, contexts, candidates)
@@ -333,7 +328,7 @@ def match_row_below(patches: Tensor, shifts: int, below: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Matching:
-    """A solver of one pretext, and what it may at least expect."""
+    """A solver of one pretext by matching edges, and its chance level."""
 
     match: Callable[..., Tensor]
     chance: tuple[float, float]  # without and with protection
@@ -357,7 +352,7 @@ def matched(pretext: str, protection: Protection, views: Images, seed: int = 0) 
         pretext: Its name.
         protection: How patches are cut.
         views: (N, S, S, 3) uint8.
-        seed: Of cuts and puzzles.
+        seed: Seed of cuts and puzzles.
     """
     torch.manual_seed(seed)
     matching, images = MATCHING[pretext], _tensor(views)
@@ -380,29 +375,17 @@ def _score(values: Tensor) -> Score:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
+    add_data_options(parser, size=96)
     parser.add_argument("--pretext", choices=TASKS, required=True)
-    parser.add_argument("--idrid", type=Path, help="folder of IDRiD; only the demo data without it")
-    parser.add_argument("--size", type=int, default=96, help="side of the views in px")
-    parser.add_argument("--count", type=int, default=400, help="number of demo photographs")
     parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--folder", type=Path, help="for the stores; a temporary one without it")
-    parser.add_argument("--no-flips", action="store_true", help="views are never mirrored")
+    parser.add_argument("--no-flips", action="store_true", help="do not mirror views")
     parser.add_argument(
-        "--mixed",
-        action="store_true",
-        help="the patches of a view are those of as many photographs; no edges",
+        "--mixed", action="store_true", help="take each patch of a view from another photograph; no edges"
     )
     parser.add_argument("--only", nargs="*", default=list(PROTECTIONS), choices=PROTECTIONS)
     parser.add_argument("--parts", nargs="*", default=["edges", *PARTS], choices=["edges", *PARTS])
     chosen: Any = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
-    folder = chosen.folder or Path(tempfile.mkdtemp())
-    sources: list[Any] = [Demo(folder / "demo", count=chosen.count, size=256)]
-    sources += [IDRiD(chosen.idrid)] if chosen.idrid else []
     task = TASKS[chosen.pretext]
     kinds = {name: PROTECTIONS[name] for name in chosen.only}
     if chosen.no_flips:
@@ -414,22 +397,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chances = " / ".join(f"{100 * each:.1f}" for each in task.chance)
     touching, apart = (f"{100 * each:.1f}" for each in MATCHING[chosen.pretext].chance)
     print(f"chance: {chances}; edges {apart} ({touching} where they touch)")
-    print(f"| data | part | {' | '.join(kinds)} |\n|---|---|{'---|' * len(kinds)}")
-    for source in sources:
-        store = prepare(source, folder / "stores", image_size=chosen.size)
-        views = {view: views_of(store, view, [1, 2, 3]) for view in {kind.view for kind in kinds.values()}}
-        for name in chosen.parts:
-            print(f"| {source.name} | {name} |", end="", flush=True)
-            for kind in kinds.values():
-                seen = views[kind.view]
-                if name == "edges":
-                    cell = str(matched(chosen.pretext, kind, seen[:, -1]))
-                elif hides(task, kind, PARTS[name], seen):
-                    cell = "the same for all"
-                else:
-                    cell = " / ".join(map(str, cross_fitted(task, kind, PARTS[name], seen, chosen.epochs)))
-                print(f" {cell} |", end="", flush=True)
-            print()
+    print_header("data", "part", *kinds)
+
+    def cell(part: str, protection: Protection, views: Images) -> str:
+        if part == "edges":
+            return str(matched(chosen.pretext, protection, views[:, -1]))
+        if hides(task, protection, PARTS[part], views):
+            return "the same for all"
+        return " / ".join(map(str, cross_fitted(task, protection, PARTS[part], views, chosen.epochs)))
+
+    with open_sources(chosen) as (sources, stores):
+        for source in sources:
+            store = prepare(source, stores, image_size=chosen.size)
+            views = {
+                view: views_of(store, view, [1, 2, 3]) for view in {kind.view for kind in kinds.values()}
+            }
+            for name in chosen.parts:
+                print_row(source.name, name, *(cell(name, kind, views[kind.view]) for kind in kinds.values()))
 
 
 if __name__ == "__main__":

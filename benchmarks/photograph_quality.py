@@ -1,22 +1,22 @@
-"""What the rule for fundus photographs passes and catches, and how it is fitted.
+"""Fit and evaluate the rule that tells fundus photographs from other images.
 
     python benchmarks/photograph_quality.py --idrid ../shared/data/idrid
     python benchmarks/photograph_quality.py --write drgrade/data/appearance.json
     python benchmarks/photograph_quality.py --picture docs/images/quality.jpg
 
-Photographs are IDRiD's and the demo's, as they are and changed in colour, size, field, blur, noise and
-compression. What is none is the pictures that installed packages bring (screenshots, icons, animals, people,
-tissue), pieces of them, these cut out as discs and tinted like a fundus, and drawings. All variants of a
-picture are on one side of the split: the rule is fitted on one half of the pictures, the shares that pass are
-those of the other half. It is also fitted without one of the two data sets, to see what it makes of a camera
-that it does not know. With --write it is fitted on all.
+Positives are the photographs of IDRiD and the demo, unchanged and with changes of colour, size, field,
+blur, noise and compression. Negatives are the images in installed packages (screenshots, icons, animals,
+people, tissue), parts of them, parts cut out as discs and tinted like a fundus, and drawings. All variants
+of an image are on one side of the split: the rule is fitted on one half of the images, and the figures are
+those of the other half. The rule is also fitted without one of the two data sets, to test it on an unknown
+camera. With --write it is fitted on all images. Prints the tables of docs/quality.md.
 """
 
-import argparse
 import json
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
+from common import ORIGINALS, Pixels, blur, list_photographs, make_parser
 from sklearn.linear_model import LogisticRegression
 
 from drgrade.data.crops import Seen
@@ -35,20 +36,19 @@ from drgrade.data.sources.base import Source
 from drgrade.data.sources.demo import Demo
 from drgrade.data.sources.idrid import IDRiD
 
-Pixels = npt.NDArray[np.uint8]
 Numbers = np.random.Generator
 
 PACKAGES = Path(torch.__file__).parents[1]
 FUNDUS = ("retina.jpg", "microaneurysms.png")  # scikit-image's
 SMALLEST, PIECES, DRAWN = 64, 6, 20
 GRADED = 96
-"""Pixels that the grader takes of whom the verdicts are: it decides from where on a disc is tiny."""
+"""Side of the prepared photographs, below which a disc is tiny."""
 
 REACH, PENALTY = 6.0, 0.05
 
 
 class Picture(NamedTuple):
-    """One picture, or a variant of it."""
+    """An image or a variant of it."""
 
     fundus: bool
     group: str
@@ -57,7 +57,7 @@ class Picture(NamedTuple):
 
 
 def photographs(source: Source, rng: Numbers) -> Iterator[Picture]:
-    """Every photograph of a source, and every second one changed in several ways."""
+    """Yield every photograph of a source, and every second one with several changes."""
     for number, path in enumerate(source.read().manifest["path"]):
         pixels = read_photograph(source.root / path).pixels
         yield Picture(True, source.name, path, pixels)
@@ -76,9 +76,9 @@ def photographs(source: Source, rng: Numbers) -> Iterator[Picture]:
             yield Picture(True, f"{source.name}, {what}", path, variant)
 
 
-def others(rng: Numbers) -> Iterator[Picture]:
-    """Pictures of installed packages, and what can be made of them."""
-    for name, pixels in package_pictures():
+def others(packages: Path, rng: Numbers) -> Iterator[Picture]:
+    """Yield images of installed packages and variants of them, and drawings."""
+    for name, pixels in package_pictures(packages):
         yield Picture(False, "pictures", name, pixels)
         for _ in range(PIECES if min(pixels.shape[:2]) >= 2 * SMALLEST else 0):
             piece = cut_out(pixels, rng)
@@ -98,10 +98,10 @@ def others(rng: Numbers) -> Iterator[Picture]:
             yield Picture(False, f"{group}, as disc", f"{group} {number}", disc_of(drawn, rng))
 
 
-def package_pictures() -> Iterator[tuple[str, Pixels]]:
-    """Each distinct picture once, by its name."""
+def package_pictures(packages: Path) -> Iterator[tuple[str, Pixels]]:
+    """Yield name and pixels of each distinct image in the installed packages."""
     known: set[bytes] = set()
-    for path in sorted(PACKAGES.rglob("*")):
+    for path in sorted(packages.rglob("*")):
         if path.suffix.lower() not in IMAGE_EXTENSIONS or path.name in FUNDUS:
             continue
         try:
@@ -114,18 +114,18 @@ def package_pictures() -> Iterator[tuple[str, Pixels]]:
 
 
 def as_bytes(values: npt.NDArray[np.floating]) -> Pixels:
-    """Cut off at 0 and 255."""
+    """Clip to 0-255."""
     return np.asarray(np.clip(values, 0, 255), np.uint8)
 
 
 def recoloured(pixels: Pixels, rng: Numbers) -> Pixels:
-    """As a camera with other colours would have it."""
+    """Change the colours as another camera might."""
     gain = np.array([rng.uniform(0.75, 1.3), rng.uniform(0.8, 1.25), rng.uniform(0.5, 1.8)])
     return as_bytes(255 * (pixels / 255.0) ** rng.uniform(0.75, 1.35) * gain)
 
 
 def worsened(pixels: Pixels, rng: Numbers) -> Pixels:
-    """A little blur and noise, and compression."""
+    """Add a little blur and noise, and compress."""
     sigma = rng.uniform(0.1, 1.2) * pixels.shape[0] / 224
     noisy = cv2.GaussianBlur(pixels, (0, 0), sigma) + rng.normal(0, rng.uniform(0, 5), pixels.shape)
     quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(50, 95))]
@@ -134,7 +134,7 @@ def worsened(pixels: Pixels, rng: Numbers) -> Pixels:
 
 
 def inner(pixels: Pixels, rng: Numbers) -> Pixels:
-    """A square from the middle of the field, without its rim."""
+    """Cut a square from the middle of the field, without its rim."""
     height, width = pixels.shape[:2]
     side = int(height * rng.uniform(0.55, 0.95))
     top, left = (height - side) // 2, (width - side) // 2
@@ -142,7 +142,7 @@ def inner(pixels: Pixels, rng: Numbers) -> Pixels:
 
 
 def cut_out(pixels: Pixels, rng: Numbers) -> Pixels:
-    """A square from somewhere."""
+    """Cut a square from a random place."""
     height, width = pixels.shape[:2]
     side = max(SMALLEST, int(rng.uniform(0.4, 0.9) * min(height, width)))
     top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
@@ -150,7 +150,7 @@ def cut_out(pixels: Pixels, rng: Numbers) -> Pixels:
 
 
 def disc_of(pixels: Pixels, rng: Numbers) -> Pixels:
-    """The largest disc, on a black frame."""
+    """Cut out the largest disc and put it on a black frame."""
     side = min(pixels.shape[:2])
     frame = np.zeros((side, int(side * rng.uniform(1.0, 1.35)), 3), np.uint8)
     left = (frame.shape[1] - side) // 2
@@ -161,18 +161,18 @@ def disc_of(pixels: Pixels, rng: Numbers) -> Pixels:
 
 
 def orange(pixels: Pixels) -> Pixels:
-    """Its light, in one colour."""
+    """Show the brightness in one colour."""
     grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).astype(float)
     return as_bytes(grey[..., None] * np.array([1.25, 0.62, 0.3]))
 
 
 def warm(pixels: Pixels, rng: Numbers) -> Pixels:
-    """Its colours, through an orange glass."""
+    """Multiply the colours by an orange tint."""
     return as_bytes(pixels * np.array([rng.uniform(1.1, 1.4), rng.uniform(0.55, 0.8), rng.uniform(0.2, 0.5)]))
 
 
 def duotone(pixels: Pixels, rng: Numbers) -> Pixels:
-    """Its light, with red, green and blue detail of different strength, as in a fundus."""
+    """Show the brightness with red, green and blue detail of different strength, as in a fundus."""
     grey = 0.35 + 0.5 * cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).astype(float) / 255
     red = 200 * (grey / 0.6) ** rng.uniform(0.3, 0.6)
     return as_bytes(
@@ -181,7 +181,7 @@ def duotone(pixels: Pixels, rng: Numbers) -> Pixels:
 
 
 def shaded(rng: Numbers, side: int = 300) -> Pixels:
-    """Orange, darker to the rim and to one side."""
+    """Draw orange that darkens towards the rim and to one side."""
     across = (np.arange(side) + 0.5) / side - 0.5
     down = across[:, None]
     light = 1 - rng.uniform(0.3, 1) * (across**2 + down**2) + 0.3 * (across * rng.normal() + down)
@@ -189,14 +189,14 @@ def shaded(rng: Numbers, side: int = 300) -> Pixels:
 
 
 def clouded(rng: Numbers) -> Pixels:
-    """Orange with clouds of some size."""
+    """Draw orange with clouds of a random size."""
     grain = rng.uniform(0.3, 8)
     clouds = cv2.GaussianBlur(rng.normal(0, 1, (300, 300)), (0, 0), grain) * (2 * grain + 1)
     return as_bytes(shaded(rng) + rng.uniform(5, 20) * clouds[..., None])
 
 
 def lined(rng: Numbers) -> Pixels:
-    """Orange with dark straight lines, which vessels are not."""
+    """Draw orange with dark straight lines."""
     drawn = shaded(rng).copy()
     for start, end in rng.integers(0, 300, (int(rng.integers(4, 40)), 2, 2)):
         cv2.line(drawn, start.tolist(), end.tolist(), (90, 40, 20), int(rng.integers(1, 5)), cv2.LINE_AA)
@@ -204,12 +204,12 @@ def lined(rng: Numbers) -> Pixels:
 
 
 def noise(rng: Numbers) -> Pixels:
-    """Independent values."""
+    """Draw independent pixel values."""
     return rng.integers(0, 256, (300, 300, 3), dtype=np.uint8)
 
 
 def text(rng: Numbers) -> Pixels:
-    """A page."""
+    """Draw a page of text."""
     page = np.full((300, 300, 3), 245, np.uint8)
     for row in range(13):
         letters = "".join(chr(int(each)) for each in rng.integers(97, 123, 26))
@@ -219,7 +219,7 @@ def text(rng: Numbers) -> Pixels:
 
 
 def tissue(rng: Numbers) -> Pixels:
-    """Cells under a microscope."""
+    """Draw cells under a microscope."""
     ground = cv2.GaussianBlur(rng.normal(0, 1, (300, 300, 3)), (0, 0), 6) * 60 + [232, 190, 214]
     drawn = as_bytes(ground)
     for place in rng.integers(0, 300, (250, 2)):
@@ -230,7 +230,7 @@ def tissue(rng: Numbers) -> Pixels:
 
 
 def eye(rng: Numbers) -> Pixels:
-    """From outside."""
+    """Draw an eye from outside."""
     drawn = as_bytes(np.full((300, 300, 3), (200, 150, 130)) * rng.uniform(0.7, 1.1))
     cv2.ellipse(drawn, (150, 150), (140, 90), 0, 0, 360, (225, 220, 215), -1, cv2.LINE_AA)
     colour = rng.uniform((60, 50, 20), (150, 120, 140))
@@ -245,7 +245,7 @@ def eye(rng: Numbers) -> Pixels:
 
 
 def tomogram(rng: Numbers) -> Pixels:
-    """Layers with speckle, as in optical coherence tomography."""
+    """Draw layers with speckle, as in optical coherence tomography."""
     y, x = np.mgrid[:300, :300]
     top = 120 + 15 * np.cos((x - 150) / 90.0)
     layers = ((0, 150, 6), (20, 90, 14), (45, 120, 8), (60, 200, 5), (72, 140, 12))
@@ -269,24 +269,22 @@ SHOWN = ("drawn: eye from outside", "drawn: tissue", "drawn: orange with lines",
 
 
 def focus_lost(sigma: float) -> Callable[[Pixels], Pixels]:
-    """A Gaussian; sigma in pixels of the disc at 224 px."""
-    return lambda pixels: np.asarray(
-        cv2.GaussianBlur(pixels, (0, 0), sigma * 2 * find_disc(pixels).radius / 224), np.uint8
-    )
+    """Blur; sigma in pixels of the disc at 224 px."""
+    return lambda pixels: blur(pixels, sigma, 2 * find_disc(pixels).radius)
 
 
 def exposed(gain: float) -> Callable[[Pixels], Pixels]:
-    """More or less light."""
+    """Multiply the brightness."""
     return lambda pixels: as_bytes(pixels * float(gain))
 
 
 def toned(gamma: float) -> Callable[[Pixels], Pixels]:
-    """Another curve of tones: darker in the middle above 1."""
+    """Apply a gamma; above 1 the middle tones are darker."""
     return lambda pixels: as_bytes(255 * (pixels / 255.0) ** gamma)
 
 
-SPOILT: dict[str, Callable[[Pixels], Pixels]] = {
-    "as it is": lambda pixels: pixels,
+CHANGES: dict[str, Callable[[Pixels], Pixels]] = {
+    "unchanged": lambda pixels: pixels,
     **{f"blur {sigma:g}": focus_lost(sigma) for sigma in (0.5, 1, 1.5, 2, 3, 4)},
     **{f"light x {gain:g}": exposed(gain) for gain in (0.5, 0.35, 0.25, 0.15, 0.1, 1.5, 2, 3, 4)},
     **{f"gamma {gamma:g}": toned(gamma) for gamma in (0.6, 1.6, 2.5)},
@@ -294,8 +292,8 @@ SPOILT: dict[str, Callable[[Pixels], Pixels]] = {
 }
 
 
-def measured(pictures: Iterator[Picture]) -> pd.DataFrame:
-    """A row for each picture: what it is, and its measures; missing where there is nothing to measure."""
+def measure_images(pictures: Iterator[Picture]) -> pd.DataFrame:
+    """Return a row for each image with its measures; NaN if no disc is found."""
     rows = []
     for picture in pictures:
         try:
@@ -307,7 +305,7 @@ def measured(pictures: Iterator[Picture]) -> pd.DataFrame:
 
 
 def fit(table: pd.DataFrame) -> Rule:
-    """Logistic regression on the standardised measures and their products; groups of a kind count alike."""
+    """Fit a logistic regression on the standardised measures and their products, groups weighted equally."""
     table = table.dropna()
     values = table[list(Appearance._fields)].to_numpy()
     mean, scale = values.mean(axis=0), values.std(axis=0)
@@ -327,38 +325,38 @@ def fit(table: pd.DataFrame) -> Rule:
 
 
 def passing(rule: Rule, table: pd.DataFrame) -> pd.Series:
-    """Which rows look like a fundus photograph."""
+    """Return which rows the rule accepts."""
     known = table[list(Appearance._fields)].notna().all(axis=1)
     scores = [rule.score(Appearance(*row)) for row in table[list(Appearance._fields)].fillna(0).to_numpy()]
     return known & (np.array(scores) > 0)
 
 
 def report(title: str, rule: Rule, table: pd.DataFrame) -> None:
-    """Print the shares that pass."""
+    """Print the accepted shares."""
     passed = passing(rule, table).groupby([~table["fundus"], table["group"]])
     print(f"\n{title}\n{pd.DataFrame({'pass': passed.mean().round(3), 'of': passed.size()}).to_string()}")
 
 
-def report_spoilt(source: Source) -> None:
-    """Print how many of every eighth photograph are not graded once they are spoilt, and as what."""
+def report_changes(source: Source) -> None:
+    """Print the verdicts on every eighth photograph with each change."""
     rows = []
     for path in source.read().manifest["path"][1::8]:
         pixels = read_photograph(source.root / path).pixels
-        rows += [(what, verdict_on(spoil(pixels)).flag) for what, spoil in SPOILT.items()]
-    table = pd.DataFrame(rows, columns=["spoilt", "flag"])
-    print(f"\n{source.name}\n{pd.crosstab(table['spoilt'], table['flag']).loc[list(SPOILT)].to_string()}")
+        rows += [(what, verdict_on(change(pixels)).flag) for what, change in CHANGES.items()]
+    table = pd.DataFrame(rows, columns=["change", "flag"])
+    print(f"\n{source.name}\n{pd.crosstab(table['change'], table['flag']).loc[list(CHANGES)].to_string()}")
 
 
 def report_verdicts(table: pd.DataFrame) -> None:
-    """Print what is said of pictures that show no fundus, light and focus included."""
+    """Print the verdicts on images that show no fundus, light and focus included."""
     counts = pd.crosstab(table["group"], table["flag"])
-    print(f"\nverdicts on other pictures\n{counts.to_string()}")
+    print(f"\nverdicts on other images\n{counts.to_string()}")
     passed = table[~table["abstains"]].groupby(["group", "name"]).size()
-    print(f"\ngraded although they should not be\n{passed.to_string()}")
+    print(f"\nwrongly accepted\n{passed.to_string()}")
 
 
 def verdict_on(pixels: Pixels) -> Verdict:
-    """What is said of a picture that was decoded already."""
+    """Return the verdict on decoded pixels."""
     try:
         disc = find_disc(pixels)
     except NoFundus as error:
@@ -368,7 +366,7 @@ def verdict_on(pixels: Pixels) -> Verdict:
 
 
 def verdicts(pictures: Iterator[Picture]) -> pd.DataFrame:
-    """Flag, and whether it is not graded, of each picture."""
+    """Return flag and rejection of each image."""
     rows = []
     for picture in pictures:
         verdict = verdict_on(picture.pixels)
@@ -377,12 +375,12 @@ def verdicts(pictures: Iterator[Picture]) -> pd.DataFrame:
 
 
 def draw_picture(source: Source, path: Path) -> None:
-    """Drawn photographs, spoilt ones, and drawings that are none, each under what is said of it."""
+    """Write the documentation's picture: photographs, changed ones and other drawings with their verdicts."""
     rng = np.random.default_rng(1)
     files = source.read().manifest["path"]
     tiles = [read_photograph(source.root / each).pixels for each in files[:4]]
-    spoilt = read_photograph(source.root / files[4]).pixels
-    tiles += [SPOILT[each](spoilt) for each in ("blur 1", "blur 2", "light x 0.15", "light x 4")]
+    original = read_photograph(source.root / files[4]).pixels
+    tiles += [CHANGES[each](original) for each in ("blur 1", "blur 2", "light x 0.15", "light x 4")]
     tiles += [disc_of(DRAWINGS[each](rng), rng) for each in SHOWN]
     labelled = [_tile(pixels, verdict_on(pixels)) for pixels in tiles]
     rows = [np.concatenate(labelled[start : start + 4], axis=1) for start in range(0, len(labelled), 4)]
@@ -403,38 +401,44 @@ def _tile(pixels: Pixels, verdict: Verdict) -> Pixels:
     return tile
 
 
-def main() -> None:
-    """Measure, print, and write the rule if asked."""
-    parser = argparse.ArgumentParser(description="The rule for fundus photographs.")
-    parser.add_argument("--idrid", type=Path, default=Path("../shared/data/idrid"))
-    parser.add_argument("--originals", type=Path, default=Path("../shared/data/idrid_originals"))
-    parser.add_argument("--demo", type=int, default=400, help="photographs to draw")
-    parser.add_argument("--write", type=Path, help="where the rule goes that is fitted on all")
-    parser.add_argument("--picture", type=Path, help="draw the documentation's picture, and nothing else")
-    args = parser.parse_args()
-    if args.picture:
-        with tempfile.TemporaryDirectory() as scratch:
-            draw_picture(Demo(scratch, count=12), args.picture)
-        return
+def evaluate(args: Namespace, sources: Sequence[Source]) -> None:
+    """Fit the rule on one half of the images, and print the figures of the other half."""
     rng = np.random.default_rng(0)
-    with tempfile.TemporaryDirectory() as scratch:
-        sources = {"idrid": IDRiD(args.idrid), "demo": Demo(scratch, count=args.demo)}
-        known = {name: measured(photographs(source, rng)) for name, source in sources.items()}
-        for source in sources.values():
-            report_spoilt(source)
-    files = sorted(args.originals.rglob("*.jpg"))
-    originals = measured(Picture(True, "idrid, 4288 px", p.name, read_photograph(p).pixels) for p in files)
-    table = pd.concat([*known.values(), measured(others(rng))], ignore_index=True)
+    known = {source.name: measure_images(photographs(source, rng)) for source in sources}
+    for source in sources:
+        report_changes(source)
+    originals = measure_images(
+        Picture(True, "originals", path.name, read_photograph(path).pixels)
+        for path in list_photographs(args.originals)
+    )
+    table = pd.concat([*known.values(), measure_images(others(args.packages, rng))], ignore_index=True)
     first = table["name"].map(lambda name: zlib.crc32(name.encode()) % 2 == 0)
-    rule = fit(table[first])
-    report("the other half", rule, pd.concat([table[~first], originals]))
-    for name, own in known.items():
+    report("the other half", fit(table[first]), pd.concat([table[~first], originals]))
+    for name, own in known.items() if len(known) > 1 else ():
         without = table[first & ~table["group"].str.startswith(name)]
         report(f"fitted without {name}", fit(without), own if name == "demo" else pd.concat([own, originals]))
-    report_verdicts(verdicts(others(np.random.default_rng(0))))
+    report_verdicts(verdicts(others(args.packages, np.random.default_rng(0))))
     if args.write:
         args.write.write_text(fit(table).to_json(), encoding="utf-8")
-        print(json.dumps({"written": str(args.write), "pictures": len(table)}))
+        print(json.dumps({"written": str(args.write), "images": len(table)}))
+
+
+def main() -> None:
+    parser = make_parser(__doc__)
+    parser.add_argument(
+        "--idrid", type=Path, default=Path("../shared/data/idrid"), help="left out if missing"
+    )
+    parser.add_argument("--originals", type=Path, default=ORIGINALS, help="folder of original photographs")
+    parser.add_argument("--count", type=int, default=400, help="number of demo photographs")
+    parser.add_argument("--packages", type=Path, default=PACKAGES, help="folder of the other images")
+    parser.add_argument("--write", type=Path, help="file for the rule that is fitted on all images")
+    parser.add_argument("--picture", type=Path, help="only write the documentation's picture")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        if args.picture:
+            draw_picture(Demo(scratch, count=12), args.picture)
+        else:
+            evaluate(args, [*([IDRiD(args.idrid)] if args.idrid.is_dir() else []), Demo(scratch, args.count)])
 
 
 if __name__ == "__main__":

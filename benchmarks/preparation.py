@@ -1,48 +1,45 @@
-"""Preparation of original photographs, against plain decoding and resizing with as many processes.
+"""Measure the preparation of original photographs against plain decoding and resizing.
 
-    python benchmarks/preparation.py --originals ../shared/data/idrid_originals
+Copies of the originals are prepared into an empty folder of stores, and then again: unchanged, with one
+file changed, and with labels changed. Plain decoding and resizing uses as many processes. Peak memory is
+the sum of the proportional set sizes of all processes (Linux).
 
-Copies of the originals are made in a temporary folder, then prepared to 224 px into an empty folder of
-stores, and again to show what a second call, one changed file, and changed labels cost. Peak memory is the
-sum of the proportional set sizes of all processes (Linux).
+    python benchmarks/preparation.py                               # 600 copies of the originals, 224 px
 """
 
-import argparse
 import os
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from common import add_originals_options, find_originals, make_parser
 from PIL import Image
 
 from drgrade.data.sources.folder import Folder
 from drgrade.data.store import prepare
 
-SIZE = 224
 
-
-def plain(path: Path) -> Any:
-    """Decode and resize as most code does."""
+def decode_and_resize(path: Path, size: int) -> bytes:
+    """Decode and resize one photograph with PIL."""
     with Image.open(path) as image:
-        return image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR).tobytes()
+        return image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR).tobytes()
 
 
-def copies(originals: Path, folder: Path, number: int) -> list[Path]:
-    """Copy the originals until there are so many."""
-    files = sorted(
-        path for path in originals.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".tif")
-    )
-    made = [folder / f"{i:06d}{files[i % len(files)].suffix}" for i in range(number)]
-    for i, path in enumerate(made):
-        shutil.copyfile(files[i % len(files)], path)
-    write_labels(folder, made, 0)
-    return made
+def copy_photographs(originals: Sequence[Path], folder: Path, count: int) -> list[Path]:
+    """Copy the originals in turn until there are ``count`` files, and write labels."""
+    sources = [originals[i % len(originals)] for i in range(count)]
+    copies = [folder / f"{i:06d}{source.suffix}" for i, source in enumerate(sources)]
+    for source, copy in zip(sources, copies, strict=True):
+        shutil.copyfile(source, copy)
+    write_labels(folder, copies, 0)
+    return copies
 
 
 def write_labels(folder: Path, files: list[Path], shift: int) -> None:
@@ -52,7 +49,7 @@ def write_labels(folder: Path, files: list[Path], shift: int) -> None:
 
 
 class PeakMemory:
-    """Largest sum of the proportional set sizes of this process and its children, in MiB."""
+    """Context manager for the highest memory of this process and its children, in MiB."""
 
     def __enter__(self) -> "PeakMemory":
         self.peak, self._stop = 0.0, threading.Event()
@@ -66,11 +63,11 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while not self._stop.wait(0.2):
-            self.peak = max(self.peak, sum(map(proportional_set_size, family(os.getpid()))) / 1024)
+            self.peak = max(self.peak, sum(map(_proportional_set_size, _family(os.getpid()))) / 1024)
 
 
-def family(parent: int) -> list[int]:
-    """A process and all that it has started."""
+def _family(parent: int) -> list[int]:
+    """Return a process and all its descendants."""
     found = [parent]
     for task in Path(f"/proc/{parent}/task").glob("*/children"):
         try:
@@ -78,12 +75,12 @@ def family(parent: int) -> list[int]:
         except OSError:
             continue
         for child in children:
-            found += family(int(child))
+            found += _family(int(child))
     return found
 
 
-def proportional_set_size(process: int) -> int:
-    """In KiB; 0 for a process that has ended."""
+def _proportional_set_size(process: int) -> int:
+    """Return KiB; 0 for a process that has ended."""
     try:
         text = Path(f"/proc/{process}/smaps_rollup").read_text()
     except OSError:
@@ -91,55 +88,51 @@ def proportional_set_size(process: int) -> int:
     return int(text.split("Pss:")[1].split()[0])
 
 
-def seconds(job: Callable[[], Any]) -> float:
-    """How long a job takes."""
+def seconds_of(job: Callable[[], Any]) -> float:
+    """Run a job and return its wall-clock time."""
     start = time.perf_counter()
     job()
     return time.perf_counter() - start
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--originals", type=Path, default=Path("../shared/data/idrid_originals"))
-    parser.add_argument("--number", type=int, default=600)
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser = make_parser(__doc__)
+    add_originals_options(parser)
+    parser.add_argument("--count", type=int, default=600, help="number of copies")
+    parser.add_argument("--size", type=int, default=224, help="side of the prepared photographs in pixels")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
+    parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         root, stores = Path(scratch, "photographs"), Path(scratch, "stores")
         root.mkdir()
-        files = copies(args.originals, root, args.number)
-        size = "x".join(map(str, Image.open(files[0]).size))
-        print(f"{args.number} photographs of {size}, {args.workers} processes, to {SIZE} px")
+        files = copy_photographs(find_originals(args, Path(scratch)), root, args.count)
+        shape = "x".join(map(str, Image.open(files[0]).size))
+        print(f"{args.count} photographs of {shape}, {args.workers} processes, to {args.size} px")
 
-        def prepared() -> None:
-            prepare(Folder(root), stores, image_size=SIZE, workers=args.workers)
+        def prepare_all() -> None:
+            prepare(Folder(root), stores, image_size=args.size, workers=args.workers)
 
-        def decoded() -> None:
+        def decode_all() -> None:
             with ProcessPoolExecutor(args.workers, get_context("forkserver")) as pool:
-                list(pool.map(plain, files, chunksize=4))
+                list(pool.map(partial(decode_and_resize, size=args.size), files, chunksize=4))
 
-        rates: dict[str, list[float]] = {"plain decode and resize": [], "drgrade prepare": []}
-        for _ in range(3):
+        plain, prepared = [], []
+        for _ in range(args.rounds):
             shutil.rmtree(stores, ignore_errors=True)
-            rates["plain decode and resize"].append(args.number / seconds(decoded))
+            plain.append(args.count / seconds_of(decode_all))
             with PeakMemory() as memory:
-                rates["drgrade prepare"].append(args.number / seconds(prepared))
-        for name, values in rates.items():
-            print(f"{name:28} {min(values):6.1f} to {max(values):6.1f} photographs/s")
-        ratios = [
-            ours / theirs
-            for ours, theirs in zip(rates["drgrade prepare"], rates["plain decode and resize"], strict=True)
-        ]
+                prepared.append(args.count / seconds_of(prepare_all))
+        ratios = [ours / theirs for ours, theirs in zip(prepared, plain, strict=True)]
+        for name, rates in (("plain decode and resize", plain), ("drgrade prepare", prepared)):
+            print(f"{name:28} {min(rates):6.1f} to {max(rates):6.1f} photographs/s")
         print(f"{'ratio':28} {min(ratios):6.2f} to {max(ratios):6.2f}")
         print(f"{'peak memory':28} {memory.peak:6.0f} MiB")
-        print(f"{'again, nothing changed':28} {seconds(prepared):6.2f} s")
+        print(f"{'again, nothing changed':28} {seconds_of(prepare_all):6.2f} s")
         shutil.copyfile(files[1], files[0])
-        print(f"{'again, one file changed':28} {seconds(prepared):6.2f} s")
+        print(f"{'again, one file changed':28} {seconds_of(prepare_all):6.2f} s")
         write_labels(root, files, 1)
-        print(f"{'again, labels changed':28} {seconds(prepared):6.2f} s")
+        print(f"{'again, labels changed':28} {seconds_of(prepare_all):6.2f} s")
 
 
 if __name__ == "__main__":

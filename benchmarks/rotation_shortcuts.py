@@ -1,27 +1,21 @@
-"""How well the rotation can be told from parts of a view that should not tell it.
+"""Measure how well the rotation can be predicted without looking at the retina.
 
-A small network is trained on one part of the views of some photographs, all four turns of each, and tested on
-others. Chance is 25 %. Prints the table of docs/rotation.md:
+A small network is trained on one part of the views of some photographs, all four turns of each, and tested
+on other photographs. Chance is 25 %. Prints the table of docs/rotation.md:
 
     python benchmarks/rotation_shortcuts.py --idrid ../shared/data/idrid
 """
 
-import argparse
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
-from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
+from common import Score, add_data_options, halves, make_parser, open_sources, print_header, print_row
 from torch import Tensor, nn
 from torch.nn import functional
 
-from drgrade.data.sources.demo import Demo
-from drgrade.data.sources.idrid import IDRiD
 from drgrade.data.store import Store, prepare
 from drgrade.data.transforms import FILL, MAX_MASK_RADIUS, MaskedView, circular_mask, zoom_about_centre
 from drgrade.pretext.rotation import four_turns
@@ -30,26 +24,16 @@ Images = np.ndarray
 View = Callable[[Images, float, int | None], Images]
 
 
-class Score(NamedTuple):
-    """Accuracy on held-out photographs, and its standard error over photographs, not turns."""
-
-    accuracy: float
-    error: float
-
-    def __str__(self) -> str:
-        return f"{100 * self.accuracy:.1f} ± {100 * self.error:.1f}"
-
-
 # --- views: (S, S, 3) of the store, clear, seed -> (S, S, 3)
 
 
 def whole_crop(image: Images, clear: float, seed: int | None) -> Images:
-    """No protection at all: the crop of the store, mirrored for odd seeds."""
+    """Return the crop of the store without protection, mirrored for odd seeds."""
     return image[:, ::-1] if seed and seed % 2 else image
 
 
 def hard_mask(image: Images, clear: float, seed: int | None) -> Images:
-    """A mask and nothing else: content up to its edge, light as the camera left it."""
+    """Apply a circular mask and nothing else: no band at its edge, no levelling of the light."""
     zoom = 1.0 if seed is None else np.random.default_rng(seed).uniform(1, 1.15 / 0.85)
     view = zoom_about_centre(whole_crop(image, clear, seed), zoom / clear)
     return np.where(circular_mask(len(image))[:, :, None], view, np.array(FILL, np.uint8))
@@ -59,25 +43,25 @@ def hard_mask(image: Images, clear: float, seed: int | None) -> Images:
 
 
 def silhouette(views: Images) -> Images:
-    """Where something is shown: not FILL, not the black of the padding."""
+    """Keep only the area that is neither FILL nor black."""
     shown = (views != FILL).any(axis=-1, keepdims=True) & (views.max(axis=-1, keepdims=True) > 8)
     return np.broadcast_to(np.where(shown, 255, 0).astype(np.uint8), views.shape)
 
 
 def outside(views: Images) -> Images:
-    """What surrounds the mask."""
+    """Keep only the surroundings of the mask."""
     return np.where(circular_mask(views.shape[-2])[:, :, None], np.uint8(128), views)
 
 
 def ring(views: Images, width: float) -> Images:
-    """The outermost ring under the mask; ``width`` is a share of the mask's radius."""
+    """Keep only the outermost ring under the mask; ``width`` is a share of the mask's radius."""
     size = views.shape[-2]
     kept = circular_mask(size) & ~circular_mask(size, MAX_MASK_RADIUS * (1 - width))
     return np.where(kept[:, :, None], views, np.uint8(128))
 
 
 def four_colours(views: Images) -> Images:
-    """The mean colour of each quarter of the disc shown: light only, no structure."""
+    """Replace each quarter of the disc by its mean colour: light without structure."""
     size = views.shape[-2]
     core = circular_mask(size, 0.9 * MAX_MASK_RADIUS)
     half = size // 2
@@ -90,7 +74,7 @@ def four_colours(views: Images) -> Images:
 
 
 def whole(views: Images) -> Images:
-    """Everything."""
+    """Keep the whole view."""
     return views
 
 
@@ -109,7 +93,7 @@ PARTS: dict[str, Callable[[Images], Images]] = {
 
 
 class Probe(nn.Sequential):
-    """Small CNN that knows where in the image a feature is."""
+    """Small CNN that keeps the position of features."""
 
     def __init__(self, size: int, width: int = 12) -> None:
         widths = [3, width, 2 * width, 4 * width, 4 * width]
@@ -128,7 +112,7 @@ class Probe(nn.Sequential):
 
 
 def views_of(store: Store, view: View, seeds: list[int | None]) -> Images:
-    """(N, len(seeds), S, S, 3)."""
+    """Return a view of each photograph for each seed, (N, len(seeds), S, S, 3)."""
     clear = store.manifest["clear"]
     return np.stack(
         [
@@ -139,14 +123,17 @@ def views_of(store: Store, view: View, seeds: list[int | None]) -> Images:
 
 
 def tells(train: Images, test: Images, epochs: int = 8, seed: int = 0, batch: int = 32) -> Score:
-    """Train on all turns of some views, and test on all turns of others.
+    """Train on all turns of some views and test on all turns of others.
 
     Args:
-        train: (N, K, S, S, 3) uint8, K views of each photograph.
-        test: (M, S, S, 3) uint8, of other photographs.
+        train: K views of each photograph, (N, K, S, S, 3) uint8.
+        test: Views of other photographs, (M, S, S, 3) uint8.
         epochs: Passes over the training views.
-        seed: Of the network and the order.
+        seed: Seed of the network and the order.
         batch: Views in a batch, each in four turns.
+
+    Returns:
+        Accuracy on the test views; the error is over photographs, not over turns.
     """
     torch.manual_seed(seed)
     images, held_out = _tensor(train.reshape(-1, *train.shape[2:])), _tensor(test)
@@ -172,14 +159,8 @@ def _tensor(images: Images) -> Tensor:
     return (torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() - 110) / 60
 
 
-def halves(count: int) -> tuple[Images, Images]:
-    """Rows to train on and rows to test on, at random."""
-    order = np.random.default_rng(0).permutation(count)
-    return order[: count // 2], order[count // 2 :]
-
-
 def score(views: Images, part: Callable[[Images], Images], epochs: int) -> Score:
-    """Cross-fitted: every photograph is held out once. The last view of each is the one to test on."""
+    """Compute the cross-fitted accuracy: every photograph is tested once, on its last view."""
     shown = part(views)
     one, other = halves(len(shown))
     scores = [tells(shown[a, :-1], shown[b, -1], epochs) for a, b in ((one, other), (other, one))]
@@ -188,40 +169,27 @@ def score(views: Images, part: Callable[[Images], Images], epochs: int) -> Score
 
 
 def turns_alike(shown: Images) -> bool:
-    """Whether all four turns of every image are one and the same."""
+    """Return whether the four turns of every image are equal."""
     return all(np.array_equal(shown, np.rot90(shown, k, axes=(-3, -2))) for k in (1, 2, 3))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--idrid", type=Path, help="folder of IDRiD; only the demo data without it")
-    parser.add_argument("--size", type=int, default=64, help="side of the views in px")
-    parser.add_argument("--count", type=int, default=400, help="number of demo photographs")
+    parser = make_parser(__doc__)
+    add_data_options(parser, size=64)
     parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--folder", type=Path, help="for the stores; a temporary one without it")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
-    folder = arguments.folder or Path(tempfile.mkdtemp())
-    sources = [Demo(folder / "demo", count=arguments.count, size=256)]
-    sources += [IDRiD(arguments.idrid)] if arguments.idrid else []
     kinds: dict[str, View] = {"crop": whole_crop, "hard mask": hard_mask, "views": MaskedView()}
-    print(f"| data | part | {' | '.join(kinds)} |\n|---|---|{'---|' * len(kinds)}")
-    for source in sources:
-        store = prepare(source, folder / "stores", image_size=arguments.size)
-        views = {kind: views_of(store, view, [1, 2, 3, 4]) for kind, view in kinds.items()}
-        for name, part in PARTS.items():
-            print(f"| {source.name} | {name} |", end="", flush=True)
-            for of_kind in views.values():
-                exact = turns_alike(part(of_kind))
-                print(
-                    f" {'25 exactly' if exact else score(of_kind, part, arguments.epochs)} |",
-                    end="",
-                    flush=True,
-                )
-            print()
+    print_header("data", "part", *kinds)
+    with open_sources(arguments) as (sources, stores):
+        for source in sources:
+            store = prepare(source, stores, image_size=arguments.size)
+            views = {kind: views_of(store, view, [1, 2, 3, 4]) for kind, view in kinds.items()}
+            for name, part in PARTS.items():
+                cells = [
+                    "25 exactly" if turns_alike(part(of_kind)) else score(of_kind, part, arguments.epochs)
+                    for of_kind in views.values()
+                ]
+                print_row(source.name, name, *cells)
 
 
 if __name__ == "__main__":

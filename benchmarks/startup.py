@@ -1,12 +1,14 @@
-"""How long a run takes from `python train.py` to its first optimiser step, on prepared data.
+"""Measure the time from ``python train.py`` to the first optimiser step, on prepared data.
 
-The command runs as a user types it, plus one callback (below) that notes the time and leaves. The first run
-does not count: it prepares the data and brings the files into the page cache. Beside the wall clock, which on
-a busy machine measures the others too, stands the CPU time of the process. One more run tells what was
-imported, and how long the modules of each package took (their own time, without what they import).
+The command runs as a user types it, plus the callback below, which writes the time and ends the process.
+The first run is not counted: it prepares the data and loads the files into the page cache. The CPU time of
+the process is given beside the wall-clock time, which includes waiting on a busy machine. One more run
+lists the imported packages and the time of their modules (without what these import).
+
+    python benchmarks/startup.py
+    python benchmarks/startup.py --runs 1 +experiment=rotation_10pct init=random data.count=60
 """
 
-import argparse
 import json
 import os
 import re
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from common import make_parser
 from pytorch_lightning.callbacks import Callback
 
 ROOT = Path(__file__).parents[1]
@@ -44,51 +47,51 @@ HEAVY = (
 
 
 class Stamp(Callback):
-    """Writes when the first step began and when it was done, and ends the process."""
+    """Callback that writes when the first step begins and ends, and ends the process."""
 
     def __init__(self, path: str) -> None:
-        """Remember the file to write."""
+        """Set the file to write."""
         self.path, self.stamps = Path(path), dict[str, Any]()
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Note the time, and what has been imported by now."""
+        """Record the time and the imported packages."""
         modules = [name for name in HEAVY if name in sys.modules]
         self.stamps = {"modules": modules, "wall": time.time(), "cpu": time.process_time()}
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write, and leave without the rest of the run."""
+        """Write the record and exit without the rest of the run."""
         self.path.write_text(json.dumps({**self.stamps, "done": time.time()}))
         os._exit(0)
 
 
 def start(command: list[str], *options: str) -> tuple[dict[str, Any], str]:
-    """Run train.py up to its first step.
+    """Run train.py to its first step.
 
     Args:
         command: Overrides.
-        *options: Of Python.
+        *options: Options of the Python interpreter.
 
     Returns:
         Seconds from the start of the process to the first step (``wall``, ``cpu``) and to its end (``done``),
-        and ``modules``; what the process wrote to stderr.
+        and ``modules``; the process's standard error.
     """
     with tempfile.TemporaryDirectory() as folder:
         stamp = Path(folder) / "stamp.json"
         overrides = [
             *command,
             f"hydra.run.dir={folder}/run",
-            "+callbacks.stamp._target_=benchmarks.startup.Stamp",
+            "+callbacks.stamp._target_=startup.Stamp",
             f"+callbacks.stamp.path={stamp}",
         ]
         began = time.time()
         done = subprocess.run(
             [sys.executable, *options, "train.py", *overrides],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'benchmarks'}"},
             capture_output=True,
             text=True,
             check=False,
@@ -100,7 +103,7 @@ def start(command: list[str], *options: str) -> tuple[dict[str, Any], str]:
 
 
 def import_seconds(report: str) -> dict[str, float]:
-    """Own time of the imported modules by package, longest first, from what ``-X importtime`` writes."""
+    """Return the own import time of each package, longest first, from the output of ``-X importtime``."""
     seconds: dict[str, float] = defaultdict(float)
     for own, name in re.findall(r"^import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)$", report, re.MULTILINE):
         seconds[name.split(".")[0]] += int(own) / 1e6
@@ -108,11 +111,9 @@ def import_seconds(report: str) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("overrides", nargs="*", default=COMMAND, help=f"default: {' '.join(COMMAND)}")
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=5, help="runs that are counted")
     arguments = parser.parse_args()
     command = list(arguments.overrides)
     print("python train.py", *command)

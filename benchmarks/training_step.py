@@ -1,13 +1,16 @@
-"""What an optimiser step costs through drgrade, against a bare PyTorch loop on the same batches.
+"""Measure the time of an optimiser step through drgrade against a bare PyTorch loop on the same batches.
 
-One side is `train()`, the function behind train.py, with its Lightning trainer, loading, augmentation,
-callbacks and logging (logger=csv). A step's time runs from the end of the step before, or from the start of
-the epoch, so that loading its batch counts. The other side is zero_grad, forward, loss, backward and step on
-that batch, which is in memory by then, with copies of the encoder and the head and the same optimiser. The
-sides take turns step by step, so that whatever else the machine does hits both; reported are medians.
+The first is ``train()``, the function behind train.py, with its Lightning trainer, loading, augmentation,
+callbacks and logging (logger=csv). The time of a step runs from the end of the previous one, or from the
+start of the epoch, so that loading its batch is included. The second is zero_grad, forward, loss, backward
+and step on that batch, which is in memory by then, with copies of the encoder and the head and the same
+optimiser. The two take turns step by step, so that other load on the machine affects both. Medians are
+reported.
 
-On a busy machine take --threads=1 --cpu-time: several threads that wait for each other while others hold the
-cores take ten times as long, now on this side, now on that.
+    python benchmarks/training_step.py                            # on an idle machine
+    python benchmarks/training_step.py --threads 1 --cpu-time     # on a busy one
+
+On a busy machine several threads that wait for each other can take ten times as long, in either loop.
 """
 
 import argparse
@@ -23,10 +26,11 @@ from typing import Any
 import hydra
 import pytorch_lightning as pl
 import torch
+from common import make_parser
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Callback
 
-from drgrade.cli.hydra_command import CONF
+from drgrade.config import CONF
 from drgrade.tasks import GradingTask
 from drgrade.training.run import train
 
@@ -34,11 +38,11 @@ Clock = Callable[[], float]
 
 STEPS_PER_EPOCH = 10
 WARM_UP = 5
-"""Steps that do not count."""
+"""Steps that are not counted."""
 
 
 class BareLoop:
-    """The same training without anything around it."""
+    """The same optimiser steps in plain PyTorch."""
 
     def __init__(self, task: GradingTask, precision: str, clock: Clock) -> None:
         self.clock = clock
@@ -47,7 +51,7 @@ class BareLoop:
         self.autocast = precision == "bf16-mixed"
 
     def step(self, batch: dict[str, Any]) -> float:
-        """Train on one batch; returns seconds."""
+        """Train on one batch and return the seconds."""
         start = self.clock()
         self.optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
@@ -59,34 +63,34 @@ class BareLoop:
 
 
 class TakeTurns(Callback):
-    """Times every step of a training, and has bare loops take the same step after it."""
+    """Callback that times every step of a training and then the same step of the bare loops."""
 
     def __init__(self, bare: Sequence[str], cpu_time: bool) -> None:
-        """Take the precisions of the bare loops, and which clock to use."""
+        """Set the precisions of the bare loops and the clock."""
         self.clock: Clock = time.process_time if cpu_time else time.perf_counter
         self.precisions, self.loops = bare, list[BareLoop]()
         self.seconds: list[list[float]] = []
         self.since = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Copy the untrained parts."""
+        """Copy the untrained modules."""
         assert isinstance(pl_module, GradingTask)
         self.loops = [BareLoop(pl_module, precision, self.clock) for precision in self.precisions]
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave out validation and checkpoints."""
+        """Restart the clock, which leaves out validation and checkpoints."""
         self.since = self.clock()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop the clock, let the bare loops have their turn, start the clock again."""
+        """Stop the clock, run the bare loops, and restart the clock."""
         own = self.clock() - self.since
         self.seconds.append([own, *(loop.step(batch) for loop in self.loops)])
         self.since = self.clock()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Print the result."""
+        """Print the medians and the ratios."""
         counted = self.seconds[WARM_UP:]
         print(
             f"trainer.precision={trainer.precision}, {len(counted)} steps, {torch.get_num_threads()} threads"
@@ -100,13 +104,15 @@ class TakeTurns(Callback):
 
 
 def compose(arguments: argparse.Namespace, precision: str, bare: Sequence[str], folder: Path) -> DictConfig:
-    """Config of one training: train.py's, and the callback of this file."""
+    """Compose the config of one training, with the callback of this file."""
     epochs = -(-(arguments.steps + WARM_UP) // STEPS_PER_EPOCH)
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return hydra.compose(
             "train",
             [
                 "data=demo",
+                f"data.count={arguments.count}",
+                f"paths.outputs={folder}/outputs",
                 f"data.image_size={arguments.size}",
                 f"encoder={arguments.encoder}",
                 "init=random",
@@ -125,13 +131,16 @@ def compose(arguments: argparse.Namespace, precision: str, bare: Sequence[str], 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = make_parser(__doc__)
     parser.add_argument("--encoder", default="densenet121")
-    parser.add_argument("--size", type=int, default=96, help="side of the images in px")
-    parser.add_argument("--steps", type=int, default=60, help="optimiser steps that count")
-    parser.add_argument("--threads", type=int, help="of torch; default: one per core")
-    parser.add_argument("--cpu-time", action="store_true", help="of the process, instead of the wall clock")
-    parser.add_argument("--only", choices=["32-true", "bf16-mixed"], help="one precision instead of both")
+    parser.add_argument("--size", type=int, default=96, help="side of the images in pixels")
+    parser.add_argument("--count", type=int, default=400, help="number of demo photographs")
+    parser.add_argument("--steps", type=int, default=60, help="optimiser steps that are counted")
+    parser.add_argument("--threads", type=int, help="threads of PyTorch; default: one per core")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="CPU time of the process, not wall-clock time"
+    )
+    parser.add_argument("--only", choices=["32-true", "bf16-mixed"], help="measure one precision, not both")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)

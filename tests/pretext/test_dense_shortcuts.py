@@ -10,7 +10,7 @@ import torch
 from dense_shortcuts import (
     CLUES,
     MAPS,
-    bins_told,
+    bin_accuracies,
     configured,
     explained,
     never_recorded,
@@ -40,7 +40,7 @@ def seen(stores):
 def test_place_and_silhouette_tell_little_of_the_map_of_a_view(seen, name, pretext, clue):
     views = seen(name, pretext)
     share = explained(CLUES[clue](views), MAPS[pretext](views))
-    assert share.explained + 2 * share.error < LITTLE
+    assert share.share + 2 * share.error < LITTLE
 
 
 @pytest.mark.parametrize("pretext", MAPS)
@@ -49,15 +49,15 @@ def test_with_the_rim_in_view_they_tell_most_of_it(seen, name, pretext):
     crops = seen(name, None)
     maps = MAPS[pretext](crops)
     by_place, by_silhouette = (explained(clue(crops), maps) for clue in CLUES.values())
-    assert by_place.explained - 2 * by_place.error > MUCH
-    assert by_silhouette.explained > by_place.explained
+    assert by_place.share - 2 * by_place.error > MUCH
+    assert by_silhouette.share > by_place.share
 
 
 @pytest.mark.parametrize("name", DATA)
 def test_the_place_does_not_tell_the_colour_of_a_view_but_that_of_a_crop(seen, name):
-    always, placed = bins_told(MAPS["colorization"](seen(name, "colorization")))
+    always, placed = bin_accuracies(MAPS["colorization"](seen(name, "colorization")))
     assert placed < always + 0.02
-    always, placed = bins_told(MAPS["colorization"](seen(name, None)))
+    always, placed = bin_accuracies(MAPS["colorization"](seen(name, None)))
     assert placed > always + 0.1
 
 
@@ -71,16 +71,16 @@ def test_a_map_that_is_a_function_of_the_clue_is_explained_and_noise_is_not():
     generator = torch.Generator().manual_seed(0)
     clues = torch.randn(200, 5, generator=generator)
     weights = torch.randn(5, 2 * 3 * 3, generator=generator)
-    assert explained(clues, (clues @ weights).view(200, 2, 3, 3)).explained > 0.95
+    assert explained(clues, (clues @ weights).view(200, 2, 3, 3)).share > 0.95
     noise = torch.randn(200, 2, 3, 3, generator=generator)
-    assert abs(explained(clues, noise).explained) < 0.1
+    assert abs(explained(clues, noise).share) < 0.1
     fixed = torch.randn(1, 2, 3, 3, generator=generator)
-    assert explained(torch.zeros(200, 1), fixed + 0.01 * noise).explained > 0.99
+    assert explained(torch.zeros(200, 1), fixed + 0.01 * noise).share > 0.99
 
 
 def test_bins_are_told_as_often_as_a_loop_counts():
     left, right = np.array([40.0, 30.0]), np.array([0.0, 0.0])
     maps = np.zeros((40, 2, 1, 4), np.float32)
     maps[..., :1], maps[..., 1:] = left[None, :, None, None], right[None, :, None, None]
-    always, placed = bins_told(torch.from_numpy(maps))
+    always, placed = bin_accuracies(torch.from_numpy(maps))
     assert (always, placed) == (0.75, 1.0)

@@ -5,13 +5,13 @@ those of held-out photographs.
 """
 
 import pytest
+from common import halves
 from patch_shortcuts import (
     GROUP,
     MATCHING,
     PARTS,
     PROTECTIONS,
     TASKS,
-    halves,
     hides,
     matched,
     solves,
@@ -50,15 +50,15 @@ def test_edges_that_touch_go_on_in_each_other_and_protected_ones_hardly(views, n
     count = 200 if pretext == "cpc" else None  # which has many patches in each
     bare = matched(pretext, UNPROTECTED, views(name, UNPROTECTED)[:count, -1])
     protected = matched(pretext, PROTECTED, views(name, PROTECTED)[:count, -1])
-    assert bare.accuracy > touching + 0.6
-    assert protected.accuracy == pytest.approx(apart, abs=TOLERANCE)
+    assert bare.share > touching + 0.6
+    assert protected.share == pytest.approx(apart, abs=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", DATA)
 def test_a_gap_and_jitter_alone_do_not_hide_the_edges(views, name):
     """Light goes on across a gap: each patch has to be normalised and levelled for itself."""
     apart = PROTECTIONS["gap, jitter"]
-    assert matched("jigsaw", apart, views(name, apart)[:, -1]).accuracy > 0.3
+    assert matched("jigsaw", apart, views(name, apart)[:, -1]).share > 0.3
 
 
 @pytest.mark.parametrize("pretext", PRETEXTS)
@@ -72,7 +72,7 @@ def test_the_mean_colour_of_every_patch_is_the_same(views, name, pretext):
 def test_unprotected_the_mean_colour_tells(views, pretext):
     crop = PROTECTIONS["crop"]
     told = score(views("idrid", crop), pretext, crop, "mean colour")
-    assert told.accuracy - 3 * told.error > TASKS[pretext].chance[0] + TOLERANCE
+    assert told.share - 3 * told.error > TASKS[pretext].chance[0] + TOLERANCE
 
 
 @pytest.mark.parametrize("name", DATA)
@@ -84,13 +84,13 @@ def test_levelling_takes_out_most_of_what_light_tells(views, name):
         for kind in ("normalised", "levelled")
     )
     chance = TASKS["relative_patch"].chance[0]
-    assert sloped.accuracy - 3 * sloped.error > chance + TOLERANCE
-    assert level.accuracy - chance < 0.4 * (sloped.accuracy - chance)
+    assert sloped.share - 3 * sloped.error > chance + TOLERANCE
+    assert level.share - chance < 0.4 * (sloped.share - chance)
 
 
 def test_the_whole_patch_still_tells(views):
     told = score(views("idrid", PROTECTED), "relative_patch", PROTECTED, "whole patch")
-    assert told.accuracy - 3 * told.error > TASKS["relative_patch"].chance[0]
+    assert told.share - 3 * told.error > TASKS["relative_patch"].chance[0]
 
 
 def test_unprotected_the_mean_colour_tells_whose_patch_it_is(views):
@@ -99,4 +99,4 @@ def test_unprotected_the_mean_colour_tells_whose_patch_it_is(views):
     train, test = halves(len(seen))
     told = solves(TASKS["cpc"], UNPROTECTED, PARTS["mean colour"], seen[train, :1], seen[test, -1], epochs=4)
     within, among_all = told
-    assert among_all.accuracy > 3 * within.accuracy / GROUP
+    assert among_all.share > 3 * within.share / GROUP

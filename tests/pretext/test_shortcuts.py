@@ -8,9 +8,9 @@ from functools import partial
 
 import numpy as np
 import pytest
+from common import halves
 from rotation_shortcuts import (
     four_colours,
-    halves,
     hard_mask,
     outside,
     ring,
@@ -59,7 +59,7 @@ def accuracy(shown, epochs, per_photograph=2):
 def test_what_must_not_tell_the_rotation_does_not(views, name, part):
     shown = HIDDEN[part](views(name, MaskedView(), "views"))
     assert turns_alike(shown)
-    assert accuracy(shown, epochs=2, per_photograph=1).accuracy == pytest.approx(CHANCE, abs=TOLERANCE)
+    assert accuracy(shown, epochs=2, per_photograph=1).share == pytest.approx(CHANCE, abs=TOLERANCE)
 
 
 @pytest.mark.parametrize("part", ["rim of 5 %", "rim of 10 %"])
@@ -82,18 +82,18 @@ def test_the_rim_of_the_widest_views_does_not_tell_it_either(stores, name, part)
 def test_without_protection_it_does(views, name, part, view):
     shown = HIDDEN[part](views(name, view, view.__name__))
     score = accuracy(shown, epochs=6, per_photograph=2 if view is hard_mask else 1)
-    assert score.accuracy - 3 * score.error > CHANCE + TOLERANCE
+    assert score.share - 3 * score.error > CHANCE + TOLERANCE
 
 
 @pytest.mark.parametrize(("name", "at_least"), [("demo", 0.45), ("idrid", 0.7)])
 def test_the_whole_view_still_does(views, name, at_least):
-    assert accuracy(whole(views(name, MaskedView(), "views")), epochs=6).accuracy > at_least
+    assert accuracy(whole(views(name, MaskedView(), "views")), epochs=6).share > at_least
 
 
 def test_levelling_takes_out_part_of_what_light_alone_tells(views):
     plain = accuracy(four_colours(views("idrid", MaskedView(level=False), "plain")), 6, per_photograph=1)
     level = accuracy(four_colours(views("idrid", MaskedView(), "views")), 6, per_photograph=1)
-    assert plain.accuracy - level.accuracy > 3 * np.hypot(plain.error, level.error)
+    assert plain.share - level.share > 3 * np.hypot(plain.error, level.error)
 
 
 @pytest.mark.parametrize("name", DATA)
