@@ -1,4 +1,4 @@
-"""Grades a photograph with a file of `drgrade export`, without drgrade. Research only; no medical device."""
+"""Grade a photograph with a file of `drgrade export`, without drgrade. For research only; no medical device."""
 
 import sys
 
@@ -8,9 +8,9 @@ from PIL import Image, ImageOps
 
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 about = session.get_modelmeta().custom_metadata_map
-assert about["illumination"] == "none", "such photographs are prepared by drgrade prepare, not by this script"
+assert about["illumination"] == "none", "this script prepares photographs of illumination=none only"
 image = ImageOps.exif_transpose(Image.open(sys.argv[2])).convert("RGB")
-light = np.asarray(image).max(axis=2)  # the disc is what has a fifth of the highest brightness
+light = np.asarray(image).max(axis=2)  # the disc: above a fifth of the highest brightness
 bright = light > light.min() + 0.2 * (np.percentile(light, 99.5) - light.min())
 (top, bottom), (left, right) = (np.flatnonzero(bright.mean(axis=axis) > 0.02)[[0, -1]] for axis in (1, 0))
 x, y, radius = (left + right + 1) / 2, (top + bottom + 1) / 2, max(right - left + 1, bottom - top + 1) / 2

@@ -1,4 +1,4 @@
-"""Write the contact sheet of the demo data that the README shows: five photographs of every grade."""
+"""Write docs/images/demo.jpg, a contact sheet of the demo data: five photographs of each grade."""
 
 import argparse
 from pathlib import Path
@@ -13,15 +13,15 @@ from drgrade.synthetic.drawing import draw_photograph
 NAMES = ("no DR", "mild", "moderate", "severe", "proliferative")
 PER_GRADE = 5
 TILE = (210, 158)
-"""Width and height of one tile in px."""
+"""Width and height of a tile in pixels."""
 
 MARGIN = 118
-"""Width of the column with the grades' names."""
+"""Width in pixels of the column with the names of the grades."""
 
 
 def choose(photographs: list[Photograph], grade: int) -> list[Photograph]:
-    """Choose photographs of one grade, from as many cameras and patients as there are."""
-    # Every row begins with another camera, so that the columns look mixed.
+    """Choose photographs of one grade from as many cameras as possible."""
+    # Every row starts with another camera, so that the columns look mixed.
     of_grade = sorted((p for p in photographs if p.grade == grade), key=lambda p: (p.camera + 3 * grade) % 8)
     by_camera = {photograph.camera: photograph for photograph in reversed(of_grade)}
     chosen = list(reversed(by_camera.values()))
@@ -30,7 +30,7 @@ def choose(photographs: list[Photograph], grade: int) -> list[Photograph]:
 
 
 def tile(photograph: Photograph, seed: int) -> npt.NDArray[np.uint8]:
-    """Draw one photograph at twice the size and fit it into a black tile."""
+    """Draw a photograph at twice the size and fit it into a black tile."""
     width, height = TILE
     pixels = draw_photograph(photograph, 2 * height, seed).pixels
     scale = min(width / pixels.shape[1], height / pixels.shape[0])
@@ -42,7 +42,7 @@ def tile(photograph: Photograph, seed: int) -> npt.NDArray[np.uint8]:
 
 
 def label(grade: int) -> npt.NDArray[np.uint8]:
-    """Write a grade's number and name."""
+    """Return a tile with the number and the name of a grade."""
     canvas = np.zeros((TILE[1], MARGIN, 3), np.uint8)
     middle, white, grey = TILE[1] // 2, (255, 255, 255), (180, 180, 180)
     cv2.putText(canvas, str(grade), (12, middle), cv2.FONT_HERSHEY_DUPLEX, 1.1, white, 2, cv2.LINE_AA)
@@ -51,10 +51,10 @@ def label(grade: int) -> npt.NDArray[np.uint8]:
 
 
 def main() -> None:
-    """Write the sheet."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs/images/demo.jpg")
-    parser.add_argument("--seed", type=int, default=0)
+    default = Path(__file__).parents[1] / "docs" / "images" / "demo.jpg"
+    parser.add_argument("--out", type=Path, default=default, help="file to write")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the demo data")
     arguments = parser.parse_args()
     photographs = plan_photographs(400, arguments.seed)
     rows = [
