@@ -51,6 +51,7 @@ def label(grade: int) -> npt.NDArray[np.uint8]:
 
 
 def main() -> None:
+    """Write the sheet."""
     parser = argparse.ArgumentParser(description=__doc__)
     default = Path(__file__).parents[1] / "docs" / "images" / "demo.jpg"
     parser.add_argument("--out", type=Path, default=default, help="file to write")
