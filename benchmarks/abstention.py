@@ -20,7 +20,7 @@ from common import Pixels, blur, make_parser, print_header, print_row
 from omegaconf import OmegaConf
 
 from drgrade.data.image_reader import read_photograph
-from drgrade.metrics.kappa import confusion_matrix, quadratic_weighted_kappa
+from drgrade.metrics.functional import confusion_matrix, quadratic_weighted_kappa
 from drgrade.prediction.grader import Grader
 from drgrade.training.build import make_photographs
 

@@ -17,10 +17,14 @@ from common import make_parser, print_header, print_row
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from drgrade.metrics import confusion_matrix, quadratic_weighted_kappa
-from drgrade.metrics.calibration import negative_log_likelihood
-from drgrade.models.calibrated import calibrated_metrics, cross_fitted_metrics
-from drgrade.models.calibration import Calibration, fit_calibration, tempered
+from drgrade.metrics.functional import confusion_matrix, negative_log_likelihood, quadratic_weighted_kappa
+from drgrade.models.calibration import (
+    Calibration,
+    apply_temperature,
+    calibrated_metrics,
+    cross_fitted_metrics,
+    fit_calibration,
+)
 from drgrade.models.heads import CornHead, CumulativeHead, Head, RegressionHead, SoftmaxHead
 
 SHARES = torch.tensor([0.33, 0.05, 0.33, 0.18, 0.11])  # of the grades of IDRiD
@@ -52,7 +56,7 @@ def maximum_likelihood_temperature(probabilities: Tensor, grades: Tensor) -> flo
     """Fit the temperature without a prior."""
 
     def loss(log_temperature: float) -> float:
-        return negative_log_likelihood(tempered(probabilities, math.exp(log_temperature)), grades)
+        return negative_log_likelihood(apply_temperature(probabilities, math.exp(log_temperature)), grades)
 
     return math.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x)
 

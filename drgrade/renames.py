@@ -17,6 +17,8 @@ RENAMED = {
     "drgrade.data.modules.GradingDataModule": "drgrade.data.datamodules.GradingDataModule",
     "drgrade.data.modules.PretextDataModule": "drgrade.data.datamodules.PretextDataModule",
     "drgrade.data.splits.SplitSpec": "drgrade.data.splits.spec.SplitSpec",
+    "drgrade.tasks.GradingTask": "drgrade.tasks.grading.GradingTask",
+    "drgrade.tasks.PretextTask": "drgrade.tasks.pretext.PretextTask",
     "drgrade.training.callbacks.SeedEachEpoch": "drgrade.training.callbacks.progress.SeedEachEpoch",
     "drgrade.training.callbacks.progress": "drgrade.training.callbacks.progress.progress",
     "drgrade.training.feature_watch.FeatureWatch": "drgrade.training.callbacks.feature_monitor.FeatureWatch",

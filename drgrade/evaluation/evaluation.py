@@ -13,9 +13,9 @@ from drgrade.evaluation.html_report import Shown, write_page
 from drgrade.evaluation.intervals import Decisions, Floats, Sampling, estimates, sampling, write_intervals
 from drgrade.evaluation.runner import Set, Tested, again, grade_photographs
 from drgrade.evaluation.validation import check_runs, check_settings, folders_of, is_plain, read_run
-from drgrade.metrics import Predictions
-from drgrade.metrics.grading import REFERABLE
-from drgrade.models.calibration import Calibration, expected_grade, referable
+from drgrade.grades import REFERABLE
+from drgrade.metrics.distributed import Predictions
+from drgrade.models.calibration import Calibration, expected_grade, referable_probability
 from drgrade.runs.run_dir import write_config, write_metrics, write_provenance, write_split
 from drgrade.stats.bootstrap import METRICS
 from drgrade.stats.estimates import Estimate
@@ -108,7 +108,7 @@ def _of_calibration(name: str, found: Set, calibration: Calibration) -> tuple[De
     """Calibrated probabilities, grades that fitted thresholds read from them, and who is referred."""
     assert found.calibrated is not None
     probabilities = found.calibrated.numpy()
-    expected, scores = expected_grade(found.calibrated), referable(found.calibrated)
+    expected, scores = expected_grade(found.calibrated), referable_probability(found.calibrated)
     read = (expected[:, None] >= expected.new_tensor(calibration.thresholds)).sum(dim=1).numpy()
     calibrated = Decisions(
         found.predictions.predicted.numpy(),

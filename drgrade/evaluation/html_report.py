@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from drgrade.evaluation.intervals import Decisions, Sampling
 from drgrade.files import write_text
+from drgrade.grades import REFERABLE
 from drgrade.html.templates import fill_page, stylesheet
 from drgrade.reporting.figures.canvas import ReportFigure, style, svg
 from drgrade.reporting.figures.confusion import draw_confusion
@@ -18,7 +19,7 @@ from drgrade.reporting.figures.svg import inline
 from drgrade.reporting.schema import Method, ResultRow, Study
 from drgrade.reporting.statistics import reliability, roc
 from drgrade.stats import formatting as words
-from drgrade.stats.bootstrap import REFERABLE, confusions
+from drgrade.stats.bootstrap import confusions
 from drgrade.stats.estimates import Estimate, Interval
 
 PAGE = "evaluation.html"

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from drgrade.data.photographs import Photographs
 from drgrade.files import write_text
-from drgrade.metrics import Predictions
+from drgrade.metrics.distributed import Predictions
 from drgrade.stats import formatting as words
 from drgrade.stats.bootstrap import TestFold, interval_if_spread, resample_metrics
 from drgrade.stats.estimates import Estimate

@@ -19,7 +19,7 @@ from drgrade.data.store_builder import INFO
 from drgrade.errors import ConfigError, DataError
 from drgrade.evaluation.validation import DROP
 from drgrade.files import write_text
-from drgrade.models.artefact import WEIGHTS
+from drgrade.models.encoder_file import WEIGHTS
 from drgrade.prediction.checkpoint import Trained
 from drgrade.prediction.published import is_published
 from drgrade.runs.run_dir import SEEN, SPLIT, read_provenance

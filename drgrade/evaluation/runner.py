@@ -19,11 +19,10 @@ from drgrade.data.splits.split import groups_of
 from drgrade.errors import DataError
 from drgrade.evaluation.overlap import pretraining_saw, without_overlap
 from drgrade.evaluation.validation import check_preparation, is_external
-from drgrade.metrics import GradingMetrics, Predictions, grading_metrics
-from drgrade.metrics.mean import EpochMean
-from drgrade.models.artefact import file_hash
-from drgrade.models.calibrated import TARGETS, calibrated_metrics, target_thresholds
-from drgrade.models.calibration import Calibration
+from drgrade.files import file_sha256
+from drgrade.metrics.distributed import EpochMean, GradingMetrics, Predictions
+from drgrade.metrics.functional import grading_metrics
+from drgrade.models.calibration import TARGET_SENSITIVITIES, Calibration, calibrated_metrics
 from drgrade.prediction.checkpoint import Trained, preparation_of
 from drgrade.prediction.grader import Graded, Grader
 from drgrade.runs.run_dir import read_calibration, write_predictions
@@ -249,7 +248,7 @@ def again(cfg: DictConfig, folder: Path, run: DictConfig, record: dict[str, Any]
     metrics |= test(trainer, task, data, checkpoint, target, calibration, kept)
     seconds = time.monotonic() - began
     sets = {name: _calibrated(found, calibration) for name, found in kept.items()}
-    hashes = {str(checkpoint): file_hash(checkpoint)}
+    hashes = {str(checkpoint): file_sha256(checkpoint)}
     return Tested(metrics, photographs, sets, calibration, seconds, trainer.world_size, hashes)
 
 
@@ -258,7 +257,7 @@ def _calibrated(found: Predictions, calibration: Calibration) -> Set:
     if not calibration.photographs:
         return Set(found, None, {})
     calibrated = calibration.probabilities(found.probabilities.double())
-    return Set(found, calibrated, target_thresholds(calibration))
+    return Set(found, calibrated, calibration.target_thresholds())
 
 
 def grade_photographs(cfg: DictConfig, folders: Sequence[Path], target: Path) -> Tested:
@@ -307,7 +306,7 @@ def grade_photographs(cfg: DictConfig, folders: Sequence[Path], target: Path) ->
         **_figures(found, grader.calibration),
         "status": "finished",
     }
-    hashes = {str(member.weights_file): file_hash(member.weights_file) for member in members}
+    hashes = {str(member.weights_file): file_sha256(member.weights_file) for member in members}
     return Tested(
         metrics, photographs, {"test": found}, grader.calibration, seconds, trainer.world_size, hashes
     )
@@ -323,7 +322,7 @@ def _said(task: EvaluationTask, grader: Grader, plain: bool) -> Set:
     if not grader.calibration.photographs:
         return Set(together, None, {}, alone)
     fitted = all(member.calibration.points for member in grader.members)
-    thresholds = {target: grader.threshold(target) for target in TARGETS if fitted}
+    thresholds = {target: grader.threshold(target) for target in TARGET_SENSITIVITIES if fitted}
     return Set(together, calibrated.probabilities.double(), thresholds, alone)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig
 
 from drgrade.errors import ConfigError
-from drgrade.models.grading import views
+from drgrade.models.grading_model import tta_views
 from drgrade.prediction.grader import READINGS
 from drgrade.prediction.published import is_published
 from drgrade.runs.run_dir import read_finished
@@ -110,7 +110,7 @@ def check_settings(cfg: DictConfig) -> None:
     Raises:
         ConfigError: Naming the setting and what to do.
     """
-    views(cfg.tta)
+    tta_views(cfg.tta)
     _one_of("reading", cfg.reading, READINGS)
     _one_of("part", cfg.part, PARTS)
     _one_of("overlap", cfg.overlap, (REFUSE, DROP))

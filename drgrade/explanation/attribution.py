@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from drgrade.errors import ConfigError
-from drgrade.models.explained import AttentionLayers, MapLayer
+from drgrade.models.feature_maps import AttentionLayers, MapLayer
 
 
 def grad_cam(scores: Callable[[Tensor], Tensor], layer: MapLayer, images: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ from torch import Tensor
 from drgrade.data.datamodules import normalise
 from drgrade.errors import ConfigError
 from drgrade.explanation.attribution import attention_map, captum, grad_cam
-from drgrade.metrics.grading import REFERABLE
-from drgrade.models.explained import AttentionLayers, Explained, MapLayer
+from drgrade.grades import REFERABLE
+from drgrade.models.feature_maps import AttentionLayers, ExplainableLayer, MapLayer
 from drgrade.models.heads import Head
 from drgrade.prediction.checkpoint import Trained
 from drgrade.prediction.grader import Graded, Grader
@@ -187,7 +187,7 @@ class Explainer:
             for name, recipe in recipes.items()
         }
 
-    def _looked_at(self, name: str) -> list[Explained]:
+    def _looked_at(self, name: str) -> list[ExplainableLayer]:
         """The layers behind a map, of all members."""
         return [
             layers[layer]
@@ -219,7 +219,7 @@ def available(grader: Grader) -> tuple[str, ...]:
     return (AUTO, COMBINED, *common)
 
 
-def _recipe(name: str, layers: Mapping[str, Explained], member: Trained) -> tuple[str, ...]:
+def _recipe(name: str, layers: Mapping[str, ExplainableLayer], member: Trained) -> tuple[str, ...]:
     """The layers whose mean a map is."""
     if not layers:
         raise ConfigError(f"{member.folder}: its encoder has no layer that knows where it is")
@@ -244,7 +244,7 @@ def _scores(member: Trained, score: Score, grades: Tensor, images: Tensor) -> Te
     return values
 
 
-def _heat(scores: Callable[[Tensor], Tensor], layer: Explained, images: Tensor) -> Tensor:
+def _heat(scores: Callable[[Tensor], Tensor], layer: ExplainableLayer, images: Tensor) -> Tensor:
     """(B, S, S), the hottest place of each photograph 1."""
     if isinstance(layer, MapLayer):
         cells = grad_cam(scores, layer, images)

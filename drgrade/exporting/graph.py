@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from drgrade.data.datamodules import normalise
 from drgrade.errors import ConfigError
-from drgrade.models.calibration import expected_grade, referable
+from drgrade.models.calibration import expected_grade, referable_probability
 from drgrade.prediction.checkpoint import Trained
 
 INPUT = "photographs"
@@ -63,7 +63,13 @@ class ExportedGrader(nn.Module):
         head = self.model.head
         probabilities = self.calibration.probabilities(head.probabilities(logits))
         grade = head.predict(logits)
-        return logits, probabilities, grade, expected_grade(probabilities), referable(probabilities)
+        return (
+            logits,
+            probabilities,
+            grade,
+            expected_grade(probabilities),
+            referable_probability(probabilities),
+        )
 
 
 def run_model(grader: ExportedGrader, photographs: Pixels) -> dict[str, npt.NDArray[Any]]:

@@ -32,7 +32,7 @@ from drgrade.data.preparation import Preparation
 from drgrade.errors import ConfigError, DataError
 from drgrade.exporting.graph import INPUT, Pixels, Runner
 from drgrade.exporting.onnx_file import onnx_runner
-from drgrade.metrics import confusion_matrix, quadratic_weighted_kappa
+from drgrade.metrics.functional import confusion_matrix, quadratic_weighted_kappa
 from drgrade.prediction.checkpoint import Trained
 from drgrade.progress import say, track
 from drgrade.runs.run_dir import SPLIT

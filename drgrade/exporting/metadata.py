@@ -8,7 +8,7 @@ from typing import Any
 from drgrade import __version__
 from drgrade.data.normalisation import MEAN, STD
 from drgrade.exporting.graph import INPUT, OUTPUTS
-from drgrade.models.artefact import file_hash
+from drgrade.files import file_sha256
 from drgrade.prediction.checkpoint import Trained
 from drgrade.prediction.job_manifest import NOTICE
 from drgrade.runs.run_dir import CONFIG, versions
@@ -91,9 +91,9 @@ def flat(description: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _hashes(trained: Trained) -> dict[str, str]:
-    found = {"weights_sha256": file_hash(trained.weights_file)}
+    found = {"weights_sha256": file_sha256(trained.weights_file)}
     config = trained.folder / CONFIG  # a published grader has another
-    return found | ({"config_sha256": file_hash(config)} if config.is_file() else {})
+    return found | ({"config_sha256": file_sha256(config)} if config.is_file() else {})
 
 
 def _figures(record: Mapping[str, Any]) -> dict[str, float | None]:

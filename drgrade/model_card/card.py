@@ -20,7 +20,7 @@ from drgrade.model_card.facts import UNNAMED, Artefacts, DataSet, read_artefacts
 from drgrade.model_card.limits import limits
 from drgrade.model_card.metadata import licence_of, metadata
 from drgrade.model_card.results import RESAMPLES, TITLES, estimates
-from drgrade.models.calibrated import TARGETS, calibrated_metrics
+from drgrade.models.calibration import TARGET_SENSITIVITIES, calibrated_metrics
 from drgrade.stats import formatting as words
 from drgrade.stats.bootstrap import confusions
 from drgrade.stats.estimates import Estimate
@@ -350,7 +350,7 @@ def _calibration(artefacts: Artefacts) -> list[str]:
         return [*parts, f"No operating points: {escape_markdown(fitted.note)}."]
     head = ["wanted", "refer from P(grade >= 2)", "sensitivity", "specificity"]
     head += ["sensitivity, test", "specificity, test"] if tested else []
-    rows = [_point(artefacts, wanted, tested) for wanted in TARGETS]
+    rows = [_point(artefacts, wanted, tested) for wanted in TARGET_SENSITIVITIES]
     return [
         *parts,
         "Operating points for referable DR by the sensitivity that is wanted: what they do on the validation "

@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 from drgrade.config import CONF
 from drgrade.data.sources.base import About, Source
 from drgrade.errors import DataError
-from drgrade.models.artefact import CARD
 from drgrade.models.calibration import Calibration
+from drgrade.models.encoder_file import CARD
 from drgrade.runs.reader import Run, RunLocation, initial_encoder_dir, read_run
 from drgrade.runs.run_dir import (
     CALIBRATION,

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from drgrade.runs.reader import NUM_GRADES, Run
+from drgrade.grades import NUM_GRADES
+from drgrade.runs.reader import Run
 from drgrade.stats.bootstrap import Resampled, interval_if_spread, resample, resample_metrics
 from drgrade.stats.estimates import Estimate, Floats
 

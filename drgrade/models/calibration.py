@@ -1,45 +1,54 @@
-"""Calibration of a trained grader on validation photographs: a temperature, thresholds, operating points.
+"""Calibration of a trained grader on validation photographs: temperature, thresholds, operating points.
 
-All of it works on a distribution over the grades, so that it is the same for every head, for an ensemble and
-for an exported model. Formulae: docs/calibration.md.
+Everything is computed from a distribution over the grades, so it is the same for every head, for an ensemble
+and for an exported model. Formulae: docs/calibration.md.
 """
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from drgrade.errors import ConfigError, DataError
-from drgrade.metrics.calibration import LEAST
-from drgrade.metrics.grading import REFERABLE
-from drgrade.models.heads import NUM_GRADES
-from drgrade.models.heads.thresholds import best_thresholds
+from drgrade.grades import MIN_PROBABILITY, NUM_GRADES, REFERABLE
+from drgrade.metrics.functional import (
+    brier_score,
+    confusion_matrix,
+    expected_calibration_error,
+    negative_log_likelihood,
+    quadratic_weighted_kappa,
+    sensitivity_specificity,
+)
+from drgrade.models.thresholds import best_thresholds
 
-FEWEST = 10
-"""Of fewer validation photographs nothing is fitted."""
+TARGET_SENSITIVITIES = (0.8, 0.9, 0.95)
+"""Sensitivities on the validation photographs whose operating points are reported."""
 
-_MOST = math.log(20)
-"""Bound of the logarithm of the temperature, either way."""
+MIN_PHOTOGRAPHS = 10
+"""Minimum number of validation photographs for a fit."""
 
-_SPREAD = 1.0
-"""Standard deviation of the logarithm of the temperature before any photograph has been seen."""
+NUM_PARTS = 5
+"""Number of parts in cross-fitting."""
+
+_MAX_LOG_TEMPERATURE = math.log(20)
+_PRIOR_STD = 1.0
+"""Standard deviation of the normal prior of the logarithm of the temperature."""
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """Refer a photograph from a probability of referable DR on; what that does on the validation photographs.
+    """A referral threshold and its performance on the validation photographs.
 
     Attributes:
-        threshold: Refer where the calibrated P(grade >= 2) is at least this, in [0, 1].
+        threshold: Refer if the calibrated P(grade >= 2) is at least this, in [0, 1].
         sensitivity: Share of the photographs with referable DR that are referred.
-        specificity: Share of the others that are not.
+        specificity: Share of the others that are not referred.
     """
 
     threshold: float
@@ -49,15 +58,15 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was fitted on the validation photographs; as it is without arguments, it changes nothing.
+    """Parameters fitted on the validation photographs; the defaults change nothing.
 
     Attributes:
-        temperature: T in softmax(log p / T); above 1 the model was too sure of itself.
-        thresholds: (4,) not falling: where grade 1, 2, 3 and 4 begin on the line of the expected grade; those
-            with the highest QWK on the validation photographs.
-        points: Operating points for referable DR, the sensitivity rising; empty where none could be fitted.
-        photographs: Validation photographs that it was fitted on; 0: none, and nothing is calibrated.
-        note: Why something was not fitted; empty if all was.
+        temperature: T in softmax(log p / T); above 1 if the model was overconfident.
+        thresholds: (4,) not falling: lower bounds of grades 1 to 4 of the expected grade, with the highest
+            QWK on the validation photographs.
+        points: Operating points for referable DR, by rising sensitivity; empty if none could be fitted.
+        photographs: Number of validation photographs of the fit; 0 if nothing was fitted.
+        note: Why something was not fitted; empty if everything was.
     """
 
     temperature: float = 1.0
@@ -67,66 +76,42 @@ class Calibration:
     note: str = "no validation photographs"
 
     def probabilities(self, probabilities: Tensor) -> Tensor:
-        """Calibrated probabilities.
+        """Calibrate probabilities (B, G), rows with sum 1; their order within a row is kept."""
+        return probabilities if self.temperature == 1 else apply_temperature(probabilities, self.temperature)
 
-        Args:
-            probabilities: (B, G) as the head gives them, rows with sum 1.
-
-        Returns:
-            (B, G) in the same type, rows with sum 1; the order of the grades' probabilities stays.
-        """
-        return probabilities if self.temperature == 1 else tempered(probabilities, self.temperature)
-
-    def read(self, probabilities: Tensor) -> Tensor:
-        """Reads grades with the fitted thresholds.
-
-        Args:
-            probabilities: (B, G) as the head gives them.
-
-        Returns:
-            (B,) int64.
-        """
-        return self.read_calibrated(self.probabilities(probabilities))
-
-    def read_calibrated(self, calibrated: Tensor) -> Tensor:
-        """Reads grades with the fitted thresholds, from probabilities that are calibrated already.
-
-        Args:
-            calibrated: (B, G).
-
-        Returns:
-            (B,) int64.
-        """
+    def predict(self, calibrated: Tensor) -> Tensor:
+        """Read grades (B,) int64 from calibrated probabilities (B, G) with the fitted thresholds."""
         expected = expected_grade(calibrated)
         return (expected[:, None] >= expected.new_tensor(self.thresholds)).sum(dim=1)
 
     def point(self, sensitivity: float) -> OperatingPoint:
-        """The operating point with the highest specificity among those that reach a sensitivity.
+        """Return the most specific operating point that reaches a sensitivity.
 
         Args:
-            sensitivity: Wanted on the validation photographs, in (0, 1].
-
-        Returns:
-            The point.
+            sensitivity: Sensitivity on the validation photographs, in (0, 1].
 
         Raises:
-            ConfigError: If the sensitivity is out of range, or no operating point could be fitted.
+            ConfigError: If the sensitivity is out of range or there are no operating points.
         """
         if not 0 < sensitivity <= 1:
             raise ConfigError(f"sensitivity={sensitivity} is not above 0 and at most 1; 90 % is 0.9")
         if not self.points:
             raise ConfigError(
-                f"sensitivity={sensitivity}: the run has no operating points ({self.note}); leave it out"
+                f"sensitivity={sensitivity}: the run has no operating points ({self.note}); omit the setting"
             )
         return next(each for each in self.points if each.sensitivity >= sensitivity - 1e-12)
 
+    def target_thresholds(self) -> dict[float, float]:
+        """Return the referral thresholds of ``TARGET_SENSITIVITIES``; empty without operating points."""
+        return {target: self.point(target).threshold for target in TARGET_SENSITIVITIES if self.points}
+
     def to_json(self) -> str:
-        """As ``calibration.json`` holds it."""
+        """Return the content of ``calibration.json``."""
         return json.dumps(asdict(self), indent=2, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Calibration":
-        """Read back :meth:`to_json`.
+        """Parse the content of ``calibration.json``.
 
         Raises:
             DataError: If it is damaged.
@@ -134,62 +119,81 @@ class Calibration:
         try:
             found: dict[str, Any] = json.loads(text)
             points = tuple(OperatingPoint(**each) for each in found.pop("points"))
-            read = cls(**{**found, "thresholds": tuple(found["thresholds"]), "points": points})
-            damage = read._damage()
+            parsed = cls(**{**found, "thresholds": tuple(found["thresholds"]), "points": points})
+            fault = parsed._fault()
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(f"the calibration is damaged ({error})") from error
-        if damage:
-            raise DataError(f"the calibration is damaged: {damage}")
-        return read
+        if fault:
+            raise DataError(f"the calibration is damaged: {fault}")
+        return parsed
 
-    def _damage(self) -> str:
-        """What cannot have been fitted; empty if nothing."""
+    def _fault(self) -> str:
+        """Describe a value that no fit can have; empty if there is none."""
         if not 0 < self.temperature < math.inf:
-            return "its temperature is no number above 0"
+            return "the temperature is not a finite number above 0"
         if len(self.thresholds) != NUM_GRADES - 1 or not all(map(math.isfinite, self.thresholds)):
             return f"{NUM_GRADES - 1} thresholds are expected"
         if list(self.thresholds) != sorted(self.thresholds):
-            return "its thresholds fall"
+            return "the thresholds do not rise"
         rates = [
             rate for each in self.points for rate in (each.threshold, each.sensitivity, each.specificity)
         ]
         if not all(0 <= rate <= 1 for rate in rates):
             return "an operating point is not between 0 and 1"
         if self.points and self.points[-1].sensitivity != 1:
-            return "its operating points do not end at a sensitivity of 1"
+            return "the last operating point does not have a sensitivity of 1"
         return ""
 
 
 def fit_calibration(probabilities: Tensor, grades: Tensor) -> Calibration:
-    """Fits everything on validation photographs.
+    """Fit temperature, thresholds and operating points on validation photographs.
 
     Args:
-        probabilities: (N, G) as the head gives them.
-        grades: (N,) int64, the truth.
+        probabilities: (N, G) from the head.
+        grades: (N,) int64, the true grades.
 
     Returns:
-        The calibration; with fewer than :data:`FEWEST` photographs, or of one grade only, that which changes
+        The calibration; with fewer than ``MIN_PHOTOGRAPHS`` photographs, or a single grade, one that changes
         nothing.
     """
     count = len(grades)
-    if count < FEWEST or len(set(grades.tolist())) < 2:
-        few = f"{count} validation photographs" + (" of one grade" if count >= FEWEST else "")
+    if count < MIN_PHOTOGRAPHS or len(set(grades.tolist())) < 2:
+        few = f"{count} validation photographs" + (" of one grade" if count >= MIN_PHOTOGRAPHS else "")
         return Calibration(note=f"{few} are too few to fit a calibration")
     probabilities, grades = probabilities.detach().double().cpu(), grades.cpu()
     temperature = fit_temperature(probabilities, grades)
-    calibrated = tempered(probabilities, temperature)
+    calibrated = apply_temperature(probabilities, temperature)
     thresholds = best_thresholds(expected_grade(calibrated).float(), grades, probabilities.shape[1])
-    points = operating_points(referable(calibrated), grades >= REFERABLE)
+    points = operating_points(referable_probability(calibrated), grades >= REFERABLE)
     missing = "" if points else "validation photographs with and without referable DR are needed"
     return Calibration(temperature, tuple(map(float, thresholds)), points, count, missing)
 
 
-def tempered(probabilities: Tensor, temperature: float) -> Tensor:
-    """softmax(log p / T): temperature scaling of a distribution.
+def ensemble_calibration(calibrations: Sequence[Calibration]) -> Calibration:
+    """Combine the calibrations of an ensemble's members, each fitted on photographs of its own.
+
+    Members are calibrated before their probabilities are averaged, so the temperature is 1. The thresholds
+    are the means of the members'. There are no common validation photographs, hence no operating points.
+
+    Args:
+        calibrations: At least one; a single one is returned unchanged.
+    """
+    if len(calibrations) == 1:
+        return calibrations[0]
+    means = np.mean([each.thresholds for each in calibrations], axis=0)
+    return Calibration(
+        thresholds=tuple(map(float, means)),
+        photographs=min(each.photographs for each in calibrations),
+        note="an ensemble has no validation photographs of its own; thresholds are means of its members'",
+    )
+
+
+def apply_temperature(probabilities: Tensor, temperature: float) -> Tensor:
+    """Scale a distribution by a temperature: softmax(log p / T).
 
     Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 4.2, with log p in place of the
-    logits: for a softmax head that is the same, as logits are log p but for a constant, and heads without a
-    softmax have log p too.
+    logits. For a softmax head this is the same, as logits are log p plus a constant; it also applies to heads
+    without a softmax.
 
     Args:
         probabilities: (B, G), rows with sum 1.
@@ -198,54 +202,32 @@ def tempered(probabilities: Tensor, temperature: float) -> Tensor:
     Returns:
         (B, G), rows with sum 1.
     """
-    return torch.softmax(probabilities.clamp(min=LEAST).log() / temperature, dim=1)
+    return torch.softmax(probabilities.clamp(min=MIN_PROBABILITY).log() / temperature, dim=1)
 
 
 def expected_grade(probabilities: Tensor) -> Tensor:
-    """The mean of a distribution over the grades.
-
-    Args:
-        probabilities: (B, G).
-
-    Returns:
-        (B,) in [0, G - 1].
-    """
+    """Return the mean grade (B,), in [0, G - 1], of distributions (B, G)."""
     grades = torch.arange(probabilities.shape[1], dtype=probabilities.dtype, device=probabilities.device)
     return probabilities @ grades
 
 
-def referable(probabilities: Tensor) -> Tensor:
-    """Probability of referable DR.
-
-    Args:
-        probabilities: (B, G).
-
-    Returns:
-        (B,) P(grade >= 2).
-    """
+def referable_probability(probabilities: Tensor) -> Tensor:
+    """Return the probability of referable DR (B,), P(grade >= 2), of distributions (B, G)."""
     return probabilities[:, REFERABLE:].sum(dim=1)
 
 
-def uncertainty(probabilities: Tensor) -> Tensor:
-    """Entropy of a distribution over the grades, as a share of the highest there is.
-
-    Args:
-        probabilities: (B, G).
-
-    Returns:
-        (B,) in [0, 1]: 0 where one grade has it all, 1 where all are alike.
-    """
+def normalised_entropy(probabilities: Tensor) -> Tensor:
+    """Return the entropy (B,) of distributions (B, G), divided by log G: 0 if certain, 1 if uniform."""
     entropy: Tensor = torch.special.entr(probabilities).sum(dim=1)
     return entropy / math.log(probabilities.shape[1])
 
 
 def fit_temperature(probabilities: Tensor, grades: Tensor) -> float:
-    """The most probable temperature, if its logarithm is normal around 0 before any photograph is seen.
+    """Fit the temperature with a normal prior on its logarithm.
 
-    That is the one with the least -sum log p + (log T)^2 / 2. Of a hundred photographs the second term
-    decides nothing; ten of them may ask for a temperature of infinity or 0, and it keeps them from that. What
-    it is worth beside no such term, and beside giving up a temperature that does not help on photographs left
-    out of the fit, is measured in docs/calibration.md.
+    It minimises -sum log p + (log T)^2 / 2. The prior has no influence with a hundred photographs, but keeps
+    ten of them from a temperature of 0 or infinity. docs/calibration.md compares it with no prior and with
+    rejecting a temperature that does not help on held-out photographs.
 
     Args:
         probabilities: (N, G) float64.
@@ -254,69 +236,151 @@ def fit_temperature(probabilities: Tensor, grades: Tensor) -> float:
     Returns:
         T in [1/20, 20].
     """
-    logits = probabilities.clamp(min=LEAST).log()
+    logits = probabilities.clamp(min=MIN_PROBABILITY).log()
 
     def loss(log_temperature: float) -> float:
         scaled = logits / math.exp(log_temperature)
         likelihood = torch.nn.functional.cross_entropy(scaled, grades, reduction="sum")
-        return float(likelihood) + (log_temperature / _SPREAD) ** 2 / 2
+        return float(likelihood) + (log_temperature / _PRIOR_STD) ** 2 / 2
 
-    found = minimize_scalar(loss, bounds=(-_MOST, _MOST), method="bounded", options={"xatol": 1e-8})
+    bounds = (-_MAX_LOG_TEMPERATURE, _MAX_LOG_TEMPERATURE)
+    found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-8})
     return float(math.exp(found.x))
 
 
 def operating_points(scores: Tensor, positive: Tensor) -> tuple[OperatingPoint, ...]:
-    """The corners of the ROC curve: each sensitivity at its highest specificity.
+    """Find the corners of the ROC curve: each sensitivity at its highest specificity.
 
     Args:
-        scores: (N,) P(referable).
+        scores: (N,) P(grade >= 2).
         positive: (N,) bool, the truth.
 
     Returns:
-        The sensitivity rising, to 1; none unless there are photographs of both kinds. Each threshold stands
-        midway between the score that it lets pass and the next lower one: rounding moves no photograph across
-        it, and the next photograph with DR need not score as high as the lowest of these.
+        Points by rising sensitivity, up to 1; empty without positives or without negatives. Each threshold
+        is the midpoint of the lowest referred score and the next lower one: rounding moves no photograph
+        across it, and new photographs with DR may score slightly lower.
     """
     values, truth = scores.double().numpy(), positive.numpy()
     of_positive, of_negative = np.sort(values[truth])[::-1], np.sort(values[~truth])
     if not len(of_positive) or not len(of_negative):
         return ()
-    # The threshold at each distinct score of a positive photograph, the highest first.
-    thresholds = np.unique(of_positive)[::-1]
-    sensitivities = np.searchsorted(-of_positive, -thresholds, side="right") / len(of_positive)
-    specificities = np.searchsorted(of_negative, thresholds, side="left") / len(of_negative)
+    # A candidate at each distinct score of a positive photograph, the highest first.
+    candidates = np.unique(of_positive)[::-1]
+    sensitivities = np.searchsorted(-of_positive, -candidates, side="right") / len(of_positive)
+    specificities = np.searchsorted(of_negative, candidates, side="left") / len(of_negative)
     # A point is a corner unless the next one, of higher sensitivity, is as specific.
     corner = np.append(specificities[1:] < specificities[:-1], True)
-    placed = _below(np.unique(values), thresholds[corner])
-    found = zip(placed, sensitivities[corner], specificities[corner], strict=True)
+    chosen, distinct = candidates[corner], np.unique(values)
+    lower = np.append(0.0, distinct)[np.searchsorted(distinct, chosen)]  # the next lower score, or 0
+    middle = (lower + chosen) / 2
+    thresholds = np.where(middle > lower, middle, chosen)  # no float lies between neighbouring floats
+    found = zip(thresholds, sensitivities[corner], specificities[corner], strict=True)
     return tuple(OperatingPoint(*map(float, each)) for each in found)
 
 
-def _below(distinct: npt.NDArray[np.float64], chosen: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Midway between chosen ones of distinct rising values and the next lower ones; 0 is below the lowest."""
-    lower = np.append(0.0, distinct)[np.searchsorted(distinct, chosen)]
-    middle = (lower + chosen) / 2
-    return np.where(middle > lower, middle, chosen)  # between neighbouring floats there is nothing
-
-
-def joint(calibrations: Sequence[Calibration]) -> Calibration:
-    """The calibration of an ensemble, whose members have each been calibrated on photographs of their own.
-
-    Members are calibrated before their probabilities are averaged, so no temperature is left to apply. The
-    thresholds are the means of the members'. There are no common validation photographs, so there are no
-    operating points.
+def calibrated_metrics(
+    probabilities: Tensor,
+    grades: Tensor,
+    calibration: Calibration,
+    calibrated: Tensor | None = None,
+    thresholds: Mapping[float, float] | None = None,
+) -> dict[str, float]:
+    """Compute the metrics of a calibration on photographs that it was not fitted on.
 
     Args:
-        calibrations: At least one.
+        probabilities: (N, G) from the head, rows with sum 1.
+        grades: (N,) int64, the true grades.
+        calibration: Calibration of the run or of the ensemble.
+        calibrated: (N, G) of an ensemble, whose members are calibrated separately; None to calibrate
+            ``probabilities``.
+        thresholds: Target sensitivity: referral threshold on P(grade >= 2); None for those of the calibration
+            at ``TARGET_SENSITIVITIES``.
 
     Returns:
-        The member's own if there is one, else as said.
+        ``nll`` and ``brier`` of the uncalibrated probabilities. If a calibration was fitted, also
+        ``nll_calibrated``, ``brier_calibrated`` and ``ece_calibrated``; ``qwk_thresholds``, the QWK with the
+        fitted thresholds; and, for each target sensitivity, ``sensitivity_at_0.9`` and ``specificity_at_0.9``
+        on these photographs.
     """
-    if len(calibrations) == 1:
-        return calibrations[0]
-    means = np.mean([each.thresholds for each in calibrations], axis=0)
-    return Calibration(
-        thresholds=tuple(map(float, means)),
-        photographs=min(each.photographs for each in calibrations),
-        note="an ensemble has no validation photographs of its own: thresholds are means of its members'",
-    )
+    found = _uncalibrated_metrics(probabilities, grades)
+    if not calibration.photographs:
+        return found
+    if calibrated is None:
+        calibrated = calibration.probabilities(probabilities.detach().double().cpu())
+    calibrated = calibrated.detach().double().cpu()
+    cuts = calibration.target_thresholds() if thresholds is None else thresholds
+    referred = _referrals(calibrated, cuts)
+    return found | _decision_metrics(calibrated, calibration.predict(calibrated), referred, grades.cpu())
+
+
+def cross_fitted_metrics(probabilities: Tensor, grades: Tensor, groups: Sequence[str]) -> dict[str, float]:
+    """Compute the metrics of a calibration by cross-fitting, on the photographs that it is fitted on.
+
+    The photographs are divided into ``NUM_PARTS`` parts; each is evaluated with a calibration fitted on the
+    others (Stone, "Cross-validatory choice and assessment of statistical predictions", JRSS B 36(2), 1974).
+    Photographs of a group stay together, and the grades are spread over the parts as evenly as groups allow.
+
+    Args:
+        probabilities: (N, G) from the head.
+        grades: (N,) int64, the true grades.
+        groups: (N,) group of each photograph.
+
+    Returns:
+        As :func:`calibrated_metrics`; only ``nll`` and ``brier`` if a part leaves too few photographs for a
+        fit, and no operating points if it leaves none with, or none without, referable DR.
+    """
+    found = _uncalibrated_metrics(probabilities, grades)
+    probabilities, grades = probabilities.detach().double().cpu(), grades.cpu()
+    part = _assign_parts(grades, groups)
+    fitted = [fit_calibration(probabilities[part != k], grades[part != k]) for k in range(NUM_PARTS)]
+    if not all(each.photographs for each in fitted):
+        return found
+    calibrated, predicted = torch.empty_like(probabilities), torch.empty_like(grades)
+    targets = TARGET_SENSITIVITIES if all(each.points for each in fitted) else ()
+    referred = {target: torch.zeros(len(grades), dtype=torch.bool) for target in targets}
+    for k, calibration in enumerate(fitted):
+        held_out = part == k
+        own = calibration.probabilities(probabilities[held_out])
+        calibrated[held_out], predicted[held_out] = own, calibration.predict(own)
+        for target, decisions in _referrals(own, calibration.target_thresholds() if targets else {}).items():
+            referred[target][held_out] = decisions
+    return found | _decision_metrics(calibrated, predicted, referred, grades)
+
+
+def _uncalibrated_metrics(probabilities: Tensor, grades: Tensor) -> dict[str, float]:
+    return {
+        "nll": negative_log_likelihood(probabilities, grades),
+        "brier": brier_score(probabilities, grades),
+    }
+
+
+def _referrals(calibrated: Tensor, thresholds: Mapping[float, float]) -> dict[float, Tensor]:
+    """Return target sensitivity: decisions (N,) bool."""
+    scores = referable_probability(calibrated)
+    return {target: scores >= threshold for target, threshold in thresholds.items()}
+
+
+def _decision_metrics(
+    calibrated: Tensor, predicted: Tensor, referred: Mapping[float, Tensor], grades: Tensor
+) -> dict[str, float]:
+    confusion = confusion_matrix(predicted, grades, calibrated.shape[1])
+    found = {
+        "nll_calibrated": negative_log_likelihood(calibrated, grades),
+        "brier_calibrated": brier_score(calibrated, grades),
+        "ece_calibrated": expected_calibration_error(calibrated, grades),
+        "qwk_thresholds": float(quadratic_weighted_kappa(confusion)),
+    }
+    for target, decisions in referred.items():
+        sensitivity, specificity = sensitivity_specificity(decisions, grades >= REFERABLE)
+        found |= {f"sensitivity_at_{target:g}": sensitivity, f"specificity_at_{target:g}": specificity}
+    return found
+
+
+def _assign_parts(grades: Tensor, groups: Sequence[str]) -> Tensor:
+    """Return the part (N,) of each photograph: groups are dealt out in the order of their highest grade."""
+    names, place = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    highest = np.zeros(len(names), dtype=np.int64)
+    np.maximum.at(highest, place, grades.numpy())
+    parts = np.empty(len(names), dtype=np.int64)
+    parts[np.argsort(highest, kind="stable")] = np.arange(len(names)) % NUM_PARTS
+    return torch.from_numpy(parts[place])

@@ -1,7 +1,7 @@
-"""MsSSL: a CNN's feature pyramid and a Vision Transformer's tokens, fused and refined.
+"""MsSSL: the feature pyramid of a CNN and the tokens of a Vision Transformer, fused and refined.
 
-After Almattar et al., Scientific Reports 15:33742, 2025, doi 10.1038/s41598-025-85685-w. What the abstract
-leaves open, the shapes and the parameter counts are in docs/msssl.md.
+After Almattar et al., Scientific Reports 15:33742, 2025, doi 10.1038/s41598-025-85685-w. docs/msssl.md lists
+what the abstract leaves open, the shapes and the parameter counts.
 """
 
 import math
@@ -13,33 +13,36 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from drgrade.errors import EncoderError
-from drgrade.models.deep_learner import DeepLearner
 from drgrade.models.encoder import Encoder
-from drgrade.models.explained import MAIN, Explained, MapLayer, led_by, levels, transformer_maps
-from drgrade.models.fpn import FeaturePyramid
-from drgrade.models.layers import backbone_depths, extractor_depths
+from drgrade.models.feature_maps import (
+    DEFAULT_LEVEL,
+    ExplainableLayer,
+    MapLayer,
+    cnn_levels,
+    put_first,
+    transformer_layers,
+)
+from drgrade.models.layer_groups import backbone_depths, extractor_depths
+from drgrade.models.msssl_blocks import DeepLearner, FeaturePyramid
 from drgrade.models.timm_backbone import (
     PublishedWeightsError,
-    any_size,
     build,
-    downloading,
-    drop_padding,
-    input_side,
-    output_width,
-    pad_to,
-    padded_side,
+    crop_padding,
+    download_advice,
+    is_channels_last,
+    num_features,
 )
 
-# The maps are fused at one cell per 8 x 8 pixels: 28 x 28 at 224 pixels, the size of C3 and P3.
 FUSION_STRIDE = 8
+"""Pixels per cell of the fused map: 28 x 28 cells at 224 pixels, the size of C3 and P3."""
 
 
 class ConvBranch(nn.Module):
-    """The CNN's side of the fusion: P2-P5 of a feature pyramid, or only the last map, projected.
+    """The CNN branch: P2-P5 of a feature pyramid, or the projected last map.
 
     Attributes:
-        num_maps: how many maps `forward` returns.
-        any_size: see `Encoder`.
+        num_maps: Number of maps that ``forward`` returns.
+        any_size: As in :class:`~drgrade.models.encoder.Encoder`.
     """
 
     backbone: Any  # timm's feature extractors share no type
@@ -53,66 +56,58 @@ class ConvBranch(nn.Module):
         pretrained: bool,
         options: dict[str, Any],
     ) -> None:
-        """Builds the CNN and its neck.
+        """Build the CNN and its neck.
 
         Args:
-            name: a timm model that supports `features_only` and has four levels.
-            image_size: side of the square images in pixels.
-            channels: channels of every map returned.
+            name: A timm model with four levels that supports ``features_only``.
+            image_size: Side of the square images in pixels.
+            channels: Channels of every map returned.
             use_fpn: False projects the last map with a 1x1 convolution instead.
-            pretrained: start from the published weights.
-            options: for `drgrade.models.timm_backbone.build`.
+            pretrained: Load the published weights.
+            options: Options of :func:`drgrade.models.timm_backbone.build`.
         """
         super().__init__()
         levels = (-4, -3, -2, -1) if use_fpn else (-1,)
         options = {"features_only": True, "out_indices": levels, **options}
-        self.backbone, self._side = build(name, image_size, pretrained=pretrained, **options)
+        self.backbone, self._size = build(name, image_size, pretrained=pretrained, **options)
         self._name, self._options = name, options
-        # Swin and its like give (B, H, W, C).
-        self._channels_last = getattr(self.backbone, "output_fmt", None) == "NHWC"
+        self._channels_last = is_channels_last(self.backbone)
         widths: list[int] = self.backbone.feature_info.channels()
         self.num_maps = len(widths)
-        self.any_size = any_size(self.backbone, self._side)
+        self.any_size = self._size.dynamic
         self._use_fpn = use_fpn
         self.neck: nn.Module = (
             FeaturePyramid(widths, channels) if use_fpn else nn.Conv2d(widths[-1], channels, kernel_size=1)
         )
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Computes the maps.
-
-        Args:
-            images: (B, 3, H, W).
-
-        Returns:
-            `num_maps` maps (B, channels, H_i, W_i), the finest first.
-        """
-        padded = pad_to(images, input_side(self.backbone, self._side, images))
+        """Compute ``num_maps`` maps (B, channels, H_i, W_i) of images (B, 3, H, W), the finest first."""
+        padded = self._size.pad(images)
         maps: list[Tensor] = self.backbone(padded)
         if self._channels_last:
             maps = [level.permute(0, 3, 1, 2) for level in maps]
-        maps = [drop_padding(level, images, padded) for level in maps]
+        maps = [crop_padding(level, images, padded) for level in maps]
         pyramid: list[Tensor] = self.neck(maps) if self._use_fpn else [self.neck(maps[-1])]
         return pyramid
 
     def backbone_depths(self) -> dict[str, int]:
-        """How far each of the CNN's parameters lies below its last map; see `drgrade.models.layers`."""
+        """Return the depth of each of the CNN's parameters below its last map."""
         return extractor_depths(self.backbone, self._name, self._options)
 
-    def maps_to_explain(self, side: int) -> dict[str, Explained]:
-        """The CNN's levels (c2-c5) and those of the pyramid (p2-p5), or the projected last map (p5)."""
-        own = levels(self.backbone, padded_side(self.backbone, self._side, side))
+    def maps_to_explain(self, side: int) -> dict[str, ExplainableLayer]:
+        """Return the levels of the CNN (c2-c5) and of the pyramid (p2-p5), or the projected last map (p5)."""
+        own = cnn_levels(self.backbone, self._size.padded(side))
         smooth = self.neck.smooth if isinstance(self.neck, FeaturePyramid) else [self.neck]
         names = [f"p{level}" for level in range(6 - self.num_maps, 6)]
         return {**own, **{n: MapLayer(m, "NCHW", side) for n, m in zip(names, smooth, strict=True)}}
 
 
 class TransformerBranch(nn.Module):
-    """The Vision Transformer's side: its tokens as a map at the fusion's resolution, and its global vector.
+    """The Transformer branch: its tokens as a map at the fusion's resolution, and its global vector.
 
     Attributes:
-        num_features: length of the global vector.
-        any_size: see `Encoder`.
+        num_features: Length of the global vector.
+        any_size: As in :class:`~drgrade.models.encoder.Encoder`.
     """
 
     backbone: Any  # timm's Transformers share no type
@@ -120,56 +115,55 @@ class TransformerBranch(nn.Module):
     def __init__(
         self, name: str, image_size: int, channels: int, pretrained: bool, options: dict[str, Any]
     ) -> None:
-        """Builds the Transformer and the transposed convolution.
+        """Build the Transformer and the transposed convolution.
 
         Args:
-            name: a timm model that supports `forward_intermediates`.
-            image_size: side of the square images in pixels.
-            channels: channels of the map returned.
-            pretrained: start from the published weights.
-            options: for `drgrade.models.timm_backbone.build`.
+            name: A timm model that supports ``forward_intermediates``.
+            image_size: Side of the square images in pixels.
+            channels: Channels of the map returned.
+            pretrained: Load the published weights.
+            options: Options of :func:`drgrade.models.timm_backbone.build`.
 
         Raises:
-            EncoderError: the model cannot give a map of its tokens.
+            EncoderError: If the model cannot return its tokens as a map.
         """
         super().__init__()
-        self.backbone, self._side = build(name, image_size, pretrained=pretrained, **options)
+        self.backbone, self._size = build(name, image_size, pretrained=pretrained, **options)
         if not hasattr(self.backbone, "forward_intermediates"):
-            raise EncoderError(f"{name} gives no map of its tokens; MsSSL needs another Transformer")
+            raise EncoderError(
+                f"{name} cannot return its tokens as a map, which MsSSL needs; choose another ViT"
+            )
         last = self.backbone.feature_info[-1]
-        self.num_features = output_width(self.backbone)
-        self.any_size = any_size(self.backbone, self._side)
+        self.num_features = num_features(self.backbone)
+        self.any_size = self._size.dynamic
         # Patches of 16 pixels need a factor of 2; patches of 8 none, patches of 32 a factor of 4.
         factor = max(1, round(last["reduction"] / FUSION_STRIDE))
         self.upsample = nn.ConvTranspose2d(last["num_chs"], channels, kernel_size=factor, stride=factor)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Computes map and vector.
-
-        Args:
-            images: (B, 3, H, W).
+        """Compute map and vector of images (B, 3, H, W).
 
         Returns:
-            (B, channels, h, w) the map, h and w close to H / 8 and W / 8; (B, num_features) what the model
-            pools: the class token, or the mean of the patch tokens where it has none.
+            (B, channels, h, w) with h and w close to H / 8 and W / 8; (B, num_features), the class token, or
+            the mean of the patch tokens of a model without one.
         """
-        padded = pad_to(images, input_side(self.backbone, self._side, images))
+        padded = self._size.pad(images)
         tokens, maps = self.backbone.forward_intermediates(padded, indices=1, norm=True)
         vector: Tensor = self.backbone.forward_head(tokens, pre_logits=True)
-        return drop_padding(self.upsample(maps[-1]), images, padded), vector
+        return crop_padding(self.upsample(maps[-1]), images, padded), vector
 
-    def maps_to_explain(self, side: int) -> dict[str, Explained]:
-        """The map that enters the fusion, and what can be looked at in the Transformer itself."""
-        covers = padded_side(self.backbone, self._side, side)
-        return {"vit": MapLayer(self.upsample, "NCHW", covers), **transformer_maps(self.backbone, covers)}
+    def maps_to_explain(self, side: int) -> dict[str, ExplainableLayer]:
+        """Return the map that enters the fusion, and the explainable layers of the Transformer."""
+        covers = self._size.padded(side)
+        return {"vit": MapLayer(self.upsample, "NCHW", covers), **transformer_layers(self.backbone, covers)}
 
 
 class MsSSL(Encoder):
     """Multi-scale encoder of a CNN, a Vision Transformer, a feature pyramid and a Deep Learner.
 
-    At 224 pixels with ResNet-50 and ViT-S/16: P2-P5 and the ViT's map are brought to 256 x 28 x 28,
-    concatenated, fused by a 1x1 convolution to 256 x 28 x 28, refined to 128 x 56 x 56, pooled to 128 and put
-    before the class token of 384.
+    At 224 pixels with ResNet-50 and ViT-S/16: P2-P5 and the ViT's map are resized to 256 x 28 x 28,
+    concatenated, fused by a 1x1 convolution to 256 x 28 x 28, refined to 128 x 56 x 56, pooled to 128 and
+    concatenated with the class token of 384.
     """
 
     def __init__(
@@ -188,26 +182,26 @@ class MsSSL(Encoder):
         cnn_options: dict[str, Any] | None = None,
         vit_options: dict[str, Any] | None = None,
     ) -> None:
-        """Builds the encoder; every `use_...` switch is an ablation.
+        """Build the encoder; every ``use_...`` switch is an ablation.
 
         Args:
             cnn: timm name of the CNN.
             vit: timm name of the Vision Transformer.
-            image_size: side of the square images in pixels.
-            channels: channels of the pyramid, of the ViT's map and of the fused map.
-            refined_channels: channels of the refined map.
-            pretrained: start both backbones from their published weights; one whose options name a file takes
-                the file.
-            use_vit: False leaves the Transformer out, its map and its class token.
+            image_size: Side of the square images in pixels.
+            channels: Channels of the pyramid, of the ViT's map and of the fused map.
+            refined_channels: Channels of the refined map.
+            pretrained: Load the published weights of both backbones, except for one whose options name a
+                local file.
+            use_vit: False omits the Transformer, its map and its class token.
             use_fpn: False uses the CNN's last map alone.
             use_deep_learner: False pools the fused map itself.
-            use_cbam: False leaves the attention out of the Deep Learner.
-            reduction: of CBAM's channel attention.
-            cnn_options: for timm, and `weights`, a local file; see `TimmEncoder`.
-            vit_options: the same for the Transformer.
+            use_cbam: False omits the attention of the Deep Learner.
+            reduction: Reduction of CBAM's channel attention.
+            cnn_options: Options of timm, and ``weights``, a local file; see ``TimmEncoder``.
+            vit_options: The same for the Transformer.
 
         Raises:
-            EncoderError: timm does not know a name or an option, or the weights cannot be had or do not fit.
+            EncoderError: If timm does not know a name or an option, or the weights are missing or do not fit.
         """
         super().__init__()
         names = {"cnn": cnn, "vit": vit} if use_vit else {"cnn": cnn}
@@ -223,9 +217,9 @@ class MsSSL(Encoder):
                 else None
             )
         except PublishedWeightsError as error:
-            # Both files at once: nobody should have to come back for the second one.
+            # List all files at once, not one per attempt.
             needed = {f"+encoder.{part}_options.weights": names[part] for part in published}
-            raise EncoderError(f"{error.reason}; {downloading(needed)}") from error
+            raise EncoderError(f"{error.reason}; {download_advice(needed)}") from error
         num_maps = self.conv_branch.num_maps + int(use_vit)
         self.fuse = nn.Conv2d(num_maps * channels, channels, kernel_size=1)
         self.deep_learner: nn.Module = (
@@ -241,29 +235,22 @@ class MsSSL(Encoder):
             self.any_size = self.any_size and self.vit_branch.any_size
 
     def forward(self, images: Tensor) -> Tensor:
-        """Encodes a batch.
-
-        Args:
-            images: (B, 3, H, W) float, normalised.
-
-        Returns:
-            (B, D): the pooled refined map, then the Transformer's vector.
-        """
+        """Encode a batch: the pooled refined map, followed by the vector of the Transformer."""
         refined, vectors = self._encode(images)
         return torch.cat([refined.mean(dim=(2, 3)), *vectors], dim=1)
 
     def feature_map(self, images: Tensor) -> Tensor:
-        """The refined map before it is pooled, one cell per 4 x 4 pixels; see `Encoder.feature_map`.
+        """Return the refined map before pooling, one cell per 4 x 4 pixels; see :meth:`Encoder.feature_map`.
 
         Without the Deep Learner it is the fused map, one cell per 8 x 8 pixels.
         """
         return self._encode(images)[0]
 
     def layer_depths(self) -> dict[str, int]:
-        """Fusion and Deep Learner lie next to the head, each backbone below the fusion for itself.
+        """Return 1 for fusion and Deep Learner, and depths below these for each backbone separately.
 
-        The pyramid, and what brings the Transformer's tokens to the fusion, count as fusion. See
-        `Encoder.layer_depths`.
+        The pyramid and the upsampling of the Transformer's tokens count as fusion. See
+        :meth:`Encoder.layer_depths`.
         """
         below = {f"conv_branch.backbone.{name}": d for name, d in self.conv_branch.backbone_depths().items()}
         if self.vit_branch is not None:
@@ -271,16 +258,15 @@ class MsSSL(Encoder):
             below |= {f"vit_branch.backbone.{name}": depth for name, depth in depths.items()}
         return {name: 1 + below.get(name, 0) for name, _ in self.named_parameters()}
 
-    def maps_to_explain(self, side: int) -> Mapping[str, Explained]:
-        """The refined map, the fused one, and those of the branches; see `Encoder.maps_to_explain`."""
+    def maps_to_explain(self, side: int) -> Mapping[str, ExplainableLayer]:
+        """Return the refined map, the fused one, and those of the branches."""
         refined = {} if isinstance(self.deep_learner, nn.Identity) else {"refined": self.deep_learner}
-        own = {**refined, "fused": self.fuse}
+        own = {name: MapLayer(layer, "NCHW", side) for name, layer in {**refined, "fused": self.fuse}.items()}
         vit = {} if self.vit_branch is None else self.vit_branch.maps_to_explain(side)
-        maps: dict[str, Explained] = {name: MapLayer(layer, "NCHW", side) for name, layer in own.items()}
-        return led_by({**maps, **self.conv_branch.maps_to_explain(side), **vit}, MAIN)
+        return put_first({**own, **self.conv_branch.maps_to_explain(side), **vit}, DEFAULT_LEVEL)
 
     def _encode(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The refined map (B, C, h, w), and the Transformer's vector (B, D), if it takes part."""
+        """Compute the refined map (B, C, h, w), and a list of the Transformer's vector (B, D), if any."""
         maps = self.conv_branch(images)
         vectors: list[Tensor] = []
         if self.vit_branch is not None:
@@ -294,14 +280,14 @@ class MsSSL(Encoder):
 
 
 def resize(features: Tensor, size: tuple[int, int]) -> Tensor:
-    """Brings a map to a size: averages where it is larger, interpolates where it is smaller.
+    """Resize a map: average pooling if it is larger, bilinear interpolation if it is smaller.
 
-    Average pooling by a whole factor comes first because, unlike adaptive pooling, its gradient is
+    Average pooling by an integer factor comes first because its gradient, unlike that of adaptive pooling, is
     deterministic on CUDA.
 
     Args:
         features: (B, C, H, W).
-        size: height and width wanted.
+        size: Height and width of the result.
 
     Returns:
         (B, C, height, width).

@@ -1,7 +1,7 @@
-"""Building timm models for any image size, with errors that say what to do.
+"""Construction of timm models for any image size, with actionable errors.
 
-timm is imported inside the functions: it pulls in torchvision, and a command that builds no model should
-not wait for it.
+timm is imported inside the functions: it imports torchvision, and commands that build no model start faster
+without it.
 """
 
 import difflib
@@ -10,6 +10,7 @@ import logging
 import math
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,202 +25,174 @@ _logger = logging.getLogger("drgrade.models")
 
 
 class PublishedWeightsError(EncoderError):
-    """The published weights of a model cannot be had."""
+    """The published weights of a model are not available.
 
-    def __init__(self, name: str, reason: str, advice: str | None = None) -> None:
-        """Says what is missing and what to do.
+    Attributes:
+        reason: Half a sentence that names the model.
+    """
 
-        Args:
-            name: timm name of the model.
-            reason: why its weights cannot be had, the end of a sentence that begins with them.
-            advice: what to do; None for that of an encoder that is one timm model.
-        """
+    def __init__(self, name: str, reason: str) -> None:
+        """Compose the message from a timm name and the end of a sentence that begins with its weights."""
         self.reason = f"the weights of {name} {reason}"
-        super().__init__(f"{self.reason}; {advice or downloading({'encoder.weights': name})}")
+        super().__init__(f"{self.reason}; {download_advice({'encoder.weights': name})}")
 
 
-def downloading(needed: Mapping[str, str]) -> str:
-    """What to do where there is no network.
-
-    Args:
-        needed: setting that names a local weights file: timm name of the model that it is for.
-
-    Returns:
-        What to download, and the overrides to give.
-    """
-    files = " ".join(f"{setting}=FILE ({published_file(name)})" for setting, name in needed.items())
-    return f"download it elsewhere and give, beside init=imagenet, {files}; or start from init=random"
-
-
-def published_file(name: str) -> str:
-    """Where timm's authors have published the weights of a model.
+def download_advice(needed: Mapping[str, str]) -> str:
+    """Describe how to proceed without network access.
 
     Args:
-        name: timm name.
+        needed: Setting that takes a local weights file: timm name of the model.
 
     Returns:
-        An address, or a sentence that there is none.
+        The files to download and the overrides to give.
     """
-    config = None if ":" in name else _timm().get_pretrained_cfg(name)
+    files = " ".join(f"{setting}=FILE ({_published_file(name)})" for setting, name in needed.items())
+    return (
+        f"download the weights on another machine and give, beside init=imagenet, {files}; "
+        "or start from init=random"
+    )
+
+
+def _published_file(name: str) -> str:
+    config = _pretrained_config(name)
     if config is None or not config.has_weights:
-        return f"weights of {name}, from wherever they are"
+        return f"weights of {name}"
     if config.hf_hub_id:
         file = config.hf_hub_filename or "model.safetensors"
         return f"{file} of {config.hf_hub_id}, https://huggingface.co/{config.hf_hub_id}/resolve/main/{file}"
     return str(config.url)
 
 
+@dataclass(frozen=True)
+class InputSize:
+    """Image sizes that a timm model accepts, and the padding that brings images to such a size.
+
+    Attributes:
+        side: Side in pixels that the model was built for, a multiple of ``stride``; None for a model that
+            accepts every size.
+        stride: Pixels between neighbouring cells of the last map; 1 if ``side`` is None.
+        dynamic: Whether the model also accepts other multiples of ``stride``.
+    """
+
+    side: int | None = None
+    stride: int = 1
+    dynamic: bool = True
+
+    def padded(self, side: int) -> int:
+        """Return the side in pixels of square images after :meth:`pad`."""
+        if self.side is None:
+            return side
+        return math.ceil(side / self.stride) * self.stride if self.dynamic else max(side, self.side)
+
+    def pad(self, images: Tensor) -> Tensor:
+        """Pad images (B, 3, H, W) to a square with zeros, the mean colour, at the right and at the bottom.
+
+        Images that are too large are returned unchanged, so that the model raises an error.
+        """
+        if self.side is None:
+            return images
+        height, width = images.shape[-2:]
+        side = self.padded(max(height, width))
+        return F.pad(images, (0, side - width, 0, side - height))
+
+
 def build(
     name: str, image_size: int, *, pretrained: bool = False, weights: str | None = None, **options: Any
-) -> tuple[nn.Module, int | None]:
-    """Builds a timm model without a classifier.
+) -> tuple[nn.Module, InputSize]:
+    """Build a timm model without a classifier.
 
     Args:
-        name: any model name that timm knows.
-        image_size: side of the square images in pixels.
-        pretrained: load the weights that timm's authors published; they come from the Hugging Face hub.
-        weights: a local file (.safetensors, .pth, .bin) with the model's weights, instead of the hub.
-        **options: passed on to `timm.create_model`, for example `drop_path_rate` or `features_only`.
+        name: Any timm model name.
+        image_size: Side of the square images in pixels.
+        pretrained: Load the published weights from the Hugging Face hub.
+        weights: Local file (.safetensors, .pth, .bin) with the model's weights, instead of the hub.
+        **options: Passed to ``timm.create_model``, for example ``drop_path_rate`` or ``features_only``.
 
     Returns:
-        The model, and the side in pixels that images must be padded to before they enter it: `image_size`
-        rounded up to a multiple of the patch size. None where the model takes images of every size.
+        The model and the image sizes that it accepts.
 
     Raises:
-        EncoderError: timm does not know the name or an option, or the weights cannot be had or do not fit.
+        EncoderError: If timm does not know the name or an option, or the weights are missing or do not fit.
     """
     _check_name(name)
     if pretrained and weights is not None:
         raise EncoderError(f"{name}: give either pretrained=true or weights={weights}, not both")
-    side, options = _input_side(name, image_size, options)
-    if side is not None:
-        options = {"img_size": side, **options}
+    size, options = _input_size(name, image_size, options)
+    if size.side is not None:
+        options = {"img_size": size.side, **options}
     if "features_only" not in options:
         options = {"num_classes": 0, **options}
-    model = _create_pretrained(name, options) if pretrained else _create(name, options)
     if weights is not None:
-        _load_file(model, name, Path(weights), options)
-    return model, side
+        return _create_from_file(name, Path(weights), options), size
+    return (_create_pretrained if pretrained else _create)(name, options), size
 
 
-def output_width(model: Any) -> int:
-    """The length of the vector that a timm model without classifier gives."""
+def num_features(model: Any) -> int:
+    """Return the length of the feature vector of a timm model without classifier."""
     # Some CNNs widen the pooled map before the classifier; head_hidden_size is the width after that.
     return int(getattr(model, "head_hidden_size", model.num_features))
 
 
-def pad_to(images: Tensor, side: int | None) -> Tensor:
-    """Pads at the right and at the bottom with zeros, the mean of normalised images.
-
-    Args:
-        images: (B, 3, H, W).
-        side: height and width wanted in pixels; None leaves the images alone.
-
-    Returns:
-        (B, 3, side, side). Images that are larger are left alone, so that the model can complain.
-    """
-    if side is None:
-        return images
-    height, width = images.shape[-2:]
-    return F.pad(images, (0, max(0, side - width), 0, max(0, side - height)))
-
-
-def any_size(model: Any, side: int | None) -> bool:
-    """Whether a model takes images of other sizes than the one it was built for.
-
-    Args:
-        model: of timm.
-        side: as `build` gave it.
-    """
-    return side is None or bool(getattr(model, "dynamic_img_size", False))
-
-
-def input_side(model: nn.Module, side: int | None, images: Tensor) -> int | None:
-    """The side that images have to be padded to.
-
-    Args:
-        model: of timm.
-        side: as `build` gave it.
-        images: (B, 3, H, W).
-
-    Returns:
-        `side`, or of a model that takes other sizes too the next multiple of its patches; None where nothing
-        has to be padded.
-    """
-    if side is None or not any_size(model, side):
-        return side
-    stride = _stride(model)
-    return math.ceil(max(images.shape[-2:]) / stride) * stride
-
-
-def padded_side(model: nn.Module, side: int | None, of_images: int) -> int:
-    """The side of square images after `pad_to`.
-
-    Args:
-        model: of timm.
-        side: as `build` gave it.
-        of_images: side of the images before, in pixels.
-    """
-    wanted = input_side(model, side, torch.empty(1, 1, of_images, of_images, device="meta"))
-    return max(of_images, wanted or 0)
-
-
-def map_width(model: Any) -> int | None:
-    """Channels of the map that `as_map` gives; None if the model has no features before its pooling."""
+def num_map_features(model: Any) -> int | None:
+    """Return the channels of :func:`forward_map`; None if the model has no features before its pooling."""
     return int(model.num_features) if hasattr(model, "forward_features") else None
 
 
-def as_map(model: Any, images: Tensor) -> Tensor:
-    """A model's features before they are pooled.
+def forward_map(model: Any, images: Tensor) -> Tensor:
+    """Compute the features of a timm model before pooling.
 
     Args:
-        model: of timm, without a classifier.
-        images: (B, 3, H, W), padded as the model needs it.
+        model: A timm model without classifier.
+        images: (B, 3, H, W), padded as the model requires.
 
     Returns:
-        (B, C, h, w); of a Vision Transformer the patch tokens, without class token and registers.
+        (B, C, h, w); for a Vision Transformer the patch tokens, without class token and registers.
 
     Raises:
-        EncoderError: the features are no map.
+        EncoderError: If the features are not a map.
     """
     features: Tensor = model.forward_features(images)
-    if features.ndim == 4:  # Swin and its like give (B, h, w, C)
-        last = getattr(model, "output_fmt", None) == "NHWC"
-        return features.permute(0, 3, 1, 2) if last else features
+    if features.ndim == 4:
+        return features.permute(0, 3, 1, 2) if is_channels_last(model) else features
     prefix = int(getattr(model, "num_prefix_tokens", 0))
     height, width = (side // _stride(model) for side in images.shape[-2:])
     if features.ndim != 3 or features.shape[1] != prefix + height * width:
-        raise EncoderError(f"the features of {type(model).__name__} are no map: {list(features.shape)}")
+        raise EncoderError(f"the features of {type(model).__name__} are not a map: {list(features.shape)}")
     tokens = features[:, prefix:].transpose(1, 2)  # (B, C, h w)
     return tokens.reshape(*tokens.shape[:2], height, width)
 
 
-def drop_padding(features: Tensor, images: Tensor, padded: Tensor) -> Tensor:
-    """Cuts off the cells of a map that saw nothing but padding.
+def is_channels_last(model: Any) -> bool:
+    """Return whether the maps of a timm model are (B, h, w, C), as those of Swin."""
+    return getattr(model, "output_fmt", None) == "NHWC"
+
+
+def crop_padding(features: Tensor, images: Tensor, padded: Tensor) -> Tensor:
+    """Drop the cells of a map that cover padding alone.
 
     Args:
-        features: (B, C, h, w), computed from `padded`.
-        images: (B, 3, H, W), the images before `pad_to`.
+        features: (B, C, h, w), computed from ``padded``.
+        images: (B, 3, H, W), the images before :meth:`InputSize.pad`.
         padded: (B, 3, H', W'), the images after it.
 
     Returns:
-        (B, C, ceil(h H / H'), ceil(w W / W')), a map of the picture itself.
+        (B, C, ceil(h H / H'), ceil(w W / W')).
     """
     height, width = (math.ceil(features.shape[i] * images.shape[i] / padded.shape[i]) for i in (-2, -1))
     return features[..., :height, :width]
 
 
-def synchronised(model: _Module) -> _Module:
-    """Replace every batch normalisation by one whose statistics are taken over all processes.
+def convert_sync_batchnorm(model: _Module) -> _Module:
+    """Replace every batch normalisation by one with statistics over all processes.
 
     torch's own conversion, which Lightning uses, drops the activation that timm builds into a normalisation
     (DenseNet and others).
 
     Args:
-        model: Any model; it is changed, and must not have been converted before.
+        model: Any model; it is modified and must not have been converted before.
 
     Returns:
-        The model, its tensors under the same names.
+        The model, with the same tensor names.
     """
     _timm()
     converted: _Module = importlib.import_module("timm.layers").convert_sync_batchnorm(model)
@@ -227,29 +200,27 @@ def synchronised(model: _Module) -> _Module:
 
 
 def _timm() -> Any:
-    """Import timm without wandb.
-
-    timm imports wandb if it is installed, for a logger of its own training script: seconds of start-up for a
-    run that logs to CSV.
-    """
+    """Import timm without wandb, which timm imports for its own training script and which takes seconds."""
     if "timm" in sys.modules or "wandb" in sys.modules:
         return importlib.import_module("timm")
-    sys.modules["wandb"] = None  # type: ignore[assignment]  # "not installed", as far as an import can tell
+    sys.modules["wandb"] = None  # type: ignore[assignment]  # makes "import wandb" raise an ImportError
     try:
         return importlib.import_module("timm")
     finally:
         del sys.modules["wandb"]
 
 
+def _pretrained_config(name: str) -> Any:
+    """Return timm's config of the published weights; None for names that timm resolves ("hf-hub:...")."""
+    return None if ":" in name else _timm().get_pretrained_cfg(name)
+
+
 def _check_name(name: str) -> None:
     timm = _timm()
-
-    if ":" in name:  # "hf-hub:..." and "local-dir:..." are for timm to resolve
-        return
-    if timm.is_model(name):
+    if ":" in name or timm.is_model(name):
         try:
-            timm.get_pretrained_cfg(name)
-        except RuntimeError as error:  # the tag after the dot
+            _pretrained_config(name)
+        except RuntimeError as error:  # an unknown tag after the dot
             raise EncoderError(f"timm {timm.__version__}: {error}") from error
         return
     close = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.5)
@@ -257,24 +228,20 @@ def _check_name(name: str) -> None:
     raise EncoderError(f"timm {timm.__version__} has no model named {name!r}{hint}")
 
 
-def _input_side(name: str, image_size: int, options: dict[str, Any]) -> tuple[int | None, dict[str, Any]]:
-    """The image side to build a fixed-size model for, None for a model that takes every size; the options.
-
-    Where the model can be told to take other sizes as well, the options tell it.
-    """
+def _input_size(name: str, image_size: int, options: dict[str, Any]) -> tuple[InputSize, dict[str, Any]]:
+    """Return the image size to build a model for, and options that make other sizes possible."""
     timm = _timm()
-
-    config = None if ":" in name else timm.get_pretrained_cfg(name)
+    config = _pretrained_config(name)
     if config is None or not config.fixed_input_size or "img_size" in options:
-        return None, options
-    # On the meta device nothing is allocated and no random number is drawn.
+        return InputSize(), options
     structure = {k: v for k, v in options.items() if k not in ("features_only", "out_indices")}
+    # On the meta device nothing is allocated and no random number is drawn.
     with torch.device("meta"):
         try:
             probe = timm.create_model(name, num_classes=0, **{"img_size": image_size, **structure})
         except TypeError as error:
             if "img_size" in str(error):
-                return None, options  # takes every size after all, for example the ResNet-ViT hybrids
+                return InputSize(), options  # accepts every size after all, as the ResNet-ViT hybrids do
             raise EncoderError(f"{name}: {error}") from error
         except (AssertionError, ValueError, RuntimeError):
             # Some families refuse sizes that their patches do not divide; their usual size always builds.
@@ -282,11 +249,12 @@ def _input_side(name: str, image_size: int, options: dict[str, Any]) -> tuple[in
     if hasattr(probe, "dynamic_img_size") and "features_only" not in options:
         options = {"dynamic_img_size": True, **options}
     stride = _stride(probe)
-    return math.ceil(image_size / stride) * stride, options
+    dynamic = "features_only" not in options and bool(options.get("dynamic_img_size"))
+    return InputSize(math.ceil(image_size / stride) * stride, stride, dynamic), options
 
 
 def _stride(model: nn.Module) -> int:
-    """Pixels between neighbouring cells of the last feature map; the image side must be a multiple of it."""
+    """Return the pixels between neighbouring cells of the last map."""
     info = getattr(model, "feature_info", None)
     if info:
         return int(info[-1]["reduction"])
@@ -295,10 +263,8 @@ def _stride(model: nn.Module) -> int:
 
 
 def _create(name: str, options: dict[str, Any]) -> nn.Module:
-    timm = _timm()
-
     try:
-        model: nn.Module = timm.create_model(name, **options)
+        model: nn.Module = _timm().create_model(name, **options)
     except (TypeError, AssertionError, IndexError, RuntimeError) as error:
         # IndexError: fewer levels than out_indices asks for; RuntimeError: no features_only.
         raise EncoderError(
@@ -308,11 +274,9 @@ def _create(name: str, options: dict[str, Any]) -> nn.Module:
 
 
 def _create_pretrained(name: str, options: dict[str, Any]) -> nn.Module:
-    timm = _timm()
-
-    config = None if ":" in name else timm.get_pretrained_cfg(name)
+    config = _pretrained_config(name)
     if config is not None and not config.has_weights:
-        raise PublishedWeightsError(name, "cannot be had: timm knows no published weights for it")
+        raise PublishedWeightsError(name, "are not available: timm knows no published weights for it")
     try:
         return _create(name, {"pretrained": True, **options})
     except OSError as error:  # the base class of huggingface_hub's and urllib's network errors
@@ -320,51 +284,44 @@ def _create_pretrained(name: str, options: dict[str, Any]) -> nn.Module:
         raise PublishedWeightsError(name, f"could not be downloaded ({reason})") from error
 
 
-def _load_file(model: nn.Module, name: str, path: Path, options: dict[str, Any]) -> None:
-    """Fills `model` from a local file and stops unless every one of its tensors was found there."""
-    source = model
-    if "features_only" in options:  # timm renames layers there, so the file is matched with the plain model
-        plain = {k: v for k, v in options.items() if k not in ("features_only", "out_indices")}
-        source = _create(name, {"num_classes": 0, **plain})
-    state = _read_state(path, source)
-    # Files from before PyTorch 0.4.1 lack the counts of batches, and nothing here reads them.
-    own = source.state_dict()
-    wanted = {key: value for key, value in own.items() if not key.endswith("num_batches_tracked")}
-    missing = [key for key, value in wanted.items() if key not in state or state[key].shape != value.shape]
-    if missing:
-        raise EncoderError(
-            f"{path} does not fit {name}: {len(wanted) - len(missing)} of {len(wanted)} tensors match, "
-            f"missing or of another shape are {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
-        )
-    source.load_state_dict({**own, **{k: v for k, v in state.items() if k in own}})
-    _logger.info("%s: all %d tensors read from %s", name, len(wanted), path)
-    if source is not model:
-        _copy_features(source, model)
-
-
-def _read_state(path: Path, model: nn.Module) -> dict[str, Tensor]:
-    """Reads a checkpoint and renames its keys as timm does for this family of models."""
-    from timm.models import load_state_dict
-
+def _create_from_file(name: str, path: Path, options: dict[str, Any]) -> nn.Module:
+    """Build a model with the weights of a local file, which must hold every tensor of the model."""
     if not path.is_file():
         raise EncoderError(f"there is no weights file {path}")
-    module = importlib.import_module(type(model).__module__)
+    missing: list[str] = []
+    load = nn.Module.load_state_dict
+
+    def load_and_record(model: nn.Module, state: Mapping[str, Any], *_: Any, **__: Any) -> Any:
+        result = load(model, state, strict=False)
+        missing.extend(result.missing_keys)
+        return result
+
+    # timm converts the file for the architecture, but only logs missing tensors.
+    overlay = {"file": str(path), "source": ""}
+    nn.Module.load_state_dict = load_and_record  # type: ignore[method-assign]
     try:
-        state: dict[str, Tensor] = load_state_dict(str(path), weights_only=True)
-        if hasattr(module, "checkpoint_filter_fn"):
-            state = module.checkpoint_filter_fn(state, model)
-        elif hasattr(module, "_filter_torchvision_pretrained"):
-            state = module._filter_torchvision_pretrained(state)
-    except Exception as error:  # pickle, safetensors and the filters raise all sorts
-        raise EncoderError(f"{path} cannot be read as weights: {type(error).__name__}: {error}") from error
-    return state
+        model: nn.Module = _timm().create_model(
+            name, pretrained=True, pretrained_cfg_overlay=overlay, **options
+        )
+    except Exception as error:  # file formats and conversions raise errors of many types
+        reason = " ".join(str(error).split())[:300]
+        raise EncoderError(
+            f"{path} cannot be loaded into {name}: {type(error).__name__}: {reason}"
+        ) from error
+    finally:
+        nn.Module.load_state_dict = load  # type: ignore[method-assign]
+    # A feature extractor drops the classifier and renames layers. Files from before PyTorch 0.4.1 lack the
+    # counts of batches, which are not used here.
+    own = {_plain_name(key) for key in model.state_dict() if not key.endswith("num_batches_tracked")}
+    unfilled = [key for key in missing if _plain_name(key) in own]
+    if unfilled:
+        named = ", ".join(unfilled[:3]) + (", ..." if len(unfilled) > 3 else "")
+        raise EncoderError(
+            f"{path} does not fit {name}: it lacks {len(unfilled)} of {len(own)} tensors ({named})"
+        )
+    _logger.info("%s: all %d tensors read from %s", name, len(own), path)
+    return model
 
 
-def _copy_features(source: nn.Module, features: nn.Module) -> None:
-    """Copies a plain model's tensors into its `features_only` twin."""
-    tensors = {key.replace(".", "_"): value for key, value in source.state_dict().items()}
-    found = {key: tensors.get(key.removeprefix("model.").replace(".", "_")) for key in features.state_dict()}
-    missing = [key for key, value in found.items() if value is None]
-    if missing:
-        raise EncoderError(f"cannot take {missing[:3]} of the feature extractor from the weights file")
-    features.load_state_dict(found)
+def _plain_name(key: str) -> str:
+    return key.removeprefix("model.").replace(".", "_")

@@ -13,7 +13,7 @@ from torch import Tensor
 from drgrade.data.preparation import Preparation
 from drgrade.errors import ConfigError, DataError
 from drgrade.models.calibration import Calibration
-from drgrade.models.grading import GradingModel
+from drgrade.models.grading_model import GradingModel
 from drgrade.prediction.published import CONFIG as PUBLISHED_CONFIG
 from drgrade.prediction.published import WEIGHTS, is_published, read_published
 from drgrade.runs.run_dir import CONFIG, read_calibration, read_finished

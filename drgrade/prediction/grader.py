@@ -13,8 +13,14 @@ from torch import Tensor
 from drgrade.data.datamodules import normalise
 from drgrade.data.preparation import Preparation
 from drgrade.errors import ConfigError
-from drgrade.models.calibration import Calibration, expected_grade, joint, referable, uncertainty
-from drgrade.models.grading import median_grade, views
+from drgrade.models.calibration import (
+    Calibration,
+    ensemble_calibration,
+    expected_grade,
+    normalised_entropy,
+    referable_probability,
+)
+from drgrade.models.grading_model import median_grade, tta_views
 from drgrade.prediction.checkpoint import Trained, load_trained
 
 Reading = Literal["head", "thresholds"]
@@ -58,7 +64,7 @@ class Grader:
     Attributes:
         members: The trained runs.
         preparation: How photographs have to be prepared, for all members alike.
-        calibration: Of the run, or of the ensemble (:func:`~drgrade.models.calibration.joint`).
+        calibration: Of the run, or of the ensemble.
         device: Where the models are.
     """
 
@@ -74,7 +80,7 @@ class Grader:
         Args:
             members: At least one.
             device: ``auto`` for a GPU if there is one, or any of torch.
-            tta: Test-time augmentation, a name of :data:`drgrade.models.grading.VIEWS`.
+            tta: Test-time augmentation, a name of :data:`drgrade.models.grading_model.TTA_VIEWS`.
             reading: How grades are read. Several members or views are read by the median of their mean
                 distribution with ``head``.
 
@@ -93,10 +99,10 @@ class Grader:
                     f"{members[0].folder} on {self.preparation}: an ensemble shares its photographs"
                 )
         self.device = _device(device)
-        self._views = views(tta)
+        self._views = tta_views(tta)
         if reading not in READINGS:
             raise ConfigError(f"reading={reading} is none of {', '.join(READINGS)}")
-        self.calibration = joint([member.calibration for member in members])
+        self.calibration = ensemble_calibration([member.calibration for member in members])
         if reading == "thresholds" and not self.calibration.photographs:
             raise ConfigError(
                 f"reading=thresholds: none were fitted ({self.calibration.note}); use reading=head"
@@ -177,14 +183,14 @@ class Grader:
         pairs = zip(said, raw, strict=True)
         calibrated = torch.stack([member.calibration.probabilities(own) for (member, _), own in pairs])
         probabilities = calibrated.mean(dim=0)  # (B, 5)
-        total = uncertainty(probabilities)
-        within = torch.stack([uncertainty(each) for each in calibrated]).mean(dim=0)
+        total = normalised_entropy(probabilities)
+        within = torch.stack([normalised_entropy(each) for each in calibrated]).mean(dim=0)
         return Graded(
             self._read(said, raw.mean(dim=0), probabilities, calibration),
             probabilities,
             raw.mean(dim=0),
             expected_grade(probabilities),
-            referable(probabilities),
+            referable_probability(probabilities),
             total,
             (total - within).clamp(min=0) if len(said) > 1 else torch.zeros_like(total),
             said[0][1].cpu() if len(said) == 1 else None,
@@ -194,7 +200,7 @@ class Grader:
         self, said: Sequence[tuple[Trained, Tensor]], raw: Tensor, calibrated: Tensor, fitted: Calibration
     ) -> Tensor:
         if self._reading == "thresholds":
-            return fitted.read_calibrated(calibrated)
+            return fitted.predict(calibrated)
         if len(said) > 1:
             return median_grade(raw)
         (member, logits), *_ = said

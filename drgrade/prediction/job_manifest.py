@@ -9,8 +9,7 @@ from typing import Any
 
 from drgrade import __version__
 from drgrade.errors import ConfigError, DataError
-from drgrade.files import write_text
-from drgrade.models.artefact import file_hash
+from drgrade.files import file_sha256, write_text
 from drgrade.prediction.checkpoint import Trained
 from drgrade.prediction.grader import Grader
 from drgrade.runs.run_dir import CALIBRATION, versions
@@ -46,9 +45,9 @@ def describe(grader: Grader, given: Sequence[str], **settings: object) -> Job:
 def _hashes(member: Trained) -> dict[str, str]:
     calibration = member.folder / CALIBRATION
     return {
-        "checkpoint_sha256": file_hash(member.weights_file),
-        "config_sha256": file_hash(member.config_file),
-        "calibration_sha256": file_hash(calibration) if calibration.is_file() else "",
+        "checkpoint_sha256": file_sha256(member.weights_file),
+        "config_sha256": file_sha256(member.config_file),
+        "calibration_sha256": file_sha256(calibration) if calibration.is_file() else "",
     }
 
 

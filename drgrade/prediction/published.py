@@ -17,7 +17,7 @@ from torch import Tensor
 
 from drgrade.config import ROLES
 from drgrade.errors import ConfigError, DataError
-from drgrade.models.artefact import file_hash
+from drgrade.files import file_sha256
 from drgrade.models.calibration import Calibration
 from drgrade.models.encoder import Encoder
 from drgrade.models.heads import Head
@@ -199,7 +199,7 @@ def read_published(folder: Path) -> Published:
     weights = folder / WEIGHTS
     if not weights.is_file():
         raise DataError(f"{folder}: {WEIGHTS} is not there; fetch the folder again")
-    if file_hash(weights) != record["weights"]["sha256"]:
+    if file_sha256(weights) != record["weights"]["sha256"]:
         raise DataError(
             f"{weights} is not the file that its {CONFIG} describes (another hash); fetch it again"
         )

@@ -19,10 +19,9 @@ from torch import Tensor
 from drgrade import __version__
 from drgrade.data.normalisation import MEAN, STD
 from drgrade.errors import ConfigError
-from drgrade.files import write_text
+from drgrade.files import file_sha256, write_text
 from drgrade.model_card.card import FOLDER, model_card
 from drgrade.model_card.facts import Artefacts, read_artefacts
-from drgrade.models.artefact import file_hash
 from drgrade.models.probes import FittedHead, PrototypeProbe
 from drgrade.prediction.checkpoint import Trained, checkpoint_tensors, load_trained
 from drgrade.prediction.published import (
@@ -241,7 +240,7 @@ def _write(
         "settings": settings,
         "calibration": asdict(artefacts.calibration),
         "metrics": strip_private(record),
-        "weights": {"sha256": file_hash(target / WEIGHTS), "tensors": len(tensors)},
+        "weights": {"sha256": file_sha256(target / WEIGHTS), "tensors": len(tensors)},
     }
     write_text(target / CONFIG, json.dumps(described, indent=2, allow_nan=False) + "\n")
     write_text(target / README, model_card(artefacts, repo_id or FOLDER, licence=licence))

@@ -1,6 +1,6 @@
 """What the calibrations of runs are worth on their test photographs, before against after.
 
-The figures are those of :func:`drgrade.models.calibrated.calibrated_metrics`, computed for all resamples of
+The figures are those of :func:`drgrade.models.calibration.calibrated_metrics`, computed for all resamples of
 the bootstrap at once: each is made of sums over photographs, so the sums of a group are counted as often
 as it is drawn. The tests hold one against the other.
 """
@@ -11,14 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from drgrade.metrics.calibration import LEAST
-from drgrade.models.calibrated import TARGETS
-from drgrade.runs.reader import NUM_GRADES, Run
-from drgrade.stats.bootstrap import REFERABLE, TestFold, draws, kappas
+from drgrade.grades import MIN_PROBABILITY, NUM_BINS, NUM_GRADES, REFERABLE
+from drgrade.models.calibration import TARGET_SENSITIVITIES
+from drgrade.runs.reader import Run
+from drgrade.stats.bootstrap import TestFold, draws, kappas
 from drgrade.stats.estimates import Counts, Floats
-
-BINS = 15
-"""Of the expected calibration error, as in :mod:`drgrade.metrics.calibration`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +97,7 @@ def _sums_by_group(fold: TestFold, run: Run, calibrated: Floats) -> Floats:
     expected = calibrated @ np.arange(NUM_GRADES)
     read = (expected[:, None] >= np.asarray(run.calibration.thresholds)).sum(axis=1)
     scores = calibrated[:, REFERABLE:].sum(axis=1)
-    targets = TARGETS if run.calibration.points else ()
+    targets = TARGET_SENSITIVITIES if run.calibration.points else ()
     cuts = np.array([run.calibration.point(target).threshold for target in targets])
     referred = scores[:, None] >= cuts  # (N, T)
     columns = [
@@ -123,21 +120,21 @@ def _sums_by_group(fold: TestFold, run: Run, calibrated: Floats) -> Floats:
 def _loss(probabilities: Floats, truth: Counts) -> Floats:
     """(N,) -log of the probability that the true grade was given."""
     given = probabilities[np.arange(len(truth)), truth]
-    loss: Floats = -np.log(np.maximum(given, LEAST))
+    loss: Floats = -np.log(np.maximum(given, MIN_PROBABILITY))
     return loss
 
 
 def _gaps(probabilities: Floats, truth: Counts) -> Floats:
     """(N, bins): confidence less rightness of a photograph, in the bin of its confidence."""
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == truth
-    place = np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], confidence, side="left")
-    gaps: Floats = np.eye(BINS)[place] * (confidence - right)[:, None]
+    place = np.searchsorted(np.linspace(0, 1, NUM_BINS + 1)[1:-1], confidence, side="left")
+    gaps: Floats = np.eye(NUM_BINS)[place] * (confidence - right)[:, None]
     return gaps
 
 
 def _figures(sums: Floats) -> CalibrationScores:
     """From (B, K) sums, in the order of their columns."""
-    ends = np.cumsum([2, BINS, BINS, NUM_GRADES**2, 2])
+    ends = np.cumsum([2, NUM_BINS, NUM_BINS, NUM_GRADES**2, 2])
     loss, before, after, cells, totals, hits = np.split(sums, ends, axis=1)
     count = totals.sum(axis=1)
     ece = np.stack([np.abs(before).sum(axis=1), np.abs(after).sum(axis=1)], axis=1) / count[:, None]

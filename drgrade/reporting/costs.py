@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from drgrade.errors import DataError
-from drgrade.models.artefact import CARD
+from drgrade.models.encoder_file import CARD
 from drgrade.reporting.methods import Grouped
 from drgrade.reporting.schema import Budget, Method, PretrainingCost
 from drgrade.reporting.statistics import images_per_second

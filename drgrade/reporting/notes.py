@@ -5,12 +5,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from drgrade.grades import NUM_GRADES
 from drgrade.reporting.comparison import Pair
 from drgrade.reporting.facts import commit, distinct, versions
 from drgrade.reporting.methods import Grouped
 from drgrade.reporting.published import DATA
 from drgrade.reporting.schema import Method, MethodComparison, ResultRow
-from drgrade.runs.reader import NUM_GRADES, LeftOut, Run
+from drgrade.runs.reader import LeftOut, Run
 from drgrade.stats import formatting as words
 from drgrade.stats.bootstrap import TestFold
 

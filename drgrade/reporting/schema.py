@@ -150,7 +150,7 @@ class ResultRow:
         maximum: Over the folds.
         sd: Sample standard deviation over the folds (n - 1); NaN for a single fold.
         metrics: Mean over the folds of the other test metrics, from the stored predictions: ``accuracy``,
-            ``auroc``, ``mae``, ``ece``, ... (see :func:`drgrade.metrics.grading_metrics`).
+            ``auroc``, ``mae``, ``ece``, ... (see :func:`drgrade.metrics.functional.grading_metrics`).
         confusion: (5, 5) summed over folds and seeds; rows are the true grade.
         recall: Per grade, over all folds; NaN value where the grade does not occur.
         calibration: Over all folds.

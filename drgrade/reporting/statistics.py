@@ -7,14 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from drgrade.metrics import grading_metrics
-from drgrade.models.calibrated import TARGETS
+from drgrade.grades import NUM_GRADES, REFERABLE
+from drgrade.metrics.functional import grading_metrics
+from drgrade.models.calibration import TARGET_SENSITIVITIES
 from drgrade.models.calibration import Calibration as Fitted
 from drgrade.reporting.calibration import CalibratedRun, CalibrationScores, resample_calibrated
 from drgrade.reporting.checks import fold_order
 from drgrade.reporting.schema import Calibrated, Change, Reached, ReliabilityCurve, ResultRow, RocCurve
-from drgrade.runs.reader import NUM_GRADES, Run
-from drgrade.stats.bootstrap import REFERABLE, Booleans, TestFold, confusions, interval, resample
+from drgrade.runs.reader import Run
+from drgrade.stats.bootstrap import Booleans, TestFold, confusions, interval, resample
 from drgrade.stats.estimates import Counts, Estimate, Floats, Range
 
 BINS = 15
@@ -283,7 +284,7 @@ def _reached(fitted: Sequence[Fitted], found: Sequence[CalibratedRun]) -> list[R
         Reached(
             target, _range([each.point(target).threshold for each in fitted]), rate(0, place), rate(1, place)
         )
-        for place, target in enumerate(TARGETS)
+        for place, target in enumerate(TARGET_SENSITIVITIES)
     ]
 
 

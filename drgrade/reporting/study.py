@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from drgrade.errors import DataError
+from drgrade.grades import NUM_GRADES
 from drgrade.reporting.checks import check_same_data, collect_folds, one_run_per_cell, split_hashes
 from drgrade.reporting.comparison import REFERENCE, compare_all, pairs_to_compare
 from drgrade.reporting.costs import compare_budgets, make_budgets, pretraining_costs
@@ -18,7 +19,7 @@ from drgrade.reporting.published import beside, published_rows
 from drgrade.reporting.run_finder import find_cells
 from drgrade.reporting.schema import Missing, ResultRow, Study
 from drgrade.reporting.statistics import Result, by_row, make_row, results
-from drgrade.runs.reader import NUM_GRADES, LeftOut, Run, Unfinished, read_run
+from drgrade.runs.reader import LeftOut, Run, Unfinished, read_run
 from drgrade.runs.settings import method_key
 
 

@@ -36,7 +36,7 @@ FEW_METHODS = 6
 """Of more methods a single operating point is shown, that of :data:`MAIN_TARGET`."""
 
 MAIN_TARGET = 0.9
-"""Sensitivity; one of :data:`drgrade.models.calibrated.TARGETS`."""
+"""Sensitivity; one of :data:`drgrade.models.calibration.TARGET_SENSITIVITIES`."""
 
 _OF_ONE_GRADE = re.compile(r".*_\d+")
 _ELSEWHERE = ("qwk", "referable_auroc")

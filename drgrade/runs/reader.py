@@ -12,6 +12,7 @@ import pandas as pd
 import yaml
 
 from drgrade.errors import DataError
+from drgrade.grades import NUM_GRADES
 from drgrade.models.calibration import Calibration
 from drgrade.renames import current
 from drgrade.runs.run_dir import (
@@ -27,7 +28,6 @@ from drgrade.runs.settings import method_key
 from drgrade.stats.bootstrap import TestFold, confusions, kappas
 from drgrade.stats.estimates import Counts, Floats
 
-NUM_GRADES = 5
 PROBABILITIES = [f"p{grade}" for grade in range(NUM_GRADES)]
 
 HYDRA_CONFIG = Path(".hydra") / "config.yaml"

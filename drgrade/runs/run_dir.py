@@ -25,7 +25,7 @@ from drgrade.runs.settings import changed_settings
 if TYPE_CHECKING:
     import pandas as pd
 
-    from drgrade.metrics import Predictions
+    from drgrade.metrics.distributed import Predictions
     from drgrade.models.calibration import Calibration
 
 METRICS, CONFIG, SPLIT, HASHES, SEEN, PREDICTIONS, CONFUSION, PROVENANCE, CALIBRATION, VALIDATION = (
@@ -253,7 +253,7 @@ def write_predictions(
     """
     import pandas as pd
 
-    from drgrade.metrics import confusion_matrix
+    from drgrade.metrics.functional import confusion_matrix
 
     suffix = f"_{name}" if name else ""
     confusion = pd.DataFrame(confusion_matrix(predictions.predicted, predictions.grades).numpy())

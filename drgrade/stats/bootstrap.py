@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from drgrade.metrics.calibration import LEAST
+from drgrade.grades import MIN_PROBABILITY, NUM_BINS, REFERABLE
 from drgrade.stats.estimates import Counts, Floats, Interval
 
 Booleans = npt.NDArray[np.bool_]
@@ -46,7 +46,7 @@ def kappas(confusion: Counts | Floats) -> Floats:
 
     Returns:
         (...); 0 where a single grade occurs in truth and predictions, as in
-        :func:`drgrade.metrics.quadratic_weighted_kappa`.
+        :func:`drgrade.metrics.functional.quadratic_weighted_kappa`.
     """
     counts = np.asarray(confusion, dtype=np.float64)
     places = np.arange(counts.shape[-1])
@@ -68,7 +68,7 @@ def aurocs(scores: Floats, positive: Booleans, weights: Floats) -> Floats:
             gathered, which is much faster than columns.
 
     Returns:
-        (B,); 0.5 where positives or negatives are missing, as in :func:`drgrade.metrics.auroc`.
+        (B,); 0.5 where positives or negatives are missing, as in :func:`drgrade.metrics.functional.auroc`.
     """
     yes, no = np.flatnonzero(positive), np.flatnonzero(~positive)
     no = no[np.argsort(scores[no], kind="stable")]
@@ -80,9 +80,6 @@ def aurocs(scores: Floats, positive: Booleans, weights: Floats) -> Floats:
     pairs = weight.sum(axis=0) * up_to[-1]
     return np.where(pairs == 0, 0.5, doubled / np.where(pairs == 0, 1, 2 * pairs))
 
-
-REFERABLE = 2
-"""As in :mod:`drgrade.metrics.grading`."""
 
 _CHUNK = 4_000_000
 """Numbers held at a time, about: 32 MB."""
@@ -237,9 +234,6 @@ def interval(samples: Floats) -> Interval:
     return Interval(float(low), float(high))
 
 
-BINS = 15
-"""Of the expected calibration error, as in :mod:`drgrade.metrics.calibration`."""
-
 METRICS = (
     "qwk",
     "accuracy",
@@ -291,17 +285,17 @@ def resample_metrics(
 def _gaps_by_group(fold: TestFold, probabilities: Floats) -> Floats:
     """Sum of confidence minus rightness of each group in each bin: (groups, bins)."""
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == fold.grades
-    place = np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], confidence, side="left")
+    place = np.searchsorted(np.linspace(0, 1, NUM_BINS + 1)[1:-1], confidence, side="left")
     cells = np.bincount(
-        fold.groups * BINS + place, weights=confidence - right, minlength=fold.num_groups * BINS
+        fold.groups * NUM_BINS + place, weights=confidence - right, minlength=fold.num_groups * NUM_BINS
     )
-    return cells.astype(np.float64).reshape(-1, BINS)
+    return cells.astype(np.float64).reshape(-1, NUM_BINS)
 
 
 def _likelihood_by_group(fold: TestFold, probabilities: Floats) -> Floats:
     """Sum of -log of the probability of the true grade, of each group: (groups,)."""
     given = probabilities[np.arange(len(probabilities)), fold.grades]
-    loss: Floats = -np.log(np.maximum(given, LEAST))
+    loss: Floats = -np.log(np.maximum(given, MIN_PROBABILITY))
     return np.bincount(fold.groups, weights=loss, minlength=fold.num_groups).astype(np.float64)
 
 

@@ -11,9 +11,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from drgrade.errors import ConfigError
-from drgrade.metrics.mean import EpochMean
+from drgrade.metrics.distributed import EpochMean
 from drgrade.models.encoder import Encoder
-from drgrade.models.timm_backbone import synchronised
+from drgrade.models.timm_backbone import convert_sync_batchnorm
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter] | Iterable[dict[str, Any]]], Optimizer]
 """Parameters, or groups of them -> optimiser."""
@@ -77,7 +77,7 @@ class Task(pl.LightningModule):
         device = self.trainer.strategy.root_device
         if self._sync_batchnorm and self.trainer.world_size > 1 and device.type == "cuda":
             for name, part in list(self.named_children()):
-                setattr(self, name, synchronised(part))
+                setattr(self, name, convert_sync_batchnorm(part))
             self._sync_batchnorm = False
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from drgrade.errors import ConfigError
-from drgrade.metrics import GradingMetrics, Predictions
-from drgrade.metrics.gather import gather_rows
+from drgrade.metrics.distributed import GradingMetrics, Predictions, gather_rows
 from drgrade.models.encoder import Encoder
 from drgrade.models.heads import Head
-from drgrade.models.layers import learning_rate_shares
+from drgrade.models.layer_groups import learning_rate_factors
 from drgrade.tasks.base import SHARE, OptimizerFactory, ScheduleFactory, Task
 
 
@@ -61,7 +60,7 @@ class GradingTask(Task):
         super().__init__(encoder, optimizer, schedule, ("loss",), compile, channels_last, sync_batchnorm)
         self.head = head(encoder.num_features)
         self.frozen_epochs = frozen_epochs
-        self._shares = {} if layer_decay is None else learning_rate_shares(encoder, layer_decay)
+        self._shares = {} if layer_decay is None else learning_rate_factors(encoder, layer_decay)
         self._kept: list[tuple[Tensor, Tensor]] | None = None
         self.results: dict[str, dict[str, float]] = {}
         self.tested = "test"

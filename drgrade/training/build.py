@@ -19,8 +19,8 @@ from drgrade.config import further_sources
 from drgrade.data.photographs import Photographs
 from drgrade.data.splits.spec import SUBSETS
 from drgrade.errors import ConfigError
-from drgrade.models.artefact import load_encoder
 from drgrade.models.encoder import Encoder
+from drgrade.models.encoder_file import load_encoder
 from drgrade.runs.run_dir import (
     BEST,
     LAST,
@@ -30,7 +30,7 @@ from drgrade.runs.run_dir import (
     write_seen,
     write_split,
 )
-from drgrade.tasks import GradingTask
+from drgrade.tasks.grading import GradingTask
 from drgrade.training.callbacks.ema import MovingAverage
 from drgrade.training.callbacks.progress import Clock
 from drgrade.training.distributed import cluster_environment, is_main_process

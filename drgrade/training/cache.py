@@ -17,8 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from drgrade.config import ROLES
 from drgrade.data.photographs import Photographs
 from drgrade.data.splits.spec import SplitSpec
-from drgrade.models.artefact import WEIGHTS, file_hash
+from drgrade.files import file_sha256
 from drgrade.models.encoder import Encoder
+from drgrade.models.encoder_file import WEIGHTS
 from drgrade.training.build import make, make_encoder, make_photographs, seed_everything
 
 _ENCODERS, _SPLITS = 4, 32
@@ -88,7 +89,7 @@ class Shared:
             EncoderError: If the pre-trained encoder does not fit, or there is no such model.
         """
         weights = initial / WEIGHTS if initial is not None and initial.is_dir() else initial
-        loaded = file_hash(weights) if weights is not None and weights.is_file() else None
+        loaded = file_sha256(weights) if weights is not None and weights.is_file() else None
         # Random weights follow the seed; so may parts of an encoder that published weights do not have.
         settings = [_plain(cfg.encoder), cfg.init, loaded, None if loaded else cfg.seed]
         key = json.dumps(settings, sort_keys=True)

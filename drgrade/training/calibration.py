@@ -9,12 +9,11 @@ import torch
 
 from drgrade.data.datamodules import GradingDataModule
 from drgrade.files import write_text
-from drgrade.metrics import Predictions, confusion_matrix
-from drgrade.metrics.kappa import quadratic_weighted_kappa
-from drgrade.models.calibrated import calibrated_metrics, cross_fitted_metrics
-from drgrade.models.calibration import Calibration, fit_calibration
+from drgrade.metrics.distributed import Predictions
+from drgrade.metrics.functional import confusion_matrix, quadratic_weighted_kappa
+from drgrade.models.calibration import Calibration, calibrated_metrics, cross_fitted_metrics, fit_calibration
 from drgrade.runs.run_dir import CALIBRATION, write_validation
-from drgrade.tasks import GradingTask
+from drgrade.tasks.grading import GradingTask
 from drgrade.training.distributed import is_main_process, wait_for_all
 
 
@@ -100,7 +99,7 @@ def calibrated_figures(name: str, predictions: Predictions, calibration: Calibra
         calibration: Of the run.
 
     Returns:
-        See :func:`drgrade.models.calibrated.calibrated_metrics`; each name begins with that of the set.
+        See :func:`drgrade.models.calibration.calibrated_metrics`; each name begins with that of the set.
     """
     return _named(name, calibrated_metrics(predictions.probabilities, predictions.grades, calibration))
 

@@ -8,7 +8,8 @@ from omegaconf import DictConfig
 
 from drgrade.data.photographs import Photographs
 from drgrade.errors import ConfigError
-from drgrade.models.artefact import WEIGHTS, file_hash
+from drgrade.files import file_sha256
+from drgrade.models.encoder_file import WEIGHTS
 from drgrade.runs.run_dir import SEEN
 from drgrade.training.build import weights_files
 from drgrade.training.distributed import is_main_process
@@ -72,13 +73,13 @@ def provenance(cfg: DictConfig, photographs: Photographs, initial: Path | None) 
     if initial is None:
         untrained = cfg.init == "random" and not _has_weights(cfg.encoder)
         files = weights_files(cfg.encoder)
-        facts |= {f"{setting}_hash": file_hash(Path(path)) for setting, path in files.items()}
+        facts |= {f"{setting}_hash": file_sha256(Path(path)) for setting, path in files.items()}
         return {**facts, "init": cfg.init, "pretraining_saw_test": False if untrained else None}
     weights = initial / WEIGHTS if initial.is_dir() else initial
     saw = pretraining_saw_test(weights, photographs)
     if saw and is_main_process():
         log.info("note: pre-training has seen test photographs (without their grades); metrics.json says so")
-    return {**facts, "init": str(cfg.init), "encoder_hash": file_hash(weights), "pretraining_saw_test": saw}
+    return {**facts, "init": str(cfg.init), "encoder_hash": file_sha256(weights), "pretraining_saw_test": saw}
 
 
 def _has_weights(encoder: DictConfig) -> bool:

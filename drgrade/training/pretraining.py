@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from drgrade.data.datamodules import PretextDataModule
 from drgrade.data.photographs import Photographs
 from drgrade.errors import ConfigError, DrgradeError, EncoderError
-from drgrade.models.artefact import CARD, WEIGHTS, file_hash, save_encoder
+from drgrade.files import file_sha256
+from drgrade.models.encoder_file import CARD, WEIGHTS, save_encoder
 from drgrade.renames import canonical
 from drgrade.runs.run_dir import (
     LAST,
@@ -33,7 +34,7 @@ from drgrade.runs.run_dir import (
     write_split,
 )
 from drgrade.runs.settings import WITHOUT_EFFECT
-from drgrade.tasks import PretextTask
+from drgrade.tasks.pretext import PretextTask
 from drgrade.training.build import (
     checkpoints,
     make,
@@ -114,7 +115,7 @@ def pretrain(
                 "encoder_inputs": task.pretext.encoder_inputs,
             }
             save_encoder(task.pretext.trained(task.encoder), folder, _card(cfg, data, key, effort))
-            watch.record = {**metrics, "encoder_hash": file_hash(folder / WEIGHTS)}
+            watch.record = {**metrics, "encoder_hash": file_sha256(folder / WEIGHTS)}
     wait_for_all()
     return metrics
 
@@ -326,7 +327,7 @@ def _encoder_settings(cfg: DictConfig) -> Any:
     encoder = cast(DictConfig, OmegaConf.create(OmegaConf.to_container(cfg.encoder, resolve=True)))
     for setting, path in weights_files(encoder).items():
         if Path(path).is_file():  # else making the encoder says so
-            OmegaConf.update(encoder, setting, file_hash(Path(path)))
+            OmegaConf.update(encoder, setting, file_sha256(Path(path)))
     settings = cast(dict[str, Any], OmegaConf.to_container(encoder))
     if settings.get("weights") is None:
         settings.pop("weights", None)  # no file is no setting: null says nothing of an encoder

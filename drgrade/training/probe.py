@@ -21,10 +21,10 @@ from torch import Tensor
 
 from drgrade.data.photographs import Photographs
 from drgrade.errors import ConfigError
-from drgrade.metrics import GradingMetrics, Predictions
+from drgrade.metrics.distributed import GradingMetrics, Predictions
 from drgrade.models.probes import FittedHead
 from drgrade.runs.run_dir import LAST, write_metrics, write_predictions, write_provenance
-from drgrade.tasks import GradingTask
+from drgrade.tasks.grading import GradingTask
 from drgrade.training.build import grading_task, open_folder, warn_of_idle_data
 from drgrade.training.cache import Shared
 from drgrade.training.calibration import calibrate, calibrated_figures

@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
 from drgrade.errors import ConfigError
-from drgrade.tasks import GradingTask
+from drgrade.tasks.grading import GradingTask
 
 if TYPE_CHECKING:  # Optuna is an optional dependency
     from optuna import Study

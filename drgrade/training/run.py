@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from drgrade.data.datamodules import GradingDataModule
 from drgrade.data.photographs import Photographs
 from drgrade.errors import ConfigError
-from drgrade.metrics import Predictions
+from drgrade.metrics.distributed import Predictions
 from drgrade.models.calibration import Calibration
 from drgrade.runs.run_dir import (
     AUTO,
@@ -23,7 +23,7 @@ from drgrade.runs.run_dir import (
     write_predictions,
     write_provenance,
 )
-from drgrade.tasks import GradingTask
+from drgrade.tasks.grading import GradingTask
 from drgrade.training.build import (
     checkpoints,
     grading_task,

@@ -10,7 +10,7 @@ from drgrade.errors import ConfigError
 from drgrade.explanation.attribution import attention_map, grad_cam, rollout, weighted_rollout
 from drgrade.explanation.explainer import TARGETS, Explainer, available
 from drgrade.models.encoder import Encoder, TimmEncoder
-from drgrade.models.explained import MapLayer
+from drgrade.models.feature_maps import MapLayer
 from drgrade.prediction.grader import Grader
 
 

@@ -27,7 +27,7 @@ from drgrade.exporting.export import Wanted, export
 from drgrade.exporting.graph import OUTPUTS, ExportedGrader
 from drgrade.exporting.parity import ParityError, check_parity, drawn_photographs
 from drgrade.models.encoder import TimmEncoder
-from drgrade.models.grading import GradingModel
+from drgrade.models.grading_model import GradingModel
 from drgrade.models.heads import CornHead, CumulativeHead, RegressionHead, SoftmaxHead
 from drgrade.prediction.checkpoint import load_trained
 from drgrade.prediction.grader import Grader

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from drgrade.data.store import Store
 from drgrade.errors import ConfigError, EncoderError
 from drgrade.models.calibration import Calibration
-from drgrade.models.grading import VIEWS
+from drgrade.models.grading_model import TTA_VIEWS
 from drgrade.prediction.checkpoint import load_trained
 from drgrade.prediction.grader import Grader
 from drgrade.training.build import make_photographs
@@ -85,7 +85,7 @@ def test_views_of_a_symmetric_photograph_agree(finished_run):
     pixels = np.full((1, 32, 32, 3), 90, np.uint8)
     pixels[:, 8:24, 8:24] = 160
     alone = Grader.load([finished_run()], device="cpu").grade(pixels)
-    for tta in VIEWS:
+    for tta in TTA_VIEWS:
         turned = Grader.load([finished_run()], device="cpu", tta=tta).grade(pixels)
         torch.testing.assert_close(turned.probabilities, alone.probabilities, atol=1e-6, rtol=0)
 
@@ -138,7 +138,7 @@ def test_a_checkpoint_of_another_model_is_refused(finished_run, tmp_path):
     folder = tmp_path / "mixed"
     shutil.copytree(finished_run(), folder)
     shutil.copytree(finished_run("encoder=msssl") / "checkpoints", folder / "checkpoints", dirs_exist_ok=True)
-    with pytest.raises(EncoderError, match="does not fit the model that its config describes"):
+    with pytest.raises(EncoderError, match="does not fit the model of its config"):
         load_trained(folder)
 
 

@@ -20,7 +20,7 @@ from drgrade import __version__
 from drgrade.cli import train as train_command
 from drgrade.config import CONF
 from drgrade.errors import ConfigError, DataError
-from drgrade.metrics import grading_metrics
+from drgrade.metrics.functional import grading_metrics
 from drgrade.model_card.card import MODEL_CARD, NOTICE, leave_card, model_card, without_places, write_card
 from drgrade.model_card.citations import DRGRADE, papers, papers_of
 from drgrade.model_card.facts import read_artefacts

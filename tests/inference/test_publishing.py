@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from drgrade.cli import publish
 from drgrade.errors import ConfigError, DataError, DrgradeError
-from drgrade.models.artefact import file_hash
+from drgrade.files import file_sha256
 from drgrade.prediction.checkpoint import load_trained
 from drgrade.prediction.grader import Grader
 from drgrade.publishing import hub
@@ -218,12 +218,12 @@ def _other_tensor(folder):
     tensors = load_file(folder / "model.safetensors")
     tensors["head.more"] = torch.zeros(1)
     save_file(tensors, folder / "model.safetensors")
-    _edit(folder, lambda record: record["weights"].update(sha256=file_hash(folder / "model.safetensors")))
+    _edit(folder, lambda record: record["weights"].update(sha256=file_sha256(folder / "model.safetensors")))
 
 
 def _truncated(folder):
     (folder / "model.safetensors").write_bytes(b"\x10\0\0\0")
-    _edit(folder, lambda record: record["weights"].update(sha256=file_hash(folder / "model.safetensors")))
+    _edit(folder, lambda record: record["weights"].update(sha256=file_sha256(folder / "model.safetensors")))
 
 
 DAMAGES = {
@@ -263,7 +263,7 @@ def _encoder(**settings):
 
 ATTACKS = {
     "a command": _encoder(_target_="os.system", command="touch /tmp/owned"),
-    "a function of ours": _encoder(_target_="drgrade.models.artefact.file_hash", path="x"),
+    "a function of ours": _encoder(_target_="drgrade.models.encoder_file.save_encoder", path="x"),
     "a class of torch": _encoder(_target_="drgrade.models.encoder.nn.Module"),
     "one inside": _encoder(options={"drop": {"_target_": "os.getcwd"}}),
     "the environment": _encoder(name="${oc.env:HF_TOKEN}"),

@@ -1,11 +1,9 @@
 import pytest
 
-from drgrade.metrics import undefined
+from drgrade.metrics.functional import undefined_value
 
 
 @pytest.fixture(autouse=True)
-def warned(monkeypatch):
+def _no_warning_so_far():
     """Every test starts in a process that has not warned yet."""
-    names = set()
-    monkeypatch.setattr(undefined, "_warned", names)
-    return names
+    undefined_value.cache_clear()

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import entropy
 
-from drgrade.metrics.collapse import effective_rank, feature_std
+from drgrade.metrics.functional import effective_rank, feature_std
 
 
 def noise(count, width, seed=0):

@@ -6,7 +6,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from sklearn.metrics import accuracy_score, cohen_kappa_score
 
-from drgrade.metrics import GradingMetrics, grading_metrics
+from drgrade.metrics.distributed import GradingMetrics
+from drgrade.metrics.functional import grading_metrics
 
 # (photographs, how many of them the first process gets, repeats as a distributed sampler adds them)
 CASES = [(37, 20, 0), (50, 25, 0), (41, 21, 1), (64, 1, 3), (30, 0, 0), (30, 30, 0), (200, 120, 7), (2, 1, 0)]

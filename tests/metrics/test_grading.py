@@ -8,7 +8,7 @@ import torch
 from sklearn import metrics as reference
 
 from drgrade.errors import DrgradeError
-from drgrade.metrics import auroc, expected_calibration_error, grading_metrics
+from drgrade.metrics.functional import auroc, expected_calibration_error, grading_metrics
 
 NAMES = {
     "qwk",

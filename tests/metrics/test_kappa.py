@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 from sklearn.metrics import confusion_matrix as reference_confusion
 
-from drgrade.metrics import confusion_matrix, quadratic_weighted_kappa
+from drgrade.metrics.functional import confusion_matrix, quadratic_weighted_kappa
 
 pairs = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=60)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from drgrade.metrics.mean import EpochMean
+from drgrade.metrics.distributed import EpochMean
 
 
 def test_batches_count_by_their_size():

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from drgrade.errors import EncoderError
-from drgrade.models.artefact import CARD, WEIGHTS, load_encoder, save_encoder
 from drgrade.models.encoder import TimmEncoder
+from drgrade.models.encoder_file import CARD, WEIGHTS, load_encoder, save_encoder
 
 
 def encoder(seed=0):
@@ -79,7 +79,7 @@ def test_a_file_that_is_not_the_one_described_is_refused(saved):
     _, folder = saved
     card = json.loads((folder / CARD).read_text())
     (folder / CARD).write_text(json.dumps({**card, "sha256": "0" * 64}))
-    with pytest.raises(EncoderError, match="another hash"):
+    with pytest.raises(EncoderError, match="different hash"):
         load_encoder(encoder(), folder)
 
 

@@ -1,8 +1,8 @@
 import torch
 import torch.nn.functional as F
 
-from drgrade.models import CBAM, ChannelAttention, DeepLearner, FeaturePyramid, SpatialAttention
 from drgrade.models.msssl import resize
+from drgrade.models.msssl_blocks import CBAM, ChannelAttention, DeepLearner, FeaturePyramid, SpatialAttention
 
 
 def test_channel_attention_is_equation_2_of_the_paper():

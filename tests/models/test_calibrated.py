@@ -5,10 +5,23 @@ import pytest
 import torch
 from sklearn.metrics import cohen_kappa_score, confusion_matrix, log_loss, recall_score
 
-from drgrade.metrics import expected_calibration_error
-from drgrade.metrics.calibration import brier_score, hit_rates, negative_log_likelihood
-from drgrade.models.calibrated import PARTS, TARGETS, calibrated_metrics, cross_fitted_metrics
-from drgrade.models.calibration import Calibration, OperatingPoint, fit_calibration, joint, tempered
+from drgrade.metrics.functional import (
+    brier_score,
+    expected_calibration_error,
+    negative_log_likelihood,
+    sensitivity_specificity,
+)
+from drgrade.models.calibration import (
+    NUM_PARTS,
+    TARGET_SENSITIVITIES,
+    Calibration,
+    OperatingPoint,
+    apply_temperature,
+    calibrated_metrics,
+    cross_fitted_metrics,
+    ensemble_calibration,
+    fit_calibration,
+)
 
 
 def _drawn(count, sharpness=4.0, seed=0):
@@ -44,14 +57,14 @@ def test_a_grade_that_was_called_impossible_has_a_finite_likelihood():
 def test_figures_are_those_of_scikit_learn(fitted):
     calibration, probabilities, grades = fitted
     found = calibrated_metrics(probabilities, grades, calibration)
-    tempered_ = tempered(probabilities, calibration.temperature)
+    tempered_ = apply_temperature(probabilities, calibration.temperature)
     read = np.digitize(tempered_.numpy() @ np.arange(5), calibration.thresholds)
     truth = grades.numpy()
     assert found["qwk_thresholds"] == pytest.approx(cohen_kappa_score(truth, read, weights="quadratic"))
     assert found["nll_calibrated"] == pytest.approx(log_loss(truth, tempered_.numpy(), labels=range(5)))
     assert found["ece_calibrated"] == expected_calibration_error(tempered_, grades)
     assert found["brier_calibrated"] == brier_score(tempered_, grades)
-    for target in TARGETS:
+    for target in TARGET_SENSITIVITIES:
         referred = tempered_[:, 2:].sum(dim=1).numpy() >= calibration.point(target).threshold
         true_negative, *_ = confusion_matrix(truth >= 2, referred).ravel().tolist()
         assert found[f"sensitivity_at_{target:g}"] == pytest.approx(recall_score(truth >= 2, referred))
@@ -81,9 +94,9 @@ def test_without_operating_points_the_other_figures_stay():
 
 def test_an_ensemble_brings_its_own_probabilities_and_thresholds(fitted):
     calibration, probabilities, grades = fitted
-    both = joint([calibration, calibration])
+    both = ensemble_calibration([calibration, calibration])
     own = calibration.probabilities(probabilities)
-    cuts = {target: calibration.point(target).threshold for target in TARGETS}
+    cuts = {target: calibration.point(target).threshold for target in TARGET_SENSITIVITIES}
     alone = calibrated_metrics(probabilities, grades, calibration)
     assert calibrated_metrics(probabilities, grades, both, own, cuts) == pytest.approx(alone)
 
@@ -101,13 +114,13 @@ def _naive(probabilities, grades, groups):
     order = sorted(
         sorted(set(groups)), key=lambda name: max(int(grades[i]) for i in rows if groups[i] == name)
     )
-    part = {name: place % PARTS for place, name in enumerate(order)}
+    part = {name: place % NUM_PARTS for place, name in enumerate(order)}
     calibrated, read = torch.empty_like(probabilities), torch.empty_like(grades)
     for i in rows:
         others = [j for j in rows if part[groups[j]] != part[groups[i]]]
         fitted = fit_calibration(probabilities[others], grades[others])
         calibrated[i] = fitted.probabilities(probabilities[i : i + 1])[0]
-        read[i] = fitted.read(probabilities[i : i + 1])[0]
+        read[i] = fitted.predict(calibrated[i : i + 1])[0]
     return calibrated, read
 
 
@@ -151,7 +164,7 @@ def test_cross_fitting_needs_as_many_photographs_in_every_part():
 
 
 def test_rates_of_nobody_are_0():
-    assert hit_rates(torch.tensor([True, False]), torch.tensor([True, True])) == (0.5, 0)
+    assert sensitivity_specificity(torch.tensor([True, False]), torch.tensor([True, True])) == (0.5, 0)
     nobody = torch.zeros(0, 5)
     assert negative_log_likelihood(nobody, torch.zeros(0, dtype=torch.int64)) == 0
     assert brier_score(nobody, torch.zeros(0, dtype=torch.int64)) == 0

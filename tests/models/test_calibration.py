@@ -13,18 +13,18 @@ from scipy.optimize import minimize
 from sklearn.metrics import log_loss, roc_curve
 
 from drgrade.errors import ConfigError, DataError
-from drgrade.metrics.kappa import confusion_matrix, quadratic_weighted_kappa
+from drgrade.metrics.functional import confusion_matrix, quadratic_weighted_kappa
 from drgrade.models.calibration import (
-    FEWEST,
+    MIN_PHOTOGRAPHS,
     Calibration,
+    apply_temperature,
+    ensemble_calibration,
     expected_grade,
     fit_calibration,
     fit_temperature,
-    joint,
+    normalised_entropy,
     operating_points,
-    referable,
-    tempered,
-    uncertainty,
+    referable_probability,
 )
 
 
@@ -75,7 +75,7 @@ def test_overconfidence_is_cooled_and_underconfidence_sharpened(sharpness, above
 def test_tempering_a_softmax_is_scaling_its_logits():
     logits = torch.randn(20, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(
-        tempered(torch.softmax(logits, 1), 1.7), torch.softmax(logits / 1.7, 1), atol=1e-5, rtol=0
+        apply_temperature(torch.softmax(logits, 1), 1.7), torch.softmax(logits / 1.7, 1), atol=1e-5, rtol=0
     )
 
 
@@ -83,7 +83,7 @@ def test_tempering_a_softmax_is_scaling_its_logits():
 def test_tempering_keeps_the_order_and_the_sum(values, temperature):
     given_ = torch.tensor([values], dtype=torch.float64) + 1e-5
     given_ = given_ / given_.sum()
-    found = tempered(given_, temperature)
+    found = apply_temperature(given_, temperature)
     assert float(found.sum()) == pytest.approx(1)
     order = given_.argsort(dim=1)
     assert (found.gather(1, order).diff(dim=1) >= -1e-12).all()
@@ -97,7 +97,7 @@ def test_thresholds_do_at_least_as_well_as_rounding_on_the_photographs_they_were
     def kappa(predicted):
         return float(quadratic_weighted_kappa(confusion_matrix(predicted, grades)))
 
-    assert kappa(calibration.read(probabilities)) >= kappa(rounded)
+    assert kappa(calibration.predict(calibration.probabilities(probabilities))) >= kappa(rounded)
 
 
 @settings(max_examples=60)
@@ -128,7 +128,7 @@ def test_impossible_sensitivities_are_refused(wanted):
 
 
 def test_few_photographs_fit_nothing():
-    probabilities, grades = _drawn(FEWEST - 1)
+    probabilities, grades = _drawn(MIN_PHOTOGRAPHS - 1)
     assert fit_calibration(probabilities, grades).temperature == 1
     same = fit_calibration(_drawn(50)[0], torch.full((50,), 2))
     assert (same.photographs, same.points) == (0, ())
@@ -146,11 +146,11 @@ def test_without_referable_photographs_there_is_no_operating_point():
 def test_uncertainty_is_the_normalised_entropy():
     probabilities = torch.tensor([[1.0, 0, 0, 0, 0], [0.2] * 5, [0.5, 0.5, 0, 0, 0]])
     expected = [0, 1, math.log(2) / math.log(5)]
-    assert uncertainty(probabilities).tolist() == pytest.approx(expected)
+    assert normalised_entropy(probabilities).tolist() == pytest.approx(expected)
 
 
 def test_referable_is_grade_2_and_worse():
-    assert float(referable(torch.tensor([[0.1, 0.2, 0.3, 0.25, 0.15]]))) == pytest.approx(0.7)
+    assert float(referable_probability(torch.tensor([[0.1, 0.2, 0.3, 0.25, 0.15]]))) == pytest.approx(0.7)
 
 
 def test_json_gives_back_the_same_bits():
@@ -189,7 +189,7 @@ def test_what_cannot_have_been_fitted_is_refused(name, value):
 
 def test_an_ensemble_takes_the_mean_thresholds_and_no_temperature():
     one, other = fit_calibration(*_drawn(seed=1)), fit_calibration(*_drawn(seed=2))
-    both = joint([one, other])
+    both = ensemble_calibration([one, other])
     assert both.temperature == 1
     assert both.thresholds == pytest.approx(np.mean([one.thresholds, other.thresholds], axis=0))
-    assert joint([one]) is one
+    assert ensemble_calibration([one]) is one

@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from drgrade.errors import EncoderError
-from drgrade.models import MsSSL, TimmEncoder
-from drgrade.models.encoder import Encoder
+from drgrade.models.encoder import Encoder, TimmEncoder
+from drgrade.models.msssl import MsSSL
 
 SMALL_DENSENET = {"growth_rate": 4, "block_config": (1, 1, 1, 1)}
 MODELS = [  # name, options, pixels per cell

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from drgrade.errors import ConfigError
-from drgrade.models import CornHead, CumulativeHead, RegressionHead, SoftmaxHead
+from drgrade.models.heads import CornHead, CumulativeHead, RegressionHead, SoftmaxHead
 
 HEADS = [CumulativeHead, CornHead, SoftmaxHead, RegressionHead]
 OUTPUTS = {CumulativeHead: 5, CornHead: 4, SoftmaxHead: 5, RegressionHead: 1}

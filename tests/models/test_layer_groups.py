@@ -7,9 +7,9 @@ from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from drgrade.errors import ConfigError, EncoderError
-from drgrade.models import MsSSL, TimmEncoder
-from drgrade.models.encoder import Encoder
-from drgrade.models.layers import MOST_LAYERS, backbone_depths, extractor_depths, learning_rate_shares
+from drgrade.models.encoder import Encoder, TimmEncoder
+from drgrade.models.layer_groups import MAX_LAYERS, backbone_depths, extractor_depths, learning_rate_factors
+from drgrade.models.msssl import MsSSL
 
 SHALLOW = ("resnet18", "vit_small_patch16_224", "swin_tiny_patch4_window7_224", "convnextv2_atto", "vgg11")
 DEEP = {"resnet50": 17, "densenet121": 59, "efficientnetv2_rw_t": 40}
@@ -43,7 +43,7 @@ def test_rates_are_those_of_timm_for_the_same_model_with_a_classifier(name):
 def test_of_a_deep_network_neighbouring_layers_are_joined_in_order(name):
     want, found = timm_shares(name, 0.5), backbone_depths(on_meta(name, num_classes=0))
     assert min(want.values()) == 0.5 ** DEEP[name]
-    assert 8 < max(found.values()) <= MOST_LAYERS
+    assert 8 < max(found.values()) <= MAX_LAYERS
     # Whatever lies higher for timm does not lie lower here, and what is together stays together.
     ordered = sorted((-want[key], depth) for key, depth in found.items())
     assert [depth for _, depth in ordered] == sorted(depth for _, depth in ordered)
@@ -75,7 +75,7 @@ ENCODERS = {
 @pytest.mark.parametrize("name", ENCODERS)
 def test_every_parameter_has_one_rate_and_what_sees_the_image_the_lowest(name):
     encoder = ENCODERS[name]()
-    shares = learning_rate_shares(encoder, 0.5)
+    shares = learning_rate_factors(encoder, 0.5)
     assert shares.keys() == dict(encoder.named_parameters()).keys()
     assert max(shares.values()) <= 1
     backbones = {key.split("backbone.")[0] for key in shares if "backbone." in key} or {""}
@@ -100,7 +100,7 @@ def test_each_branch_of_msssl_decays_for_itself_from_the_fusion_down():
 @pytest.mark.parametrize("decay", [0, -0.5, 1.1, True, "0.75"])
 def test_a_decay_out_of_range_is_refused(decay):
     with pytest.raises(ConfigError, match=rf"protocol\.layer_decay={decay} is not in \(0, 1\]"):
-        learning_rate_shares(TimmEncoder("test_vit", 64), decay)
+        learning_rate_factors(TimmEncoder("test_vit", 64), decay)
 
 
 class Nameless(Encoder):
@@ -115,7 +115,7 @@ class Nameless(Encoder):
 
 
 def test_an_encoder_without_known_layers_is_refused():
-    with pytest.raises(EncoderError, match=r"Nameless does not say what its layers are.*layer_decay=null"):
-        learning_rate_shares(Nameless(), 0.75)
-    with pytest.raises(EncoderError, match="what the layers of MetaFormer are"):
+    with pytest.raises(EncoderError, match=r"Nameless does not define layer_depths.*layer_decay=null"):
+        learning_rate_factors(Nameless(), 0.75)
+    with pytest.raises(EncoderError, match="the layers of MetaFormer"):
         backbone_depths(on_meta("poolformer_s12", num_classes=0))

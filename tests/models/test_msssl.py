@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from drgrade.errors import EncoderError
-from drgrade.models import MsSSL
+from drgrade.models.msssl import MsSSL
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "msssl.md"
 PAIRS = [

@@ -15,7 +15,7 @@ from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from torch import nn
 
 from drgrade.errors import ConfigError
-from drgrade.models import CornHead, CumulativeHead, RegressionHead, SoftmaxHead
+from drgrade.models.heads import CornHead, CumulativeHead, RegressionHead, SoftmaxHead
 from drgrade.models.linear_probe import LinearProbe
 from drgrade.models.probes import FittedHead, KnnProbe, MajorityProbe, PrototypeProbe
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
 from drgrade.errors import ConfigError
-from drgrade.metrics.kappa import confusion_matrix, quadratic_weighted_kappa
-from drgrade.models import RegressionHead, SoftmaxHead
-from drgrade.models.heads.thresholds import best_thresholds, halves
+from drgrade.metrics.functional import confusion_matrix, quadratic_weighted_kappa
+from drgrade.models.heads import RegressionHead, SoftmaxHead
+from drgrade.models.thresholds import best_thresholds, rounding_thresholds
 
 
 def read(values, thresholds):
@@ -60,9 +60,9 @@ def test_on_many_photographs_it_beats_the_halves_and_a_coordinate_search(seed):
     assert best == pytest.approx(
         cohen_kappa_score(grades, read(values, found), weights="quadratic"), abs=1e-12
     )
-    assert best > kappa(values, grades, halves(5)) + 0.05
+    assert best > kappa(values, grades, rounding_thresholds(5)) + 0.05
     grid = torch.linspace(-0.5, 4, 46)
-    searched = halves(5)
+    searched = rounding_thresholds(5)
     for _ in range(3):
         for k in range(4):
             tried = [torch.cat((searched[:k], each[None], searched[k + 1 :])) for each in grid]
@@ -73,13 +73,13 @@ def test_on_many_photographs_it_beats_the_halves_and_a_coordinate_search(seed):
 def test_ten_thousand_photographs_do_not_overflow():
     values, grades = torch.rand(10_000) * 4, torch.arange(10_000) % 5
     found = best_thresholds(values, grades, 5)
-    assert kappa(values, grades, found) >= kappa(values, grades, halves(5))
+    assert kappa(values, grades, found) >= kappa(values, grades, rounding_thresholds(5))
 
 
 def test_photographs_that_decide_nothing_leave_the_halves():
     exact = torch.tensor([0.1, 0.9, 2.2, 2.9, 4.0])
-    assert torch.equal(best_thresholds(exact, torch.arange(5), 5), halves(5))
-    assert torch.equal(best_thresholds(exact, torch.full((5,), 2), 5), halves(5))
+    assert torch.equal(best_thresholds(exact, torch.arange(5), 5), rounding_thresholds(5))
+    assert torch.equal(best_thresholds(exact, torch.full((5,), 2), 5), rounding_thresholds(5))
 
 
 def test_thresholds_stand_midway_between_values_that_they_have_to_divide():

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from drgrade.models import MsSSL, TimmEncoder
-from drgrade.models.encoder import Encoder
+from drgrade.models.encoder import Encoder, TimmEncoder
+from drgrade.models.msssl import MsSSL
 from drgrade.pretext.base import Pretext
 
 SIDE = 64

@@ -6,7 +6,7 @@ import torch
 from drgrade.config import choices
 from drgrade.data.datamodules import PretextDataModule
 from drgrade.errors import EncoderError
-from drgrade.tasks import PretextTask
+from drgrade.tasks.pretext import PretextTask
 from drgrade.training.build import make, make_encoder, make_photographs, seed_everything
 
 PRETEXTS = choices("pretext")

@@ -8,7 +8,7 @@ from interrupted import interrupted_and_straight
 
 from drgrade.config import CONF
 from drgrade.errors import ConfigError, EncoderError
-from drgrade.metrics.collapse import effective_rank, feature_std
+from drgrade.metrics.functional import effective_rank, feature_std
 from drgrade.pretext.dino import DINO
 from drgrade.training.run import train
 

@@ -10,7 +10,7 @@ from torch import nn
 from drgrade.data.datamodules import normalise
 from drgrade.data.transforms import SquareView
 from drgrade.errors import ConfigError, EncoderError
-from drgrade.models import TimmEncoder
+from drgrade.models.encoder import TimmEncoder
 from drgrade.pretext.mae import MAE, visible_tokens, with_prefix
 from drgrade.training.run import train
 

@@ -11,7 +11,7 @@ from skimage.color import rgb2lab
 from torch.nn import functional
 
 from drgrade.data.datamodules import normalise
-from drgrade.models import TimmEncoder
+from drgrade.models.encoder import TimmEncoder
 from drgrade.pretext.lab import pixels
 from drgrade.pretext.saliency import Saliency, correlations, frequency_tuned, stretched
 from drgrade.training.run import train

@@ -6,10 +6,10 @@ from lightly.utils.scheduler import cosine_schedule
 from torch import nn
 
 from drgrade.errors import ConfigError
-from drgrade.models import TimmEncoder
-from drgrade.models.timm_backbone import synchronised
+from drgrade.models.encoder import TimmEncoder
+from drgrade.models.timm_backbone import convert_sync_batchnorm
 from drgrade.pretext.teacher import Teacher
-from drgrade.tasks import PretextTask
+from drgrade.tasks.pretext import PretextTask
 from drgrade.tasks.schedules import constant
 
 
@@ -151,7 +151,11 @@ def test_a_momentum_out_of_range_is_refused(momentum):
 def test_a_teacher_whose_normalisations_are_synchronised_has_the_same_tensors_and_follows():
     encoder, student, teacher = made(cnn, momentum=0.0, normalise=True)
     names = list(teacher.state_dict())
-    teacher, encoder, student = synchronised(teacher), synchronised(encoder), synchronised(student)
+    teacher, encoder, student = (
+        convert_sync_batchnorm(teacher),
+        convert_sync_batchnorm(encoder),
+        convert_sync_batchnorm(student),
+    )
     assert list(teacher.state_dict()) == names
     assert any(isinstance(module, nn.SyncBatchNorm) for module in teacher.encoder.modules())
     assert not any(each.requires_grad for each in teacher.parameters())

@@ -1,7 +1,7 @@
 import torch
 from ranks import on_two_ranks
 
-from drgrade.metrics.gather import gather_rows
+from drgrade.metrics.distributed import gather_rows
 
 
 def shares(rank):

@@ -18,7 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from drgrade.config import CONF
 from drgrade.data.splits.split import split_hash
 from drgrade.files import write_text
-from drgrade.metrics import Predictions, grading_metrics
+from drgrade.metrics.distributed import Predictions
+from drgrade.metrics.functional import grading_metrics
 from drgrade.models.calibration import fit_calibration
 from drgrade.runs.run_dir import write_hashes, write_metrics, write_predictions, write_split
 

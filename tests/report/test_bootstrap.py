@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from sklearn.metrics import cohen_kappa_score, confusion_matrix, roc_auc_score
 
-import drgrade.metrics
+import drgrade.metrics.functional as functional
 from drgrade.stats import bootstrap
 from drgrade.stats.bootstrap import TestFold, aurocs, confusions, draws, interval, kappas, resample
 
@@ -32,7 +32,7 @@ def test_kappa_and_confusion_equal_scikit_learn_and_the_metrics(grades, seed):
     confusion = confusions(predicted, grades)
     assert np.array_equal(confusion, confusion_matrix(grades, predicted, labels=range(5)))
     kappa = float(kappas(confusion))
-    assert kappa == float(drgrade.metrics.quadratic_weighted_kappa(torch.from_numpy(confusion)))
+    assert kappa == float(functional.quadratic_weighted_kappa(torch.from_numpy(confusion)))
     if len({*grades, *predicted}) > 1:
         expected = cohen_kappa_score(grades, predicted, labels=range(5), weights="quadratic")
         assert kappa == pytest.approx(expected, abs=1e-12)
@@ -56,7 +56,7 @@ def test_weighted_auroc_equals_scikit_learn(seed, count, levels):
 def test_unweighted_auroc_equals_the_metrics():
     rng = np.random.default_rng(0)
     scores, positive = rng.integers(0, 9, 50) / 9, rng.random(50) < 0.4
-    expected = drgrade.metrics.auroc(torch.from_numpy(scores), torch.from_numpy(positive))
+    expected = functional.auroc(torch.from_numpy(scores), torch.from_numpy(positive))
     assert aurocs(scores, positive, np.ones((50, 1)))[0] == expected
 
 

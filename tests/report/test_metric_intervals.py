@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from drgrade.metrics import grading_metrics
-from drgrade.metrics.calibration import negative_log_likelihood
+from drgrade.metrics.functional import grading_metrics, negative_log_likelihood
 from drgrade.stats.bootstrap import METRICS, TestFold, draws, resample_metrics
 
 

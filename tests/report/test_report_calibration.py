@@ -10,7 +10,7 @@ import torch
 from synthetic import RANDOM, ROTATION, FakeMethod, calibrate_run, write_runs
 
 from drgrade.errors import DataError
-from drgrade.models.calibrated import TARGETS, calibrated_metrics
+from drgrade.models.calibration import TARGET_SENSITIVITIES, calibrated_metrics
 from drgrade.reporting.calibration import resample_calibrated
 from drgrade.reporting.checks import collect_folds
 from drgrade.reporting.csv_writer import csv_files
@@ -71,7 +71,7 @@ def test_figures_are_the_means_over_folds_of_those_of_the_runs(calibrated):
 
 def test_operating_points_count_the_photographs_of_all_runs_together(calibrated):
     (row,) = study_of(calibrated[0].parent).rows
-    for point, target in zip(row.calibrated.points, TARGETS, strict=True):
+    for point, target in zip(row.calibrated.points, TARGET_SENSITIVITIES, strict=True):
         referred, positive = [], []
         for run in calibrated:
             table, calibration = pd.read_csv(run / "predictions.csv"), read_calibration(run)
@@ -101,8 +101,12 @@ def test_resamples_are_the_figures_of_photographs_that_are_drawn_again(calibrate
         assert samples.ece[number, 1] == pytest.approx(naive["ece_calibrated"])
         assert samples.qwk[number] == pytest.approx(naive["qwk_thresholds"])
         rates = samples.hits[number] / samples.totals[number][:, None]
-        assert rates[0].tolist() == pytest.approx([naive[f"sensitivity_at_{each:g}"] for each in TARGETS])
-        assert rates[1].tolist() == pytest.approx([naive[f"specificity_at_{each:g}"] for each in TARGETS])
+        assert rates[0].tolist() == pytest.approx(
+            [naive[f"sensitivity_at_{each:g}"] for each in TARGET_SENSITIVITIES]
+        )
+        assert rates[1].tolist() == pytest.approx(
+            [naive[f"specificity_at_{each:g}"] for each in TARGET_SENSITIVITIES]
+        )
 
 
 def test_runs_that_were_made_before_are_reported_as_ever(tmp_path):
@@ -139,10 +143,10 @@ def test_a_single_run_has_every_writer_say_it(calibrated):
         assert "Operating points for referable DR" in written
     assert "calibrated on the validation photographs" in page
     points = pd.read_csv(io.StringIO(csv_files(study)["operating_points.csv"]))
-    assert points["wanted"].tolist() == list(TARGETS)
+    assert points["wanted"].tolist() == list(TARGET_SENSITIVITIES)
     own = own_figures(calibrated[0])
     assert points["sensitivity"].tolist() == pytest.approx(
-        [own[f"sensitivity_at_{each:g}"] for each in TARGETS]
+        [own[f"sensitivity_at_{each:g}"] for each in TARGET_SENSITIVITIES]
     )
     line = pd.read_csv(io.StringIO(csv_files(study)["table.csv"])).iloc[0]
     assert line["nll_calibrated"] == pytest.approx(own["nll_calibrated"])
@@ -158,7 +162,9 @@ def test_of_many_methods_one_operating_point_is_shown_and_the_others_are_in_the_
     assert [len(group.lines) for group in table.groups] == [1] * 7
     assert {line[1] for group in table.groups for line in group.lines} == {"90 %"}
     assert any("operating_points.csv" in remark for remark in table.remarks)
-    assert len(pd.read_csv(io.StringIO(csv_files(study)["operating_points.csv"]))) == 7 * len(TARGETS)
+    assert len(pd.read_csv(io.StringIO(csv_files(study)["operating_points.csv"]))) == 7 * len(
+        TARGET_SENSITIVITIES
+    )
 
 
 def test_a_damaged_calibration_is_refused(calibrated):

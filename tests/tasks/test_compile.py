@@ -3,10 +3,10 @@ from functools import partial
 import pytest
 import torch
 
-from drgrade.models import TimmEncoder
+from drgrade.models.encoder import TimmEncoder
 from drgrade.pretext.rotation import Rotation
 from drgrade.pretext.saliency import Saliency
-from drgrade.tasks import PretextTask
+from drgrade.tasks.pretext import PretextTask
 from drgrade.tasks.schedules import constant
 
 

@@ -11,8 +11,7 @@ from sklearn.metrics import cohen_kappa_score, log_loss
 
 from drgrade.config import CONF
 from drgrade.evaluation.evaluation import evaluate
-from drgrade.models.calibrated import cross_fitted_metrics
-from drgrade.models.calibration import Calibration, fit_calibration
+from drgrade.models.calibration import Calibration, cross_fitted_metrics, fit_calibration
 from drgrade.runs.run_dir import read_calibration
 from drgrade.training.run import train
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn import metrics as reference
 
-from drgrade.metrics import Predictions
+from drgrade.metrics.distributed import Predictions
 from drgrade.training.tracking.base import make_card
 from drgrade.training.tracking.evaluation import Evaluation, figures
 

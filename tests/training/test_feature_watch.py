@@ -9,7 +9,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from drgrade.data.datamodules import normalise
 from drgrade.errors import ConfigError
-from drgrade.metrics.collapse import effective_rank, feature_std
+from drgrade.metrics.functional import effective_rank, feature_std
 from drgrade.training.build import make, make_encoder, make_photographs
 from drgrade.training.callbacks import feature_monitor as feature_watch
 from drgrade.training.callbacks.feature_monitor import FeatureWatch

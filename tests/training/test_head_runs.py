@@ -13,7 +13,7 @@ from drgrade.config import CONF
 from drgrade.data.photographs import Photographs
 from drgrade.errors import ConfigError
 from drgrade.evaluation.evaluation import evaluate
-from drgrade.models.heads.thresholds import halves
+from drgrade.models.thresholds import rounding_thresholds
 from drgrade.training import run as run_module
 from drgrade.training.build import make_photographs
 from drgrade.training.run import train
@@ -70,7 +70,7 @@ def test_a_run_with_fitted_thresholds_is_evaluated_as_it_was_tested(compose, tmp
     assert state(run)["head.thresholds"].tolist() == pytest.approx(thresholds)
     assert record["val/qwk_fitted"] >= record["val/qwk"]
     assert sorted(thresholds) == thresholds
-    assert thresholds != halves(5).tolist()
+    assert thresholds != rounding_thresholds(5).tolist()
     table = pd.read_csv(run / "predictions.csv")
     value = table[[f"p{k}" for k in range(5)]].to_numpy() @ np.arange(5)
     inside = (np.abs(value[:, None] - thresholds).min(axis=1) > 1e-4) & (value > 0) & (value < 4)

@@ -12,8 +12,8 @@ from drgrade.cli.hydra_command import explain
 from drgrade.config import CONF
 from drgrade.errors import ConfigError, EncoderError
 from drgrade.evaluation.evaluation import evaluate
-from drgrade.models import MsSSL
-from drgrade.models.artefact import file_hash
+from drgrade.files import file_sha256
+from drgrade.models.msssl import MsSSL
 from drgrade.training.build import make_encoder, make_photographs
 from drgrade.training.init_weights import provenance
 from drgrade.training.pretraining import encoder_folder, pretext_config
@@ -39,9 +39,9 @@ def offline(monkeypatch):
     real = timm.create_model
 
     def create(name, pretrained=False, **options):
-        if pretrained:
+        if pretrained and "pretrained_cfg_overlay" not in options:
             raise FileNotFoundError("cannot reach the hub")
-        return real(name, **options)
+        return real(name, pretrained=pretrained, **options)
 
     monkeypatch.setattr(timm, "create_model", create)
 
@@ -53,7 +53,7 @@ def test_a_file_stands_for_the_download(compose, files, offline):
     assert torch.equal(encoder.model.conv1[0].weight, want["conv1.0.weight"])
     facts = provenance(cfg, make_photographs(cfg), None)
     assert facts["init"] == "imagenet"
-    assert facts["weights_hash"] == file_hash(path)
+    assert facts["weights_hash"] == file_sha256(path)
     assert facts["pretraining_saw_test"] is None
 
 
@@ -67,7 +67,7 @@ def test_both_branches_of_msssl_begin_with_files(compose, files, offline):
     assert torch.equal(encoder.vit_branch.backbone.blocks[0].attn.qkv.weight, vit["blocks.0.attn.qkv.weight"])
     facts = provenance(cfg, make_photographs(cfg), None)
     assert {part: facts[f"{part}_options.weights_hash"] for part in paths} == {
-        part: file_hash(path) for part, path in paths.items()
+        part: file_sha256(path) for part, path in paths.items()
     }
 
 
@@ -106,7 +106,7 @@ def test_a_model_that_nobody_published_needs_a_file(compose):
 def test_a_run_that_began_with_a_file_is_evaluated_without_it(compose, tmp_path, files, offline):
     path = files / "test_resnet.safetensors"
     record = train(compose(*RESNET, "init=imagenet", f"encoder.weights={path}", "trainer.max_steps=1"))
-    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["weights_hash"] == file_hash(path)
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["weights_hash"] == file_sha256(path)
     path.unlink()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         paths = [f"checkpoint={tmp_path / 'run'}", f"paths.run={tmp_path / 'again'}", "trainer=cpu"]
@@ -148,7 +148,7 @@ def test_a_pretraining_that_starts_from_a_file_starts_from_it(compose, tmp_path,
     assert torch.equal(encoder["model.conv1.0.weight"], load_file(path)["conv1.0.weight"])
     card = json.loads((tmp_path / "run" / "encoder.json").read_text())
     assert card["init"] == "imagenet"
-    assert card["encoder"]["weights"] == file_hash(path)
+    assert card["encoder"]["weights"] == file_sha256(path)
 
 
 def test_pretraining_refuses_other_first_weights(compose, offline):

@@ -11,7 +11,8 @@ from wandb_files import offline_runs
 
 from drgrade.data.datamodules import GradingDataModule
 from drgrade.errors import DrgradeError
-from drgrade.tasks import GradingTask, PretextTask
+from drgrade.tasks.grading import GradingTask
+from drgrade.tasks.pretext import PretextTask
 from drgrade.training.run import train
 
 

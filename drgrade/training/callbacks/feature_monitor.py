@@ -11,12 +11,11 @@ from torch.utils.data import DataLoader
 
 from drgrade.data.datamodules import PretextDataModule
 from drgrade.errors import ConfigError
-from drgrade.metrics.collapse import effective_rank, feature_std
-from drgrade.metrics.gather import gather_rows
-from drgrade.metrics.kappa import confusion_matrix, quadratic_weighted_kappa
+from drgrade.metrics.distributed import gather_rows
+from drgrade.metrics.functional import confusion_matrix, effective_rank, feature_std, quadratic_weighted_kappa
 from drgrade.models.encoder import Encoder
-from drgrade.models.neighbours import neighbour_votes
-from drgrade.tasks import PretextTask
+from drgrade.models.probes import knn_shares
+from drgrade.tasks.pretext import PretextTask
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +26,7 @@ _COLLAPSED = 0.01
 class FeatureWatch(Callback):
     """Looks at the features of whole held-out photographs after each validation of a pretext.
 
-    Logged are ``val/feature_std`` and ``val/effective_rank`` (:mod:`drgrade.metrics.collapse`), and with
+    Logged are ``val/feature_std`` and ``val/effective_rank`` (:mod:`drgrade.metrics.functional`), and with
     ``knn`` how well the grades of held-out photographs are told by their nearest neighbours among those that
     pre-training learns from: ``val/knn_qwk``, ``val/knn_accuracy``. The neighbours' grades are used for that
     and for nothing else: no weight, no checkpoint and no length of training depends on them, and grades of
@@ -92,7 +91,7 @@ class FeatureWatch(Callback):
         (_, bank, known), (_, asked, grades) = (
             _features(encoder, loader, data, task) for loader in loaders if loader is not None
         )
-        predicted = neighbour_votes(asked, bank, known, min(self.knn, len(bank))).argmax(dim=1)
+        predicted = knn_shares(asked, bank, known, min(self.knn, len(bank))).argmax(dim=1)
         return {
             "knn_qwk": float(quadratic_weighted_kappa(confusion_matrix(predicted, grades))),
             "knn_accuracy": float((predicted == grades).double().mean()),

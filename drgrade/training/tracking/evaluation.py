@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from drgrade.data.photographs import Collection
-from drgrade.metrics import Predictions, confusion_matrix
+from drgrade.metrics.distributed import Predictions
+from drgrade.metrics.functional import confusion_matrix
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

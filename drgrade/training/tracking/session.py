@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
 
 from drgrade.data.photographs import Collection
-from drgrade.metrics import Predictions
+from drgrade.metrics.distributed import Predictions
 from drgrade.training.build import make
 from drgrade.training.distributed import is_main_process
 from drgrade.training.tracking.base import Ending, Tracker, forget
