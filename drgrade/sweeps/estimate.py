@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback
@@ -341,18 +342,13 @@ def format_estimates(
     Returns:
         Lines of text.
     """
-    seconds = sum(each.seconds for each in estimates)
-    cells, pretrainings = sum(each.cells for each in estimates), sum(each.pretrainings for each in estimates)
-    rows = [(each.experiment, each.cells, each.pretrainings, each.seconds) for each in estimates]
-    table = [("experiment", "cells to run", "pre-trainings to run", "time")]
-    table += [
-        (name, str(count), str(pretrained), format_duration(time))
-        for name, count, pretrained, time in (*rows, ("total", cells, pretrainings, seconds))
-    ]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [
-        "  ".join((name.ljust(widths[0]), *map(str.rjust, figures, widths[1:]))) for name, *figures in table
-    ]
+    table = pd.DataFrame(
+        [(each.experiment, each.cells, each.pretrainings, each.seconds) for each in estimates],
+        columns=["experiment", "cells to run", "pre-trainings to run", "time"],
+    )
+    table.loc[len(table)] = ["total", *table.iloc[:, 1:].sum()]
+    cells, seconds = table.iloc[-1][["cells to run", "time"]]
+    lines = table.to_string(index=False, formatters={"time": format_duration}).splitlines()
     lines += [f"{name}: {note}" for name, note in (notes or {}).items()]
     if not cells:
         return "\n".join([*lines, "Nothing is left to run."])

@@ -31,10 +31,6 @@ log = logging.getLogger("drgrade")
 class InlineLauncher(Launcher):
     """Runs cells that fit probes in this process (``conf/hydra/launcher/inline.yaml``)."""
 
-    def __init__(self) -> None:
-        self._config: DictConfig | None = None
-        self._context: HydraContext | None = None
-
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """See :class:`hydra.plugins.launcher.Launcher`."""
         self._config, self._context = config, hydra_context
@@ -54,8 +50,6 @@ class InlineLauncher(Launcher):
         """
         from drgrade.training.cache import Shared
 
-        assert self._config is not None
-        assert self._context is not None
         cells = list(compose_cells(self._context, self._config, job_overrides, initial_job_idx))
         for cell in cells:
             _refuse_training(cell)

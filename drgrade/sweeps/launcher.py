@@ -85,8 +85,6 @@ class LocalLauncher(Launcher):
         """
         self._settings = {"n_jobs": n_jobs, "cells_per_gpu": cells_per_gpu}
         self._most = most_per_gpu
-        self._config: DictConfig | None = None
-        self._context: HydraContext | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """See :class:`hydra.plugins.launcher.Launcher`."""
@@ -113,8 +111,6 @@ class LocalLauncher(Launcher):
         Raises:
             ConfigError: If a setting is invalid.
         """
-        assert self._config is not None
-        assert self._context is not None
         pool, total = self._pool(), len(job_overrides)
         cells = list(compose_cells(self._context, self._config, job_overrides, initial_job_idx))
         waiting, running, errors = deque(cells), list[_RunningCell](), dict[Path, str]()
@@ -138,7 +134,6 @@ class LocalLauncher(Launcher):
         return [_job_return(each, errors[each.folder]) for each in cells]
 
     def _pool(self) -> GpuPool:
-        assert self._config is not None
         trainer = self._config.trainer
         gpus: list[Gpu] = [] if trainer.accelerator == "cpu" else find_gpus()
         devices = trainer.get("devices", 1)
@@ -148,7 +143,6 @@ class LocalLauncher(Launcher):
         return GpuPool(gpus, **numbers, gpus_per_cell=each, most_per_gpu=self._most)
 
     def _start(self, cell: ComposedCell, place: int, gpus: tuple[str, ...], parallel: int) -> _RunningCell:
-        assert self._config is not None
         cell.folder.mkdir(parents=True, exist_ok=True)
         command = cell_command([*self._config.hydra.overrides.hydra, *cell.overrides], cell.folder)
         with (cell.folder / OUTPUT).open("ab") as output:

@@ -9,16 +9,13 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 from hydra.core.override_parser.types import Override
-from hydra.core.plugins import Plugins
-from hydra.plugins.launcher import Launcher
-from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from drgrade.config import refuse_missing
 from drgrade.errors import ConfigError
 from drgrade.sweeps.overrides import AXES, sweep_name
-from drgrade.sweeps.sweeper import SweepOutcome, chosen_folder, last_overrides, store_outcome
+from drgrade.sweeps.sweeper import HydraSweeper, SweepOutcome, chosen_folder, last_overrides, store_outcome
 
 log = logging.getLogger("drgrade")
 
@@ -30,7 +27,7 @@ _RESERVED = {
 """Settings that the search sets, with the reason."""
 
 
-class SearchSweeper(Sweeper):
+class SearchSweeper(HydraSweeper):
     """Searches settings with Optuna (``conf/hydra/sweeper/search.yaml``)."""
 
     def __init__(
@@ -70,19 +67,13 @@ class SearchSweeper(Sweeper):
         self.sampler, self.metric, self.pruner, self.storage = sampler, metric, pruner, storage
         self.n_trials, self.n_jobs, self.seed = n_trials, n_jobs, seed
         self.params = dict(params or {})
-        self.config: DictConfig | None = None
-        self.context: HydraContext | None = None
-        self.launcher: Launcher | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """See :class:`hydra.plugins.sweeper.Sweeper`."""
-        self.context, self.config = hydra_context, config
         if self.n_jobs > 1 and config.hydra.launcher.get("n_jobs") == "auto":
             with open_dict(config):
                 config.hydra.launcher.n_jobs = self.n_jobs
-        self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def sweep(self, arguments: list[str]) -> None:
         """Run trials until enough have ended.
@@ -109,7 +100,7 @@ class SearchSweeper(Sweeper):
                 f"another command runs the search in {folder}: wait for it, or stop it"
             ) from error
         try:
-            search = Search(self, name, folder, space, fixed)
+            search = Search(self, self._launcher, name, folder, space, fixed)
             search.check(cfg, [Path(sys.argv[0]).name, *sys.argv[1:]])
             try:
                 search.run()
@@ -122,9 +113,7 @@ class SearchSweeper(Sweeper):
 
     def _overrides(self, arguments: Sequence[str]) -> list[Override]:
         """Return the last override of each setting."""
-        assert self.config is not None
-        assert self.context is not None
-        last = last_overrides(self.context, self.params, arguments)
+        last = last_overrides(self._context, self.params, arguments)
         for key, override in last.items():
             if key in _RESERVED:
                 raise ConfigError(f"{override.input_line}: {_RESERVED[key]}; remove this")
@@ -134,16 +123,15 @@ class SearchSweeper(Sweeper):
                 f"{test.input_line}: a search never uses the test photographs; remove this, and test the "
                 "settings that it finds afterwards"
             )
-        if self.config.task != "grading":
+        if self._config.task != "grading":
             raise ConfigError(
-                f"task={self.config.task}: a search needs grading runs, which have {self.metric}"
+                f"task={self._config.task}: a search needs grading runs, which have {self.metric}"
             )
         return list(last.values())
 
     def _place(self, overrides: Sequence[Override], arguments: Sequence[str]) -> tuple[str, Path]:
         """Return the name and the folder of the search."""
-        assert self.config is not None
-        chosen = chosen_folder(self.config)
+        chosen = chosen_folder(self._config)
         if chosen:
             return chosen.absolute().name, chosen.absolute()
         # Every setting of the command line counts, also the axes of a table.
@@ -155,14 +143,12 @@ class SearchSweeper(Sweeper):
         ]
         if self.metric != "val/qwk":
             settings.append(("search.metric", self.metric))
-        name = sweep_name(self.config.name, self.config.data.name, settings)
-        return name, (Path(self.config.paths.outputs) / "searches" / name).absolute()
+        name = sweep_name(self._config.name, self._config.data.name, settings)
+        return name, (Path(self._config.paths.outputs) / "searches" / name).absolute()
 
     def _example(self, fixed: Sequence[str], params: Sequence[str], folder: Path) -> DictConfig:
         """Compose the config of one point of the space, so that errors come before any trial."""
-        assert self.config is not None
-        assert self.context is not None
-        cfg = self.context.config_loader.load_sweep_config(self.config, [*fixed, *params, "test=false"])
+        cfg = self._context.config_loader.load_sweep_config(self._config, [*fixed, *params, "test=false"])
         OmegaConf.set_struct(cfg, False)
         cfg.pop("hydra")
         cfg.paths.run = str(folder)
@@ -173,14 +159,13 @@ class SearchSweeper(Sweeper):
         self, arguments: Sequence[str], searched: Sequence[str], best: Sequence[str] | None
     ) -> str:
         """Return the command that tests the best settings, on every fold if there are folds."""
-        assert self.config is not None
         if best is None:
             return ""
-        hydra = [each for each in self.config.hydra.overrides.hydra if "launcher" in each]
-        if "hydra/sweeper=search" not in self.config.hydra.overrides.hydra:
+        hydra = [each for each in self._config.hydra.overrides.hydra if "launcher" in each]
+        if "hydra/sweeper=search" not in self._config.hydra.overrides.hydra:
             hydra.insert(0, "hydra/sweeper=cells")  # the experiment chooses hydra/sweeper=search
-        folds = isinstance(self.config.fold, int)
+        folds = isinstance(self._config.fold, int)
         dropped = {*searched, "test", *(["fold"] if folds else [])}
         kept = [each for each in arguments if each.split("=", 1)[0].lstrip("+") not in dropped]
-        each_fold = [f"fold={','.join(map(str, range(self.config.folds)))}"] if folds else []
+        each_fold = [f"fold={','.join(map(str, range(self._config.folds)))}"] if folds else []
         return shlex.join(["python", "train.py", "-m", *hydra, *kept, *best, *each_fold])

@@ -159,7 +159,18 @@ def chosen_folder(config: DictConfig) -> Path | None:
     return Path(config.hydra.sweep.dir) if chosen else None
 
 
-class CellSweeper(Sweeper):
+class HydraSweeper(Sweeper):
+    """Base class of the sweepers, which stores the arguments of ``setup``."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """See :class:`hydra.plugins.sweeper.Sweeper`."""
+        self._context, self._config = hydra_context, config
+        self._launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+
+class CellSweeper(HydraSweeper):
     """Runs the cells of a sweep that are not finished (``conf/hydra/sweeper/cells.yaml``)."""
 
     def __init__(
@@ -180,16 +191,6 @@ class CellSweeper(Sweeper):
         self.report = report
         self.params = dict(params or {})
         self._given_rows, self._only = _plain(rows or {}), _plain(only)
-        self.config: DictConfig | None = None
-        self.context: HydraContext | None = None
-        self.launcher: Launcher | None = None
-
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """See :class:`hydra.plugins.sweeper.Sweeper`."""
-        self.context, self.config = hydra_context, config
-        self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
 
     def sweep(self, arguments: list[str]) -> list[Any]:
         """Run every cell that is not finished.
@@ -203,22 +204,20 @@ class CellSweeper(Sweeper):
         Raises:
             ConfigError: If an override is not valid in a sweep.
         """
-        assert self.config is not None
-        assert self.launcher is not None
         refuse_several()
         plan = self.plan(arguments)  # composes every cell, so that errors come before any run
         waiting = plan.waiting()  # raises for a folder of other runs, before anything is written there
         name, folder, cells = plan.name, plan.folder, list(plan.configs)
         folder.mkdir(parents=True, exist_ok=True)
         write_sweep(folder, name, [Path(sys.argv[0]).name, *sys.argv[1:]], cells)
-        OmegaConf.save(self.config, folder / "multirun.yaml")
+        OmegaConf.save(self._config, folder / "multirun.yaml")
         finished = len(cells) - len(waiting)
         log.info("sweep %s: %d cells, %d finished\n%s", name, len(cells), finished, folder)
         returns: list[JobReturn] = []
         try:
             if waiting:
                 batch = [launch_overrides(cell, name, folder) for cell in waiting]
-                returns += self.launcher.launch(batch, initial_job_idx=0)
+                returns += self._launcher.launch(batch, initial_job_idx=0)
         finally:  # also if the launcher raises, which explains the missing cells
             begun = any((folder / cell.name).is_dir() for cell in cells)
             table = failures(folder, cells, _errors(waiting, returns))
@@ -248,8 +247,7 @@ class CellSweeper(Sweeper):
         return SweepPlan(name, folder, configs)
 
     def _overrides(self, arguments: Sequence[str]) -> dict[str, Override]:
-        assert self.context is not None
-        last = last_overrides(self.context, self.params, arguments)
+        last = last_overrides(self._context, self.params, arguments)
         for key, override in last.items():
             if key in ("resume", "sweep") and (override.is_sweep_override() or override.value()):
                 raise ConfigError(
@@ -259,8 +257,7 @@ class CellSweeper(Sweeper):
         return last
 
     def _rows(self, overrides: Mapping[str, Override]) -> list[SweepRow]:
-        assert self.context is not None
-        context = self.context
+        context = self._context
         rows = read_rows(self._given_rows, self._only, lambda given: last_overrides(context, {}, given))
         for override, own in refuse_unused(rows, overrides).items():
             log.info("%s: not applied to the rows that set it themselves: %s", override, ", ".join(own))
@@ -273,8 +270,7 @@ class CellSweeper(Sweeper):
 
     def _place(self, overrides: Sequence[Override]) -> tuple[str, Path]:
         """Return the name and the folder of the sweep."""
-        assert self.config is not None
-        chosen = chosen_folder(self.config)
+        chosen = chosen_folder(self._config)
         if chosen:
             return chosen.name, chosen
         fixed = [
@@ -282,19 +278,17 @@ class CellSweeper(Sweeper):
             for each in overrides
             if not each.is_sweep_override()
         ]
-        name = sweep_name(self.config.name, self.config.data.name, fixed, self.axes)
-        folder = Path(self.config.paths.outputs) / "sweeps" / name
-        with open_dict(self.config):
-            self.config.hydra.sweep.dir = str(folder)
+        name = sweep_name(self._config.name, self._config.data.name, fixed, self.axes)
+        folder = Path(self._config.paths.outputs) / "sweeps" / name
+        with open_dict(self._config):
+            self._config.hydra.sweep.dir = str(folder)
         return name, folder
 
     def _cells(self, row: SweepRow, sweep: Mapping[str, Override]) -> Iterator[tuple[Cell, DictConfig]]:
         """Yield every combination of the swept values with its config; the last override varies fastest."""
-        assert self.config is not None
-        assert self.context is not None
         overrides = list(row.combine(sweep).values())
         for combination in itertools.product(*map(_values, overrides)):
-            cfg = self.context.config_loader.load_sweep_config(self.config, list(combination))
+            cfg = self._context.config_loader.load_sweep_config(self._config, list(combination))
             OmegaConf.set_struct(cfg, False)
             cfg.pop("hydra")
             own: tuple[str, ...] = ()
@@ -402,6 +396,5 @@ def plan_sweep(experiment: str, overrides: Sequence[str]) -> PlannedSweep:
             config=config,
         )
         assert isinstance(sweeper, CellSweeper)
-        assert sweeper.launcher is not None
         plan = sweeper.plan(list(map(str, config.hydra.overrides.task)))
-        return PlannedSweep(experiment, config, sweeper.launcher, plan, plan.waiting())
+        return PlannedSweep(experiment, config, sweeper._launcher, plan, plan.waiting())

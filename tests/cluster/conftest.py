@@ -1,4 +1,4 @@
-"""Cluster tests run real commands in real clusters of one machine; see ``slurm.py``."""
+"""Fixtures of the cluster tests, which run commands in clusters of one machine (``slurm.py``)."""
 
 import json
 import os
@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from slurm import cluster, why_not
+from slurm import cluster, missing_requirement
 
 HERE = Path(__file__).parent
 NO_REPORT = "hydra.sweeper.report=false"
 SLOW = "+callbacks.slow._target_=slow_epochs.SlowEpochs"
-"""Makes a run slow enough to be interrupted between two epochs."""
+"""Slows a run down, so that it can be interrupted between two epochs."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -25,8 +25,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[dict[str, str]]:
-    """Environment of commands that are to find the session's SLURM."""
-    if reason := why_not():
+    """Environment of commands that use the SLURM of this test session."""
+    if reason := missing_requirement():
         pytest.skip(reason)
     with cluster() as environment:
         yield environment
@@ -34,7 +34,7 @@ def slurm() -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope="session")
 def call() -> Callable[..., str]:
-    """``call(command, folder, environment, status=0)``: run, and return what was printed; None: any but 0."""
+    """``call(command, folder, environment, status=0)``: run, and return the output; None: any status but 0."""
 
     def run(
         command: list[str], folder: Path, environment: dict[str, str] | None = None, status: int | None = 0
@@ -56,12 +56,12 @@ def call() -> Callable[..., str]:
 
 
 def reaching_tests(environment: dict[str, str] | None = None) -> dict[str, str]:
-    """An environment in which runs find the callbacks of these tests."""
+    """Return an environment in which runs can import the callbacks of these tests."""
     return {**(environment or os.environ), "PYTHONPATH": str(HERE)}
 
 
 def wait_for(found: Callable[[], object], process: subprocess.Popen[str], seconds: float = 120) -> None:
-    """Wait for something that a process is to bring about."""
+    """Wait until ``found()`` is true, while a process runs."""
     end = time.monotonic() + seconds
     while not found():
         assert process.poll() is None, process.communicate()[0]
@@ -74,7 +74,7 @@ def metrics(folder: Path) -> dict[str, object]:
 
 
 def assert_complete(folder: Path, processes: int = 1) -> None:
-    """One set of artefacts, with every test photograph once, by as many processes as were asked for."""
+    """Check that a run has one set of artefacts and tested every photograph once."""
     assert metrics(folder)["status"] == "finished"
     predictions, split = (pd.read_csv(folder / f"{name}.csv") for name in ("predictions", "split"))
     assert sorted(predictions["image_id"]) == sorted(split["image_id"][split["subset"] == "test"])

@@ -1,4 +1,4 @@
-"""A callback that gives the tests time to interrupt a run."""
+"""Callback that gives tests time to interrupt a run."""
 
 import time
 from typing import Any
@@ -7,7 +7,7 @@ from pytorch_lightning.callbacks import Callback
 
 
 class SlowEpochs(Callback):
-    """Waits after each epoch."""
+    """Sleeps after each epoch."""
 
     def __init__(self, seconds: float = 0.7) -> None:
         self._seconds = seconds

@@ -1,6 +1,6 @@
-"""A SLURM of one machine with two nodes, on loopback: started for a test session, and stopped by it again.
+"""SLURM cluster with two nodes on this machine, for the duration of a test session.
 
-``python tests/cluster/slurm.py COMMAND ...`` runs a command inside such a cluster, to try things by hand.
+``python tests/cluster/slurm.py COMMAND ...`` runs a command in such a cluster.
 """
 
 import os
@@ -21,7 +21,7 @@ from pathlib import Path
 DAEMONS = ("munged", "slurmctld", "slurmd")
 NODES = ("drg1", "drg2")
 CPUS = 2
-"""Of each node, as SLURM counts; the machine's own are not asked."""
+"""CPUs of each node in SLURM's configuration, whatever the machine has."""
 
 _PREFIX = "drgrade-slurm-"
 _SYSTEM_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
@@ -63,11 +63,11 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
 
-def why_not() -> str:
-    """Why SLURM cannot be started here.
+def missing_requirement() -> str:
+    """Explain why SLURM cannot be started here.
 
     Returns:
-        Half a sentence; empty if it can.
+        The reason; empty if it can be started.
     """
     missing = [name for name in DAEMONS if not shutil.which(name, path=_SYSTEM_PATH)]
     if missing:
@@ -79,13 +79,13 @@ def why_not() -> str:
 
 @contextmanager
 def cluster() -> Iterator[dict[str, str]]:
-    """Start munged, slurmctld and two slurmd, and stop them and their jobs in the end.
+    """Start munged, slurmctld and two slurmd, and stop them with their jobs at the end.
 
     Yields:
-        Environment for commands that are to find the cluster.
+        Environment of commands that use the cluster.
 
     Raises:
-        RuntimeError: If it does not come up; with the ends of its logs.
+        RuntimeError: If it does not start, with the ends of its logs.
     """
     remove_leftovers()
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
@@ -107,7 +107,7 @@ def cluster() -> Iterator[dict[str, str]]:
 
 
 def remove_leftovers() -> None:
-    """Stop clusters whose session was killed."""
+    """Stop clusters of test sessions that were killed."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         owner = folder / "owner"
         if not owner.is_file() or not Path(f"/proc/{owner.read_text()}").is_dir():
@@ -116,7 +116,7 @@ def remove_leftovers() -> None:
 
 
 def _start_munge(folder: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Munge with a key and a socket of its own, so that the system's, if there is one, does not matter."""
+    """Start munge with its own key and socket, independent of the system's."""
     home = folder / "munge"
     home.mkdir()
     (home / "key").write_bytes(secrets.token_bytes(128))
@@ -196,14 +196,14 @@ def _wait(ready: Callable[[], bool], what: str, folder: Path, seconds: float = 6
 
 
 def _stop(folder: Path, environment: dict[str, str]) -> None:
-    """Cancel the jobs, end the daemons, and whatever else still belongs to this cluster."""
+    """Cancel the jobs, and end all processes of the cluster."""
     subprocess.run(["scancel", "--user=root"], env=environment, capture_output=True, check=False, timeout=60)
     _kill(folder)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def _kill(folder: Path) -> None:
-    """End the processes that have this cluster in their environment: daemons, steps and jobs."""
+    """End the processes with this cluster in their environment: daemons, steps and jobs."""
     for sent in (signal.SIGTERM, signal.SIGKILL):
         for _ in range(25):
             processes = members(folder)
@@ -218,13 +218,13 @@ def _kill(folder: Path) -> None:
 
 
 def members(folder: Path) -> list[int]:
-    """Processes of a cluster.
+    """List the processes of a cluster.
 
     Args:
-        folder: The cluster's, with its ``slurm.conf``.
+        folder: The cluster's folder, with ``slurm.conf``.
 
     Returns:
-        Process ids, without this process and those that started it.
+        Process ids, without this process and its parent.
     """
     entry = f"SLURM_CONF={folder}/slurm.conf".encode()
     own = {os.getpid(), os.getppid()}
@@ -241,7 +241,7 @@ def members(folder: Path) -> list[int]:
 
 
 if __name__ == "__main__":
-    if reason := why_not():
+    if reason := missing_requirement():
         sys.exit(reason)
     with cluster() as found:
         sys.exit(subprocess.run(sys.argv[1:] or ["sinfo"], env=found, check=False).returncode)

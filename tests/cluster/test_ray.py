@@ -28,7 +28,7 @@ def cell(tmp_path, fraction):
 
 
 def ray_processes():
-    """Command lines of what Ray has started and not ended."""
+    """List the running processes of Ray with their command lines."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -41,14 +41,14 @@ def ray_processes():
 
 
 def wait_until_ended(before, seconds=30):
-    """Ray's processes take some seconds to notice that it is over."""
+    """Wait for Ray's processes, which end some seconds after the sweep."""
     end = time.monotonic() + seconds
     while left := [each for each in ray_processes() if each not in before]:
         assert time.monotonic() < end, left
         time.sleep(0.5)
 
 
-def test_each_cell_of_two_processes_is_run_once_and_ray_is_ended(call, sweep, tmp_path):
+def test_each_cell_of_two_processes_runs_once_and_ray_ends(call, sweep, tmp_path):
     before = ray_processes()
     call(sweep("trainer=ddp_cpu"), tmp_path)
     for fraction in ("0.5", "1.0"):
@@ -58,13 +58,13 @@ def test_each_cell_of_two_processes_is_run_once_and_ray_is_ended(call, sweep, tm
     wait_until_ended(before)
 
 
-def test_a_cell_whose_process_was_killed_is_told_and_goes_on_with_the_same_command(call, sweep, tmp_path):
+def test_a_cell_whose_process_was_killed_is_listed_and_resumes(call, sweep, tmp_path):
     command = sweep("hydra.launcher.ray.remote.max_retries=0", "scale.published_epochs=5", SLOW)
     before = ray_processes()
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     process = subprocess.Popen(command, cwd=tmp_path, env=reaching_tests(), **pipe)
     try:
-        # Both have begun before one is killed: which is which then does not matter.
+        # Both have started before one is killed, so it does not matter which.
         wait_for(lambda: len(list((tmp_path / "sweeps").glob("*/*/checkpoints/last.ckpt"))) == 2, process)
         workers = [pid for pid, line in ray_processes() if "_run_job" in line]
         os.kill(workers[0], signal.SIGKILL)

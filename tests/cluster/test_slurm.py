@@ -12,7 +12,7 @@ from conftest import NO_REPORT, SLOW, assert_complete, metrics, reaching_tests, 
 from drgrade.training.run import train
 
 SETUP = "hydra.launcher.setup=['export SLURM_KILL_BAD_EXIT=1','export MASTER_ADDR=127.0.0.1']"
-"""The cluster's two nodes have names that mean nothing outside it."""
+"""The names of the two nodes cannot be resolved."""
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def sweep(command):
 
 @pytest.fixture
 def begin(slurm, tmp_path):
-    """``begin(command)``: start it, and leave it to the test; it is ended with the test."""
+    """``begin(command)``: start a command, which is killed at the end of the test."""
     begun = []
 
     def start(command):
@@ -48,7 +48,7 @@ def begin(slurm, tmp_path):
 
 
 def heed_interrupts():
-    """A shell that starts the tests in the background has them, and what they start, ignore Ctrl-C."""
+    """Undo that a shell starts background commands with SIGINT ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -57,7 +57,7 @@ def cell(tmp_path, fraction="1.0"):
 
 
 def epochs(folder):
-    """Epochs that the run has logged, in the order in which they were trained."""
+    """Return the epochs in the log of a run, in order."""
     return [int(epoch) for epoch in re.findall(r"^epoch (\d+)/", (folder / "train.log").read_text(), re.M)]
 
 
@@ -71,7 +71,7 @@ def jobs(tmp_path):
 
 
 def assert_same_result(folder, expected):
-    """The metrics of another run of the same cell."""
+    """Compare the metrics of two runs of the same cell."""
     found = metrics(folder)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
@@ -88,7 +88,7 @@ def test_cells_that_run_as_jobs_give_what_they_give_without_slurm(call, sweep, s
         assert_same_result(cell(tmp_path, fraction), expected)
 
 
-def test_a_preempted_job_is_requeued_and_goes_on_from_its_last_checkpoint(
+def test_a_preempted_job_is_requeued_and_resumes_from_its_last_checkpoint(
     begin, sweep, slurm, tmp_path, compose
 ):
     long = ("scale.published_epochs=6", "protocol.frozen_epochs=1")
@@ -113,14 +113,12 @@ def test_a_preempted_job_is_requeued_and_goes_on_from_its_last_checkpoint(
 
 
 def trained_epochs(folder, attempt):
-    """Epochs in the curves of one attempt."""
+    """Return the epochs in the curves of one attempt."""
     curves = pd.read_csv(folder / "csv" / f"version_{attempt}" / "metrics.csv")
     return curves.loc[curves["train/loss"].notna(), "epoch"].astype(int).drop_duplicates().tolist()
 
 
-def test_a_cancelled_job_is_told_does_not_stop_the_others_and_goes_on_with_the_same_command(
-    begin, call, sweep, slurm, tmp_path
-):
+def test_a_cancelled_job_is_listed_does_not_stop_the_others_and_resumes(begin, call, sweep, slurm, tmp_path):
     command = sweep("label_fraction=0.5,1.0", "scale.published_epochs=6", SLOW)
     process = begin(command)
     wait_for(has_checkpoint(tmp_path, "0.5"), process)
@@ -138,9 +136,7 @@ def test_a_cancelled_job_is_told_does_not_stop_the_others_and_goes_on_with_the_s
     assert max(epochs(killed)) == 6
 
 
-def test_a_sweep_whose_command_was_interrupted_waits_for_the_jobs_that_it_has_left(
-    begin, call, sweep, slurm, tmp_path
-):
+def test_an_interrupted_command_finds_its_jobs_again(begin, call, sweep, slurm, tmp_path):
     command = sweep("scale.published_epochs=6", SLOW)
     process = begin(command)
     wait_for(has_checkpoint(tmp_path), process)
@@ -155,7 +151,7 @@ def test_a_sweep_whose_command_was_interrupted_waits_for_the_jobs_that_it_has_le
     assert epochs(cell(tmp_path)) == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_cell_that_raises_in_its_job_is_told_with_its_reason(call, sweep, slurm, tmp_path):
+def test_a_cell_that_raises_in_its_job_is_listed_with_its_reason(call, sweep, slurm, tmp_path):
     output = call(sweep("init=/nowhere,random"), tmp_path, slurm, status=1)
     table = output[output.index("1 of 2 cells are not finished") :]
     assert "failed" in table

@@ -1,4 +1,4 @@
-"""Runs that torchrun starts, on one machine and on two that are one."""
+"""Runs that torchrun starts, on one node and on two nodes of this machine."""
 
 import socket
 import subprocess

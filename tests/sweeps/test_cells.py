@@ -1,4 +1,4 @@
-"""Cells: names that need no quoting, progress as the folder tells it, a table of what is missing."""
+"""Cells of a sweep: names, progress, the list of cells and the table of failures."""
 
 import json
 import re
@@ -32,7 +32,7 @@ def test_progress_is_read_from_the_folder(tmp_path):
     (tmp_path / "metrics.json").write_text(json.dumps({"status": "failed", "error": "DataError: no grades"}))
     assert progress(tmp_path).reason == "DataError: no grades"
     (tmp_path / "metrics.json").write_text('{"status": "fini')
-    assert progress(tmp_path).status == "failed"  # and no end of the sweep
+    assert progress(tmp_path).status == "failed"
     assert "remove it" in progress(tmp_path).reason
 
 
@@ -66,10 +66,10 @@ def test_a_sweep_remembers_cells_of_earlier_commands(tmp_path):
         read_sweep(tmp_path)
 
 
-def test_a_sweep_is_found_again_by_what_changes_its_results():
+def test_a_sweep_is_named_by_the_settings_that_change_results():
     plain = sweep_name("rotation_table", "idrid", [("+experiment", "rotation_table"), ("data", "idrid")])
     assert plain == "rotation_table-idrid"
-    # Along an axis, on another device, watched otherwise, from another place: the same sweep.
+    # An axis, another device, another logger, another place: the same sweep.
     same = [
         ("fold", "0"),
         ("trainer", "ddp"),

@@ -1,4 +1,4 @@
-"""Places for cells: never more at a time than asked for, GPUs shared out evenly."""
+"""Allocation of GPUs to cells: the limits hold, and GPUs are shared evenly."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Sweeps of probes in one process: folders, failures and resuming as with a process for each cell."""
+"""Sweeps of probes in one process: the same folders, failures and resuming as with one process per cell."""
 
 import pandas as pd
 import pytest
@@ -32,7 +32,7 @@ def test_cells_are_those_of_processes_of_their_own_and_finished_ones_are_left_al
     (folder,) = (tmp_path / "sweeps").iterdir()
     assert "one after the other in this process" in output
     assert "[4/4]" in output
-    assert "photographs: train" not in output  # what a cell says goes into its folder
+    assert "photographs: train" not in output  # it is in the cell's log
     assert {cell.name for cell in read_sweep(folder)} == {path.name for path in folder.glob("protocol-*")}
     cell = folder / "protocol-knn_init-random_label_fraction-0.5_fold-1_seed-0"
     assert "photographs: train" in (cell / "output.log").read_text()

@@ -1,4 +1,4 @@
-"""Rows of a table: each is crossed with the swept values, keeps what it sets itself, and names its cells."""
+"""Rows of a sweep: crossed with the swept values, with precedence over them."""
 
 import json
 import subprocess
@@ -31,7 +31,7 @@ def plan(overrides):
 
 @pytest.fixture
 def table(overrides, tmp_path, monkeypatch):
-    """``table(rows)``: an experiment's file with these rows, found by Hydra beside those of drgrade."""
+    """``table(rows)``: an experiment with these rows in a folder on Hydra's search path."""
 
     def write(rows, **more):
         folder = tmp_path / "mine" / "experiment"
@@ -82,7 +82,7 @@ def test_rows_come_from_the_experiment_as_mappings_and_as_lists(plan, table):
     assert [cfg.method for cfg in (corn, listed, bare)] == ["corn", "listed", "bare"]
 
 
-def test_a_row_names_its_method_unless_somebody_else_has(plan):
+def test_a_row_is_the_method_unless_one_is_set(plan):
     _, cells = plan(PLAIN, "+hydra.sweeper.rows.named={method: Mine, init: random}")
     assert {cfg.method for cfg in cells.values()} == {"rotation"}.union({"Mine"})  # the experiment's own
 
@@ -125,7 +125,7 @@ def test_a_row_that_sets_what_is_swept_is_not_crossed_with_it(plan):
     ]
 
 
-def test_a_row_keeps_what_the_command_line_sets_for_the_others_and_that_is_told(plan, caplog):
+def test_a_row_takes_precedence_over_the_command_line_and_the_log_lists_it(plan, caplog):
     caplog.set_level("INFO")
     _, cells = plan(MATCHED, PLAIN, "protocol=published")
     assert [cfg.protocol.name for cfg in cells.values()] == ["matched"] * 2 + ["published"] * 2
@@ -158,7 +158,7 @@ def test_a_sweep_without_rows_has_none_to_choose(plan):
 
 
 @pytest.mark.slow
-def test_a_table_of_rows_runs_each_as_a_command_and_goes_on(command, tmp_path):
+def test_a_sweep_with_rows_runs_and_is_extended(command, tmp_path):
     def call(*more):
         given = command("+experiment=rotation_table", "fold=0", "label_fraction=1.0", FEW[-1], *more, "-m")
         done = subprocess.run(given, capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False)
