@@ -34,7 +34,7 @@ def slurm() -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope="session")
 def call() -> Callable[..., str]:
-    """``call(command, folder, environment, status=0)``: run, and return the output; None: any status but 0."""
+    """``call(command, folder, environment, status=0)``: run it, return the output; None: any but 0."""
 
     def run(
         command: list[str], folder: Path, environment: dict[str, str] | None = None, status: int | None = 0
