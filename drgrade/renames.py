@@ -22,6 +22,7 @@ RENAMED = {
     "drgrade.training.callbacks.SeedEachEpoch": "drgrade.training.callbacks.progress.SeedEachEpoch",
     "drgrade.training.callbacks.progress": "drgrade.training.callbacks.progress.progress",
     "drgrade.training.feature_watch.FeatureWatch": "drgrade.training.callbacks.feature_monitor.FeatureWatch",
+    "drgrade.training.pruning.Pruning": "drgrade.training.callbacks.pruning.Pruning",
     "drgrade.training.loggers.mlflow_logger": "drgrade.training.tracking.loggers.mlflow_logger",
     "drgrade.training.loggers.tensorboard_logger": "drgrade.training.tracking.loggers.tensorboard_logger",
     "drgrade.training.loggers.wandb_logger": "drgrade.training.tracking.loggers.wandb_logger",

@@ -31,7 +31,7 @@ from drgrade.runs.run_dir import AUTO
 from drgrade.runs.settings import identity_settings
 from drgrade.sweeps.cells import FINISHED, Progress, log_file, progress
 from drgrade.sweeps.overrides import as_override
-from drgrade.training.pruning import Pruning, open_storage, open_trial
+from drgrade.training.callbacks.pruning import Pruning, open_storage, open_trial
 
 if TYPE_CHECKING:
     from drgrade.sweeps.search import SearchSweeper
@@ -139,14 +139,14 @@ class Search:
         optuna.logging.set_verbosity(logging.WARNING)
         self._sweeper, self._launcher, self._name, self._folder = sweeper, launcher, name, folder
         self._space, self._fixed = space, fixed
-        self._metric, self._maximise = sweeper.metric, sweeper.metric not in _MINIMISED
+        self._metric = sweeper.metric
         self._url = sweeper.storage or f"sqlite:///{folder / 'study.db'}"
         self._storage = open_storage(self._url)
         # A constant name lets the file move with its folder; a server may contain other studies.
         self.study = optuna.create_study(
             study_name=name if sweeper.storage else "search",
             storage=self._storage,
-            direction="maximize" if self._maximise else "minimize",
+            direction="minimize" if self._metric in _MINIMISED else "maximize",
             load_if_exists=True,
         )
         self.launched: list[int] = []
@@ -279,7 +279,7 @@ class Search:
         if self._sweeper.seed is not None:
             sequence = np.random.SeedSequence([self._sweeper.seed, number])
             seed["seed"] = int(sequence.generate_state(1)[0])
-        sampler = instantiate(self._sweeper.sampler, **seed)
+        sampler = instantiate(self._sweeper.sampler, _convert_="all", **seed)
         if not isinstance(sampler, optuna.samplers.BaseSampler):
             raise ConfigError(
                 f"hydra.sweeper.sampler: {self._sweeper.sampler._target_} is not an Optuna sampler"

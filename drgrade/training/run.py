@@ -37,11 +37,11 @@ from drgrade.training.build import (
 )
 from drgrade.training.cache import Shared
 from drgrade.training.calibration import calibrate, calibrated_figures, fit_thresholds
+from drgrade.training.callbacks.pruning import is_pruned
 from drgrade.training.distributed import alone_in, is_main_process
 from drgrade.training.init_weights import initial_encoder, provenance
 from drgrade.training.pretraining import pretrain_run
 from drgrade.training.probe import check_probe, fit_probe, is_probe
-from drgrade.training.pruning import is_pruned
 from drgrade.training.tracking.session import show, watched
 from drgrade.training.warning_filters import quieten
 
