@@ -21,10 +21,10 @@ from torch import Tensor
 
 from drgrade.config import CONF
 from drgrade.data.store import Store, prepare
-from drgrade.pretext.colorization import Bins
+from drgrade.pretext.colorization import ColourBins
+from drgrade.pretext.dense import cell_means, rgb_to_lab
 from drgrade.pretext.inpainting import draw_holes, mean_over, smooth_surface
-from drgrade.pretext.lab import cell_means, rgb_to_lab
-from drgrade.pretext.saliency import frequency_tuned, stretched
+from drgrade.pretext.saliency import frequency_tuned, stretch
 
 CELLS = 8
 """Side of the map of the silhouette."""
@@ -42,7 +42,7 @@ def _pixels(views: Images) -> Tensor:
 
 def saliency(views: Images) -> Tensor:
     """Return the mean saliency of cells of 4 x 4 pixels."""
-    return cell_means(stretched(frequency_tuned(_pixels(views)))[:, None], 4)
+    return cell_means(stretch(frequency_tuned(_pixels(views)))[:, None], 4)
 
 
 def colours(views: Images) -> Tensor:
@@ -69,7 +69,7 @@ def residuals(views: Images) -> Tensor:
     )[:, 0]
     found = torch.fft.ifft2(torch.polar((logs - around).exp(), spectrum.angle())).abs().square().numpy()
     blurred = np.stack([cv2.GaussianBlur(each, (0, 0), 2.5) for each in found])
-    return cell_means(stretched(1e6 * torch.from_numpy(blurred))[:, None], 4)
+    return cell_means(stretch(1e6 * torch.from_numpy(blurred))[:, None], 4)
 
 
 MAPS: dict[str, Callable[[Images], Tensor]] = {
@@ -128,7 +128,7 @@ def bin_accuracies(maps: Tensor) -> tuple[float, float]:
     Args:
         maps: Channels a and b, (N, 2, h, w).
     """
-    nearest = Bins(10, 5, 1).encode(maps.movedim(1, -1))[0][..., 0]  # (N, h, w)
+    nearest = ColourBins(10, 5, 1).encode(maps.movedim(1, -1))[0][..., 0]  # (N, h, w)
     one, other = halves(len(maps))
     right: list[Tensor] = []
     for train, test in ((one, other), (other, one)):

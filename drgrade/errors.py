@@ -15,3 +15,29 @@ class ConfigError(DrgradeError):
 
 class EncoderError(DrgradeError):
     """A pre-trained encoder is missing or does not fit."""
+
+
+def check_range(interval: str, prefix: str = "", **settings: float) -> None:
+    """Raise an error unless every setting lies in an interval.
+
+    Args:
+        interval: In mathematical notation: square brackets include a bound, round ones exclude it; ``inf`` is
+            allowed.
+        prefix: Written before the name of the setting in the message.
+        **settings: Values by name.
+
+    Raises:
+        ConfigError: If a value lies outside.
+
+    Example:
+        >>> check_range("(0, 1]", "pretext.head.", mix=1.5)
+        Traceback (most recent call last):
+        ...
+        drgrade.errors.ConfigError: pretext.head.mix=1.5 is not in (0, 1]
+    """
+    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    for name, value in settings.items():
+        above = value >= low if interval.startswith("[") else value > low
+        below = value <= high if interval.endswith("]") else value < high
+        if not (above and below):
+            raise ConfigError(f"{prefix}{name}={value} is not in {interval}")

@@ -26,6 +26,7 @@ RENAMED = {
     "drgrade.training.loggers.mlflow_logger": "drgrade.training.tracking.loggers.mlflow_logger",
     "drgrade.training.loggers.tensorboard_logger": "drgrade.training.tracking.loggers.tensorboard_logger",
     "drgrade.training.loggers.wandb_logger": "drgrade.training.tracking.loggers.wandb_logger",
+    "drgrade.pretext.combination.views_of": "drgrade.pretext.combination.combine_views",
 }
 """First dotted name to present dotted name."""
 

@@ -1,133 +1,178 @@
-"""What every pretext gives to the task that trains it."""
+"""Base class of the pretexts, and what several of them need."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
 from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from drgrade.errors import EncoderError
+from drgrade.errors import EncoderError, check_range
 from drgrade.models.encoder import Encoder
 
-_SEED = 20201022  # of what is drawn in evaluation; any number
+_EVALUATION_SEED = 20201022
+
+HEAD = "pretext.head."
+"""Prefix of the settings of a pretext's head in messages."""
 
 
 class Pretext(nn.Module):
-    """A self-supervised task: targets, a head and a loss; the encoder is handed in.
+    """A self-supervised task: targets, a head and a loss.
 
-    A pretext is made with the encoder as its first argument, to see what it can carry: it keeps no reference,
-    so that the encoder's parameters are not the pretext's too.
+    The constructor receives the encoder as its first argument to read its sizes. It keeps no reference to it,
+    so that the parameters of the encoder are not counted as parameters of the pretext.
 
     Attributes:
-        scores: Names of what is logged beside the loss.
-        num_views: How many views of a photograph it takes.
-        encoder_inputs: Images that the trained encoder sees for each photograph and step, in units of a whole
-            image: four for the four turns of rotation prediction, one for nine patches of a ninth.
-        fewest: Photographs that a batch needs. In validation, where the last batch is what is left over, a
-            smaller one counts for nothing; in training it is refused by the pretext.
+        scores: Names of the quantities logged next to the loss.
+        num_views: Number of views per photograph.
+        encoder_inputs: Number of images that the trained encoder processes per photograph and step, in units
+            of a whole
+            image: 4 for the four rotations, 1 for nine patches of a ninth of the image each.
+        min_photographs: Smallest number of photographs in a batch. A smaller last batch is skipped in
+            validation; in training the pretext rejects it.
     """
 
     scores: tuple[str, ...] = ()
     num_views: int = 1
     encoder_inputs: float = 1.0
-    fewest: int = 1
+    min_photographs: int = 1
 
     @abstractmethod
     def forward(self, encoder: Encoder, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the loss of one batch.
+        """Compute the loss of a batch.
 
         Args:
-            encoder: Images to features.
-            views: :attr:`num_views` tensors (B, 3, H_k, W_k), normalised; row i of each is the same
+            encoder: Maps images to features.
+            views: :attr:`num_views` tensors (B, 3, H_k, W_k), normalised; row i of each shows the same
                 photograph.
 
         Returns:
-            The loss (a scalar, differentiable, a mean over the batch) and quantities to log: scalars under
-            the names of :attr:`scores` that are means over the batch. ``accuracy`` is among them where the
-            task has one.
+            The loss (differentiable scalar, mean over the batch) and detached scalars, named by
+            :attr:`scores`, that are means over the batch.
         """
 
     def before_step(self, encoder: Encoder, progress: float) -> None:
-        """Prepare a training step; a momentum encoder follows here. Called on every process.
+        """Prepare a training step, for example update a momentum encoder. Called on every process.
 
         Args:
-            encoder: As the last optimiser step has left it.
-            progress: Share of the run's optimiser steps that are done, in [0, 1).
+            encoder: The encoder after the last optimiser step.
+            progress: Completed share of the optimiser steps of the run, in [0, 1).
         """
 
-    def trained(self, encoder: Encoder) -> Encoder:
-        """The encoder that pre-training leaves behind: the trained one, unless a teacher is the better one.
+    def final_encoder(self, encoder: Encoder) -> Encoder:
+        """Return the encoder to save after pre-training: the trained one, unless a teacher is better.
 
         Args:
-            encoder: The trained one.
+            encoder: The trained encoder.
 
         Returns:
-            An encoder with the same tensors under the same names.
+            An encoder with tensors of the same names and shapes.
         """
         return encoder
 
     def generator(self, device: torch.device) -> torch.Generator | None:
-        """Where random numbers of :meth:`forward` come from.
+        """Return the random generator for :meth:`forward`.
 
-        Args:
-            device: On which they are drawn.
-
-        Returns:
-            None in training: torch's own, which is seeded for each epoch and process. In evaluation one that
-            always draws the same, so that epochs can be compared.
+        In training it is None, torch's global generator, which is seeded per epoch and process. In evaluation
+        it is a generator with a fixed seed, so that epochs can be compared.
         """
-        return None if self.training else torch.Generator(device).manual_seed(_SEED)
+        return None if self.training else torch.Generator(device).manual_seed(_EVALUATION_SEED)
 
 
-def refuse(pretext: str, encoder: Encoder, why: str, instead: str) -> NoReturn:
-    """Refuse an encoder that cannot carry a pretext.
+def classifier(features: int, hidden: Sequence[int], dropout: float, classes: int) -> nn.Sequential:
+    """Build a head of linear layers with ReLU between them and dropout before the last.
 
     Args:
-        pretext: Its name in ``conf/pretext``.
+        features: Number of input features.
+        hidden: Widths of the hidden layers.
+        dropout: Dropout probability.
+        classes: Number of logits.
+
+    Raises:
+        ConfigError: If a width is smaller than 1.
+    """
+    check_range("[1, inf)", HEAD, hidden=min(hidden, default=1))
+    layers: list[nn.Module] = []
+    widths = [features, *hidden]
+    for before, after in pairwise(widths):
+        layers += [nn.Linear(before, after), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.Dropout(dropout), nn.Linear(widths[-1], classes))
+
+
+def accuracy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the share of correct predictions.
+
+    Args:
+        logits: (..., K).
+        targets: (...) int64.
+    """
+    return (logits.detach().argmax(dim=-1) == targets).float().mean()
+
+
+def to_float32(values: Tensor) -> Tensor:
+    """Convert half precision to float32, in which losses are computed; float64 stays."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+@contextmanager
+def frozen_evaluation(encoder: Encoder) -> Iterator[None]:
+    """Put an encoder into evaluation mode without gradients, and restore its mode afterwards."""
+    training = encoder.training
+    encoder.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        encoder.train(training)
+
+
+def reject_encoder(pretext: str, encoder: Encoder, reason: str, alternative: str) -> NoReturn:
+    """Raise the error for an encoder that a pretext cannot train.
+
+    Args:
+        pretext: Name of the pretext in ``conf/pretext``.
         encoder: The encoder.
-        why: What it lacks, as half a sentence.
-        instead: What to use, as half a sentence.
+        reason: What the encoder lacks.
+        alternative: What to use instead.
 
     Raises:
         EncoderError: Always.
     """
     name = type(encoder).__name__
-    raise EncoderError(f"pretext={pretext} cannot be carried by this encoder ({name}): {why}; {instead}")
+    raise EncoderError(f"pretext={pretext} cannot train this encoder ({name}): {reason}; {alternative}")
 
 
 def require_map(pretext: str, encoder: Encoder) -> int:
-    """Channels of an encoder's feature map.
+    """Return the number of channels of an encoder's feature map.
 
     Args:
-        pretext: Its name in ``conf/pretext``.
+        pretext: Name of the pretext in ``conf/pretext``.
         encoder: The encoder.
 
-    Returns:
-        Number of channels.
-
     Raises:
-        EncoderError: If there is no such map.
+        EncoderError: If the encoder has no feature map.
     """
     if encoder.num_map_features is None:
-        refuse(pretext, encoder, "it gives no feature map", "use a CNN, a Vision Transformer or msssl")
+        reject_encoder(pretext, encoder, "it has no feature map", "use a CNN, a Vision Transformer or msssl")
     return encoder.num_map_features
 
 
 def require_any_size(pretext: str, encoder: Encoder) -> None:
-    """Refuse an encoder that takes images of one size only.
+    """Check that an encoder accepts images of any size.
 
     Args:
-        pretext: Its name in ``conf/pretext``.
+        pretext: Name of the pretext in ``conf/pretext``.
         encoder: The encoder.
 
     Raises:
-        EncoderError: If so.
+        EncoderError: If it accepts one size only.
     """
     if not encoder.any_size:
-        refuse(
+        reject_encoder(
             pretext,
             encoder,
-            "it takes whole images of one size only, and the task is about pieces of an image",
+            "it accepts images of one size only, and the task uses smaller images",
             "use a CNN, a plain Vision Transformer or msssl",
         )

@@ -1,4 +1,4 @@
-"""Several pretexts at once, each with a weight, on one encoder."""
+"""Combination of several weighted pretexts on one encoder."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,61 +12,65 @@ from drgrade.models.encoder import Encoder
 from drgrade.pretext.base import Pretext
 
 Part = Mapping[str, Any]
-"""What ``conf/pretext/NAME.yaml`` sets: ``head``, which makes the pretext for an encoder, ``views``, and with
-``conf/pretext/combination/part.yaml`` the ``weight`` of its loss."""
+"""Settings of ``conf/pretext/NAME.yaml`` (``head`` builds the pretext for an encoder, and ``views``), plus
+the ``weight`` of ``conf/pretext/combination/part.yaml``."""
 
 COMMON = ("init", "epochs", "max_steps", "batch_size", "val_fraction", "seed", "optimizer", "schedule")
-"""What is set for a combination and not for its parts."""
+"""Settings of a combination that its parts cannot have."""
 
 
 class Combination(Pretext):
-    """Train an encoder on several tasks at once: the loss is the weighted sum of theirs.
+    """Train an encoder on several tasks with the weighted sum of their losses, L = sum_k w_k L_k.
 
-    L = sum_k w_k L_k. Each task has its own views and its own head, and all have the encoder in common
-    (Doersch and Zisserman, ICCV 2017, train several self-supervised tasks on one network).
+    Every task has its own views and its own head (Doersch and Zisserman, ICCV 2017). Scores are named
+    ``part/score``; ``part/loss`` is the unweighted loss.
 
     Attributes:
         parts: The pretexts, by name.
-        weights: Of their losses, by name.
+        weights: Weights of their losses, by name.
     """
 
     def __init__(self, encoder: Encoder, parts: Mapping[str, Part]) -> None:
-        """Make the pretexts.
+        """Build the pretexts.
 
         Args:
-            encoder: What is to be trained; every part must be able to use it.
-            parts: Name: pretext, in the order of their views.
+            encoder: Encoder that every part can train.
+            parts: Settings by name, in the order of their views.
 
         Raises:
-            ConfigError: If there are fewer than two parts, a weight is no positive number, a part sets what
-                is set for all parts together, or two parts would leave behind an encoder of their own each.
-            EncoderError: If a part cannot use the encoder.
+            ConfigError: If there are fewer than two parts, a weight is not a positive number, a part has a
+                setting in :data:`COMMON`, or more than one part replaces the trained encoder by its own.
+            EncoderError: If a part cannot train the encoder.
         """
         super().__init__()
-        _refuse_fewer_than_two(parts)
-        for name, part in parts.items():
-            _refuse_common_settings(name, part)
-        self.weights = {name: _weight(name, part) for name, part in parts.items()}
-        made: dict[str, Pretext] = {name: part["head"](encoder) for name, part in parts.items()}
-        self.parts = nn.ModuleDict(made)
-        self.num_views = sum(part.num_views for part in made.values())
-        self.encoder_inputs = sum(part.encoder_inputs for part in made.values())
-        self.fewest = max(part.fewest for part in made.values())
+        _check_parts(parts)
+        self.weights = {name: float(part["weight"]) for name, part in parts.items()}
+        pretexts: dict[str, Pretext] = {name: part["head"](encoder) for name, part in parts.items()}
+        self.parts = nn.ModuleDict(pretexts)
+        self.num_views = sum(part.num_views for part in pretexts.values())
+        self.encoder_inputs = sum(part.encoder_inputs for part in pretexts.values())
+        self.min_photographs = max(part.min_photographs for part in pretexts.values())
         self.scores = tuple(
-            f"{name}/{score}" for name, part in made.items() for score in ("loss", *part.scores)
+            f"{name}/{score}" for name, part in pretexts.items() for score in ("loss", *part.scores)
         )
-        self._refuse_two_teachers(encoder)
+        teachers = [name for name, part in pretexts.items() if part.final_encoder(encoder) is not encoder]
+        if len(teachers) > 1:
+            raise ConfigError(
+                f"pretext.parts: {' and '.join(teachers)} each replace the trained encoder by their own, and "
+                "only one can be saved; combine one of them with other pretexts"
+            )
 
     def forward(self, encoder: Encoder, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """See :class:`Pretext`. Scores are named ``part/score``, and ``part/loss`` has no weight in it."""
+        """Compute the weighted sum of the losses; see :class:`Pretext`."""
         losses: list[Tensor] = []
         scores: dict[str, Tensor] = {}
         first = 0
-        for name, part in self._named():
-            loss, found = part(encoder, views[first : first + part.num_views])
+        for name, part in self._named_parts():
+            loss, own_scores = part(encoder, views[first : first + part.num_views])
             first += part.num_views
             losses.append(self.weights[name] * loss)
-            scores |= {f"{name}/{score}": value for score, value in {"loss": loss.detach(), **found}.items()}
+            scores[f"{name}/loss"] = loss.detach()
+            scores |= {f"{name}/{score}": value for score, value in own_scores.items()}
         total = losses[0]
         for loss in losses[1:]:
             total = total + loss
@@ -74,69 +78,51 @@ class Combination(Pretext):
 
     def before_step(self, encoder: Encoder, progress: float) -> None:
         """Prepare a step of each part; see :class:`Pretext`."""
-        for _, part in self._named():
+        for _, part in self._named_parts():
             part.before_step(encoder, progress)
 
-    def trained(self, encoder: Encoder) -> Encoder:
-        """The encoder that a part prefers, else the trained one; see :class:`Pretext`."""
-        return next(iter(self._preferred(encoder).values()), encoder)
+    def final_encoder(self, encoder: Encoder) -> Encoder:
+        """Return the encoder of the part that has its own, else the trained one; see :class:`Pretext`."""
+        final = [part.final_encoder(encoder) for _, part in self._named_parts()]
+        return next((other for other in final if other is not encoder), encoder)
 
-    def _named(self) -> list[tuple[str, Pretext]]:
+    def _named_parts(self) -> list[tuple[str, Pretext]]:
         return [(name, part) for name, part in self.parts.items() if isinstance(part, Pretext)]
 
-    def _preferred(self, encoder: Encoder) -> dict[str, Encoder]:
-        """Encoders that parts would leave behind in place of the trained one."""
-        left = {name: part.trained(encoder) for name, part in self._named()}
-        return {name: other for name, other in left.items() if other is not encoder}
 
-    def _refuse_two_teachers(self, encoder: Encoder) -> None:
-        names = list(self._preferred(encoder))
-        if len(names) > 1:
-            raise ConfigError(
-                f"pretext.parts: {' and '.join(names)} each leave an encoder of their own behind, and only "
-                "one can be kept; combine one of them with other pretexts"
-            )
-
-
-def views_of(parts: Mapping[str, Part]) -> MultiView:
-    """Views of all parts, one part after the other.
+def combine_views(parts: Mapping[str, Part]) -> MultiView:
+    """Return the transform that computes the views of all parts, one part after the other.
 
     Args:
-        parts: As :class:`Combination` takes them.
-
-    Returns:
-        Makes what :meth:`Combination.forward` takes.
+        parts: Settings by name, as for :class:`Combination`.
 
     Raises:
         ConfigError: If there are fewer than two parts.
     """
-    _refuse_fewer_than_two(parts)
+    _check_count(parts)
     return MultiView([part["views"] for part in parts.values()])
 
 
-def _refuse_fewer_than_two(parts: Mapping[str, Part]) -> None:
+def _check_count(parts: Mapping[str, Part]) -> None:
     if len(parts) < 2:
         raise ConfigError(
-            f"pretext.parts: a combination has two pretexts at least, not {len(parts)} "
+            f"pretext.parts: a combination needs at least two pretexts, not {len(parts)} "
             f"({', '.join(parts) or 'none'}); docs/pretexts/combinations.md shows how to name them"
         )
 
 
-def _refuse_common_settings(name: str, part: Part) -> None:
-    given = [setting for setting in COMMON if part.get(setting) is not None]
-    if given:
-        setting = given[0]
-        raise ConfigError(
-            f"pretext.parts.{name}.{setting} has no effect: all parts have pretext.{setting}; set that "
-            f"(in a combination's file, combination/part@parts.{name} stands after {name}@parts.{name})"
-        )
-
-
-def _weight(name: str, part: Part) -> float:
-    weight: Any = part.get("weight")
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
-        raise ConfigError(
-            f"pretext.parts.{name}.weight={weight} is not a positive number; a pretext is left out by taking "
-            "its lines out of the combination's file"
-        )
-    return float(weight)
+def _check_parts(parts: Mapping[str, Part]) -> None:
+    _check_count(parts)
+    for name, part in parts.items():
+        setting = next((setting for setting in COMMON if part.get(setting) is not None), None)
+        if setting:
+            raise ConfigError(
+                f"pretext.parts.{name}.{setting} has no effect: set pretext.{setting}, which holds for all "
+                f"parts (in the file, combination/part@parts.{name} must follow {name}@parts.{name})"
+            )
+        weight: Any = part.get("weight")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+            raise ConfigError(
+                f"pretext.parts.{name}.weight={weight} is not a positive number; to leave a pretext out, "
+                "remove its lines from the file of the combination"
+            )

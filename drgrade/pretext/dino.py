@@ -9,76 +9,24 @@ from lightly.loss import DINOLoss
 from lightly.models.modules import DINOProjectionHead
 from torch import Tensor, nn
 
-from drgrade.errors import ConfigError
+from drgrade.errors import ConfigError, check_range
 from drgrade.models.encoder import Encoder
-from drgrade.pretext.base import Pretext, require_any_size
+from drgrade.pretext.base import HEAD, Pretext, frozen_evaluation, require_any_size
 from drgrade.pretext.teacher import Teacher
 
 GLOBAL_VIEWS = 2
-"""Views of the image's size, which the teacher sees; the student sees all."""
-
-
-class CentredLoss(DINOLoss):  # type: ignore[misc]  # lightly has no types
-    """lightly's loss, whose centre moves once for each optimiser step, and in training only.
-
-    lightly moves it at every call: in validation too, and as often as gradients are accumulated.
-    """
-
-    pending: Tensor
-    batches: Tensor
-
-    def __init__(
-        self, output_dim: int, student_temperature: float, centre_momentum: float, centring: bool
-    ) -> None:
-        """Set the sizes.
-
-        Args:
-            output_dim: K.
-            student_temperature: Of the student's softmax.
-            centre_momentum: Of the centre's moving average.
-            centring: Whether there is a centre.
-        """
-        super().__init__(
-            output_dim,
-            warmup_teacher_temp_epochs=1,  # its schedule is not used
-            student_temp=student_temperature,
-            center_momentum=centre_momentum,
-        )
-        self._centring = centring
-        # Of the batches since the last optimiser step; in the checkpoint, like the centre.
-        self.register_buffer("pending", torch.zeros_like(self.center))
-        self.register_buffer("batches", torch.zeros(()))
-
-    @torch.no_grad()
-    def update_center(self, teacher_out: Tensor) -> None:
-        """Take note of a batch; called by lightly.
-
-        Args:
-            teacher_out: (views, B, K).
-        """
-        if self.training and self._centring:
-            self.pending += self._center_fn(x=teacher_out, dim=(0, 1))  # the mean over all processes
-            self.batches += 1
-
-    @torch.no_grad()
-    def move_centre(self) -> None:
-        """Move the centre: c <- m c + (1 - m) mean over what the teacher has said."""
-        if self.batches > 0:
-            self.center.lerp_(self.pending / self.batches, 1 - self.center_momentum)
-            self.pending.zero_()
-            self.batches.zero_()
+"""Number of views at the full image size. The teacher sees only these, the student sees all views."""
 
 
 class DINO(Pretext):
-    """Say of every view of a photograph what a teacher says of another view of it.
-
-    ``start_share`` among its scores is the share of first, random weights in the teacher: where it does not
-    come near 0, the run was too short for its momentum.
+    """Predict the teacher's output for one view of a photograph from another view.
 
     Attributes:
-        head: Features to K scores; the teacher has its own.
-        teacher: Average of encoder and head; its encoder is what pre-training leaves behind.
-        loss: Cross-entropy, and the centre of what the teacher says.
+        head: Maps features to K scores; the teacher has its own.
+        teacher: Moving average of encoder and head; its encoder is the result of pre-training.
+            ``start_share`` among the scores is the weight of its random initial parameters: if it does not
+            approach 0, the run was too short for the momentum.
+        loss: Cross-entropy, with the centre of the teacher's outputs.
     """
 
     scores = ("teacher_entropy", "divergence", "start_share")
@@ -105,57 +53,47 @@ class DINO(Pretext):
         """Build head, teacher and loss.
 
         Args:
-            encoder: What is to be trained.
+            encoder: The encoder. With local views it must accept images of any size.
             image_size: Side of the two global views in pixels.
-            local_views: How many small views there are beside them; 0 for any encoder.
-            local_size: Their side in pixels.
-            output_dim: K, over which student and teacher give distributions.
-            hidden: Width of the head's hidden layers.
+            local_views: Number of small views per photograph; 0 works with any encoder.
+            local_size: Side of the small views in pixels.
+            output_dim: Number K of outputs.
+            hidden: Width of the hidden layers of the head.
             bottleneck: Width before the last layer.
-            batch_norm: Batch normalisation in the head.
+            batch_norm: Use batch normalisation in the head.
             norm_last_layer: Keep the rows of the last layer at length 1.
-            student_temperature: Of the student's softmax.
-            teacher_temperature: Of the teacher's softmax, at the beginning and after the warm-up.
-            temperature_warmup: Share of the run in which it rises from the one to the other, linearly.
-            centring: Subtract the centre of what the teacher says. Without it, it collapses.
-            centre_momentum: Of the centre's moving average.
-            momentum: Of the teacher in the first step, in [0, 1]; it rises to 1.
-            freeze_last_layer: Share of the run at whose beginning the last layer does not learn.
+            student_temperature: Temperature of the student's softmax.
+            teacher_temperature: Temperature of the teacher's softmax at the start and after the warm-up.
+            temperature_warmup: Share of the run in which it changes linearly from one to the other.
+            centring: Subtract the centre of the teacher's outputs. Without it, the outputs collapse.
+            centre_momentum: Momentum of the centre's moving average.
+            momentum: Momentum of the teacher in the first step, in [0, 1]; it rises to 1.
+            freeze_last_layer: Share of the run, at its start, in which the last layer is frozen.
 
         Raises:
-            ConfigError: If a setting is out of range, or local views are too small for the encoder.
-            EncoderError: If there are local views and the encoder takes images of one size only.
+            ConfigError: If a value is out of range, or local views are too small for the encoder.
+            EncoderError: If there are local views and the encoder accepts images of one size only.
         """
         super().__init__()
-        _check_counts(
-            image_size=image_size,
-            local_size=local_size,
-            output_dim=output_dim,
-            hidden=hidden,
-            bottleneck=bottleneck,
-        )
-        if local_views < 0:
-            raise ConfigError(f"pretext.local_views={local_views} is not at least 0")
-        _check_shares(
-            temperature_warmup=temperature_warmup,
-            centre_momentum=centre_momentum,
-            freeze_last_layer=freeze_last_layer,
-        )
+        size = (encoder.num_features, hidden, bottleneck, output_dim)
+        check_range("[1, inf)", HEAD, image_size=image_size, local_size=local_size)
+        check_range("[1, inf)", HEAD, output_dim=output_dim, hidden=hidden, bottleneck=bottleneck)
+        check_range("[0, inf)", "pretext.", local_views=local_views)
+        check_range("[0, 1]", HEAD, temperature_warmup=temperature_warmup, centre_momentum=centre_momentum)
+        check_range("[0, 1]", HEAD, freeze_last_layer=freeze_last_layer)
         if len(teacher_temperature) != 2 or not min(student_temperature, *teacher_temperature) > 0:
             raise ConfigError(
-                f"pretext.head: student_temperature={student_temperature} and the two numbers "
-                f"teacher_temperature={list(teacher_temperature)} have to be above 0"
+                f"pretext.head: student_temperature={student_temperature} and the two values of "
+                f"teacher_temperature={list(teacher_temperature)} must be above 0"
             )
         if local_views:
             require_any_size("dino", encoder)
-            _require_size(encoder, local_size)
+            _require_encodable(encoder, local_size)
         self.num_views = GLOBAL_VIEWS + local_views
         self.encoder_inputs = GLOBAL_VIEWS + local_views * (local_size / image_size) ** 2
         self._sides = [image_size] * GLOBAL_VIEWS + [local_size] * local_views
-        size = (encoder.num_features, hidden, bottleneck, output_dim)
-        self.head = _head(*size, batch_norm=batch_norm, norm_last_layer=norm_last_layer)
-        twin = _head(*size, batch_norm=batch_norm, norm_last_layer=norm_last_layer)
-        self.teacher = Teacher(encoder, self.head, twin, momentum)
+        self.head, head_copy = (_head(*size, batch_norm, norm_last_layer) for _ in range(2))
+        self.teacher = Teacher(encoder, self.head, head_copy, momentum)
         self.loss = CentredLoss(output_dim, student_temperature, centre_momentum, centring)
         self._directions_only = norm_last_layer
         self._first, self._last = teacher_temperature
@@ -163,32 +101,28 @@ class DINO(Pretext):
         self._progress = 0.0
 
     def before_step(self, encoder: Encoder, progress: float) -> None:
-        """See :class:`Pretext`; teacher and centre follow, and the last layer begins to learn."""
-        if self.teacher.follow(encoder, self.head, progress):
+        """Update teacher and centre, and unfreeze the last layer in time; see :class:`Pretext`."""
+        if self.teacher.update(encoder, self.head, progress):
             self.loss.move_centre()
-        learns = progress >= self._frozen
+        unfrozen = progress >= self._frozen
         last_layer: Any = self.head.last_layer
-        last_layer.weight_v.requires_grad_(learns)
-        last_layer.weight_g.requires_grad_(learns and not self._directions_only)
+        last_layer.weight_v.requires_grad_(unfrozen)
+        last_layer.weight_g.requires_grad_(unfrozen and not self._directions_only)
         self._progress = progress
 
     def temperature(self, progress: float) -> float:
-        """Temperature of the teacher's softmax.
-
-        Args:
-            progress: Share of the optimiser steps that are done, in [0, 1].
-
-        Returns:
-            Rises linearly, then stays.
-        """
+        """Return the temperature of the teacher's softmax at a progress in [0, 1]."""
         done = min(1.0, progress / self._warmup) if self._warmup else 1.0
         return self._first + done * (self._last - self._first)
 
     def forward(self, encoder: Encoder, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """See :class:`Pretext`. The first two views are the global ones.
+        """Compute the loss; see :class:`Pretext`. The first two views are the global ones.
+
+        ``teacher_entropy`` is the mean entropy of the teacher's outputs in nats; both 0 and log K are a
+        collapse. ``divergence`` is the Kullback-Leibler divergence of the student from the teacher.
 
         Raises:
-            ConfigError: If the views are not those that the pretext was made for.
+            ConfigError: If number or size of the views differ from the settings.
         """
         sides = [view.shape[-1] for view in views]
         if sides != self._sides:
@@ -200,78 +134,86 @@ class DINO(Pretext):
         features = [encoder(whole)]
         if len(views) > GLOBAL_VIEWS:
             features.append(encoder(torch.cat(list(views[GLOBAL_VIEWS:]))))
-        said = self.head(torch.cat(features))  # (views * B, K)
-        taught = self.teacher(whole)  # (2B, K)
-        # Not in half precision: the loss is a sum over K terms.
-        with torch.autocast(said.device.type, enabled=False):
-            student = said.to(self.loss.center.dtype).chunk(len(views))
-            teacher = taught.to(self.loss.center.dtype).chunk(GLOBAL_VIEWS)
-            temperature = self.temperature(self._progress)
+        student_outputs = self.head(torch.cat(features))  # (views * B, K)
+        teacher_outputs = self.teacher(whole)  # (2B, K)
+        with torch.autocast(whole.device.type, enabled=False):  # the loss sums over K terms
             centre = self.loss.center.clone()
+            student = student_outputs.to(centre.dtype).chunk(len(views))
+            teacher = teacher_outputs.to(centre.dtype).chunk(GLOBAL_VIEWS)
+            temperature = self.temperature(self._progress)
             loss: Tensor = self.loss(list(teacher), list(student), teacher_temp=temperature)
-            entropy = _entropy(torch.stack(teacher), centre, temperature)
+            probabilities = ((torch.stack(teacher) - centre) / temperature).softmax(dim=-1)  # (2, B, K)
+            entropy = torch.special.entr(probabilities).sum(dim=-1).mean()
         return loss, {
             "teacher_entropy": entropy,
-            "divergence": loss.detach() - entropy,  # Kullback-Leibler, of the student from the teacher
+            "divergence": loss.detach() - entropy,
             "start_share": self.teacher.start_share,
         }
 
-    def trained(self, encoder: Encoder) -> Encoder:
-        """The teacher's encoder, which the paper evaluates: it is better than the student all along."""
+    def final_encoder(self, encoder: Encoder) -> Encoder:
+        """Return the teacher's encoder, which the paper found to be better than the student's."""
         return self.teacher.encoder
 
 
-def _entropy(said: Tensor, centre: Tensor, temperature: float) -> Tensor:
-    """Mean entropy in nats of what the teacher says.
+class CentredLoss(DINOLoss):  # type: ignore[misc]  # lightly has no types
+    """lightly's loss with a centre that moves once per optimiser step, and in training only.
 
-    Args:
-        said: (2, B, K).
-        centre: (1, 1, K).
-        temperature: Of the softmax.
-
-    Returns:
-        A scalar in [0, log K]: 0 and log K are the two kinds of collapse.
+    lightly moves the centre at every call: also in validation, and for every accumulated batch.
     """
-    shares = ((said - centre) / temperature).softmax(dim=-1)
-    entropies: Tensor = torch.special.entr(shares).sum(dim=-1)  # (2, B)
-    return entropies.mean()
+
+    pending: Tensor
+    batches: Tensor
+
+    def __init__(
+        self, output_dim: int, student_temperature: float, centre_momentum: float, centring: bool
+    ) -> None:
+        """Initialise the loss; for the arguments see :class:`DINO`."""
+        super().__init__(
+            output_dim,
+            warmup_teacher_temp_epochs=1,  # its schedule is not used
+            student_temp=student_temperature,
+            center_momentum=centre_momentum,
+        )
+        self._centring = centring
+        # Sum and number of batches since the last optimiser step; in the checkpoint, like the centre.
+        self.register_buffer("pending", torch.zeros_like(self.center))
+        self.register_buffer("batches", torch.zeros(()))
+
+    @torch.no_grad()
+    def update_center(self, teacher_out: Tensor) -> None:
+        """Add a batch (views, B, K) to the pending mean; called by lightly."""
+        if self.training and self._centring:
+            self.pending += self._center_fn(x=teacher_out, dim=(0, 1))  # the mean over all processes
+            self.batches += 1
+
+    @torch.no_grad()
+    def move_centre(self) -> None:
+        """Move the centre towards the mean of the pending batches: c <- m c + (1 - m) mean."""
+        if self.batches > 0:
+            self.center.lerp_(self.pending / self.batches, 1 - self.center_momentum)
+            self.pending.zero_()
+            self.batches.zero_()
 
 
 def _head(
     width: int, hidden: int, bottleneck: int, output_dim: int, batch_norm: bool, norm_last_layer: bool
 ) -> nn.Module:
     with warnings.catch_warnings():
-        # lightly's head is built on the older of torch's two weight normalisations.
+        # lightly's head uses the older of torch's two weight normalisations.
         warnings.filterwarnings("ignore", message=r".*weight_norm` is deprecated", category=FutureWarning)
-        made: nn.Module = DINOProjectionHead(
+        head: nn.Module = DINOProjectionHead(
             width, hidden, bottleneck, output_dim, batch_norm=batch_norm, norm_last_layer=norm_last_layer
         )
-    return made
+    return head
 
 
-def _check_counts(**counts: int) -> None:
-    for name, count in counts.items():
-        if count < 1:
-            raise ConfigError(f"pretext.head.{name}={count} is not at least 1")
-
-
-def _check_shares(**shares: float) -> None:
-    for name, share in shares.items():
-        if not 0 <= share <= 1:
-            raise ConfigError(f"pretext.head.{name}={share} is not in [0, 1]")
-
-
-def _require_size(encoder: Encoder, side: int) -> None:
-    """Refuse local views of which the encoder makes nothing: a CNN that halves them until nothing is left."""
-    training = encoder.training
-    encoder.eval()
+def _require_encodable(encoder: Encoder, side: int) -> None:
+    """Reject local views that are too small for an encoder, such as a CNN that halves them to nothing."""
     try:
-        with torch.no_grad():
+        with frozen_evaluation(encoder):
             encoder(torch.zeros(1, 3, side, side))
     except RuntimeError as error:
         raise ConfigError(
             f"pretext.local_size={side}: too small for this encoder ({error}); "
             "use a larger data.image_size or pretext.local_size, or pretext.local_views=0"
         ) from error
-    finally:
-        encoder.train(training)

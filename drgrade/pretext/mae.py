@@ -1,4 +1,4 @@
-"""Masked autoencoding (He et al., CVPR 2022): what stands in the patches that are left out?"""
+"""Masked autoencoding (He et al., CVPR 2022): reconstruct the masked patches of a view."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -10,30 +10,30 @@ from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from drgrade.errors import ConfigError
+from drgrade.errors import ConfigError, check_range
 from drgrade.models.encoder import Encoder, TimmEncoder
-from drgrade.pretext.base import Pretext, refuse
+from drgrade.pretext.base import HEAD, Pretext, reject_encoder
 
 _HEAD_WIDTH = 32
-"""Channels of one attention head of the published decoder: 512 / 16."""
+"""Channels per attention head of the published decoder: 512 / 16."""
 
-_SHARE_OF_DEPTH = 3
+_DEPTH_RATIO = 3
 """The published decoder has 8 blocks for the 24 of ViT-L."""
 
-_NORMALISED = ("colours", "patch", "nothing")
+_NORMALISATIONS = ("colours", "patch", "nothing")
 
 
 class MAE(Pretext):
-    """Reconstruct the masked patches of a view from the others.
+    """Reconstruct the masked patches of a view from the visible ones.
 
-    Most patches are left out before they enter the Vision Transformer, which sees the rest alone. A decoder
-    gets its tokens and for every patch left out one and the same learned token, both with their positions,
-    and predicts pixels. The loss is the squared error on masked patches, normalised so that what counts is
-    structure and not brightness.
+    Masked patches are removed before the Vision Transformer. A decoder receives its tokens, and one learned
+    token for every masked patch, with their positions, and predicts pixels. The loss is the mean squared
+    error on the masked patches after normalisation.
 
-    The paper normalises each patch to zero mean and unit variance over pixels and colours together. A retina
-    is orange all over: of such patches of IDRiD 98 % of the variance is the distance between its red and its
-    blue, and one constant patch explains it. So each colour of each patch is normalised for itself.
+    The paper normalises each patch to zero mean and unit variance over pixels and channels together. On
+    fundus photographs that leaves a trivial task: 98 % of the variance of such patches of IDRiD is the
+    difference between red and blue, which is nearly the same in all of them. Here each channel of each patch
+    is normalised separately.
     """
 
     scores = ("explained",)
@@ -49,21 +49,20 @@ class MAE(Pretext):
     ) -> None:
         """Build the decoder.
 
-        The published one, 512 wide and 8 deep with 16 heads, stands beside ViT-L, 1024 wide and 24 deep: half
-        as wide and a third as deep, a twelfth of the encoder's work for each token. So is the decoder that is
-        built where nothing else is asked for.
+        The published decoder (512 wide, 8 deep, 16 heads) is half as wide and a third as deep as ViT-L. The
+        default sizes keep these proportions.
 
         Args:
-            encoder: What is to be trained: a plain Vision Transformer of timm.
-            mask_ratio: Share of the patches that is left out, in (0, 1); rounded to whole patches.
+            encoder: A plain Vision Transformer of timm.
+            mask_ratio: Share of the masked patches, in (0, 1); rounded to whole patches.
             decoder_width: Channels of the decoder, a multiple of 4; None for half of the encoder's.
-            decoder_depth: Blocks of the decoder; None for a third of the encoder's, one at least.
-            decoder_heads: Attention heads of the decoder; None for about one for every 32 channels.
-            normalise: What is brought to zero mean and unit variance before it is predicted: ``colours``,
-                each colour of each patch; ``patch``, each patch, as published; ``nothing``.
+            decoder_depth: Blocks of the decoder; None for a third of the encoder's, at least 1.
+            decoder_heads: Attention heads of the decoder; None for about one per 32 channels.
+            normalise: Unit of normalisation of the targets: ``colours`` (each channel of each patch),
+                ``patch`` (each patch, as published) or ``nothing``.
 
         Raises:
-            EncoderError: If the encoder cannot leave out patches.
+            EncoderError: If the encoder cannot omit patches.
             ConfigError: If a value is out of range.
         """
         super().__init__()
@@ -71,15 +70,15 @@ class MAE(Pretext):
         self.patch: int = model.patch_embed.patch_size[0]
         self.side: int = model.patch_embed.grid_size[0] * self.patch
         self.patches: int = model.patch_embed.num_patches
-        self.masked = _masked_patches(mask_ratio, self.patches, self.side, self.patch)
+        self.masked = self._count_masked(mask_ratio)
         self.encoder_inputs = 1 - self.masked / self.patches
-        if normalise not in _NORMALISED:
-            raise ConfigError(f"pretext.head.normalise={normalise} is none of {', '.join(_NORMALISED)}")
+        if normalise not in _NORMALISATIONS:
+            raise ConfigError(f"{HEAD}normalise={normalise} is none of {', '.join(_NORMALISATIONS)}")
         self.normalise = normalise
 
         width = model.embed_dim // 8 * 4 if decoder_width is None else decoder_width
-        depth = max(1, len(model.blocks) // _SHARE_OF_DEPTH) if decoder_depth is None else decoder_depth
-        heads = _heads(width) if decoder_heads is None else decoder_heads
+        depth = max(1, len(model.blocks) // _DEPTH_RATIO) if decoder_depth is None else decoder_depth
+        heads = _default_heads(width) if decoder_heads is None else decoder_heads
         if width < 4 or width % 4 or depth < 1 or heads < 1 or width % heads:
             raise ConfigError(
                 f"pretext.head: decoder_width={width} is not a multiple of 4 and of decoder_heads={heads}, "
@@ -95,66 +94,69 @@ class MAE(Pretext):
             nn.init.zeros_(layer.bias)
 
     def forward(self, encoder: Encoder, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """See :class:`Pretext`.
+        """Compute the loss; see :class:`Pretext`.
 
-        ``explained`` is the share of the variance of the masked patches that the prediction explains, each
-        colour of each patch about its own mean: 0 for a prediction of these means, 1 for one without error.
+        ``explained`` is the explained share of the variance of the masked patches, each channel of each patch
+        about its own mean: 0 for predicting these means, 1 for a perfect prediction.
         """
         (images,) = views
         self._check_size(images)
-        keep, left_out = self._draw(len(images), images.device)
-        predicted = self.reconstruct(encoder, images, keep, left_out)
-        targets = get_at_index(self.targets(images), left_out)
+        visible, masked = self._draw_mask(len(images), images.device)
+        predicted = self.reconstruct(encoder, images, visible, masked)
+        targets = get_at_index(self.targets(images), masked)
         loss = (predicted - targets).square().mean()
-        colours = _by_colour(targets)
+        colours = _by_channel(targets)
         variance = (colours - colours.mean(dim=2, keepdim=True)).square().mean()
         return loss, {"explained": 1 - loss.detach() / variance.clamp_min(1e-6)}
 
-    def reconstruct(self, encoder: Encoder, images: Tensor, keep: Tensor, left_out: Tensor) -> Tensor:
-        """Predict what was left out.
+    def reconstruct(self, encoder: Encoder, images: Tensor, visible: Tensor, masked: Tensor) -> Tensor:
+        """Predict the masked patches.
 
         Args:
             encoder: The encoder.
             images: (B, 3, S, S), normalised.
-            keep: (B, K) int64, the patches that the encoder sees, row by row from 0.
-            left_out: (B, M) int64, all others.
+            visible: (B, K) int64, the patches that the encoder sees, numbered in reading order from 0.
+            masked: (B, M) int64, all others.
 
         Returns:
-            (B, M, 3 P²) pixels of the patches left out, in the order of ``left_out``: rows, columns, colours.
+            (B, M, 3 P²) pixels of the masked patches in their order: rows, columns, channels.
         """
-        tokens = self.embed(visible_tokens(encoder, images, keep))  # (B, prefix + K, width)
-        whole = repeat_token(self.decoder.mask_token, (len(images), self.decoder.sequence_length))
-        places = with_prefix(keep, self.decoder.num_prefix_tokens)
-        whole = set_at_index(whole.to(tokens.dtype), places, tokens)
-        decoded = self.decoder(whole)  # (B, prefix + patches, width)
-        masked: Tensor = self.predict(get_at_index(decoded, left_out + self.decoder.num_prefix_tokens))
-        return masked
+        tokens = self.embed(visible_tokens(encoder, images, visible))  # (B, prefix + K, width)
+        sequence = repeat_token(self.decoder.mask_token, (len(images), self.decoder.sequence_length))
+        positions = with_prefix(visible, self.decoder.num_prefix_tokens)
+        sequence = set_at_index(sequence.to(tokens.dtype), positions, tokens)
+        decoded = self.decoder(sequence)  # (B, prefix + patches, width)
+        predicted: Tensor = self.predict(get_at_index(decoded, masked + self.decoder.num_prefix_tokens))
+        return predicted
 
     def targets(self, images: Tensor) -> Tensor:
-        """What is to be predicted of all patches.
-
-        Args:
-            images: (B, 3, S, S), normalised.
-
-        Returns:
-            (B, N, 3 P²), normalised as :attr:`normalise` says.
-        """
-        patches: Tensor = patchify(images, self.patch)  # colours change fastest
+        """Compute the targets of all N patches: (B, 3, S, S) normalised images to (B, N, 3 P²)."""
+        patches: Tensor = patchify(images, self.patch)  # channels change fastest
         if self.normalise == "nothing":
             return patches
         if self.normalise == "patch":
             return cast(Tensor, normalize_mean_var(patches))
-        return cast(Tensor, normalize_mean_var(_by_colour(patches), dim=2)).flatten(2)
+        return cast(Tensor, normalize_mean_var(_by_channel(patches), dim=2)).flatten(2)
 
-    def _draw(self, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Patches to keep (B, K) and to leave out (B, M), drawn for each photograph for itself.
+    def _draw_mask(self, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Draw visible (B, K) and masked (B, M) patches for each photograph.
 
-        lightly's own ``random_token_mask`` takes no generator, and spares one token from masking, where a
-        Transformer may have registers beside its class token.
+        lightly's ``random_token_mask`` accepts no generator, and never masks the first token, although a
+        Transformer may have registers next to its class token.
         """
         noise = torch.rand(batch, self.patches, generator=self.generator(device), device=device)
         order = noise.argsort(dim=1)
         return order[:, self.masked :], order[:, : self.masked]
+
+    def _count_masked(self, ratio: float) -> int:
+        check_range("(0, 1)", HEAD, mask_ratio=ratio)
+        masked = round(ratio * self.patches)
+        if not 0 < masked < self.patches:
+            raise ConfigError(
+                f"{HEAD}mask_ratio={ratio} of {self.patches} patches leaves {self.patches - masked} visible "
+                f"and {masked} masked ({self.side} pixels, patches of {self.patch}); use larger images"
+            )
+        return masked
 
     def _check_size(self, images: Tensor) -> None:
         if tuple(images.shape[-2:]) != (self.side, self.side):
@@ -165,37 +167,35 @@ class MAE(Pretext):
             )
 
 
-def visible_tokens(encoder: Encoder, images: Tensor, keep: Tensor) -> Tensor:
-    """What a Vision Transformer makes of some patches of each image, as if there were no others.
+def visible_tokens(encoder: Encoder, images: Tensor, visible: Tensor) -> Tensor:
+    """Encode some patches of each image with a Vision Transformer as if the others did not exist.
 
     Args:
-        encoder: A plain Vision Transformer of timm, as :class:`MAE` takes it.
-        images: (B, 3, S, S), normalised; S a multiple of the patches' side.
-        keep: (B, K) int64, patches, row by row from 0.
+        encoder: A plain Vision Transformer of timm, as for :class:`MAE`.
+        images: (B, 3, S, S), normalised; S a multiple of the patch size.
+        visible: (B, K) int64, patches in reading order from 0.
 
     Returns:
-        (B, prefix + K, D): class token and registers, where there are any, then the patches in the order of
-        ``keep``; normalised by what normalises the encoder's features.
+        (B, prefix + K, D): class token and registers, if any, then the patches in the order of ``visible``,
+        after the final normalisation of the encoder.
     """
     model: Any = cast(TimmEncoder, encoder).model
-    # A wrapper for this one call: kept, it would make the encoder's parameters the pretext's, too. Its own
-    # initialisation would overwrite the encoder's weights.
+    # A wrapper for this call only: if kept, the encoder's parameters would become the pretext's. By default
+    # it would overwrite the encoder's weights.
     wrapper = MaskedVisionTransformerTIMM(
         model, weight_initialization="skip", pos_embed_initialization="skip"
     )
-    tokens = wrapper.encode(images, idx_keep=with_prefix(keep, model.num_prefix_tokens))
-    normalised: Tensor = model.fc_norm(
-        tokens
-    )  # does something in models that normalise what they have pooled
+    tokens = wrapper.encode(images, idx_keep=with_prefix(visible, model.num_prefix_tokens))
+    normalised: Tensor = model.fc_norm(tokens)  # the identity unless the model pools before it normalises
     return normalised
 
 
 def with_prefix(patches: Tensor, prefix: int) -> Tensor:
-    """Places of patches in a sequence, after those of the tokens before them.
+    """Return positions in the token sequence: those of the prefix tokens, then those of some patches.
 
     Args:
         patches: (B, K) int64, from 0.
-        prefix: Tokens before the patches: class token, registers.
+        prefix: Number of tokens before the patches: class token, registers.
 
     Returns:
         (B, prefix + K) int64.
@@ -204,49 +204,29 @@ def with_prefix(patches: Tensor, prefix: int) -> Tensor:
     return torch.cat([before, patches + prefix], dim=1)
 
 
-def _by_colour(patches: Tensor) -> Tensor:
-    """(B, N, 3 P²) as (B, N, P², 3)."""
+def _by_channel(patches: Tensor) -> Tensor:
+    """Reshape (B, N, 3 P²) to (B, N, P², 3)."""
     return patches.reshape(*patches.shape[:2], -1, 3)
 
 
 def _plain_transformer(encoder: Encoder) -> Any:
-    """The Vision Transformer inside an encoder; refuses one that cannot leave out patches."""
-    instead = "use encoder=vit or encoder=vit_small, or another pretext"
+    """Return the Vision Transformer inside an encoder; reject any that cannot omit patches."""
     model: Any = encoder.model if isinstance(encoder, TimmEncoder) else None
-    plain = type(model) is VisionTransformer  # not a subclass: those treat their tokens otherwise
+    plain = type(model) is VisionTransformer  # not a subclass, which may treat its tokens differently
     if not plain or type(model.patch_embed) is not PatchEmbed:
-        refuse(
-            "mae",
-            encoder,
-            "it is no plain Vision Transformer, and nothing else can leave out what is masked (a CNN, a "
-            "hybrid, or attention in windows needs the whole grid of pixels)",
-            instead,
+        reason = (
+            "it is not a plain Vision Transformer, and no other encoder can omit masked patches (a CNN, a "
+            "hybrid or windowed attention needs the whole grid of pixels)"
         )
-    if model.pos_embed is None:
-        refuse("mae", encoder, "its patches have no learned positions of their own", instead)
-    if model.attn_pool is not None:
-        refuse(
-            "mae",
-            encoder,
-            "its attention pooling takes no part in the task and would stay untrained",
-            instead,
-        )
-    return model
+    elif model.pos_embed is None:
+        reason = "its patches have no learned position embeddings"
+    elif model.attn_pool is not None:
+        reason = "its attention pooling would stay untrained"
+    else:
+        return model
+    return reject_encoder("mae", encoder, reason, "use encoder=vit or encoder=vit_small, or another pretext")
 
 
-def _heads(width: int) -> int:
-    """About one head for every 32 channels: as many as divide them."""
+def _default_heads(width: int) -> int:
+    """Return about one head per 32 channels, as many as divide the width."""
     return next((heads for heads in range(width // _HEAD_WIDTH, 1, -1) if width % heads == 0), 1)
-
-
-def _masked_patches(ratio: float, patches: int, side: int, patch: int) -> int:
-    """How many patches are left out."""
-    if not 0 < ratio < 1:
-        raise ConfigError(f"pretext.head.mask_ratio={ratio} is not in (0, 1)")
-    masked = round(ratio * patches)
-    if not 0 < masked < patches:
-        raise ConfigError(
-            f"pretext.head.mask_ratio={ratio} of {patches} patches leaves {patches - masked} to be seen and "
-            f"{masked} to be predicted ({side} pixels, patches of {patch}); use larger images"
-        )
-    return masked

@@ -6,21 +6,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from drgrade.errors import ConfigError
+from drgrade.errors import check_range
 from drgrade.models.encoder import Encoder
-from drgrade.pretext.base import Pretext, require_any_size
-from drgrade.pretext.patches import Patches, classifier, encoded, require_grid
+from drgrade.pretext.base import HEAD, accuracy, classifier
+from drgrade.pretext.patches import Patches, PatchPretext
 
 GRID, NEIGHBOURS, MIDDLE = 3, 8, 4
 
 
-class RelativePatch(Pretext):
-    """Tell which of the eight neighbours of the middle patch another patch is.
+class RelativePatch(PatchPretext):
+    """Predict which of the eight neighbours of the middle patch another patch is.
 
-    Target 0 is the upper left neighbour, 1 the one above, and so on in reading order.
+    Target 0 is the upper left neighbour, 1 the one above the middle, and so on in reading order.
     """
-
-    scores = ("accuracy",)
 
     def __init__(
         self,
@@ -33,40 +31,35 @@ class RelativePatch(Pretext):
         """Build the head.
 
         Args:
-            encoder: What is to be trained; it must take images of any size.
+            encoder: Encoder that accepts images of any size.
             patches: Cuts 3 x 3 patches.
-            neighbours: How many of the eight are asked for in each photograph and step, 1 to 8; drawn unless
-                all are.
-            hidden: Widths of the head's hidden layers.
-            dropout: Before the last layer.
+            neighbours: Number of neighbours per photograph and step, 1 to 8; drawn at random if fewer than 8.
+            hidden: Widths of the hidden layers of the head.
+            dropout: Dropout probability before the last layer.
 
         Raises:
-            ConfigError: If the grid is not 3 x 3, or there are not that many neighbours.
-            EncoderError: If the encoder cannot carry the task.
+            ConfigError: If the grid is not 3 x 3, or a value is out of range.
+            EncoderError: If the encoder accepts images of one size only.
         """
-        super().__init__()
-        require_any_size("relative_patch", encoder)
-        require_grid("relative_patch", patches, GRID)
-        if not 1 <= neighbours <= NEIGHBOURS:
-            raise ConfigError(f"pretext.head.neighbours={neighbours} is not in 1..{NEIGHBOURS}")
-        self.patches, self.neighbours = patches, neighbours
-        self.encoder_inputs = (1 + neighbours) * patches.share
+        super().__init__("relative_patch", encoder, patches, 1 + neighbours, GRID)
+        check_range(f"[1, {NEIGHBOURS}]", HEAD, neighbours=neighbours)
+        self.neighbours = neighbours
         self.head = classifier(2 * encoder.num_features, hidden, dropout, NEIGHBOURS)
 
     def forward(self, encoder: Encoder, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """See :class:`Pretext`."""
-        (images,) = views
-        generator = self.generator(images.device)
-        targets = self._targets(len(images), images.device, generator)  # (B, M)
+        """Compute the cross-entropy over all chosen neighbours; see :class:`Pretext`."""
+        batch, device = len(views[0]), views[0].device
+        generator = self.generator(device)
+        targets = self._draw_targets(batch, device, generator)  # (B, M)
         cells = functional.pad(cell_of(targets), (1, 0), value=MIDDLE)  # (B, 1 + M), the middle one first
-        features = encoded(encoder, self.patches(images, generator, cells))  # (B, 1 + M, D)
+        features = self.encode(encoder, views, generator, cells)  # (B, 1 + M, D)
         middle, others = features[:, :1], features[:, 1:]
         logits = self.head(torch.cat([middle.expand_as(others), others], dim=-1))  # (B, M, 8)
         loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
-        return loss, {"accuracy": (logits.detach().argmax(dim=-1) == targets).float().mean()}
+        return loss, {"accuracy": accuracy(logits, targets)}
 
-    def _targets(self, batch: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
-        """Which neighbours are asked for, (B, M) int64; none twice in a photograph."""
+    def _draw_targets(self, batch: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
+        """Draw M different neighbours for each photograph, (B, M) int64."""
         if self.neighbours == NEIGHBOURS:
             return torch.arange(NEIGHBOURS, device=device).expand(batch, -1)
         order = torch.rand((batch, NEIGHBOURS), device=device, generator=generator).argsort(dim=1)
@@ -74,12 +67,5 @@ class RelativePatch(Pretext):
 
 
 def cell_of(targets: Tensor) -> Tensor:
-    """Cells of the 3 x 3 grid in which neighbours lie.
-
-    Args:
-        targets: int64, 0 to 7.
-
-    Returns:
-        int64 of the same shape, 0 to 8 without the middle one.
-    """
+    """Return the cells of the 3 x 3 grid, 0 to 8 without the middle one, of neighbours 0 to 7 (int64)."""
     return targets + (targets >= MIDDLE).long()

@@ -7,29 +7,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from drgrade.models.encoder import Encoder
-from drgrade.pretext.base import Pretext
-from drgrade.pretext.patches import classifier
+from drgrade.pretext.base import Pretext, classifier
 
 TURNS = 4
 
 
-def four_turns(images: Tensor) -> tuple[Tensor, Tensor]:
-    """All four rotations of every image, exact: pixels move, none is interpolated.
-
-    Args:
-        images: (B, C, S, S), square.
-
-    Returns:
-        views: (4B, C, S, S); view k * B + i is image i after k quarter turns counter-clockwise.
-        targets: (4B,) int64, k.
-    """
-    views = torch.cat([torch.rot90(images, k, dims=(2, 3)) for k in range(TURNS)])
-    targets = torch.arange(TURNS, device=images.device).repeat_interleave(len(images))
-    return views, targets
-
-
 class Rotation(Pretext):
-    """Tell which of 0, 90, 180, 270 degrees (counter-clockwise) a view was turned by."""
+    """Predict which of 0, 90, 180, 270 degrees (counter-clockwise) a view was rotated by."""
 
     scores = ("accuracy", "confusion_0_180", "confusion_90_270", "quarter_error")
     encoder_inputs = float(TURNS)
@@ -38,41 +22,62 @@ class Rotation(Pretext):
         """Build the head.
 
         Args:
-            encoder: What is to be trained; any encoder can carry the task.
-            hidden: Widths of the head's hidden layers.
-            dropout: Before the last layer.
+            encoder: Any encoder.
+            hidden: Widths of the hidden layers of the head.
+            dropout: Dropout probability before the last layer.
 
         Raises:
-            ConfigError: If a width is not at least 1.
+            ConfigError: If a width is smaller than 1.
         """
         super().__init__()
         self.head = classifier(encoder.num_features, hidden, dropout, TURNS)
 
     def forward(self, encoder: Encoder, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """See :class:`Pretext`. The batch is four times as large inside."""
+        """Compute the cross-entropy over all four rotations of every view; see :class:`Pretext`."""
         (images,) = views
-        turned, targets = four_turns(images)
-        logits = self.head(encoder(turned))
+        rotated, targets = four_turns(images)
+        logits = self.head(encoder(rotated))
         return functional.cross_entropy(logits, targets), rotation_scores(logits.detach(), targets)
 
 
+def four_turns(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotate every image by all four multiples of 90 degrees, without interpolation.
+
+    Args:
+        images: (B, C, S, S), square.
+
+    Returns:
+        (4B, C, S, S), where view k * B + i is image i after k quarter turns counter-clockwise; (4B,) int64,
+        k.
+
+    Example:
+        >>> views, targets = four_turns(torch.tensor([[[[1, 2], [3, 4]]]]))
+        >>> views[1, 0].tolist(), targets.tolist()
+        ([[2, 4], [1, 3]], [0, 1, 2, 3])
+    """
+    views = torch.cat([torch.rot90(images, k, dims=(2, 3)) for k in range(TURNS)])
+    targets = torch.arange(TURNS, device=images.device).repeat_interleave(len(images))
+    return views, targets
+
+
 def rotation_scores(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """Accuracy, and which turns are confused.
+    """Compute accuracy and confusions.
 
     Args:
         logits: (N, 4).
-        targets: (N,) quarter turns; as many of each.
+        targets: (N,) quarter turns, equally many of each.
 
     Returns:
-        Scalars. ``accuracy``; ``confusion_0_180``: share of the views turned by 0 or 180 degrees that are
-        taken for the other of the two; ``confusion_90_270`` likewise; ``quarter_error``: share of all views
-        that are taken for a neighbouring turn.
+        Scalars: ``accuracy``; ``confusion_0_180``, the share of views rotated by 0 or 180 degrees that are
+            predicted as
+        the other of the two; ``confusion_90_270`` likewise; ``quarter_error``, the share of all views that
+        are predicted as a neighbouring rotation.
     """
-    away = (logits.argmax(dim=1) - targets) % TURNS  # 0 right, 2 upside down, 1 and 3 a quarter off
-    opposite, upright = (away == 2).float(), targets % 2 == 0
+    error = (logits.argmax(dim=1) - targets) % TURNS  # 2: opposite rotation, 1 and 3: a quarter turn off
+    opposite, upright = (error == 2).float(), targets % 2 == 0
     return {
-        "accuracy": (away == 0).float().mean(),
+        "accuracy": (error == 0).float().mean(),
         "confusion_0_180": opposite[upright].mean(),
         "confusion_90_270": opposite[~upright].mean(),
-        "quarter_error": (away % 2 == 1).float().mean(),
+        "quarter_error": (error % 2 == 1).float().mean(),
     }

@@ -1,6 +1,6 @@
-"""Saliency: predict where a picture stands out, from a map that is made without labels.
+"""Saliency prediction: predict a map of visual saliency that is computed without labels.
 
-The map is that of frequency-tuned saliency (Achanta et al., CVPR 2009).
+The map is frequency-tuned saliency (Achanta et al., CVPR 2009).
 """
 
 from collections.abc import Sequence
@@ -10,21 +10,72 @@ from torch import Tensor
 from torch.nn import functional
 
 from drgrade.models.encoder import Encoder
-from drgrade.pretext.base import Pretext
-from drgrade.pretext.decoder import Decoder, exact
-from drgrade.pretext.lab import cell_means, pixels, rgb_to_lab
+from drgrade.pretext.base import Pretext, to_float32
+from drgrade.pretext.dense import Decoder, cell_means, pixels, rgb_to_lab
 
 _BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
-"""The paper's separable filter: it takes out noise and what is finer than some pixels."""
+"""Separable filter of the paper, which removes noise and the finest structures."""
 
 _NOTICEABLE = 1.0
-"""A distance in Lab that no eye sees. A map that varies by less is not stretched to the whole range."""
+"""An invisible difference in Lab units. A map of smaller range is not stretched to the whole range."""
+
+
+class Saliency(Pretext):
+    """Predict the saliency map of a view from the encoder's feature map."""
+
+    scores = ("correlation", "l1")
+
+    def __init__(self, encoder: Encoder, image_size: int, stride: int = 4, width: int = 64) -> None:
+        """Build the decoder.
+
+        Args:
+            encoder: Encoder with a feature map.
+            image_size: Side of the views in pixels.
+            stride: Pixels of the view per cell of the predicted map.
+            width: Channels of the decoder.
+
+        Raises:
+            EncoderError: If the encoder has no feature map.
+            ConfigError: If a value is out of range.
+        """
+        super().__init__()
+        self.decoder = Decoder("saliency", encoder, 1, image_size, stride, width)
+
+    def forward(self, encoder: Encoder, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the binary cross-entropy of the cells; see :class:`Pretext`.
+
+        ``correlation`` is that of the predicted and the true map, 0 for a constant prediction; ``l1`` is
+        their mean absolute difference.
+        """
+        (images,) = views
+        targets = self.targets(images)
+        logits = to_float32(self.decoder(encoder.feature_map(images), images)[:, 0])
+        loss = functional.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype))
+        predicted = logits.detach().sigmoid()
+        scores = {
+            "correlation": correlations(predicted, targets).mean(),
+            "l1": (predicted - targets).abs().mean(),
+        }
+        return loss, scores
+
+    @torch.no_grad()
+    def targets(self, images: Tensor) -> Tensor:
+        """Compute the target maps.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+
+        Returns:
+            (B, ceil(H / stride), ceil(W / stride)) float32 in [0, 1].
+        """
+        maps = stretch(frequency_tuned(pixels(images)))
+        return cell_means(maps[:, None], self.decoder.stride)[:, 0]
 
 
 def frequency_tuned(rgb: Tensor) -> Tensor:
-    """Distance of each blurred pixel from the mean colour of its picture: equation 4 of the paper.
+    """Compute the distance of each blurred pixel from the mean colour of its image (equation 4 of the paper).
 
-    S(x, y) = || mean of Lab over the picture - Lab(x, y) blurred by a 5 x 5 binomial filter ||
+    S(x, y) = || mean of Lab over the image - Lab(x, y) blurred by a 5 x 5 binomial filter ||
 
     Args:
         rgb: (B, 3, H, W) float32 or float64 in [0, 1]; sides of at least 3 pixels.
@@ -42,8 +93,8 @@ def frequency_tuned(rgb: Tensor) -> Tensor:
     return distances
 
 
-def stretched(maps: Tensor) -> Tensor:
-    """Bring each map to the range from 0 to 1; a map that is as good as flat stays flat.
+def stretch(maps: Tensor) -> Tensor:
+    """Stretch each map to the range from 0 to 1; a nearly flat map stays nearly flat.
 
     Args:
         maps: (B, H, W), in units of Lab.
@@ -51,13 +102,13 @@ def stretched(maps: Tensor) -> Tensor:
     Returns:
         (B, H, W) in [0, 1].
     """
-    least = maps.amin(dim=(1, 2), keepdim=True)
-    span = maps.amax(dim=(1, 2), keepdim=True) - least
-    return (maps - least) / span.clamp(min=_NOTICEABLE)
+    lowest = maps.amin(dim=(1, 2), keepdim=True)
+    span = maps.amax(dim=(1, 2), keepdim=True) - lowest
+    return (maps - lowest) / span.clamp(min=_NOTICEABLE)
 
 
 def correlations(one: Tensor, other: Tensor) -> Tensor:
-    """Pearson correlation of each pair of maps, the CC of saliency benchmarks (Bylinskii et al., PAMI 2019).
+    """Compute the Pearson correlation of each pair of maps, the CC metric of Bylinskii et al. (PAMI 2019).
 
     Args:
         one: (B, H, W).
@@ -68,55 +119,3 @@ def correlations(one: Tensor, other: Tensor) -> Tensor:
     """
     first, second = (each.flatten(1) - each.flatten(1).mean(dim=1, keepdim=True) for each in (one, other))
     return functional.cosine_similarity(first, second, dim=1, eps=1e-6)
-
-
-class Saliency(Pretext):
-    """Predict the saliency map of a view from the encoder's feature map."""
-
-    scores = ("correlation", "l1")
-
-    def __init__(self, encoder: Encoder, image_size: int, stride: int = 4, width: int = 64) -> None:
-        """Build the decoder.
-
-        Args:
-            encoder: What is to be trained.
-            image_size: Side of the views in pixels.
-            stride: Pixels of the view to a cell of the map that is predicted.
-            width: Channels of the decoder.
-
-        Raises:
-            EncoderError: If the encoder has no feature map.
-            ConfigError: If a value is out of range.
-        """
-        super().__init__()
-        self.decoder = Decoder("saliency", encoder, 1, image_size, stride, width)
-
-    def forward(self, encoder: Encoder, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """See :class:`Pretext`.
-
-        The loss is the binary cross-entropy of each cell. ``correlation`` of the two maps of a view: 0 for
-        one that says the same of every place; ``l1``: mean absolute difference.
-        """
-        (images,) = views
-        targets = self.targets(images)
-        logits = exact(self.decoder(encoder.feature_map(images), images)[:, 0])
-        loss = functional.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype))
-        predicted = logits.detach().sigmoid()
-        scores = {
-            "correlation": correlations(predicted, targets).mean(),
-            "l1": (predicted - targets).abs().mean(),
-        }
-        return loss, scores
-
-    @torch.no_grad()
-    def targets(self, images: Tensor) -> Tensor:
-        """What is to be predicted.
-
-        Args:
-            images: (B, 3, H, W), normalised.
-
-        Returns:
-            (B, ceil(H / stride), ceil(W / stride)) float32 in [0, 1].
-        """
-        maps = stretched(frequency_tuned(pixels(images)))
-        return cell_means(maps[:, None], self.decoder.stride)[:, 0]

@@ -1,4 +1,4 @@
-"""SimCLR (Chen et al., ICML 2020): which of all views is of the same photograph?"""
+"""SimCLR (Chen et al., ICML 2020): find the other view of the same photograph among all views of a batch."""
 
 from collections.abc import Sequence
 
@@ -7,23 +7,26 @@ from lightly.loss import NTXentLoss
 from torch import Tensor
 from torch.nn import functional
 
-from drgrade.errors import ConfigError
+from drgrade.errors import check_range
 from drgrade.models.encoder import Encoder
-from drgrade.pretext.base import Pretext
-from drgrade.pretext.projection import FEWEST, embed, full_precision, mlp, of_all_processes, require_company
+from drgrade.pretext.base import HEAD
+from drgrade.pretext.contrastive import (
+    ContrastivePretext,
+    embed,
+    full_precision,
+    gather_rows,
+    projection_head,
+)
 
 
-class SimCLR(Pretext):
-    """Bring the two views of a photograph together, and away from the views of all others (NT-Xent).
+class SimCLR(ContrastivePretext):
+    """Pull the two views of a photograph together and away from the views of all others (NT-Xent loss).
 
-    In training the others are those of all processes; in validation those of the process' own batch, so that
-    what is logged there depends on the size of the batch.
+    In training the others come from all processes, in validation from the batch of the process. Validation
+    scores therefore depend on the batch size.
     """
 
     scores = ("accuracy",)
-    num_views = 2
-    encoder_inputs = 2.0
-    fewest = FEWEST
 
     def __init__(
         self,
@@ -36,59 +39,58 @@ class SimCLR(Pretext):
         """Build the head.
 
         Args:
-            encoder: What is to be trained; any encoder can carry the task.
-            hidden: Widths of the head's hidden layers; None for one that is as wide as the features, the
-                published one.
-            embedding: Length of what is compared.
-            temperature: The similarities, which are cosines, are divided by it; above 0.
+            encoder: Any encoder.
+            hidden: Widths of the hidden layers of the head; None for one as wide as the features, as in the
+                paper.
+            embedding: Length of the embeddings.
+            temperature: Divisor of the cosine similarities, above 0.
             batch_norm: Normalise every layer of the head.
 
         Raises:
             ConfigError: If a value is out of range.
         """
         super().__init__()
-        if not temperature > 0:
-            raise ConfigError(f"pretext.head.temperature={temperature} is not above 0")
+        check_range("(0, inf)", HEAD, temperature=temperature)
         width = encoder.num_features
-        self.head = mlp([width, *([width] if hidden is None else hidden), embedding], batch_norm)
-        # Gathered here: with gather_distributed=True lightly 1.6 makes its mask on the CPU and indexes it by
-        # numbers on the device, which CUDA refuses.
+        self.head = projection_head([width, *([width] if hidden is None else hidden), embedding], batch_norm)
+        # lightly's gather_distributed=True indexes a CPU mask with CUDA indices (1.6), so views are gathered
+        # here.
         self._loss = NTXentLoss(temperature)
 
     def forward(self, encoder: Encoder, views: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """See :class:`Pretext`; ``accuracy`` is the share of views whose partner is nearer than all others.
+        """Compute the loss; see :class:`Pretext`.
+
+        ``accuracy`` is the share of views whose partner is nearer than all other views.
 
         Raises:
-            ConfigError: If there is but one photograph.
+            ConfigError: If there is only one photograph.
         """
         with full_precision(*embed(encoder, self.head, views)) as (first, second):
             pairs = torch.stack([first, second], dim=1).detach()  # (B, 2, P)
-            everyone, start = of_all_processes(pairs) if self.training else (pairs, 0)
-            require_company("simclr", len(everyone))
+            all_pairs, start = self.gather(pairs)
             if self.training:
-                # Every process has the loss of the joined batch: the sum of its gradients, which the gather
-                # brings back, over the number of processes is the gradient of that batch.
-                first, second = (of_all_processes(each)[0] for each in (first, second))
+                # Every process computes the loss of the joined batch. The gather sums the gradients of all
+                # processes, and DDP divides by their number.
+                first, second = (gather_rows(each)[0] for each in (first, second))
             loss: Tensor = self._loss(first, second)
-            return loss, {"accuracy": partner_nearest(pairs, everyone, start)}
+            return loss, {"accuracy": partner_accuracy(pairs, all_pairs, start)}
 
 
-def partner_nearest(pairs: Tensor, everyone: Tensor, start: int = 0) -> Tensor:
-    """How often the other view of a photograph is nearer than every view of all other photographs.
+def partner_accuracy(pairs: Tensor, all_pairs: Tensor, start: int = 0) -> Tensor:
+    """Compute how often the other view of a photograph is nearer than every view of all other photographs.
 
     Args:
         pairs: (B, 2, P), embeddings of the two views of each photograph.
-        everyone: (M, 2, P), the same of all photographs, these among them.
-        start: Where these begin.
+        all_pairs: (M, 2, P), embeddings of all photographs, including these.
+        start: Index of the first of these photographs.
 
     Returns:
-        Scalar, the share of the 2B views, nearness being the cosine; a tie is not nearer.
+        Scalar, a share of the 2B views. Views are compared by their cosine, and a tie counts as an error.
     """
-    own, others = (functional.normalize(each, dim=-1).flatten(0, 1) for each in (pairs, everyone))
+    own, others = (functional.normalize(each, dim=-1).flatten(0, 1) for each in (pairs, all_pairs))
     cosines = own @ others.T  # (2B, 2M); view v of photograph i in row 2i + v
     rows = torch.arange(len(own), device=own.device)
-    itself = 2 * start + rows
-    partner = 2 * start + (rows ^ 1)
+    itself, partner = 2 * start + rows, 2 * start + (rows ^ 1)
     cosines[rows, itself] = -torch.inf
     with_partner = cosines[rows, partner]
     cosines[rows, partner] = -torch.inf

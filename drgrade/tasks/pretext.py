@@ -68,16 +68,16 @@ class PretextTask(Task):
             return
         photographs = len(loader.dataset)  # type: ignore[arg-type]
         largest = min(loader.batch_size or 1, -(-photographs // self.trainer.world_size))
-        if largest < self.pretext.fewest:
+        if largest < self.pretext.min_photographs:
             raise ConfigError(
-                f"{type(self.pretext).__name__} needs {self.pretext.fewest} photographs in a batch, and of "
-                f"the {photographs} held out no process has more than {largest} in one: raise "
+                f"{type(self.pretext).__name__} needs {self.pretext.min_photographs} photographs in a batch, "
+                f"and of the {photographs} held out no process has more than {largest} in one: raise "
                 "pretext.val_fraction or pretext.batch_size, or hold out none with pretext.val_fraction=0"
             )
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Log the same quantities on held-out photographs; a batch that is too small weighs nothing."""
-        if len(batch["index"]) < self.pretext.fewest:
+        if len(batch["index"]) < self.pretext.min_photographs:
             nothing = torch.zeros((), device=self.device)
             self._log_means("val", dict.fromkeys(("loss", *self.pretext.scores), nothing), 0)
             return

@@ -114,7 +114,7 @@ def pretrain(
                 "images": clock.images,
                 "encoder_inputs": task.pretext.encoder_inputs,
             }
-            save_encoder(task.pretext.trained(task.encoder), folder, _card(cfg, data, key, effort))
+            save_encoder(task.pretext.final_encoder(task.encoder), folder, _card(cfg, data, key, effort))
             watch.record = {**metrics, "encoder_hash": file_sha256(folder / WEIGHTS)}
     wait_for_all()
     return metrics

@@ -79,7 +79,7 @@ def test_a_step_on_photographs_reaches_every_part_of_the_encoder(pretext, encode
     for name, child in branches(task.encoder):
         assert any(each.grad is not None and each.grad.abs().sum() > 0 for each in child.parameters()), name
     assert any(not torch.equal(before[name], now) for name, now in task.encoder.state_dict().items())
-    assert task.pretext.trained(task.encoder).state_dict().keys() == before.keys()
+    assert task.pretext.final_encoder(task.encoder).state_dict().keys() == before.keys()
 
     task.eval()
     with torch.no_grad():
@@ -90,7 +90,7 @@ def test_a_step_on_photographs_reaches_every_part_of_the_encoder(pretext, encode
 
 @pytest.mark.parametrize(("pretext", "encoder"), REFUSED)
 def test_what_cannot_be_carried_is_refused_before_training(pretext, encoder, configured):
-    with pytest.raises(EncoderError, match=r"pretext=\w+ cannot be carried by this encoder .*; use "):
+    with pytest.raises(EncoderError, match=r"pretext=\w+ cannot train by this encoder .*; use "):
         made(configured(pretext, encoder))
 
 

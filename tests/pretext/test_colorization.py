@@ -13,16 +13,16 @@ from torch import nn
 
 from drgrade.data.datamodules import normalise
 from drgrade.errors import ConfigError
-from drgrade.pretext.colorization import Bins, Colorization, gamut_bins, rebalancing
-from drgrade.pretext.lab import cell_means, pixels, rgb_to_lab
+from drgrade.pretext.colorization import ColourBins, Colorization, gamut_bins, class_weights
+from drgrade.pretext.dense import cell_means, pixels, rgb_to_lab
 from drgrade.training.run import train
 
-COARSE = Bins(20, 10, 5)
+COARSE = ColourBins(20, 10, 5)
 
 
 @pytest.fixture(scope="module")
 def bins():
-    return Bins(10, 5, 5)
+    return ColourBins(10, 5, 5)
 
 
 def colours(count=500, seed=0):
@@ -57,7 +57,7 @@ def test_every_bin_is_the_colour_of_something_that_can_be_shown():
 
 @pytest.mark.parametrize(("grid", "neighbours"), [(10, 5), (5, 5), (4, 9), (20, 1), (50, 5)])
 def test_the_soft_encoding_is_a_naive_one(grid, neighbours):
-    bins, sigma = Bins(grid, grid / 2, neighbours), grid / 2
+    bins, sigma = ColourBins(grid, grid / 2, neighbours), grid / 2
     given_colours = colours()
     nearest, shares = bins.encode(given_colours)
     for colour, found, share in zip(given_colours, nearest, shares, strict=True):
@@ -84,15 +84,15 @@ def test_the_weights_are_the_papers(seed, mix):
     share = histogram / histogram.sum()
     expected = 1 / ((1 - mix) * share + mix / 30)
     expected /= (share * expected).sum()
-    found = rebalancing(torch.tensor(histogram), mix).numpy()
+    found = class_weights(torch.tensor(histogram), mix).numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert (share * found).sum() == pytest.approx(1)
     assert (np.diff(found[np.argsort(share)]) <= 1e-9).all()  # the rarer, the heavier
 
 
 def test_without_a_colour_seen_or_fully_mixed_all_weigh_the_same():
-    assert rebalancing(torch.zeros(7), 0.5).tolist() == pytest.approx([1] * 7)
-    assert rebalancing(torch.tensor([1.0, 5.0, 0.0]), 1.0).tolist() == pytest.approx([1] * 3)
+    assert class_weights(torch.zeros(7), 0.5).tolist() == pytest.approx([1] * 7)
+    assert class_weights(torch.tensor([1.0, 5.0, 0.0]), 1.0).tolist() == pytest.approx([1] * 3)
 
 
 def test_the_annealed_mean_lies_between_mean_and_mode(bins):

@@ -12,8 +12,9 @@ from torch import nn
 from drgrade.config import CONF, choices
 from drgrade.data.transforms import MaskedView, MultiView, SquareView
 from drgrade.errors import ConfigError
-from drgrade.pretext import Pretext, Rotation
-from drgrade.pretext.combination import COMMON, Combination, views_of
+from drgrade.pretext.base import Pretext
+from drgrade.pretext.rotation import Rotation
+from drgrade.pretext.combination import COMMON, Combination, combine_views
 from drgrade.training.build import make
 from drgrade.training.run import train
 
@@ -46,7 +47,7 @@ class Teaching(Distance):
         super().__init__(encoder)
         self.teacher = cnn()
 
-    def trained(self, encoder):
+    def final_encoder(self, encoder):
         return self.teacher
 
 
@@ -122,9 +123,9 @@ def test_parts_follow_into_evaluation():
 
 def test_the_trained_encoder_is_left_behind_unless_one_part_has_a_better_one():
     encoder = cnn()
-    assert Combination(encoder, {"one": rotation(), "two": rotation()}).trained(encoder) is encoder
+    assert Combination(encoder, {"one": rotation(), "two": rotation()}).final_encoder(encoder) is encoder
     with_teacher = Combination(encoder, {"one": rotation(), "two": part(Teaching)})
-    assert with_teacher.trained(encoder) is with_teacher.parts["two"].teacher
+    assert with_teacher.final_encoder(encoder) is with_teacher.parts["two"].teacher
 
 
 def test_two_parts_with_an_encoder_of_their_own_are_refused_before_training():
@@ -140,7 +141,7 @@ def test_a_weight_that_is_no_positive_number_is_refused(weight):
 
 @pytest.mark.parametrize("parts", [{}, {"one": rotation()}])
 def test_fewer_than_two_parts_are_refused(parts):
-    for make_something in (partial(Combination, cnn()), views_of):
+    for make_something in (partial(Combination, cnn()), combine_views):
         with pytest.raises(ConfigError, match=f"two pretexts at least, not {len(parts)}"):
             make_something(parts)
 
@@ -154,7 +155,7 @@ def test_a_part_cannot_set_what_all_parts_have_in_common(setting):
 
 def test_views_are_those_of_the_parts_one_after_the_other():
     square, masked = SquareView(size=16), MaskedView()
-    made = views_of(
+    made = combine_views(
         {
             "one": {"views": masked},
             "two": {"views": MultiView([square], [2])},

@@ -93,7 +93,7 @@ def test_a_context_sees_its_row_and_those_above_and_nothing_below(layers):
 def test_what_is_predicted_shows_no_pixel_of_its_context():
     pretext = CPC(Means(), overlapping(96))
     patches = pretext.patches
-    assert patches.least_gap(1) < 0  # neighbours do overlap
+    assert patches.smallest_gap(1) < 0  # neighbours do overlap
     corners = patches.corners(300, torch.device("cpu")).view(300, 5, 5, 2)[..., 0]
     for row in range(5 - 1 - pretext.skip):
         lowest = corners[:, : row + 1].amax() + patches.cut
@@ -213,7 +213,7 @@ def test_it_says_what_the_encoder_sees():
 
 
 def test_an_encoder_of_one_size_is_refused():
-    with pytest.raises(EncoderError, match="pretext=cpc cannot be carried"):
+    with pytest.raises(EncoderError, match="pretext=cpc cannot train"):
         CPC(one_size(), overlapping())
 
 

@@ -119,7 +119,7 @@ def test_centring_and_sharpening_together_keep_it_from_collapse():
 
 def test_the_teacher_is_what_is_left_behind():
     encoder, pretext = made()
-    left = pretext.trained(encoder)
+    left = pretext.final_encoder(encoder)
     assert left is pretext.teacher.encoder
     assert left.state_dict().keys() == encoder.state_dict().keys()
 

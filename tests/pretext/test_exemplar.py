@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from drgrade.errors import ConfigError
 from drgrade.pretext.combination import Combination
 from drgrade.pretext.exemplar import Exemplar, semi_hard
-from drgrade.pretext.projection import embed
+from drgrade.pretext.contrastive import embed
 from drgrade.pretext.rotation import Rotation
 from drgrade.tasks.pretext import PretextTask
 from drgrade.training.run import train
@@ -219,5 +219,5 @@ def test_such_a_validation_is_refused_before_an_epoch_is_trained(compose, monkey
 def test_a_combination_needs_as_many_photographs_as_any_of_its_parts():
     part = {"head": Exemplar, "weight": 1.0}
     other = {**part, "head": Rotation}
-    assert Combination(vit(32), {"turn": other, "near": part}).fewest == 2
-    assert Combination(vit(32), {"turn": other, "again": other}).fewest == 1
+    assert Combination(vit(32), {"turn": other, "near": part}).min_photographs == 2
+    assert Combination(vit(32), {"turn": other, "again": other}).min_photographs == 1

@@ -143,7 +143,7 @@ def test_it_says_what_the_encoder_sees():
 
 
 def test_an_encoder_of_one_size_is_refused():
-    with pytest.raises(EncoderError, match="pretext=jigsaw cannot be carried"):
+    with pytest.raises(EncoderError, match="pretext=jigsaw cannot train"):
         Jigsaw(one_size(), Patches(SIDE))
 
 

@@ -131,7 +131,7 @@ def test_a_single_photograph_is_refused_in_training():
     encoder, pretext = made(batch_norm=False)
     with pytest.raises(ConfigError, match="batch_size"):
         pretext(encoder, views(2, 1, 32))
-    assert pretext.fewest == 2
+    assert pretext.min_photographs == 2
 
 
 def test_a_run_leaves_the_student_and_one_that_is_taken_up_again_ends_as_one_never_stopped(

@@ -5,15 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drgrade.errors import ConfigError
-from drgrade.pretext.patches import (
-    Patches,
-    classifier,
-    cut_out,
-    levelled,
-    normalised,
-    require_grid,
-    resized,
-)
+from drgrade.pretext.base import classifier
+from drgrade.pretext.patches import Patches, cut_patches, level_patches, normalise_patches, resize_patches
 
 PLAIN = {"level": False, "normalise": False}
 
@@ -52,9 +45,9 @@ def test_patches_lie_in_the_view_and_keep_their_distance(layout):
     for axis, along in ((0, corners[..., 0]), (1, corners[..., 1].transpose(1, 2))):
         for apart in range(1, grid):
             distance = along[:, apart:].amin(dim=(0, 2)) - along[:, :-apart].amax(dim=(0, 2)) - patches.cut
-            assert distance.min() >= patches.least_gap(apart), axis
+            assert distance.min() >= patches.smallest_gap(apart), axis
     assert (
-        patches.least_gap() >= gap * patches.cut - 2 - 1e-9
+        patches.smallest_gap() >= gap * patches.cut - 2 - 1e-9
     )  # whole pixels: of the side, the room, the start
 
 
@@ -81,7 +74,7 @@ def test_patches_are_brought_to_a_side_that_encoders_can_take(size, cut, side):
 def test_cutting_is_slicing():
     images, patches = views(60, batch=4), Patches(60, 3, 0.2, 0.3)
     corners = patches.corners(4, images.device, seeded())
-    cut = cut_out(images, corners, patches.cut)
+    cut = cut_patches(images, corners, patches.cut)
     assert cut.shape == (4, 9, 3, patches.cut, patches.cut)
     for b in range(4):
         for m in range(9):
@@ -133,7 +126,7 @@ def test_a_generator_repeats_its_draws_and_torchs_own_does_not():
 )  # 70: weights are rounded
 def test_resizing_keeps_a_plane_a_plane(size, tolerance):
     y, x = torch.meshgrid(torch.arange(size) + 0.5, torch.arange(size) + 0.5, indexing="ij")
-    made = resized(((2 * y - 3 * x) / size)[None, None, None], 32)
+    made = resize_patches(((2 * y - 3 * x) / size)[None, None, None], 32)
     to = (torch.arange(32) + 0.5) / 32
     inner = slice(3, -3)  # at the edge interpolation repeats the last pixel
     np.testing.assert_allclose(
@@ -143,7 +136,7 @@ def test_resizing_keeps_a_plane_a_plane(size, tolerance):
 
 def test_levelling_is_the_residual_of_a_least_squares_plane():
     patches = torch.randn(2, 3, 4, 12, 12, generator=seeded(), dtype=torch.float64)
-    made = levelled(patches)
+    made = level_patches(patches)
     y, x = np.mgrid[:12, :12]
     design = np.column_stack([np.ones(144), y.ravel(), x.ravel()])
     for found, patch in zip(made.reshape(-1, 144).numpy(), patches.reshape(-1, 144).numpy(), strict=True):
@@ -192,7 +185,7 @@ def test_light_that_falls_off_in_one_direction_makes_no_difference():
 
 
 def test_a_flat_patch_stays_finite():
-    assert normalised(torch.full((1, 9, 3, 32, 32), 2.5)).abs().max() == 0
+    assert normalise_patches(torch.full((1, 9, 3, 32, 32), 2.5)).abs().max() == 0
 
 
 def test_dropped_colours_leave_one_of_the_three_in_all_channels():

@@ -9,7 +9,7 @@ from torch import nn
 
 from drgrade.errors import ConfigError
 from drgrade.pretext.exemplar import Exemplar
-from drgrade.pretext.projection import embed, full_precision, mlp, of_all_processes, require_company
+from drgrade.pretext.contrastive import embed, full_precision, projection_head, gather_rows, require_company
 from drgrade.pretext.simclr import SimCLR
 
 
@@ -23,7 +23,7 @@ def test_a_head_is_linear_layers_with_relu_between_and_batch_norm_after_each(wid
         kinds += [(nn.BatchNorm1d, after)] if batch_norm else []
         kinds += [] if last else [(nn.ReLU,)]
     found = []
-    for layer in mlp(widths, batch_norm).layers:
+    for layer in projection_head(widths, batch_norm).layers:
         sizes = {
             nn.Linear: lambda layer: (layer.in_features, layer.out_features),
             nn.BatchNorm1d: lambda layer: (layer.num_features,),
@@ -36,11 +36,11 @@ def test_a_head_is_linear_layers_with_relu_between_and_batch_norm_after_each(wid
 @pytest.mark.parametrize("widths", [(), (8,), (8, 0), (8, -1, 4)])
 def test_widths_that_make_no_head_are_refused(widths):
     with pytest.raises(ConfigError, match=r"pretext\.head.*at least 1"):
-        mlp(widths)
+        projection_head(widths)
 
 
 def test_views_of_one_size_are_embedded_together_and_come_back_in_their_order():
-    encoder, head, calls = vit(), mlp([64, 8], batch_norm=False), []
+    encoder, head, calls = vit(), projection_head([64, 8], batch_norm=False), []
     encoder.register_forward_hook(lambda module, inputs, output: calls.append(inputs[0].shape))
     large, small = views(2, batch=3), views(2, batch=3, side=32, seed=1)
     found = embed(encoder, head, [*large, *small])
@@ -51,7 +51,7 @@ def test_views_of_one_size_are_embedded_together_and_come_back_in_their_order():
 
 def test_views_that_are_embedded_together_share_the_statistics_of_the_batch():
     encoder, seen = cnn(), views(2, batch=3)
-    head = mlp([encoder.num_features, 8])
+    head = projection_head([encoder.num_features, 8])
     found = torch.cat(embed(encoder, head, seen))
     torch.testing.assert_close(found.mean(dim=0), torch.zeros(8), atol=1e-5, rtol=0)
     assert embed(encoder, head, seen[:1])[0].mean(dim=0).abs().max() < 1e-5  # alone, its own statistics
@@ -60,7 +60,7 @@ def test_views_that_are_embedded_together_share_the_statistics_of_the_batch():
 
 def test_a_single_process_has_all_rows_there_are():
     rows = torch.randn(3, 2)
-    everyone, start = of_all_processes(rows)
+    everyone, start = gather_rows(rows)
     assert everyone is rows
     assert start == 0
 
@@ -95,7 +95,7 @@ def _uneven(rank, seen):
 
 def _on_a_rank(rank, rows, seen):
     own = rows[2 * rank : 2 * rank + 2].clone().requires_grad_()
-    everyone, start = of_all_processes(own)
+    everyone, start = gather_rows(own)
     (everyone * torch.arange(8.0).view(4, 2) * (1 + rank)).sum().backward()
     found = {"rows": {"everyone": everyone.detach(), "start": start, "gradient": own.grad}}
     for name, (encoder, pretext) in _pretexts().items():

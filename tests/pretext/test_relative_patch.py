@@ -109,7 +109,7 @@ def test_it_says_what_the_encoder_sees():
 
 
 def test_an_encoder_of_one_size_is_refused():
-    with pytest.raises(EncoderError, match="pretext=relative_patch cannot be carried"):
+    with pytest.raises(EncoderError, match="pretext=relative_patch cannot train"):
         RelativePatch(one_size(), Patches(SIDE))
 
 

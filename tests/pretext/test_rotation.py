@@ -5,7 +5,7 @@ from torch import nn
 
 from drgrade.errors import ConfigError
 from drgrade.models.encoder import Encoder
-from drgrade.pretext import Rotation
+from drgrade.pretext.rotation import Rotation
 from drgrade.pretext.rotation import four_turns, rotation_scores
 
 

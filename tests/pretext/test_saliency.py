@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from drgrade.data.datamodules import normalise
 from drgrade.models.encoder import TimmEncoder
-from drgrade.pretext.lab import pixels
-from drgrade.pretext.saliency import Saliency, correlations, frequency_tuned, stretched
+from drgrade.pretext.dense import pixels
+from drgrade.pretext.saliency import Saliency, correlations, frequency_tuned, stretch
 from drgrade.training.run import train
 
 
@@ -37,7 +37,7 @@ def test_the_map_is_that_of_a_naive_one(size):
 def test_what_differs_from_the_rest_stands_out():
     grey = torch.full((1, 3, 32, 32), 0.4)
     grey[:, 0, 8:14, 20:26] = 0.9  # a red square
-    found = stretched(frequency_tuned(grey))[0]
+    found = stretch(frequency_tuned(grey))[0]
     assert found[10:12, 22:24].min() > 0.95
     assert found[20:].max() < 0.05
 
@@ -46,7 +46,7 @@ def test_what_differs_from_the_rest_stands_out():
 def test_stretched_maps_reach_from_zero_to_one_and_keep_their_order(seed, span):
     maps = torch.rand(2, 5, 4, generator=torch.Generator().manual_seed(seed)) * span
     maps[:, 0, 0], maps[:, 0, 1] = 0, span
-    found = stretched(maps)
+    found = stretch(maps)
     assert found.min() == 0
     assert found.amax(dim=(1, 2)).tolist() == pytest.approx([1, 1])
     assert torch.equal(found.flatten(1).argsort(stable=True), maps.flatten(1).argsort(stable=True))
@@ -54,8 +54,8 @@ def test_stretched_maps_reach_from_zero_to_one_and_keep_their_order(seed, span):
 
 def test_noise_that_nobody_sees_is_not_made_salient():
     flat = 30 + 1e-3 * torch.rand(1, 8, 8)
-    assert stretched(flat).max() < 0.01
-    assert stretched(torch.zeros(1, 8, 8)).abs().max() == 0
+    assert stretch(flat).max() < 0.01
+    assert stretch(torch.zeros(1, 8, 8)).abs().max() == 0
 
 
 def test_correlations_are_scipys_and_zero_for_a_flat_map():
@@ -68,7 +68,7 @@ def test_correlations_are_scipys_and_zero_for_a_flat_map():
 
 def test_targets_are_the_means_of_the_cells():
     pretext, images = Saliency(cnn(), 64, stride=8, width=16), pictures()
-    maps = stretched(frequency_tuned(pixels(images)))
+    maps = stretch(frequency_tuned(pixels(images)))
     targets = pretext.targets(images)
     assert targets.shape == (4, 8, 8)
     torch.testing.assert_close(targets[1, 2, 3], maps[1, 16:24, 24:32].mean())

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from drgrade.errors import ConfigError
-from drgrade.pretext.projection import embed
-from drgrade.pretext.simclr import SimCLR, partner_nearest
+from drgrade.pretext.contrastive import embed
+from drgrade.pretext.simclr import SimCLR, partner_accuracy
 from drgrade.training.run import train
 
 
@@ -55,20 +55,20 @@ def test_the_accuracy_is_that_of_the_loop_however_far_the_views_are_apart(batch,
     generator = torch.Generator().manual_seed(seed)
     first, noise = torch.randn(2, batch, 4, generator=generator, dtype=torch.float64)
     second = first + apart * noise
-    found = partner_nearest(torch.stack([first, second], dim=1), torch.stack([first, second], dim=1))
+    found = partner_accuracy(torch.stack([first, second], dim=1), torch.stack([first, second], dim=1))
     assert found.item() == pytest.approx(naive(first, second, 1.0)[1])
 
 
 def test_the_accuracy_counts_the_views_of_other_processes_too():
     pairs = torch.eye(4)[:, None].repeat(1, 2, 1)
-    assert partner_nearest(pairs[2:], pairs, start=2) == 1
-    assert partner_nearest(pairs[2:], torch.cat([pairs[2:], pairs[2:]]), start=2) == 0  # as near elsewhere
-    assert partner_nearest(pairs[1:], torch.cat([pairs[3:], pairs[1:]]), start=1) == pytest.approx(2 / 3)
+    assert partner_accuracy(pairs[2:], pairs, start=2) == 1
+    assert partner_accuracy(pairs[2:], torch.cat([pairs[2:], pairs[2:]]), start=2) == 0  # as near elsewhere
+    assert partner_accuracy(pairs[1:], torch.cat([pairs[3:], pairs[1:]]), start=1) == pytest.approx(2 / 3)
 
 
 def test_embeddings_that_are_all_alike_are_no_success():
     alike = torch.ones(5, 2, 3)
-    assert partner_nearest(alike, alike) == 0
+    assert partner_accuracy(alike, alike) == 0
 
 
 @pytest.mark.parametrize("name", ENCODERS)

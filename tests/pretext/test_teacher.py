@@ -66,7 +66,7 @@ def test_the_teacher_is_the_average_of_what_the_student_was():
         momentum = 1 - 0.4 * (1 + np.cos(np.pi * step / 5)) / 2
         average = momentum * average + (1 - momentum) * weights(encoder, student).double().numpy()
         share *= momentum if step else 1
-        assert teacher.follow(encoder, student, step / 5)
+        assert teacher.update(encoder, student, step / 5)
     np.testing.assert_allclose(weights(teacher.encoder, teacher.head).numpy(), average, atol=1e-5)
     assert teacher.start_share.item() == pytest.approx(share)
 
@@ -74,7 +74,7 @@ def test_the_teacher_is_the_average_of_what_the_student_was():
 def test_a_teacher_equal_to_its_student_stays_so_to_the_last_bit():
     encoder, student, teacher = made(cnn, momentum=0.7)
     for step in range(5):
-        teacher.follow(encoder, student, step / 5)
+        teacher.update(encoder, student, step / 5)
     assert torch.equal(weights(encoder, student), weights(teacher.encoder, teacher.head))
 
 
@@ -83,7 +83,7 @@ def test_the_ends_of_momentum(momentum, follows):
     encoder, student, teacher = made(momentum=momentum)
     before = weights(teacher.encoder, teacher.head)
     moved(encoder, student)
-    teacher.follow(encoder, student, 0.0)
+    teacher.update(encoder, student, 0.0)
     expected = weights(encoder, student) if follows else before
     assert torch.equal(weights(teacher.encoder, teacher.head), expected)
 
@@ -91,10 +91,10 @@ def test_the_ends_of_momentum(momentum, follows):
 def test_batches_that_are_accumulated_into_one_step_move_the_teacher_once():
     encoder, student, teacher = made(momentum=0.5)
     moved(encoder, student)
-    assert [teacher.follow(encoder, student, progress) for progress in (0.0, 0.0, 0.1)] == [True, False, True]
+    assert [teacher.update(encoder, student, progress) for progress in (0.0, 0.0, 0.1)] == [True, False, True]
     once = made(momentum=0.5)[2]
-    once.follow(encoder, student, 0.0)
-    once.follow(encoder, student, 0.1)
+    once.update(encoder, student, 0.0)
+    once.update(encoder, student, 0.1)
     assert torch.equal(weights(once), weights(teacher))
 
 
@@ -116,7 +116,7 @@ def test_in_training_the_teacher_normalises_by_its_own_batch_and_keeps_statistic
     encoder.train()
     for _ in range(3):
         student(encoder(images))
-    teacher.train().follow(encoder, student, 0.5)
+    teacher.train().update(encoder, student, 0.5)
     assert all(torch.equal(each, before[n]) for n, each in teacher.named_buffers() if n != "start_share")
 
 
@@ -139,7 +139,7 @@ def test_weights_in_half_precision_are_refused():
     for module in (encoder, student, teacher):
         module.bfloat16()
     with pytest.raises(ConfigError, match="single precision"):
-        teacher.follow(encoder, student, 0.0)
+        teacher.update(encoder, student, 0.0)
 
 
 @pytest.mark.parametrize("momentum", [-0.1, 1.1])
@@ -160,7 +160,7 @@ def test_a_teacher_whose_normalisations_are_synchronised_has_the_same_tensors_an
     assert any(isinstance(module, nn.SyncBatchNorm) for module in teacher.encoder.modules())
     assert not any(each.requires_grad for each in teacher.parameters())
     moved(encoder, student)
-    teacher.follow(encoder, student, 0.0)
+    teacher.update(encoder, student, 0.0)
     assert torch.equal(weights(teacher.encoder, teacher.head), weights(encoder, student))
 
 

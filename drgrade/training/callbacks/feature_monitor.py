@@ -59,7 +59,7 @@ class FeatureWatch(Callback):
         loader = data.whole_photographs("val")
         if loader is None:
             return
-        encoder = pl_module.pretext.trained(pl_module.encoder)
+        encoder = pl_module.pretext.final_encoder(pl_module.encoder)
         _, features, _ = _features(encoder, loader, data, pl_module)
         found = self._neighbours(encoder, data, pl_module)
         if len(features) > 1:  # one photograph has no spread; logged, 0 would say that all are alike
