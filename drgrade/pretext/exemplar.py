@@ -74,7 +74,7 @@ class Exemplar(ContrastivePretext):
             far = 2 - 2 * anchor @ candidates.T  # (B, M)
             itself = torch.zeros_like(far, dtype=torch.bool)
             itself[:, start : start + len(far)].fill_diagonal_(True)
-            chosen = far.gather(1, self._choose_negatives(near, far, itself))[:, 0]
+            chosen = far.gather(1, self.choose_negatives(near, far, itself))[:, 0]
             excess = functional.relu(near - chosen + self.margin)
             correct = (near[:, None] < far)[~itself]
             return excess.mean(), {
@@ -82,7 +82,8 @@ class Exemplar(ContrastivePretext):
                 "active": (excess > 0).float().mean(),
             }
 
-    def _choose_negatives(self, near: Tensor, far: Tensor, itself: Tensor) -> Tensor:
+    def choose_negatives(self, near: Tensor, far: Tensor, itself: Tensor) -> Tensor:
+        """Choose a negative for each anchor; see :func:`semi_hard` for arguments and result."""
         if self.negatives == "semi_hard":
             return semi_hard(near.detach(), far.detach(), itself)
         weights = (~itself).to(far.dtype)

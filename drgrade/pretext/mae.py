@@ -101,7 +101,7 @@ class MAE(Pretext):
         """
         (images,) = views
         self._check_size(images)
-        visible, masked = self._draw_mask(len(images), images.device)
+        visible, masked = self.draw_mask(len(images), images.device)
         predicted = self.reconstruct(encoder, images, visible, masked)
         targets = get_at_index(self.targets(images), masked)
         loss = (predicted - targets).square().mean()
@@ -138,7 +138,7 @@ class MAE(Pretext):
             return cast(Tensor, normalize_mean_var(patches))
         return cast(Tensor, normalize_mean_var(_by_channel(patches), dim=2)).flatten(2)
 
-    def _draw_mask(self, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    def draw_mask(self, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Draw visible (B, K) and masked (B, M) patches for each photograph.
 
         lightly's ``random_token_mask`` accepts no generator, and never masks the first token, although a

@@ -50,7 +50,7 @@ class RelativePatch(PatchPretext):
         """Compute the cross-entropy over all chosen neighbours; see :class:`Pretext`."""
         batch, device = len(views[0]), views[0].device
         generator = self.generator(device)
-        targets = self._draw_targets(batch, device, generator)  # (B, M)
+        targets = self.draw_targets(batch, device, generator)  # (B, M)
         cells = functional.pad(cell_of(targets), (1, 0), value=MIDDLE)  # (B, 1 + M), the middle one first
         features = self.encode(encoder, views, generator, cells)  # (B, 1 + M, D)
         middle, others = features[:, :1], features[:, 1:]
@@ -58,7 +58,7 @@ class RelativePatch(PatchPretext):
         loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
         return loss, {"accuracy": accuracy(logits, targets)}
 
-    def _draw_targets(self, batch: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
+    def draw_targets(self, batch: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
         """Draw M different neighbours for each photograph, (B, M) int64."""
         if self.neighbours == NEIGHBOURS:
             return torch.arange(NEIGHBOURS, device=device).expand(batch, -1)

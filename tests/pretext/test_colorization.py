@@ -13,7 +13,7 @@ from torch import nn
 
 from drgrade.data.datamodules import normalise
 from drgrade.errors import ConfigError
-from drgrade.pretext.colorization import ColourBins, Colorization, gamut_bins, class_weights
+from drgrade.pretext.colorization import Colorization, ColourBins, class_weights, gamut_bins
 from drgrade.pretext.dense import cell_means, pixels, rgb_to_lab
 from drgrade.training.run import train
 

@@ -13,8 +13,8 @@ from drgrade.config import CONF, choices
 from drgrade.data.transforms import MaskedView, MultiView, SquareView
 from drgrade.errors import ConfigError
 from drgrade.pretext.base import Pretext
-from drgrade.pretext.rotation import Rotation
 from drgrade.pretext.combination import COMMON, Combination, combine_views
+from drgrade.pretext.rotation import Rotation
 from drgrade.training.build import make
 from drgrade.training.run import train
 
@@ -129,7 +129,7 @@ def test_the_trained_encoder_is_left_behind_unless_one_part_has_a_better_one():
 
 
 def test_two_parts_with_an_encoder_of_their_own_are_refused_before_training():
-    with pytest.raises(ConfigError, match="one and two each leave an encoder"):
+    with pytest.raises(ConfigError, match="one and two each replace"):
         Combination(cnn(), {"one": part(Teaching), "two": part(Teaching)})
 
 
@@ -142,7 +142,7 @@ def test_a_weight_that_is_no_positive_number_is_refused(weight):
 @pytest.mark.parametrize("parts", [{}, {"one": rotation()}])
 def test_fewer_than_two_parts_are_refused(parts):
     for make_something in (partial(Combination, cnn()), combine_views):
-        with pytest.raises(ConfigError, match=f"two pretexts at least, not {len(parts)}"):
+        with pytest.raises(ConfigError, match=f"at least two pretexts, not {len(parts)}"):
             make_something(parts)
 
 

@@ -11,9 +11,8 @@ from drgrade.data.datamodules import MEAN, STD, normalise
 from drgrade.errors import ConfigError, EncoderError
 from drgrade.models.encoder import Encoder
 from drgrade.pretext.colorization import Colorization
-from drgrade.pretext.dense import Decoder, map_side
+from drgrade.pretext.dense import Decoder, cell_means, map_side, pixels, rgb_to_lab
 from drgrade.pretext.inpainting import Inpainting
-from drgrade.pretext.dense import cell_means, pixels, rgb_to_lab
 from drgrade.pretext.saliency import Saliency
 
 

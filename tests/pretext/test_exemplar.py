@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from drgrade.errors import ConfigError
 from drgrade.pretext.combination import Combination
-from drgrade.pretext.exemplar import Exemplar, semi_hard
 from drgrade.pretext.contrastive import embed
+from drgrade.pretext.exemplar import Exemplar, semi_hard
 from drgrade.pretext.rotation import Rotation
 from drgrade.tasks.pretext import PretextTask
 from drgrade.training.run import train
@@ -113,7 +113,7 @@ def test_random_negatives_are_all_the_others_and_never_the_photograph_itself(tra
     pretext = Exemplar(vit(32), negatives="random").train(training)
     itself = torch.zeros(300, 8, dtype=torch.bool)
     itself[:, 5] = True
-    chosen = pretext._chosen(torch.zeros(300), torch.zeros(300, 8), itself)
+    chosen = pretext.choose_negatives(torch.zeros(300), torch.zeros(300, 8), itself)
     assert sorted(set(chosen[:, 0].tolist())) == [0, 1, 2, 3, 4, 6, 7]
 
 
@@ -175,7 +175,7 @@ def test_settings_out_of_range_are_refused(setting, message):
 @pytest.mark.parametrize("training", [True, False])
 def test_a_batch_of_one_is_refused(training):
     encoder = vit()
-    with pytest.raises(ConfigError, match="pretext=exemplar compares a photograph with others"):
+    with pytest.raises(ConfigError, match="Exemplar compares the photographs of a batch"):
         Exemplar(encoder).train(training)(encoder, views(2, batch=1))
 
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio
 
 from drgrade.errors import ConfigError
-from drgrade.pretext.inpainting import Inpainting, draw_holes, mean_over, smooth_surface
 from drgrade.pretext.dense import pixels
+from drgrade.pretext.inpainting import Inpainting, draw_holes, mean_over, smooth_surface
 from drgrade.training.run import train
 
 CPU = torch.device("cpu")

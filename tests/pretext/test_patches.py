@@ -239,12 +239,7 @@ def test_views_of_another_size_are_refused():
         Patches(96)(views(64))
 
 
-def test_another_grid_than_the_task_needs_is_refused():
-    with pytest.raises(ConfigError, match="grid=4: pretext=jigsaw needs a grid of 3 x 3"):
-        require_grid("jigsaw", Patches(96, 4), 3)
-
-
 @pytest.mark.parametrize("hidden", [[0], [16, -1]])
 def test_widths_that_make_no_classifier_are_refused(hidden):
-    with pytest.raises(ConfigError, match=r"pretext\.head\.hidden=.*each at least 1"):
+    with pytest.raises(ConfigError, match=r"pretext\.head\.hidden="):
         classifier(8, hidden, 0.0, 4)

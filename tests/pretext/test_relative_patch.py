@@ -71,7 +71,7 @@ def test_the_loss_is_the_cross_entropy_of_every_pair(neighbours):
 def test_no_neighbour_is_asked_for_twice_and_all_are_equally_often():
     pretext = RelativePatch(Means(), still(), neighbours=3)
     torch.manual_seed(0)
-    targets = pretext._targets(4000, torch.device("cpu"), None)
+    targets = pretext.draw_targets(4000, torch.device("cpu"), None)
     assert (targets.sort(dim=1).values.diff(dim=1) > 0).all()
     counts = torch.bincount(targets.flatten(), minlength=8) / 4000
     assert counts.tolist() == pytest.approx([3 / 8] * 8, abs=0.04)

@@ -5,8 +5,7 @@ from torch import nn
 
 from drgrade.errors import ConfigError
 from drgrade.models.encoder import Encoder
-from drgrade.pretext.rotation import Rotation
-from drgrade.pretext.rotation import four_turns, rotation_scores
+from drgrade.pretext.rotation import Rotation, four_turns, rotation_scores
 
 
 class Pixels(Encoder):
@@ -163,5 +162,5 @@ def test_the_scores_add_up():
 
 
 def test_a_hidden_layer_without_units_is_refused():
-    with pytest.raises(ConfigError, match=r"pretext\.head\.hidden=\[0\]"):
+    with pytest.raises(ConfigError, match=r"pretext\.head\.hidden=0"):
         Rotation(Pixels(), hidden=(0,))
