@@ -90,7 +90,7 @@ def test_a_step_on_photographs_reaches_every_part_of_the_encoder(pretext, encode
 
 @pytest.mark.parametrize(("pretext", "encoder"), REFUSED)
 def test_what_cannot_be_carried_is_refused_before_training(pretext, encoder, configured):
-    with pytest.raises(EncoderError, match=r"pretext=\w+ cannot train by this encoder .*; use "):
+    with pytest.raises(EncoderError, match=r"pretext=\w+ cannot train this encoder .*; use "):
         made(configured(pretext, encoder))
 
 
