@@ -48,14 +48,7 @@ class Progress:
 
 
 def progress(folder: Path) -> Progress:
-    """Read the progress of a cell from its folder.
-
-    Args:
-        folder: The cell's folder.
-
-    Returns:
-        The progress; ``failed`` if ``metrics.json`` cannot be read.
-    """
+    """Read the progress of a cell from its folder; ``failed`` if ``metrics.json`` cannot be read."""
     try:
         record = read_metrics(folder)
     except DataError as error:
@@ -140,27 +133,13 @@ def read_sweep(folder: Path) -> list[Cell]:
 
 
 def error_line(output: str) -> str:
-    """Return the last line of a command's output that starts with ``error:``, without this prefix.
-
-    Args:
-        output: Everything that the command printed.
-
-    Returns:
-        The message; empty if there is none.
-    """
+    """Return the last line of an output that starts with ``error:``, without this prefix, or ``""``."""
     errors = [line.strip() for line in output.splitlines() if line.strip().startswith("error: ")]
     return errors[-1].removeprefix("error: ") if errors else ""
 
 
 def log_file(folder: Path) -> Path:
-    """Return the log of a cell: the output of its own process, or else Hydra's log.
-
-    Args:
-        folder: The cell's folder.
-
-    Returns:
-        A path, which may not exist.
-    """
+    """Return the path of a cell's log: the output of its own process, or else Hydra's log."""
     own = folder / OUTPUT
     return own if own.is_file() else folder / "train.log"
 

@@ -288,17 +288,11 @@ def _name(override: str) -> str:
 
 
 class StepTimer(Callback):
-    """Measures the time of training steps, and ends a short run."""
+    """Writes the time of training steps to ``speed.json``, and stops after ``seconds`` and two epochs."""
 
     FILE = "speed.json"
 
     def __init__(self, folder: str, seconds: float) -> None:
-        """Store the settings.
-
-        Args:
-            folder: Receives ``speed.json``.
-            seconds: Duration after which the training ends, but not before two epochs.
-        """
         self._path, self._seconds = Path(folder) / self.FILE, seconds
         self._ends: list[tuple[int, float]] = []
         self._images = 0
@@ -332,16 +326,7 @@ class StepTimer(Callback):
 def format_estimates(
     estimates: Sequence[TimeEstimate], now: datetime, notes: Mapping[str, str] | None = None
 ) -> str:
-    """Format a table of estimates with the time at which everything will be finished.
-
-    Args:
-        estimates: One or more estimates.
-        now: Time of the start.
-        notes: Remarks on experiments, by name.
-
-    Returns:
-        Lines of text.
-    """
+    """Format a table of estimates, with notes on experiments and the time at which all will be finished."""
     table = pd.DataFrame(
         [(each.experiment, each.cells, each.pretrainings, each.seconds) for each in estimates],
         columns=["experiment", "cells to run", "pre-trainings to run", "time"],

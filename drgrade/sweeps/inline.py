@@ -38,12 +38,7 @@ class InlineLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the cells; a failure does not stop the others.
 
-        Args:
-            job_overrides: Overrides of each cell.
-            initial_job_idx: Number of the first cell.
-
-        Returns:
-            Metrics or error of each cell, in order.
+        See :class:`hydra.plugins.launcher.Launcher`.
 
         Raises:
             ConfigError: If a cell trains a model; nothing has run by then.
@@ -75,15 +70,7 @@ def _refuse_training(cell: ComposedCell) -> None:
 
 
 def run_cell(cell: ComposedCell, shared: "Shared") -> JobReturn:
-    """Run one cell in this process, with its log in its folder.
-
-    Args:
-        cell: The cell.
-        shared: Photographs and encoders of the sweep.
-
-    Returns:
-        Metrics or error.
-    """
+    """Run one cell in this process, with its log in its folder, and return its metrics or error."""
     from drgrade.model_card.card import leave_card
     from drgrade.training.run import train
 

@@ -101,12 +101,7 @@ class LocalLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the cells; a failure does not stop the others.
 
-        Args:
-            job_overrides: Overrides of each cell.
-            initial_job_idx: Number of the first cell.
-
-        Returns:
-            Metrics or error of each cell, in order.
+        See :class:`hydra.plugins.launcher.Launcher`.
 
         Raises:
             ConfigError: If a setting is invalid.
@@ -154,17 +149,7 @@ class LocalLauncher(Launcher):
 def compose_cells(
     context: HydraContext, config: DictConfig, job_overrides: Sequence[Sequence[str]], first: int
 ) -> Iterator[ComposedCell]:
-    """Compose the configs of cells, which contain their folders.
-
-    Args:
-        context: Hydra's context.
-        config: The sweep's config.
-        job_overrides: Overrides of each cell.
-        first: Number of the first cell.
-
-    Yields:
-        The cells, in order.
-    """
+    """Compose the configs of cells, which contain their folders; cells are numbered from ``first``."""
     for number, overrides in enumerate(job_overrides, start=first):
         cfg = context.config_loader.load_sweep_config(config, list(overrides))
         with open_dict(cfg):
@@ -180,13 +165,7 @@ class ProgressLog:
         self._total, self._done, self._seconds = total, 0, 0.0
 
     def add(self, folder: Path, seconds: float, parallel: int) -> None:
-        """Log the result of a cell and the remaining time.
-
-        Args:
-            folder: The cell's folder.
-            seconds: Duration of the cell.
-            parallel: Number of cells that run at the same time.
-        """
+        """Log the result of a cell that took ``seconds``, and the remaining time."""
         self._done, self._seconds = self._done + 1, self._seconds + seconds
         found = progress(folder)
         qwk = found.record.get("test/qwk", found.record.get("val/qwk"))
@@ -228,15 +207,9 @@ def cell_environment(parallel: int, gpus: Sequence[str] = ()) -> dict[str, str]:
 
 
 def peak_gpu_memory(folder: Path) -> int:
-    """Return the peak GPU memory of a run or of the pre-training of its encoder, whichever is larger.
+    """Return the peak GPU memory of a run, or of the pre-training of its encoder if that is larger, in bytes.
 
-    The encoder may have existed already, but the next cell may have to pre-train its own.
-
-    Args:
-        folder: A run's folder.
-
-    Returns:
-        Bytes; 0 if unknown.
+    The encoder may have existed already, but the next cell may have to pre-train its own. 0 if unknown.
     """
     path = folder / PROVENANCE
     if not path.is_file():

@@ -26,12 +26,7 @@ class RayLauncher(PluginLauncher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the cells; a failure does not stop the others.
 
-        Args:
-            job_overrides: Overrides of each cell.
-            initial_job_idx: Number of the first cell.
-
-        Returns:
-            Metrics or error of each cell, in order.
+        See :class:`hydra.plugins.launcher.Launcher`.
 
         Raises:
             ConfigError: If Ray cannot be started or reached.

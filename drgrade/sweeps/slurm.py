@@ -89,12 +89,7 @@ class SlurmLauncher(SubmititLauncher):  # type: ignore[misc]
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Submit the cells, and wait for all of them.
 
-        Args:
-            job_overrides: Overrides of each cell.
-            initial_job_idx: Number of the first cell.
-
-        Returns:
-            Metrics or error of each cell, in order.
+        See :class:`hydra.plugins.launcher.Launcher`.
 
         Raises:
             ConfigError: If SLURM is not available here, or refuses the jobs.

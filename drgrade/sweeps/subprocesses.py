@@ -21,13 +21,7 @@ def start(
 ) -> subprocess.Popen[bytes]:
     """Start a command in a session of its own, so that Ctrl-C reaches this process only.
 
-    Args:
-        command: Program and arguments.
-        stdout: Receives output and errors; None: those of this process.
-        env: Environment; None: that of this process.
-
-    Returns:
-        The process.
+    Errors go to ``stdout`` as well, if it is given.
     """
     return subprocess.Popen(
         command,
@@ -45,8 +39,8 @@ def stop(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
     This process ignores further signals from here on, so that a second Ctrl-C leaves nothing running.
 
     Args:
-        processes: Started by :func:`start`.
-        seconds: Time that each has to end.
+        processes: Processes from :func:`start`.
+        seconds: Time that each process has to end.
     """
     ignore_signals()
     for process in processes:

@@ -115,11 +115,7 @@ _outcomes: list[SweepOutcome] = []
 
 
 def outcome() -> SweepOutcome | None:
-    """Return the result of this process's sweep, since Hydra drops a sweeper's return value.
-
-    Returns:
-        None if there was no sweep.
-    """
+    """Return the result of this process's sweep, if any; Hydra drops the return value of a sweeper."""
     return _outcomes[-1] if _outcomes else None
 
 
@@ -131,15 +127,9 @@ def store_outcome(done: SweepOutcome) -> None:
 def last_overrides(
     context: HydraContext, params: Mapping[str, str], arguments: Sequence[str]
 ) -> dict[str, Override]:
-    """Parse the overrides of an experiment and of the command line, which wins.
+    """Parse the overrides of an experiment and of the command line, and return the last one of each setting.
 
-    Args:
-        context: Hydra's context.
-        params: Overrides of the experiment, by setting.
-        arguments: Overrides of the command line.
-
-    Returns:
-        The last override of each setting. ``fold=0`` and ``+fold=0`` are the same setting.
+    ``fold=0`` and ``+fold=0`` are the same setting.
     """
     given = [*(f"{key}={value}" for key, value in params.items()), *arguments]
     parsed = OverridesParser.create(config_loader=context.config_loader).parse_overrides(given)
@@ -147,14 +137,7 @@ def last_overrides(
 
 
 def chosen_folder(config: DictConfig) -> Path | None:
-    """Return the folder that the command chose for a sweep with ``hydra.sweep.dir``.
-
-    Args:
-        config: The sweep's config, including the ``hydra`` node.
-
-    Returns:
-        None if the command did not choose one.
-    """
+    """Return the folder of a sweep if the command sets ``hydra.sweep.dir``, else None."""
     chosen = [each for each in config.hydra.overrides.hydra if each.startswith("hydra.sweep.dir=")]
     return Path(config.hydra.sweep.dir) if chosen else None
 
@@ -352,16 +335,7 @@ def _values(override: Override) -> list[str]:
 
 
 def launch_overrides(cell: Cell, name: str, folder: Path) -> list[str]:
-    """Append the cell's folder and ``resume=auto`` to its overrides; the last ones win.
-
-    Args:
-        cell: The cell.
-        name: Name of the sweep.
-        folder: Folder of the sweep.
-
-    Returns:
-        Overrides for the launcher.
-    """
+    """Append folder and name of the sweep, and ``resume=auto``, to the overrides of a cell."""
     return [
         *cell.overrides,
         f"sweep={as_override(name)}",
