@@ -57,7 +57,9 @@ def call() -> Callable[..., str]:
 
 def reaching_tests(environment: dict[str, str] | None = None) -> dict[str, str]:
     """Return an environment in which runs can import the callbacks of these tests."""
-    return {**(environment or os.environ), "PYTHONPATH": str(HERE)}
+    environment = dict(environment or os.environ)
+    paths = [str(HERE), *filter(None, [environment.get("PYTHONPATH")])]
+    return {**environment, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def wait_for(found: Callable[[], object], process: subprocess.Popen[str], seconds: float = 120) -> None:
