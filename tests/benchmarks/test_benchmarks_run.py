@@ -59,7 +59,7 @@ BENCHMARKS = {
         ("to the first step", "imports, "),
     ),
     "training_step": (
-        ("--encoder=resnet18", "--size=32", "--count=40", "--steps=2", "--threads=1", "--only=32-true"),
+        ("--encoder=resnet18", "--size=32", "--count=100", "--steps=2", "--threads=1", "--only=32-true"),
         ("train()", "bare loop, 32-true"),
     ),
 }
