@@ -44,7 +44,7 @@ from drgrade.data.sources.base import Source
 from drgrade.data.sources.demo import Demo
 from drgrade.data.sources.idrid import IDRiD
 from drgrade.synthetic.camera import CAMERAS, aim_camera, take_photograph
-from drgrade.synthetic.cohort import Photograph, plan_photographs
+from drgrade.synthetic.cohort import PlannedPhotograph, plan_photographs
 from drgrade.synthetic.lesions import LesionPainter, draw_burden
 from drgrade.synthetic.noise import FloatImage, Stream, stream
 from drgrade.synthetic.projection import View
@@ -174,7 +174,7 @@ def cut_exposures(pixels: Pixels, rng: Rng, spread: float) -> Iterator[Pixels]:
         yield np.clip(wide, 0, 255).astype(np.uint8)
 
 
-def painted_exposures(photograph: Photograph, size: int, rng: Rng, spread: float) -> Iterator[Pixels]:
+def painted_exposures(photograph: PlannedPhotograph, size: int, rng: Rng, spread: float) -> Iterator[Pixels]:
     """Paint one of the demo's eyes with some retina around the field, and photograph it twice."""
     patient = stream(Stream.PATIENT, 0, photograph.patient)
     eye, exposure = Pigmentation.draw(patient), patient.uniform(0.85, 1.12)

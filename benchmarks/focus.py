@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from common import blur, make_parser
 
-from drgrade.auditing.findings import Settings
+from drgrade.auditing.findings import AuditSettings
 from drgrade.data.duplicates.thumbnail import make_thumbnail
 from drgrade.data.geometry import crop_disc, find_disc
 from drgrade.data.image_reader import read_photograph
@@ -50,7 +50,7 @@ def measure_focus(source: Source) -> Iterator[tuple[int, float, float, float]]:
 
 def report(name: str, table: pd.DataFrame) -> None:
     """Print the shares that are detected."""
-    settings = Settings()
+    settings = AuditSettings()
     for size in SIZES:
         of_size = table[table["size"] == size]
         sharp = np.log(of_size.loc[(of_size["sigma"] == 0) & (of_size["noise"] == 0), "focus"])

@@ -25,8 +25,7 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 
 from drgrade.data.augmentation import Augmentation
-from drgrade.data.batches import Draw, StreamSampler
-from drgrade.data.datamodules import UNGRADED, AugmentedView, StoreDataset
+from drgrade.data.datasets import UNGRADED, AugmentedView, SampleIndex, StoreDataset, StreamSampler
 from drgrade.data.sources.folder import Folder
 from drgrade.data.store import prepare
 
@@ -39,7 +38,7 @@ class DecodedDataset(Dataset[dict[str, Any]]):
     def __init__(self, paths: Sequence[Path], size: int, augment: Augmentation) -> None:
         self.paths, self.size, self.augment = paths, size, augment
 
-    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+    def __getitem__(self, draw: SampleIndex) -> dict[str, Any]:
         index, seed = draw
         with Image.open(self.paths[index]) as photograph:
             square = ImageOps.fit(

@@ -20,7 +20,7 @@ from rotation_shortcuts import Images, View, views_of, whole_crop
 from torch import Tensor, nn
 from torch.nn import functional
 
-from drgrade.data.datamodules import normalise
+from drgrade.data.normalisation import normalise
 from drgrade.data.store import prepare
 from drgrade.data.transforms import SquareView
 from drgrade.models.encoder import Encoder

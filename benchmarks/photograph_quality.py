@@ -31,7 +31,7 @@ from sklearn.linear_model import LogisticRegression
 from drgrade.data.crops import Seen
 from drgrade.data.fundus_check import Appearance, Rule, Verdict, blank, judge, measure_appearance
 from drgrade.data.geometry import NoFundus, crop_disc, find_disc
-from drgrade.data.image_reader import IMAGE_EXTENSIONS, Photograph, UnreadablePhotograph, read_photograph
+from drgrade.data.image_reader import IMAGE_EXTENSIONS, DecodedImage, UnreadablePhotograph, read_photograph
 from drgrade.data.sources.base import Source
 from drgrade.data.sources.demo import Demo
 from drgrade.data.sources.idrid import IDRiD
@@ -361,7 +361,7 @@ def verdict_on(pixels: Pixels) -> Verdict:
         disc = find_disc(pixels)
     except NoFundus as error:
         return blank(str(error))
-    photo = Photograph(pixels, (), (pixels.shape[1], pixels.shape[0]))
+    photo = DecodedImage(pixels, (), (pixels.shape[1], pixels.shape[0]))
     return judge(Seen(photo, disc, crop_disc(pixels, disc, GRADED)))
 
 

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from drgrade.synthetic.cohort import Photograph, plan_photographs
+from drgrade.synthetic.cohort import PlannedPhotograph, plan_photographs
 from drgrade.synthetic.drawing import draw_photograph
 
 NAMES = ("no DR", "mild", "moderate", "severe", "proliferative")
@@ -19,7 +19,7 @@ MARGIN = 118
 """Width in pixels of the column with the names of the grades."""
 
 
-def choose(photographs: list[Photograph], grade: int) -> list[Photograph]:
+def choose(photographs: list[PlannedPhotograph], grade: int) -> list[PlannedPhotograph]:
     """Choose photographs of one grade from as many cameras as possible."""
     # Every row starts with another camera, so that the columns look mixed.
     of_grade = sorted((p for p in photographs if p.grade == grade), key=lambda p: (p.camera + 3 * grade) % 8)
@@ -29,7 +29,7 @@ def choose(photographs: list[Photograph], grade: int) -> list[Photograph]:
     return (chosen + rest)[:PER_GRADE]
 
 
-def tile(photograph: Photograph, seed: int) -> npt.NDArray[np.uint8]:
+def tile(photograph: PlannedPhotograph, seed: int) -> npt.NDArray[np.uint8]:
     """Draw a photograph at twice the size and fit it into a black tile."""
     width, height = TILE
     pixels = draw_photograph(photograph, 2 * height, seed).pixels

@@ -19,7 +19,7 @@ from drgrade.auditing.checks import (
     patients_comparable,
     quality_findings,
 )
-from drgrade.auditing.findings import FINDINGS, Settings, finding_table
+from drgrade.auditing.findings import FINDINGS, AuditSettings, finding_table
 from drgrade.auditing.shortcut import Probe, probe, probe_findings
 from drgrade.data.photographs import Collection
 from drgrade.data.quality import Quality
@@ -54,7 +54,7 @@ class Audit:
     pairs: pd.DataFrame
     qualities: pd.DataFrame
     probes: Sequence[Probe]
-    settings: Settings
+    settings: AuditSettings
     searched: bool = True
 
     @cached_property
@@ -133,7 +133,7 @@ def _probe_facts(found: Probe) -> dict[str, Any]:
     return facts
 
 
-def audit(collection: Collection, settings: Settings | None = None, *, searched: bool = True) -> Audit:
+def audit(collection: Collection, settings: AuditSettings | None = None, *, searched: bool = True) -> Audit:
     """Look for everything that is wrong.
 
     Args:
@@ -144,7 +144,7 @@ def audit(collection: Collection, settings: Settings | None = None, *, searched:
     Raises:
         DataError: If a source cannot be used.
     """
-    settings = settings or Settings()
+    settings = settings or AuditSettings()
     stores, manifest = collection.stores, collection.manifest
     qualities = pd.concat([measure_all(store) for store in stores], ignore_index=True)
     pairs = pair_table(manifest, collection.duplicates)
@@ -173,7 +173,7 @@ def audit(collection: Collection, settings: Settings | None = None, *, searched:
     )
 
 
-def _probes(manifest: pd.DataFrame, settings: Settings) -> list[Probe]:
+def _probes(manifest: pd.DataFrame, settings: AuditSettings) -> list[Probe]:
     """Probe each data set whose grades are used."""
     graded = manifest[(manifest["role"] != "unlabelled") & manifest["grade"].notna()]
     names = list(dict.fromkeys(graded["dataset"]))

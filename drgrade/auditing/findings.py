@@ -11,7 +11,7 @@ from drgrade.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Settings:
+class AuditSettings:
     """Thresholds of an audit. Figures behind the defaults: ``docs/audit.md``.
 
     Attributes:

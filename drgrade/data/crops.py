@@ -24,7 +24,7 @@ import numpy.typing as npt
 from drgrade.data.duplicates.thumbnail import THUMBNAIL_SIZE, make_thumbnail
 from drgrade.data.geometry import Disc, NoFundus, crop_disc, find_disc
 from drgrade.data.illumination import illuminate
-from drgrade.data.image_reader import Photograph, UnreadablePhotograph, hash_file, read_photograph
+from drgrade.data.image_reader import DecodedImage, UnreadablePhotograph, hash_file, read_photograph
 from drgrade.errors import DataError
 
 Made = TypeVar("Made")
@@ -103,7 +103,7 @@ class Seen(NamedTuple):
         plain: RGB, uint8 of shape (S, S, 3).
     """
 
-    photo: Photograph
+    photo: DecodedImage
     disc: Disc
     plain: npt.NDArray[np.uint8]
 
@@ -166,7 +166,7 @@ class CropMaker:
     def _crop(self, path: Path, sha256: str) -> Crop:
         return self.crop(path, sha256, self.see(path))
 
-    def _decode(self, path: Path) -> tuple[Photograph, Disc]:
+    def _decode(self, path: Path) -> tuple[DecodedImage, Disc]:
         """Decode at no more pixels than the crop needs, where the file allows that."""
         wanted = _DECODED_OVER * max(self.image_size, THUMBNAIL_SIZE)
         photo = self._read(path, ceil(wanted))
@@ -178,11 +178,11 @@ class CropMaker:
             disc = find_disc(photo.pixels)
         return photo, disc
 
-    def _read(self, path: Path, at_least: int) -> Photograph:
+    def _read(self, path: Path, at_least: int) -> DecodedImage:
         return read_photograph(path, max_pixels=self.max_pixels, at_least=at_least)
 
 
-def _facts(photo: Photograph, disc: Disc, file_size: int, sha256: str) -> Facts:
+def _facts(photo: DecodedImage, disc: Disc, file_size: int, sha256: str) -> Facts:
     height, width = photo.pixels.shape[:2]
     whole = disc.scaled(photo.full_size[0] / width, photo.full_size[1] / height)
     return Facts(

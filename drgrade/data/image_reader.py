@@ -50,7 +50,7 @@ class UnreadablePhotograph(DataError):
 
 
 @dataclass(frozen=True)
-class Photograph:
+class DecodedImage:
     """A decoded photograph.
 
     Attributes:
@@ -65,7 +65,7 @@ class Photograph:
     full_size: tuple[int, int]
 
 
-def read_photograph(path: Path, *, max_pixels: int = MAX_PIXELS, at_least: int | None = None) -> Photograph:
+def read_photograph(path: Path, *, max_pixels: int = MAX_PIXELS, at_least: int | None = None) -> DecodedImage:
     """Decode a photograph to upright 8-bit RGB.
 
     Args:
@@ -94,7 +94,7 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _decode(image: Image.Image, max_pixels: int, at_least: int | None) -> Photograph:
+def _decode(image: Image.Image, max_pixels: int, at_least: int | None) -> DecodedImage:
     """Decode an image of which only the header has been read."""
     width, height = image.size
     if width * height > max_pixels:
@@ -113,7 +113,7 @@ def _decode(image: Image.Image, max_pixels: int, at_least: int | None) -> Photog
     if turned:
         conversions.append(f"turned upright by EXIF orientation {orientation}")
     full_size = (height, width) if orientation in range(5, 9) else (width, height)
-    return Photograph(pixels, tuple(conversions), full_size)
+    return DecodedImage(pixels, tuple(conversions), full_size)
 
 
 @contextmanager

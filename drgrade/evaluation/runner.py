@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from drgrade.data.datamodules import GradingDataModule, no_augmentation
+from drgrade.data.datamodules import GradingDataModule
 from drgrade.data.photographs import Photographs
 from drgrade.data.preparation import Preparation
 from drgrade.data.splits.spec import SplitSpec
@@ -286,7 +286,7 @@ def grade_photographs(cfg: DictConfig, folders: Sequence[Path], target: Path) ->
     task = EvaluationTask(grader)
     data = GradingDataModule(
         photographs,
-        no_augmentation,
+        None,
         cfg.data.batch_size or first.config.grading.datamodule.batch_size,
         seed=0,
         num_workers=cfg.data.num_workers,

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from drgrade.data.datamodules import normalise
+from drgrade.data.normalisation import normalise
 from drgrade.errors import ConfigError
 from drgrade.explanation.attribution import attention_map, captum, grad_cam
 from drgrade.grades import REFERABLE

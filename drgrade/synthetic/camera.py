@@ -219,7 +219,7 @@ def aim_camera(rng: np.random.Generator, camera: Camera, size: int, mirrored: bo
 def take_photograph(
     rng: np.random.Generator, camera: Camera, view: View, scene: FloatImage, exposure: float
 ) -> npt.NDArray[np.uint8]:
-    """Photograph a painted retina.
+    """PlannedPhotograph a painted retina.
 
     Args:
         rng: Source of randomness.

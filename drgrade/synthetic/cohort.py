@@ -18,7 +18,7 @@ Eye = Literal["left", "right"]
 
 
 @dataclass(frozen=True)
-class Photograph:
+class PlannedPhotograph:
     """One photograph to be drawn.
 
     Attributes:
@@ -60,7 +60,7 @@ def grade_counts(count: int) -> tuple[int, ...]:
     return tuple(int(n) for n in counts)
 
 
-def plan_photographs(count: int, seed: int) -> list[Photograph]:
+def plan_photographs(count: int, seed: int) -> list[PlannedPhotograph]:
     """Plan a data set: grades stratified, eyes of a patient alike, cameras independent of the grade.
 
     Photographs are put in order of grade with some noise, and neighbours become the two eyes of a patient:
@@ -82,7 +82,7 @@ def plan_photographs(count: int, seed: int) -> list[Photograph]:
     cameras = np.concatenate(deals)
     numbers = rng.permutation(len(patients))
     photographs = [
-        Photograph(int(number), eye, grade, int(camera))
+        PlannedPhotograph(int(number), eye, grade, int(camera))
         for eyes, camera, number in zip(patients, cameras, numbers, strict=False)
         for eye, grade in eyes.items()
     ]

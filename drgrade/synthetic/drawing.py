@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from drgrade.synthetic.camera import CAMERAS, aim_camera, take_photograph
-from drgrade.synthetic.cohort import Photograph
+from drgrade.synthetic.cohort import PlannedPhotograph
 from drgrade.synthetic.lesions import LesionPainter, draw_burden
 from drgrade.synthetic.noise import Stream, stream
 from drgrade.synthetic.retina import Pigmentation, paint_background, paint_disc, paint_drusen
@@ -31,7 +31,7 @@ class Drawing:
     jpeg_quality: int
 
 
-def draw_photograph(photograph: Photograph, size: int, seed: int) -> Drawing:
+def draw_photograph(photograph: PlannedPhotograph, size: int, seed: int) -> Drawing:
     """Draw one photograph.
 
     Args:

@@ -23,8 +23,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from drgrade.data.batches import EverySampler
-from drgrade.data.datamodules import UNGRADED, AugmentedView, StoreDataset, no_augmentation, normalise
+from drgrade.data.datasets import UNGRADED, AugmentedView, EvaluationSampler, StoreDataset
+from drgrade.data.normalisation import normalise
 from drgrade.data.photographs import Photographs
 from drgrade.data.store import Store
 from drgrade.data.store_reuse import IMAGES
@@ -209,10 +209,8 @@ def encode(cfg: DictConfig, store: Store, encoder: Encoder, array: Floats) -> No
         array: (N, D), receives the features.
     """
     count = len(store)
-    dataset = StoreDataset(
-        [store.folder / IMAGES], range(count), [UNGRADED] * count, AugmentedView(no_augmentation)
-    )
-    loader = DataLoader(dataset, batch_size=cfg.data.batch_size, sampler=EverySampler(count))
+    dataset = StoreDataset([store.folder / IMAGES], range(count), [UNGRADED] * count, AugmentedView(None))
+    loader = DataLoader(dataset, batch_size=cfg.data.batch_size, sampler=EvaluationSampler(count))
     trainer = make(
         cfg.trainer,
         callbacks=[],

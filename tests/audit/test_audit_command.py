@@ -97,10 +97,10 @@ def test_by_default_it_fails_on_every_error_and_on_nothing_else():
 def test_the_defaults_of_the_config_are_those_of_the_code():
     from dataclasses import asdict
 
-    from drgrade.auditing.findings import Settings
+    from drgrade.auditing.findings import AuditSettings
 
     config = OmegaConf.to_container(OmegaConf.load(CONF / "audit.yaml").audit)
-    settings = asdict(Settings())
+    settings = asdict(AuditSettings())
     assert {name: config[name] for name in settings if name != "fail_on"} == {
         name: value for name, value in settings.items() if name != "fail_on"
     }
@@ -109,11 +109,13 @@ def test_the_defaults_of_the_config_are_those_of_the_code():
 def test_the_documentation_has_every_setting_with_its_default():
     from dataclasses import asdict
 
-    from drgrade.auditing.findings import Settings
+    from drgrade.auditing.findings import AuditSettings
 
     text = (REPOSITORY / "docs" / "audit.md").read_text()
     rows = [
-        f"| `audit.{name}` | {value:g} |" for name, value in asdict(Settings()).items() if name != "fail_on"
+        f"| `audit.{name}` | {value:g} |"
+        for name, value in asdict(AuditSettings()).items()
+        if name != "fail_on"
     ]
     assert [row for row in rows if row not in text] == []
 

@@ -11,7 +11,7 @@ from PIL import Image
 from scipy import ndimage
 
 from drgrade.auditing.checks import quality_findings
-from drgrade.auditing.findings import Settings
+from drgrade.auditing.findings import AuditSettings
 from drgrade.data.duplicates.thumbnail import make_thumbnail
 from drgrade.data.geometry import crop_disc, find_disc
 from drgrade.data.quality import Quality, measure
@@ -38,7 +38,7 @@ def kinds(qualities, image_size=96, **settings):
         {"image_id": [f"i{row}" for row in range(len(table))], "dataset": "d", "path": ""}
     )
     manifest = manifest.assign(grade=pd.array([1] * len(table), dtype="Int64"), split=pd.NA)
-    found = quality_findings(manifest, table, image_size, Settings(**settings))
+    found = quality_findings(manifest, table, image_size, AuditSettings(**settings))
     return [(finding.finding, finding.row) for finding in found]
 
 

@@ -8,7 +8,7 @@ import pytest
 from defective_folder import DEFECTS
 
 from drgrade.auditing.checks import PAIR_COLUMNS
-from drgrade.auditing.findings import COLUMNS, FINDINGS, Settings
+from drgrade.auditing.findings import COLUMNS, FINDINGS, AuditSettings
 from drgrade.auditing.html_report import write_audit
 from drgrade.errors import ConfigError, DataError
 
@@ -24,7 +24,7 @@ def test_every_defect_is_found_and_nothing_else(defective_audit):
 
 
 def test_a_data_set_without_defects_gives_no_finding(make_audit, drawn):
-    audit = make_audit(drawn, Settings(fail_on=tuple(FINDINGS)))
+    audit = make_audit(drawn, AuditSettings(fail_on=tuple(FINDINGS)))
     assert audit.findings.empty
     assert audit.failing == []
 
@@ -132,4 +132,4 @@ def test_pixels_are_those_of_the_row_through_all_data_sets(make_audit, drawn, de
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
-        Settings(**settings)
+        AuditSettings(**settings)

@@ -7,8 +7,8 @@ import pytest
 from synthetic_photographs import disc_photograph, save, write_labels
 
 from drgrade.data import photographs as collection
-from drgrade.data.batches import Draw
-from drgrade.data.datamodules import AugmentedView, GradingDataModule, PretextDataModule, StoreDataset
+from drgrade.data.datamodules import GradingDataModule, PretextDataModule
+from drgrade.data.datasets import AugmentedView, SampleIndex, StoreDataset
 from drgrade.data.photographs import Collection, Photographs
 from drgrade.data.sources.folder import Folder
 from drgrade.data.splits.spec import SplitSpec
@@ -62,7 +62,7 @@ def test_rows_count_through_all_stores(main, other, tmp_path):
     dataset = StoreDataset(photographs.image_files, rows, [0] * len(rows), view)
     expected = np.concatenate([store.images for store in photographs.stores])
     for row in (0, 19, 20, 29):
-        image = dataset[Draw(row, None)]["image"].permute(1, 2, 0).numpy()
+        image = dataset[SampleIndex(row, None)]["image"].permute(1, 2, 0).numpy()
         np.testing.assert_array_equal(image, expected[row])
     assert photographs.store_numbers(np.array([0, 19])) == [0]
     assert photographs.store_numbers(np.array([20])) == [1]

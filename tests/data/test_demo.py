@@ -17,7 +17,7 @@ from drgrade.data.sources.base import MANIFEST_COLUMNS
 from drgrade.data.sources.demo import Demo
 from drgrade.errors import ConfigError, DataError
 from drgrade.synthetic.camera import CAMERAS, aim_camera
-from drgrade.synthetic.cohort import APTOS_COUNTS, Photograph, grade_counts, plan_photographs
+from drgrade.synthetic.cohort import APTOS_COUNTS, PlannedPhotograph, grade_counts, plan_photographs
 from drgrade.synthetic.drawing import draw_photograph
 from drgrade.synthetic.lesions import Lesion
 from drgrade.synthetic.projection import FOVEA
@@ -37,7 +37,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Demo:
 def masks(request: pytest.FixtureRequest) -> tuple[int, list[np.ndarray]]:
     """Four lesion masks of one grade, each by another camera."""
     grade = request.param
-    eyes = [Photograph(patient, "left", grade, camera=2 * patient) for patient in range(4)]
+    eyes = [PlannedPhotograph(patient, "left", grade, camera=2 * patient) for patient in range(4)]
     return grade, [draw_photograph(eye, SIZE, seed=3).lesions for eye in eyes]
 
 
@@ -84,7 +84,9 @@ def test_another_seed_gives_other_pixels():
 
 
 def test_eyes_of_a_patient_differ_in_their_vessels():
-    left, right = (draw_photograph(Photograph(0, eye, 0, 2), SIZE, 0).pixels for eye in ("left", "right"))
+    left, right = (
+        draw_photograph(PlannedPhotograph(0, eye, 0, 2), SIZE, 0).pixels for eye in ("left", "right")
+    )
     assert left.shape == right.shape
     assert np.abs(left.astype(int) - right[:, ::-1]).mean() > 3
 
@@ -167,7 +169,7 @@ def test_grades_are_as_common_as_in_aptos(count: int):
 
 def test_eyes_of_a_patient_share_the_camera_and_nearly_the_grade():
     plan = plan_photographs(400, seed=0)
-    patients: dict[int, list[Photograph]] = {}
+    patients: dict[int, list[PlannedPhotograph]] = {}
     for photograph in plan:
         patients.setdefault(photograph.patient, []).append(photograph)
     pairs = [eyes for eyes in patients.values() if len(eyes) == 2]
@@ -207,7 +209,7 @@ def test_lesions_follow_the_severity_scale(masks: tuple[int, list[np.ndarray]]):
 
 @pytest.mark.parametrize("camera", range(len(CAMERAS)))
 def test_severe_eyes_bleed_in_all_four_quadrants(camera: int):
-    mask = draw_photograph(Photograph(camera, "right", 3, camera), SIZE, seed=4).lesions
+    mask = draw_photograph(PlannedPhotograph(camera, "right", 3, camera), SIZE, seed=4).lesions
     upper, lower = np.array_split(mask == Lesion.HAEMORRHAGE, 2, axis=0)
     quadrants = [part for half in (upper, lower) for part in np.array_split(half, 2, axis=1)]
     # A blot of SIZE = 128 px covers about ten pixels.
@@ -216,7 +218,7 @@ def test_severe_eyes_bleed_in_all_four_quadrants(camera: int):
 
 def test_lesions_lie_on_the_visible_retina(masks: tuple[int, list[np.ndarray]]):
     grade, _ = masks
-    drawing = draw_photograph(Photograph(9, "right", grade, 5), SIZE, seed=3)
+    drawing = draw_photograph(PlannedPhotograph(9, "right", grade, 5), SIZE, seed=3)
     assert not (drawing.lesions[drawing.pixels.max(axis=2) < 20]).any()
 
 
@@ -232,7 +234,7 @@ def test_disc_is_on_the_nasal_side_and_in_the_field_with_the_fovea(camera, eye):
 
 @pytest.mark.parametrize("eye", ["left", "right"])
 def test_brightest_part_of_a_healthy_eye_is_its_disc(eye):
-    drawing = draw_photograph(Photograph(1, eye, 0, 2), SIZE, seed=0)
+    drawing = draw_photograph(PlannedPhotograph(1, eye, 0, 2), SIZE, seed=0)
     green = cv2.GaussianBlur(drawing.pixels[..., 1].astype(np.float32), (0, 0), SIZE / 40)
     column = np.unravel_index(green.argmax(), green.shape)[1]
     assert (column < green.shape[1] / 2) == (eye == "left")
@@ -241,7 +243,7 @@ def test_brightest_part_of_a_healthy_eye_is_its_disc(eye):
 @pytest.mark.parametrize("size", [64, 100, 400])
 def test_any_size_can_be_drawn(size: int):
     for camera in range(len(CAMERAS)):
-        drawing = draw_photograph(Photograph(0, "right", 4, camera), size, seed=1)
+        drawing = draw_photograph(PlannedPhotograph(0, "right", 4, camera), size, seed=1)
         assert drawing.pixels.shape[0] == size
         assert drawing.pixels.shape[:2] == drawing.lesions.shape
 

@@ -21,7 +21,7 @@ from drgrade.data.duplicates import search as retrieval
 from drgrade.data.duplicates.features import TURNS, coarse_detail, descriptor, turn_picture, turned
 from drgrade.data.duplicates.search import clusters, find_duplicates
 from drgrade.data.duplicates.thumbnail import THUMBNAIL_SIZE, make_thumbnail
-from drgrade.data.duplicates.verification import Comparison, Portrait, compare
+from drgrade.data.duplicates.verification import CopyMatch, Portrait, compare
 from drgrade.data.geometry import Disc, find_disc
 from drgrade.synthetic.cohort import plan_photographs
 from drgrade.synthetic.drawing import draw_photograph
@@ -209,7 +209,7 @@ def test_two_exposures_of_one_eye_match_in_detail(photographs):
     assert not match.one_exposure
 
 
-ALIKE = Comparison(similarity=0.95, light=0.004, scale=1.005, rotation=-0.1, shift=0.004)
+ALIKE = CopyMatch(similarity=0.95, light=0.004, scale=1.005, rotation=-0.1, shift=0.004)
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,9 @@ import pytorch_lightning as pl
 import torch
 
 from drgrade.data.augmentation import FundusAugmentation
-from drgrade.data.datamodules import (
-    MEAN,
-    STD,
-    GradingDataModule,
-    PretextDataModule,
-    local_batch_size,
-    normalise,
-)
+from drgrade.data.datamodules import GradingDataModule, PretextDataModule
+from drgrade.data.datasets import local_batch_size
+from drgrade.data.normalisation import MEAN, STD, normalise
 from drgrade.data.splits.split import groups_of
 from drgrade.data.transforms import FILL, MaskedView, circular_mask
 from drgrade.errors import ConfigError, DataError

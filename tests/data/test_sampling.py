@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from sklearn.utils.class_weight import compute_sample_weight
 
-from drgrade.data.batches import EverySampler, StreamSampler, augmentation_seed, balancing_weights
+from drgrade.data.datasets import EvaluationSampler, StreamSampler, augmentation_seed, balancing_weights
 from drgrade.errors import ConfigError
 
 streams = st.fixed_dictionaries(
@@ -152,7 +152,7 @@ def test_balancing_weights_match_scikit_learn(grades):
 @settings(max_examples=50, deadline=None)
 @given(count=st.integers(0, 50), world=st.integers(1, 60))
 def test_every_photograph_is_dealt_to_exactly_one_process(count, world):
-    samplers = [EverySampler(count, rank=rank, world=world) for rank in range(world)]
+    samplers = [EvaluationSampler(count, rank=rank, world=world) for rank in range(world)]
     shares = [list(sampler) for sampler in samplers]
     assert [len(sampler) for sampler in samplers] == [len(share) for share in shares]
     draws = [draw for share in shares for draw in share]
@@ -170,10 +170,10 @@ def test_epochs_are_longer_than_the_set_where_asked():
 
 
 def test_nothing_to_draw_from_is_an_error():
-    with pytest.raises(ConfigError, match="no photograph to draw from"):
+    with pytest.raises(ConfigError, match="no photographs to sample from"):
         StreamSampler(0, 10, 0)
 
 
 def test_an_epoch_that_cannot_be_dealt_evenly_is_an_error():
-    with pytest.raises(ConfigError, match="10 samples cannot be dealt evenly to 3 processes"):
+    with pytest.raises(ConfigError, match="10 samples cannot be shared evenly by 3 processes"):
         StreamSampler(10, 10, 0, world=3)

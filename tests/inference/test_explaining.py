@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from drgrade.data.datamodules import normalise
+from drgrade.data.normalisation import normalise
 from drgrade.errors import ConfigError
 from drgrade.explanation.attribution import attention_map, grad_cam, rollout, weighted_rollout
 from drgrade.explanation.explainer import TARGETS, Explainer, available

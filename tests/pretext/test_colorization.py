@@ -11,7 +11,7 @@ from ranks import on_two_ranks
 from skimage.color import lab2rgb, rgb2lab
 from torch import nn
 
-from drgrade.data.datamodules import normalise
+from drgrade.data.normalisation import normalise
 from drgrade.errors import ConfigError
 from drgrade.pretext.colorization import Colorization, ColourBins, class_weights, gamut_bins
 from drgrade.pretext.dense import cell_means, pixels, rgb_to_lab

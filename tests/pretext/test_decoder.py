@@ -7,7 +7,7 @@ from encoders import ENCODERS, cnn, msssl, one_size, vit
 from skimage.color import rgb2lab
 from torch import nn
 
-from drgrade.data.datamodules import MEAN, STD, normalise
+from drgrade.data.normalisation import MEAN, STD, normalise
 from drgrade.errors import ConfigError, EncoderError
 from drgrade.models.encoder import Encoder
 from drgrade.pretext.colorization import Colorization

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
-from drgrade.data.datamodules import normalise
+from drgrade.data.normalisation import normalise
 from drgrade.data.transforms import SquareView
 from drgrade.errors import ConfigError, EncoderError
 from drgrade.models.encoder import TimmEncoder

@@ -10,7 +10,7 @@ from scipy.stats import pearsonr
 from skimage.color import rgb2lab
 from torch.nn import functional
 
-from drgrade.data.datamodules import normalise
+from drgrade.data.normalisation import normalise
 from drgrade.models.encoder import TimmEncoder
 from drgrade.pretext.dense import pixels
 from drgrade.pretext.saliency import Saliency, correlations, frequency_tuned, stretch

@@ -7,7 +7,7 @@ import torch
 from sklearn.metrics import cohen_kappa_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from drgrade.data.datamodules import normalise
+from drgrade.data.normalisation import normalise
 from drgrade.errors import ConfigError
 from drgrade.metrics.functional import effective_rank, feature_std
 from drgrade.training.build import make, make_encoder, make_photographs

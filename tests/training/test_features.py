@@ -12,7 +12,7 @@ from filelock import FileLock
 from hydra.utils import instantiate
 from torch import nn
 
-from drgrade.data.datamodules import normalise
+from drgrade.data.normalisation import normalise
 from drgrade.data.splits.spec import SplitSpec
 from drgrade.errors import DrgradeError
 from drgrade.models.encoder import Encoder

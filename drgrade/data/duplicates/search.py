@@ -23,7 +23,7 @@ from drgrade.data.duplicates.features import (
     turned,
 )
 from drgrade.data.duplicates.thumbnail import THUMBNAIL_SIZE, Thumbnail
-from drgrade.data.duplicates.verification import Comparison, Portrait, compare
+from drgrade.data.duplicates.verification import CopyMatch, Portrait, compare
 from drgrade.progress import track
 
 LEAST_SCORE = 0.65
@@ -251,7 +251,7 @@ def _near(
     copies: list[list[int]],
     diameters: npt.NDArray[np.floating],
     progress: bool,
-) -> Iterator[tuple[int, int, int, Comparison]]:
+) -> Iterator[tuple[int, int, int, CopyMatch]]:
     """Find the copies among files: their numbers, how the second has to be laid, and how it then fits."""
     large = [number for number, rows in enumerate(copies) if diameters[rows[0]] >= LEAST_DIAMETER]
     files, descriptors = _describe(thumbnails, copies, large, progress)
@@ -293,7 +293,7 @@ def _tracked(items: Iterable[_T], total: int, doing: str, of: str, progress: boo
     return track(items, total, doing, of) if progress and total else items
 
 
-def _near_row(row: int, other: int, turn: int, match: Comparison) -> _Pair:
+def _near_row(row: int, other: int, turn: int, match: CopyMatch) -> _Pair:
     """Put a pair of rows in order.
 
     That the second turned by k quarters is the first means that the first turned by -k is the second; but a

@@ -64,7 +64,7 @@ class Portrait:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class CopyMatch:
     """How the second photograph lies over the first.
 
     Attributes:
@@ -93,7 +93,7 @@ class Comparison:
         )
 
 
-def compare(first: Portrait, second: Portrait) -> Comparison | None:
+def compare(first: Portrait, second: Portrait) -> CopyMatch | None:
     """Lay the second photograph over the first and compare.
 
     Args:
@@ -119,7 +119,7 @@ def compare(first: Portrait, second: Portrait) -> Comparison | None:
     rotation = float(np.degrees(np.arctan2(linear[1, 0] - linear[0, 1], linear[0, 0] + linear[1, 1])))
     centre = np.full(2, (COARSE_SIZE - 1) / 2)
     shift = float(np.hypot(*(linear @ centre + warp[:, 2] - centre))) / COARSE_SIZE
-    return Comparison(similarity, residual, scale, rotation, shift)
+    return CopyMatch(similarity, residual, scale, rotation, shift)
 
 
 def _align(first: Detail, second: Detail) -> Affine | None:

@@ -16,7 +16,7 @@ from filelock import FileLock
 from drgrade.data.sources.base import MANIFEST_COLUMNS, About, Source, SourceTable
 from drgrade.errors import ConfigError, DataError
 from drgrade.progress import track
-from drgrade.synthetic.cohort import Photograph, plan_photographs
+from drgrade.synthetic.cohort import PlannedPhotograph, plan_photographs
 from drgrade.synthetic.drawing import ART_VERSION, draw_photograph
 
 LABELS = "labels.csv"
@@ -124,7 +124,7 @@ class Demo(Source):
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
 
-    def _draw_all(self, photographs: list[Photograph], folder: Path) -> None:
+    def _draw_all(self, photographs: list[PlannedPhotograph], folder: Path) -> None:
         """Draw the photographs, in several processes where that pays."""
         draw = partial(_draw_to_files, folder=folder, size=self.size, seed=self.seed)
         workers = min(self.workers, len(photographs))
@@ -156,7 +156,7 @@ def _one_opencv_thread() -> Iterator[None]:
         cv2.setNumThreads(before)
 
 
-def _draw_to_files(photograph: Photograph, folder: Path, size: int, seed: int) -> None:
+def _draw_to_files(photograph: PlannedPhotograph, folder: Path, size: int, seed: int) -> None:
     """Draw one photograph and its lesion mask."""
     drawing = draw_photograph(photograph, size, seed)
     bgr = cv2.cvtColor(drawing.pixels, cv2.COLOR_RGB2BGR)
@@ -170,7 +170,7 @@ def _write(path: Path, encoded: tuple[bool, "cv2.typing.MatLike"]) -> None:
     path.write_bytes(encoded[1].tobytes())
 
 
-def _labels(photographs: list[Photograph]) -> pd.DataFrame:
+def _labels(photographs: list[PlannedPhotograph]) -> pd.DataFrame:
     """Make the manifest's table."""
     rows = [
         {
