@@ -28,7 +28,7 @@ import torch
 from common import ORIGINALS, Pixels, blur, list_photographs, make_parser
 from sklearn.linear_model import LogisticRegression
 
-from drgrade.data.crops import Seen
+from drgrade.data.crops import ExtractedDisc
 from drgrade.data.fundus_check import Appearance, Rule, Verdict, blank, judge, measure_appearance
 from drgrade.data.geometry import NoFundus, crop_disc, find_disc
 from drgrade.data.image_reader import IMAGE_EXTENSIONS, DecodedImage, UnreadablePhotograph, read_photograph
@@ -362,7 +362,7 @@ def verdict_on(pixels: Pixels) -> Verdict:
     except NoFundus as error:
         return blank(str(error))
     photo = DecodedImage(pixels, (), (pixels.shape[1], pixels.shape[0]))
-    return judge(Seen(photo, disc, crop_disc(pixels, disc, GRADED)))
+    return judge(ExtractedDisc(photo, disc, crop_disc(pixels, disc, GRADED)))
 
 
 def verdicts(pictures: Iterator[Picture]) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from drgrade.auditing.findings import FINDINGS, AuditSettings, Finding, plain
 from drgrade.data.photographs import Collection, Role
-from drgrade.data.problems import COLUMNS
+from drgrade.data.problems import PROBLEM_COLUMNS
 from drgrade.data.quality import Quality, measure
 from drgrade.data.sources.base import Source
 from drgrade.data.store import Store
@@ -45,7 +45,7 @@ def problem_findings(store: Store, prefix: str = "") -> Iterator[Finding]:
         store: The data set.
         prefix: Stands before its image_ids.
     """
-    for image_id, path, reason, action in store.problems[list(COLUMNS)].to_numpy(dtype=str).tolist():
+    for image_id, path, reason, action in store.problems[list(PROBLEM_COLUMNS)].to_numpy(dtype=str).tolist():
         kind = "converted" if action == "converted" else _finding_of(reason, path)
         image_id = f"{prefix}{image_id}" if image_id else None
         yield Finding(kind, image_id, dataset=store.name, detail=reason, path=path)

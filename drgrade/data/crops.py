@@ -1,6 +1,6 @@
-"""From files to square crops: the part of preparation that runs in worker processes.
+"""Square crops of photographs: the part of preparation that runs in worker processes.
 
-Little is imported here, as every worker imports it.
+Few modules are imported here, because every worker imports them.
 """
 
 import multiprocessing
@@ -29,30 +29,30 @@ from drgrade.errors import DataError
 
 Made = TypeVar("Made")
 
-_FEW = 24
-"""So few photographs are prepared faster than worker processes start."""
+IN_PROCESS_LIMIT = 24
+"""Up to this number, photographs are prepared faster than worker processes start."""
 
 _GRID = 64
 
-_DECODED_OVER = 1.5
-"""Photographs are decoded at no less than this multiple of what is cut out: shrinking the rest averages."""
+_OVERSAMPLING = 1.5
+"""Photographs are decoded at no less than this multiple of the size of the crop; averaging does the rest."""
 
 
 class Facts(NamedTuple):
-    """What is known of one photograph: the columns of a store's manifest after the source's.
+    """Measurements of one photograph: the columns of a store's manifest after those of the source.
 
     Attributes:
-        width: Of the original, upright, in pixels.
-        height: Of the original, in pixels.
-        file_size: In bytes.
-        file_sha256: Of the file's content.
-        circle_x: Centre of the disc from the left edge of the original, in its pixels.
-        circle_y: Centre of the disc from its top edge.
+        width: Width of the upright original in pixels.
+        height: Height of the original in pixels.
+        file_size: Size of the file in bytes.
+        file_sha256: SHA-256 of the file.
+        circle_x: Centre of the disc from the left edge, in pixels of the original.
+        circle_y: Centre of the disc from the top edge.
         circle_r: Radius of the disc; see :class:`~drgrade.data.geometry.Disc` for squashed photographs.
-        stretch: Horizontal over vertical semi-axis of the disc as found in the file; 1 unless squashed.
-        clear: Radius of the largest centred circle without padding, as a share of the disc's.
+        stretch: Horizontal over vertical semi-axis of the disc in the file; 1 unless squashed.
+        clear: Radius of the largest centred circle without padding, as a share of the radius of the disc.
         border: Share of the original outside the recorded part of the disc, in [0, 1].
-        brightness: Mean of all channels over the whole original, 0-255.
+        brightness: Mean of all channels over the whole original, in [0, 255].
     """
 
     width: int
@@ -70,14 +70,14 @@ class Facts(NamedTuple):
 
 @dataclass(frozen=True)
 class Crop:
-    """What is kept of one photograph.
+    """Result for one photograph.
 
     Attributes:
-        sha256: Of the file's content; "" if it could not be read.
-        pixels: RGB, uint8 of shape (S, S, 3); None if the photograph cannot be used, or is known.
-        thumbnail: Grey, uint8 of shape (T, T), for the search for duplicates; None likewise.
-        facts: None likewise.
-        conversions: What had to be changed, in words.
+        sha256: SHA-256 of the file; "" if it could not be read.
+        pixels: RGB, uint8 (S, S, 3); None if the photograph cannot be used or its content is known.
+        thumbnail: Grey, uint8 (T, T), for the search for duplicates; None likewise.
+        facts: Measurements; None likewise.
+        conversions: Changes made to the decoded image.
         failure: Why the photograph cannot be used; "" if it can.
     """
 
@@ -90,17 +90,17 @@ class Crop:
 
     @property
     def is_known(self) -> bool:
-        """Whether the file's content was known to the maker, so that nothing was decoded."""
+        """Whether the content was in :attr:`CropMaker.known`, so that nothing was decoded."""
         return self.pixels is None and not self.failure
 
 
-class Seen(NamedTuple):
-    """A decoded photograph and what was cut out of it, before its light is normalised.
+class ExtractedDisc(NamedTuple):
+    """A decoded photograph and the square around its disc, before illumination normalisation.
 
     Attributes:
-        photo: As decoded.
-        disc: In its pixels.
-        plain: RGB, uint8 of shape (S, S, 3).
+        photo: The decoded photograph.
+        disc: The disc, in pixels of ``photo``.
+        plain: RGB, uint8 (S, S, 3).
     """
 
     photo: DecodedImage
@@ -110,12 +110,12 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True)
 class CropMaker:
-    """Makes the crop of one photograph; travels to the workers.
+    """Make the crop of one photograph. Picklable, for worker processes.
 
     Attributes:
         image_size: Side of the crops in pixels.
-        max_pixels: Larger photographs are refused.
-        illumination: Normalisation of the light, a name of :mod:`drgrade.data.illumination`.
+        max_pixels: Photographs with more pixels are refused.
+        illumination: Illumination normalisation, a name of :mod:`drgrade.data.illumination`.
         known: SHA-256 of contents that need not be decoded again.
     """
 
@@ -125,108 +125,94 @@ class CropMaker:
     known: frozenset[str] = frozenset()
 
     def __call__(self, path: Path) -> Crop:
-        """Read a photograph, find its disc and cut it out."""
+        """Read a photograph, find its disc and crop it."""
         sha256 = ""
         try:
             sha256 = hash_file(path)
-            return Crop(sha256) if sha256 in self.known else self._crop(path, sha256)
+            return Crop(sha256) if sha256 in self.known else self.crop(path, sha256, self.extract(path))
         except (UnreadablePhotograph, NoFundus) as error:
             return Crop(sha256, failure=str(error))
 
-    def see(self, path: Path) -> Seen:
-        """Decode a photograph and cut out its disc.
-
-        Args:
-            path: The file.
+    def extract(self, path: Path) -> ExtractedDisc:
+        """Decode a photograph, find its disc and crop it.
 
         Raises:
             UnreadablePhotograph: If it cannot be decoded.
-            NoFundus: If it is black or of one colour.
+            NoFundus: If it is black or has one colour.
         """
-        photo, disc = self._decode(path)
-        return Seen(photo, disc, crop_disc(photo.pixels, disc, self.image_size))
+        wanted = _OVERSAMPLING * max(self.image_size, THUMBNAIL_SIZE)
+        photo = read_photograph(path, max_pixels=self.max_pixels, at_least=ceil(wanted))
+        disc = find_disc(photo.pixels)
+        across = 2 * disc.radius * min(1, disc.stretch)
+        if across < wanted / _OVERSAMPLING and photo.pixels.shape[1] < photo.full_size[0]:
+            # The disc is small in its frame: decode at a larger size.
+            at_least = ceil(wanted * min(photo.pixels.shape[:2]) / across)
+            photo = read_photograph(path, max_pixels=self.max_pixels, at_least=at_least)
+            disc = find_disc(photo.pixels)
+        return ExtractedDisc(photo, disc, crop_disc(photo.pixels, disc, self.image_size))
 
-    def crop(self, path: Path, sha256: str, seen: Seen) -> Crop:
-        """Make the crop of what was seen.
+    def crop(self, path: Path, sha256: str, extracted: ExtractedDisc) -> Crop:
+        """Return the crop of an extracted disc, with normalised illumination.
 
         Args:
-            path: The file.
-            sha256: Of its content.
-            seen: What :meth:`see` returned for it.
+            path: File of the photograph.
+            sha256: SHA-256 of the file.
+            extracted: Result of :meth:`extract`.
         """
-        photo, disc, plain = seen
+        photo, disc, plain = extracted
+        squashed = () if disc.stretch == 1 else (_squash_note(disc),)
         return Crop(
             sha256,
             illuminate(self.illumination, plain, disc),
             make_thumbnail(photo.pixels, disc),
             _facts(photo, disc, path.stat().st_size, sha256),
-            (*photo.conversions, *_squash_note(disc)),
+            (*photo.conversions, *squashed),
         )
 
-    def _crop(self, path: Path, sha256: str) -> Crop:
-        return self.crop(path, sha256, self.see(path))
 
-    def _decode(self, path: Path) -> tuple[DecodedImage, Disc]:
-        """Decode at no more pixels than the crop needs, where the file allows that."""
-        wanted = _DECODED_OVER * max(self.image_size, THUMBNAIL_SIZE)
-        photo = self._read(path, ceil(wanted))
-        disc = find_disc(photo.pixels)
-        across = 2 * disc.radius * min(1, disc.stretch)
-        if across < wanted / _DECODED_OVER and photo.pixels.shape[1] < photo.full_size[0]:
-            # A small disc in a large frame.
-            photo = self._read(path, ceil(wanted * min(photo.pixels.shape[:2]) / across))
-            disc = find_disc(photo.pixels)
-        return photo, disc
-
-    def _read(self, path: Path, at_least: int) -> DecodedImage:
-        return read_photograph(path, max_pixels=self.max_pixels, at_least=at_least)
+def _squash_note(disc: Disc) -> str:
+    return f"squashed by earlier processing ({disc.stretch:.2f} : 1), undone"
 
 
 def _facts(photo: DecodedImage, disc: Disc, file_size: int, sha256: str) -> Facts:
     height, width = photo.pixels.shape[:2]
-    whole = disc.scaled(photo.full_size[0] / width, photo.full_size[1] / height)
+    original = disc.scaled(photo.full_size[0] / width, photo.full_size[1] / height)
     return Facts(
         *photo.full_size,
         file_size,
         sha256,
-        circle_x=round(whole.x, 2),
-        circle_y=round(whole.y, 2),
-        circle_r=round(whole.radius, 2),
-        stretch=round(whole.stretch, 4),
-        clear=round(max(whole.clear_radius, 0.0) / whole.radius, 5),
+        circle_x=round(original.x, 2),
+        circle_y=round(original.y, 2),
+        circle_r=round(original.radius, 2),
+        stretch=round(original.stretch, 4),
+        clear=round(max(original.clear_radius, 0.0) / original.radius, 5),
         border=round(_border(disc, height, width), 4),
         brightness=round(float(np.mean(cv2.mean(photo.pixels)[:3])), 2),
     )
 
 
 def _border(disc: Disc, height: int, width: int) -> float:
-    """Share of a photograph outside the recorded part of its disc, by a grid of points."""
+    """Estimate the share of a photograph outside the recorded part of its disc from a grid of points."""
     y, x = (np.arange(_GRID) + 0.5)[:, None] * height / _GRID, (np.arange(_GRID) + 0.5) * width / _GRID
     inside = np.hypot((x - disc.x) / disc.stretch, y - disc.y) <= disc.radius
     inside &= (x >= disc.left) & (x <= disc.right) & (y >= disc.top) & (y <= disc.bottom)
     return 1 - float(inside.mean())
 
 
-def _squash_note(disc: Disc) -> list[str]:
-    if disc.stretch == 1:
-        return []
-    return [f"squashed by earlier processing ({disc.stretch:.2f} : 1), undone"]
-
-
 def make_crops(maker: Callable[[Path], Made], paths: Iterable[Path], workers: int | None) -> Iterator[Made]:
-    """Make the crops of many photographs, or something else of each, in their order.
+    """Apply a function to many photographs in order, in worker processes if there are many.
 
     Args:
-        maker: Makes one; must be picklable.
-        paths: The files; they are asked for a few ahead, however many there are.
-        workers: Number of processes; None for one per CPU. One, or few photographs, means none but this.
+        maker: The function, for example a :class:`CropMaker`; must be picklable.
+        paths: Files of the photographs, consumed a few ahead.
+        workers: Number of processes; None for one per CPU. With 1, or few photographs, this process does it.
 
     Raises:
         DataError: If a worker process was killed.
     """
     workers, paths = workers or os.cpu_count() or 1, iter(paths)
-    first = [] if workers == 1 else list(islice(paths, _FEW + 1))
-    if len(first) <= _FEW:
+    first = [] if workers == 1 else list(islice(paths, IN_PROCESS_LIMIT + 1))
+    if len(first) <= IN_PROCESS_LIMIT:
         yield from map(maker, chain(first, paths))
         return
     try:
@@ -235,13 +221,13 @@ def make_crops(maker: Callable[[Path], Made], paths: Iterable[Path], workers: in
     except BrokenProcessPool:
         raise DataError(
             f"a worker process was killed while preparing photographs, perhaps for lack of memory: "
-            f"try fewer than {workers} with data.workers=N (drgrade predict: workers=N). What was prepared "
-            "is kept, and is not done again"
+            f"use fewer than {workers} processes with data.workers=N (drgrade predict: workers=N). Prepared "
+            "photographs are kept"
         ) from None
 
 
 def _in_order(pool: ProcessPoolExecutor, paths: Iterable[Path], ahead: int) -> Iterator[Any]:
-    """Like ``pool.map``, with at most ``ahead`` results in memory."""
+    """Map in order like ``pool.map``, with at most ``ahead`` results in memory."""
     waiting: deque[Future[Any]] = deque()
     try:
         for path in paths:
@@ -255,17 +241,17 @@ def _in_order(pool: ProcessPoolExecutor, paths: Iterable[Path], ahead: int) -> I
 
 
 def _start_method() -> multiprocessing.context.BaseContext:
-    """Not ``fork``: it would copy locks that the caller's threads (torch, progress bars) hold."""
+    # Not fork: it would copy locks that threads of the caller (torch, progress bars) hold.
     methods = multiprocessing.get_all_start_methods()
     return multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
 
 
 _makers: list[Callable[[Path], Any]] = []
-"""The maker of this worker process: sent once, as what it knows may be megabytes."""
+"""Function of this worker process; sent once, because :attr:`CropMaker.known` may take megabytes."""
 
 
 def _start_worker(maker: Callable[[Path], Any]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends them
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent stops them
     cv2.setNumThreads(1)  # one process per CPU already
     _makers[:] = [maker]
     threading.Thread(target=_follow_parent, daemon=True).start()
@@ -276,7 +262,7 @@ def _make(path: Path) -> Any:
 
 
 def _follow_parent() -> None:
-    """End with the parent: a worker whose parent was killed would wait for work for ever."""
+    """Exit with the parent: a worker whose parent was killed would wait for work indefinitely."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

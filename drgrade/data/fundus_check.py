@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from drgrade.data.crops import Seen
+from drgrade.data.crops import ExtractedDisc
 from drgrade.data.geometry import Disc, crop_disc, recorded_mask
 from drgrade.data.quality import Quality, measure
 
@@ -247,7 +247,7 @@ class Limits:
     strange_below: float = 0.0
 
 
-def judge(seen: Seen, limits: Limits | None = None) -> Verdict:
+def judge(seen: ExtractedDisc, limits: Limits | None = None) -> Verdict:
     """Judge a decoded photograph.
 
     Args:

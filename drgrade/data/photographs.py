@@ -1,4 +1,4 @@
-"""The photographs of one data set or of several, prepared, numbered through, and searched for copies."""
+"""Collections of prepared data sets with common row numbers, duplicates and a split."""
 
 import copy
 import hashlib
@@ -16,45 +16,31 @@ import numpy.typing as npt
 import pandas as pd
 from filelock import FileLock
 
-from drgrade.data import store
 from drgrade.data.duplicates.search import DUPLICATES_VERSION, clusters, find_duplicates
 from drgrade.data.sources.base import Source
 from drgrade.data.splits.spec import Remark, SplitSpec
 from drgrade.data.splits.split import Split, has_grades, split_hash, split_or_sides, split_with_remarks
-from drgrade.data.store import Store, prepare
+from drgrade.data.store import PrepareOptions, Store, prepare
 from drgrade.data.store_builder import PREPARATION_VERSION
-from drgrade.data.store_reuse import IMAGES
 from drgrade.errors import ConfigError, DataError
 from drgrade.files import write_text
 
 Role = Literal["labelled", "unlabelled", "external"]
-"""What a data set is for: grading (trained, validated and tested on), pre-training only, testing only."""
+"""Use of a data set: grading (training, validation and test), pre-training only, or test only."""
 
-_TYPES = {"kind": "string", "mirrored": "bool"}
-
-
+_OTHER_ROLES: tuple[Role, ...] = ("labelled", "unlabelled", "external")
 _NAME = re.compile(r"[\w-][\w.-]*")
+_DUPLICATE_TYPES = {"kind": "string", "mirrored": "bool"}
 
 
-def _read_pairs(path: Path) -> pd.DataFrame | None:
-    """What was found before; None if that is not there, or damaged."""
-    try:
-        return pd.read_csv(path, dtype=_TYPES)
-    except (FileNotFoundError, ValueError):  # a power cut may leave an empty file
-        return None
-
-
-_FURTHER: tuple[Role, ...] = ("labelled", "unlabelled", "external")
-
-
-class Options(store.Options, total=False):
-    """What a collection may be given beside its data set, and beside the options of ``prepare``.
+class CollectionOptions(PrepareOptions, total=False):
+    """Options of a collection, in addition to those of :func:`~drgrade.data.store.prepare`.
 
     Attributes:
-        labelled: Further data sets on the same terms.
-        unlabelled: Data sets to pre-train on; their grades are not used.
-        external: Data sets to test on, and for nothing else.
-        find_duplicates: Search for copies of photographs, which then stay together in a split. The default.
+        labelled: Further data sets, used like the first one.
+        unlabelled: Data sets for pre-training; their grades are not used.
+        external: Data sets for testing only.
+        find_duplicates: Search for copies of photographs, which a split then keeps together. Default true.
     """
 
     labelled: Sequence[Source]
@@ -64,52 +50,36 @@ class Options(store.Options, total=False):
 
 
 class Collection:
-    """One data set, and others beside it.
+    """One or several data sets, prepared on first use.
 
-    Row i of :attr:`manifest` describes image i, counted through all stores. Ids of the further data sets are
-    ``<data set>/<image_id>``, their patients ``<data set>/<patient_id>``; those of the first are as they are.
+    Row i of :attr:`manifest` describes image i, counted through all stores. Ids and patients of further data
+    sets get the prefix ``<data set>/``; those of the first data set are unchanged.
 
     Args:
-        source: The data set.
+        source: Reader of the first data set.
         folder: Folder of all stores.
         image_size: Side of the prepared photographs in pixels.
-        **options: See :class:`Options`.
+        **options: See :class:`CollectionOptions`.
 
     Raises:
-        ConfigError: If two data sets have one name, or a name cannot be part of a file's.
+        ConfigError: If two data sets have the same name, or a name cannot be part of a file name.
     """
 
     def __init__(
-        self,
-        source: Source,
-        folder: str | Path,
-        image_size: int,
-        **options: Unpack[Options],
+        self, source: Source, folder: str | Path, image_size: int, **options: Unpack[CollectionOptions]
     ) -> None:
         self.source = source
         self.roles: list[tuple[Source, Role]] = [(source, "labelled")]
-        for role in _FURTHER:
+        for role in _OTHER_ROLES:
             self.roles += [(other, role) for other in options.pop(role, ())]
-        names = [each.name for each, _ in self.roles]
-        for name in names:
-            if not _NAME.fullmatch(name):
-                raise ConfigError(
-                    f"data.name={name!r} goes into names of files: use letters, digits, dots, _ and -"
-                )
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ConfigError(
-                f"the data set {', '.join(twice)} is given twice, among data={source.name} and "
-                "data.labelled, data.unlabelled, data.external; another folder of the same kind "
-                "needs another name: data.unlabelled=[{data: folder, name: more, root: DIR}]"
-            )
+        _check_names([each.name for each, _ in self.roles])
         self.folder, self._image_size = Path(folder), image_size
         self._find_duplicates = options.pop("find_duplicates", True)
-        self._options: store.Options = options
+        self._options: PrepareOptions = options
 
     @cached_property
     def stores(self) -> tuple[Store, ...]:
-        """The prepared stores, in the order of the data sets.
+        """Prepared stores in the order of the data sets.
 
         Raises:
             DataError: If a source cannot be used.
@@ -124,44 +94,42 @@ class Collection:
 
     @property
     def image_files(self) -> list[Path]:
-        """The stores' arrays, (N_k, S, S, 3) uint8 each; row i of the manifest counts through them."""
-        return [prepared.folder / IMAGES for prepared in self.stores]
+        """Arrays of the stores, (N_k, S, S, 3) uint8 each; rows of the manifest count through them."""
+        return [store.images_file for store in self.stores]
 
     @cached_property
     def photographs(self) -> pd.DataFrame:
-        """The stores' manifests one below the other, with a column ``role`` (see :data:`Role`)."""
+        """Concatenated manifests of the stores with a column ``role`` (see :data:`Role`)."""
         manifests = []
-        for number, (prepared, (_, role)) in enumerate(zip(self.stores, self.roles, strict=True)):
-            manifest = prepared.manifest.assign(role=role)
+        for number, (store, (_, role)) in enumerate(zip(self.stores, self.roles, strict=True)):
+            manifest = store.manifest.assign(role=role)
             if number:
                 for column in ("image_id", "patient_id"):
-                    manifest[column] = f"{prepared.name}/" + manifest[column]
+                    manifest[column] = f"{store.name}/" + manifest[column]
             manifests.append(manifest)
         return pd.concat(manifests, ignore_index=True)
 
     @cached_property
     def manifest(self) -> pd.DataFrame:
-        """:attr:`photographs` with a column ``duplicate``: name of the cluster of copies, missing without."""
+        """:attr:`photographs` with a column ``duplicate``: name of the cluster of copies, or missing."""
         labels = clusters(self.duplicates, len(self.photographs))
         several = np.isin(labels, np.flatnonzero(np.bincount(labels, minlength=len(labels)) > 1))
         names = pd.Series("", index=self.photographs.index, dtype="string")
-        # By the first id and not by row: the name must not depend on the order of rows.
+        # Named after the first id, so that names do not depend on the order of rows.
         names[several] = self.photographs["image_id"].groupby(labels).transform("min")[several]
         return self.photographs.assign(duplicate=names.mask(~pd.Series(several), pd.NA))
 
     @cached_property
     def duplicates(self) -> pd.DataFrame:
-        """Pairs of copies, as :func:`~drgrade.data.duplicates.search.find_duplicates` gives them.
+        """Pairs of copies as returned by :func:`~drgrade.data.duplicates.search.find_duplicates`.
 
-        They are searched for once, and kept beside the stores.
+        The result is stored beside the stores.
         """
         if not self._find_duplicates:
             return find_duplicates(np.zeros((0, 1, 1), np.uint8), [], np.zeros(0))
         hashes = self.photographs["file_sha256"].tolist()
-        key = hashlib.sha256(
-            json.dumps([DUPLICATES_VERSION, PREPARATION_VERSION, hashes]).encode()
-        ).hexdigest()
-        path = self.folder / "duplicates" / f"{key[:32]}.csv"
+        values = json.dumps([DUPLICATES_VERSION, PREPARATION_VERSION, hashes])
+        path = self.folder / "duplicates" / f"{hashlib.sha256(values.encode()).hexdigest()[:32]}.csv"
         found = _read_pairs(path)
         if found is not None:
             return found
@@ -172,7 +140,7 @@ class Collection:
                 return self._search(path, hashes) if found is None else found
         except OSError as error:
             raise DataError(
-                f"the copies that were found cannot be kept in {path.parent}: {error.strerror or error}"
+                f"cannot write the list of duplicates to {path.parent}: {error.strerror or error}"
             ) from error
 
     def _search(self, path: Path, hashes: list[str]) -> pd.DataFrame:
@@ -180,48 +148,68 @@ class Collection:
         with self._thumbnails() as thumbnails:
             pairs = find_duplicates(thumbnails, hashes, diameters, progress=True)
         write_text(path, pairs.to_csv(index=False))
-        return pd.read_csv(path, dtype=_TYPES)  # as it will be read the next time
+        return pd.read_csv(path, dtype=_DUPLICATE_TYPES)  # exactly as later calls will read it
 
     @contextmanager
     def _thumbnails(self) -> Iterator[npt.NDArray[np.uint8]]:
-        """All stores' thumbnails as one array on the disk: a hundred thousand of them take 1.6 GB."""
-        parts = [prepared.thumbnails for prepared in self.stores]
+        """Yield the thumbnails of all stores as one array, on disk because 100,000 of them take 1.6 GB."""
+        parts = [store.thumbnails for store in self.stores]
         if len(parts) == 1:
             yield parts[0]
             return
         with TemporaryDirectory(dir=self.folder) as scratch:
             shape = (len(self), *parts[0].shape[1:])
-            whole = np.lib.format.open_memmap(Path(scratch) / "thumbnails.npy", "w+", np.uint8, shape)
-            start = 0
-            for part in parts:
-                whole[start : start + len(part)] = part
-                start += len(part)
-            yield whole
+            joined = np.lib.format.open_memmap(Path(scratch) / "thumbnails.npy", "w+", np.uint8, shape)
+            np.concatenate(parts, out=joined)
+            yield joined
 
     @property
     def sha256(self) -> str:
-        """Hash of pixels and labels; of a single data set the store's."""
-        hashes = [prepared.sha256 for prepared in self.stores]
+        """Hash of pixels, labels and roles; for a single data set the hash of its store."""
+        hashes = [store.sha256 for store in self.stores]
         if len(hashes) == 1:
             return hashes[0]
         roles = [[source.name, role] for source, role in self.roles]
         return hashlib.sha256(json.dumps([roles, hashes]).encode()).hexdigest()
 
     def store_numbers(self, rows: npt.NDArray[np.int64]) -> list[int]:
-        """Numbers of the stores that rows of the manifest lie in, in order."""
-        ends = np.cumsum([len(prepared) for prepared in self.stores])
+        """Return the sorted numbers of the stores that contain rows of the manifest."""
+        ends = np.cumsum([len(store) for store in self.stores])
         return sorted({int(number) for number in np.searchsorted(ends, rows, side="right")})
 
 
+def _check_names(names: list[str]) -> None:
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise ConfigError(
+                f"data.name={name!r} becomes part of file names: use only letters, digits, dots, _ and -"
+            )
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ConfigError(
+            f"the data set {', '.join(repeated)} occurs twice among data={names[0]} and data.labelled, "
+            "data.unlabelled, data.external; another folder of the same kind needs another name: "
+            "data.unlabelled=[{data: folder, name: more, root: DIR}]"
+        )
+
+
+def _read_pairs(path: Path) -> pd.DataFrame | None:
+    """Read stored duplicates; return None if the file is missing or damaged (empty after a power cut)."""
+    try:
+        return pd.read_csv(path, dtype=_DUPLICATE_TYPES)
+    except (FileNotFoundError, ValueError):
+        return None
+
+
 class Photographs(Collection):
-    """A collection and how it is split; stores and split are made on first use.
+    """A collection and its split, both made on first use.
 
     Args:
-        source: Where the photographs come from.
-        split: How to split them.
+        source: Reader of the first data set.
+        split: Specification of the split.
         folder: Folder of all stores.
         image_size: Side of the prepared photographs in pixels.
-        **options: See :class:`~drgrade.data.photographs.Options`.
+        **options: See :class:`CollectionOptions`.
     """
 
     def __init__(
@@ -230,66 +218,56 @@ class Photographs(Collection):
         split: SplitSpec,
         folder: str | Path,
         image_size: int,
-        **options: Unpack[Options],
+        **options: Unpack[CollectionOptions],
     ) -> None:
         super().__init__(source, folder, image_size, **options)
         self.spec = split
 
     def split_by(self, spec: SplitSpec) -> "Photographs":
-        """The same photographs, split in another way; what was prepared and searched for is shared.
-
-        Args:
-            spec: How to split them.
-
-        Returns:
-            Others than these.
-        """
+        """Return the same photographs with another split; stores and duplicates are shared."""
         other = copy.copy(self)
-        for made in ("_made", "sides", "split_hash"):
-            other.__dict__.pop(made, None)
+        for name in ("_drawn", "sides", "split_hash"):
+            other.__dict__.pop(name, None)
         other.spec = spec
         return other
 
     def assigned(self, table: pd.DataFrame) -> "Photographs":
-        """The same photographs, with a split that was made elsewhere.
+        """Return the same photographs with a given split, of which nothing is used for training.
 
         Args:
-            table: As :attr:`split`; nothing of it is for training.
-
-        Returns:
-            Others than these.
+            table: Columns of :attr:`split`.
         """
         other = self.split_by(self.spec)
-        nothing = pd.Series(False, index=table.index)
-        other._made = Split(table, (), training_side=nothing, foreign=nothing)
+        none = pd.Series(False, index=table.index)
+        other._drawn = Split(table, (), training_side=none, foreign=none)
         return other
 
     @cached_property
-    def _made(self) -> Split:
+    def _drawn(self) -> Split:
         return split_with_remarks(self.manifest, self.spec)
 
     @cached_property
     def sides(self) -> Split:
-        """The split, also of photographs of which none has a grade: they can be pre-trained on.
+        """The split; without any grades, only its sides, which suffice for pre-training.
 
         Raises:
-            DataError: If the split asked for is impossible with these photographs.
+            DataError: If the split is impossible with these photographs.
         """
-        return self._made if has_grades(self.manifest) else split_or_sides(self.manifest, self.spec)
+        return self._drawn if has_grades(self.manifest) else split_or_sides(self.manifest, self.spec)
 
     @property
     def split(self) -> pd.DataFrame:
-        """Columns image_id, group, grade, subset; row i is image i.
+        """Columns image_id, group, grade, subset; row i describes image i.
 
         Raises:
-            DataError: If the split asked for is impossible with these photographs.
+            DataError: If the split is impossible with these photographs.
         """
-        return self._made.table
+        return self._drawn.table
 
     @property
     def remarks(self) -> tuple[Remark, ...]:
-        """What a reader of the results should know about the split."""
-        return self._made.remarks
+        """Remarks on the split for readers of the results."""
+        return self._drawn.remarks
 
     @cached_property
     def split_hash(self) -> str:

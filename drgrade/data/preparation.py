@@ -40,7 +40,7 @@ class Preparer:
         sha256 = ""
         try:
             sha256 = hash_file(path)
-            seen = self.maker.see(path)
+            seen = self.maker.extract(path)
             return Prepared(self.maker.crop(path, sha256, seen), judge(seen))
         except UnreadablePhotograph as error:
             return Prepared(Crop(sha256, failure=str(error)), unreadable(str(error)))

@@ -1,44 +1,52 @@
-"""Building a prepared store: its keys, its files. :mod:`drgrade.data.store` says when and where."""
+"""Writing of a prepared store.
+
+While a store is built its folder holds two arrays and ``files.jsonl``, which gets one line per photograph
+after its pixels are written. A build that was killed at any point can therefore resume, and a finished store
+can provide crops for the next one.
+"""
 
 import hashlib
 import json
+import os
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import PIL
 
+from drgrade.data.crop_cache import (
+    FILES,
+    IMAGES,
+    THUMBNAILS,
+    CropArchive,
+    CropCache,
+    FileRecord,
+    FileState,
+    pixel_checksum,
+)
 from drgrade.data.crops import Crop, CropMaker, Facts, make_crops
 from drgrade.data.duplicates.thumbnail import THUMBNAIL_SIZE
 from drgrade.data.image_reader import MAX_PIXELS
 from drgrade.data.problems import problem_table
 from drgrade.data.sources.base import MANIFEST_COLUMNS, Problem, Source, SourceTable
-from drgrade.data.store_reuse import (
-    FILES,
-    IMAGES,
-    THUMBNAILS,
-    ArrayWriter,
-    Earlier,
-    Place,
-    Record,
-    Shelf,
-    place,
-)
 from drgrade.files import write_text
 from drgrade.progress import track
 
+Pixels = npt.NDArray[np.uint8]
+
 FORMAT = 2
-"""Version of the layout of a store's folder."""
+"""Version of the layout of a store folder."""
 
 PREPARATION_VERSION = 3
-"""Raised whenever the same photographs would give other pixels: older stores are then not taken for them."""
+"""Raised whenever the same photographs would give other pixels, so that older stores are not used."""
 
 MANIFEST, PROBLEMS, INFO = "manifest.csv", "problems.csv", "store.json"
 
@@ -46,13 +54,13 @@ _LABELS = ("image_id", "grade", "patient_id", "eye", "dataset", "split")
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What the pixels of a store depend on, beside the photographs.
+class StoreSettings:
+    """Settings that determine the pixels of a store.
 
     Attributes:
         image_size: Side of the images in pixels.
-        max_pixels: Larger photographs are refused.
-        illumination: Normalisation of the light, a name of :mod:`drgrade.data.illumination`.
+        max_pixels: Photographs with more pixels are left out.
+        illumination: Illumination normalisation, a name of :mod:`drgrade.data.illumination`.
     """
 
     image_size: int
@@ -60,53 +68,44 @@ class Settings:
     illumination: str = "none"
 
     @property
-    def label(self) -> str:
-        """For the names of folders."""
-        variant = "" if self.illumination == "none" else f"-{self.illumination.replace('_', '-')}"
-        return f"{self.image_size}px{variant}"
-
-    @property
     def versioned(self) -> list[Any]:
-        """With the versions of this code."""
+        """Settings together with the versions of this code."""
         return [PREPARATION_VERSION, FORMAT, *asdict(self).values()]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is to be prepared, and where.
+class StorePlan:
+    """Specification of one store.
 
     Attributes:
-        source: The photographs and their labels.
-        table: What the source read.
+        source: Reader of the data set.
+        table: Result of ``source.read()``.
         folder: Folder of all stores.
-        settings: How to prepare.
+        settings: Settings of the preparation.
     """
 
     source: Source
     table: SourceTable
     folder: Path
-    settings: Settings
+    settings: StoreSettings
 
     @cached_property
     def paths(self) -> list[Path]:
-        """The photographs' files."""
+        """Files of the photographs."""
         return [self.source.root / path for path in self.table.manifest["path"]]
 
     @cached_property
-    def places(self) -> list[Place]:
-        """The files as they are now."""
-        return [place(path) for path in self.paths]
+    def files(self) -> list[FileState]:
+        """Present state of the files."""
+        return [FileState.of(path) for path in self.paths]
 
     @cached_property
     def state(self) -> str:
-        """Hash of all that the store depends on, as far as it shows without reading a photograph."""
-        return self._hash(self.places)
+        """Hash of everything that determines the store, without reading any photograph."""
+        return self.hash(self.files)
 
-    def key(self, contents: Sequence[object]) -> str:
-        """Hash of all that the store depends on, the files by what was read: SHA-256 and failure of each."""
-        return self._hash(contents)
-
-    def _hash(self, files: Sequence[object]) -> str:
+    def hash(self, files: Sequence[object]) -> str:
+        """Hash settings, labels and problems together with a JSON-serialisable description of each file."""
         problems = [list(asdict(problem).values()) for problem in self.table.problems]
         values = [self.settings.versioned, self.source.name, files, problems]
         digest = hashlib.sha256(json.dumps(values).encode())
@@ -115,122 +114,105 @@ class Plan:
 
     @property
     def family(self) -> str:
-        """What the names of this source's stores with these settings begin with."""
-        return f"{self.source.name}-{self.settings.label}"
+        """Common beginning of the names of all stores of this source with these settings."""
+        light = self.settings.illumination
+        variant = "" if light == "none" else f"-{light.replace('_', '-')}"
+        return f"{self.source.name}-{self.settings.image_size}px{variant}"
 
     @cached_property
     def work(self) -> str:
-        """Name of the unfinished store: the same whenever this source is prepared with these settings."""
+        """Name of the unfinished store; constant for a source folder and settings."""
         values = [self.settings.versioned, self.source.name, str(self.source.root.absolute())]
         return f"{self.family}-{hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]}"
 
-    def target(self, key: str) -> Path:
-        """Folder of the store with a key."""
-        return self.folder / f"{self.family}-{key[:12]}"
 
+class ArrayWriter:
+    """Append arrays of one shape to a .npy file.
 
-@dataclass(frozen=True)
-class Built:
-    """What :func:`fill` wrote.
-
-    Attributes:
-        key: Key of the store.
-        photographs: Their number.
-        problems: Table of :mod:`drgrade.data.problems`.
-        is_lasting: Whether the same files would give the same store again.
-    """
-
-    key: str
-    photographs: int
-    problems: pd.DataFrame
-    is_lasting: bool
-
-
-def fill(plan: Plan, folder: Path, workers: int | None, earlier: Earlier, begun: Shelf | None) -> Built:
-    """Write a store's files, taking what was made earlier.
+    The final number is only known at the end. NumPy pads its header, so it can be rewritten in place. Each
+    array is passed to the operating system before :meth:`append` returns.
 
     Args:
-        plan: What to prepare.
-        folder: Where.
-        workers: Number of processes; None for one per CPU.
-        earlier: To take crops from.
-        begun: What is in the folder already, if this build goes on with one that was stopped.
-
-    Raises:
-        OSError: If they cannot be written; what was written can be gone on from.
+        path: The file.
+        at_most: Upper bound of the number of arrays.
+        shape: Shape of each array.
+        after: Continue after this many arrays in the file; 0 for a new file.
     """
-    whole = None if begun else earlier.whole(plan.places)
-    if whole is not None and _link(whole.folder, folder):
-        write_text(folder / FILES, "".join(record.line() for record in whole.records))
-        return _describe(plan, folder, whole.records, _read_pixels_hash(whole.folder))
-    with _Writer(folder, len(plan.places), plan.settings.image_size, begun) as writer:
-        start = len(writer.records)
-        crops = track(
-            _crops(plan, start, workers, earlier),
-            len(plan.places) - start,
-            "preparing",
-            f"photographs of {plan.source.name}" + (f" ({start} are prepared)" if start else ""),
-        )
-        for file, crop in zip(plan.places[start:], crops, strict=True):
-            writer.add(file, crop)
-    return _describe(plan, folder, writer.records, writer.sha256)
+
+    def __init__(self, path: Path, at_most: int, shape: tuple[int, ...], after: int = 0) -> None:
+        if after and path.stat().st_nlink > 1:
+            raise RuntimeError(f"{path} also belongs to another store and must not be written to")
+        self.count = after
+        self._shape = shape
+        self._file = path.open("r+b" if after else "w+b", buffering=0)
+        self._write_header(at_most)
+        self._start = self._file.tell()
+        self._file.seek(after * int(np.prod(shape)), os.SEEK_CUR)
+        self._file.truncate()
+
+    def append(self, values: Pixels) -> int:
+        """Write the next array and return its row."""
+        left = np.ascontiguousarray(values).data.cast("B")
+        while left:
+            left = left[self._file.write(left) :]
+        self.count += 1
+        return self.count - 1
+
+    def close(self, *, complete: bool) -> None:
+        """Close the file; a complete file gets its true length and is flushed to the disk."""
+        if complete:
+            self._file.seek(0)
+            self._write_header(self.count)
+            if self._file.tell() != self._start:
+                raise RuntimeError("the length of NumPy's header changed")
+            os.fsync(self._file.fileno())
+        self._file.close()
+
+    def _write_header(self, count: int) -> None:
+        values = {"descr": "|u1", "fortran_order": False, "shape": (count, *self._shape)}
+        np.lib.format.write_array_header_1_0(self._file, values)
 
 
-def can_continue(plan: Plan, begun: Shelf) -> bool:
-    """Whether what was begun is just the beginning of what is planned."""
-    same = [record.place for record in begun.records] == plan.places[: len(begun.records)]
-    # A failure that may pass is tried again, which in place is impossible.
-    return same and not begun.is_shared and not any(record.is_passing for record in begun.records)
-
-
-def _crops(plan: Plan, start: int, workers: int | None, earlier: Earlier) -> Iterator[Crop]:
-    """Crops in the order of the manifest, from row ``start``; only what is new is decoded."""
-    settings = plan.settings
-    maker = CropMaker(settings.image_size, settings.max_pixels, settings.illumination, earlier.contents)
-    pairs = list(zip(plan.paths, plan.places, strict=True))[start:]
-    made = make_crops(maker, [path for path, file in pairs if not earlier.is_unchanged(file)], workers)
-    for _, file in pairs:
-        crop = earlier.at(file) if earlier.is_unchanged(file) else next(made)
-        yield earlier.of(crop.sha256) if crop.is_known else crop
-
-
-class _Writer:
-    """Writes arrays and ``files.jsonl`` so that a build killed at any point can be gone on with.
+class StoreWriter:
+    """Write arrays and ``files.jsonl`` so that a build can resume after being killed at any point.
 
     Args:
-        folder: Where.
+        folder: Folder of the unfinished store.
         at_most: Upper bound of the number of photographs.
         image_size: Side of the images in pixels.
-        begun: What is there already.
+        begun: Existing content of the folder.
     """
 
-    def __init__(self, folder: Path, at_most: int, image_size: int, begun: Shelf | None) -> None:
+    def __init__(self, folder: Path, at_most: int, image_size: int, begun: CropArchive | None) -> None:
         self._digest = hashlib.sha256()
         self.records = list(begun.records) if begun else []
-        after = begun.slots if begun else 0
+        after = sum(record.slot is not None for record in self.records)
         for slot in range(after):
             self._digest.update(np.ascontiguousarray(begun.images[slot]).data)  # type: ignore[union-attr]
         self._images = ArrayWriter(folder / IMAGES, at_most, (image_size, image_size, 3), after)
         self._thumbnails = ArrayWriter(folder / THUMBNAILS, at_most, (THUMBNAIL_SIZE, THUMBNAIL_SIZE), after)
-        self._files = _journal(folder / FILES, self.records)
+        # Rewritten, which drops a torn or invalid end.
+        write_text(folder / FILES, "".join(record.line() for record in self.records))
+        self._files = (folder / FILES).open("a", encoding="utf-8")
 
     @property
     def sha256(self) -> str:
-        """Of all pixels."""
+        """SHA-256 of all pixels."""
         return self._digest.hexdigest()
 
-    def add(self, file: Place, crop: Crop) -> None:
-        """Write a crop, then the line that says so."""
-        slot = None
+    def add(self, file: FileState, crop: Crop) -> None:
+        """Write a crop, then its record."""
+        slot, check = None, 0
         if crop.pixels is not None and crop.thumbnail is not None:
             self._digest.update(np.ascontiguousarray(crop.pixels).data)
             self._thumbnails.append(crop.thumbnail)
-            slot = self._images.append(crop.pixels)
-        self.records.append(Record.of(file, crop, slot))
-        self._files.write(self.records[-1].line())
+            slot, check = self._images.append(crop.pixels), pixel_checksum(crop.pixels, crop.thumbnail)
+        record = FileRecord(file, crop.sha256, slot, check, crop.facts, crop.conversions, crop.failure)
+        self.records.append(record)
+        self._files.write(record.line())
         self._files.flush()
 
-    def __enter__(self) -> "_Writer":
+    def __enter__(self) -> "StoreWriter":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
@@ -239,32 +221,100 @@ class _Writer:
         self._files.close()
 
 
-def _journal(path: Path, records: list[Record]) -> TextIO:
-    """Open ``files.jsonl`` after these records; a torn or unsound end of it is cut off."""
-    write_text(path, "".join(record.line() for record in records))
-    return path.open("a", encoding="utf-8")
+@dataclass(frozen=True)
+class BuiltStore:
+    """Result of :func:`build_store`.
+
+    Attributes:
+        key: Key of the store.
+        photographs: Number of photographs.
+        problems: Table of :mod:`drgrade.data.problems`.
+        is_reproducible: Whether the same files would give the same store again.
+    """
+
+    key: str
+    photographs: int
+    problems: pd.DataFrame
+    is_reproducible: bool
 
 
-def _link(existing: Path, folder: Path) -> bool:
-    """Share the arrays of a finished store, which are never changed; False where that is impossible."""
+def build_store(
+    plan: StorePlan, folder: Path, workers: int | None, cache: CropCache, begun: CropArchive | None
+) -> BuiltStore:
+    """Write the files of a store, reusing crops that were made before.
+
+    Args:
+        plan: What to prepare.
+        folder: Folder of the unfinished store.
+        workers: Number of processes; None for one per CPU.
+        cache: Crops of earlier builds.
+        begun: Existing content of the folder, if this build resumes another.
+
+    Raises:
+        OSError: If a file cannot be written. The build can resume.
+    """
+    same = None if begun else cache.same_files(plan.files)
+    if same is not None and _link_arrays(same.folder, folder):
+        write_text(folder / FILES, "".join(record.line() for record in same.records))
+        info = json.loads((same.folder / INFO).read_text(encoding="utf-8"))
+        return write_metadata(plan, folder, same.records, str(info["pixels_sha256"]))
+    with StoreWriter(folder, len(plan.files), plan.settings.image_size, begun) as writer:
+        start = len(writer.records)
+        resumed = f" ({start} are prepared)" if start else ""
+        crops = track(
+            _crops(plan, start, workers, cache),
+            len(plan.files) - start,
+            "preparing",
+            f"photographs of {plan.source.name}{resumed}",
+        )
+        for file, crop in zip(plan.files[start:], crops, strict=True):
+            writer.add(file, crop)
+    return write_metadata(plan, folder, writer.records, writer.sha256)
+
+
+def can_resume(plan: StorePlan, begun: CropArchive) -> bool:
+    """Return whether an unfinished store is exactly the beginning of the planned one."""
+    same = [record.file for record in begun.records] == plan.files[: len(begun.records)]
+    # A transient failure is tried again, which is impossible in the middle of an array.
+    return same and not begun.is_shared and not any(record.is_transient_failure for record in begun.records)
+
+
+def _crops(plan: StorePlan, start: int, workers: int | None, cache: CropCache) -> Iterator[Crop]:
+    """Yield crops in the order of the manifest from row ``start``; only new contents are decoded."""
+    settings = plan.settings
+    maker = CropMaker(settings.image_size, settings.max_pixels, settings.illumination, cache.contents)
+    pairs = list(zip(plan.paths, plan.files, strict=True))[start:]
+    made = make_crops(maker, [path for path, file in pairs if file not in cache], workers)
+    for _, file in pairs:
+        crop = cache.crop(file) if file in cache else next(made)
+        yield cache.crop(crop.sha256) if crop.is_known else crop
+
+
+def _link_arrays(existing: Path, folder: Path) -> bool:
+    """Hard-link the arrays of a finished store; return False if that is impossible."""
     if not (existing / INFO).is_file():
         return False
     try:
         for name in (IMAGES, THUMBNAILS):
             (folder / name).hardlink_to(existing / name)
-    except OSError:  # no hard links on this file system: the crops are copied instead
+    except OSError:  # the file system has no hard links: crops are copied instead
         for name in (IMAGES, THUMBNAILS):
             (folder / name).unlink(missing_ok=True)
         return False
     return True
 
 
-def _read_pixels_hash(folder: Path) -> str:
-    return str(json.loads((folder / INFO).read_text(encoding="utf-8"))["pixels_sha256"])
+def write_metadata(
+    plan: StorePlan, folder: Path, records: Sequence[FileRecord], pixels_sha256: str
+) -> BuiltStore:
+    """Write manifest, problems and ``store.json``.
 
-
-def _describe(plan: Plan, folder: Path, records: Sequence[Record], pixels_sha256: str) -> Built:
-    """Write manifest, problems and ``store.json``."""
+    Args:
+        plan: What was prepared.
+        folder: Folder of the unfinished store.
+        records: One record for each row of the source's manifest.
+        pixels_sha256: SHA-256 of all pixels.
+    """
     rows: list[tuple[Any, ...]] = []
     problems = list(plan.table.problems)
     for row, record in zip(plan.table.manifest.itertuples(index=False, name=None), records, strict=True):
@@ -274,26 +324,25 @@ def _describe(plan: Plan, folder: Path, records: Sequence[Record], pixels_sha256
         if record.conversions:
             problems.append(Problem(row[0], row[1], ", ".join(record.conversions), "converted"))
         rows.append(row + tuple(record.facts))
-    prepared = pd.DataFrame(rows, columns=[*MANIFEST_COLUMNS, *Facts._fields]).astype({"grade": "Int64"})
-    prepared.to_csv(folder / MANIFEST, index=False)
+    manifest = pd.DataFrame(rows, columns=[*MANIFEST_COLUMNS, *Facts._fields]).astype({"grade": "Int64"})
+    manifest.to_csv(folder / MANIFEST, index=False)
     table = problem_table(problems)
     table.to_csv(folder / PROBLEMS, index=False)
     digest = hashlib.sha256(pixels_sha256.encode())
-    digest.update(prepared[list(_LABELS)].to_csv(index=False).encode())
-    key = plan.key([[record.sha256, record.failure] for record in records])
+    digest.update(manifest[list(_LABELS)].to_csv(index=False).encode())
     info = {
-        "key": key,
+        "key": plan.hash([[record.sha256, record.failure] for record in records]),
         "sha256": digest.hexdigest(),
         "pixels_sha256": pixels_sha256,
         "photographs": len(rows),
-        **_info(plan, table),
+        **_provenance(plan, table),
     }
     (folder / INFO).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-    return Built(key, len(rows), table, not any(record.is_passing for record in records))
+    transient = any(record.is_transient_failure for record in records)
+    return BuiltStore(info["key"], len(rows), table, not transient)
 
 
-def _info(plan: Plan, problems: pd.DataFrame) -> dict[str, Any]:
-    actions = problems["action"]
+def _provenance(plan: StorePlan, problems: pd.DataFrame) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "preparation_version": PREPARATION_VERSION,
@@ -301,8 +350,8 @@ def _info(plan: Plan, problems: pd.DataFrame) -> dict[str, Any]:
         "reader": f"{type(plan.source).__module__}.{type(plan.source).__qualname__}",
         "root": str(plan.source.root.absolute()),
         **asdict(plan.settings),
-        "left_out": int((actions == "left out").sum()),
-        "converted": int((actions == "converted").sum()),
+        "left_out": int((problems["action"] == "left out").sum()),
+        "converted": int((problems["action"] == "converted").sum()),
         "versions": {
             "drgrade": version("drgrade"),
             "python": platform.python_version(),

@@ -27,7 +27,6 @@ from drgrade.data.datasets import UNGRADED, AugmentedView, EvaluationSampler, St
 from drgrade.data.normalisation import normalise
 from drgrade.data.photographs import Photographs
 from drgrade.data.store import Store
-from drgrade.data.store_reuse import IMAGES
 from drgrade.errors import DataError, DrgradeError
 from drgrade.files import write_text
 from drgrade.models.encoder import Encoder
@@ -209,7 +208,7 @@ def encode(cfg: DictConfig, store: Store, encoder: Encoder, array: Floats) -> No
         array: (N, D), receives the features.
     """
     count = len(store)
-    dataset = StoreDataset([store.folder / IMAGES], range(count), [UNGRADED] * count, AugmentedView(None))
+    dataset = StoreDataset([store.images_file], range(count), [UNGRADED] * count, AugmentedView(None))
     loader = DataLoader(dataset, batch_size=cfg.data.batch_size, sampler=EvaluationSampler(count))
     trainer = make(
         cfg.trainer,

@@ -89,7 +89,7 @@ def test_the_search_for_copies_can_be_left_out(main, other, tmp_path):
 
 
 def test_one_name_for_two_data_sets_is_refused(main, tmp_path):
-    with pytest.raises(ConfigError, match=r"main is given twice.*name: more"):
+    with pytest.raises(ConfigError, match=r"main occurs twice.*name: more"):
         Collection(main, tmp_path, SIZE, external=[main])
 
 

@@ -1,7 +1,7 @@
 import pytest
 from source_layouts import files, reasons, rows, text
 
-from drgrade.data.problems import problem_table, summary
+from drgrade.data.problems import problem_summary, problem_table
 from drgrade.data.sources.messidor2 import Messidor2
 from drgrade.errors import DataError
 
@@ -113,7 +113,7 @@ def test_photographs_without_a_pair_stay_and_are_counted(messidor):
     reason = "in no pair of messidor-2.csv: taken for a patient of its own"
     assert noted(table) == [("IM1", "messidor_data.csv:4", reason), ("IM2", "messidor_data.csv:5", reason)]
     assert rows(table, "image_id", "patient_id")[1:] == [("IM1", None), ("IM2", None)]
-    assert f"2 x {reason.partition(':')[0]}: IM1" in summary(problem_table(table.problems), messidor)
+    assert f"2 x {reason.partition(':')[0]}: IM1" in problem_summary(problem_table(table.problems), messidor)
 
 
 def test_names_in_the_pairs_that_have_no_photograph_are_reported(messidor):

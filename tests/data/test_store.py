@@ -16,12 +16,13 @@ import pytest
 from PIL import Image
 from synthetic_photographs import disc_photograph, labelled_folder, save, write_labels
 
-from drgrade.data import store_builder as building
+from drgrade.data import store_builder
 from drgrade.data.crops import Crop, CropMaker, make_crops
 from drgrade.data.duplicates.thumbnail import THUMBNAIL_SIZE
 from drgrade.data.image_reader import NO_MEMORY, UnreadablePhotograph
 from drgrade.data.sources.folder import Folder
 from drgrade.data.store import Store, prepare
+from drgrade.data.store_builder import ArrayWriter, StoreWriter
 from drgrade.errors import DataError
 
 SIZE = 48
@@ -45,13 +46,13 @@ def visible(folder):
 def decoded(monkeypatch):
     """Names of the files that are decoded from now on, by this process."""
     names = []
-    original = CropMaker._crop
+    original = CropMaker.extract
 
-    def spy(maker, path, sha256):
+    def spy(maker, path):
         names.append(path.name)
-        return original(maker, path, sha256)
+        return original(maker, path)
 
-    monkeypatch.setattr(CropMaker, "_crop", spy)
+    monkeypatch.setattr(CropMaker, "extract", spy)
     return names
 
 
@@ -62,7 +63,7 @@ class Killed(BaseException):
 @contextmanager
 def killed_after(number):
     """Within it, preparation ends without any clearing up once so many photographs are written."""
-    original = building._Writer.add
+    original = StoreWriter.add
     count = 0
 
     def add(writer, file, crop):
@@ -76,9 +77,9 @@ def killed_after(number):
         raise Killed
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):  # noqa: PT012  (for the caller's block)
-        patch.setattr(building._Writer, "add", add)
-        patch.setattr(building, "_describe", die)
-        patch.setattr(building.ArrayWriter, "close", lambda writer, complete: None)
+        patch.setattr(StoreWriter, "add", add)
+        patch.setattr(store_builder, "write_metadata", die)
+        patch.setattr(ArrayWriter, "close", lambda writer, complete: None)
         yield
 
 
@@ -141,7 +142,7 @@ def test_manifest_types_and_odd_ids_survive(tmp_path):
 def test_a_prepared_store_is_opened_not_made_again(root, tmp_path, capsys, monkeypatch):
     first = make(root, tmp_path / "stores")
     capsys.readouterr()
-    monkeypatch.setattr(building, "make_crops", None)
+    monkeypatch.setattr(store_builder, "make_crops", None)
     second = make(root, tmp_path / "stores")
     assert second.folder == first.folder
     out, err = capsys.readouterr()
@@ -241,7 +242,7 @@ def test_the_hash_is_of_pixels_and_labels_not_of_places_and_times(root, tmp_path
 
 
 def test_worker_processes_give_the_same_store(tmp_path, monkeypatch):
-    monkeypatch.setattr("drgrade.data.crops._FEW", 1)
+    monkeypatch.setattr("drgrade.data.crops.IN_PROCESS_LIMIT", 1)
     root = labelled_folder(tmp_path / "photos", 12)
     (root / "p3.png").write_bytes(b"")
     one = make(root, tmp_path / "one", workers=1)
@@ -256,7 +257,7 @@ def _die(path: Path) -> Crop:
 
 
 def test_a_killed_worker_is_reported(tmp_path, monkeypatch):
-    monkeypatch.setattr("drgrade.data.crops._FEW", 1)
+    monkeypatch.setattr("drgrade.data.crops.IN_PROCESS_LIMIT", 1)
     with pytest.raises(DataError, match=r"killed .*data\.workers=N"):
         list(make_crops(_die, [tmp_path] * 4, 2))
 
@@ -324,7 +325,7 @@ def test_a_build_that_shares_a_stores_arrays_is_never_written_to(root, tmp_path)
 
 
 def test_a_failure_that_may_pass_is_tried_again(root, tmp_path, monkeypatch):
-    original = CropMaker._decode
+    original = CropMaker.extract
 
     def out_of_memory(maker, path):
         if path.name == "p3.png":
@@ -332,7 +333,7 @@ def test_a_failure_that_may_pass_is_tried_again(root, tmp_path, monkeypatch):
         return original(maker, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(CropMaker, "_decode", out_of_memory)
+        patch.setattr(CropMaker, "extract", out_of_memory)
         first = make(root, tmp_path / "stores")
     assert first.left_out["reason"].tolist() == [NO_MEMORY]
     second = make(root, tmp_path / "stores")
@@ -400,7 +401,7 @@ def test_pixels_that_a_power_cut_lost_are_prepared_again(root, tmp_path, decoded
 
 
 def test_a_full_disk_is_reported_and_what_is_there_is_kept(root, tmp_path, monkeypatch, decoded):
-    original = building.ArrayWriter.append
+    original = ArrayWriter.append
 
     def append(writer, values):
         if writer.count == 3:
@@ -408,8 +409,8 @@ def test_a_full_disk_is_reported_and_what_is_there_is_kept(root, tmp_path, monke
         return original(writer, values)
 
     with monkeypatch.context() as patch:
-        patch.setattr(building.ArrayWriter, "append", append)
-        with pytest.raises(DataError, match=r"No space left.*is kept.*paths\.stores"):
+        patch.setattr(ArrayWriter, "append", append)
+        with pytest.raises(DataError, match=r"No space left.*are kept.*paths\.stores"):
             make(root, tmp_path / "stores")
     decoded.clear()
     assert len(make(root, tmp_path / "stores")) == 6
@@ -432,7 +433,7 @@ def test_after_a_strict_stop_only_the_mended_file_is_prepared(root, tmp_path, de
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from drgrade.data import store_builder as building
+from drgrade.data import store_builder
 from drgrade.data.sources.folder import Folder
 from drgrade.data.store import prepare
 
@@ -441,7 +442,7 @@ def slow(maker, paths, workers):
         time.sleep(float(sys.argv[3]))
         yield maker(path)
 
-building.make_crops = slow
+store_builder.make_crops = slow
 store = prepare(Folder(sys.argv[1]), Path(sys.argv[2]), image_size=48)
 print(store.sha256)
 """
@@ -494,14 +495,14 @@ def test_a_run_in_progress_is_not_cleared_away(root, tmp_path):
 def test_no_worker_outlives_a_killed_run(tmp_path):
     root = labelled_folder(tmp_path / "photos", 30)
     script = (
-        SCRIPT.replace("building.make_crops = slow", "")
+        SCRIPT.replace("store_builder.make_crops = slow", "")
         .replace(
             "store = ",
             "from drgrade.data import crops\nimport multiprocessing, os, signal\n"
             "def add(writer, file, crop):\n"
             "    print(*[child.pid for child in multiprocessing.active_children()], flush=True)\n"
             "    os.kill(os.getpid(), signal.SIGKILL)\n"
-            "building._Writer.add = add\n"
+            "store_builder.StoreWriter.add = add\n"
             "store = ",
         )
         .replace("image_size=48", "image_size=48, workers=2")

@@ -59,7 +59,7 @@ def test_many_are_prepared_in_their_order_each_with_its_verdict(photographs, tmp
 
 
 def test_worker_processes_say_the_same(photographs, monkeypatch):
-    monkeypatch.setattr("drgrade.data.crops._FEW", 1)
+    monkeypatch.setattr("drgrade.data.crops.IN_PROCESS_LIMIT", 1)
     here = list(preparation.Preparation(64).prepare_all(photographs, workers=1))
     there = list(preparation.Preparation(64).prepare_all(photographs, workers=2))
     assert [each.verdict for each in there] == [each.verdict for each in here]

@@ -66,7 +66,7 @@ def test_further_data_sets_are_named_or_described(compose, other):
         ),
         ("data.external=[{data: ddr, illumination: clahe}]", r"'illumination' cannot be set for data=ddr"),
         ("data.external=[{data: ddr, fold: 3}]", r"'fold' cannot be set"),
-        ("data.labelled=[demo]", r"demo is given twice"),
+        ("data.labelled=[demo]", r"demo occurs twice"),
     ],
 )
 def test_what_is_no_data_set_is_refused(compose, setting, message):
