@@ -34,11 +34,11 @@ from common import make_parser, print_header, print_row
 from scipy.stats import binomtest
 
 from drgrade.data.crops import CropMaker
+from drgrade.data.disc_detection import find_disc
 from drgrade.data.duplicates.features import TURNS, coarse_detail, descriptor, turn_picture, turned
 from drgrade.data.duplicates.search import candidates, find_duplicates
 from drgrade.data.duplicates.thumbnail import THUMBNAIL_SIZE
 from drgrade.data.duplicates.verification import Portrait, compare
-from drgrade.data.geometry import find_disc
 from drgrade.data.image_reader import MAX_PIXELS, read_photograph
 from drgrade.data.sources.base import Source
 from drgrade.data.sources.demo import Demo

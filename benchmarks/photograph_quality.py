@@ -29,8 +29,9 @@ from common import ORIGINALS, Pixels, blur, list_photographs, make_parser
 from sklearn.linear_model import LogisticRegression
 
 from drgrade.data.crops import ExtractedDisc
+from drgrade.data.disc_detection import find_disc
 from drgrade.data.fundus_check import Appearance, Rule, Verdict, blank, judge, measure_appearance
-from drgrade.data.geometry import NoFundus, crop_disc, find_disc
+from drgrade.data.geometry import NoFundus, crop_disc
 from drgrade.data.image_reader import IMAGE_EXTENSIONS, DecodedImage, UnreadablePhotograph, read_photograph
 from drgrade.data.sources.base import Source
 from drgrade.data.sources.demo import Demo

@@ -21,8 +21,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from drgrade.data.disc_detection import find_disc
 from drgrade.data.duplicates.thumbnail import THUMBNAIL_SIZE, make_thumbnail
-from drgrade.data.geometry import Disc, NoFundus, crop_disc, find_disc
+from drgrade.data.geometry import Disc, NoFundus, crop_disc
 from drgrade.data.illumination import illuminate
 from drgrade.data.image_reader import DecodedImage, UnreadablePhotograph, hash_file, read_photograph
 from drgrade.errors import DataError

@@ -1,14 +1,10 @@
-"""Where the disc of the fundus lies in a photograph, and the square around it.
+"""The disc of the fundus in a photograph, and the square crop around it.
 
-A fundus camera records a bright disc on a dark surround. The disc may be cut off by the frame, or by black
-bands inside the file, its rim may be dark, glow, or carry a notch that marks the orientation; text may
-stand in a corner; the file may have been squashed to a square. ``docs/geometry.md`` says how the disc is
-found and what that was tried on. Coordinates are continuous, in pixels, from the upper left corner of the
-photograph: pixel ``i`` covers ``[i, i + 1)``.
+Coordinates are continuous, in pixels, from the upper left corner of the photograph: pixel ``i`` covers
+``[i, i + 1)``. :mod:`drgrade.data.disc_detection` finds the disc; see ``docs/geometry.md``.
 """
 
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -18,68 +14,30 @@ from drgrade.errors import DataError
 
 Pixels = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float64]
-
-_WORKING_SIZE = 320
-"""The disc is looked for at about this length of the longer side, where it costs a millisecond."""
-
-_SMALL_SHARE = 0.4
-"""A disc with less than this share of the longer side is looked for again in the part around it."""
-
-_THRESHOLDS = (0.2, 0.35, 0.1, 0.5, 0.05)
-"""Tried in this order, as shares of the way from the level of the surround to that of the retina."""
-
-_APART = 0.04
-"""A threshold suggested by the rim itself is tried if it differs so much from those that have been."""
-
-_TOLERANCE = 0.012
-"""How far from the circle a point of the rim may lie, as a share of its radius."""
-
-_GOOD_SCORE, _FAIR_SCORE, _POOR_SCORE = 0.95, 0.7, 0.3
-"""A rim that ends the search; that does so if two thresholds agree on it; that is none."""
-
-_TRIALS, _VOTERS, _FEWEST = 160, 128, 12
-_MARGIN = 2  # working pixels beside the frame that are taken for the frame
-_LEAST_VISIBLE = 0.04  # share of a circle that must be in the frame to be judged
-_LEAST_RECORDED = 0.3  # distance from the centre, in radii, up to which the camera has recorded the disc
-_LEAST_RADIUS = 0.08  # share of the shorter side
-_DIRECTIONS = 120
-_REACH = np.linspace(0.86, 1.14, 29)  # radii at which the rim is compared with what is around it
-
-_LEAST_STRETCH, _MOST_STRETCH = 0.03, 0.9  # logarithms: what is taken for squashed
-_WELL_EXPLAINED, _ENOUGH_EXPLAINED = 0.25, 0.65
-_BETTER = 0.6  # an ellipse must leave less than this share of what a circle leaves unexplained
-_UNCERTAIN = 0.01  # largest standard error of the logarithm of an ellipse's stretch
-_NEIGHBOURS = 8  # so many points of the rim err alike
 
 _LAST_REDUCTION = 1.5
-"""A crop is reduced by at least this much in its last step, so that the steps before it do not show."""
-
-_BLACK, _BLANK = 16, 6  # brightest level of a black image, range of a blank one
-_NOISE = 4.0
-_SURROUND_SHARE = 0.45  # a surround brighter than this share of the retina is none
+"""The last resize of a crop reduces it by at least this factor, which hides artefacts of the halvings."""
 
 
 class NoFundus(DataError):
-    """A photograph shows no disc: it is black or of one colour. The message is the reason."""
+    """A photograph shows no disc because it is black or has one colour. The message is the reason."""
 
 
 @dataclass(frozen=True)
 class Disc:
-    """The disc of the fundus in a photograph, and the rectangle that the camera recorded of it.
+    """The disc of the fundus in a photograph and the rectangle in which the camera recorded it.
 
-    All lengths are pixels of the file. In a file that was squashed the disc is an ellipse with upright axes:
+    All lengths are pixels of the file. In a squashed file the disc is an ellipse with upright axes:
     ``radius`` is its vertical semi-axis, ``stretch * radius`` its horizontal one.
 
     Attributes:
-        x: Centre from the left edge, in pixels.
-        y: Centre from the top edge, in pixels.
-        radius: In pixels, vertically. The disc may reach over the edges of the photograph.
-        left: Edges of the recorded rectangle, in pixels: the photograph, less black bands that cut off the
-            disc inside the file.
-        top: See ``left``.
-        right: See ``left``.
-        bottom: See ``left``.
+        x: Centre from the left edge.
+        y: Centre from the top edge.
+        radius: Vertical radius. The disc may extend beyond the photograph.
+        left: Left edge of the recorded rectangle: the photograph without black bands that cut off the disc.
+        top: Top edge.
+        right: Right edge.
+        bottom: Bottom edge.
         stretch: Horizontal over vertical semi-axis; exactly 1 unless the rim shows that the file was
             squashed.
     """
@@ -97,15 +55,13 @@ class Disc:
     def clear_radius(self) -> float:
         """Radius of the largest circle around the centre inside the disc and the recorded rectangle.
 
-        Vertical, like ``radius``, and as much squashed: ``clear_radius / radius`` is its share of the disc.
+        It is vertical and squashed like ``radius``; ``clear_radius / radius`` is its share of the disc.
         """
-        across = (self.x - self.left, self.right - self.x)
-        return min(
-            self.radius, self.y - self.top, self.bottom - self.y, *(gap / self.stretch for gap in across)
-        )
+        across = min(self.x - self.left, self.right - self.x) / self.stretch
+        return min(self.radius, self.y - self.top, self.bottom - self.y, across)
 
     def scaled(self, fx: float, fy: float) -> "Disc":
-        """The same disc in a photograph ``fx`` times as wide and ``fy`` (about the same) as high."""
+        """Return the disc after the photograph was resized by ``fx`` horizontally and ``fy`` vertically."""
         return Disc(
             x=fx * self.x,
             y=fy * self.y,
@@ -118,81 +74,26 @@ class Disc:
         )
 
 
-class _Light(NamedTuple):
-    """Levels (0-255) of the dark surround and of the retina; the least step that is not noise."""
-
-    surround: float
-    retina: float
-    noise: float
-
-    @property
-    def step(self) -> float:
-        return self.retina - self.surround
-
-
-class _Circle(NamedTuple):
-    """A circle, in a file that may have been squashed; the meaning of the fields is that of `Disc`'s."""
-
-    x: float
-    y: float
-    radius: float
-    stretch: float = 1.0
-
-
-class _Frame(NamedTuple):
-    """The rectangle in which a rim may be seen: the image, or what flat cuts leave of it."""
-
-    left: float
-    top: float
-    right: float
-    bottom: float
-
-    def holds(self, x: Floats, y: Floats) -> Mask:
-        """Which points are inside, and not beside the edge."""
-        across = (x > self.left + _MARGIN) & (x < self.right - _MARGIN)
-        return np.asarray(across & (y > self.top + _MARGIN) & (y < self.bottom - _MARGIN))
-
-
-class _Outline(NamedTuple):
-    """The outline of a bright region."""
-
-    points: Floats  # (N, 2) of x, y
-    frame: _Frame
-    box: _Circle | None  # around the region, if it is large enough for a disc
-
-
-def find_disc(pixels: Pixels) -> Disc:
-    """Find the disc of the fundus.
-
-    Thresholds between surround and retina are tried until one gives a component whose outline is a circle, or
-    an ellipse with upright axes; points that lie on the frame or on a flat cut do not count, and a consensus
-    of circles through few points (RANSAC, deterministic) leaves out text, flares and notches. If no rim is
-    visible the disc is the circle inscribed in the frame; if the rim fits no circle, the one around the
-    component. Only a rim that a circle explains clearly worse is taken for that of a squashed photograph.
-
-    Args:
-        pixels: RGB, uint8 of shape (H, W, 3).
-
-    Raises:
-        NoFundus: If the photograph is black, blank or of one colour.
-    """
-    disc = _find(pixels)
-    if _SMALL_SHARE * max(pixels.shape) < 2 * disc.radius or max(pixels.shape) <= _WORKING_SIZE:
-        return disc
-    return _find_again(pixels, disc)
+def halve(pixels: Pixels) -> Pixels:
+    """Average two by two pixels, much faster than other reductions; an odd last row or column is dropped."""
+    height, width = pixels.shape[0] // 2, pixels.shape[1] // 2
+    even = pixels[: 2 * height, : 2 * width]
+    return np.asarray(cv2.resize(even, (width, height), interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
 def crop_disc(pixels: Pixels, disc: Disc, size: int) -> Pixels:
-    """Cut out the square around the disc and bring it to ``size`` pixels, where the disc is round.
+    """Crop the square around the disc and resize it.
+
+    The centre of the disc becomes the centre of the square and its radius half the side; a squashed disc
+    becomes round.
 
     Args:
-        pixels: RGB, uint8 of shape (H, W, 3).
-        disc: The disc in these pixels. Its centre becomes the centre of the square, its radius half the side;
-            a squashed disc becomes round.
+        pixels: RGB, uint8 (H, W, 3).
+        disc: The disc in these pixels.
         size: Side of the result in pixels.
 
     Returns:
-        uint8 of shape (size, size, 3); black where the square reaches over the photograph.
+        uint8 (size, size, 3), black outside the photograph.
     """
     across, down = 2 * disc.radius * disc.stretch, 2 * disc.radius
     reduction = min(across, down) / size
@@ -206,21 +107,21 @@ def crop_disc(pixels: Pixels, disc: Disc, size: int) -> Pixels:
         square = np.zeros((height, width, 3), np.uint8)
         square[y : y + inside.shape[0], x : x + inside.shape[1]] = inside
     for _ in range(halvings):
-        square = _halved(square)
+        square = halve(square)
     method = cv2.INTER_AREA if reduction >= 1 else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(square, (size, size), interpolation=method), dtype=np.uint8)
 
 
 def recorded_mask(disc: Disc, size: int) -> Mask:
-    """Where a crop shows the disc as the camera recorded it: the rest is surround, band or padding.
+    """Return the pixels of a crop that show the recorded disc, not surround, black bands or padding.
 
     Args:
-        disc: The disc, in the pixels that were cropped.
+        disc: The disc in the pixels that were cropped.
         size: Side of the crop in pixels.
 
     Returns:
-        (size, size), True where a pixel's centre is inside the disc and all of the pixel is inside the
-        recorded rectangle, with half a pixel of the photograph for the rounding of :func:`crop_disc`.
+        (size, size), True where the centre of a pixel is inside the disc and the whole pixel is inside the
+        recorded rectangle, less half a pixel of the photograph for the rounding in :func:`crop_disc`.
     """
     place = (np.arange(size) + 0.5) / (size / 2) - 1  # in radii
     inside = place[:, None] ** 2 + place**2 <= 1
@@ -232,434 +133,3 @@ def recorded_mask(disc: Disc, size: int) -> Mask:
         recorded = (offset - reach >= first) & (offset + reach <= last)
         inside &= np.expand_dims(recorded, 1 - axis)
     return np.asarray(inside)
-
-
-def _find(pixels: Pixels) -> Disc:
-    """Find the disc in a copy of working size."""
-    height, width = pixels.shape[:2]
-    level, scale_x, scale_y = _small_level(pixels)
-    light = _measure(level)
-    if light.surround > _SURROUND_SHARE * light.retina:
-        # No surround in sight: the frame lies inside the disc.
-        disc = _disc(_inscribed(level.shape), _whole(level))
-    else:
-        disc = _with_recorded_bounds(_best_circle(level, light), level, light)
-    large = disc.scaled(scale_x, scale_y)
-    return replace(
-        large,
-        right=float(width) if disc.right == level.shape[1] else large.right,
-        bottom=float(height) if disc.bottom == level.shape[0] else large.bottom,
-    )
-
-
-def _small_level(pixels: Pixels) -> tuple[Pixels, float, float]:
-    """Brightest channel at working size, without specks, and the pixels per working pixel across and down."""
-    small, halvings = pixels, 0
-    while max(small.shape) >= 2 * _WORKING_SIZE and min(small.shape[:2]) >= 2:
-        small = _halved(small)
-        halvings += 1
-    height, width = small.shape[:2]
-    factor = min(1.0, _WORKING_SIZE / max(height, width))
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    if factor < 1:
-        small = np.asarray(cv2.resize(small, size, interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
-    red, green, blue = cv2.split(small)
-    level = np.asarray(cv2.medianBlur(cv2.max(cv2.max(red, green), blue), 3), dtype=np.uint8)
-    return level, 2**halvings * width / size[0], 2**halvings * height / size[1]
-
-
-def _halved(pixels: Pixels) -> Pixels:
-    """Means of two by two pixels, many times faster than other reductions; an odd last line is lost."""
-    height, width = pixels.shape[0] // 2, pixels.shape[1] // 2
-    even = pixels[: 2 * height, : 2 * width]
-    return np.asarray(cv2.resize(even, (width, height), interpolation=cv2.INTER_AREA), dtype=np.uint8)
-
-
-def _find_again(pixels: Pixels, rough: Disc) -> Disc:
-    """Find a disc that is small in its photograph once more, in the part around it, at a larger scale."""
-    across, down = 1.3 * rough.radius * rough.stretch, 1.3 * rough.radius
-    left, top = max(0, int(rough.x - across)), max(0, int(rough.y - down))
-    part = pixels[top : int(rough.y + down), left : int(rough.x + across)]
-    try:
-        disc = _find(part)
-    except NoFundus:  # what was found is no disc, but an inscribed circle
-        return rough
-    return replace(
-        disc,
-        x=disc.x + left,
-        y=disc.y + top,
-        left=disc.left + left if disc.left > 0 else rough.left,
-        top=disc.top + top if disc.top > 0 else rough.top,
-        right=disc.right + left if disc.right < part.shape[1] else rough.right,
-        bottom=disc.bottom + top if disc.bottom < part.shape[0] else rough.bottom,
-    )
-
-
-def _histogram(level: Pixels) -> Floats:
-    """How many pixels have each of the 256 levels."""
-    return np.asarray(cv2.calcHist([level], [0], None, [256], [0, 256]), dtype=np.float64).ravel()
-
-
-def _percentile(histogram: Floats, share: float) -> float:
-    """The lowest level that ``share`` % of the pixels do not exceed."""
-    total = np.cumsum(histogram)
-    return float(np.searchsorted(total, share / 100 * total[-1]))
-
-
-def _measure(level: Pixels) -> _Light:
-    """Measure the brightness of surround and retina.
-
-    Raises:
-        NoFundus: If the image is black or of one colour.
-    """
-    histogram = _histogram(level)
-    lowest, low, high = (_percentile(histogram, share) for share in (0.5, 1, 99.5))
-    if high < _BLACK:
-        raise NoFundus("all black: no fundus to be seen")
-    if high - lowest < _BLANK:
-        raise NoFundus("blank: one colour from edge to edge")
-    height, width = level.shape
-    y, x = max(1, height // 32), max(1, width // 32)
-    corners = (level[:y, :x], level[:y, -x:], level[-y:, :x], level[-y:, -x:])
-    darkest = min((_histogram(corner) for corner in corners), key=lambda corner: _percentile(corner, 50))
-    surround = min(low, _percentile(darkest, 50))
-    noise = _percentile(darkest, 95) - _percentile(darkest, 50)
-    centre = _histogram(level[height // 4 : height - height // 4, width // 4 : width - width // 4])
-    least = int(surround + 0.1 * (high - surround)) + 1
-    bright = centre if centre[least:].any() else histogram
-    bright[:least] = 0
-    retina = _percentile(bright, 60)
-    return _Light(surround, retina, min(max(_NOISE, 2 * noise), 0.4 * (retina - surround)))
-
-
-def _best_circle(level: Pixels, light: _Light) -> _Circle:
-    """Fit the outlines at several thresholds; take what has the most and the steepest rim."""
-    best, best_score = None, _POOR_SCORE
-    box: _Circle | None = None
-    tried: list[float] = []
-    waiting = list(_THRESHOLDS)
-    while waiting and best_score < _GOOD_SCORE:
-        tried.append(waiting.pop(0))
-        threshold = light.surround + max(tried[-1] * light.step, light.noise)
-        outline = _outline(_largest_region(level, threshold), level, threshold)
-        box = box or outline.box
-        circle = _fit(outline.points, level.shape)
-        if circle is None:
-            continue
-        score, steepest = _judge(circle, outline, level, light.surround)
-        # A circle through one side of an ellipse, the rest of it out of the frame, leaves the other side.
-        score *= min(1.0, (1 - _unexplained(circle, outline.points)) / _ENOUGH_EXPLAINED)
-        if best is not None and min(score, best_score) > _FAIR_SCORE and _alike(circle, best):
-            return circle if score > best_score else best
-        if score > best_score:
-            best, best_score = circle, score
-        # On a slope (vignetting, glow) a threshold gives a contour; the rim is where it is steepest.
-        share = (steepest - light.surround) / light.step
-        if min(abs(share - other) for other in tried) > _APART and len(tried) < len(_THRESHOLDS):
-            waiting.insert(0, share)
-    return best or box or _inscribed(level.shape)
-
-
-def _alike(one: _Circle, other: _Circle) -> bool:
-    """Whether two circles are the same within half the tolerance, as only a step of brightness makes them."""
-    gap = max(abs(one.x - other.x), abs(one.y - other.y), abs(one.radius - other.radius))
-    return gap < 0.5 * _TOLERANCE * one.radius and abs(one.stretch / other.stretch - 1) < _TOLERANCE
-
-
-def _largest_region(level: Pixels, threshold: float) -> Mask:
-    """The largest region above a threshold, holes filled, after thin bridges to text and flares were cut."""
-    above = cv2.threshold(level, threshold, 1, cv2.THRESH_BINARY)[1]
-    opened = cv2.morphologyEx(above, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
-    contours, _ = cv2.findContours(opened, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    mask = np.zeros(level.shape, np.uint8)
-    if contours:
-        cv2.drawContours(mask, [max(contours, key=cv2.contourArea)], 0, 1, cv2.FILLED)
-    return mask.astype(bool)
-
-
-def _outline(mask: Mask, level: Pixels, threshold: float) -> _Outline:
-    """The outermost edges of a region along rows and columns, but for those on the frame or on a flat cut."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if len(rows) == 0:
-        return _Outline(np.zeros((0, 2)), _whole(level), None)
-    first_x, last_x = _ends(mask[rows], level[rows], threshold)
-    first_y, last_y = _ends(mask.T[columns], level.T[columns], threshold)
-    left, top, right, bottom = _whole(level)
-    frame = _Frame(
-        max(left, _flat_cut(first_x, 1)),
-        max(top, _flat_cut(first_y, 1)),
-        min(right, _flat_cut(last_x, -1)),
-        min(bottom, _flat_cut(last_y, -1)),
-    )
-    x = np.concatenate((first_x, last_x, columns + 0.5, columns + 0.5))
-    y = np.concatenate((rows + 0.5, rows + 0.5, first_y, last_y))
-    points = np.stack((x, y), axis=1)[frame.holds(x, y)]
-    return _Outline(points, frame, _around(rows, columns, mask.shape))
-
-
-def _ends(lines: Mask, level: Pixels, threshold: float) -> tuple[Floats, Floats]:
-    """Where a region begins and ends on each line (L, N), to parts of a pixel: (L,) each."""
-    numbers, length = np.arange(len(lines)), lines.shape[1]
-    first, last = lines.argmax(axis=1), length - 1 - lines[:, ::-1].argmax(axis=1)
-
-    def share(inner: npt.NDArray[np.int_], outer: npt.NDArray[np.int_]) -> Floats:
-        above = level[numbers, inner] - threshold
-        below = threshold - level[numbers, np.clip(outer, 0, length - 1)]
-        return np.asarray(np.clip(above / np.maximum(above + below, 1e-6), 0, 1))
-
-    return first + 0.5 - share(first, first - 1), last + 0.5 + share(last, last + 1)
-
-
-def _flat_cut(edges: Floats, side: int) -> float:
-    """Where a straight line cuts off a region.
-
-    Args:
-        edges: Where the region begins (or ends) on each line.
-        side: 1 if it begins there, -1 if it ends.
-
-    Returns:
-        The edge on which more lines begin than could at the end of an ellipse; if there is none, infinity on
-        the far side.
-    """
-    places = np.maximum(edges, 0).astype(int)
-    counts = np.bincount(places)
-    counts = counts + np.append(counts[1:], 0)
-    most = int(counts.argmax())
-    # An ellipse with semi-axes a and b keeps within 2 pixels of its end over 4 a / sqrt(b) pixels.
-    if counts[most] <= 0.1 * len(edges) + 4.4 * np.sqrt(len(edges) / 2):
-        return -np.inf * side
-    return float(edges[(places == most) | (places == most + 1)].mean())
-
-
-def _fit(points: Floats, shape: tuple[int, int]) -> _Circle | None:
-    """The circle that most points agree on, or the ellipse if it explains them clearly better."""
-    circle = _agreed(points, _circles_through(points), shape)
-    rest = 1.0 if circle is None else _unexplained(circle, points)
-    if circle is not None and rest < _WELL_EXPLAINED:
-        ellipse = _refined(circle, points, with_stretch=True)
-    else:
-        ellipse = _agreed(points, _ellipses_through(points), shape, with_stretch=True)
-    if ellipse is None or not _LEAST_STRETCH < abs(np.log(ellipse.stretch)) < _MOST_STRETCH:
-        return circle
-    if _unexplained(ellipse, points) > min(_BETTER * rest, _WELL_EXPLAINED + 0.15):
-        return circle
-    return ellipse if _uncertainty(ellipse, points) < _UNCERTAIN else circle
-
-
-def _agreed(
-    points: Floats, candidates: Floats, shape: tuple[int, int], with_stretch: bool = False
-) -> _Circle | None:
-    """Of candidates (T, 4), that on which most points lie, then fitted to those that do."""
-    height, width = shape
-    x, y, radius, stretch = candidates.T
-    plausible = (radius > _LEAST_RADIUS * min(shape)) & (radius < 0.75 * np.hypot(height, width))
-    plausible &= (x > 0) & (x < width) & (y > 0) & (y < height)
-    plausible &= np.abs(np.log(stretch)) < _MOST_STRETCH
-    if not plausible.any():
-        return None
-    candidates = candidates[plausible]
-    x, y, radius, stretch = candidates.T.astype(np.float32)
-    voters = points[:: max(1, len(points) // _VOTERS)].astype(np.float32)
-    across, down = (voters[:, :1] - x) / stretch, voters[:, 1:] - y
-    near = np.abs(np.sqrt(across * across + down * down) - radius) < _TOLERANCE * radius
-    circle = _Circle(*candidates[int(np.argmax(near.sum(axis=0)))].tolist())
-    return _refined(circle, points, with_stretch)
-
-
-def _circles_through(points: Floats) -> Floats:
-    """Circles through random triples of points: (T, 4) of centre x and y, radius, and 1."""
-    if len(points) < _FEWEST:
-        return np.zeros((0, 4))
-    a, b, c = points[np.random.default_rng(0).integers(len(points), size=(3, _TRIALS))]
-    (bx, by), (cx, cy) = (b - a).T, (c - a).T
-    twice_area = 2 * (bx * cy - by * cx)
-    usable = np.abs(twice_area) > 1e-6
-    a, bx, by, cx, cy, twice_area = (v[usable] for v in (a, bx, by, cx, cy, twice_area))
-    b2, c2 = bx**2 + by**2, cx**2 + cy**2
-    x, y = (cy * b2 - by * c2) / twice_area, (bx * c2 - cx * b2) / twice_area
-    return np.stack((a[:, 0] + x, a[:, 1] + y, np.hypot(x, y), np.ones_like(x)), axis=1)
-
-
-def _ellipses_through(points: Floats) -> Floats:
-    """Upright ellipses through random quadruples of points: (T, 4) of centre x and y, radius, stretch.
-
-    x² + s² y² = a x + b y + c is linear in a, b, c and the square of the stretch s.
-    """
-    if len(points) < _FEWEST:
-        return np.zeros((0, 4))
-    middle = points.mean(axis=0)
-    unit = float(np.abs(points - middle).max()) or 1.0
-    chosen = np.random.default_rng(0).integers(len(points), size=(_TRIALS, 4))
-    x, y = np.moveaxis((points[chosen] - middle) / unit, 2, 0)
-    system = np.stack((x, y, np.ones_like(x), -(y**2)), axis=2)
-    usable = np.abs(np.linalg.det(system)) > 1e-6
-    a, b, c, s2 = np.linalg.solve(system[usable], (x[usable] ** 2)[..., None])[..., 0].T
-    with np.errstate(divide="ignore", invalid="ignore"):
-        stretch = np.sqrt(s2)
-        radius = np.sqrt(c + a**2 / 4 + b**2 / (4 * s2)) / stretch
-        ellipses = np.stack(
-            (unit * a / 2 + middle[0], unit * b / (2 * s2) + middle[1], unit * radius, stretch)
-        )
-    return np.asarray(ellipses.T[np.isfinite(ellipses).all(axis=0) & (s2 > 0)])
-
-
-def _refined(circle: _Circle, points: Floats, with_stretch: bool) -> _Circle | None:
-    """Least squares on the distances of the points that are near (Gauss-Newton); None if few are."""
-    for tolerance in (1.5, 0.8, 0.5):
-        misses = _misses(circle, points)
-        near = np.abs(misses) < tolerance * _TOLERANCE * circle.radius
-        if near.sum() < _FEWEST:
-            return None
-        slopes = _slopes(circle, points[near])[:, : 4 if with_stretch else 3]
-        # A trace of ridge, so that points in a row have a solution.
-        normal = slopes.T @ slopes + 1e-9 * len(slopes) * np.eye(slopes.shape[1])
-        change = np.linalg.solve(normal, slopes.T @ misses[near])
-        x, y, radius = (float(value + step) for value, step in zip(circle[:3], change[:3], strict=True))
-        stretch = (
-            circle.stretch * float(np.exp(np.clip(change[3], -0.2, 0.2))) if with_stretch else circle.stretch
-        )
-        if not 0 < radius < np.inf:
-            return None
-        circle = _Circle(x, y, radius, stretch)
-    return circle
-
-
-def _misses(circle: _Circle, points: Floats) -> Floats:
-    """Signed distance of every point from the circle, where that is round: (N,), positive outside."""
-    across, down = (points[:, 0] - circle.x) / circle.stretch, points[:, 1] - circle.y
-    return np.asarray(np.sqrt(across**2 + down**2) - circle.radius)
-
-
-def _slopes(circle: _Circle, points: Floats) -> Floats:
-    """How much `_misses` falls with centre x and y, radius, and logarithm of the stretch: (N, 4)."""
-    across, down = (points[:, 0] - circle.x) / circle.stretch, points[:, 1] - circle.y
-    distance = np.maximum(np.sqrt(across**2 + down**2), 1e-6)
-    columns = (
-        across / distance / circle.stretch,
-        down / distance,
-        np.ones_like(distance),
-        across**2 / distance,
-    )
-    return np.stack(columns, axis=1)
-
-
-def _unexplained(circle: _Circle, points: Floats) -> float:
-    """Mean distance of the points in tolerances, where none counts more than one: 0 (all on it) to 1."""
-    misses = np.abs(_misses(circle, points)) / (_TOLERANCE * circle.radius)
-    return float(np.minimum(misses, 1).mean())
-
-
-def _uncertainty(ellipse: _Circle, points: Floats) -> float:
-    """Standard error of the logarithm of an ellipse's stretch; neighbouring points err alike."""
-    misses = _misses(ellipse, points)
-    near = np.abs(misses) < _TOLERANCE * ellipse.radius
-    slopes = _slopes(ellipse, points[near])
-    covariance = np.linalg.pinv(slopes.T @ slopes) * np.mean(misses[near] ** 2) * _NEIGHBOURS
-    return float(np.sqrt(covariance[3, 3]))
-
-
-def _judge(circle: _Circle, outline: _Outline, level: Pixels, surround: float) -> tuple[float, float]:
-    """Judge a circle by how much of what should be seen of it is seen, and how much of a step it is.
-
-    Returns:
-        The score, from 0 to 1: the share of its visible directions with a point of the outline on it, less if
-        the level falls more steeply elsewhere or falls little; and the level in the middle of the steepest
-        fall.
-    """
-    angles = (np.arange(_DIRECTIONS) + 0.5) * 2 * np.pi / _DIRECTIONS
-    across, down = circle.stretch * circle.radius * np.cos(angles), circle.radius * np.sin(angles)
-    visible = outline.frame.holds(circle.x + across, circle.y + down)
-    if visible.sum() < _LEAST_VISIBLE * _DIRECTIONS:
-        return 0.0, surround
-    near = outline.points[np.abs(_misses(circle, outline.points)) < _TOLERANCE * circle.radius]
-    turned = np.arctan2(near[:, 1] - circle.y, (near[:, 0] - circle.x) / circle.stretch) % (2 * np.pi)
-    hit = np.zeros(_DIRECTIONS, bool)
-    hit[np.minimum((turned * _DIRECTIONS / (2 * np.pi)).astype(int), _DIRECTIONS - 1)] = True
-    support = (hit & visible).sum() / visible.sum()
-
-    x = np.floor(circle.x + _REACH[:, None] * across[visible]).astype(int)
-    y = np.floor(circle.y + _REACH[:, None] * down[visible]).astype(int)
-    inside = (x >= 0) & (x < level.shape[1]) & (y >= 0) & (y < level.shape[0])
-    levels = level[np.clip(y, 0, level.shape[0] - 1), np.clip(x, 0, level.shape[1] - 1)]
-    profile = (levels * inside).sum(axis=1) / np.maximum(inside.sum(axis=1), 1)
-    falls = np.where(inside.sum(axis=1)[4:] > 0, profile[:-4] - profile[4:], 0.0)
-    here, steepest = float(falls[len(falls) // 2]), int(np.argmax(falls))
-    inner = profile[len(profile) // 2 - 3] - surround
-    step = min(1.0, here / max(0.9 * falls[steepest], 1e-6), here / max(0.35 * inner, 1e-6))
-    return float(support * max(step, 0.0)), float(profile[steepest] + profile[steepest + 4]) / 2
-
-
-def _around(
-    rows: npt.NDArray[np.int_], columns: npt.NDArray[np.int_], shape: tuple[int, int]
-) -> _Circle | None:
-    """Circle over the longer side of a region's bounding box; None if it is too small for a disc."""
-    if max(np.ptp(rows), np.ptp(columns)) < 0.2 * min(shape):
-        return None
-    radius = max(np.ptp(rows), np.ptp(columns)) / 2 + 0.5
-    x, y = (columns[0] + columns[-1] + 1) / 2, (rows[0] + rows[-1] + 1) / 2
-    return _Circle(float(x), float(y), float(radius))
-
-
-def _inscribed(shape: tuple[int, int]) -> _Circle:
-    height, width = shape
-    return _Circle(width / 2, height / 2, min(height, width) / 2)
-
-
-def _whole(level: Pixels) -> _Frame:
-    return _Frame(0.0, 0.0, float(level.shape[1]), float(level.shape[0]))
-
-
-def _disc(circle: _Circle, frame: _Frame) -> Disc:
-    return Disc(circle.x, circle.y, circle.radius, *frame, stretch=circle.stretch)
-
-
-def _with_recorded_bounds(circle: _Circle, level: Pixels, light: _Light) -> Disc:
-    """Add the rectangle inside which rows and columns of the disc hold content, not a black band."""
-    height, width = level.shape
-    y = (np.arange(height)[:, None] + 0.5 - circle.y) / circle.radius
-    x = (np.arange(width) + 0.5 - circle.x) / (circle.stretch * circle.radius)
-    outside = level[x**2 + y**2 > 1.04**2]
-    surround = _percentile(_histogram(outside), 90) if len(outside) > 50 else light.surround
-    # Beside a glowing rim the surround is bright, but a black band is not.
-    threshold = min(surround + light.noise, light.surround + 0.3 * light.step)
-    bright = np.asarray(cv2.integral(cv2.threshold(level, threshold, 1, cv2.THRESH_BINARY)[1]), np.int32)
-    across = circle.stretch * circle.radius
-    top, bottom = _extent(bright, (circle.y, circle.radius), (circle.x, across))
-    left, right = _extent(bright.T, (circle.x, across), (circle.y, circle.radius))
-    return _disc(circle, _Frame(left, top, right, bottom))
-
-
-def _extent(
-    bright: npt.NDArray[np.int32], along: tuple[float, float], across: tuple[float, float]
-) -> tuple[float, float]:
-    """First and last line of an image that the camera recorded.
-
-    A line counts as black if most of what it shows of the disc is. Lines outside the disc tell nothing; up
-    to them everything counts as recorded.
-
-    Args:
-        bright: Number of pixels brighter than the surround above and left of each corner of a pixel,
-            (lines + 1, length + 1).
-        along: Centre and semi-axis of the disc, counted in lines.
-        across: The same within a line.
-    """
-    lines, length = bright.shape[0] - 1, bright.shape[1] - 1
-    numbers = np.arange(lines)
-    offsets = (numbers + 0.5 - along[0]) / along[1]
-    half = np.sqrt(np.maximum(0.97**2 - offsets**2, 0.0))
-    start = np.clip(across[0] - half * across[1], 0, length).astype(int)
-    stop = np.clip(across[0] + half * across[1] + 1, 0, length).astype(int)
-    filled = (
-        bright[numbers + 1, stop]
-        - bright[numbers, stop]
-        - bright[numbers + 1, start]
-        + bright[numbers, start]
-    )
-    black = (half > 0.15) & (filled < 0.5 * (stop - start))
-    # Nearer to the centre no band is to be believed: it is a dark fundus.
-    black &= np.abs(offsets) > _LEAST_RECORDED
-    before, after = np.flatnonzero(black & (offsets < 0)), np.flatnonzero(black & (offsets > 0))
-    # One line more is given up at a band: the line beside it is a mixture.
-    first = before[-1] + 2 if len(before) else 0
-    last = after[0] - 1 if len(after) else lines
-    return float(first), float(last)

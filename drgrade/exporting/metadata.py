@@ -17,8 +17,9 @@ FORMAT = 1
 """Of the description; counts up when a reader has to know."""
 
 _DISC = (
-    "The disc of the fundus is found as a circle (drgrade.data.geometry.find_disc, docs/geometry.md); the "
-    "square around it is cut out, black where it reaches over the photograph; a squashed disc becomes round"
+    "The disc of the fundus is found as a circle (drgrade.data.disc_detection.find_disc, docs/geometry.md); "
+    "the square around it is cut out, black where it reaches over the photograph; a squashed disc becomes "
+    "round"
 )
 _RESIZED = "to image_size by averaging areas; linear where the disc is smaller"
 _EXACT = "drgrade prepare gives exactly these pixels"

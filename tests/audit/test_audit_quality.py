@@ -12,8 +12,9 @@ from scipy import ndimage
 
 from drgrade.auditing.checks import quality_findings
 from drgrade.auditing.findings import AuditSettings
+from drgrade.data.disc_detection import find_disc
 from drgrade.data.duplicates.thumbnail import make_thumbnail
-from drgrade.data.geometry import crop_disc, find_disc
+from drgrade.data.geometry import crop_disc
 from drgrade.data.quality import Quality, measure
 
 IDRID = Path(os.environ.get("DRGRADE_TEST_DATA", "../shared/data")) / "idrid"

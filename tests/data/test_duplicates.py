@@ -16,13 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_photographs import disc_photograph
 
+from drgrade.data.disc_detection import find_disc
 from drgrade.data.duplicates import search
 from drgrade.data.duplicates import search as retrieval
 from drgrade.data.duplicates.features import TURNS, coarse_detail, descriptor, turn_picture, turned
 from drgrade.data.duplicates.search import clusters, find_duplicates
 from drgrade.data.duplicates.thumbnail import THUMBNAIL_SIZE, make_thumbnail
 from drgrade.data.duplicates.verification import CopyMatch, Portrait, compare
-from drgrade.data.geometry import Disc, find_disc
+from drgrade.data.geometry import Disc
 from drgrade.synthetic.cohort import plan_photographs
 from drgrade.synthetic.drawing import draw_photograph
 

@@ -9,7 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from synthetic_photographs import disc_photograph
 
-from drgrade.data.geometry import Disc, NoFundus, crop_disc, find_disc, recorded_mask
+from drgrade.data.disc_detection import find_disc
+from drgrade.data.geometry import Disc, NoFundus, crop_disc, recorded_mask
 from drgrade.data.image_reader import read_photograph
 
 REAL = Path(os.environ.get("DRGRADE_TEST_DATA", Path(__file__).parents[2] / "../shared/data"))

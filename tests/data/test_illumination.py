@@ -7,7 +7,8 @@ import pytest
 from scipy import ndimage
 from synthetic_photographs import disc_photograph
 
-from drgrade.data.geometry import Disc, crop_disc, find_disc, recorded_mask
+from drgrade.data.disc_detection import find_disc
+from drgrade.data.geometry import Disc, crop_disc, recorded_mask
 from drgrade.data.illumination import (
     ILLUMINATIONS,
     ben_graham,

@@ -3,7 +3,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from drgrade.data.geometry import crop_disc, find_disc
+from drgrade.data.disc_detection import find_disc
+from drgrade.data.geometry import crop_disc
 from drgrade.data.transforms import (
     FILL,
     MAX_MASK_RADIUS,

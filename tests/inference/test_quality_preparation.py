@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from drgrade.data import preparation
+from drgrade.data import crops, preparation
 from drgrade.data.crops import CropMaker
 from drgrade.data.preparation import Preparation
 from drgrade.data.sources.demo import Demo
@@ -37,13 +37,13 @@ def test_the_verdict_is_on_the_light_of_the_photograph_not_on_the_normalised_one
 
 
 def test_a_photograph_is_decoded_once(photographs, monkeypatch):
-    read, original = [], CropMaker._read
+    read, original = [], crops.read_photograph
 
-    def spy(self, path, at_least):
+    def spy(path, **options):
         read.append(path)
-        return original(self, path, at_least)
+        return original(path, **options)
 
-    monkeypatch.setattr(CropMaker, "_read", spy)
+    monkeypatch.setattr(crops, "read_photograph", spy)
     Preparation(64).prepare(photographs[0])
     assert read == photographs[:1]
 
