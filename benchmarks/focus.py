@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from common import blur, make_parser
 
-from drgrade.auditing.findings import AuditSettings
+from drgrade.settings import AuditThresholds
 from drgrade.data.disc_detection import find_disc
 from drgrade.data.duplicates.thumbnail import make_thumbnail
 from drgrade.data.geometry import crop_disc
@@ -51,7 +51,7 @@ def measure_focus(source: Source) -> Iterator[tuple[int, float, float, float]]:
 
 def report(name: str, table: pd.DataFrame) -> None:
     """Print the shares that are detected."""
-    settings = AuditSettings()
+    settings = AuditThresholds()
     for size in SIZES:
         of_size = table[table["size"] == size]
         sharp = np.log(of_size.loc[(of_size["sigma"] == 0) & (of_size["noise"] == 0), "focus"])

@@ -1,17 +1,19 @@
-"""The config folder: where it is, what it offers, and further data sets by their names in it."""
+"""The config folder: compose a config, list groups, read comments, make further data sets by name."""
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import drgrade
 from drgrade.errors import ConfigError
+from drgrade.overrides import as_override
 
 CONF = next(
     folder
@@ -24,43 +26,40 @@ ROLES = ("labelled", "unlabelled", "external")
 """Settings ``data.ROLE`` that name further data sets."""
 
 
-def choices(group: str) -> list[str]:
-    """What a config group offers.
+def compose(config: str, *overrides: str, **settings: object) -> DictConfig:
+    """Compose a config outside of the command line.
 
     Args:
-        group: Folder below ``conf/``.
+        config: Name of a config in ``conf/``.
+        *overrides: As on the command line, ``"a.b=value"``.
+        **settings: Settings at the top level.
 
-    Returns:
-        Names, sorted.
+    Raises:
+        ConfigError: If an override adds a setting that nothing reads, or a required setting is not given.
     """
+    given = [f"{name}={as_override(value)}" for name, value in settings.items()]
+    refuse_new_settings(config, overrides)
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose(config, [*overrides, *given])
+    refuse_missing(config, cfg)
+    return cfg
+
+
+def choices(group: str) -> list[str]:
+    """Return the sorted choices of a config group, a folder below ``conf/``."""
     return sorted(path.stem for path in (CONF / group).glob("*.yaml") if path.stem != "base")
 
 
 def nearest(word: str, known: list[str]) -> str:
-    """Half a sentence on what a mistyped word may have meant."""
+    """Return half a sentence with the known words that are most similar to a mistyped one."""
     close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
     if close:
         return f"did you mean {' or '.join(close)}?"
     return f"there is: {', '.join(known)}" if len(known) <= 40 else "see docs/configuration.md"
 
 
-_HINTS = {
-    "data.root": "the folder of the data set",
-    "encoder.name": "a model of timm",
-    "checkpoint": "a run's folder",
-}
-
-
-def settings(node: DictConfig, prefix: str = "") -> list[str]:
-    """Every setting of a config, as ``a.b.c``; nothing is resolved.
-
-    Args:
-        node: The config.
-        prefix: Goes before each.
-
-    Returns:
-        Names, parents before what is in them.
-    """
+def setting_names(node: DictConfig, prefix: str = "") -> list[str]:
+    """Return every setting of a config as ``a.b.c``, parents first; nothing is resolved."""
     found = []
     for name in map(str, node):
         found.append(f"{prefix}{name}")
@@ -68,42 +67,36 @@ def settings(node: DictConfig, prefix: str = "") -> list[str]:
         if isinstance(child, DictConfig) and not (
             child._is_none() or child._is_interpolation() or child._is_missing()
         ):
-            found += settings(child, f"{prefix}{name}.")
+            found += setting_names(child, f"{prefix}{name}.")
     return found
 
 
-def refuse_missing(cfg: DictConfig) -> None:
-    """Refuse a config in which a value that has to be given is not.
+def refuse_missing(config: str, cfg: DictConfig) -> None:
+    """Refuse a config in which a required value is not given.
 
     Args:
-        cfg: A composed config.
+        config: Name of the config in ``conf/``.
+        cfg: The composed config.
 
     Raises:
         ConfigError: Naming the setting and what it is.
     """
-    for name in sorted(settings(cfg)):
+    for name in sorted(setting_names(cfg)):
         parent, _, key = name.rpartition(".")
         if OmegaConf.is_missing(OmegaConf.select(cfg, parent) if parent else cfg, key):
-            hint = _HINTS.get(name, "its value")
+            hint = meaning(config, name) or "its value"
             raise ConfigError(f"{name} is not given; add {name}=... ({hint}) to the command")
 
 
-def groups(config: str) -> list[str]:
-    """Groups in a config's defaults list.
-
-    Args:
-        config: Name of a config in ``conf/``.
-
-    Returns:
-        Names, in the order of the list.
-    """
+def groups(config: str) -> dict[str, str | None]:
+    """Return the groups in a config's defaults list, with the default choice of each."""
     own = OmegaConf.load(CONF / f"{config}.yaml")
-    chosen = [str(name) for choice in own.defaults if isinstance(choice, DictConfig) for name in choice]
-    return [name.removeprefix("optional ") for name in chosen if not name.startswith("override ")]
+    chosen = [item for choice in own.defaults if isinstance(choice, DictConfig) for item in choice.items()]
+    return {str(name).rpartition(" ")[2]: choice for name, choice in chosen if "override " not in str(name)}
 
 
 def refuse_new_settings(config: str, overrides: Iterable[str]) -> None:
-    """Hydra lets ``+anything=value`` add a setting that nobody reads, ``+experimnt=x`` among them.
+    """Refuse ``+anything=value`` where nothing reads ``anything``: Hydra would accept ``+experimnt=x``.
 
     Args:
         config: Name of a config in ``conf/``.
@@ -122,6 +115,42 @@ def refuse_new_settings(config: str, overrides: Iterable[str]) -> None:
             )
 
 
+def header(path: Path) -> str:
+    """Return the comment at the top of a YAML file, without its signs."""
+    lines: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.removeprefix("#").removeprefix(" "))
+    return "\n".join(line for line in lines if not line.startswith("@package"))
+
+
+def comments(path: Path) -> dict[str, str]:
+    """Return the settings of a YAML file that have a comment on their line: ``a.b.c`` and the comment."""
+    found: dict[str, str] = {}
+    parents: list[tuple[int, str]] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        key = re.match(r"( *)(\w+):(?: |$)", line)
+        if not key:
+            continue
+        depth = len(key[1])
+        parents = [(indent, name) for indent, name in parents if indent < depth] + [(depth, key[2])]
+        comment = re.search(r"\s# (.*)", line)
+        if comment and parents[0][1] not in ("defaults", "hydra"):
+            found[".".join(name for _, name in parents)] = comment[1]
+    return found
+
+
+def meaning(config: str, setting: str) -> str:
+    """Return what the YAML files say about a setting; empty if they say nothing."""
+    group, _, rest = setting.partition(".")
+    files = [
+        (CONF / f"{config}.yaml", setting),
+        *((path, rest) for path in sorted((CONF / group).glob("*.yaml"))),
+    ]
+    return next((found for path, name in files if (found := comments(path).get(name))), "")
+
+
 def further_sources(cfg: DictConfig) -> dict[str, list[Any]]:
     """Make the sources of ``data.labelled``, ``data.unlabelled`` and ``data.external``.
 
@@ -134,16 +163,16 @@ def further_sources(cfg: DictConfig) -> dict[str, list[Any]]:
         Role: sources.
 
     Raises:
-        ConfigError: If an item is no such name, or sets what there is not.
+        ConfigError: If an item is not such a name, or has a setting that the data set does not have.
     """
     return {role: [_source(role, item, cfg) for item in _items(role, cfg)] for role in ROLES}
 
 
-def _items(role: str, cfg: DictConfig) -> list[Any]:
+def _items(role: str, cfg: DictConfig) -> Iterator[Any]:
     items = OmegaConf.select(cfg, f"data.{role}", default=[])
     if not OmegaConf.is_list(items):
         raise ConfigError(f"data.{role}={items} is not a list: data.{role}=[eyepacs,ddr]")
-    return list(items)
+    return iter(items)
 
 
 def _source(role: str, item: Any, cfg: DictConfig) -> Any:
@@ -158,7 +187,7 @@ def _source(role: str, item: Any, cfg: DictConfig) -> Any:
         if setting not in known:
             raise ConfigError(
                 f"data.{role}: {setting!r} cannot be set for data={name}; what can: {', '.join(known)} "
-                "(how photographs are prepared is the same for all data sets)"
+                "(all data sets are prepared in the same way)"
             )
     own = OmegaConf.merge(OmegaConf.load(CONF / "data" / "base.yaml"), file)
     whole = OmegaConf.merge(

@@ -12,7 +12,6 @@ RENAMED = {
     "drgrade.data.squares.SeveralViews": "drgrade.data.transforms.MultiView",
     "drgrade.data.views.MaskedView": "drgrade.data.transforms.MaskedView",
     "drgrade.data.augment.FundusAugmentation": "drgrade.data.augmentation.FundusAugmentation",
-    "drgrade.audit.Settings": "drgrade.auditing.findings.AuditSettings",
     "drgrade.data.collection.Collection": "drgrade.data.photographs.Collection",
     "drgrade.data.modules.GradingDataModule": "drgrade.data.datamodules.GradingDataModule",
     "drgrade.data.modules.PretextDataModule": "drgrade.data.datamodules.PretextDataModule",

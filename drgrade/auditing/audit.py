@@ -19,12 +19,13 @@ from drgrade.auditing.checks import (
     patients_comparable,
     quality_findings,
 )
-from drgrade.auditing.findings import FINDINGS, AuditSettings, finding_table
+from drgrade.auditing.findings import FINDINGS, finding_table
 from drgrade.auditing.shortcut import Probe, probe, probe_findings
 from drgrade.data.photographs import Collection
 from drgrade.data.quality import Quality
 from drgrade.data.store import Store
 from drgrade.progress import say
+from drgrade.settings import AuditThresholds
 
 _PACKAGES = ("drgrade", "numpy", "opencv-python-headless", "pandas", "pillow", "scikit-learn", "scipy")
 
@@ -54,7 +55,7 @@ class Audit:
     pairs: pd.DataFrame
     qualities: pd.DataFrame
     probes: Sequence[Probe]
-    settings: AuditSettings
+    settings: AuditThresholds
     searched: bool = True
 
     @cached_property
@@ -133,7 +134,7 @@ def _probe_facts(found: Probe) -> dict[str, Any]:
     return facts
 
 
-def audit(collection: Collection, settings: AuditSettings | None = None, *, searched: bool = True) -> Audit:
+def audit(collection: Collection, settings: AuditThresholds | None = None, *, searched: bool = True) -> Audit:
     """Look for everything that is wrong.
 
     Args:
@@ -144,7 +145,7 @@ def audit(collection: Collection, settings: AuditSettings | None = None, *, sear
     Raises:
         DataError: If a source cannot be used.
     """
-    settings = settings or AuditSettings()
+    settings = settings or AuditThresholds()
     stores, manifest = collection.stores, collection.manifest
     qualities = pd.concat([measure_all(store) for store in stores], ignore_index=True)
     pairs = pair_table(manifest, collection.duplicates)
@@ -173,7 +174,7 @@ def audit(collection: Collection, settings: AuditSettings | None = None, *, sear
     )
 
 
-def _probes(manifest: pd.DataFrame, settings: AuditSettings) -> list[Probe]:
+def _probes(manifest: pd.DataFrame, settings: AuditThresholds) -> list[Probe]:
     """Probe each data set whose grades are used."""
     graded = manifest[(manifest["role"] != "unlabelled") & manifest["grade"].notna()]
     names = list(dict.fromkeys(graded["dataset"]))

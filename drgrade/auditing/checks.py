@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from drgrade.auditing.findings import FINDINGS, AuditSettings, Finding, plain
+from drgrade.auditing.findings import FINDINGS, Finding, plain
 from drgrade.data.photographs import Collection, Role
 from drgrade.data.problems import PROBLEM_COLUMNS
 from drgrade.data.quality import Quality, measure
 from drgrade.data.sources.base import Source
 from drgrade.data.store import Store
 from drgrade.progress import track
+from drgrade.settings import AuditThresholds
 
 _BY_REASON = {
     "the file is not there": "image_missing",
@@ -255,7 +256,7 @@ def measure_all(store: Store) -> pd.DataFrame:
 
 
 def quality_findings(
-    manifest: pd.DataFrame, qualities: pd.DataFrame, image_size: int, settings: AuditSettings
+    manifest: pd.DataFrame, qualities: pd.DataFrame, image_size: int, settings: AuditThresholds
 ) -> Iterator[Finding]:
     """Judge what was measured; of each kind the worst come first.
 
@@ -291,7 +292,7 @@ def quality_findings(
             yield _finding(kind, manifest, int(row), text.format(abs(badness[row])))
 
 
-def _out_of_focus(datasets: pd.Series, focus: pd.Series, settings: AuditSettings) -> pd.Series:
+def _out_of_focus(datasets: pd.Series, focus: pd.Series, settings: AuditThresholds) -> pd.Series:
     """Blurred outright, or an outlier among the photographs of its data set."""
     found = focus < settings.blurred_below
     logarithm = np.log(focus.where(focus > 0))

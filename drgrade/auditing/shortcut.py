@@ -14,9 +14,10 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.stats import rankdata
 
-from drgrade.auditing.findings import AuditSettings, Finding
+from drgrade.auditing.findings import Finding
 from drgrade.data.sources.base import GRADES
 from drgrade.data.splits.split import groups_of
+from drgrade.settings import AuditThresholds
 
 if TYPE_CHECKING:
     from sklearn.ensemble import HistGradientBoostingRegressor
@@ -85,7 +86,7 @@ class Probe:
         return f"{found}; chance is 0 (p = {self.p_value:.3f}). It rests most on {most.replace('_', ' ')}"
 
 
-def probe(manifest: pd.DataFrame, settings: AuditSettings) -> Probe:
+def probe(manifest: pd.DataFrame, settings: AuditThresholds) -> Probe:
     """Probe one data set.
 
     Gradient-boosted trees regress the grade. Their predictions become grades by rank, so that in every test
@@ -103,7 +104,7 @@ def probe(manifest: pd.DataFrame, settings: AuditSettings) -> Probe:
         return _probe(manifest, settings)
 
 
-def _probe(manifest: pd.DataFrame, settings: AuditSettings) -> Probe:
+def _probe(manifest: pd.DataFrame, settings: AuditThresholds) -> Probe:
     dataset = str(manifest["dataset"].iloc[0]) if len(manifest) else ""
     graded = _taken(manifest[manifest["grade"].notna()], settings)
     counts = graded["grade"].value_counts()
@@ -140,7 +141,7 @@ def _probe(manifest: pd.DataFrame, settings: AuditSettings) -> Probe:
     )
 
 
-def probe_findings(probes: Sequence[Probe], settings: AuditSettings) -> Iterator[Finding]:
+def probe_findings(probes: Sequence[Probe], settings: AuditThresholds) -> Iterator[Finding]:
     """A finding for each data set whose probe is both large and significant."""
     for found in probes:
         if found.qwk >= settings.shortcut_above and found.p_value <= SIGNIFICANT:
@@ -163,7 +164,7 @@ def kappa(grades: Ints, predicted: Ints, weights: Floats | None = None) -> float
     return 1 - float((penalty * confusion).sum()) / disagreement if disagreement > 0 else 0.0
 
 
-def _taken(graded: pd.DataFrame, settings: AuditSettings) -> pd.DataFrame:
+def _taken(graded: pd.DataFrame, settings: AuditThresholds) -> pd.DataFrame:
     """All photographs, or whole groups of them drawn at random until there are enough."""
     if len(graded) <= settings.probe_photographs:
         return graded
@@ -188,7 +189,7 @@ def _features(graded: pd.DataFrame) -> pd.DataFrame:
     return numbers.assign(aspect=numbers["width"] / numbers["height"])[list(FEATURES)]
 
 
-def _folds(grades: Ints, groups: Ints, settings: AuditSettings) -> Folds:
+def _folds(grades: Ints, groups: Ints, settings: AuditThresholds) -> Folds:
     from sklearn.model_selection import StratifiedGroupKFold
 
     splitter = StratifiedGroupKFold(settings.folds, shuffle=True, random_state=settings.seed)
@@ -232,7 +233,7 @@ def _cross_validated(values: Floats, grades: Ints, folds: Folds, seed: int) -> f
     return kappa(grades, _predict(_fit(values, grades, folds, seed), values, grades, folds))
 
 
-def _interval(grades: Ints, predicted: Ints, groups: Ints, settings: AuditSettings) -> tuple[float, float]:
+def _interval(grades: Ints, predicted: Ints, groups: Ints, settings: AuditThresholds) -> tuple[float, float]:
     """95 % interval: whole groups are drawn with replacement, as photographs of one are not independent."""
     rng = np.random.default_rng(settings.seed)
     number = int(groups.max()) + 1
@@ -244,7 +245,7 @@ def _interval(grades: Ints, predicted: Ints, groups: Ints, settings: AuditSettin
     return float(low), float(high)
 
 
-def _chance(values: Floats, grades: Ints, groups: Ints, folds: Folds, settings: AuditSettings) -> Floats:
+def _chance(values: Floats, grades: Ints, groups: Ints, folds: Folds, settings: AuditThresholds) -> Floats:
     """QWK of the same procedure, in the same folds, with shuffled grades; one for each repeat."""
     rng = np.random.default_rng(settings.seed)
     repeats = (shuffle_groups(grades, groups, rng) for _ in range(settings.permutations))

@@ -1,25 +1,20 @@
-"""Entry points. ``drgrade COMMAND [overrides]``; ``train.py`` is ``drgrade train``."""
+"""Entry points: ``drgrade COMMAND [SETTING=VALUE ...]``; ``train.py`` is ``drgrade train``."""
 
 import runpy
 import sys
 
-COMMANDS = {
-    "train": "one run or, with -m, a sweep (the same as python train.py)",
-    "prepare": "photographs -> store: drgrade prepare data=NAME data.root=DIR",
-    "audit": "what is wrong with photographs and labels: drgrade audit data=NAME data.root=DIR",
-    "evaluate": "a run tested on any data set: drgrade evaluate checkpoint=RUN [data=NAME data.root=DIR]",
-    "predict": "photographs graded: drgrade predict checkpoint=RUN input=FILE_OR_FOLDER",
-    "app": "a local page to try a run: drgrade app checkpoint=RUN",
-    "export": "a run as one file: drgrade export checkpoint=RUN format=onnx|torch",
-    "publish": "a run and its model card, handed on: drgrade publish checkpoint=RUN to=FOLDER",
-    "report": "tables, figures and a page: drgrade report RUN_OR_SWEEP ...",
-    "reproduce": "photographs -> report, its time estimated first: drgrade reproduce data=NAME data.root=DIR",
-    "dashboard": "a workspace and a report in Weights & Biases: drgrade dashboard SWEEP",
-}
-
-USAGE = "usage: drgrade COMMAND [overrides]\n\n" + "\n".join(
-    f"  {name:10}{text}" for name, text in COMMANDS.items()
+COMMANDS = (
+    *("train", "prepare", "audit", "evaluate", "predict", "app", "export", "publish", "report", "reproduce"),
+    "dashboard",
 )
+
+
+def usage() -> str:
+    """Return the list of the commands, each with the first sentence of its YAML file."""
+    from drgrade.config import CONF, header
+
+    lines = [f"  {name:11}{header(CONF / f'{name}.yaml').splitlines()[0]}" for name in COMMANDS]
+    return "\n".join(["usage: drgrade COMMAND [SETTING=VALUE ...]", "", *lines, "", "drgrade COMMAND --help"])
 
 
 def main() -> None:
@@ -30,10 +25,10 @@ def main() -> None:
     """
     command = sys.argv[1] if len(sys.argv) > 1 else ""
     if command in ("", "-h", "--help", "help"):
-        print(USAGE)
+        print(usage())
         sys.exit(0 if command else 2)
     if command not in COMMANDS:
-        print(f"drgrade: there is no command {command!r}\n\n{USAGE}", file=sys.stderr)
+        print(f"drgrade: there is no command {command!r}\n\n{usage()}", file=sys.stderr)
         sys.exit(2)
     del sys.argv[1]
     runpy.run_module(f"drgrade.cli.{command}", run_name="__main__", alter_sys=True)

@@ -1,17 +1,14 @@
-"""``drgrade audit``: what is wrong with photographs and labels."""
+"""``drgrade audit``: check the photographs and labels of a data set."""
 
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from drgrade.cli.hydra_command import run
+from drgrade.cli.command import run
 from drgrade.errors import ConfigError
-
-if TYPE_CHECKING:
-    from drgrade.auditing.audit import Audit
+from drgrade.settings import AuditSettings, AuditThresholds
 
 log = logging.getLogger("drgrade")
 
@@ -20,7 +17,7 @@ FOUND = 3
 
 
 def work(cfg: DictConfig) -> None:
-    """Audit, write, and say what was found.
+    """Audit a data set, write the results, and print a summary.
 
     Args:
         cfg: The composed config (``conf/audit.yaml``).
@@ -35,39 +32,35 @@ def work(cfg: DictConfig) -> None:
     from drgrade.auditing.html_report import check_target, write_audit
     from drgrade.config import further_sources
 
-    _refuse(cfg)
-    settings, folder = instantiate(cfg.audit), Path(cfg.paths.audit)
+    _refuse_idle(cfg)
+    settings, folder = AuditThresholds.read(cfg.audit), Path(cfg.paths.audit)
     check_target(folder)
     collection = instantiate(cfg.photographs, **further_sources(cfg))
     found = audit(collection, settings, searched=cfg.data.duplicates)
     page = write_audit(found, folder)
-    log.info("%s\n%s\n%s", found.summary(), _verdict(found), page)
-    if found.failing:
+    failing = ", ".join(f"{found.counts[kind]} {kind}" for kind in found.failing)
+    log.info("%s\n%s\n%s", found.summary(), f"failed: {failing}" if failing else "passed", page)
+    if failing:
         sys.exit(FOUND)
 
 
-def _refuse(cfg: DictConfig) -> None:
-    """Settings of a data set that would change what an audit sees, or are not its business."""
+def _refuse_idle(cfg: DictConfig) -> None:
+    """Refuse settings of a data set that would change what an audit sees, or have no effect on it."""
     if cfg.data.illumination != "none":
         raise ConfigError(
-            f"data.illumination={cfg.data.illumination}: an audit looks at photographs as the camera wrote "
+            f"data.illumination={cfg.data.illumination}: an audit checks photographs as the camera wrote "
             "them; leave it at none"
         )
     if cfg.data.strict:
         raise ConfigError(
-            "data.strict=true: an audit reports what that would stop at; its exit status follows fail_on"
+            "data.strict=true: an audit reports the problems that this stops at; its exit status follows "
+            "fail_on"
         )
-
-
-def _verdict(found: "Audit") -> str:
-    if not found.failing:
-        return "passed"
-    return "failed: " + ", ".join(f"{found.counts[kind]} {kind}" for kind in found.failing)
 
 
 def main() -> None:
     """Run from the command line."""
-    run(work, "audit")
+    run(work, AuditSettings)
 
 
 if __name__ == "__main__":

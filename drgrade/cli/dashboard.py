@@ -1,79 +1,58 @@
-"""``drgrade dashboard``: a sweep's workspace and report in W&B, or what they would be when offline."""
+"""``drgrade dashboard``: make a workspace and a report in Weights & Biases, or write them as JSON."""
 
 import os
 import shlex
-from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drgrade.cli.arguments import run
+from omegaconf import DictConfig
+
+from drgrade.cli.command import run
 from drgrade.errors import ConfigError
+from drgrade.settings import DashboardSettings
 
 if TYPE_CHECKING:
     from drgrade.reporting.dashboard.sweep import Sweep
 
-USAGE = """\
-usage: drgrade dashboard SWEEP [name=value ...]
 
-A workspace and a report in Weights & Biases over the runs of a sweep: the curve of test QWK against the label
-fraction, the table of runs, confusion, curves, the machine. Both are also written to SWEEP/dashboard/ as JSON
-files; without a login that is all.
-"""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What can be set on the command line."""
-
-    entity: str | None = field(default=None, metadata={"help": "user or team in W&B; else the runs' own"})
-    project: str | None = field(default=None, metadata={"help": "in W&B; else the runs' own"})
-    offline: bool | None = field(
-        default=None, metadata={"help": "write files only; null: if nobody is logged in"}
-    )
-
-
-def work(folders: list[Path], settings: Settings) -> None:
+def work(cfg: DictConfig) -> None:
     """Build the dashboard, and publish or write it.
 
     Args:
-        folders: One sweep's.
-        settings: Of the command line.
+        cfg: The composed config (``conf/dashboard.yaml``).
 
     Raises:
-        ConfigError: If there is not one folder, or wandb-workspaces is not installed.
-        DataError: If it is no sweep's folder.
+        ConfigError: If wandb-workspaces is not installed.
+        DataError: If the folder is not that of a sweep.
     """
-    if len(folders) != 1:
-        raise ConfigError("one sweep's folder is needed: drgrade dashboard outputs/sweeps/NAME")
+    settings = DashboardSettings.read(cfg)
     if find_spec("wandb_workspaces") is None:
         raise ConfigError("drgrade dashboard needs a package: pip install 'drgrade[dashboard]'")
-    from drgrade.reporting import dashboard
+    from drgrade.reporting.dashboard.publishing import publish, write_specifications
+    from drgrade.reporting.dashboard.sweep import read
+    from drgrade.reporting.dashboard.workspace import make_report, make_workspace
 
-    sweep = dashboard.read(folders[0], settings.entity, settings.project)
-    target = folders[0] / "dashboard"
-    if _offline(settings.offline):
-        workspace, report = dashboard.make_workspace(sweep), dashboard.make_report(sweep)
-        files = dashboard.write_specifications(workspace, report, target)
-        print(_later(sweep, folders[0]), *files, sep="\n")
-        return
-    sweep = _with_entity(sweep)
-    workspace, report = dashboard.make_workspace(sweep), dashboard.make_report(sweep)
-    dashboard.write_specifications(workspace, report, target)
-    links = dashboard.publish(workspace, report, target)
-    print(
-        f"{sweep.name}: {sweep.finished} of {sweep.cells} cells finished",
-        links.workspace,
-        links.report,
-        sep="\n",
-    )
+    sweep = read(settings.sweep, settings.entity, settings.project)
+    target = settings.sweep / "dashboard"
+    offline = _is_offline(settings.offline)
+    if not offline:
+        sweep = _with_entity(sweep)
+    workspace, report = make_workspace(sweep), make_report(sweep)
+    files = write_specifications(workspace, report, target)
+    print(f"{sweep.name}: {sweep.finished} of {sweep.cells} cells finished")
+    if offline:
+        print(_how_to_publish(sweep, settings.sweep), *files, sep="\n")
+    else:
+        links = publish(workspace, report, target)
+        print(links.workspace, links.report, sep="\n")
 
 
-def _offline(asked: bool | None) -> bool:
+def _is_offline(setting: bool | None) -> bool:
     from drgrade.training.tracking.loggers import logged_in
 
-    if asked is not None:
-        return asked
+    if setting is not None:
+        return setting
     return os.environ.get("WANDB_MODE") in ("offline", "dryrun", "disabled") or not logged_in()
 
 
@@ -88,13 +67,8 @@ def _with_entity(sweep: "Sweep") -> "Sweep":
     return replace(sweep, entity=wandb.Api().default_entity)
 
 
-def _later(sweep: "Sweep", folder: Path) -> str:
-    """What to do to see the dashboard."""
-    lines = [
-        f"{sweep.name}: {sweep.finished} of {sweep.cells} cells finished.",
-        "Nothing is published; these files say what would be. To publish:",
-        "  wandb login",
-    ]
+def _how_to_publish(sweep: "Sweep", folder: Path) -> str:
+    lines = ["Nothing is published; the files contain what would be. To publish:", "  wandb login"]
     if sweep.offline:
         lines.append(f"  wandb sync {' '.join(sweep.offline)}")
     return "\n".join([*lines, f"  drgrade dashboard {shlex.quote(str(folder))}"])
@@ -102,7 +76,7 @@ def _later(sweep: "Sweep", folder: Path) -> str:
 
 def main() -> None:
     """Run from the command line."""
-    run(work, Settings(), USAGE)
+    run(work, DashboardSettings)
 
 
 if __name__ == "__main__":

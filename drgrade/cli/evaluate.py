@@ -1,16 +1,15 @@
-"""``drgrade evaluate``: a trained run, or an ensemble, tested on its own photographs or on others."""
+"""``drgrade evaluate``: test a trained run, or an ensemble, on its own photographs or on others."""
 
 import logging
-import re
-import sys
 
 from omegaconf import DictConfig
 
-from drgrade.cli.hydra_command import run
+from drgrade.cli.command import run
+from drgrade.settings import EvaluateSettings
 
 
 def work(cfg: DictConfig) -> None:
-    """Evaluate, and say what came out.
+    """Evaluate and print the estimates.
 
     Args:
         cfg: The composed config (``conf/evaluate.yaml``).
@@ -27,23 +26,9 @@ def work(cfg: DictConfig) -> None:
         log.info("%s\n%s: %s", table, found.metrics["status"], cfg.paths.run)
 
 
-def listed(argument: str) -> str:
-    """Write ``checkpoint=A,B`` as Hydra writes a list; it would take it for a sweep.
-
-    Args:
-        argument: Of the command line.
-
-    Returns:
-        ``checkpoint=[A,B]``; anything else as it is.
-    """
-    found = re.fullmatch(r"checkpoint=([^\[\]\"']+,[^\[\]\"']+)", argument)
-    return f"checkpoint=[{found[1]}]" if found else argument
-
-
 def main() -> None:
     """Run from the command line."""
-    sys.argv[1:] = [listed(argument) for argument in sys.argv[1:]]
-    run(work, "evaluate")
+    run(work, EvaluateSettings)
 
 
 if __name__ == "__main__":

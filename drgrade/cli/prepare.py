@@ -1,4 +1,4 @@
-"""``drgrade prepare``: photographs -> store."""
+"""``drgrade prepare``: write the prepared photographs of a data set to a store."""
 
 import logging
 from pathlib import Path
@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from drgrade.cli.hydra_command import run
-from drgrade.errors import ConfigError
+from drgrade.cli.command import run
+from drgrade.settings import PrepareSettings
 
 if TYPE_CHECKING:
     from drgrade.data.store import Store
@@ -16,20 +16,15 @@ log = logging.getLogger("drgrade")
 
 
 def work(cfg: DictConfig) -> None:
-    """Prepare, and say what there is.
+    """Prepare the photographs and print what the store contains.
 
     Args:
         cfg: The composed config (``conf/prepare.yaml``).
-
-    Raises:
-        ConfigError: If ``preview`` is no number of photographs.
     """
     from hydra.utils import instantiate
 
     from drgrade.config import further_sources
 
-    if not isinstance(cfg.preview, int) or isinstance(cfg.preview, bool) or cfg.preview < 0:
-        raise ConfigError(f"preview={cfg.preview} is not a number of photographs; 0 for none")
     photographs = instantiate(cfg.photographs, **further_sources(cfg))
     for store, (source, _) in zip(photographs.stores, photographs.roles, strict=True):
         log.info("%s", _counts(store))
@@ -57,7 +52,7 @@ def _preview(store: "Store", root: Path, cfg: DictConfig) -> None:
 
 def main() -> None:
     """Run from the command line."""
-    run(work, "prepare")
+    run(work, PrepareSettings)
 
 
 if __name__ == "__main__":

@@ -10,16 +10,17 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from drgrade.cli.hydra_command import fail, run
+from drgrade.cli.command import fail, run
 from drgrade.config import choices
 from drgrade.errors import DrgradeError
+from drgrade.settings import ReportSettings, TrainSettings
 from drgrade.sweeps.cells import progress
 from drgrade.sweeps.overrides import cell_command
 from drgrade.sweeps.sweeper import SweepOutcome, outcome
 
 
 def work(cfg: DictConfig) -> None:
-    """Announce and run.
+    """Train one model, or start the cell of a sweep.
 
     Args:
         cfg: The composed config.
@@ -45,15 +46,15 @@ def work(cfg: DictConfig) -> None:
 
 
 def is_sweep() -> bool:
-    """Whether this is a cell of a sweep (``-m``)."""
+    """Return whether this run is a cell of a sweep (``-m``)."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def run_alone(hydra_cfg: Any) -> None:
     """Run one cell of a sweep as a command of its own.
 
-    Lightning starts the further processes of a DDP run by repeating the command line; that of a sweep would
-    start the whole sweep again in each of them, and that of a launcher's worker is no command of ours.
+    Lightning starts the further processes of a DDP run by repeating the command line. That of a sweep would
+    start the whole sweep in each of them, and that of a launcher's worker is not a command of drgrade.
 
     Args:
         hydra_cfg: Hydra's config of the cell.
@@ -70,21 +71,14 @@ def run_alone(hydra_cfg: Any) -> None:
 
 
 def headline(cfg: DictConfig) -> str:
-    """First lines of output: what runs, and at which scale.
-
-    Args:
-        cfg: The composed config.
-
-    Returns:
-        One to four lines.
-    """
+    """Return the first lines of output: name, data and scale of the run."""
     what = f"drgrade: {cfg.name}, data={cfg.data.name} at {cfg.data.image_size} px, scale={cfg.scale.name}"
     if cfg.scale.name == "paper":
         return what
     lines = [what]
     if cfg.scale.name == "demo":
         lines.append(
-            "This is the demo scale: drawn photographs, small backbones, short runs; no result for patients."
+            "This is the demo scale: drawn photographs, small backbones, short runs; no result on patients."
         )
     else:
         lines.append("This is the small scale: small backbones and images for two CPU cores.")
@@ -95,15 +89,7 @@ def headline(cfg: DictConfig) -> str:
 
 
 def summary(metrics: dict[str, object], folder: str) -> str:
-    """Last lines of output.
-
-    Args:
-        metrics: What the run returned.
-        folder: Its folder.
-
-    Returns:
-        A few lines.
-    """
+    """Return the last lines of output: the main metrics and the folder of the run."""
     shown = [
         name
         for name in ("test/qwk", "test/accuracy", "test/auroc", "test/mae", "val/qwk", "val/accuracy")
@@ -116,9 +102,9 @@ def summary(metrics: dict[str, object], folder: str) -> str:
 def main() -> None:
     """Run from the command line."""
     try:
-        run(work, "train")
+        run(work, TrainSettings)
     except SystemExit:
-        # An error of the sweep itself, or Ctrl-C: what it is has been said.
+        # An error of the sweep itself, or Ctrl-C; the message is printed already.
         done = outcome()
         if done and done.begun and done.failures:
             print(done.failures, file=sys.stderr)
@@ -133,12 +119,12 @@ def _report(done: SweepOutcome) -> None:
     log = logging.getLogger("drgrade")
     try:
         if done.report:
-            from drgrade.cli import report
+            from drgrade.cli.report import make_report
 
-            report.work([done.folder], report.Settings())
-    except DrgradeError as error:  # the sweep is what was asked for, and it has run
+            make_report(ReportSettings.compose(runs=[done.folder]))
+    except DrgradeError as error:  # the sweep itself has run
         log.warning("no report of this sweep: %s", error)
-    finally:  # whatever becomes of the report
+    finally:
         if done.then:
             log.info("%s", done.then)
         if done.failures:

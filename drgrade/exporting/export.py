@@ -25,37 +25,11 @@ from drgrade.exporting.onnx_file import KEY, OPSET, onnx_bytes, onnx_runner, req
 from drgrade.exporting.parity import Parity, check_parity
 from drgrade.files import write_bytes, write_text
 from drgrade.prediction.checkpoint import Trained, load_trained
+from drgrade.settings import ExportSettings
 
 Format = Literal["onnx", "torch"]
 
 ENDINGS: Mapping[Format, str] = {"onnx": ".onnx", "torch": ".pt2"}
-
-_LEAST_RESAMPLES = 100
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What shall be exported.
-
-    Attributes:
-        format: ``onnx`` or ``torch``.
-        out: The file; None for ``RUN/export/grader.onnx`` and the like.
-        overwrite: Whether a file that is there may be replaced.
-        int8: Whether it is to be quantised.
-        photographs: Folder with photographs that ranges are measured on; None for the run's own.
-        count: How many of them are used at most.
-        resamples: Of the bootstrap of QWK.
-        seed: Of the drawing of photographs, and of the bootstrap.
-    """
-
-    format: Format
-    out: Path | None = None
-    overwrite: bool = False
-    int8: bool = False
-    photographs: Path | None = None
-    count: int = 128
-    resamples: int = 10_000
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -106,12 +80,11 @@ class Exported:
     int8: Int8 | None
 
 
-def export(folder: Path, wanted: Wanted) -> Exported:
+def export(settings: ExportSettings) -> Exported:
     """Export a trained run.
 
     Args:
-        folder: The run's.
-        wanted: What to write.
+        settings: Of ``drgrade export``.
 
     Returns:
         What was written.
@@ -121,21 +94,25 @@ def export(folder: Path, wanted: Wanted) -> Exported:
         ParityError: If the file does not say what the model says; nothing is kept.
         DrgradeError: If the run cannot be loaded.
     """
-    _check(wanted)
-    path = wanted.out or folder / "export" / f"grader{'-int8' if wanted.int8 else ''}{ENDINGS[wanted.format]}"
+    _check(settings)
+    (folder,) = settings.checkpoint
+    path = (
+        settings.out
+        or folder / "export" / f"grader{'-int8' if settings.int8 else ''}{ENDINGS[settings.format]}"
+    )
     beside = path.with_name(f"{path.name}.json")
-    _check_free(path, beside, wanted)
+    _check_free(path, beside, settings)
     trained = load_trained(folder)
     grader = ExportedGrader(trained).eval()
     size = trained.preparation.image_size
     # int8 needs photographs: whether there are any is known before minutes are spent.
     photographs = None
-    if wanted.int8:
-        photographs = calibration_images(trained, wanted.photographs, wanted.count, wanted.seed)
+    if settings.int8:
+        photographs = calibration_images(trained, settings.photographs, settings.count, settings.seed)
     program = traced(grader, size)
     description = describe(trained)
     int8 = None
-    if wanted.format == "torch":
+    if settings.format == "torch":
         data = torch_bytes(program, _json(description))
         parity = check_parity(grader, torch_runner(data), size)
     else:
@@ -143,7 +120,7 @@ def export(folder: Path, wanted: Wanted) -> Exported:
         data = onnx_bytes(program)
         parity = check_parity(grader, onnx_runner(data), size)
         if photographs is not None:
-            data, int8 = _to_int8(data, photographs, trained, wanted)
+            data, int8 = _to_int8(data, photographs, trained, settings)
         description |= _precision(int8)
         data = with_metadata(data, {KEY: _json(description), **flat(description)})
         if int8 is None:
@@ -154,32 +131,35 @@ def export(folder: Path, wanted: Wanted) -> Exported:
     return Exported(path, beside, len(data), parity, int8)
 
 
-def _check(wanted: Wanted) -> None:
-    if wanted.int8 and wanted.format != "onnx":
-        raise ConfigError("int8=true is onnxruntime's: use format=onnx")
-    if wanted.photographs is not None and not wanted.int8:
-        raise ConfigError(f"photographs={wanted.photographs} is for int8=true, which was not asked for")
-    if wanted.count < FEWEST:
-        raise ConfigError(f"count={wanted.count}: {FEWEST} photographs are the fewest to measure ranges on")
-    if wanted.resamples < _LEAST_RESAMPLES:
-        raise ConfigError(f"resamples={wanted.resamples}: intervals need {_LEAST_RESAMPLES} at least")
-    if wanted.seed < 0:
-        raise ConfigError(f"seed={wanted.seed} is below 0")
-    if wanted.format == "onnx":
+def _check(settings: ExportSettings) -> None:
+    if len(settings.checkpoint) > 1:
+        raise ConfigError(
+            f"checkpoint names {len(settings.checkpoint)} runs, but a file holds one model; ensembles are "
+            "not exported: export each run and average the probabilities"
+        )
+    if settings.int8 and settings.format != "onnx":
+        raise ConfigError("int8=true needs onnxruntime: use format=onnx")
+    if settings.photographs is not None and not settings.int8:
+        raise ConfigError(f"photographs={settings.photographs} has an effect with int8=true only")
+    if settings.count < FEWEST:
+        raise ConfigError(f"count={settings.count}: measuring ranges needs at least {FEWEST} photographs")
+    if settings.format == "onnx":
         require_packages()
 
 
-def _check_free(path: Path, beside: Path, wanted: Wanted) -> None:
-    if path.suffix != ENDINGS[wanted.format]:
-        raise ConfigError(f"out={path}: name a file that ends in {ENDINGS[wanted.format]}")
+def _check_free(path: Path, beside: Path, settings: ExportSettings) -> None:
+    if path.suffix != ENDINGS[settings.format]:
+        raise ConfigError(f"out={path}: name a file that ends in {ENDINGS[settings.format]}")
     for each in (path, beside):
         if each.is_dir():
             raise ConfigError(f"{each} is a folder: name another file, out=FILE")
-        if each.exists() and not wanted.overwrite:
+        if each.exists() and not settings.overwrite:
             raise ConfigError(f"{each} is there already: overwrite=true replaces it, out=FILE names another")
 
 
-def _to_int8(data: bytes, photographs: Pixels, trained: Trained, wanted: Wanted) -> tuple[bytes, Int8]:
+def _to_int8(
+    data: bytes, photographs: Pixels, trained: Trained, settings: ExportSettings
+) -> tuple[bytes, Int8]:
     """Quantise a file, and measure what that costs."""
     from drgrade.exporting.int8 import quantised
 
@@ -188,7 +168,7 @@ def _to_int8(data: bytes, photographs: Pixels, trained: Trained, wanted: Wanted)
     kappas, note, of = None, "", "test photographs of the run"
     try:
         images = own_images(trained, "test")
-        agreement, kappas = compare_graded(before, after, images, wanted.resamples, wanted.seed)
+        agreement, kappas = compare_graded(before, after, images, settings.resamples, settings.seed)
     except DataError as error:
         note, of = f"no QWK: the run's test photographs cannot be had ({error})", "photographs held out"
         agreement = compare(before, after, photographs[-made.chosen_on :])

@@ -23,11 +23,12 @@ from drgrade.data.photographs import Photographs
 from drgrade.errors import ConfigError, DrgradeError
 from drgrade.files import write_text
 from drgrade.models.encoder_file import CARD
+from drgrade.overrides import as_override
 from drgrade.progress import format_duration, say, track
 from drgrade.sweeps.cells import Cell, error_line
 from drgrade.sweeps.inline import InlineLauncher
 from drgrade.sweeps.launcher import cell_environment
-from drgrade.sweeps.overrides import as_override, cell_command
+from drgrade.sweeps.overrides import cell_command
 from drgrade.sweeps.subprocesses import run_child
 from drgrade.sweeps.sweeper import PlannedSweep
 from drgrade.training.build import make

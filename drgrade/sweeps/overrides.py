@@ -1,10 +1,12 @@
-"""Hydra overrides of a sweep: writing values, naming the sweep, and the command of one cell."""
+"""Overrides of a sweep: its name, and the command of one cell."""
 
 import hashlib
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+
+from drgrade.overrides import as_override
 
 AXES = ("init", "label_fraction", "fold", "seed")
 """Settings whose further values extend a sweep; they are not part of its name."""
@@ -32,39 +34,6 @@ _SWEEP_SETTINGS = (
     "hydra.launcher",
     "hydra/launcher",
 )
-
-
-def as_override(value: object) -> str:
-    r"""Write a value in Hydra's override grammar.
-
-    Args:
-        value: String, number, bool, None, or a list or mapping of these; keys are plain words.
-
-    Returns:
-        The right side of ``setting=...``, which Hydra parses back to ``value``.
-
-    Raises:
-        TypeError: For any other type.
-
-    Example:
-        >>> print(as_override({"a": [1, None, "o'brien"]}))
-        {a:[1,null,'o\'brien']}
-    """
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{as_override(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, str):
-        # In Hydra's grammar backslashes are special only before a quote, the closing one included.
-        quoted = re.sub(r"(\\*)'", r"\1\1\\'", value)
-        return "'" + re.sub(r"(\\+)\Z", r"\1\1", quoted) + "'"
-    if isinstance(value, Sequence):
-        return "[" + ",".join(as_override(item) for item in value) + "]"
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int | float):
-        return repr(value)
-    raise TypeError(f"{value!r} cannot be written as an override")
 
 
 def sweep_name(name: str, data: str, fixed: Sequence[tuple[str, str]], axes: Sequence[str] = AXES) -> str:

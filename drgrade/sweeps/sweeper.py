@@ -26,12 +26,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from drgrade.config import CONF, refuse_missing
 from drgrade.errors import ConfigError, DrgradeError
+from drgrade.overrides import as_override
 from drgrade.runs.run_dir import AUTO, read_config
 from drgrade.runs.settings import changed_settings
 from drgrade.sweeps.cells import FINISHED, Cell, cell_name, failures, progress, write_sweep
 from drgrade.sweeps.inline import InlineLauncher
 from drgrade.sweeps.launcher import LocalLauncher
-from drgrade.sweeps.overrides import AXES, ROW_AXES, as_override, sweep_name
+from drgrade.sweeps.overrides import AXES, ROW_AXES, sweep_name
 from drgrade.sweeps.rows import SweepRow, read_rows, refuse_unused
 from drgrade.training.distributed import refuse_several
 

@@ -27,10 +27,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from drgrade.errors import ConfigError
 from drgrade.files import write_text
+from drgrade.overrides import as_override
 from drgrade.runs.run_dir import AUTO
 from drgrade.runs.settings import identity_settings
 from drgrade.sweeps.cells import FINISHED, Progress, log_file, progress
-from drgrade.sweeps.overrides import as_override
 from drgrade.training.callbacks.pruning import Pruning, open_storage, open_trial
 
 if TYPE_CHECKING:

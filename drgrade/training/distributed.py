@@ -13,7 +13,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from filelock import FileLock, Timeout
 
 from drgrade.errors import ConfigError, DrgradeError
@@ -229,5 +228,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 def wait_for_all() -> None:
     """Wait until every process of the run is here; does nothing for a single one."""
+    import torch
+
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()

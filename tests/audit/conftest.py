@@ -8,10 +8,10 @@ from defective_folder import make_defective
 from PIL import Image
 
 from drgrade.auditing.audit import Audit, audit
-from drgrade.auditing.findings import AuditSettings
 from drgrade.data.photographs import Collection
 from drgrade.data.sources.demo import Demo
 from drgrade.data.sources.folder import Folder
+from drgrade.settings import AuditThresholds
 
 SIZE = 96
 
@@ -39,7 +39,7 @@ def make_audit(tmp_path_factory) -> Callable[..., Audit]:
     """``make_audit(source, settings, **options)``: audit at 96 px, in one store folder."""
     stores = tmp_path_factory.mktemp("audit_stores")
 
-    def make(source, settings: AuditSettings | None = None, **options) -> Audit:
+    def make(source, settings: AuditThresholds | None = None, **options) -> Audit:
         return audit(Collection(source, stores, SIZE, workers=1, **options), settings)
 
     return make
@@ -49,5 +49,5 @@ def make_audit(tmp_path_factory) -> Callable[..., Audit]:
 def defective_audit(make_audit, defective) -> Audit:
     """The audit of the data set with defects."""
     return make_audit(
-        defective, AuditSettings(fail_on=("conflicting_grades", "unreadable", "across_datasets"))
+        defective, AuditThresholds(fail_on=["conflicting_grades", "unreadable", "across_datasets"])
     )

@@ -95,26 +95,24 @@ def test_by_default_it_fails_on_every_error_and_on_nothing_else():
 
 
 def test_the_defaults_of_the_config_are_those_of_the_code():
-    from dataclasses import asdict
 
-    from drgrade.auditing.findings import AuditSettings
+    from drgrade.settings import AuditThresholds
 
     config = OmegaConf.to_container(OmegaConf.load(CONF / "audit.yaml").audit)
-    settings = asdict(AuditSettings())
+    settings = AuditThresholds().model_dump()
     assert {name: config[name] for name in settings if name != "fail_on"} == {
         name: value for name, value in settings.items() if name != "fail_on"
     }
 
 
 def test_the_documentation_has_every_setting_with_its_default():
-    from dataclasses import asdict
 
-    from drgrade.auditing.findings import AuditSettings
+    from drgrade.settings import AuditThresholds
 
     text = (REPOSITORY / "docs" / "audit.md").read_text()
     rows = [
         f"| `audit.{name}` | {value:g} |"
-        for name, value in asdict(AuditSettings()).items()
+        for name, value in AuditThresholds().model_dump().items()
         if name != "fail_on"
     ]
     assert [row for row in rows if row not in text] == []

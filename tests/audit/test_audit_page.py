@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 from defective_folder import HOSTILE
 
-from drgrade.auditing.findings import FINDINGS, AuditSettings
+from drgrade.auditing.findings import FINDINGS
 from drgrade.auditing.html_report import render
 from drgrade.auditing.shortcut import probe
+from drgrade.settings import AuditThresholds
 
 VOID = {"meta", "img", "br", "link", "input", "hr", "rect", "line", "circle"}
 
@@ -95,7 +96,7 @@ def test_a_row_of_the_label_file_is_named(page):
 
 
 def test_pairs_beyond_the_cap_are_counted(defective_audit):
-    capped = replace(defective_audit, settings=AuditSettings(pairs_on_page=1))
+    capped = replace(defective_audit, settings=AuditThresholds(pairs_on_page=1))
     page = Page(render(capped))
     assert any(text.startswith("1 of 3 are shown") for text in page.text)
     assert "p02_mirrored" not in page.text
@@ -127,7 +128,7 @@ def test_the_probe_is_drawn(defective_audit):
     ).assign(
         width=1000 + 500 * grade, height=1000, file_size=1, border=0.2, brightness=rng.uniform(0, 9, 120)
     )
-    found = probe(manifest.astype({"grade": "Int64"}), AuditSettings(permutations=19, resamples=100))
+    found = probe(manifest.astype({"grade": "Int64"}), AuditThresholds(permutations=19, resamples=100))
     html = render(replace(defective_audit, probes=[found]))
     page = Page(html)
     assert found.sentence + "." in page.text

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from drgrade.auditing.checks import patient_findings, patients_comparable
-from drgrade.auditing.findings import AuditSettings
 from drgrade.auditing.html_report import render, write_audit
 from drgrade.config import CONF
 from drgrade.data.sources.folder import Folder
+from drgrade.settings import AuditThresholds
 
 
 def manifest(*photographs):
@@ -86,7 +86,7 @@ def two_eyed(drawn, tmp_path_factory):
 
 
 def test_an_audit_fails_on_patients_on_both_sides_by_default(make_audit, two_eyed, tmp_path):
-    settings = AuditSettings(fail_on=tuple(OmegaConf.load(CONF / "audit.yaml").fail_on))
+    settings = AuditThresholds(fail_on=list(OmegaConf.load(CONF / "audit.yaml").fail_on))
     audit = make_audit(two_eyed, settings)
     assert audit.failing == ["patient_across_splits"]
     assert set(audit.findings["finding"]) == {"patient_across_splits"}

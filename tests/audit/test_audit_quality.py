@@ -11,11 +11,11 @@ from PIL import Image
 from scipy import ndimage
 
 from drgrade.auditing.checks import quality_findings
-from drgrade.auditing.findings import AuditSettings
 from drgrade.data.disc_detection import find_disc
 from drgrade.data.duplicates.thumbnail import make_thumbnail
 from drgrade.data.geometry import crop_disc
 from drgrade.data.quality import Quality, measure
+from drgrade.settings import AuditThresholds
 
 IDRID = Path(os.environ.get("DRGRADE_TEST_DATA", "../shared/data")) / "idrid"
 
@@ -39,7 +39,7 @@ def kinds(qualities, image_size=96, **settings):
         {"image_id": [f"i{row}" for row in range(len(table))], "dataset": "d", "path": ""}
     )
     manifest = manifest.assign(grade=pd.array([1] * len(table), dtype="Int64"), split=pd.NA)
-    found = quality_findings(manifest, table, image_size, AuditSettings(**settings))
+    found = quality_findings(manifest, table, image_size, AuditThresholds(**settings))
     return [(finding.finding, finding.row) for finding in found]
 
 

@@ -8,9 +8,10 @@ import pytest
 from defective_folder import DEFECTS
 
 from drgrade.auditing.checks import PAIR_COLUMNS
-from drgrade.auditing.findings import COLUMNS, FINDINGS, AuditSettings
+from drgrade.auditing.findings import COLUMNS, FINDINGS
 from drgrade.auditing.html_report import write_audit
 from drgrade.errors import ConfigError, DataError
+from drgrade.settings import AuditSettings, AuditThresholds
 
 
 def found_in(audit):
@@ -24,7 +25,7 @@ def test_every_defect_is_found_and_nothing_else(defective_audit):
 
 
 def test_a_data_set_without_defects_gives_no_finding(make_audit, drawn):
-    audit = make_audit(drawn, AuditSettings(fail_on=tuple(FINDINGS)))
+    audit = make_audit(drawn, AuditThresholds(fail_on=list(FINDINGS)))
     assert audit.findings.empty
     assert audit.failing == []
 
@@ -119,17 +120,16 @@ def test_pixels_are_those_of_the_row_through_all_data_sets(make_audit, drawn, de
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("override", "message"),
     [
-        ({"fail_on": ["identcal"]}, "no finding 'identcal'; did you mean identical"),
-        ({"fail_on": "identical"}, r"fail_on=\[identical\]"),
-        ({"fail_on": None}, r"fail_on=null is not a list: fail_on=\[\]"),
-        ({"fail_on": 3}, "fail_on=3 is not a list"),
-        ({"folds": 1}, "folds=1 is too small"),
-        ({"permutations": 2.5}, "permutations=2.5 is not a whole number"),
-        ({"dark_below": "dim"}, "dark_below=dim is not a number"),
+        ("fail_on=[identcal]", "fail_on=identcal is not allowed: list of conflicting_grades, "),
+        ("fail_on=identical", "fail_on=identical is not allowed: list of"),
+        ("fail_on=null", "fail_on=null is not allowed: list of"),
+        ("audit.folds=1", "audit.folds=1 is not allowed: whole number ≥ 2"),
+        ("audit.permutations=2.5", "audit.permutations=2.5 is not allowed: whole number ≥ 19"),
+        ("audit.dark_below=dim", "audit.dark_below=dim is not allowed: number ≥ 0"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(settings, message):
+def test_settings_that_make_no_sense_are_refused(override, message):
     with pytest.raises(ConfigError, match=message):
-        AuditSettings(**settings)
+        AuditSettings.compose(override)

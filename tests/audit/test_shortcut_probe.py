@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
-from drgrade.auditing.findings import AuditSettings
 from drgrade.auditing.shortcut import FEATURES, _by_rank, kappa, probe, probe_findings, shuffle_groups
+from drgrade.settings import AuditThresholds
 
-FAST = AuditSettings(permutations=19, resamples=200)
+FAST = AuditThresholds(permutations=19, resamples=200)
 
 
 def manifest_of(number=240, seed=0, per_patient=1, **columns):
@@ -41,7 +41,7 @@ def test_a_camera_that_tells_the_grade_is_found():
     assert found.single["width"] > 0.9
     assert abs(found.single["brightness"]) < 0.25
     assert max(found.importance, key=found.importance.get) == "width"
-    (finding,) = probe_findings([found], AuditSettings())
+    (finding,) = probe_findings([found], AuditThresholds())
     assert finding.finding == "shortcut"
     assert "without looking at the retina" in finding.detail
 
@@ -51,11 +51,11 @@ def test_grades_at_random_give_chance():
     assert found.low < 0 < found.high
     assert found.p_value > 0.05
     assert "no more than chance" in found.sentence
-    assert list(probe_findings([found], AuditSettings())) == []
+    assert list(probe_findings([found], AuditThresholds())) == []
 
 
 def test_chance_is_zero_on_average():
-    found = probe(manifest_of(), AuditSettings(permutations=60, resamples=100))
+    found = probe(manifest_of(), AuditThresholds(permutations=60, resamples=100))
     assert abs(found.chance) < 0.04  # 0.09 a repeat, so 0.012 their mean
     assert 0 < found.chance_high < 0.3
 
@@ -105,7 +105,7 @@ def test_too_few_photographs_are_not_judged(manifest, reason):
     found = probe(manifest, FAST)
     assert reason in found.skipped
     assert "no shortcut probe" in found.sentence
-    assert list(probe_findings([found], AuditSettings())) == []
+    assert list(probe_findings([found], AuditThresholds())) == []
 
 
 def test_rare_grades_are_left_out_and_named():
@@ -115,7 +115,7 @@ def test_rare_grades_are_left_out_and_named():
 
 
 def test_a_large_data_set_is_sampled():
-    found = probe(manifest_of(600), AuditSettings(permutations=19, resamples=100, probe_photographs=150))
+    found = probe(manifest_of(600), AuditThresholds(permutations=19, resamples=100, probe_photographs=150))
     assert found.photographs == 150
 
 

@@ -20,7 +20,7 @@ from drgrade.app.result_html import GRADES, render_about, render_cards, render_m
 from drgrade.app.server import is_here, listen
 from drgrade.app.uploads import MAX_BYTES, Uploads
 from drgrade.cli import app
-from drgrade.cli.arguments import parse
+from drgrade.config import compose
 from drgrade.data.fundus_check import Verdict
 from drgrade.errors import ConfigError
 from drgrade.prediction.grader import Graded, Grader
@@ -302,27 +302,19 @@ def test_drawn_photographs_say_what_they_are():
     assert "not photographed" in name
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "no run is given"),
-        (["RUN"], "drgrade app checkpoint=RUN"),
-        (["checkpoint=/nowhere"], "not a run's folder"),
-    ],
-)
-def test_what_is_missing_is_named(arguments, message, monkeypatch):
-    from drgrade.app import server as isolation
+def test_a_missing_run_is_named(monkeypatch):
+    from drgrade.app import server
 
-    monkeypatch.setattr(isolation, "stay", lambda: None)  # this process has other things to do
-    monkeypatch.setattr(isolation, "silence", lambda: None)
-    with pytest.raises(ConfigError, match=message):
-        app.work(*parse(arguments, app.Settings()))
+    monkeypatch.setattr(server, "stay", lambda: None)  # this process has other things to do
+    monkeypatch.setattr(server, "silence", lambda: None)
+    with pytest.raises(ConfigError, match="not a run's folder"):
+        app.work(compose("app", checkpoint="/nowhere"))
 
 
 def test_missing_gradio_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'drgrade\[app\]'"):
-        app.work([], app.Settings(checkpoint=(Path("run"),)))
+        app.work(compose("app", checkpoint="run"))
 
 
 def test_a_port_that_is_taken_is_named():
@@ -358,7 +350,7 @@ def test_a_signal_ends_it_and_nothing_is_left(finished_run, tmp_path, number):
     )
     try:
         assert process.stdout.readline().startswith("http://127.0.0.1:")
-        folder = Path(re.search(r"uploads are in (\S+)", process.stderr.readline())[1])
+        folder = Path(re.search(r"uploads are kept in (\S+)", process.stderr.readline())[1])
         assert folder.is_dir()
         process.send_signal(number)
         _, said = process.communicate(timeout=30)

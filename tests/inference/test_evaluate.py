@@ -14,14 +14,14 @@ import pytest
 from hydra import compose, initialize_config_dir
 from sklearn.metrics import cohen_kappa_score
 
-from drgrade.cli import hydra_command
-from drgrade.cli.evaluate import listed
+from drgrade.cli import command
 from drgrade.config import CONF
 from drgrade.data.sources.demo import Demo
 from drgrade.errors import ConfigError, DataError
 from drgrade.evaluation.evaluation import evaluate
 from drgrade.prediction.grader import Grader
 from drgrade.publishing.hub import save_pretrained
+from drgrade.settings import EvaluateSettings
 
 P = [f"p{k}" for k in range(5)]
 FILES = {
@@ -313,24 +313,10 @@ def test_a_run_counts_once_in_an_ensemble(finished_run, run):
         run([finished_run(), f"{finished_run()}/"])
 
 
-@pytest.mark.parametrize(
-    ("argument", "expected"),
-    [
-        ("checkpoint=a/b,c-d", "checkpoint=[a/b,c-d]"),
-        ("checkpoint=a", "checkpoint=a"),
-        ("checkpoint=[a,b]", "checkpoint=[a,b]"),
-        ("checkpoint='a,b'", "checkpoint='a,b'"),
-        ("data.root=a,b", "data.root=a,b"),
-    ],
-)
-def test_runs_can_be_named_with_commas_alone(argument, expected):
-    assert listed(argument) == expected
-
-
 def test_a_setting_of_a_data_set_needs_a_data_set(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["evaluate", "data.root=x"])
-    monkeypatch.setattr(hydra_command, "_running", ["evaluate"])
-    said = hydra_command.explain_override("Could not override 'data.root'.")
+    monkeypatch.setattr(command, "_running", [EvaluateSettings])
+    said = command.explain_override("Could not override 'data.root'.")
     assert said == "data.root is a setting of a data set and none is named: add data=NAME"
 
 

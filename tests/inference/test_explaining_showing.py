@@ -1,7 +1,6 @@
 """Overlays and pages of a batch: all photographs are shown, whatever they are called and however they end."""
 
 import shutil
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -9,7 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from drgrade.cli.predict import Settings, work
+from drgrade.cli.predict import work
+from drgrade.config import compose
 from drgrade.errors import ConfigError, DataError
 from drgrade.explanation.explainer import Explainer
 from drgrade.explanation.overlay import file_name
@@ -191,15 +191,15 @@ def test_a_folder_that_cannot_be_made_is_one_line(explainer, inputs, tmp_path):
 
 def test_predict_makes_them_if_asked(explainer, inputs, tmp_path, finished_run, capsys):
     out = tmp_path / "out"
-    settings = Settings((finished_run(),), str(inputs), out, device="cpu", workers=1, abstain=False)
-    work([], replace(settings, overlays=True, map="c2", target="referable"))
+    settings = {"checkpoint": finished_run(), "input": inputs, "out": out, "device": "cpu", "abstain": False}
+    work(compose("predict", **settings, overlays=True, map="c2", target="referable"))
     assert capsys.readouterr().out.splitlines()[-1] == str(out / "overlays" / "index.html")
     text = _Page(out / "overlays" / "index.html").text
     assert "referable retinopathy" in text
     assert "c2" in text
     with pytest.raises(ConfigError, match="overlays was True and is False"):
-        work([], settings)
-    work([], replace(settings, overwrite=True))
+        work(compose("predict", **settings))
+    work(compose("predict", **settings, overwrite=True))
     assert not (out / "overlays").exists()
     with pytest.raises(ConfigError, match="maps=c9"):
-        work([], replace(settings, overlays=True, map="c9", overwrite=True))
+        work(compose("predict", **settings, overlays=True, map="c9", overwrite=True))

@@ -17,13 +17,14 @@ from omegaconf import OmegaConf
 from PIL import Image
 from tiny_run import REPOSITORY
 
-from drgrade.cli.export import Settings, summary, work
+from drgrade.cli.export import summary, work
+from drgrade.config import compose
 from drgrade.data.normalisation import MEAN, STD
-from drgrade.errors import ConfigError, DrgradeError
+from drgrade.errors import ConfigError
 from drgrade.exporting import export as job
 from drgrade.exporting import graph as torch_file
 from drgrade.exporting import onnx_file
-from drgrade.exporting.export import Wanted, export
+from drgrade.exporting.export import export
 from drgrade.exporting.graph import OUTPUTS, ExportedGrader
 from drgrade.exporting.parity import ParityError, check_parity, drawn_photographs
 from drgrade.models.encoder import TimmEncoder
@@ -31,6 +32,7 @@ from drgrade.models.grading_model import GradingModel
 from drgrade.models.heads import CornHead, CumulativeHead, RegressionHead, SoftmaxHead
 from drgrade.prediction.checkpoint import load_trained
 from drgrade.prediction.grader import Grader
+from drgrade.settings import ExportSettings
 from drgrade.training.build import make_photographs
 
 EXAMPLE = REPOSITORY / "examples" / "grade_photograph.py"
@@ -48,7 +50,9 @@ def exported(finished_run, tmp_path_factory):
     def make(file_format, *more):
         if (file_format, *more) not in made:
             out = tmp_path_factory.mktemp("exported") / f"grader{job.ENDINGS[file_format]}"
-            made[(file_format, *more)] = export(finished_run(*more), Wanted(file_format, out))
+            made[(file_format, *more)] = export(
+                ExportSettings.compose(checkpoint=finished_run(*more), format=file_format, out=out)
+            )
         return made[(file_format, *more)]
 
     return make
@@ -174,7 +178,7 @@ def test_a_vision_transformer_is_exported_to_onnx(finished_run):
 )
 def test_probes_are_exported_to_onnx(finished_run, tmp_path, protocol):
     folder = finished_run(*protocol, "protocol.val_fraction=0.3")
-    path = export(folder, Wanted("onnx", tmp_path / "probe.onnx")).path
+    path = export(ExportSettings.compose(checkpoint=folder, format="onnx", out=tmp_path / "probe.onnx")).path
     pixels = _tested(folder)
     _same(_run(path, pixels), Grader.load([folder], device="cpu").grade(pixels))
 
@@ -275,14 +279,14 @@ def test_a_file_that_is_there_is_not_replaced_unasked(exported, finished_run):
     path = exported("onnx").path
     before = path.read_bytes()
     with pytest.raises(ConfigError, match="overwrite=true"):
-        export(finished_run(), Wanted("onnx", path))
+        export(ExportSettings.compose(checkpoint=finished_run(), format="onnx", out=path))
     assert path.read_bytes() == before
 
 
 def test_a_file_is_replaced_when_asked(finished_run, tmp_path):
     out = tmp_path / "grader.pt2"
     out.write_text("old")
-    export(finished_run(), Wanted("torch", out, overwrite=True))
+    export(ExportSettings.compose(checkpoint=finished_run(), format="torch", out=out, overwrite=True))
     torch.export.load(out)
 
 
@@ -293,7 +297,7 @@ def test_nothing_is_kept_of_a_file_that_says_something_else(finished_run, tmp_pa
 
     monkeypatch.setattr(job, "torch_runner", off_by_little)
     with pytest.raises(ParityError, match="logits of 1 photographs"):
-        export(finished_run(), Wanted("torch", tmp_path / "grader.pt2"))
+        export(ExportSettings.compose(checkpoint=finished_run(), format="torch", out=tmp_path / "grader.pt2"))
     assert not list(tmp_path.iterdir())
 
 
@@ -313,18 +317,18 @@ def test_grades_that_do_not_follow_from_the_logits_are_noticed(finished_run):
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        (Wanted("torch", int8=True), "format=onnx"),
-        (Wanted("onnx", photographs=REPOSITORY), "int8=true"),
-        (Wanted("onnx", int8=True, count=4), "count=4"),
-        (Wanted("onnx", int8=True, resamples=5), "resamples=5"),
-        (Wanted("onnx", seed=-1), "seed=-1"),
-        (Wanted("onnx", out=REPOSITORY / "grader.pt2"), r"ends in \.onnx"),
-        (Wanted("onnx", out=REPOSITORY / "no" / "grader.txt"), r"ends in \.onnx"),
+        ({"format": "torch", "int8": True}, "format=onnx"),
+        ({"photographs": REPOSITORY}, "int8=true"),
+        ({"int8": True, "count": 4}, "count=4"),
+        ({"int8": True, "resamples": 5}, "resamples=5 is not allowed: whole number ≥ 100"),
+        ({"out": REPOSITORY / "grader.pt2"}, r"ends in \.onnx"),
+        ({"out": REPOSITORY / "no" / "grader.txt"}, r"ends in \.onnx"),
+        ({"checkpoint": [REPOSITORY, REPOSITORY]}, "ensembles are not exported"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(tmp_path, wanted, message):
     with pytest.raises(ConfigError, match=message):
-        export(tmp_path, wanted)
+        export(ExportSettings.compose(**{"checkpoint": tmp_path, **wanted}))
 
 
 def test_a_missing_package_is_named(monkeypatch, tmp_path):
@@ -333,25 +337,12 @@ def test_a_missing_package_is_named(monkeypatch, tmp_path):
         importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name)
     )
     with pytest.raises(ConfigError, match=r"onnxscript: pip install 'drgrade\[export\]'"):
-        export(tmp_path, Wanted("onnx"))
-
-
-def test_ensembles_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="ensembles are not exported"):
-        work([], Settings(checkpoint=(tmp_path, tmp_path)))
-
-
-@pytest.mark.parametrize(
-    ("paths", "settings"), [([], Settings()), ([REPOSITORY], Settings(checkpoint=(REPOSITORY,)))]
-)
-def test_the_run_is_named_by_checkpoint(paths, settings):
-    with pytest.raises(DrgradeError, match="checkpoint="):
-        work(paths, settings)
+        export(ExportSettings.compose(checkpoint=tmp_path, format="onnx"))
 
 
 def test_by_default_the_file_lies_with_the_run(finished_run, capsys):
     folder = finished_run()
-    work([], Settings(checkpoint=(folder,), format="torch"))
+    work(compose("export", checkpoint=folder, format="torch"))
     assert (folder / "export" / "grader.pt2").is_file()
     assert (folder / "export" / "grader.pt2.json").is_file()
     assert "at most" in capsys.readouterr().out

@@ -15,17 +15,20 @@ from drgrade.cli.export import summary
 from drgrade.data.sources.demo import Demo
 from drgrade.errors import ConfigError, DataError
 from drgrade.exporting import int8 as cost
-from drgrade.exporting.export import Wanted, export
+from drgrade.exporting.export import export
 from drgrade.exporting.int8 import RECIPES, Images, calibration_images, own_images
 from drgrade.exporting.onnx_file import onnx_runner
 from drgrade.prediction.checkpoint import load_trained
+from drgrade.settings import ExportSettings
 
 
 @pytest.fixture(scope="module")
 def int8(finished_run, tmp_path_factory):
     """The tiny DenseNet in eight bits."""
     out = tmp_path_factory.mktemp("int8") / "small.onnx"
-    return export(finished_run(), Wanted("onnx", out, int8=True, resamples=200))
+    return export(
+        ExportSettings.compose(checkpoint=finished_run(), format="onnx", out=out, int8=True, resamples=200)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +160,7 @@ def _moved(finished_run, tmp_path, **changes):
 def test_without_the_photographs_of_the_run_a_folder_is_asked_for(finished_run, tmp_path):
     folder = _moved(finished_run, tmp_path, photographs__source__root=str(tmp_path / "gone"))
     with pytest.raises(ConfigError, match=r"gone is not there.*photographs=DIR"):
-        export(folder, Wanted("onnx", int8=True))
+        export(ExportSettings.compose(checkpoint=folder, format="onnx", int8=True))
     assert not (tmp_path / "gone").exists()
     assert not (folder / "export").exists()
 
@@ -173,8 +176,8 @@ def test_other_photographs_than_the_run_had_are_not_taken_for_its_own(finished_r
 @pytest.mark.slow
 def test_without_test_photographs_agreement_is_measured_on_those_held_out(finished_run, drawn, tmp_path):
     folder = _moved(finished_run, tmp_path, photographs__source__root=str(tmp_path / "gone"))
-    wanted = Wanted("onnx", tmp_path / "a.onnx", int8=True, photographs=drawn, count=9)
-    made = export(folder, wanted)
+    options = {"out": tmp_path / "a.onnx", "int8": True, "photographs": drawn, "count": 9}
+    made = export(ExportSettings.compose(checkpoint=folder, **options))
     assert made.int8.kappas is None
     assert made.int8.agreement.photographs == made.int8.chosen_on == 2
     assert "gone is not there" in summary(made)[-1]

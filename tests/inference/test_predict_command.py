@@ -18,7 +18,8 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from drgrade.cli.predict import USAGE, Settings, main, work
+from drgrade.cli.predict import main, work
+from drgrade.config import compose
 from drgrade.data.sources.demo import Demo
 from drgrade.errors import ConfigError, DataError
 from drgrade.prediction.progress_db import NAME
@@ -43,7 +44,7 @@ def eyes(tmp_path_factory) -> Path:
 
 
 def _predict(run: Path, given: object, out: Path, **more) -> list[dict]:
-    work([], Settings((run,), str(given), out, device="cpu", workers=1, **more))
+    work(compose("predict", checkpoint=run, input=str(given), out=out, device="cpu", workers=1, **more))
     return [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
 
 
@@ -170,7 +171,7 @@ def test_referred_at_the_sensitivity_that_is_asked_for(finished_run, eyes, tmp_p
 
 def test_an_ensemble_and_views(finished_run, eyes, tmp_path):
     runs = finished_run(), finished_run("seed=1")
-    work([eyes], Settings(runs, None, tmp_path / "both", device="cpu", workers=1))
+    work(compose("predict", checkpoint=runs, input=eyes, out=tmp_path / "both", device="cpu", workers=1))
     both = [json.loads(line) for line in (tmp_path / "both/predictions.jsonl").read_text().splitlines()]
     each = [_predict(run, eyes, tmp_path / str(i)) for i, run in enumerate(runs)]
     mean = [
@@ -248,7 +249,7 @@ def test_interrupted_it_says_that_it_goes_on(finished_run, eyes, tmp_path):
     assert job.returncode == 130
     assert "Traceback" not in said, said
     assert said.splitlines()[-2:] == [
-        f"what is graded is kept in {tmp_path / 'out'}; the same command goes on",
+        f"finished photographs are kept in {tmp_path / 'out'}; the same command resumes",
         "interrupted",
     ]
 
@@ -284,7 +285,7 @@ def test_a_folder_of_other_things_is_never_written_to(finished_run, eyes, tmp_pa
 def test_the_same_command_finds_its_folder_again(finished_run, eyes, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
-        work([], Settings((finished_run(),), str(eyes), device="cpu", workers=1))
+        work(compose("predict", checkpoint=finished_run(), input=eyes, device="cpu", workers=1))
     (folder,) = (tmp_path / "outputs" / "predictions").iterdir()
     assert folder.name.startswith("eyes-")
     said = capsys.readouterr().out
@@ -296,20 +297,19 @@ def test_the_same_command_finds_its_folder_again(finished_run, eyes, tmp_path, m
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"checkpoint": ()}, "no run is given"),
+        ({"checkpoint": []}, r"checkpoint=\[\] is not allowed"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"workers": 0}, "workers=0"),
-        ({"format": ()}, "nothing to write"),
-        ({"input": None}, "no photographs are given"),
+        ({"format": []}, r"format=\[\] is not allowed: list of csv, jsonl"),
         ({"input": "nowhere"}, "input=nowhere is not there"),
         ({"input": "-", "out": None}, "name the folder of the results"),
         ({"sensitivity": 2.0}, "sensitivity=2.0"),
     ],
 )
 def test_what_makes_no_sense_is_refused(finished_run, eyes, tmp_path, settings, says):
-    given = {"checkpoint": (finished_run(),), "input": str(eyes), "out": tmp_path / "out", "device": "cpu"}
+    given = {"checkpoint": finished_run(), "input": eyes, "out": tmp_path / "out", "device": "cpu"}
     with pytest.raises((ConfigError, DataError), match=says):
-        work([], Settings(**{**given, **settings}))
+        work(compose("predict", **{**given, **settings}))
     assert not (tmp_path / "out").exists()
 
 
@@ -324,6 +324,6 @@ def test_help_teaches(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["predict", "--help"])
     main()
     said = capsys.readouterr().out
-    assert said.startswith(USAGE.rstrip())
-    for name in ("checkpoint=", "input=null", "sensitivity=null", "tta=none", "overwrite=false"):
+    assert said.startswith("Grade photographs")
+    for name in ("checkpoint=", "input=", "sensitivity=null", "tta=none", "overwrite=false"):
         assert f"  {name}" in said

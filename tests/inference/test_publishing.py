@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from drgrade.cli import publish
+from drgrade.cli.publish import work
+from drgrade.config import compose
 from drgrade.errors import ConfigError, DataError, DrgradeError
 from drgrade.files import file_sha256
 from drgrade.prediction.checkpoint import load_trained
@@ -427,34 +428,25 @@ def test_what_was_not_fetched_before_is_one_line_without_network(tmp_path):
 
 
 def test_the_command_writes_a_folder_or_a_card(finished_run, run_copy, tmp_path, capsys, fake_hub):
-    publish.run(
-        publish.work, publish.Settings(), "", [f"checkpoint={finished_run()}", f"to={tmp_path / 'out'}"]
-    )
+    work(compose("publish", checkpoint=finished_run(), to=tmp_path / "out"))
     assert capsys.readouterr().out == f"{tmp_path / 'out'}\n"
     assert load_trained(tmp_path / "out").record["status"] == "finished"
-    publish.run(publish.work, publish.Settings(), "", [f"checkpoint={run_copy}", "resamples=10"])
+    work(compose("publish", checkpoint=run_copy, resamples=10))
     assert capsys.readouterr().out == f"{run_copy / 'model_card.md'}\n"
-    publish.run(publish.work, publish.Settings(), "", [f"checkpoint={run_copy}", "to=hf://alice/grader"])
+    work(compose("publish", checkpoint=run_copy, to="hf://alice/grader"))
     assert capsys.readouterr().out == "https://huggingface.co/alice/grader/commit/1\n"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("settings", "message"),
     [
-        ([], "name a run's folder"),
-        (["runs/a"], r"checkpoint=runs/a\?"),
-        (["checkpoint=nowhere"], "not a run's folder"),
-        (["checkpoint={run}", "resamples=0"], "resamples=0"),
-        (["checkpoint={run}", "licence=my own/one"], "no name of a licence"),
+        ({}, "checkpoint is not given"),
+        ({"checkpoint": "nowhere"}, "not a run's folder"),
+        ({"resamples": 0}, "resamples=0"),
+        ({"licence": "my own/one"}, "no name of a licence"),
     ],
 )
-def test_the_command_refuses_in_one_line(finished_run, arguments, message):
-    given = [each.format(run=finished_run()) for each in arguments]
+def test_the_command_refuses_in_one_line(finished_run, settings, message):
+    given = {"checkpoint": finished_run(), **settings} if settings else {}
     with pytest.raises(ConfigError, match=message):
-        publish.work(*publish_arguments(given))
-
-
-def publish_arguments(given):
-    from drgrade.cli.arguments import parse
-
-    return parse(given, publish.Settings())
+        work(compose("publish", **given))

@@ -9,7 +9,8 @@ import pytest
 from omegaconf import OmegaConf
 from wandb_files import offline_runs
 
-from drgrade.cli.dashboard import Settings, work
+from drgrade.cli.dashboard import work
+from drgrade.config import compose
 from drgrade.errors import ConfigError, DataError
 from drgrade.sweeps.cells import Cell, write_sweep
 from drgrade.training.run import train
@@ -45,7 +46,7 @@ def written(sweep, capsys):
 
     def make(*overrides, **settings):
         folder = sweep(*overrides)
-        work([folder], Settings(**settings))
+        work(compose("dashboard", sweep=folder, **settings))
         read = [
             json.loads((folder / "dashboard" / f"{name}.json").read_text())
             for name in ("workspace", "report")
@@ -164,7 +165,7 @@ def test_offline_runs_are_named_pre_training_included(sweep, tmp_path, capsys):
         (place / "wandb" / "offline-run-1").mkdir(parents=True)
     (folder / CELLS[0] / "provenance.json").write_text(json.dumps({"encoder": str(encoder)}))
 
-    work([folder], Settings())
+    work(compose("dashboard", sweep=folder))
 
     assert (
         f"wandb sync {folder}/*/wandb/offline-run-* {encoder}/wandb/offline-run-*" in capsys.readouterr().out
@@ -175,7 +176,7 @@ def test_folders_with_blanks_can_be_pasted_into_a_shell(sweep, tmp_path, capsys)
     folder = sweep("logger=wandb").rename(tmp_path / "my sweep's")
     (folder / CELLS[0] / "wandb" / "offline-run-1").mkdir(parents=True)
 
-    work([folder], Settings())
+    work(compose("dashboard", sweep=folder))
 
     sync, again = (
         line for line in capsys.readouterr().out.splitlines() if str(tmp_path) in line and "  " in line
@@ -208,11 +209,11 @@ def test_what_was_published_is_replaced_by_the_next_one(sweep):
 
 def test_a_folder_that_is_no_sweep_of_wandb_is_refused(sweep, tmp_path):
     with pytest.raises(DataError, match=r"no sweep\.json"):
-        work([tmp_path], Settings())
+        work(compose("dashboard", sweep=tmp_path))
     with pytest.raises(DataError, match="logger=wandb"):
-        work([sweep("logger=csv")], Settings())
-    with pytest.raises(ConfigError, match="one sweep"):
-        work([], Settings())
+        work(compose("dashboard", sweep=sweep("logger=csv")))
+    with pytest.raises(ConfigError, match="sweep is not given"):
+        work(compose("dashboard"))
 
 
 def test_the_command(sweep):

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from datetime import datetime
 from pathlib import Path
 
 import pandas as pd
@@ -11,10 +10,13 @@ import pytest
 from sklearn.metrics import cohen_kappa_score
 from synthetic import fail_run, remove_run, write_runs
 
-from drgrade.cli.report import Settings, target, work
+from drgrade.cli.report import make_report
 from drgrade.errors import ConfigError, DataError
+from drgrade.settings import ReportSettings
 
-FAST = Settings(resamples=100)
+
+def report(runs, **settings):
+    return make_report(ReportSettings.compose(runs=runs, **{"resamples": 100, **settings}))
 
 
 @pytest.fixture(scope="module")
@@ -72,47 +74,46 @@ def test_the_numbers_are_those_of_the_stored_predictions(reported, sweep):
 
 def test_a_report_is_no_run_of_the_next_one(reported, sweep):
     before = (sweep / "report" / "table.csv").read_text()
-    work([sweep], FAST)
+    report(sweep)
     assert (sweep / "report" / "table.csv").read_text() == before
 
 
 def test_title_and_place_can_be_chosen(sweep, tmp_path, capsys):
-    work([sweep], Settings(out=tmp_path / "here", title="A & B", resamples=100))
+    report(sweep, out=tmp_path / "here", title="A & B")
     assert "<title>A &amp; B</title>" in (tmp_path / "here" / "report.html").read_text()
     assert capsys.readouterr().out.startswith("A & B\n")
 
 
-def test_several_folders_are_reported_in_outputs():
-    now = datetime(2026, 1, 2, 3, 4, 5)
-    assert target([Path("a"), Path("b")], None, now) == Path("outputs/reports/2026-01-02_03-04-05")
-    assert target([Path("a")], None, now) == Path("a/report")
-    assert target([Path("a")], Path("c"), now) == Path("c")
+def test_several_folders_are_reported_in_outputs(sweep, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = [folder for folder in sorted(sweep.iterdir()) if (folder / "metrics.json").exists()]
+    page = report(folders[:3])
+    assert page.parent.parent == Path("outputs/reports")
 
 
 def test_a_file_is_no_place_for_a_report(sweep, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="is a file"):
-        work([sweep], Settings(out=tmp_path / "file"))
+        report(sweep, out=tmp_path / "file")
 
 
 @pytest.mark.parametrize(
     ("folders", "settings", "says"),
     [
-        ([], {}, "no folder is given"),
-        (["nowhere"], {}, "nowhere is not there"),
-        ([__file__], {}, "is no folder"),
-        (["."], {"resamples": 10}, "intervals need 100 at least"),
-        (["."], {"seed": -1}, "seed=-1 is below 0"),
+        ([], {}, r"runs=\[\] is not allowed"),
+        (["nowhere"], {}, "nowhere does not exist"),
+        ([__file__], {}, "is not a folder"),
+        (["."], {"resamples": 10}, "resamples=10 is not allowed: whole number ≥ 100"),
     ],
 )
 def test_what_makes_no_sense_is_refused(folders, settings, says):
     with pytest.raises(ConfigError, match=says):
-        work([Path(folder) for folder in folders], Settings(**settings))
+        report(folders, **settings)
 
 
 def test_a_folder_without_runs_is_refused_and_nothing_is_written(tmp_path):
     with pytest.raises(DataError, match="no finished grading run"):
-        work([tmp_path], FAST)
+        report(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -120,8 +121,8 @@ def test_a_folder_without_runs_is_refused_and_nothing_is_written(tmp_path):
     ("arguments", "says"),
     [
         (["tilte=x"], "did you mean title"),
-        (["/nowhere"], "/nowhere is not there"),
-        (["--fast"], "no option --fast"),
+        (["/nowhere"], "/nowhere does not exist"),
+        (["seed=-1", "."], "seed=-1 is not allowed: whole number ≥ 0"),
     ],
 )
 def test_refusals_are_one_line_and_a_status(arguments, says):

@@ -23,8 +23,8 @@ from drgrade.config import CONF
 from drgrade.data.datamodules import GradingDataModule
 from drgrade.errors import ConfigError
 from drgrade.evaluation.validation import read_run
+from drgrade.overrides import as_override
 from drgrade.sweeps import search as search_module
-from drgrade.sweeps.overrides import as_override
 from drgrade.sweeps.search import SearchSweeper
 from drgrade.sweeps.trials import read_space
 from drgrade.training.run import train

@@ -5,9 +5,10 @@ import sys
 
 import pytest
 
-from drgrade.cli import hydra_command
+from drgrade.cli import command
 from drgrade.cli import main as drgrade
 from drgrade.cli.train import headline, work
+from drgrade.settings import TrainSettings
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def run(monkeypatch, capfd, overrides, tmp_path):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
         with pytest.raises(SystemExit) as caught:
-            hydra_command.run(work, "train")
+            command.run(work, TrainSettings)
         return caught.value.code, capfd.readouterr().err
 
     return call
@@ -41,8 +42,9 @@ def run(monkeypatch, capfd, overrides, tmp_path):
         ("data=idrid data.unlabelled=[ddrr]", "did you mean ddr"),
         ("data=folder data.root=/nowhere", "/nowhere"),
         ("data=ddr data.count=60", "did you mean data.root"),
-        ("data.root=~/ddr", "write $HOME"),
-        ("data.root=/x/(copy)", "two pairs of quotes"),
+        ("logger.x=/x/(copy)", "two pairs of quotes"),
+        ("seed=-1", "seed=-1 is not allowed: whole number ≥ 0"),
+        ("protocol.checkpoint=first", "protocol.checkpoint=first is not allowed: last, best"),
         ("encoder=timm", "encoder.name is not given"),
         ("seed=", "seed"),
     ],
@@ -82,7 +84,7 @@ def test_an_error_of_the_program_keeps_its_stack_trace(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["train.py"])
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RuntimeError, match="a bug"):
-        hydra_command.run(broken, "train")
+        command.run(broken, TrainSettings)
 
 
 def test_the_first_lines_say_demo_scale_and_the_command_for_real_data(compose):

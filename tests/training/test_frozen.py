@@ -12,12 +12,13 @@ from hydra.errors import InstantiationException
 from pytorch_lightning.loggers import Logger
 from sklearn.metrics import cohen_kappa_score
 
-from drgrade.cli import report
-from drgrade.cli.hydra_command import explain
+from drgrade.cli.command import explain
+from drgrade.cli.report import make_report
 from drgrade.config import CONF
 from drgrade.errors import ConfigError
 from drgrade.evaluation.evaluation import evaluate
 from drgrade.models.heads import RegressionHead
+from drgrade.settings import ReportSettings
 from drgrade.training import features as features_module
 from drgrade.training import probe as frozen
 from drgrade.training.build import make_encoder, seed_everything
@@ -333,7 +334,7 @@ def test_probes_of_several_fractions_and_folds_make_a_report(run, tmp_path):
     folders = [
         run(protocol, f"fold={fold}")[1] for protocol in ("linear", "knn", "majority") for fold in (0, 1)
     ]
-    report.work(folders, report.Settings(out=tmp_path / "report", resamples=100))
+    make_report(ReportSettings.compose(runs=folders, out=tmp_path / "report", resamples=100))
     table = pd.read_csv(tmp_path / "report" / "table.csv")
     measured = table[table["folds"] == 2]
     assert sorted(measured["protocol"]) == ["knn", "linear", "majority"]

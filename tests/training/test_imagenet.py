@@ -8,7 +8,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from drgrade.cli.hydra_command import explain
+from drgrade.cli.command import explain
 from drgrade.config import CONF
 from drgrade.errors import ConfigError, EncoderError
 from drgrade.evaluation.evaluation import evaluate

@@ -6,7 +6,7 @@ import pytest
 import torch
 from pytorch_lightning import Callback
 
-from drgrade.cli.hydra_command import explain
+from drgrade.cli.command import explain
 from drgrade.errors import ConfigError, EncoderError
 from drgrade.training import run as run_module
 from drgrade.training.build import make, make_encoder

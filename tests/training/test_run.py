@@ -11,7 +11,7 @@ from filelock import FileLock
 from pytorch_lightning import Callback
 from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score, roc_auc_score
 
-from drgrade.cli.hydra_command import explain
+from drgrade.cli.command import explain
 from drgrade.data.augmentation import FundusAugmentation
 from drgrade.data.datamodules import GradingDataModule
 from drgrade.data.splits.split import split_hash

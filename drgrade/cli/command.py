@@ -1,0 +1,322 @@
+"""What all commands share: read the command line, compose and check the config, print help and errors."""
+
+import os
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Container, Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import hydra
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from drgrade.config import (
+    CONF,
+    choices,
+    comments,
+    groups,
+    header,
+    nearest,
+    refuse_missing,
+    refuse_new_settings,
+    setting_names,
+)
+from drgrade.errors import ConfigError, DrgradeError
+from drgrade.overrides import quote, with_paths
+from drgrade.settings import CheckedSettings, declared, holds_text
+
+_FULL_ERROR = os.environ.setdefault("DRGRADE_FULL_ERROR", os.environ.get("HYDRA_FULL_ERROR", "0")) == "1"
+"""True if the user wants stack traces. Started processes read it under a name of its own, because :func:`run`
+changes Hydra's variable."""
+
+_WITH_VALUE = {
+    "--cfg",
+    "-c",
+    "--package",
+    "-p",
+    "--config-path",
+    "-cp",
+    "--config-name",
+    "-cn",
+    "--config-dir",
+}
+_WITH_VALUE |= {"-cd", "--info", "-i", "--experimental-rerun", "--shell-completion"}
+"""Options of Hydra that take a value."""
+
+_running: list[type[CheckedSettings]] = []
+"""Settings of the command that runs."""
+
+
+def run(function: Callable[[DictConfig], object], settings: type[CheckedSettings]) -> None:
+    """Compose a command's config from the command line and pass it to a function.
+
+    An error that the user can correct is printed as one line, and the exit status is 1.
+
+    Args:
+        function: Receives the composed config.
+        settings: Declares the command's settings and names its config.
+    """
+    _running[:] = [settings]
+    if {"-h", "--help", "help"}.intersection(sys.argv[1:]):
+        print(help_text(settings, sys.argv[1:]))
+        return
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then passes exceptions on instead of printing them
+    try:
+        sys.argv[1:] = arguments(sys.argv[1:], settings)
+        _share_run_folder(settings.config)
+        main = hydra.main(config_path=str(CONF), config_name=settings.config, version_base="1.3")
+        main(_job(function, settings))()
+    except Exception as error:
+        message = explain(error)
+        if _FULL_ERROR or message is None:
+            raise
+        fail(message)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def arguments(given: Sequence[str], settings: type[CheckedSettings]) -> list[str]:
+    """Rewrite a command line for Hydra.
+
+    Values of text and path settings are quoted where necessary, and positional paths become the value of the
+    setting that receives them.
+
+    Args:
+        given: Arguments of the command line.
+        settings: Settings of the command.
+
+    Returns:
+        Options first, then overrides: Hydra does not accept overrides both before and after an option.
+
+    Raises:
+        ConfigError: If an argument is neither an option nor a setting, and the command takes no paths.
+    """
+    kinds: dict[str, str | None] = {name: holds_text(kind) for name, kind in declared(settings).items()}
+    kinds |= {"hydra.run.dir": "one", "hydra.sweep.dir": "one"}
+    options: list[str] = []
+    overrides: list[str] = []
+    paths: list[str] = []
+    rest = iter(given)
+    for argument in rest:
+        name, _, value = argument.lstrip("+").partition("=")
+        if argument.startswith("-") and argument != "-":
+            options += [argument, *([next(rest, "")] if argument in _WITH_VALUE else [])]
+        elif not _is_setting(argument, settings, kinds):
+            paths.append(argument)
+        elif kinds.get(name) or (name not in kinds and os.sep in value and os.path.lexists(value)):
+            overrides.append(quote(argument, kinds.get(name) == "many", settings.sweeps))
+        else:
+            overrides.append(argument)
+    if not paths:
+        return [*options, *overrides]
+    if settings.positional is None:
+        hint = f" ({next(iter(settings.model_fields))}={paths[0]}?)" if os.path.lexists(paths[0]) else ""
+        raise ConfigError(f"{paths[0]} is not a setting; settings are written name=value{hint}")
+    return [*options, *with_paths(overrides, settings.positional, paths)]
+
+
+def _is_setting(argument: str, settings: type[CheckedSettings], kinds: Container[str]) -> bool:
+    """Return whether an argument is an override; a path may contain an equals sign, too."""
+    if argument.startswith("~") and not os.path.lexists(argument):
+        return True
+    name, equals, _ = argument.partition("=")
+    if settings.positional is None or not equals:
+        return bool(equals)
+    plain = re.fullmatch(r"\+{0,2}([A-Za-z_][\w.]*|hydra/[\w/]+)", name)
+    return plain is not None and (name.lstrip("+") in kinds or not os.path.lexists(argument))
+
+
+def _share_run_folder(config: str) -> None:
+    """Give the processes that torchrun or SLURM started the same folder: each has a time of its own."""
+    from drgrade.training.distributed import agree, started_together
+
+    if not started_together() or any(argument.startswith("hydra.run.dir=") for argument in sys.argv):
+        return
+    own = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(CONF / f"{config}.yaml")))
+    now = datetime.now()
+    folder = re.sub(r"\$\{now:([^}]+)\}", lambda found: now.strftime(found[1]), own["hydra"]["run"]["dir"])
+    sys.argv.append(f"hydra.run.dir={agree(folder)}")
+
+
+def fail(message: str) -> NoReturn:
+    """Print an error and exit with status 1."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _job(
+    function: Callable[[DictConfig], object], settings: type[CheckedSettings]
+) -> Callable[[DictConfig], None]:
+    """Wrap the function for Hydra: check the config first, print errors as one line."""
+
+    def job(cfg: DictConfig) -> None:
+        try:
+            refuse_new_settings(settings.config, HydraConfig.get().overrides.task)
+            refuse_missing(settings.config, cfg)
+            settings.check(cfg)
+            function(cfg)
+        except Exception as error:
+            # In a sweep, Hydra has to see the error to know that this job failed and others did not.
+            message = explain(error) if HydraConfig.get().mode == RunMode.RUN and not _FULL_ERROR else None
+            if message is None:
+                raise
+            fail(message)
+
+    return job
+
+
+def explain(error: BaseException) -> str | None:
+    """Describe an error that the user can correct.
+
+    Args:
+        error: What was raised.
+
+    Returns:
+        The description, or None for an error of the program.
+    """
+    for cause in _causes(error):
+        if isinstance(cause, DrgradeError):
+            return str(cause)  # with its line breaks: for a missing data set it shows the layout
+        if type(cause).__name__ == "MisconfigurationException":  # Lightning's; its import takes seconds
+            return _one_line(str(cause))
+        if isinstance(cause, OverrideParseException):
+            return _unreadable(str(cause.override))
+        if isinstance(cause, ConfigCompositionException | MissingConfigException):
+            return _one_line(explain_override(str(cause)))
+    if isinstance(error, OmegaConfBaseException | InstantiationException | HydraException):
+        return _one_line(str(error))
+    return None
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    causes: list[BaseException] = []
+    while error is not None and error not in causes:
+        causes.append(error)
+        error = error.__cause__ or error.__context__
+    return causes
+
+
+def explain_override(message: str) -> str:
+    """Turn Hydra's message about an override into one sentence with the nearest existing name."""
+    key = re.search(r"Could not override '([^']+)'", message)
+    if key:
+        return _unknown_key(key.group(1))
+    choice = re.search(r"Could not find '([^']+)/([^'/]+)'", message)
+    if choice:
+        group, name = choice.groups()
+        return f"there is no {group}={name}; {nearest(name, choices(group))}"
+    group_only = re.search(r"Could not find '([^']+)'", message)
+    if group_only:
+        return f"there is no config {group_only.group(1)!r}"
+    return message.split("\nSet the environment")[0]
+
+
+def _unreadable(override: str) -> str:
+    """Describe what to do about an override that is not in Hydra's grammar."""
+    return (
+        f"{override!r} cannot be read: a value with brackets, commas or other special characters needs "
+        """two pairs of quotes, as in 'logger.notes="first (of two)"'"""
+    )
+
+
+def _unknown_key(key: str) -> str:
+    if key == "experiment":
+        return f"an experiment is chosen with +experiment=NAME; {nearest('', choices(key))}"
+    known = _known_settings()
+    if key.startswith("data.") and "data.source" not in known and "data" in groups(_config()):
+        return f"{key} is a setting of a data set and none is named: add data=NAME"
+    return f"there is no setting {key!r} here; {nearest(key, known)}"
+
+
+def _config() -> str:
+    return _running[0].config if _running else "train"
+
+
+def _known_settings() -> list[str]:
+    """Return every setting of the command's config with the given data set, as ``a.b.c``."""
+    data = [argument for argument in sys.argv[1:] if re.fullmatch(r"data=\w+", argument)]
+    chosen = [each for each in data if each.removeprefix("data=") in choices("data")]
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose(_config(), chosen if "data" in groups(_config()) else [])
+    return sorted(setting_names(cfg))
+
+
+def help_text(settings: type[CheckedSettings], given: Sequence[str] = ()) -> str:
+    """Return the help of a command, from the comments in its YAML files.
+
+    Args:
+        settings: Settings of the command.
+        given: Arguments of the command line; the settings of a group chosen there are listed, too.
+    """
+    config = CONF / f"{settings.config}.yaml"
+    own = groups(settings.config)
+    parts = [header(config), "", "settings, with their defaults:", *_lines(config, "")]
+    for argument in given:
+        group, _, choice = argument.partition("=")
+        if group in own and choice in choices(group):
+            parts += ["", f"settings of {argument}:"]
+            parts += [line for file in _files(group, choice) for line in _lines(file, f"{group}.")]
+    offered = {group: choice for group, choice in own.items() if group not in _WIRING}
+    if offered:
+        parts += ["", "groups (GROUP=NAME, with the default first):"]
+        for group, default in offered.items():
+            others = [name for name in choices(group) if name != default]
+            parts += _columns(f"{group}={default or ''}", ", ".join(others))
+    return "\n".join([*parts, "", "--cfg job shows the composed config; --hydra-help lists Hydra's options."])
+
+
+_WIRING = ("hydra", "paths", "photographs", "callbacks", "local")
+"""Groups with one choice."""
+
+
+def _files(group: str, choice: str) -> list[Path]:
+    """Return the files of a choice in their order: those that it is based on, then its own."""
+    file = CONF / group / f"{choice}.yaml"
+    based_on = [str(each) for each in OmegaConf.load(file).get("defaults", []) if isinstance(each, str)]
+    return [*(each for name in based_on if name != "_self_" for each in _files(group, name)), file]
+
+
+def _lines(file: Path, prefix: str) -> Iterator[str]:
+    """Yield lines of help for the settings of a YAML file that have a comment."""
+    values = cast(DictConfig, OmegaConf.load(file))
+    for name, comment in comments(file).items():
+        yield from _columns(f"{prefix}{name}={default_text(values, name)}", comment)
+
+
+def default_text(values: DictConfig, name: str) -> str:
+    """Return a default value as it is written in YAML; nothing for a required one."""
+    raw: Any = OmegaConf.to_container(values, resolve=False)
+    for part in name.split("."):
+        raw = raw[part]
+    if raw == "???":
+        return ""
+    if isinstance(raw, str):
+        return raw
+    return yaml.safe_dump(raw, default_flow_style=True, width=1000).removesuffix("...\n").strip()
+
+
+def _columns(left: str, right: str) -> list[str]:
+    """Return a name and its explanation in two columns."""
+    indent = " " * 30
+    wrapped = textwrap.wrap(right, 110, initial_indent=indent, subsequent_indent=indent) or [indent]
+    if len(left) > 26:
+        return [f"  {left}", *wrapped]
+    return [f"  {left:28}{wrapped[0].strip()}", *wrapped[1:]]
