@@ -41,7 +41,7 @@ def compose(config: str, *overrides: str, **settings: object) -> DictConfig:
     refuse_new_settings(config, overrides)
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = hydra.compose(config, [*overrides, *given])
-    refuse_missing(config, cfg)
+    refuse_missing(cfg, config)
     return cfg
 
 
@@ -71,12 +71,12 @@ def setting_names(node: DictConfig, prefix: str = "") -> list[str]:
     return found
 
 
-def refuse_missing(config: str, cfg: DictConfig) -> None:
+def refuse_missing(cfg: DictConfig, config: str = "train") -> None:
     """Refuse a config in which a required value is not given.
 
     Args:
-        config: Name of the config in ``conf/``.
-        cfg: The composed config.
+        cfg: A composed config.
+        config: Its name in ``conf/``.
 
     Raises:
         ConfigError: Naming the setting and what it is.

@@ -14,7 +14,7 @@ from omegaconf.errors import InterpolationResolutionError
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from drgrade.config import compose
+from drgrade.config import compose, nearest
 from drgrade.errors import ConfigError
 
 
@@ -129,7 +129,7 @@ _ABSENT = object()
 
 def _values(model: type[CheckedSettings], cfg: DictConfig) -> dict[str, Any]:
     """Values of the declared settings, as plain Python objects; those that are not given are left out."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         try:
             value = cfg.get(name, _ABSENT)
@@ -154,7 +154,17 @@ def _message(model: Any, error: ErrorDetails) -> str:
     if error["type"] == "missing":
         return f"{name} is not given: {describe(model)}"
     shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
+    hint = nearest(str(value), _choices(model))
+    if hint.startswith("did you mean"):
+        return f"{name}={shown} is not allowed; {hint}"
     return f"{name}={shown} is not allowed: {describe(model)}"
+
+
+def _choices(kind: Any) -> list[str]:
+    """Return all literal values in an annotation."""
+    if get_origin(kind) is Literal:
+        return [str(value) for value in get_args(kind)]
+    return [value for part in get_args(kind) for value in _choices(part)]
 
 
 def _is_group(kind: Any) -> bool:
@@ -206,7 +216,8 @@ def describe(kind: Any) -> str:
 
 def declared(model: type[CheckedSettings], prefix: str = "") -> dict[str, Any]:
     """Return the declared settings of a command, ``a.b.c``, with their annotations."""
-    hints, found = get_type_hints(model, include_extras=True), {}
+    hints = get_type_hints(model, include_extras=True)
+    found: dict[str, Any] = {}
     for name in model.model_fields:
         if _is_group(hints[name]):
             found |= declared(hints[name], f"{prefix}{name}.")
@@ -232,7 +243,7 @@ class PathSettings(CheckedSettings):
 
     data: FilePath
     outputs: FilePath
-    run: FilePath
+    run: FilePath | None = None
     stores: FilePath | None
     encoders: FilePath
 

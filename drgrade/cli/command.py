@@ -166,7 +166,7 @@ def _job(
     def job(cfg: DictConfig) -> None:
         try:
             refuse_new_settings(settings.config, HydraConfig.get().overrides.task)
-            refuse_missing(settings.config, cfg)
+            refuse_missing(cfg, settings.config)
             settings.check(cfg)
             function(cfg)
         except Exception as error:
@@ -290,8 +290,9 @@ _WIRING = ("hydra", "paths", "photographs", "callbacks", "local")
 def _files(group: str, choice: str) -> list[Path]:
     """Return the files of a choice in their order: those that it is based on, then its own."""
     file = CONF / group / f"{choice}.yaml"
-    based_on = [str(each) for each in OmegaConf.load(file).get("defaults", []) if isinstance(each, str)]
-    return [*(each for name in based_on if name != "_self_" for each in _files(group, name)), file]
+    defaults = cast(DictConfig, OmegaConf.load(file)).get("defaults", [])
+    based_on = [name for name in defaults if isinstance(name, str) and name != "_self_"]
+    return [*(each for name in based_on for each in _files(group, name)), file]
 
 
 def _lines(file: Path, prefix: str) -> Iterator[str]:

@@ -1,5 +1,7 @@
 """``drgrade publish``: publish a run as a folder or on the Hugging Face hub, or write its model card."""
 
+from typing import Any
+
 from omegaconf import DictConfig
 
 from drgrade.cli.command import run
@@ -16,7 +18,8 @@ def work(cfg: DictConfig) -> None:
     from drgrade.publishing.hub import HUB, push_to_hub, save_pretrained
 
     it = PublishSettings.read(cfg)
-    given = {"seen": it.seen, "training_features": it.training_features, "licence": it.licence}
+    names = ("seen", "training_features", "licence")
+    given: dict[str, Any] = {name: getattr(it, name) for name in names}
     if not it.to:
         print(write_card(it.checkpoint, it.resamples, it.licence))
     elif it.to.startswith(HUB):

@@ -70,7 +70,7 @@ def _target(settings: ReportSettings) -> Path:
     elif len(settings.runs) == 1:
         folder = settings.runs[0] / "report"
     else:
-        folder = Path("outputs", "reports", f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
+        folder = settings.paths.outputs / "reports" / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file: name a folder with out=DIR")
     return folder

@@ -58,7 +58,7 @@ def predict(settings: PredictSettings) -> PredictionOutput:
     names = ["tta", "reading", "sensitivity", "abstain", "overlays"]
     names += ["map", "target", "overlay_size"] if settings.overlays else []
     job = describe(grader, settings.input, **{name: getattr(settings, name) for name in names})
-    folder = settings.out or _default_folder(job)
+    folder = settings.out or settings.paths.outputs / "predictions" / _default_name(job)
     inputs = Inputs(settings.input, leave_out=folder)
     if inputs.total == 0:
         raise ConfigError(f"input={','.join(settings.input)}: no photograph is there")
@@ -71,11 +71,11 @@ def predict(settings: PredictSettings) -> PredictionOutput:
         raise
 
 
-def _default_folder(job: Job) -> Path:
-    """Return the same folder for the same job, so that it resumes."""
+def _default_name(job: Job) -> str:
+    """Return the same name for the same job, so that it resumes."""
     first = Path(job["inputs"][0])
     digest = sha256(json.dumps(job, sort_keys=True).encode("utf-8", "backslashreplace")).hexdigest()
-    return Path("outputs", "predictions", f"{first.stem or 'photographs'}-{digest[:8]}")
+    return f"{first.stem or 'photographs'}-{digest[:8]}"
 
 
 def _run(

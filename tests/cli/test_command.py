@@ -114,14 +114,15 @@ def test_help_needs_no_torch_and_lists_the_settings_of_a_chosen_group():
         ("seed=x", "seed=x is not allowed: whole number ≥ 0"),
         ("seed=true", "seed=true is not allowed"),
         ("test=maybe", "test=maybe is not allowed: true or false"),
-        ("task=grade", "task=grade is not allowed: grading, pretext"),
+        ("task=grade", "task=grade is not allowed; did you mean grading?"),
+        ("task=both", "task=both is not allowed: grading, pretext"),
         ("label_fraction=0", "label_fraction=0 is not allowed: number > 0 and ≤ 1"),
         ("fold=last", "fold=last is not allowed: whole number ≥ 0, or published"),
         ("data.batch_size=null", "data.batch_size=null is not allowed: whole number ≥ 1"),
         ("head.dropout=1", "head.dropout=1 is not allowed: number ≥ 0 and < 1"),
         ("protocol.shots=0", "protocol.shots=0 is not allowed: whole number ≥ 1, or null"),
         ("pretext.seed=1.5", "pretext.seed=1.5 is not allowed"),
-        ("split.disagreeing=keep", "split.disagreeing=keep is not allowed: drop, keep_one, majority"),
+        ("split.disagreeing=keep", "split.disagreeing=keep is not allowed; did you mean keep_one?"),
     ],
 )
 def test_a_value_that_is_not_allowed_is_named_with_what_is(override, says):

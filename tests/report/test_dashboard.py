@@ -188,12 +188,13 @@ def test_folders_with_blanks_can_be_pasted_into_a_shell(sweep, tmp_path, capsys)
 
 
 def test_what_was_published_is_replaced_by_the_next_one(sweep):
-    from drgrade.reporting import dashboard
     from drgrade.reporting.dashboard.publishing import PUBLISHED, take_up
+    from drgrade.reporting.dashboard.sweep import read
+    from drgrade.reporting.dashboard.workspace import make_report, make_workspace
 
     folder = sweep("logger=wandb")
-    found = dashboard.read(folder, entity="clinic")
-    workspace, report = dashboard.make_workspace(found), dashboard.make_report(found)
+    found = read(folder, entity="clinic")
+    workspace, report = make_workspace(found), make_report(found)
     record = {"workspace": {"name": "nw-abc-v", "id": "w1"}, "report": {"id": "r1"}}
     (folder / PUBLISHED).write_text(json.dumps(record))
     take_up(workspace, report, folder)
