@@ -544,3 +544,13 @@ class DashboardSettings(CheckedSettings):
     entity: Text | None
     project: Text | None
     offline: bool | None
+
+
+COMMANDS: dict[str, type[CheckedSettings]] = {
+    model.config: model
+    for model in (
+        *(TrainSettings, PrepareSettings, AuditSettings, EvaluateSettings, PredictSettings, AppSettings),
+        *(ExportSettings, PublishSettings, ReportSettings, ReproduceSettings, DashboardSettings),
+    )
+}
+"""Command: its settings."""

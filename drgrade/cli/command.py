@@ -273,7 +273,7 @@ def help_text(settings: type[CheckedSettings], given: Sequence[str] = ()) -> str
         group, _, choice = argument.partition("=")
         if group in own and choice in choices(group):
             parts += ["", f"settings of {argument}:"]
-            parts += [line for file in _files(group, choice) for line in _lines(file, f"{group}.")]
+            parts += [line for file in group_files(group, choice) for line in _lines(file, f"{group}.")]
     offered = {group: choice for group, choice in own.items() if group not in _WIRING}
     if offered:
         parts += ["", "groups (GROUP=NAME, with the default first):"]
@@ -287,12 +287,12 @@ _WIRING = ("hydra", "paths", "photographs", "callbacks", "local")
 """Groups with one choice."""
 
 
-def _files(group: str, choice: str) -> list[Path]:
-    """Return the files of a choice in their order: those that it is based on, then its own."""
+def group_files(group: str, choice: str) -> list[Path]:
+    """Return the YAML files of a choice of a group: those that it is based on, then its own."""
     file = CONF / group / f"{choice}.yaml"
     defaults = cast(DictConfig, OmegaConf.load(file)).get("defaults", [])
     based_on = [name for name in defaults if isinstance(name, str) and name != "_self_"]
-    return [*(each for name in based_on for each in _files(group, name)), file]
+    return [*(each for name in based_on for each in group_files(group, name)), file]
 
 
 def _lines(file: Path, prefix: str) -> Iterator[str]:

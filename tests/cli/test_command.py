@@ -8,28 +8,20 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drgrade.cli import COMMANDS
 from drgrade.cli.command import arguments, help_text
 from drgrade.config import compose
 from drgrade.errors import ConfigError
 from drgrade.overrides import as_override
 from drgrade.settings import (
+    COMMANDS,
     AppSettings,
     AuditSettings,
-    CheckedSettings,
     PredictSettings,
     ReportSettings,
     TrainSettings,
     declared,
     describe,
 )
-
-SETTINGS = {
-    model.config: model
-    for parent in (CheckedSettings, TrainSettings)
-    for model in parent.__subclasses__()
-    if model.config
-}
 
 
 def read(override: str) -> object:
@@ -89,7 +81,7 @@ def test_written_values_come_back(text):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_has_purpose_usage_two_examples_and_defaults(name):
-    shown = help_text(SETTINGS[name])
+    shown = help_text(COMMANDS[name])
     purpose, rest = shown.split("\n\nusage: ", 1) if "\n\nusage: " in shown else ("", shown)
     assert purpose
     examples = rest.split("examples:\n")[1].split("\n\n")[0]
@@ -134,9 +126,9 @@ def test_a_value_that_is_not_allowed_is_named_with_what_is(override, says):
 @pytest.mark.parametrize("name", ["train", "prepare", "audit", "reproduce"])
 def test_every_default_is_allowed_and_every_declared_setting_exists(name):
     cfg = compose(name)
-    SETTINGS[name].check(cfg)
+    COMMANDS[name].check(cfg)
     other_choices = ("data.", "head.", "protocol.probe_sees_val")
-    for setting in declared(SETTINGS[name]):
+    for setting in declared(COMMANDS[name]):
         parent, _, key = setting.rpartition(".")
         node = cfg[parent] if parent else cfg
         assert key in node or setting.startswith(other_choices) or setting == "paths.run", setting
