@@ -3,10 +3,13 @@
 import difflib
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.hydra import Hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -26,6 +29,19 @@ ROLES = ("labelled", "unlabelled", "external")
 """Settings ``data.ROLE`` that name further data sets."""
 
 
+@contextmanager
+def initialized_hydra() -> Iterator[Hydra]:
+    """Initialise Hydra with the config folder, also within a job of Hydra."""
+    running = GlobalHydra.instance()
+    outer, running.hydra = running.hydra, None
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            assert running.hydra is not None
+            yield running.hydra
+    finally:
+        running.hydra = outer
+
+
 def compose(config: str, *overrides: str, **settings: object) -> DictConfig:
     """Compose a config outside of the command line.
 
@@ -39,7 +55,7 @@ def compose(config: str, *overrides: str, **settings: object) -> DictConfig:
     """
     given = [f"{name}={as_override(value)}" for name, value in settings.items()]
     refuse_new_settings(config, overrides)
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialized_hydra():
         cfg = hydra.compose(config, [*overrides, *given])
     refuse_missing(cfg, config)
     return cfg

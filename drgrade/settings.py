@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, Union, cast, get_arg
 from annotated_types import BaseMetadata, Ge, Gt, Le, Lt, MinLen
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from drgrade.config import compose, nearest
@@ -29,6 +29,9 @@ def _text(value: object) -> object:
 def _listed(value: object) -> object:
     return [value] if isinstance(value, str | Path) else value
 
+
+SOMETIMES: Any = Field(default=None)
+"""Default of a setting that not every choice of its group has."""
 
 FilePath = Annotated[Path, BeforeValidator(_path)]
 Paths = Annotated[list[FilePath], BeforeValidator(_listed), MinLen(1)]
@@ -108,20 +111,6 @@ class CheckedSettings(BaseModel):
             return cls.model_validate(_values(cls, cfg))
         except ValidationError as error:
             raise ConfigError(_message(cls, error.errors()[0])) from None
-
-    @classmethod
-    def check(cls, cfg: DictConfig) -> None:
-        """Check those settings that a composed config has.
-
-        Raises:
-            ConfigError: As :meth:`read`.
-        """
-        try:
-            cls.model_validate(_values(cls, cfg))
-        except ValidationError as error:
-            wrong = [each for each in error.errors() if each["type"] != "missing"]
-            if wrong:
-                raise ConfigError(_message(cls, wrong[0])) from None
 
 
 _ABSENT = object()
@@ -267,18 +256,18 @@ class DataSettings(CheckedSettings):
     strict: bool
     workers: Count | None
     max_pixels: Count
-    images: FilePath
-    csv: FilePath | None
-    image_column: Text
-    grade_column: Text | None
-    patient_column: Text | None
-    eye_column: Text | None
-    split_column: Text | None
-    include_unlisted: bool
-    count: Count
-    size: Count
-    seed: Natural
-    pairs: FilePath | None
+    images: FilePath = SOMETIMES
+    csv: FilePath | None = SOMETIMES
+    image_column: Text = SOMETIMES
+    grade_column: Text | None = SOMETIMES
+    patient_column: Text | None = SOMETIMES
+    eye_column: Text | None = SOMETIMES
+    split_column: Text | None = SOMETIMES
+    include_unlisted: bool = SOMETIMES
+    count: Count = SOMETIMES
+    size: Count = SOMETIMES
+    seed: Natural = SOMETIMES
+    pairs: FilePath | None = SOMETIMES
 
 
 class SplitSettings(CheckedSettings):
@@ -302,7 +291,7 @@ class ProtocolSettings(CheckedSettings):
     layer_decay: Fraction | None
     ema_decay: Annotated[float, Gt(0), Lt(1)] | None
     shots: Count | None
-    probe_sees_val: bool
+    probe_sees_val: bool = SOMETIMES
 
 
 class HeadSettings(CheckedSettings):
@@ -313,8 +302,8 @@ class HeadSettings(CheckedSettings):
     weighting: Literal["none", "balanced", "effective"]
     beta: Below1
     focal_gamma: NotNegative
-    loss: Literal["smooth_l1", "mse"]
-    thresholds: Literal["half", "fitted"]
+    loss: Literal["smooth_l1", "mse"] = SOMETIMES
+    thresholds: Literal["half", "fitted"] = SOMETIMES
 
 
 class PretextSettings(CheckedSettings):
@@ -426,9 +415,9 @@ class AuditSettings(CheckedSettings):
 class EvaluateData(CheckedSettings):
     """``data`` of ``drgrade evaluate``."""
 
-    root: FilePath
-    csv: FilePath | None
-    images: FilePath
+    root: FilePath = SOMETIMES
+    csv: FilePath | None = SOMETIMES
+    images: FilePath = SOMETIMES
     batch_size: Count | None
     num_workers: Natural | Literal["auto"]
 

@@ -51,7 +51,7 @@ def table(files: Sequence[str]) -> str:
     for name, meaning in meanings.items():
         values = [f"`{column[name]}`" if column.get(name) else "" for column in columns]
         rows.append([f"`{group}{name}`", *values, kinds.get(group + name, ""), _linked(meaning)])
-    return "\n".join(f"| {' | '.join(cell.replace('|', '\\|') for cell in row)} |" for row in rows)
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _paths(file: str) -> list[Path]:

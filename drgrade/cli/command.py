@@ -29,6 +29,7 @@ from drgrade.config import (
     comments,
     groups,
     header,
+    initialized_hydra,
     nearest,
     refuse_missing,
     refuse_new_settings,
@@ -167,7 +168,7 @@ def _job(
         try:
             refuse_new_settings(settings.config, HydraConfig.get().overrides.task)
             refuse_missing(cfg, settings.config)
-            settings.check(cfg)
+            settings.read(cfg)
             function(cfg)
         except Exception as error:
             # In a sweep, Hydra has to see the error to know that this job failed and others did not.
@@ -254,7 +255,7 @@ def _known_settings() -> list[str]:
     """Return every setting of the command's config with the given data set, as ``a.b.c``."""
     data = [argument for argument in sys.argv[1:] if re.fullmatch(r"data=\w+", argument)]
     chosen = [each for each in data if each.removeprefix("data=") in choices("data")]
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialized_hydra():
         cfg = hydra.compose(_config(), chosen if "data" in groups(_config()) else [])
     return sorted(setting_names(cfg))
 

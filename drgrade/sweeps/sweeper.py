@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hydra
 from hydra._internal.callbacks import Callbacks
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
@@ -24,7 +22,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from drgrade.config import CONF, refuse_missing
+from drgrade.config import initialized_hydra, refuse_missing
 from drgrade.errors import ConfigError, DrgradeError
 from drgrade.overrides import as_override
 from drgrade.runs.run_dir import AUTO, read_config
@@ -359,9 +357,7 @@ def plan_sweep(experiment: str, overrides: Sequence[str]) -> PlannedSweep:
     Raises:
         ConfigError: If the experiment is a search, or a setting is invalid.
     """
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        main = GlobalHydra.instance().hydra
-        assert main is not None
+    with initialized_hydra() as main:
         config = main.compose_config("train", [f"+experiment={experiment}", *overrides], RunMode.MULTIRUN)
         if str(config.hydra.sweeper._target_).rsplit(".", 1)[-1] != CellSweeper.__name__:
             raise ConfigError(f"+experiment={experiment} is a search: a table needs hydra/sweeper=cells")

@@ -119,14 +119,14 @@ def test_help_needs_no_torch_and_lists_the_settings_of_a_chosen_group():
 )
 def test_a_value_that_is_not_allowed_is_named_with_what_is(override, says):
     with pytest.raises(ConfigError) as error:
-        TrainSettings.check(compose("train", override))
+        TrainSettings.read(compose("train", override))
     assert str(error.value).startswith(says)
 
 
 @pytest.mark.parametrize("name", ["train", "prepare", "audit", "reproduce"])
 def test_every_default_is_allowed_and_every_declared_setting_exists(name):
     cfg = compose(name)
-    COMMANDS[name].check(cfg)
+    COMMANDS[name].read(cfg)
     other_choices = ("data.", "head.", "protocol.probe_sees_val")
     for setting in declared(COMMANDS[name]):
         parent, _, key = setting.rpartition(".")
