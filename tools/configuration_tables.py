@@ -1,7 +1,8 @@
 """Write the tables of docs/configuration.md from the YAML files and drgrade/settings.py.
 
 A line ``<!-- settings: FILE ... -->`` of the page begins a table of the settings in files below conf/, and
-``<!-- end -->`` ends it. Of several files, each gets a column with its defaults.
+``<!-- end -->`` ends it. Of several files, each gets a column with its defaults. ``-FILE`` leaves the settings of
+a file out.
 
     python tools/configuration_tables.py            # write the page
     python tools/configuration_tables.py --check    # exit with status 1 if the page is not up to date
@@ -36,19 +37,24 @@ def table(files: Sequence[str]) -> str:
     """Return the table of the settings that have a comment in one of the files.
 
     Args:
-        files: Names below ``conf/``, without ending: ``train``, or ``scale/demo``.
+        files: Names below ``conf/``, without ending: ``train``, or ``scale/demo``; with ``-`` to leave out.
     """
+    without = {
+        name for file in files if file[0] == "-" for path in _paths(file[1:]) for name in comments(path)
+    }
+    files = [file for file in files if file[0] != "-"]
     model = COMMANDS.get(files[0], TrainSettings)
     group = f"{files[0].rpartition('/')[0]}." if "/" in files[0] else ""
     kinds = {name: describe(kind) for name, kind in declared(model).items()}
     columns = [_defaults(file) for file in files]
     meanings: dict[str, str] = {}
-    for file in files:
-        for path in _paths(file):
-            meanings = {**comments(path), **meanings}
+    for path in (path for file in files for path in _paths(file)):
+        meanings |= {name: text for name, text in comments(path).items() if name not in meanings}
     heads = [file.rpartition("/")[2] for file in files] if len(files) > 1 else ["default"]
     rows = [["setting", *heads, "allowed", "meaning"], ["---"] * (3 + len(heads))]
     for name, meaning in meanings.items():
+        if name in without:
+            continue
         values = [f"`{column[name]}`" if column.get(name) else "" for column in columns]
         rows.append([f"`{group}{name}`", *values, kinds.get(group + name, ""), _linked(meaning)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

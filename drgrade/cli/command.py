@@ -284,7 +284,7 @@ def help_text(settings: type[CheckedSettings], given: Sequence[str] = ()) -> str
     return "\n".join([*parts, "", "--cfg job shows the composed config; --hydra-help lists Hydra's options."])
 
 
-_WIRING = ("hydra", "paths", "photographs", "callbacks", "local")
+_WIRING = ("hydra", "paths", "preparation@photographs", "callbacks", "local")
 """Groups with one choice."""
 
 

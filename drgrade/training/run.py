@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from drgrade.data.datamodules import GradingDataModule
 from drgrade.data.photographs import Photographs
@@ -23,6 +23,7 @@ from drgrade.runs.run_dir import (
     write_predictions,
     write_provenance,
 )
+from drgrade.settings import TrainSettings
 from drgrade.tasks.grading import GradingTask
 from drgrade.training.build import (
     checkpoints,
@@ -46,17 +47,6 @@ from drgrade.training.tracking.session import show, watched
 from drgrade.training.warning_filters import quieten
 
 log = logging.getLogger(__name__)
-
-TASKS = ("grading", "pretext")
-WHOLE_NUMBERS = {
-    "seed": 0,
-    "pretext.seed": 0,
-    "split.seed": 0,
-    "folds": 2,
-    "data.image_size": 8,
-    "data.batch_size": 1,
-}
-"""Settings that are whole numbers, with their least value."""
 
 
 def train(cfg: DictConfig, shared: Shared | None = None) -> dict[str, Any]:
@@ -106,30 +96,19 @@ def _train(cfg: DictConfig, folder: Path, checkpoint: Path | None, shared: Share
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """Refuse values of the wrong kind where they are given, not where they first hurt.
+    """Check types and ranges of the settings, and that they are consistent.
 
     Args:
         cfg: The run's config.
 
     Raises:
-        ConfigError: Naming the setting, its value and what it should be.
+        ConfigError: Naming the setting, its value, and what is allowed.
     """
-    if cfg.task not in TASKS:
-        raise ConfigError(f"task={cfg.task} is none of {', '.join(TASKS)}")
-    for name, least in WHOLE_NUMBERS.items():
-        value = OmegaConf.select(cfg, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ConfigError(f"{name}={value} is not a whole number of at least {least}")
-    if cfg.protocol.checkpoint not in (BEST, LAST):
-        raise ConfigError(f"protocol.checkpoint={cfg.protocol.checkpoint} is neither {BEST} nor {LAST}")
+    TrainSettings.read(cfg)
     if cfg.trainer.devices != 1 and "strategy" not in cfg.trainer:
         raise ConfigError(
             f"trainer.devices={cfg.trainer.devices}: for several devices use trainer=ddp or trainer=ddp_cpu"
         )
-    if not isinstance(cfg.test, bool):
-        raise ConfigError(f"test={cfg.test} is neither true nor false")
-    if not isinstance(cfg.label_fraction, int | float):
-        raise ConfigError(f"label_fraction={cfg.label_fraction} is not a number; 10 % is label_fraction=0.1")
     if cfg.task == "grading" and is_probe(cfg):
         check_probe(cfg)
 

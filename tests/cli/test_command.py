@@ -7,6 +7,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_run import REPOSITORY
 
 from drgrade.cli.command import arguments, help_text
 from drgrade.config import compose
@@ -132,6 +133,11 @@ def test_every_default_is_allowed_and_every_declared_setting_exists(name):
         parent, _, key = setting.rpartition(".")
         node = cfg[parent] if parent else cfg
         assert key in node or setting.startswith(other_choices) or setting == "paths.run", setting
+
+
+def test_the_page_of_the_configuration_is_up_to_date():
+    tool = [sys.executable, str(REPOSITORY / "tools" / "configuration_tables.py"), "--check"]
+    subprocess.run(tool, check=True)
 
 
 def test_types_are_described_in_words():
