@@ -1,8 +1,8 @@
 """Write the tables of docs/configuration.md from the YAML files and drgrade/settings.py.
 
 A line ``<!-- settings: FILE ... -->`` of the page begins a table of the settings in files below conf/, and
-``<!-- end -->`` ends it. Of several files, each gets a column with its defaults. ``-FILE`` leaves the settings of
-a file out.
+``<!-- end -->`` ends it. Of several files, each has a column with its defaults. ``-FILE`` leaves its settings
+out.
 
     python tools/configuration_tables.py            # write the page
     python tools/configuration_tables.py --check    # exit with status 1 if the page is not up to date

@@ -237,7 +237,7 @@ def test_a_run_without_a_test_never_asks_for_the_test_photographs(compose, tmp_p
     assert "val/qwk" in record
     assert not [name for name in record if name.startswith("test/")]
     assert not (tmp_path / "run" / "predictions.csv").exists()
-    with pytest.raises(ConfigError, match="neither true nor false"):
+    with pytest.raises(ConfigError, match="test=perhaps is not allowed: true or false"):
         train(compose("test=perhaps"))
 
 

@@ -176,9 +176,7 @@ def test_a_sweep_that_cannot_be_is_one_clear_line(argument, words, refused):
 
 def test_a_cell_that_is_refused_before_it_begins_says_why_in_the_end(refused):
     said = refused("seed=-1")
-    assert re.search(
-        r"failed +seed=-1 is not a whole number of at least 0\n  its output: .*output\.log", said
-    )
+    assert re.search(r"failed +seed=-1 is not allowed: whole number ≥ 0\n  its output: .*output\.log", said)
 
 
 def test_a_finished_cell_of_another_run_is_not_taken_for_this_one(compose, refused, tmp_path):
