@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 from common import blur, make_parser
 
-from drgrade.settings import AuditThresholds
 from drgrade.data.disc_detection import find_disc
 from drgrade.data.duplicates.thumbnail import make_thumbnail
 from drgrade.data.geometry import crop_disc
@@ -26,6 +25,7 @@ from drgrade.data.quality import measure
 from drgrade.data.sources.base import Source
 from drgrade.data.sources.demo import Demo
 from drgrade.data.sources.idrid import IDRiD
+from drgrade.settings import AuditThresholds
 
 SIGMAS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 SIZES = (224, 96)
