@@ -103,6 +103,7 @@ def test_an_interrupted_command_leaves_nothing_running(number, reproduce, tmp_pa
     assert "Traceback" not in output
     (cell,) = tmp_path.glob("sweeps/*/init-*")
     assert '"interrupted"' in (cell / "metrics.json").read_text()
+    assert "2 of 2 cells are not finished" in output
     assert not [line for line in processes() if str(tmp_path) in line]
 
 

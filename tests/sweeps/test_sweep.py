@@ -82,26 +82,6 @@ def test_a_cell_that_was_killed_resumes_from_its_last_checkpoint(sweep, command,
     assert metrics(cell) == metrics(tmp_path / "whole")
 
 
-def test_an_interrupted_sweep_stops_its_cells_and_says_so(sweep, tmp_path, metrics):
-    process = subprocess.Popen(
-        sweep("init=random", "scale.published_epochs=1000"),
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        preexec_fn=ignore_interrupts,
-    )
-    cells = tmp_path / "sweeps"
-    wait_for(lambda: list(cells.glob("*/init-*/checkpoints/last.ckpt")), process)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
-    (cell,) = cells.glob("*/init-*")
-    assert process.returncode != 0
-    assert metrics(cell)["status"] == "interrupted"
-    assert "1 of 1 cells are not finished" in output
-    assert not children(process.pid)
-
-
 def hear_interrupts():
     """Also where the tests run in the background of a shell, which has its children ignore them."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -137,11 +117,6 @@ def test_hydra_reads_the_folder_that_a_cell_is_given(name):
     read = {each.get_key_element(): str(each.value()) for each in map(parse, given)}
     assert read["hydra.sweep.dir"] == str(folder)
     assert read["sweep"] == name
-
-
-def ignore_interrupts():
-    """As a shell does for a command with nohup or & at its end; the cells must heed them all the same."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def children(pid):
