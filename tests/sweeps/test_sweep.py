@@ -82,17 +82,17 @@ def test_a_cell_that_was_killed_resumes_from_its_last_checkpoint(sweep, command,
     assert metrics(cell) == metrics(tmp_path / "whole")
 
 
-def hear_interrupts():
-    """Also where the tests run in the background of a shell, which has its children ignore them."""
+def default_interrupts():
+    """Undo that a shell starts background commands with SIGINT ignored."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def test_a_cell_that_has_just_ended_does_not_keep_the_others_from_being_stopped():
+def test_all_processes_are_stopped_if_one_has_just_ended():
     ended, working = (
         subprocess.Popen(
             [sys.executable, "-c", f"import time; time.sleep({seconds})"],
             start_new_session=True,
-            preexec_fn=hear_interrupts,
+            preexec_fn=default_interrupts,
         )
         for seconds in (0, 600)
     )
@@ -144,7 +144,7 @@ def refused(sweep, call_here):
         ("label_fraction=1,1.0", "occurs twice"),
     ],
 )
-def test_a_sweep_that_cannot_be_is_one_clear_line(argument, words, refused):
+def test_an_invalid_sweep_is_one_line(argument, words, refused):
     (line,) = [line for line in refused(argument).splitlines() if line.startswith("error: ")]
     assert words in line
 
@@ -154,7 +154,7 @@ def test_a_cell_that_is_refused_before_it_begins_says_why_in_the_end(refused):
     assert re.search(r"failed +seed=-1 is not allowed: whole number ≥ 0\n  its output: .*output\.log", said)
 
 
-def test_a_finished_cell_of_another_run_is_not_taken_for_this_one(compose, refused, tmp_path):
+def test_a_finished_cell_of_another_run_is_refused(compose, refused, tmp_path):
     name = "init-random_label_fraction-1.0_fold-0_seed-0"
     cfg = compose("+experiment=rotation_table", "init=random", "sweep=mine", run=f"mine/{name}")
     (tmp_path / "mine" / name).mkdir(parents=True)
