@@ -99,7 +99,7 @@ def transformer_layers(model: Any, covers: int) -> dict[str, ExplainableLayer]:
         does not expose its weights.
     """
     blocks = list(getattr(model, "blocks", []))
-    attentions = [getattr(block, "attn", None) for block in blocks]
+    attentions: list[Any] = [getattr(block, "attn", None) for block in blocks]
     modules = tuple(each for each in attentions if hasattr(each, "fused_attn") and hasattr(each, "attn_drop"))
     if not blocks or len(modules) != len(blocks) or not hasattr(model, "num_prefix_tokens"):
         return {}

@@ -291,8 +291,10 @@ def _create_from_file(name: str, path: Path, options: dict[str, Any]) -> nn.Modu
     missing: list[str] = []
     load = nn.Module.load_state_dict
 
-    def load_and_record(model: nn.Module, state: Mapping[str, Any], *_: Any, **__: Any) -> Any:
-        result = load(model, state, strict=False)
+    def load_and_record(
+        model: nn.Module, state: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        result = load(model, state, strict=False, assign=assign)
         missing.extend(result.missing_keys)
         return result
 

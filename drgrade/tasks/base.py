@@ -1,4 +1,4 @@
-"""What both tasks share: the optimiser and its schedule, compilation, memory format."""
+"""Base class of the tasks: optimiser and schedule, compilation, memory format, exact epoch means."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -19,17 +19,14 @@ OptimizerFactory = Callable[[Iterable[nn.Parameter] | Iterable[dict[str, Any]]],
 """Parameters, or groups of them -> optimiser."""
 
 ScheduleFactory = Callable[[Optimizer, int], LRScheduler]
-"""(optimiser, optimiser steps of the whole run) -> schedule that is stepped after each of them."""
+"""(optimiser, optimiser steps of the whole run) -> schedule, stepped after each optimiser step."""
 
-
-SUBSETS = ("train", "val", "test")
-
-SHARE = "share"
-"""Key of a group of parameters: its learning rate as a share of the optimiser's."""
+LR_FACTOR = "lr_factor"
+"""Key of a parameter group: its learning rate as a fraction of the optimiser's."""
 
 
 class Task(pl.LightningModule):
-    """An encoder that is trained.
+    """A LightningModule that trains an encoder.
 
     Attributes:
         encoder: Images to features.
@@ -45,22 +42,22 @@ class Task(pl.LightningModule):
         channels_last: bool = False,
         sync_batchnorm: bool = False,
     ) -> None:
-        """Keep the parts.
+        """Store the parts.
 
         Args:
             encoder: Images to features.
-            optimizer: Makes the optimiser.
-            schedule: Makes the learning-rate schedule.
+            optimizer: Creates the optimiser.
+            schedule: Creates the learning-rate schedule.
             averaged: Names of the quantities whose mean over an epoch is logged.
             compile: Compile the encoder with ``torch.compile``.
-            channels_last: Keep images and convolution weights with the channels last in memory.
-            sync_batchnorm: Take batch statistics over all GPUs.
+            channels_last: Use the channels-last memory format for images and convolution weights.
+            sync_batchnorm: Compute batch statistics over all GPUs.
         """
         super().__init__()
         self.encoder = encoder
         self._optimizer, self._schedule = optimizer, schedule
         self._means = nn.ModuleDict(
-            {f"{subset}/{name}": EpochMean() for subset in SUBSETS for name in averaged}
+            {f"{subset}/{name}": EpochMean() for subset in ("train", "val", "test") for name in averaged}
         )
         self._sync_batchnorm = sync_batchnorm
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -72,8 +69,8 @@ class Task(pl.LightningModule):
             self.encoder.feature_map = torch.compile(self.encoder.feature_map)  # type: ignore[method-assign]
 
     def configure_model(self) -> None:
-        """Convert normalisations, once, where several GPUs share a batch."""
-        # Of the strategy: the model itself is brought to its device only later.
+        """Convert batch normalisations, once, if several GPUs share a batch."""
+        # The strategy's device: the model itself is moved to its device later.
         device = self.trainer.strategy.root_device
         if self._sync_batchnorm and self.trainer.world_size > 1 and device.type == "cuda":
             for name, part in list(self.named_children()):
@@ -81,49 +78,41 @@ class Task(pl.LightningModule):
             self._sync_batchnorm = False
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """One optimiser over all parameters that learn, its schedule stepped after every optimiser step."""
+        """Create one optimiser over all trainable parameters, with its schedule stepped at every step."""
         try:
-            optimizer = self._optimizer(self._learning())
+            optimizer = self._optimizer(self.parameter_groups())
         except (TypeError, ValueError) as error:
             raise ConfigError(f"optimizer: {error}") from error
         for group in optimizer.param_groups:
-            group["lr"] *= group.get(SHARE, 1.0)  # before the schedule, which scales what it finds
+            group["lr"] *= group.get(LR_FACTOR, 1.0)  # before the schedule, which scales these rates
         steps = int(self.trainer.estimated_stepping_batches)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self._schedule(optimizer, steps), "interval": "step"},
         }
 
-    def _learning(self) -> list[nn.Parameter] | list[dict[str, Any]]:
-        """What the optimiser is made for: all parameters that learn, or groups of them."""
+    def parameter_groups(self) -> list[nn.Parameter] | list[dict[str, Any]]:
+        """Return the trainable parameters, or groups of them with an ``LR_FACTOR``."""
         return [each for each in self.parameters() if each.requires_grad]
 
-    def _log_means(self, subset: str, values: Mapping[str, Tensor], weight: int) -> None:
-        """Add a batch to the means of an epoch, which are exact however the set is divided.
+    def metric_prefix(self, subset: str) -> str:
+        """Return the prefix of the logged metrics of ``train``, ``val`` or ``test``."""
+        return subset
 
-        Lightning's own mean of a logged tensor is not: under gloo it cuts the mean number of images to a
-        whole one.
+    def log_means(self, subset: str, values: Mapping[str, Tensor], weight: int) -> None:
+        """Add batch means to the epoch means, which are exact for every division into batches and processes.
 
         Args:
             subset: ``train``, ``val`` or ``test``.
             values: Means over the batch.
-            weight: Images in it, or terms that the values are means of.
+            weight: Number of terms of the means, usually the images of the batch.
         """
         for name, value in values.items():
             mean = self._means[f"{subset}/{name}"]
             assert isinstance(mean, EpochMean)
             mean.update(value, weight)
-            self.log(f"{self._named(subset)}/{name}", mean, on_step=False, on_epoch=True)
+            self.log(f"{self.metric_prefix(subset)}/{name}", mean, on_step=False, on_epoch=True)
 
-    def _named(self, subset: str) -> str:
-        """What the metrics of a subset are logged under."""
-        return subset
-
-    def _images(self, batch: dict[str, Any]) -> Tensor:
-        """Images of a batch, (B, 3, H, W), as the encoder takes them."""
-        return self._memory(batch["image"])
-
-    def _memory(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in type and memory format of the encoder."""
-        images = images.to(self.dtype)  # double under 64-true
-        return images.contiguous(memory_format=self._memory_format)
+    def to_encoder_format(self, images: Tensor) -> Tensor:
+        """Convert images (B, 3, H, W) to the dtype and the memory format of the encoder."""
+        return images.to(self.dtype).contiguous(memory_format=self._memory_format)

@@ -1,4 +1,4 @@
-"""Fine-tuning on graded photographs, and testing."""
+"""Fine-tuning on graded photographs, validation and testing."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,18 +12,18 @@ from drgrade.metrics.distributed import GradingMetrics, Predictions, gather_rows
 from drgrade.models.encoder import Encoder
 from drgrade.models.heads import Head
 from drgrade.models.layer_groups import learning_rate_factors
-from drgrade.tasks.base import SHARE, OptimizerFactory, ScheduleFactory, Task
+from drgrade.tasks.base import LR_FACTOR, OptimizerFactory, ScheduleFactory, Task
 
 
 class GradingTask(Task):
-    """An encoder and a head that grade.
+    """Trains and evaluates an encoder with a grading head.
 
     Attributes:
-        head: Features to grade.
-        frozen_epochs: Epochs in which only the head learns.
+        head: Features to grades.
+        frozen_epochs: Initial epochs in which only the head learns.
         results: Metrics of the last pass over ``val`` and ``test``, in double precision (Lightning logs
             single).
-        tested: What metrics of a test are called: ``test``, or ``external/NAME``.
+        test_name: Prefix of the metrics of a test: ``test`` or ``external/NAME``.
     """
 
     def __init__(
@@ -38,41 +38,40 @@ class GradingTask(Task):
         channels_last: bool = False,
         sync_batchnorm: bool = False,
     ) -> None:
-        """Put the parts together.
+        """Create the head; the arguments not listed are those of :class:`Task`.
 
         Args:
             encoder: Images to features.
-            head: Makes the head for a number of features.
-            optimizer: Makes the optimiser.
-            schedule: Makes the learning-rate schedule.
-            frozen_epochs: Epochs at the start in which the encoder is frozen, the statistics of its
-                normalisation included.
-            layer_decay: Learning rate of each layer of the encoder as a share of that of the layer above it;
-                None for one learning rate.
+            head: Creates the head for a number of features.
+            optimizer: Creates the optimiser.
+            schedule: Creates the learning-rate schedule.
+            frozen_epochs: Initial epochs in which the encoder is frozen, including its batch statistics.
+            layer_decay: Learning rate of each layer of the encoder as a fraction of that of the layer above
+                it; None for a single learning rate.
             compile: Compile the encoder.
-            channels_last: Channels last in memory.
-            sync_batchnorm: Batch statistics over all GPUs.
+            channels_last: Use the channels-last memory format.
+            sync_batchnorm: Compute batch statistics over all GPUs.
 
         Raises:
-            ConfigError: If the decay is out of range.
-            EncoderError: If there is a decay and the encoder does not say what its layers are.
+            ConfigError: If ``layer_decay`` is out of range.
+            EncoderError: If ``layer_decay`` is set and the encoder does not define its layers.
         """
         super().__init__(encoder, optimizer, schedule, ("loss",), compile, channels_last, sync_batchnorm)
         self.head = head(encoder.num_features)
         self.frozen_epochs = frozen_epochs
-        self._shares = {} if layer_decay is None else learning_rate_factors(encoder, layer_decay)
-        self._kept: list[tuple[Tensor, Tensor]] | None = None
+        self._lr_factors = {} if layer_decay is None else learning_rate_factors(encoder, layer_decay)
+        self._stored_logits: list[tuple[Tensor, Tensor]] | None = None
         self.results: dict[str, dict[str, float]] = {}
-        self.tested = "test"
+        self.test_name = "test"
         self._metrics = torch.nn.ModuleDict(
             {f"{subset}_metrics": GradingMetrics() for subset in ("val", "test")}
         )
 
     def setup(self, stage: str) -> None:
-        """Give the head what it needs to know of the photographs before training.
+        """Compute class weights, and check that thresholds can be fitted.
 
         Raises:
-            ConfigError: If they do not allow what the head is set to.
+            ConfigError: If the photographs do not permit the settings of the head.
         """
         if stage != "fit":
             return
@@ -80,63 +79,65 @@ class GradingTask(Task):
         if self.head.weighting != "none":
             if data is None or data.balanced:
                 raise ConfigError(
-                    f"head.weighting={self.head.weighting} with data.balanced=true would make up for rare "
+                    f"head.weighting={self.head.weighting} with data.balanced=true would compensate for rare "
                     "grades twice; choose one of them"
                     if data is not None
-                    else "the weights of the grades come from the training photographs of a DataModule"
+                    else "the class weights are computed from the training photographs of a DataModule"
                 )
             self.head.set_counts(data.grade_counts("train"))
         if self.head.fits_thresholds and (data is None or not int(data.grade_counts("val").sum())):
             raise ConfigError(
-                "head.thresholds=fitted are fitted on validation photographs and there are none: set "
+                "head.thresholds=fitted needs validation photographs and there are none: set "
                 "protocol.val_fraction above 0, or head.thresholds=half"
             )
 
     @property
     def encoder_is_frozen(self) -> bool:
-        """Whether the current epoch belongs to the warm-up of the head."""
+        """True in the initial epochs in which only the head learns."""
         return self._trainer is not None and self.current_epoch < self.frozen_epochs
 
     def train(self, mode: bool = True) -> Self:
-        """Switch to training; a frozen encoder stays in evaluation: its batch statistics do not move."""
+        """Switch to training mode; a frozen encoder stays in evaluation mode."""
         super().train(mode)
         if mode and self.encoder_is_frozen:
             self.encoder.eval()
         return self
 
     def on_train_epoch_start(self) -> None:
-        """Freeze or thaw the encoder, also after a resume."""
+        """Freeze or unfreeze the encoder, also after a resume."""
         self.train()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Grade.
-
-        Args:
-            images: (B, 3, H, W), normalised.
-
-        Returns:
-            Logits of the head.
-        """
+        """Compute the logits (B, K) float32 of normalised images (B, 3, H, W)."""
         with torch.set_grad_enabled(
             torch.is_grad_enabled() and not (self.training and self.encoder_is_frozen)
         ):
             features = self.encoder(images)
         logits: Tensor = self.head(features)
-        return logits.float()  # losses and probabilities in full precision under autocast too
+        return logits.float()  # losses and probabilities in single precision under autocast too
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Loss of one batch."""
-        loss = self.head.training_loss(self(self._images(batch)), batch["grade"])
-        self._log_means("train", {"loss": loss}, len(batch["grade"]))
+        """Compute the loss of a batch."""
+        images, grades = self.to_encoder_format(batch["image"]), batch["grade"]
+        loss = self.head.training_loss(self(images), grades)
+        self.log_means("train", {"loss": loss}, len(grades))
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Collect results on validation photographs."""
+        """Add a batch to the validation metrics."""
         self._evaluate(batch, "val")
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Collect results on test photographs."""
+        """Add a batch to the test metrics."""
         self._evaluate(batch, "test")
+
+    def on_validation_epoch_start(self) -> None:
+        """Reset the validation metrics."""
+        self._collector("val").reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Reset the test metrics."""
+        self._collector("test").reset()
 
     def on_validation_epoch_end(self) -> None:
         """Compute the metrics over the whole validation set."""
@@ -147,77 +148,67 @@ class GradingTask(Task):
         self._log_metrics("test")
 
     def predictions(self, subset: str) -> Predictions:
-        """Results of the last pass over a subset, from all processes.
+        """Return the predictions of the last pass over ``val`` or ``test``; all processes must call.
 
-        Args:
-            subset: ``val`` or ``test``.
-
-        Returns:
-            One entry per photograph, by its row in the store.
+        The index of a prediction is the row of the photograph in the store.
         """
         return self._collector(subset).predictions()
 
     @contextmanager
-    def keeping_logits(self) -> Iterator[None]:
-        """Keep what the head says of each validation photograph; :meth:`logits` gives it."""
-        self._kept = []
+    def store_logits(self) -> Iterator[None]:
+        """Store the logits of validation passes, for :meth:`logits`."""
+        self._stored_logits = []
         try:
             yield
         finally:
-            self._kept = None
+            self._stored_logits = None
 
     def logits(self) -> tuple[Tensor, Tensor]:
-        """What :meth:`keeping_logits` has kept, from all processes; all must call.
+        """Return the stored logits (N, K) and grades (N,) int64 of all processes; all must call.
 
-        Returns:
-            (N, K) logits and (N,) int64 grades, each photograph once, on the CPU.
+        Each photograph occurs once; the tensors are on the CPU.
         """
-        assert self._kept, "no validation while logits were kept"
-        index, rows = (torch.cat(parts) for parts in zip(*self._kept, strict=True))
+        assert self._stored_logits, "no validation pass while logits were stored"
+        index, rows = (torch.cat(parts) for parts in zip(*self._stored_logits, strict=True))
         gathered = gather_rows(index, rows)[1]
         return gathered[:, :-1], gathered[:, -1].long()
 
-    def _learning(self) -> list[dict[str, Any]] | list[torch.nn.Parameter]:
-        """As in :class:`Task`; with layer-wise decay a group for each learning rate, the highest first."""
-        if not self._shares:
-            return super()._learning()
+    def parameter_groups(self) -> list[dict[str, Any]] | list[torch.nn.Parameter]:
+        """As in :class:`Task`; with layer-wise decay one group per learning rate, the highest first."""
+        if not self._lr_factors:
+            return super().parameter_groups()
         groups: dict[float, list[torch.nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                share = self._shares[name.removeprefix("encoder.")] if name.startswith("encoder.") else 1.0
-                groups.setdefault(share, []).append(parameter)
-        return [{"params": groups[share], SHARE: share} for share in sorted(groups, reverse=True)]
+                in_encoder = name.startswith("encoder.")
+                factor = self._lr_factors[name.removeprefix("encoder.")] if in_encoder else 1.0
+                groups.setdefault(factor, []).append(parameter)
+        return [{"params": groups[factor], LR_FACTOR: factor} for factor in sorted(groups, reverse=True)]
+
+    def metric_prefix(self, subset: str) -> str:
+        """As in :class:`Task`; ``test_name`` for the test set."""
+        return self.test_name if subset == "test" else subset
 
     def _collector(self, subset: str) -> GradingMetrics:
         collector = self._metrics[f"{subset}_metrics"]
         assert isinstance(collector, GradingMetrics)
         return collector
 
-    def _named(self, subset: str) -> str:
-        return self.tested if subset == "test" else subset
-
     def _evaluate(self, batch: dict[str, Any], subset: str) -> None:
-        logits, grades = self(self._images(batch)), batch["grade"]
+        logits, grades = self(self.to_encoder_format(batch["image"])), batch["grade"]
         loss = self.head.loss(logits, grades)
-        self._log_means(subset, {"loss": loss}, self.head.loss_terms(grades))
-        if self._kept is not None:
-            self._kept.append((batch["index"], torch.cat((logits, grades[:, None].to(logits)), dim=1)))
-        # What was fitted on the validation photographs must not be judged by them.
-        read = self.head.predict_unfitted if subset == "val" else self.head.predict
-        probabilities, predicted = self.head.probabilities(logits), read(logits)
+        self.log_means(subset, {"loss": loss}, self.head.loss_terms(grades))
+        if self._stored_logits is not None:
+            rows = torch.cat((logits, grades[:, None].to(logits)), dim=1)
+            self._stored_logits.append((batch["index"], rows))
+        # Thresholds fitted on the validation photographs must not be evaluated on them.
+        predict = self.head.predict_unfitted if subset == "val" else self.head.predict
+        probabilities, predicted = self.head.probabilities(logits), predict(logits)
         self._collector(subset).update(batch["index"], probabilities, predicted, grades)
 
     def _log_metrics(self, subset: str) -> None:
         metrics = self._collector(subset).compute()
-        named = self._named(subset)
-        self.results[subset] = {f"{named}/{name}": value for name, value in metrics.items()}
-        # Every process has computed the same figures from the gathered results: nothing is left to reduce.
+        prefix = self.metric_prefix(subset)
+        self.results[subset] = {f"{prefix}/{name}": value for name, value in metrics.items()}
+        # Every process has computed the same values from the gathered predictions.
         self.log_dict(self.results[subset], sync_dist=False)
-
-    def on_validation_epoch_start(self) -> None:
-        """Forget the last pass."""
-        self._collector("val").reset()
-
-    def on_test_epoch_start(self) -> None:
-        """Forget the last pass."""
-        self._collector("test").reset()

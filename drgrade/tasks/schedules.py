@@ -1,4 +1,4 @@
-"""Learning-rate schedules, as functions of the optimiser and the number of steps of the run."""
+"""Learning-rate schedules, created from the optimiser and the number of optimiser steps of the run."""
 
 import math
 
@@ -7,29 +7,18 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 
 def constant(optimizer: Optimizer, steps: int) -> LRScheduler:
-    """The learning rate of the published protocol: the same throughout.
-
-    Args:
-        optimizer: Whose learning rate it is.
-        steps: Optimiser steps of the run (unused: a constant has no end).
-
-    Returns:
-        The schedule.
-    """
+    """Create a constant schedule, as in the published protocol; ``steps`` is not used."""
     return LambdaLR(optimizer, lambda step: 1.0)
 
 
 def cosine(optimizer: Optimizer, steps: int, warmup: float = 0.05, floor: float = 0.01) -> LRScheduler:
-    """Linear warm-up, then half a cosine down (Loshchilov and Hutter, ICLR 2017, without restarts).
+    """Create a linear warm-up followed by cosine annealing (Loshchilov and Hutter, ICLR 2017, no restarts).
 
     Args:
-        optimizer: Whose learning rate it is.
+        optimizer: The optimiser.
         steps: Optimiser steps of the run.
-        warmup: Share of the steps in which the rate rises, in [0, 1).
-        floor: Rate at the end as a share of the highest.
-
-    Returns:
-        The schedule.
+        warmup: Fraction of the steps for the warm-up, in [0, 1).
+        floor: Final learning rate as a fraction of the highest.
     """
     rising = max(1, round(warmup * steps)) if warmup else 0
 

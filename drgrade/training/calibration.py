@@ -35,7 +35,7 @@ def fit_thresholds(
         ``threshold_1``, ... and ``val/qwk_fitted``, which is optimistic: the thresholds are the best ones for
         these very photographs. ``val/qwk`` goes on meaning a reading that has not been fitted.
     """
-    with task.keeping_logits():
+    with task.store_logits():
         trainer.validate(task, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)
         logits, grades = (each.to(task.device) for each in task.logits())
     task.head.fit_thresholds(logits, grades)

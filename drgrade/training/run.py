@@ -226,19 +226,19 @@ def test(
     """
     metrics: dict[str, float] = {}
     for name in ("test", *data.external):
-        data.tested, task.tested = name, name if name == "test" else f"external/{name}"
+        data.tested, task.test_name = name, name if name == "test" else f"external/{name}"
         metrics |= trainer.test(
             task, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False
         )[0]
         metrics |= task.results["test"]
         predictions = task.predictions("test")  # gathered: every process has to ask
-        metrics |= calibrated_figures(task.tested, predictions, calibration)
+        metrics |= calibrated_figures(task.test_name, predictions, calibration)
         if kept is not None:
-            kept[task.tested] = predictions
+            kept[task.test_name] = predictions
         if is_main_process():
             ids = data.photographs.split["image_id"]
             write_predictions(folder, predictions, ids, "" if name == "test" else name)
-        show(trainer, task.tested, predictions, data.photographs)
+        show(trainer, task.test_name, predictions, data.photographs)
     return metrics
 
 

@@ -1,4 +1,4 @@
-"""Temperature, thresholds and operating points against scikit-learn, scipy and naive loops."""
+"""Temperature, thresholds, operating points and their metrics against scikit-learn, SciPy and naive loops."""
 
 import json
 import math
@@ -10,14 +10,25 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
-from sklearn.metrics import log_loss, roc_curve
+from sklearn.metrics import cohen_kappa_score, log_loss, recall_score, roc_curve
 
 from drgrade.errors import ConfigError, DataError
-from drgrade.metrics.functional import confusion_matrix, quadratic_weighted_kappa
+from drgrade.metrics.functional import (
+    brier_score,
+    confusion_matrix,
+    expected_calibration_error,
+    negative_log_likelihood,
+    quadratic_weighted_kappa,
+)
 from drgrade.models.calibration import (
     MIN_PHOTOGRAPHS,
+    NUM_PARTS,
+    TARGET_SENSITIVITIES,
     Calibration,
+    OperatingPoint,
     apply_temperature,
+    calibrated_metrics,
+    cross_fitted_metrics,
     ensemble_calibration,
     expected_grade,
     fit_calibration,
@@ -29,14 +40,14 @@ from drgrade.models.calibration import (
 
 
 def _drawn(count=400, sharpness=3.0, seed=0):
-    """A model that is right more often than not, and too sure of it where ``sharpness`` is high."""
+    """Probabilities of a model that is usually correct, and overconfident if ``sharpness`` is high."""
     rng = np.random.default_rng(seed)
     grades = rng.integers(0, 5, count)
     distance = np.abs(np.arange(5)[None] - (grades + rng.normal(0, 1, count))[:, None])
     return torch.softmax(torch.from_numpy(-sharpness * distance), dim=1), torch.from_numpy(grades)
 
 
-def test_the_temperature_is_the_most_probable_one_that_scipy_finds():
+def test_the_temperature_equals_scipys_posterior_mode():
     probabilities, grades = _drawn()
 
     def loss(temperature):
@@ -49,7 +60,7 @@ def test_the_temperature_is_the_most_probable_one_that_scipy_finds():
     assert fit_temperature(probabilities, grades) == pytest.approx(math.exp(reference.x[0]), rel=1e-4)
 
 
-def test_ten_photographs_that_are_all_right_ask_for_no_certainty():
+def test_the_prior_bounds_the_temperature_of_ten_photographs():
     probabilities = torch.full((10, 5), 0.05, dtype=torch.float64)
     grades = torch.arange(10) % 5
     probabilities[torch.arange(10), grades] = 0.8
@@ -58,7 +69,7 @@ def test_ten_photographs_that_are_all_right_ask_for_no_certainty():
     assert many < fit_temperature(probabilities, grades)
 
 
-def test_an_operating_point_stands_clear_of_the_scores():
+def test_thresholds_of_operating_points_are_midpoints():
     scores = torch.tensor([0.1, 0.3, 0.6, 0.9])
     points = operating_points(scores, torch.tensor([False, True, False, True]))
     assert [each.threshold for each in points] == pytest.approx([0.75, 0.2])
@@ -68,7 +79,7 @@ def test_an_operating_point_stands_clear_of_the_scores():
 
 
 @pytest.mark.parametrize(("sharpness", "above"), [(6.0, True), (0.3, False)])
-def test_overconfidence_is_cooled_and_underconfidence_sharpened(sharpness, above):
+def test_overconfidence_gives_a_temperature_above_1(sharpness, above):
     assert (fit_temperature(*_drawn(sharpness=sharpness)) > 1) == above
 
 
@@ -89,7 +100,7 @@ def test_tempering_keeps_the_order_and_the_sum(values, temperature):
     assert (found.gather(1, order).diff(dim=1) >= -1e-12).all()
 
 
-def test_thresholds_do_at_least_as_well_as_rounding_on_the_photographs_they_were_fitted_to():
+def test_fitted_thresholds_are_at_least_as_good_as_rounding():
     probabilities, grades = _drawn(sharpness=1.0)
     calibration = fit_calibration(probabilities, grades)
     rounded = (expected_grade(calibration.probabilities(probabilities)) + 0.5).floor().long()
@@ -153,7 +164,7 @@ def test_referable_is_grade_2_and_worse():
     assert float(referable_probability(torch.tensor([[0.1, 0.2, 0.3, 0.25, 0.15]]))) == pytest.approx(0.7)
 
 
-def test_json_gives_back_the_same_bits():
+def test_json_restores_the_same_bits():
     calibration = fit_calibration(*_drawn())
     assert Calibration.from_json(calibration.to_json()) == calibration
 
@@ -181,7 +192,7 @@ def test_damaged_json_is_refused(text):
         ("of_another_version", 1),
     ],
 )
-def test_what_cannot_have_been_fitted_is_refused(name, value):
+def test_impossible_values_are_refused(name, value):
     record = json.loads(fit_calibration(*_drawn(50)).to_json())
     with pytest.raises(DataError, match="calibration is damaged"):
         Calibration.from_json(json.dumps({**record, name: value}))
@@ -193,3 +204,122 @@ def test_an_ensemble_takes_the_mean_thresholds_and_no_temperature():
     assert both.temperature == 1
     assert both.thresholds == pytest.approx(np.mean([one.thresholds, other.thresholds], axis=0))
     assert ensemble_calibration([one]) is one
+
+
+def _overconfident(count, seed=0):
+    return _drawn(count, 4.0, seed)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """A calibration, and photographs that it was not fitted on."""
+    return fit_calibration(*_overconfident(120)), *_overconfident(300, seed=1)
+
+
+def test_metrics_equal_scikit_learns(fitted):
+    calibration, probabilities, grades = fitted
+    found = calibrated_metrics(probabilities, grades, calibration)
+    tempered_ = apply_temperature(probabilities, calibration.temperature)
+    read = np.digitize(tempered_.numpy() @ np.arange(5), calibration.thresholds)
+    truth = grades.numpy()
+    assert found["qwk_thresholds"] == pytest.approx(cohen_kappa_score(truth, read, weights="quadratic"))
+    assert found["nll_calibrated"] == pytest.approx(log_loss(truth, tempered_.numpy(), labels=range(5)))
+    assert found["ece_calibrated"] == expected_calibration_error(tempered_, grades)
+    assert found["brier_calibrated"] == brier_score(tempered_, grades)
+    for target in TARGET_SENSITIVITIES:
+        referred = tempered_[:, 2:].sum(dim=1).numpy() >= calibration.point(target).threshold
+        true_negative = int((~referred & (truth < 2)).sum())
+        assert found[f"sensitivity_at_{target:g}"] == pytest.approx(recall_score(truth >= 2, referred))
+        assert found[f"specificity_at_{target:g}"] == pytest.approx(true_negative / (truth < 2).sum())
+
+
+def test_an_overconfident_model_is_better_calibrated_on_other_photographs(fitted):
+    calibration, probabilities, grades = fitted
+    found = calibrated_metrics(probabilities, grades, calibration)
+    assert calibration.temperature > 1
+    assert found["nll_calibrated"] < found["nll"]
+    assert found["brier_calibrated"] < found["brier"]
+    assert found["ece_calibrated"] < expected_calibration_error(probabilities, grades)
+
+
+def test_without_a_fit_there_are_only_uncalibrated_metrics():
+    assert calibrated_metrics(*_overconfident(50), Calibration()).keys() == {"nll", "brier"}
+
+
+def test_without_operating_points_the_other_metrics_remain():
+    probabilities, grades = _overconfident(60)
+    calibration = fit_calibration(probabilities, grades.clamp(max=1))
+    found = calibrated_metrics(probabilities, grades, calibration)
+    assert "nll_calibrated" in found
+    assert not any("_at_" in name for name in found)
+
+
+def test_an_ensemble_passes_its_own_probabilities_and_thresholds(fitted):
+    calibration, probabilities, grades = fitted
+    both = ensemble_calibration([calibration, calibration])
+    own = calibration.probabilities(probabilities)
+    cuts = {target: calibration.point(target).threshold for target in TARGET_SENSITIVITIES}
+    alone = calibrated_metrics(probabilities, grades, calibration)
+    assert calibrated_metrics(probabilities, grades, both, own, cuts) == pytest.approx(alone)
+
+
+def test_metrics_are_named_by_the_target_sensitivity():
+    probabilities, grades = _overconfident(60)
+    points = (OperatingPoint(0.99, 0.97, 1.0), OperatingPoint(0.0, 1.0, 0.0))
+    found = calibrated_metrics(probabilities, grades, Calibration(points=points, photographs=60))
+    assert found["sensitivity_at_0.95"] == found["sensitivity_at_0.8"] < 0.97
+
+
+def _naive_cross_fit(probabilities, grades, groups):
+    """Parts of groups dealt out by highest grade, each calibrated with what the rest was fitted to."""
+    rows = range(len(grades))
+    order = sorted(
+        sorted(set(groups)), key=lambda name: max(int(grades[i]) for i in rows if groups[i] == name)
+    )
+    part = {name: place % NUM_PARTS for place, name in enumerate(order)}
+    calibrated, read = torch.empty_like(probabilities), torch.empty_like(grades)
+    for i in rows:
+        others = [j for j in rows if part[groups[j]] != part[groups[i]]]
+        fitted = fit_calibration(probabilities[others], grades[others])
+        calibrated[i] = fitted.probabilities(probabilities[i : i + 1])[0]
+        read[i] = fitted.predict(calibrated[i : i + 1])[0]
+    return calibrated, read
+
+
+def test_cross_fitting_equals_a_loop_over_parts_of_groups():
+    probabilities, grades = _overconfident(60)
+    groups = [f"g{i // 2}" for i in range(60)]
+    found = cross_fitted_metrics(probabilities, grades, groups)
+    calibrated, read = _naive_cross_fit(probabilities, grades, groups)
+    assert found["nll"] == negative_log_likelihood(probabilities, grades)
+    assert found["nll_calibrated"] == pytest.approx(negative_log_likelihood(calibrated, grades))
+    kappa = cohen_kappa_score(grades.numpy(), read.numpy(), weights="quadratic")
+    assert found["qwk_thresholds"] == pytest.approx(kappa)
+    assert (
+        found.keys()
+        == calibrated_metrics(probabilities, grades, fit_calibration(probabilities, grades)).keys()
+    )
+
+
+def test_cross_fitting_removes_the_optimism_of_fitted_thresholds():
+    """A model that knows nothing has a QWK of 0; thresholds find some on their own photographs."""
+    generator = torch.Generator().manual_seed(0)
+    own, left_out = [], []
+    for _ in range(20):
+        nothing = torch.softmax(torch.randn(60, 5, generator=generator, dtype=torch.float64), dim=1)
+        grades = torch.randint(0, 5, (60,), generator=generator)
+        own.append(calibrated_metrics(nothing, grades, fit_calibration(nothing, grades))["qwk_thresholds"])
+        left_out.append(cross_fitted_metrics(nothing, grades, list(map(str, range(60))))["qwk_thresholds"])
+    assert np.mean(own) > 0.1
+    assert abs(np.mean(left_out)) < 0.05
+
+
+def test_cross_fitting_needs_enough_photographs_outside_every_part():
+    for count in (3, 12):
+        probabilities, grades = _overconfident(count)
+        assert cross_fitted_metrics(probabilities, grades, list(map(str, range(count)))).keys() == {
+            "nll",
+            "brier",
+        }
+    one_group = cross_fitted_metrics(*_overconfident(60), ["all"] * 60)
+    assert one_group.keys() == {"nll", "brier"}

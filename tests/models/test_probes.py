@@ -1,4 +1,4 @@
-"""Probes: each equals an independent reference, and a fitted one travels in a state dict."""
+"""Probes equal independent references, and a fitted one is restored from its state dict."""
 
 import math
 from functools import partial
@@ -17,7 +17,7 @@ from torch import nn
 from drgrade.errors import ConfigError
 from drgrade.models.heads import CornHead, CumulativeHead, RegressionHead, SoftmaxHead
 from drgrade.models.linear_probe import LinearProbe
-from drgrade.models.probes import FittedHead, KnnProbe, MajorityProbe, PrototypeProbe
+from drgrade.models.probes import FittedHead, KnnProbe, MajorityProbe, PrototypeProbe, knn_shares
 
 HEADS = [CumulativeHead, CornHead, SoftmaxHead, RegressionHead]
 D = 12
@@ -355,3 +355,35 @@ def test_the_majority_is_the_most_frequent_grade_and_its_probabilities_the_frequ
         float(F.nll_loss(shares.log(), torch.tensor([2, 2, 0])))
     )
     assert not probe.needs_features
+
+
+def example(count=40, bank=60, width=7, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn(count, width, generator=generator),
+        torch.randn(bank, width, generator=generator),
+        torch.randint(0, 5, (bank,), generator=generator),
+    )
+
+
+@pytest.mark.parametrize("neighbours", [1, 5, 60])
+def test_votes_are_those_of_scikit_learn(neighbours):
+    features, bank, grades = example()
+    grades[:5] = torch.arange(5)
+    reference = KNeighborsClassifier(
+        neighbours, metric="cosine", algorithm="brute", weights=lambda distance: np.exp((1 - distance) / 0.07)
+    )
+    expected = reference.fit(bank.numpy(), grades.numpy()).predict_proba(features.numpy())
+    votes = knn_shares(features, bank, grades, neighbours)
+    np.testing.assert_allclose(votes.numpy(), expected, atol=1e-4)
+
+
+def test_votes_are_shares():
+    votes = knn_shares(*example(), 9)
+    assert (votes >= 0).all()
+    torch.testing.assert_close(votes.sum(dim=1), torch.ones(40))
+
+
+def test_a_photograph_is_its_own_nearest_neighbour_whatever_its_length():
+    _, bank, grades = example()
+    assert torch.equal(knn_shares(bank * 3, bank, grades, 1).argmax(dim=1), grades)

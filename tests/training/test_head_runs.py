@@ -54,7 +54,7 @@ def test_the_loss_of_training_is_reweighted_and_that_of_validation_is_not(head, 
 
 
 def test_weights_and_balanced_drawing_together_are_refused(compose):
-    with pytest.raises(ConfigError, match="would make up for rare grades twice"):
+    with pytest.raises(ConfigError, match="would compensate for rare grades twice"):
         train(compose("init=random", "head.weighting=balanced", "data.balanced=true"))
 
 

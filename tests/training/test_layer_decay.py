@@ -51,7 +51,7 @@ def test_the_schedule_scales_every_layer_alike(compose):
         compose("encoder=densenet", "schedule=cosine", "optimizer.lr=1", "protocol.layer_decay=0.5")
     )
     _, plain, reference = configured(compose("encoder=densenet", "schedule=cosine", "optimizer.lr=1"))
-    shares = [group["share"] for group in optimizer.param_groups]
+    shares = [group["lr_factor"] for group in optimizer.param_groups]
     assert shares == sorted(shares, reverse=True)
     assert shares[0] == 1.0
     for _ in range(10):

@@ -1,12 +1,15 @@
-"""GradingMetrics in one process and in two: the same bits, scikit-learn's values."""
+"""The torchmetrics classes in one process and in two: bit-identical, and equal to scikit-learn."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from sklearn.metrics import accuracy_score, cohen_kappa_score
 
-from drgrade.metrics.distributed import GradingMetrics
+from drgrade.metrics.distributed import EpochMean, GradingMetrics
 from drgrade.metrics.functional import grading_metrics
 
 # (photographs, how many of them the first process gets, repeats as a distributed sampler adds them)
@@ -14,7 +17,7 @@ CASES = [(37, 20, 0), (50, 25, 0), (41, 21, 1), (64, 1, 3), (30, 0, 0), (30, 30,
 
 
 def data(case):
-    """Index, probabilities, predictions and grades of a case, in an order that is not that of the index."""
+    """Return index, probabilities, predictions and grades of a case, in shuffled order."""
     size = CASES[case][0]
     generator = torch.Generator().manual_seed(case)
     grades = torch.randint(0, 5, (size,), generator=generator)
@@ -25,7 +28,7 @@ def data(case):
 
 
 def share(case, rank):
-    """What one of two processes sees."""
+    """Return the rows of one of two processes."""
     size, first, repeats = CASES[case]
     rows = torch.arange(size)
     rows = rows[:first] if rank == 0 else torch.cat((rows[first:], rows[:repeats]))
@@ -120,7 +123,7 @@ def test_repeated_photographs_count_once():
     assert metric.predictions().index.tolist() == list(range(37))
 
 
-def test_half_precision_probabilities_are_taken():
+def test_half_precision_probabilities_are_accepted():
     index, probabilities, predicted, grades = data(0)
     metric = GradingMetrics()
     metric.update(index, probabilities.bfloat16(), predicted, grades)
@@ -128,14 +131,14 @@ def test_half_precision_probabilities_are_taken():
     assert metric.compute()["accuracy"] == alone(0).compute()["accuracy"]
 
 
-def test_reset_forgets():
+def test_reset_clears_the_states():
     metric = alone(0)
     metric.reset()
     feed(metric, data(1))
     assert metric.compute() == alone(1).compute()
 
 
-def test_forward_returns_the_batch_and_keeps_the_rest():
+def test_forward_returns_the_metrics_of_the_batch_and_accumulates():
     metric = GradingMetrics()
     batches = list(zip(*(column.split(60) for column in data(6)), strict=True))
     for rows in batches:
@@ -143,3 +146,19 @@ def test_forward_returns_the_batch_and_keeps_the_rest():
         batch.update(*rows)
         assert metric(*rows) == batch.compute()
     assert metric.compute() == alone(6).compute()
+
+
+def test_batches_are_weighted_by_their_size():
+    rng = np.random.default_rng(0)
+    values, weights = rng.normal(size=20), rng.integers(1, 9, size=20)
+    mean = EpochMean()
+    for value, weight in zip(values, weights, strict=True):
+        mean.update(torch.tensor(value), int(weight))
+    assert mean.compute().item() == pytest.approx(np.average(values, weights=weights), abs=1e-6)
+
+
+def test_a_nan_batch_makes_the_mean_nan():
+    mean = EpochMean()
+    mean.update(torch.tensor(1.0), 3)
+    mean.update(torch.tensor(math.nan), 3)
+    assert math.isnan(mean.compute().item())
