@@ -29,7 +29,7 @@ demo: $(READY)  ## the main job on the built-in demo data: pre-training, fine-tu
 	$(BIN)/python train.py +experiment=msssl_10pct
 
 reproduce: $(READY)  ## from photographs to the report: DATA=idrid ROOT=DIR [SCALE=small] [ARGS="..."]
-	@$(BIN)/python -m drgrade.cli.reproduce data=$(DATA) $(if $(ROOT),'data.root="$(ROOT)"') $(if $(SCALE),scale=$(SCALE)) $(ARGS)
+	@$(BIN)/python -m drgrade.cli.reproduce data=$(DATA) $(if $(ROOT),'data.root=$(ROOT)') $(if $(SCALE),scale=$(SCALE)) $(ARGS)
 
 test: $(READY)  ## the tests, some minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow and not cluster"  # one thread for each of the workers

@@ -1,8 +1,8 @@
-"""Errors that are the user's to mend. The entry points print them as one line and exit with status 1."""
+"""Errors that the user can correct. The commands print them as one line and exit with status 1."""
 
 
 class DrgradeError(Exception):
-    """Something outside the code is wrong; the message says what, where, and what to do about it."""
+    """An error outside of the code; the message names the cause and what to do about it."""
 
 
 class DataError(DrgradeError):
@@ -10,7 +10,7 @@ class DataError(DrgradeError):
 
 
 class ConfigError(DrgradeError):
-    """A setting, or a combination of settings, makes no sense."""
+    """A setting, or a combination of settings, is not valid."""
 
 
 class EncoderError(DrgradeError):

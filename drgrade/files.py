@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Write files atomically: a reader sees the whole file or none."""
 
 import hashlib
 import os
@@ -9,22 +9,12 @@ from typing import IO
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader sees all of it or none.
-
-    Args:
-        path: Where; the folder is made.
-        text: What.
-    """
+    """Write text as UTF-8, atomically; the folder is created."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees all of it or none.
-
-    Args:
-        path: Where; the folder is made.
-        data: What.
-    """
+    """Write bytes atomically; the folder is created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_bytes(data)
@@ -33,13 +23,13 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[IO[str]]:
-    r"""Write a long text piece by piece, so that a reader sees all of it or none.
+    r"""Write a long text piece by piece, atomically.
 
     Args:
-        path: Where; its folder is there.
+        path: The file; its folder exists.
 
     Yields:
-        A text file: UTF-8, line ends as they are written. Of file names that are no text, the bytes are
+        A text file in UTF-8 with line ends as they are written. Bytes of file names that are not UTF-8 are
         written as ``\udcNN``.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}")

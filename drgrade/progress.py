@@ -1,4 +1,4 @@
-"""Telling the user how far a long job is. On stderr: stdout belongs to results."""
+"""Progress of a long job, on stderr; stdout is for results."""
 
 import sys
 import time
@@ -11,7 +11,7 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 
 def say(text: str) -> None:
-    """Print a line to stderr, at once."""
+    """Print a line to stderr and flush it."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -34,16 +34,13 @@ def format_duration(seconds: float) -> str:
 
 
 def track(items: Iterable[T], total: int | None, doing: str, of: str) -> Iterator[T]:
-    """Hand items on and show how far they are: a bar on a terminal, else a line now and then.
+    """Yield items and show the progress: a bar on a terminal, otherwise a line from time to time.
 
     Args:
-        items: To be handed on.
-        total: How many there are; None if nobody knows.
-        doing: What is being done, as in "preparing".
-        of: To what, as in "photographs of idrid".
-
-    Yields:
-        The items.
+        items: To be yielded.
+        total: Number of items; None if it is unknown.
+        doing: Verb, such as "preparing".
+        of: Its object, such as "photographs of idrid".
     """
     if total == 0:
         yield from items

@@ -45,7 +45,17 @@ def canonical(value: Any) -> Any:
         >>> canonical({"views": {"_target_": "drgrade.data.transforms.MaskedView"}})
         {'views': {'_target_': 'drgrade.data.views.MaskedView'}}
     """
-    return _replace(value, _FIRST)
+    return _replace(_first_forms(value), _FIRST)
+
+
+def _first_forms(value: Any) -> Any:
+    """Replace settings that are computed in another way than at first, with the same result."""
+    if isinstance(value, Mapping):
+        if value.get("_target_") == "drgrade.pretext.dino.default_local_size":
+            half = {"_target_": "operator.floordiv", "_args_": [value["image_size"], 2]}
+            return {"_target_": "builtins.max", "_args_": [half, 32]}
+        return {key: _first_forms(item) for key, item in value.items()}
+    return [_first_forms(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def current(value: Any) -> Any:

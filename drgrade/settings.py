@@ -317,6 +317,39 @@ class PretextSettings(CheckedSettings):
     seed: Natural
 
 
+class TrainerSettings(CheckedSettings):
+    """``trainer``: arguments of Lightning's ``Trainer``."""
+
+    accelerator: Text
+    max_epochs: Annotated[int, Ge(-1)] | None
+    max_steps: Annotated[int, Ge(-1)]
+    gradient_clip_val: NotNegative | None
+    accumulate_grad_batches: Count
+    deterministic: bool | Literal["warn"]
+
+
+class LoggerSettings(CheckedSettings):
+    """``logger``: not every one has all settings."""
+
+    project: Text = SOMETIMES
+    worst_photographs: Natural = SOMETIMES
+    entity: Text | None = SOMETIMES
+    offline: bool | None = SOMETIMES
+
+
+class FeatureSettings(CheckedSettings):
+    """``callbacks.features``."""
+
+    every: Count
+    knn: Count | None
+
+
+class CallbackSettings(CheckedSettings):
+    """``callbacks``."""
+
+    features: FeatureSettings = SOMETIMES
+
+
 class TrainSettings(CheckedSettings):
     """``conf/train.yaml``."""
 
@@ -343,6 +376,9 @@ class TrainSettings(CheckedSettings):
     head: HeadSettings
     pretext: PretextSettings
     protocol: ProtocolSettings
+    trainer: TrainerSettings
+    logger: LoggerSettings
+    callbacks: CallbackSettings
     paths: PathSettings
 
 

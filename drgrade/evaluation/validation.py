@@ -6,21 +6,15 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig
 
 from drgrade.errors import ConfigError
-from drgrade.models.grading_model import tta_views
-from drgrade.prediction.grader import READINGS
 from drgrade.prediction.published import is_published
 from drgrade.runs.run_dir import read_finished
-
-PARTS = ("all", "train", "val", "test")
-"""Values of ``part``: all graded photographs, or those that were published as one part."""
+from drgrade.settings import EvaluateSettings
 
 REFUSE, DROP = "refuse", "drop"
 """Values of ``overlap``: what becomes of photographs that a run has learnt from."""
 
 _IDLE = {"labelled": [], "unlabelled": [], "external": [], "balanced": False}
 """Settings of a data set that mean nothing here, with the value that leaves them out."""
-
-LEAST_RESAMPLES = 100
 
 
 def folders_of(checkpoint: Any) -> list[Path]:
@@ -102,35 +96,23 @@ def is_plain(cfg: DictConfig, folders: list[Path]) -> bool:
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """Refuse settings that make no sense, before anything is loaded.
+    """Check the settings before anything is loaded.
 
     Args:
         cfg: The composed config (``conf/evaluate.yaml``).
 
     Raises:
-        ConfigError: Naming the setting and what to do.
+        ConfigError: Naming the setting, its value, and what is allowed.
     """
-    tta_views(cfg.tta)
-    _one_of("reading", cfg.reading, READINGS)
-    _one_of("part", cfg.part, PARTS)
-    _one_of("overlap", cfg.overlap, (REFUSE, DROP))
-    if not isinstance(cfg.force, bool):
-        raise ConfigError(f"force={cfg.force} is neither true nor false")
+    EvaluateSettings.read(cfg)
     if cfg.force and cfg.overlap == DROP:
         raise ConfigError(
             "force=true tests on all photographs, overlap=drop leaves some out: give one of them"
         )
-    for name, least in (("resamples", LEAST_RESAMPLES), ("seed", 0)):
-        value = cfg[name]
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ConfigError(f"{name}={value} is not a whole number of at least {least}")
     _check_data(cfg)
 
 
 def _check_data(cfg: DictConfig) -> None:
-    batch = cfg.data.batch_size
-    if batch is not None and (not isinstance(batch, int) or isinstance(batch, bool) or batch < 1):
-        raise ConfigError(f"data.batch_size={batch} is not a whole number of at least 1")
     if cfg.data.fold is not None:
         raise ConfigError(
             f"data.fold={cfg.data.fold} has no effect here: part=test is the published test set"
@@ -163,8 +145,3 @@ def check_preparation(cfg: DictConfig, prepared: dict[str, Any]) -> None:
                 f"data.{name}={cfg.data[name]}, but the run was trained with {value}: photographs are "
                 "prepared as in training; leave it out"
             )
-
-
-def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ConfigError(f"{name}={value} is none of {', '.join(known)}")

@@ -18,6 +18,11 @@ GLOBAL_VIEWS = 2
 """Number of views at the full image size. The teacher sees only these, the student sees all views."""
 
 
+def default_local_size(image_size: int) -> int:
+    """Return the side of the local views in pixels: half of the image, at least 32 (a CNN halves it)."""
+    return max(image_size // 2, 32)
+
+
 class DINO(Pretext):
     """Predict the teacher's output for one view of a photograph from another view.
 

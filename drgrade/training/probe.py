@@ -106,11 +106,9 @@ def check_probe(cfg: DictConfig) -> None:
         raise ConfigError(
             f"init={cfg.init} has no effect with protocol={name}, which looks at no photograph: init=random"
         )
-    sees = cfg.protocol.get("probe_sees_val")
-    if not isinstance(sees, bool):
+    if "probe_sees_val" not in cfg.protocol:
         raise ConfigError(
-            f"protocol.probe_sees_val={sees} is neither true nor false; start from protocol=linear, knn, "
-            "few_shot or majority to fit a probe"
+            "protocol.probe_sees_val is missing: start from protocol=linear, knn, few_shot or majority"
         )
 
 

@@ -7,6 +7,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from tiny_run import REPOSITORY
 
 from drgrade.cli.command import arguments, help_text
@@ -128,10 +129,10 @@ def test_a_value_that_is_not_allowed_is_named_with_what_is(override, says):
 def test_every_default_is_allowed_and_every_declared_setting_exists(name):
     cfg = compose(name)
     COMMANDS[name].read(cfg)
-    other_choices = ("data.", "head.", "protocol.probe_sees_val")
+    other_choices = ("data.", "head.", "logger.", "protocol.probe_sees_val")
     for setting in declared(COMMANDS[name]):
         parent, _, key = setting.rpartition(".")
-        node = cfg[parent] if parent else cfg
+        node = OmegaConf.select(cfg, parent) if parent else cfg
         assert key in node or setting.startswith(other_choices) or setting == "paths.run", setting
 
 

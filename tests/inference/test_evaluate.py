@@ -286,12 +286,12 @@ def test_a_published_grader_is_tested_on_a_data_set(finished_run, elsewhere, run
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["tta=rotate"], "tta=rotate is none of none, flips, dihedral"),
-        (["reading=best"], "reading=best is none of head, thresholds"),
+        (["tta=rotate"], "tta=rotate is not allowed: none, flips, dihedral"),
+        (["reading=best"], "reading=best is not allowed: head, thresholds"),
         (["part=test"], "part=test is a part of a data set: name it"),
-        (["overlap=keep"], "overlap=keep is none of refuse, drop"),
+        (["overlap=keep"], "overlap=keep is not allowed: refuse, drop"),
         (["overlap=drop", "force=true"], "give one of them"),
-        (["resamples=10"], "resamples=10 is not a whole number of at least 100"),
+        (["resamples=10"], "resamples=10 is not allowed: whole number ≥ 100"),
         (
             ["data=ddr", "data.root=x", "data.external=[eyepacs]"],
             r"data\.external=\['eyepacs'\] has no effect",

@@ -9,9 +9,9 @@ import pytest
 from wandb_files import offline_runs
 
 from drgrade.errors import ConfigError
+from drgrade.settings import TrainSettings
 from drgrade.training.build import make
 from drgrade.training.run import train
-from drgrade.training.tracking.loggers import tensorboard_logger
 
 CURVES = {"train/loss", "val/loss", "val/qwk", "val/recall_0", "val/recall_4", "val/auroc_0", "test/qwk"}
 
@@ -44,7 +44,7 @@ def test_wandb_is_online_with_a_key(nobody, logger, monkeypatch):
 
 def test_a_number_of_photographs_that_is_none_is_refused():
     with pytest.raises(ConfigError, match="worst_photographs=-1"):
-        tensorboard_logger(".", worst_photographs=-1)
+        TrainSettings.compose("logger=tensorboard", "logger.worst_photographs=-1")
 
 
 def test_wandb_has_the_curves(compose, tmp_path):

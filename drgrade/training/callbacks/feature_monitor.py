@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from drgrade.data.datamodules import PretextDataModule
-from drgrade.errors import ConfigError
 from drgrade.metrics.distributed import gather_rows
 from drgrade.metrics.functional import confusion_matrix, effective_rank, feature_std, quadratic_weighted_kappa
 from drgrade.models.encoder import Encoder
@@ -39,13 +38,7 @@ class FeatureWatch(Callback):
         Args:
             every: Epochs from one look to the next; the last validation is always looked at.
             knn: Neighbours that vote on a grade; None for no such probe.
-
-        Raises:
-            ConfigError: If one of them is not at least 1.
         """
-        for name, value in (("every", every), ("knn", knn)):
-            if value is not None and value < 1:
-                raise ConfigError(f"callbacks.features.{name}={value} is not at least 1")
         self.every, self.knn = every, knn
         self._warned = False
 

@@ -68,7 +68,7 @@ def wandb_logger(
         os.environ.setdefault("WANDB_SILENT", "true")
     if offline is None:
         offline = not logged_in()
-    return WandbTracker(make_card(**card), project, offline, _count(worst_photographs), entity=entity)
+    return WandbTracker(make_card(**card), project, offline, worst_photographs, entity=entity)
 
 
 def mlflow_logger(
@@ -94,7 +94,7 @@ def mlflow_logger(
         raise ConfigError("logger=mlflow needs packages: pip install 'drgrade[mlflow]'")
     from drgrade.training.tracking.mlflow_store import MlflowTracker
 
-    worst = _count(worst_photographs)
+    worst = worst_photographs
     tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     if tracking_uri:
         return MlflowTracker(make_card(**card), project, tracking_uri, None, worst)
@@ -116,15 +116,7 @@ def tensorboard_logger(save_dir: str, name: str = "tensorboard", worst_photograp
     Returns:
         The logger.
     """
-    return TensorBoardTracker(save_dir, name, _count(worst_photographs))
-
-
-def _count(worst_photographs: Any) -> int:
-    if not isinstance(worst_photographs, int) or isinstance(worst_photographs, bool) or worst_photographs < 0:
-        raise ConfigError(
-            f"logger.worst_photographs={worst_photographs} is not a number of photographs; 0 for none"
-        )
-    return worst_photographs
+    return TensorBoardTracker(save_dir, name, worst_photographs)
 
 
 def logged_in() -> bool:
