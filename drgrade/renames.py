@@ -20,11 +20,11 @@ RENAMED = {
     "drgrade.tasks.PretextTask": "drgrade.tasks.pretext.PretextTask",
     "drgrade.training.callbacks.SeedEachEpoch": "drgrade.training.callbacks.progress.SeedEachEpoch",
     "drgrade.training.callbacks.progress": "drgrade.training.callbacks.progress.progress",
-    "drgrade.training.feature_watch.FeatureWatch": "drgrade.training.callbacks.feature_monitor.FeatureWatch",
+    "drgrade.training.feature_watch.FeatureWatch": "drgrade.training.callbacks.feature_monitor.FeatureMonitor",
     "drgrade.training.pruning.Pruning": "drgrade.training.callbacks.pruning.Pruning",
-    "drgrade.training.loggers.mlflow_logger": "drgrade.training.tracking.loggers.mlflow_logger",
-    "drgrade.training.loggers.tensorboard_logger": "drgrade.training.tracking.loggers.tensorboard_logger",
-    "drgrade.training.loggers.wandb_logger": "drgrade.training.tracking.loggers.wandb_logger",
+    "drgrade.training.loggers.mlflow_logger": "drgrade.training.tracking.mlflow_logger.mlflow_logger",
+    "drgrade.training.loggers.tensorboard_logger": "drgrade.training.tracking.tensorboard_logger.TensorBoardTracker",
+    "drgrade.training.loggers.wandb_logger": "drgrade.training.tracking.wandb_logger.wandb_logger",
     "drgrade.pretext.combination.views_of": "drgrade.pretext.combination.combine_views",
 }
 """First dotted name to present dotted name."""

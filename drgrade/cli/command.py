@@ -143,14 +143,14 @@ def _is_setting(argument: str, settings: type[CheckedSettings], kinds: Container
 
 def _share_run_folder(config: str) -> None:
     """Give the processes that torchrun or SLURM started the same folder: each has a time of its own."""
-    from drgrade.training.distributed import agree, started_together
+    from drgrade.training.distributed import broadcast, started_together
 
     if not started_together() or any(argument.startswith("hydra.run.dir=") for argument in sys.argv):
         return
     own = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(CONF / f"{config}.yaml")))
     now = datetime.now()
     folder = re.sub(r"\$\{now:([^}]+)\}", lambda found: now.strftime(found[1]), own["hydra"]["run"]["dir"])
-    sys.argv.append(f"hydra.run.dir={agree(folder)}")
+    sys.argv.append(f"hydra.run.dir={broadcast(folder)}")
 
 
 def fail(message: str) -> NoReturn:

@@ -49,7 +49,7 @@ def work(cfg: DictConfig) -> None:
 
 
 def _is_offline(setting: bool | None) -> bool:
-    from drgrade.training.tracking.loggers import logged_in
+    from drgrade.training.tracking.wandb_logger import logged_in
 
     if setting is not None:
         return setting

@@ -16,9 +16,9 @@ def work(cfg: DictConfig) -> None:
     """
     from drgrade.evaluation.evaluation import evaluate
     from drgrade.evaluation.intervals import lines
-    from drgrade.training.distributed import check_processes, is_main_process
+    from drgrade.training.distributed import check_process_count, is_main_process
 
-    check_processes(cfg.trainer)
+    check_process_count(cfg.trainer)
     found = evaluate(cfg)
     if is_main_process():
         table = "\n".join(lines(found.estimates))

@@ -14,14 +14,14 @@ def work(cfg: DictConfig) -> None:
     Args:
         cfg: The composed config (``conf/publish.yaml``).
     """
-    from drgrade.model_card.card import write_card
+    from drgrade.model_card.card import write_model_card
     from drgrade.publishing.hub import HUB, push_to_hub, save_pretrained
 
     it = PublishSettings.read(cfg)
     names = ("seen", "training_features", "licence")
     given: dict[str, Any] = {name: getattr(it, name) for name in names}
     if not it.to:
-        print(write_card(it.checkpoint, it.resamples, it.licence))
+        print(write_model_card(it.checkpoint, it.resamples, it.licence))
     elif it.to.startswith(HUB):
         print(push_to_hub(it.checkpoint, it.to.removeprefix(HUB), private=it.private, **given))
     else:

@@ -25,10 +25,10 @@ def work(cfg: DictConfig) -> None:
     Args:
         cfg: The composed config.
     """
-    from drgrade.training.distributed import check_processes, is_main_process, started_together
+    from drgrade.training.distributed import check_process_count, is_main_process, started_together
 
     log = logging.getLogger("drgrade")
-    check_processes(cfg.trainer)
+    check_process_count(cfg.trainer)
     if is_sweep() and "strategy" in cfg.trainer and not started_together():
         run_alone(HydraConfig.get())
         return
@@ -39,9 +39,6 @@ def work(cfg: DictConfig) -> None:
 
     metrics = train(cfg)
     if is_main_process():
-        from drgrade.model_card.card import leave_card
-
-        leave_card(Path(cfg.paths.run), metrics)
         log.info("%s", summary(metrics, cfg.paths.run))
 
 

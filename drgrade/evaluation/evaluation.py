@@ -20,7 +20,7 @@ from drgrade.runs.run_dir import write_config, write_metrics, write_provenance, 
 from drgrade.stats.bootstrap import METRICS
 from drgrade.stats.estimates import Estimate
 from drgrade.training.distributed import is_main_process
-from drgrade.training.warning_filters import quieten
+from drgrade.training.warning_filters import silence_known_warnings
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def evaluate(cfg: DictConfig) -> Outcome:
             from photographs that it is to be tested on.
         DataError: If there is nothing to test on, or a run's own photographs have changed.
     """
-    quieten()
+    silence_known_warnings()
     check_settings(cfg)
     folders, target = folders_of(cfg.checkpoint), Path(cfg.paths.run)
     check_runs(cfg, folders)

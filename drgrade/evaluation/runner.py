@@ -26,7 +26,7 @@ from drgrade.models.calibration import TARGET_SENSITIVITIES, Calibration, calibr
 from drgrade.prediction.checkpoint import Trained, preparation_of
 from drgrade.prediction.grader import Graded, Grader
 from drgrade.runs.run_dir import read_calibration, write_predictions
-from drgrade.training.build import grading_task, make, make_photographs, make_trainer, without_weights
+from drgrade.training.build import instantiate, make_photographs, make_task, make_trainer, without_weights
 from drgrade.training.distributed import is_main_process
 from drgrade.training.run import test, validate
 
@@ -137,7 +137,7 @@ def own_photographs(cfg: DictConfig, run: DictConfig, record: object, folder: Pa
 def _external(cfg: DictConfig, preparation: Preparation, stores: Path) -> Photographs:
     """All graded photographs of a data set, or of the part that was published under a name."""
     photographs = Photographs(
-        make(cfg.data.source),
+        instantiate(cfg.data.source),
         SplitSpec(),
         stores,
         preparation.image_size,
@@ -238,9 +238,9 @@ def again(cfg: DictConfig, folder: Path, run: DictConfig, record: dict[str, Any]
         run.grading.datamodule.batch_size = cfg.data.batch_size
     run.grading.datamodule.num_workers = cfg.data.num_workers
     photographs = own_photographs(cfg, run, record, folder)
-    task = grading_task(run, make(run.encoder))
+    task = make_task(run, instantiate(run.encoder))
     trainer, _ = make_trainer(cfg, target)
-    data = make(run.grading.datamodule, photographs=photographs)
+    data = instantiate(run.grading.datamodule, photographs=photographs)
     checkpoint, calibration = folder / "checkpoints" / str(record["checkpoint"]), read_calibration(folder)
     kept: dict[str, Predictions] = {}
     began = time.monotonic()

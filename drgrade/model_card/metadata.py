@@ -1,11 +1,26 @@
-"""The head of a model card, in the Hugging Face hub's conventions."""
+"""Metadata of a model card in the conventions of the Hugging Face hub, and the papers to cite."""
 
 import math
-from typing import Any
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
 
+import yaml
+
+from drgrade import __version__
 from drgrade.errors import ConfigError
-from drgrade.model_card.facts import Artefacts, DataSet
-from drgrade.stats.estimates import Estimate, Interval
+from drgrade.model_card.facts import RunFiles, UsedDataSet
+from drgrade.stats.estimates import Estimate
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
+
+DRGRADE = (
+    f"The drgrade developers, drgrade: diabetic-retinopathy grading with few labels, version {__version__}"
+)
+"""As in ``CITATION.cff``."""
 
 _METRICS = {
     "qwk": ("cohen_kappa", "quadratic weighted kappa", {"weights": "quadratic"}),
@@ -13,61 +28,85 @@ _METRICS = {
     "mae": ("mae", "mean absolute error in grades", {}),
     "referable_auroc": ("roc_auc", "AUROC of referable DR (grade 2 and above)", {}),
 }
-"""Metric: its name on the hub, what it is called, and how it was computed."""
+"""Metric: its name on the hub, its title, and its arguments."""
 
 
-def metadata(
-    artefacts: Artefacts, figures: dict[str, Estimate], name: str, licence: str | None = None
-) -> str:
-    """What stands between the dashes of a model card.
+def card_data(run: RunFiles, figures: Mapping[str, Estimate], licence: str | None = None) -> "ModelCardData":
+    """Make the metadata of a model card: licence, tags, data sets, metrics and ``model-index``.
 
     Args:
-        artefacts: Of the run.
-        figures: On the test photographs, by their names in ``metrics.json``; empty if there are none.
-        name: Of the model.
-        licence: Of the weights, as the hub names licences; None: as the data set's if the hub has a name for
-            that, else ``other``, with a link to the terms of the data set.
+        run: Files of the run.
+        figures: Estimates on the test photographs by their names in ``metrics.json``; may be empty.
+        licence: Licence of the weights; see :func:`licence_of`.
 
     Returns:
-        YAML: license, library, tags, data sets, metrics and ``model-index``, as
-        ``huggingface_hub.ModelCardData`` writes them.
+        The metadata.
 
     Raises:
-        ConfigError: If the licence is no name of one.
+        ConfigError: If ``licence`` is not the name of a licence.
     """
-    from huggingface_hub import ModelCardData
+    from huggingface_hub import EvalResult, ModelCardData
 
-    data = artefacts.data[0]
-    on_hub = [each.about.hub for each in artefacts.data if each.about and each.about.hub]
-    said = licence_of(data, licence)
-    card = ModelCardData(
+    data, about = run.data[0], run.data[0].about
+    weights = licence_of(data, licence)
+    config = run.config
+    encoder = config["encoder"]
+    tags = ["medical", "fundus", "diabetic-retinopathy", "research-only", data.name]
+    tags.append(str(encoder["_target_"]).rsplit(".", 1)[-1].lower())
+    tags += [str(encoder[key]) for key in ("name", "cnn", "vit") if encoder.get(key)]
+    if run.is_pretrained:
+        tags += ["self-supervised", *([str(config["pretext"]["name"])] if config["init"] == "ssl" else [])]
+    metrics = {name: entry for name, entry in _METRICS.items() if name in figures}
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            task_name="diabetic-retinopathy grading",
+            dataset_type=(about.hub if about else None) or data.name,
+            dataset_name=about.title if about else data.name,
+            dataset_split="test",
+            dataset_args={key: run.record[key] for key in ("fold", "data_hash", "split_hash")},
+            metric_type=kind,
+            metric_name=title,
+            metric_value=round(figures[name].value, 4),
+            metric_args={**arguments, **_interval(figures[name])},
+        )
+        for name, (kind, title, arguments) in metrics.items()
+    ]
+    return ModelCardData(
         language="en",
-        license=said["license"],
-        license_name=said.get("license_name"),
-        license_link=said.get("license_link"),
+        license=weights["license"],
+        license_name=weights.get("license_name"),
+        license_link=weights.get("license_link"),
         library_name="drgrade",
         pipeline_tag="image-classification",
-        tags=_tags(artefacts),
-        datasets=on_hub or None,
-        metrics=[_METRICS[metric][0] for metric in _METRICS if metric in figures] or None,
-        model_name=name,
-        eval_results=_results(artefacts, data, figures) or None,
+        tags=tags,
+        datasets=[each.about.hub for each in run.data if each.about and each.about.hub] or None,
+        metrics=[kind for kind, _, _ in metrics.values()] or None,
+        model_name=run.name,
+        eval_results=results or None,
     )
-    return card.to_yaml()
 
 
-def licence_of(data: DataSet, licence: str | None) -> dict[str, str]:
-    """The licence of the weights, as a card's head says it.
+def _interval(figure: Estimate) -> dict[str, list[float]]:
+    low, high = figure.interval.low, figure.interval.high
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return {}  # JSON has no NaN
+    return {"interval_95": [round(low, 4), round(high, 4)]}
+
+
+def licence_of(data: UsedDataSet, licence: str | None) -> dict[str, str]:
+    """Return the licence of the weights in the metadata of a card.
 
     Args:
-        data: That they were made from.
-        licence: That was asked for.
+        data: Data set that the weights were trained on.
+        licence: Name of a licence on the hub; None for that of the data set if the hub has a name for it,
+            else ``other`` with a link to the terms of the data set.
 
     Returns:
-        ``license``, and if the hub has no name for it ``license_name`` and maybe ``license_link``.
+        ``license``, and for ``other`` also ``license_name`` and, if known, ``license_link``.
 
     Raises:
-        ConfigError: If the licence is no name of one.
+        ConfigError: If ``licence`` is not the name of a licence.
     """
     if licence is not None:
         if not licence or not all(sign.isalnum() or sign in "-." for sign in licence):
@@ -80,40 +119,51 @@ def licence_of(data: DataSet, licence: str | None) -> dict[str, str]:
     return {"license": "other", "license_name": f"see-the-terms-of-{data.name}".lower(), **link}
 
 
-def _tags(artefacts: Artefacts) -> list[str]:
-    config = artefacts.config
-    tags = ["medical", "fundus", "diabetic-retinopathy", "research-only", str(artefacts.data[0].name)]
-    tags.append(str(config["encoder"]["_target_"]).rsplit(".", 1)[-1].lower())
-    tags += [str(config["encoder"][key]) for key in ("name", "cnn", "vit") if config["encoder"].get(key)]
-    if artefacts.is_pretrained:
-        tags += ["self-supervised", *([str(config["pretext"]["name"])] if config["init"] == "ssl" else [])]
-    return tags
+def cited_papers(run: RunFiles) -> list[str]:
+    """List what to cite for a run: drgrade, the papers of encoder, pretext and head, and the data sets."""
+    pretext = run.config["pretext"] if run.config["init"] == "ssl" else run.encoder.get("pretext")
+    method = papers_of(run.config["encoder"], pretext if run.is_pretrained else None, run.head)
+    return [DRGRADE, *method, *(text for each in run.data if each.about for text in each.about.citations)]
 
 
-def _results(artefacts: Artefacts, data: DataSet, figures: dict[str, Estimate]) -> list[Any]:
-    from huggingface_hub import EvalResult
+@cache
+def papers() -> Mapping[str, Mapping[str, Any]]:
+    """Read ``papers.yaml``: ``of`` (class, or prefix of a timm name: keys) and ``papers`` (key: paper)."""
+    text = files("drgrade.model_card").joinpath("papers.yaml").read_text(encoding="utf-8")
+    found: Mapping[str, Mapping[str, Any]] = yaml.safe_load(text)
+    return found
 
-    about = data.about
-    return [
-        EvalResult(
-            task_type="image-classification",
-            task_name="diabetic-retinopathy grading",
-            dataset_type=about.hub if about is not None and about.hub else data.name,
-            dataset_name=about.title if about is not None else data.name,
-            dataset_split="test",
-            dataset_args={key: artefacts.record[key] for key in ("fold", "data_hash", "split_hash")},
-            metric_type=kind,
-            metric_name=called,
-            metric_value=round(figures[metric].value, 4),
-            metric_args={**arguments, **_ends(figures[metric].interval)},
-        )
-        for metric, (kind, called, arguments) in _METRICS.items()
-        if metric in figures
+
+def papers_of(*configs: Mapping[str, Any] | None) -> list[str]:
+    """List the papers of the parts in configs.
+
+    Args:
+        *configs: Configs of encoder, pretext, head or probe; None for a part that is not used.
+
+    Returns:
+        Papers without repetition, those of classes before those of backbones.
+    """
+    known = papers()
+    names = [name for config in configs for name in _names(config)]
+    classes = [name.rsplit(".", 1)[-1] for name in names if name.startswith("drgrade.")]
+    backbones = [
+        kind
+        for name in names
+        for kind in known["of"]
+        if kind.islower() and re.match(rf"(test_)?{kind}(?![a-z])", name)
     ]
+    keys = [key for name in [*classes, *backbones] for key in known["of"].get(name, [])]
+    return [str(known["papers"][key]) for key in dict.fromkeys(keys)]
 
 
-def _ends(interval: Interval) -> dict[str, list[float]]:
-    """The interval, if there is one: YAML has no number for what is not defined that JSON has, too."""
-    if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
-        return {}
-    return {"interval_95": [round(interval.low, 4), round(interval.high, 4)]}
+def _names(node: object) -> Iterator[str]:
+    """Yield the names of classes and timm models in a config."""
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            if name in ("_target_", "cnn", "vit", "name") and isinstance(value, str):
+                yield value
+            else:
+                yield from _names(value)
+    elif isinstance(node, list):
+        for item in node:
+            yield from _names(item)

@@ -17,7 +17,7 @@ from drgrade.models.grading_model import GradingModel
 from drgrade.prediction.published import CONFIG as PUBLISHED_CONFIG
 from drgrade.prediction.published import WEIGHTS, is_published, read_published
 from drgrade.runs.run_dir import CONFIG, read_calibration, read_finished
-from drgrade.training.build import make, without_weights
+from drgrade.training.build import instantiate, without_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,8 +118,8 @@ def untrained(cfg: DictConfig) -> GradingModel:
     Returns:
         The model.
     """
-    encoder = make(without_weights(cfg.encoder))
-    head = make(cfg.protocol.get("probe") or cfg.grading.task.head)(encoder.num_features)
+    encoder = instantiate(without_weights(cfg.encoder))
+    head = instantiate(cfg.protocol.get("probe") or cfg.grading.task.head)(encoder.num_features)
     return GradingModel(encoder, head)
 
 

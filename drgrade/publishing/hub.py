@@ -20,8 +20,8 @@ from drgrade import __version__
 from drgrade.data.normalisation import MEAN, STD
 from drgrade.errors import ConfigError
 from drgrade.files import file_sha256, write_text
-from drgrade.model_card.card import FOLDER, model_card
-from drgrade.model_card.facts import Artefacts, read_artefacts
+from drgrade.model_card.card import FOLDER, render_model_card
+from drgrade.model_card.facts import RunFiles, read_run_files
 from drgrade.models.probes import FittedHead, PrototypeProbe
 from drgrade.prediction.checkpoint import Trained, checkpoint_tensors, load_trained
 from drgrade.prediction.published import (
@@ -226,7 +226,7 @@ def _write(
     cfg, record = read_finished(source)
     settings = published_settings(cfg)
     tensors = _own_tensors(source, record)
-    artefacts = read_artefacts(source)
+    artefacts = read_run_files(source)
     if not training_features:
         _refuse_features(artefacts, settings)
     target.mkdir()
@@ -243,7 +243,7 @@ def _write(
         "weights": {"sha256": file_sha256(target / WEIGHTS), "tensors": len(tensors)},
     }
     write_text(target / CONFIG, json.dumps(described, indent=2, allow_nan=False) + "\n")
-    write_text(target / README, model_card(artefacts, repo_id or FOLDER, licence=licence))
+    write_text(target / README, render_model_card(artefacts, repo_id or FOLDER, licence=licence))
     if _with_seen(artefacts, seen):
         shutil.copyfile(source / SEEN, target / SEEN)
     _check_loads(target)
@@ -284,7 +284,7 @@ def _check_loads(folder: Path) -> None:
     load_trained(folder)
 
 
-def _refuse_features(artefacts: Artefacts, settings: dict[str, Any]) -> None:
+def _refuse_features(artefacts: RunFiles, settings: dict[str, Any]) -> None:
     """Refuse a probe that holds single photographs: their features may give away who was trained on."""
     probe = settings["protocol"].get("probe")
     kind = get_class(probe["_target_"]) if probe else None
@@ -306,7 +306,7 @@ def _refuse_features(artefacts: Artefacts, settings: dict[str, Any]) -> None:
             )
 
 
-def _with_seen(artefacts: Artefacts, wanted: bool | None) -> bool:
+def _with_seen(artefacts: RunFiles, wanted: bool | None) -> bool:
     there = (artefacts.folder / SEEN).is_file()
     if wanted and not there:
         raise ConfigError(f"seen=true: {artefacts.folder} has no {SEEN}; run it again, or leave it out")

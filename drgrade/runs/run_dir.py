@@ -7,12 +7,13 @@ module does not import torch.
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -94,7 +95,9 @@ def resolve_run_dir(cfg: DictConfig) -> tuple[Path, Path | None]:
 
 def read_config(folder: Path) -> DictConfig:
     """Read ``config.yaml``; dotted names of earlier versions are replaced by the present ones."""
-    return OmegaConf.create(current(OmegaConf.to_container(OmegaConf.load(folder / CONFIG))))
+    return cast(
+        DictConfig, OmegaConf.create(current(OmegaConf.to_container(OmegaConf.load(folder / CONFIG))))
+    )
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
@@ -202,26 +205,39 @@ def write_config(folder: Path, cfg: DictConfig) -> None:
     write_text(folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
 
 
-def write_split(folder: Path, split: "pd.DataFrame") -> None:
-    """Write ``split.csv``: the columns image_id, group, grade and subset."""
-    write_text(folder / SPLIT, split[["image_id", "group", "grade", "subset"]].to_csv(index=False))
-
-
-def write_hashes(folder: Path, hashes: Mapping[str, str]) -> None:
-    """Write ``photographs.json``: hashes of photographs and split, which a resumed run compares."""
-    write_text(folder / HASHES, json.dumps(dict(hashes), indent=2) + "\n")
-
-
-def check_hashes(folder: Path, hashes: Mapping[str, str]) -> None:
-    """Compare hashes with those in ``photographs.json``.
+def start_run_dir(
+    folder: Path,
+    cfg: DictConfig,
+    split: "pd.DataFrame",
+    hashes: Mapping[str, str],
+    seen: Iterable[str],
+    checkpoint: Path | None,
+) -> None:
+    """Write what is known before training: split, hashes, photographs seen, and config.
 
     Args:
-        folder: Folder of the run to resume.
-        hashes: The present hashes.
+        folder: The run's folder.
+        cfg: The run's config.
+        split: The columns image_id, group, grade and subset are written to ``split.csv``.
+        hashes: Hashes of photographs and split, for ``photographs.json``.
+        seen: SHA-256 of every file that the run trains on or validates with, for ``seen.txt``.
+        checkpoint: Checkpoint that the run resumes from; None removes the checkpoints of an earlier run.
 
     Raises:
-        DataError: If the file cannot be read, or a hash differs.
+        DataError: If the run to resume used other photographs or another split.
     """
+    if checkpoint is None:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    else:
+        _check_hashes(folder, hashes)
+    write_split(folder, split)
+    write_text(folder / HASHES, json.dumps(dict(hashes), indent=2) + "\n")
+    write_text(folder / SEEN, "".join(f"{sha256}\n" for sha256 in sorted(set(seen))))
+    write_config(folder, cfg)
+
+
+def _check_hashes(folder: Path, hashes: Mapping[str, str]) -> None:
+    """Raise DataError if the hashes differ from those in ``photographs.json``."""
     try:
         before = json.loads((folder / HASHES).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -235,9 +251,9 @@ def check_hashes(folder: Path, hashes: Mapping[str, str]) -> None:
         )
 
 
-def write_seen(folder: Path, file_hashes: Iterable[str]) -> None:
-    """Write ``seen.txt``: SHA-256 of every photograph file a run trained on or validated with."""
-    write_text(folder / SEEN, "".join(f"{sha256}\n" for sha256 in sorted(set(file_hashes))))
+def write_split(folder: Path, split: "pd.DataFrame") -> None:
+    """Write ``split.csv``: the columns image_id, group, grade and subset."""
+    write_text(folder / SPLIT, split[["image_id", "group", "grade", "subset"]].to_csv(index=False))
 
 
 def write_predictions(

@@ -31,10 +31,9 @@ from drgrade.sweeps.launcher import cell_environment
 from drgrade.sweeps.overrides import cell_command
 from drgrade.sweeps.subprocesses import run_child
 from drgrade.sweeps.sweeper import PlannedSweep
-from drgrade.training.build import make
-from drgrade.training.cache import Shared
-from drgrade.training.pretraining import pretext_config
-from drgrade.training.probe import is_probe
+from drgrade.training.build import instantiate, is_probe
+from drgrade.training.cache import RunCache
+from drgrade.training.init_weights import pretext_config
 
 _FORWARD = 1 / 3
 """Cost of a forward pass relative to a training step; used for evaluation and frozen epochs."""
@@ -114,13 +113,13 @@ def count_work(sweep: PlannedSweep, encoders: dict[Path, Workload]) -> tuple[lis
     Raises:
         DrgradeError: If photographs or split cannot be used, or a training would never end.
     """
-    shared = Shared()
+    cache = RunCache()
     gradings, pretrainings = [], []
     for cell in track(sweep.waiting, len(sweep.waiting), "counting", f"cells of {sweep.experiment}"):
         cfg = sweep.plan.configs[cell]
         if cfg.task != "grading":
             raise ConfigError(f"task={cfg.task}: the cells of a table are grading runs; remove this")
-        photographs = shared.photographs(cfg)
+        photographs = cache.photographs(cfg)
         gradings.append(_grading(cell, cfg, photographs))
         if cfg.init == "ssl":
             pretext = pretext_config(cfg, photographs)
@@ -144,7 +143,7 @@ def _grading(cell: Cell, cfg: DictConfig, photographs: Photographs) -> Workload:
 
 
 def _pretraining(cell: Cell, cfg: DictConfig, photographs: Photographs) -> Workload:
-    data = make(cfg.pretraining.datamodule, photographs=photographs)
+    data = instantiate(cfg.pretraining.datamodule, photographs=photographs)
     assert isinstance(data, PretextDataModule)
     counts = data.subsets()["subset"].value_counts()
     epochs, images = training_length(int(counts.get("train", 0)), cfg.pretext.batch_size, cfg.trainer)

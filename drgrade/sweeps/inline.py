@@ -23,7 +23,7 @@ from drgrade.sweeps.launcher import ComposedCell, ProgressLog, compose_cells
 from drgrade.sweeps.subprocesses import interruptible
 
 if TYPE_CHECKING:  # slow to import, and Hydra imports every launcher in every command
-    from drgrade.training.cache import Shared
+    from drgrade.training.cache import RunCache
 
 log = logging.getLogger("drgrade")
 
@@ -43,17 +43,17 @@ class InlineLauncher(Launcher):
         Raises:
             ConfigError: If a cell trains a model; nothing has run by then.
         """
-        from drgrade.training.cache import Shared
+        from drgrade.training.cache import RunCache
 
         cells = list(compose_cells(self._context, self._config, job_overrides, initial_job_idx))
         for cell in cells:
             _refuse_training(cell)
         log.info("%d to run, one after the other in this process", len(cells))
-        shared, progress_log, returns = Shared(), ProgressLog(len(cells)), []
+        cache, progress_log, returns = RunCache(), ProgressLog(len(cells)), []
         with interruptible():
             for cell in cells:
                 started = time.monotonic()
-                returns.append(run_cell(cell, shared))
+                returns.append(run_cell(cell, cache))
                 progress_log.add(cell.folder, time.monotonic() - started, 1)
         return returns
 
@@ -69,9 +69,8 @@ def _refuse_training(cell: ComposedCell) -> None:
         )
 
 
-def run_cell(cell: ComposedCell, shared: "Shared") -> JobReturn:
+def run_cell(cell: ComposedCell, cache: "RunCache") -> JobReturn:
     """Run one cell in this process, with its log in its folder, and return its metrics or error."""
-    from drgrade.model_card.card import leave_card
     from drgrade.training.run import train
 
     cfg = cell.config.copy()
@@ -82,9 +81,7 @@ def run_cell(cell: ComposedCell, shared: "Shared") -> JobReturn:
     cell.folder.mkdir(parents=True, exist_ok=True)
     with _log_to(cell.folder / OUTPUT):
         try:
-            record = train(cfg, shared)
-            leave_card(cell.folder, record)
-            done.status, done.return_value = JobStatus.COMPLETED, record
+            done.status, done.return_value = JobStatus.COMPLETED, train(cfg, cache)
         except Exception as error:  # any error: it must not stop the other cells
             done.status, done.return_value = JobStatus.FAILED, _log_error(error)
     return done

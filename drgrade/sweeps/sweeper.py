@@ -32,7 +32,7 @@ from drgrade.sweeps.inline import InlineLauncher
 from drgrade.sweeps.launcher import LocalLauncher
 from drgrade.sweeps.overrides import AXES, ROW_AXES, sweep_name
 from drgrade.sweeps.rows import SweepRow, read_rows, refuse_unused
-from drgrade.training.distributed import refuse_several
+from drgrade.training.distributed import require_single_process
 
 log = logging.getLogger("drgrade")
 
@@ -186,7 +186,7 @@ class CellSweeper(HydraSweeper):
         Raises:
             ConfigError: If an override is not valid in a sweep.
         """
-        refuse_several()
+        require_single_process()
         plan = self.plan(arguments)  # composes every cell, so that errors come before any run
         waiting = plan.waiting()  # raises for a folder of other runs, before anything is written there
         name, folder, cells = plan.name, plan.folder, list(plan.configs)

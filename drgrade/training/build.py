@@ -1,16 +1,15 @@
-"""Makes the parts of a run from its config."""
+"""Build the parts of a run from its config: photographs, encoder, task, callbacks and trainer."""
 
 import logging
 import random
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import hydra.utils
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, ProgressBar
 from pytorch_lightning.loggers import Logger
@@ -21,15 +20,7 @@ from drgrade.data.splits.spec import SUBSETS
 from drgrade.errors import ConfigError
 from drgrade.models.encoder import Encoder
 from drgrade.models.encoder_file import load_encoder
-from drgrade.runs.run_dir import (
-    BEST,
-    LAST,
-    check_hashes,
-    write_config,
-    write_hashes,
-    write_seen,
-    write_split,
-)
+from drgrade.runs.run_dir import BEST, LAST, start_run_dir
 from drgrade.tasks.grading import GradingTask
 from drgrade.training.callbacks.ema import MovingAverage
 from drgrade.training.callbacks.progress import Clock
@@ -38,108 +29,102 @@ from drgrade.training.distributed import cluster_environment, is_main_process
 log = logging.getLogger(__name__)
 
 
-def make(node: DictConfig, **given: Any) -> Any:
-    """Instantiate a config node, lists and dictionaries as plain Python ones.
+def instantiate(node: DictConfig, **arguments: Any) -> Any:
+    """Instantiate a config node; lists and dictionaries become plain Python ones.
 
     Args:
-        node: Has ``_target_``.
-        **given: Further arguments, handed over as they are.
+        node: Config with ``_target_``.
+        **arguments: Further arguments, passed unchanged.
 
     Returns:
         The object.
 
     Raises:
-        ConfigError: If it refuses a setting.
+        ConfigError: If the class or function rejects an argument.
     """
-    if not given:
-        return instantiate(node, _convert_="all")
+    if not arguments:
+        return hydra.utils.instantiate(node, _convert_="all")
     try:
-        return instantiate(node, _convert_="all", _partial_=True)(**given)
+        return hydra.utils.instantiate(node, _convert_="all", _partial_=True)(**arguments)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{node._target_} refuses its settings: {error}") from error
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch.
-
-    Args:
-        seed: The run's seed.
-    """
+    """Seed the global generators of Python, NumPy and torch."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries still draw from the global generator
     torch.manual_seed(seed)
 
 
 def make_photographs(cfg: DictConfig) -> Photographs:
-    """Describe the photographs of a run.
+    """Make the photographs of a run: stores and split are made on first use.
 
     Args:
         cfg: The run's config.
 
     Returns:
-        Stores and split, made on first use.
+        The photographs.
 
     Raises:
-        ConfigError: If a further data set is not known.
+        ConfigError: If a further data set is unknown.
     """
-    photographs = make(cfg.photographs, **further_sources(cfg))
+    photographs = instantiate(cfg.photographs, **further_sources(cfg))
     assert isinstance(photographs, Photographs)
     return photographs
 
 
-def make_encoder(cfg: DictConfig, init: Path | None = None) -> Encoder:
-    """Make the encoder with the initial weights that ``init`` asks for.
+def make_encoder(cfg: DictConfig, initial: Path | None = None) -> Encoder:
+    """Make the encoder with its first weights.
 
     Args:
-        cfg: The run's config. With ``init: imagenet`` and a file in ``encoder.weights`` it is the file's
-            weights, without a download.
-        init: Pre-trained encoder to load, a folder or a file.
+        cfg: The run's config. With ``init: imagenet`` the weights are those in the file ``encoder.weights``,
+            or are downloaded.
+        initial: Folder or file of a pre-trained encoder to load.
 
     Returns:
         The encoder.
 
     Raises:
-        EncoderError: If the pre-trained encoder does not fit, or there is no such model.
+        EncoderError: If the pre-trained encoder does not fit, or the model does not exist.
     """
-    published = cfg.init == "imagenet" and not cfg.encoder.get("weights")
-    encoder = make(cfg.encoder, pretrained=True) if published else make(cfg.encoder)
+    download = cfg.init == "imagenet" and not cfg.encoder.get("weights")
+    encoder = instantiate(cfg.encoder, pretrained=True) if download else instantiate(cfg.encoder)
     assert isinstance(encoder, Encoder)
-    if init is not None:
-        card = load_encoder(encoder, init)
+    if initial is not None:
+        card = load_encoder(encoder, initial)
         if is_main_process():
-            log.info("encoder: %s parameters loaded from %s, all that it has", f"{card['matched']:,}", init)
+            log.info("encoder: all %s parameters loaded from %s", f"{card['matched']:,}", initial)
     return encoder
 
 
-def grading_task(cfg: DictConfig, encoder: Encoder) -> GradingTask:
-    """Make the task of a grading run, whose head is the protocol's probe if it has one.
+def make_task(cfg: DictConfig, encoder: Encoder) -> GradingTask:
+    """Make the task of a grading run; its head is the protocol's probe if there is one.
 
     Args:
         cfg: The run's config.
-        encoder: Of the run.
+        encoder: Encoder of the task.
 
     Returns:
         The task.
 
     Raises:
-        ConfigError: If a setting of it makes no sense.
+        ConfigError: If a setting of the task is invalid.
     """
     probe = cfg.protocol.get("probe")
-    given = {} if probe is None else {"head": make(probe)}
-    task = make(cfg.grading.task, encoder=encoder, **given)
+    head = {} if probe is None else {"head": instantiate(probe)}
+    task = instantiate(cfg.grading.task, encoder=encoder, **head)
     assert isinstance(task, GradingTask)
     return task
 
 
+def is_probe(cfg: DictConfig) -> bool:
+    """Return True if a grading run fits a probe to a frozen encoder instead of fine-tuning."""
+    return cfg.protocol.get("probe") is not None
+
+
 def weights_files(encoder: DictConfig) -> dict[str, str]:
-    """Local weights files that an encoder's settings name.
-
-    Args:
-        encoder: Its config.
-
-    Returns:
-        Setting, below the encoder: path.
-    """
+    """Return the weights files in an encoder's config, as ``{"part.weights": path}``."""
     found: dict[str, str] = {}
     for name, value in encoder.items():
         if isinstance(value, DictConfig):
@@ -150,14 +135,7 @@ def weights_files(encoder: DictConfig) -> dict[str, str]:
 
 
 def without_weights(encoder: DictConfig) -> DictConfig:
-    """An encoder's settings for a model whose weights come from elsewhere: no file of theirs need be there.
-
-    Args:
-        encoder: Its config; it is left as it is.
-
-    Returns:
-        A copy that names no weights file.
-    """
+    """Return a copy of an encoder's config without weights files, for weights that are loaded later."""
     encoder = encoder.copy()
     for setting in weights_files(encoder):
         OmegaConf.update(encoder, setting, None)
@@ -167,46 +145,45 @@ def without_weights(encoder: DictConfig) -> DictConfig:
 def make_trainer(
     cfg: DictConfig,
     folder: Path,
-    checkpoints: Sequence[Callback] = (),
+    callbacks: Sequence[Callback] = (),
     logger: Logger | Literal[False] = False,
 ) -> tuple[pl.Trainer, Clock]:
-    """Make the trainer with its callbacks.
+    """Make the trainer with the callbacks of the config.
 
     Args:
         cfg: The run's config.
         folder: The run's folder.
-        checkpoints: Callbacks that write checkpoints.
-        logger: Gets the curves.
+        callbacks: Further callbacks: those that write checkpoints.
+        logger: Receives the metrics.
 
     Returns:
         The trainer, and the clock among its callbacks.
     """
     clock = Clock()
-    callbacks: list[Callback] = [make(node) for node in cfg.callbacks.values()]
-    callbacks += [clock, *checkpoints]
+    every: list[Callback] = [*(instantiate(node) for node in cfg.callbacks.values()), clock, *callbacks]
     decay = OmegaConf.select(cfg, "protocol.ema_decay")
     if cfg.task == "grading" and decay is not None:
-        callbacks.append(MovingAverage(decay))
-    trainer = make(
+        every.append(MovingAverage(decay))
+    trainer = instantiate(
         cfg.trainer,
-        callbacks=callbacks,
+        callbacks=every,
         logger=logger,
         default_root_dir=folder,
         plugins=[cluster_environment()],
-        # Without ours Lightning would add its own.
-        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
-        enable_checkpointing=bool(checkpoints),
+        # Without a progress bar of ours, Lightning would add its own.
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in every),
+        enable_checkpointing=bool(callbacks),
     )
     assert isinstance(trainer, pl.Trainer)
     return trainer, clock
 
 
-def checkpoints(folder: Path, monitor: str | None = None) -> list[Callback]:
-    """Callbacks that keep the last epoch, and the best one.
+def checkpoint_callbacks(folder: Path, monitor: str | None = None) -> list[Callback]:
+    """Make the callbacks that keep the last epoch and the best one.
 
     Args:
-        folder: The run's folder; they write to ``checkpoints/`` in it.
-        monitor: Metric whose highest value is the best; None to keep only the last epoch.
+        folder: The run's folder; checkpoints go to ``checkpoints/`` in it.
+        monitor: Metric to maximise; None to keep only the last epoch.
 
     Returns:
         One or two callbacks.
@@ -226,59 +203,28 @@ def checkpoints(folder: Path, monitor: str | None = None) -> list[Callback]:
     return [last, best]
 
 
-def start_afresh(folder: Path, checkpoint: Path | None) -> None:
-    """Remove checkpoints that an earlier run may have left in the folder, unless this run goes on from them.
+def open_run_dir(cfg: DictConfig, photographs: Photographs, folder: Path, checkpoint: Path | None) -> None:
+    """Log the split of a grading run and write what is known before training into its folder.
 
     Args:
+        cfg: The run's config.
+        photographs: Photographs of the run.
         folder: The run's folder.
-        checkpoint: What the run goes on from.
-    """
-    if checkpoint is None:
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-
-
-def warn_of_idle_data(cfg: DictConfig) -> None:
-    """Say so if photographs were named that nothing learns from.
-
-    Args:
-        cfg: Config with ``task: grading``.
-    """
-    if cfg.data.unlabelled and cfg.init != "ssl" and is_main_process():
-        log.warning(
-            "data.unlabelled is not learnt from: init=%s pre-trains nothing (init=ssl does)",
-            cfg.init,
-        )
-
-
-def open_folder(cfg: DictConfig, photographs: Photographs, folder: Path, checkpoint: Path | None) -> None:
-    """Tell what the run learns from and is tested on, and write that into its folder.
-
-    Args:
-        cfg: Config with ``task: grading``.
-        photographs: Of the run.
-        folder: The run's folder.
-        checkpoint: What the run goes on from.
+        checkpoint: Checkpoint that the run resumes from.
 
     Raises:
-        DataError: If it goes on from a run of other photographs, or another split of them.
+        DataError: If the resumed run used other photographs or another split.
     """
     if not is_main_process():
         return
-    log.info("photographs: %s", _counts(photographs))
+    split, split_hash = photographs.split, photographs.split_hash
+    counts = split["subset"].value_counts()
+    listed = ", ".join(f"{subset} {counts[subset]}" for subset in SUBSETS if subset in counts)
+    log.info("photographs: %s (split %s)", listed, split_hash[:12])
     for remark in photographs.remarks:
         log.log(logging.WARNING if remark.serious else logging.INFO, "split: %s", remark.text)
-    hashes = {"data_hash": photographs.sha256, "split_hash": photographs.split_hash}
-    if checkpoint is not None:
-        check_hashes(folder, hashes)
-    start_afresh(folder, checkpoint)
-    write_split(folder, photographs.split)
-    write_hashes(folder, hashes)
-    learnt = photographs.split["subset"].isin(["train", "val"]).to_numpy()
-    write_seen(folder, photographs.manifest["file_sha256"][learnt])
-    write_config(folder, cfg)
-
-
-def _counts(photographs: Photographs) -> str:
-    counts = photographs.split["subset"].value_counts()
-    listed = ", ".join(f"{subset} {counts[subset]}" for subset in SUBSETS if subset in counts)
-    return f"{listed} (split {photographs.split_hash[:12]})"
+    hashes = {"data_hash": photographs.sha256, "split_hash": split_hash}
+    learnt = split["subset"].isin(["train", "val"]).to_numpy()
+    start_run_dir(folder, cfg, split, hashes, photographs.manifest["file_sha256"][learnt], checkpoint)
+    if cfg.data.unlabelled and cfg.init != "ssl":
+        log.warning("data.unlabelled is not used: init=%s pre-trains nothing (init=ssl does)", cfg.init)

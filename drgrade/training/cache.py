@@ -1,8 +1,7 @@
-"""What the runs of one process have in common, so that it is read and made once.
+"""Photographs and encoders shared by runs of one process.
 
-A single run has nothing to share. A sweep of probes whose cells run one after the other in its own process
-would otherwise read the same photographs and make the same encoder for every cell, which takes longer than
-the cell.
+A single run has nothing to share. The cells of a sweep of probes run one after the other in one process;
+reading the photographs and making the encoder for every cell would take longer than the cell itself.
 """
 
 import hashlib
@@ -20,100 +19,100 @@ from drgrade.data.splits.spec import SplitSpec
 from drgrade.files import file_sha256
 from drgrade.models.encoder import Encoder
 from drgrade.models.encoder_file import WEIGHTS
-from drgrade.training.build import make, make_encoder, make_photographs, seed_everything
+from drgrade.training.build import instantiate, make_encoder, make_photographs, seed_everything
 
-_ENCODERS, _SPLITS = 4, 32
-"""So many are kept; the oldest goes first."""
+_MAX_ENCODERS, _MAX_SPLITS = 4, 32
+"""Number of entries kept; the oldest is dropped first."""
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
 @dataclass(frozen=True)
-class Initial:
-    """An encoder as a run begins with it, which nobody may train.
+class InitialEncoder:
+    """An encoder with the first weights of a run; it must not be trained.
 
     Attributes:
         encoder: In evaluation mode.
-        sha256: Of all its tensors, with their names, types and shapes.
+        sha256: Hash of all its tensors, with their names, types and shapes.
     """
 
     encoder: Encoder
     sha256: str
 
 
-class Shared:
-    """Photographs, splits and encoders that runs have in common."""
+class RunCache:
+    """Cache of photographs, splits and encoders."""
 
     def __init__(self) -> None:
         self._collections: dict[str, Photographs] = {}
         self._splits: dict[tuple[str, SplitSpec], Photographs] = {}
-        self._encoders: dict[str, Initial] = {}
+        self._encoders: dict[str, InitialEncoder] = {}
 
     def photographs(self, cfg: DictConfig) -> Photographs:
-        """Photographs of a run; what their stores hold, and their copies, are found once.
+        """Return the photographs of a run; stores are read and duplicates searched once.
 
         Args:
             cfg: The run's config.
 
         Returns:
-            Stores and split, made on first use.
+            Stores and split.
 
         Raises:
-            ConfigError: If a further data set is not known, or the split makes no sense.
+            ConfigError: If a further data set is unknown, or the split is invalid.
         """
-        found = cast(dict[str, Any], OmegaConf.to_container(cfg.photographs, resolve=True))
-        found.pop("split")
-        key = json.dumps([found, *(_plain(cfg.data.get(role, [])) for role in ROLES)])
-        spec = make(cfg.split)
+        settings = cast(dict[str, Any], OmegaConf.to_container(cfg.photographs, resolve=True))
+        settings.pop("split")
+        key = json.dumps([settings, *(_plain(cfg.data.get(role, [])) for role in ROLES)])
+        spec = instantiate(cfg.split)
         assert isinstance(spec, SplitSpec)
         if key not in self._collections:
             self._collections[key] = make_photographs(cfg)
         if (key, spec) not in self._splits:
             whole = self._collections[key]
-            _ = whole.manifest  # prepared here, and shared by all splits of it
-            _put(self._splits, (key, spec), whole.split_by(spec), _SPLITS)
+            _ = whole.manifest  # prepared here, and shared by all splits
+            _put(self._splits, (key, spec), whole.split_by(spec), _MAX_SPLITS)
         return self._splits[key, spec]
 
-    def encoder(self, cfg: DictConfig, initial: Path | None) -> Initial:
-        """The encoder that a run begins with, the same as a fine-tuning with this seed begins with.
+    def encoder(self, cfg: DictConfig, initial: Path | None) -> InitialEncoder:
+        """Return the encoder that a run starts from, with the weights of a fine-tuning with the same seed.
 
         Args:
             cfg: The run's config.
-            initial: Pre-trained encoder to load, a folder or a file; None: as ``init`` says.
+            initial: Folder or file of a pre-trained encoder; None for the weights that ``init`` names.
 
         Returns:
             The encoder.
 
         Raises:
-            EncoderError: If the pre-trained encoder does not fit, or there is no such model.
+            EncoderError: If the pre-trained encoder does not fit, or the model does not exist.
         """
         weights = initial / WEIGHTS if initial is not None and initial.is_dir() else initial
         loaded = file_sha256(weights) if weights is not None and weights.is_file() else None
-        # Random weights follow the seed; so may parts of an encoder that published weights do not have.
+        # Random weights depend on the seed, and so may parts of an encoder that published weights lack.
         settings = [_plain(cfg.encoder), cfg.init, loaded, None if loaded else cfg.seed]
         key = json.dumps(settings, sort_keys=True)
         if key not in self._encoders:
             seed_everything(cfg.seed)
             encoder = make_encoder(cfg, initial).eval()
-            _put(self._encoders, key, Initial(encoder, weights_hash(encoder)), _ENCODERS)
+            _put(self._encoders, key, InitialEncoder(encoder, weights_hash(encoder)), _MAX_ENCODERS)
         return self._encoders[key]
 
 
 def weights_hash(encoder: Encoder) -> str:
-    """SHA-256 of an encoder's tensors, buffers included.
+    """Hash an encoder's tensors, buffers included.
 
     Args:
         encoder: On any device.
 
     Returns:
-        64 hexadecimal digits; the same wherever and however the weights were made.
+        SHA-256 as 64 hexadecimal digits.
     """
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, tensor in sorted(encoder.state_dict().items()):
-        found.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _put(kept: dict[K, V], key: K, value: V, most: int) -> None:

@@ -1,6 +1,5 @@
-"""The calibration of a run: fitted on its validation photographs when its checkpoint has been chosen."""
+"""Fit thresholds and calibration to the validation photographs, after the checkpoint is chosen."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -20,27 +19,30 @@ from drgrade.training.distributed import is_main_process, wait_for_all
 def fit_thresholds(
     trainer: pl.Trainer, task: GradingTask, data: GradingDataModule, checkpoint: Path
 ) -> dict[str, float]:
-    """Fit the head's thresholds on what the chosen checkpoint says of the validation photographs.
-
-    They are kept in the checkpoint itself: whoever loads it reads grades with them. The test photographs are
-    not looked at.
+    """Fit the head's thresholds to the validation photographs and store them in the checkpoint.
 
     Args:
-        trainer: Runs the validation.
-        task: Receives weights and thresholds.
-        data: Validation photographs.
-        checkpoint: The chosen one; it is written again with the thresholds.
+        trainer: Trainer that runs the validation.
+        task: Task that receives weights and thresholds.
+        data: Data module with the validation photographs.
+        checkpoint: The chosen checkpoint; it is written again with the thresholds.
 
     Returns:
-        ``threshold_1``, ... and ``val/qwk_fitted``, which is optimistic: the thresholds are the best ones for
-        these very photographs. ``val/qwk`` goes on meaning a reading that has not been fitted.
+        ``threshold_1``, ... and ``val/qwk_fitted``, which is optimistic because the thresholds are fitted to
+        the same photographs. ``val/qwk`` is computed without fitted thresholds.
     """
     with task.store_logits():
         trainer.validate(task, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)
         logits, grades = (each.to(task.device) for each in task.logits())
     task.head.fit_thresholds(logits, grades)
     if is_main_process():
-        _keep(task, checkpoint)
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        content["state_dict"] |= {
+            f"head.{name}": value.cpu() for name, value in task.head.state_dict().items()
+        }
+        partial = checkpoint.with_name(f".{checkpoint.name}")
+        torch.save(content, partial)
+        partial.replace(checkpoint)
     wait_for_all()
     kappa = quadratic_weighted_kappa(confusion_matrix(task.head.predict(logits), grades))
     thresholds = task.head.get_buffer("thresholds").tolist()
@@ -50,32 +52,21 @@ def fit_thresholds(
     }
 
 
-def _keep(task: GradingTask, checkpoint: Path) -> None:
-    """Put the head, which differs from the checkpoint's in its thresholds only, into the checkpoint."""
-    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    content["state_dict"] |= {f"head.{name}": value.cpu() for name, value in task.head.state_dict().items()}
-    partial = checkpoint.with_name(f".{checkpoint.name}")
-    torch.save(content, partial)
-    partial.replace(checkpoint)
-
-
 def calibrate(
     folder: Path, predictions: Predictions | None, split: pd.DataFrame
 ) -> tuple[Calibration, dict[str, float]]:
-    """Fit the calibration and keep it with the run.
+    """Fit the calibration to the validation photographs and write it into the run's folder.
 
-    The test photographs are not looked at. Nothing else that the run reports of itself is changed by it.
-    Every process may call: all fit the same, the first one writes.
+    Every process may call: all fit the same calibration, and the first one writes it.
 
     Args:
-        folder: The run's folder; receives ``calibration.json``, and ``validation.csv`` with what it was
-            fitted to.
-        predictions: What the chosen checkpoint says of the validation photographs; None if there are none.
+        folder: The run's folder; receives ``calibration.json`` and ``validation.csv``.
+        predictions: Predictions of the chosen checkpoint; None without validation photographs.
         split: image_id and group of every row of the manifest.
 
     Returns:
-        The calibration, and its figures on the validation photographs, cross-fitted, as ``val/...``; none if
-        there are no photographs.
+        The calibration, and its cross-fitted metrics as ``val/...``; the identity and no metrics without
+        validation photographs.
     """
     if predictions is None:
         calibration, figures = Calibration(), {}
@@ -87,22 +78,19 @@ def calibrate(
         if predictions is not None:
             write_validation(folder, predictions, split["image_id"])
         write_text(folder / CALIBRATION, calibration.to_json())
-    return calibration, _named("val", figures)
+    return calibration, {f"val/{metric}": value for metric, value in figures.items()}
 
 
 def calibrated_figures(name: str, predictions: Predictions, calibration: Calibration) -> dict[str, float]:
-    """The figures of a calibration on one set of photographs.
+    """Compute the metrics of calibrated predictions on one set.
 
     Args:
-        name: Of the set: ``test`` or ``external/NAME``.
-        predictions: On all its photographs.
-        calibration: Of the run.
+        name: Name of the set: ``test`` or ``external/NAME``.
+        predictions: Predictions on all its photographs.
+        calibration: Calibration of the run.
 
     Returns:
-        See :func:`drgrade.models.calibration.calibrated_metrics`; each name begins with that of the set.
+        Metrics of :func:`drgrade.models.calibration.calibrated_metrics`, with the prefix ``NAME/``.
     """
-    return _named(name, calibrated_metrics(predictions.probabilities, predictions.grades, calibration))
-
-
-def _named(name: str, figures: Mapping[str, float]) -> dict[str, float]:
+    figures = calibrated_metrics(predictions.probabilities, predictions.grades, calibration)
     return {f"{name}/{metric}": value for metric, value in figures.items()}

@@ -1,7 +1,7 @@
-"""Processes of one run that torchrun or SLURM has started all at once: which is first, and what it decides.
+"""Processes of a distributed run: their count, messages from the first one, and the lock of the run's folder.
 
-Lightning starts the further processes of a run by itself, one after the first has begun, and hands them what
-the first has decided. torchrun and ``srun`` start all of them side by side, on one machine or many.
+Lightning starts the further processes of a run itself, after the first process has begun, and passes them its
+environment. torchrun and ``srun`` start all processes at once, on one machine or several.
 """
 
 import functools
@@ -22,67 +22,70 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch.distributed import Store  # type: ignore[attr-defined]
 
-_APART = 10_000
-"""Between the port of our store and that of the process group."""
+_PORT_OFFSET = 10_000
+"""Offset between the port of the process group and that of the key-value store."""
 
-_number = itertools.count()
+_PRETRAINING_KEY = "DRGRADE_PRETRAINING"
+
+_message_number = itertools.count()
 
 
-def by_torchrun() -> bool:
-    """Whether torchrun has started this process."""
+def started_by_torchrun() -> bool:
+    """Return True if torchrun has started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def by_slurm() -> bool:
-    """Whether SLURM has started this process as one of several of a job step.
+def started_by_slurm() -> bool:
+    """Return True if SLURM has started this process as one of several tasks of a job step.
 
-    A step of one task is an ordinary process: there, Lightning starts the others itself.
+    In a step of one task, Lightning starts the further processes itself.
     """
-    return not by_torchrun() and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+    return not started_by_torchrun() and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
 
 
 def started_together() -> bool:
-    """Whether all processes of the run have been started, so that Lightning must not start any."""
-    return by_torchrun() or by_slurm()
+    """Return True if all processes of the run have been started, so that Lightning must not start any."""
+    return started_by_torchrun() or started_by_slurm()
 
 
-def first_of_all() -> bool:
-    """Whether this is the first of the processes; ask only where they have been started together."""
-    return os.environ["RANK" if by_torchrun() else "SLURM_PROCID"] == "0"
+def is_main_process() -> bool:
+    """Return True in the first process of a run; Lightning, torchrun and SLURM set the environment."""
+    if started_together():
+        return os.environ["RANK" if started_by_torchrun() else "SLURM_PROCID"] == "0"
+    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK"))
 
 
 def cluster_environment() -> "ClusterEnvironment":
-    """What Lightning has to know of the processes; it would guess otherwise, by what is installed.
+    """Return Lightning's description of the environment, which it would otherwise guess.
 
-    Lightning's own requeueing under SLURM stays off: a run goes on from ``last.ckpt`` with ``resume=auto``,
-    and whether a job is requeued is the business of the launcher or of SLURM.
-
-    Returns:
-        Lightning's description of the environment.
+    Lightning's automatic requeueing under SLURM is off: ``resume=auto`` resumes from ``last.ckpt``, and the
+    launcher or SLURM decides whether a job is requeued.
     """
     from lightning_fabric.plugins.environments.lightning import LightningEnvironment
     from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
     from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
-    if by_torchrun():
+    if started_by_torchrun():
         return TorchElasticEnvironment()
-    return SLURMEnvironment(auto_requeue=False) if by_slurm() else LightningEnvironment()
+    return SLURMEnvironment(auto_requeue=False) if started_by_slurm() else LightningEnvironment()
 
 
-def check_processes(trainer: "DictConfig") -> None:
-    """Refuse several processes for a run of one, and fewer or more than the run is set to have.
+def check_process_count(trainer: "DictConfig") -> None:
+    """Compare the number of processes that torchrun or SLURM has started with the trainer's.
 
     Args:
         trainer: Config of the trainer.
 
     Raises:
-        ConfigError: If each of the processes would do the whole run in the same folder, or they would wait
-            for others that nobody starts.
+        ConfigError: If several processes would each do a whole run in one folder, or if the processes would
+            wait for others that do not exist.
     """
     if not started_together():
         return
-    starter, name = ("torchrun", "WORLD_SIZE") if by_torchrun() else ("SLURM", "SLURM_STEP_NUM_TASKS")
-    count, nodes = int(os.environ[name]), int(trainer.get("num_nodes", 1))
+    starter, variable = (
+        ("torchrun", "WORLD_SIZE") if started_by_torchrun() else ("SLURM", "SLURM_STEP_NUM_TASKS")
+    )
+    count, nodes = int(os.environ[variable]), int(trainer.get("num_nodes", 1))
     if count > 1 and "strategy" not in trainer:
         raise ConfigError(
             f"{starter} has started {count} processes, but the trainer is made for one: use trainer=ddp or "
@@ -96,11 +99,11 @@ def check_processes(trainer: "DictConfig") -> None:
         )
 
 
-def refuse_several() -> None:
-    """Refuse to be one of several processes, for a command that must be run once.
+def require_single_process() -> None:
+    """Raise an error in one of several processes, for a command that must be started once.
 
     Raises:
-        ConfigError: If this is one of several.
+        ConfigError: If torchrun or SLURM has started several processes.
     """
     if started_together():
         raise ConfigError(
@@ -109,26 +112,26 @@ def refuse_several() -> None:
         )
 
 
-def agree(decision: str | None = None) -> str:
-    """The first process decides, and all others get to know it. Every process has to ask, in the same order.
+def broadcast(message: str | None = None) -> str:
+    """Send a message of the first process to all others; every process must call, in the same order.
 
     Args:
-        decision: Of the first process; the others' does not count.
+        message: Message of the first process; ignored in the others.
 
     Returns:
-        The first one's decision.
+        The message of the first process.
 
     Raises:
-        DrgradeError: If the first process is gone.
+        DrgradeError: If the first process has ended.
     """
     from torch.distributed import DistError
 
-    key = str(next(_number))
+    key = str(next(_message_number))
     try:
-        if first_of_all():
-            assert decision is not None
-            _store().set(key, decision)
-            return decision
+        if is_main_process():
+            assert message is not None
+            _store().set(key, message)
+            return message
         return str(_store().get(key).decode())
     except DistError as error:
         raise DrgradeError(
@@ -138,9 +141,9 @@ def agree(decision: str | None = None) -> str:
 
 @functools.cache
 def _store() -> "Store":
-    """A table that all processes of the run can read.
+    """Connect to a key-value store that all processes of the run can read.
 
-    torchrun's agent keeps one. Under SLURM the first process does, until it ends.
+    torchrun's agent hosts one. Under SLURM the first process does, until it ends.
     """
     from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
@@ -149,67 +152,59 @@ def _store() -> "Store":
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         store = TCPStore(address, port, is_master=False)
     else:
-        port += _APART if port + _APART < 65_536 else -_APART
-        store = TCPStore(address, port, is_master=first_of_all(), wait_for_workers=False)
-    store.set_timeout(timedelta(days=365))  # another run may be pre-training what this one needs
+        port += _PORT_OFFSET if port + _PORT_OFFSET < 65_536 else -_PORT_OFFSET
+        store = TCPStore(address, port, is_master=is_main_process(), wait_for_workers=False)
+    store.set_timeout(timedelta(days=365))  # another run may be pre-training the encoder of this one
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return PrefixStore(f"drgrade/{attempt}", store)
 
 
-_ANNOUNCEMENT = "DRGRADE_PRETRAINING"
-
-
-def is_main_process() -> bool:
-    """Whether this process is the first of its run; Lightning, torchrun and SLURM all set the environment."""
-    if started_together():
-        return first_of_all()
-    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK"))
-
-
 @contextmanager
-def announced(key: str) -> Iterator[None]:
-    """Tell the other processes of the run which encoder is being pre-trained from here on.
+def announce_pretraining(key: str) -> Iterator[None]:
+    """Tell the other processes of the run that an encoder is being pre-trained, so that they join.
 
-    They must join the same training instead of looking for its result. Those that Lightning starts run the
-    same script from its beginning and find the key in their environment; those that have been started
-    together with this one are waiting for it (:func:`announcement`).
+    Processes that Lightning starts run the same script from its beginning and read the key from their
+    environment; processes that were started together wait for it (:func:`announced_pretraining`).
 
     Args:
-        key: Key of the encoder.
+        key: Name of the encoder's folder.
     """
     if started_together():
-        agree(key)
+        broadcast(key)
         yield
         return
-    os.environ[_ANNOUNCEMENT] = key
+    os.environ[_PRETRAINING_KEY] = key
     try:
         yield
     finally:
-        del os.environ[_ANNOUNCEMENT]
+        del os.environ[_PRETRAINING_KEY]
 
 
-def announce_none() -> None:
-    """Tell the other processes of the run that nothing is to be pre-trained."""
+def announce_no_pretraining() -> None:
+    """Tell the other processes of the run that no encoder is pre-trained."""
     if started_together():
-        agree("")
+        broadcast("")
 
 
-def announcement() -> str | None:
-    """Key of the encoder that the main process is pre-training, if this process is to join it (once)."""
+def announced_pretraining() -> str | None:
+    """Return the key of the encoder that the main process is pre-training; None if there is none.
+
+    The key is returned once: a later call belongs to a later training.
+    """
     if started_together():
-        return agree() or None
-    return os.environ.pop(_ANNOUNCEMENT, None)
+        return broadcast() or None
+    return os.environ.pop(_PRETRAINING_KEY, None)
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Keep a second run out of a run's folder; what a killed run held is free again.
+def lock_run_dir(folder: Path) -> Iterator[None]:
+    """Lock a run's folder against a second run; the lock of a killed process is free again.
 
     Args:
-        folder: The run's folder, made if it is not there.
+        folder: The run's folder; created if missing.
 
     Raises:
-        ConfigError: If another run is at work in it.
+        ConfigError: If another process holds the lock.
     """
     if not is_main_process():
         yield
@@ -227,7 +222,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def wait_for_all() -> None:
-    """Wait until every process of the run is here; does nothing for a single one."""
+    """Wait until every process of the run has called; return at once in a run of one process."""
     import torch
 
     if torch.distributed.is_available() and torch.distributed.is_initialized():

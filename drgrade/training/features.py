@@ -1,7 +1,7 @@
-"""Features of the frozen encoder, of all photographs of a store: computed once, kept, and found again.
+"""Features of a frozen encoder for all photographs of a store, computed once and kept in a file.
 
-They depend on the encoder's weights, its settings, the pixels and the precision, and on nothing else: so
-every label fraction, fold and protocol finds the same file.
+They depend on the weights and settings of the encoder, the pixels and the precision only, so runs with other
+label fractions, folds and protocols use the same file.
 """
 
 import copy
@@ -33,8 +33,8 @@ from drgrade.models.encoder import Encoder
 from drgrade.progress import track
 from drgrade.renames import canonical
 from drgrade.runs.run_dir import versions
-from drgrade.training.build import make
-from drgrade.training.cache import Initial
+from drgrade.training.build import instantiate
+from drgrade.training.cache import InitialEncoder
 from drgrade.training.distributed import cluster_environment
 
 log = logging.getLogger(__name__)
@@ -50,11 +50,11 @@ class Features:
     """Features of a run's photographs.
 
     Attributes:
-        files: Of each store that the run needs, by its place among the run's stores.
+        files: File of each store, except those that are only pre-trained on.
         arrays: (N_k, D) float32 of each, memory-mapped.
-        starts: Row of the manifest that each begins at.
-        images: Photographs that were encoded for it now, not before.
-        seconds: What that took.
+        starts: Row of the manifest at which each store starts.
+        images: Number of photographs encoded by this run.
+        seconds: Time of that.
     """
 
     files: Sequence[Path]
@@ -64,10 +64,10 @@ class Features:
     seconds: float
 
     def of(self, rows: npt.NDArray[np.int64]) -> Tensor:
-        """Features of some photographs.
+        """Return the features of some photographs.
 
         Args:
-            rows: (M,) of the manifest, all in stores that the run needs.
+            rows: (M,) rows of the manifest.
 
         Returns:
             (M, D) float32.
@@ -79,22 +79,20 @@ class Features:
         return torch.from_numpy(found)
 
 
-def find_or_compute(cfg: DictConfig, photographs: Photographs, initial: Initial) -> Features:
-    """Features of a run's photographs as the encoder sees them: in evaluation, not augmented.
-
-    Of data sets that are only pre-trained on there are none: no probe looks at them.
+def find_or_compute(cfg: DictConfig, photographs: Photographs, initial: InitialEncoder) -> Features:
+    """Return the features of a run's photographs, encoded in evaluation mode without augmentation.
 
     Args:
         cfg: The run's config.
-        photographs: Of the run.
-        initial: Its encoder.
+        photographs: Photographs of the run.
+        initial: Encoder of the run.
 
     Returns:
-        The features, from ``paths.outputs/features``; computed if they are not there. If several runs ask for
-        the same at the same time, one computes and the others wait.
+        The features, from ``paths.outputs/features``; computed if missing. If several runs need the same
+        features, one computes them and the others wait.
 
     Raises:
-        DataError: If they cannot be kept there.
+        DataError: If they cannot be stored there.
         DrgradeError: If they are not finite.
     """
     files, arrays, starts = [], [], []
@@ -113,8 +111,8 @@ def find_or_compute(cfg: DictConfig, photographs: Photographs, initial: Initial)
     return Features(files, arrays, starts, images, time.monotonic() - began if images else 0.0)
 
 
-def features_file(cfg: DictConfig, store: Store, initial: Initial) -> Path:
-    """Where the features of a store are kept.
+def features_file(cfg: DictConfig, store: Store, initial: InitialEncoder) -> Path:
+    """Return the path of a store's features.
 
     Args:
         cfg: The run's config.
@@ -124,14 +122,15 @@ def features_file(cfg: DictConfig, store: Store, initial: Initial) -> Path:
     Returns:
         A file below ``paths.outputs/features``, named by encoder, data set, size and key.
     """
-    settings = canonical(_key(cfg, store, initial))
+    settings = canonical(_settings(cfg, store, initial))
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     encoder = str(cfg.encoder._target_).rsplit(".", 1)[-1].lower()
     name = f"{encoder}-{store.name}-{store.image_size}px-{key[:16]}.npy"
     return Path(cfg.paths.outputs) / "features" / name
 
 
-def _key(cfg: DictConfig, store: Store, initial: Initial) -> dict[str, Any]:
+def _settings(cfg: DictConfig, store: Store, initial: InitialEncoder) -> dict[str, Any]:
+    """Return everything that the features depend on."""
     return {
         "weights": initial.sha256,
         "encoder": OmegaConf.to_container(cfg.encoder, resolve=True),
@@ -143,17 +142,17 @@ def _key(cfg: DictConfig, store: Store, initial: Initial) -> dict[str, Any]:
 
 
 def _read(path: Path, store: Store, encoder: Encoder) -> Floats | None:
-    """What was computed before; None if that is not there, or damaged."""
+    """Read stored features; None if they are missing or damaged."""
     try:
         array = np.load(path, mmap_mode="r")
     except (FileNotFoundError, ValueError, EOFError):  # a power cut may leave an empty file
         return None
-    sound = array.shape == (len(store), encoder.num_features) and array.dtype == np.float32
-    return array if sound else None
+    valid = array.shape == (len(store), encoder.num_features) and array.dtype == np.float32
+    return array if valid else None
 
 
-def _compute_once(cfg: DictConfig, path: Path, store: Store, initial: Initial) -> tuple[Floats, bool]:
-    """The features, and whether they were computed here rather than by another run."""
+def _compute_once(cfg: DictConfig, path: Path, store: Store, initial: InitialEncoder) -> tuple[Floats, bool]:
+    """Return the features, and True if this run has computed them; runs with the same features wait."""
     lock = FileLock(path.with_suffix(".lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -179,21 +178,21 @@ def _compute_once(cfg: DictConfig, path: Path, store: Store, initial: Initial) -
     return computed, True
 
 
-def _compute(cfg: DictConfig, path: Path, store: Store, initial: Initial) -> None:
-    """Encode every photograph of a store, into a file that is there whole or not at all."""
+def _compute(cfg: DictConfig, path: Path, store: Store, initial: InitialEncoder) -> None:
+    """Encode every photograph of a store, and move the complete file into place."""
     began = time.monotonic()
     partial = path.with_suffix(".partial")
     shape = (len(store), initial.encoder.num_features)
     array = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
-    array[:] = np.nan  # what is left out must not pass for features
+    array[:] = np.nan  # so that a photograph that was left out is detected
     encode(cfg, store, initial.encoder, array)
     if not np.isfinite(array).all():
         raise DrgradeError(
-            "the encoder gives features that are not numbers: its pre-training has diverged, or "
+            "the encoder gives features that are not finite: its pre-training has diverged, or "
             f"trainer.precision={cfg.trainer.precision} is too coarse for it"
         )
     array.flush()
-    card = {**_key(cfg, store, initial), "seconds": time.monotonic() - began, "versions": versions()}
+    card = {**_settings(cfg, store, initial), "seconds": time.monotonic() - began, "versions": versions()}
     write_text(path.with_suffix(".json"), json.dumps(card, indent=2) + "\n")
     partial.replace(path)
 
@@ -202,33 +201,33 @@ def encode(cfg: DictConfig, store: Store, encoder: Encoder, array: Floats) -> No
     """Encode every photograph of a store.
 
     Args:
-        cfg: The run's config: device, precision, size of batches, memory format.
+        cfg: The run's config: device, precision, batch size, memory format.
         store: The photographs.
-        encoder: Stays as it is, wherever it is: a copy does the work, because precision may convert weights.
+        encoder: Not changed: a copy is used, because the precision may convert weights.
         array: (N, D), receives the features.
     """
     count = len(store)
     dataset = StoreDataset([store.images_file], range(count), [UNGRADED] * count, AugmentedView(None))
     loader = DataLoader(dataset, batch_size=cfg.data.batch_size, sampler=EvaluationSampler(count))
-    trainer = make(
+    trainer = instantiate(
         cfg.trainer,
         callbacks=[],
         logger=False,
         plugins=[cluster_environment()],
         enable_progress_bar=False,
         enable_checkpointing=False,
-        # Whatever a try-out leaves out, what is kept for later runs is whole.
+        # Later runs use the file too, so a trial run must not leave out photographs.
         fast_dev_run=False,
         limit_predict_batches=None,
     )
     assert isinstance(trainer, pl.Trainer)
     task = _Encoding(copy.deepcopy(encoder), array, channels_last=cfg.channels_last)
-    batches = _Tracked(loader, f"batches of the {count} photographs of {store.name}")
+    batches = _TrackedLoader(loader, f"batches of the {count} photographs of {store.name}")
     trainer.predict(task, batches, return_predictions=False)
 
 
 class _Encoding(pl.LightningModule):
-    """Runs an encoder over photographs, and fills in an array."""
+    """Encode photographs into an array."""
 
     def __init__(self, encoder: Encoder, array: Floats, channels_last: bool) -> None:
         super().__init__()
@@ -243,8 +242,8 @@ class _Encoding(pl.LightningModule):
         return features
 
 
-class _Tracked:
-    """A loader that shows how far it is."""
+class _TrackedLoader:
+    """A loader that shows its progress."""
 
     def __init__(self, loader: DataLoader[Any], of: str) -> None:
         self._loader, self._of = loader, of

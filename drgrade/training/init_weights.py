@@ -1,36 +1,42 @@
-"""Where a run's first weights and its figures come from."""
+"""Find the first weights of a grading run: a given encoder, or one that is pre-trained once for all runs."""
 
 import logging
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig, OmegaConf
 
 from drgrade.data.photographs import Photographs
-from drgrade.errors import ConfigError
+from drgrade.errors import ConfigError, EncoderError
 from drgrade.files import file_sha256
-from drgrade.models.encoder_file import WEIGHTS
-from drgrade.runs.run_dir import SEEN
+from drgrade.models.encoder_file import CARD, WEIGHTS
+from drgrade.runs.run_dir import LAST, SEEN
 from drgrade.training.build import weights_files
-from drgrade.training.distributed import is_main_process
-from drgrade.training.pretraining import find_or_pretrain
+from drgrade.training.distributed import (
+    announce_no_pretraining,
+    announce_pretraining,
+    announced_pretraining,
+    is_main_process,
+)
+from drgrade.training.pretraining import encoder_dir, pretrain
 
 log = logging.getLogger(__name__)
 
 
-def initial_encoder(cfg: DictConfig, photographs: Photographs) -> Path | None:
-    """Where the encoder's first weights come from.
+def find_initial_encoder(cfg: DictConfig, photographs: Photographs) -> Path | None:
+    """Find the pre-trained encoder that a grading run starts from; pre-train it if ``init`` is ``ssl``.
 
     Args:
         cfg: Config of a grading run.
-        photographs: Of the run.
+        photographs: Photographs of the run.
 
     Returns:
-        Folder or file of a pre-trained encoder; None for ``random`` and ``imagenet``.
+        Folder or file of the encoder; None for ``init=random`` and ``init=imagenet``.
 
     Raises:
-        DrgradeError: If there is no such encoder, or it has seen what this run tests on without being allowed
-            to.
+        DrgradeError: If the encoder does not exist, or was pre-trained on test photographs of this run
+            without ``pretrain_on=all``.
     """
     if cfg.init in ("random", "imagenet"):
         return None
@@ -45,24 +51,103 @@ def initial_encoder(cfg: DictConfig, photographs: Photographs) -> Path | None:
     if cfg.pretrain_on == "train" and pretraining_saw_test(weights, photographs):
         raise ConfigError(
             f"init={cfg.init}: its pre-training has seen photographs that this run tests on; "
-            "pretrain_on=all allows it, and metrics.json will say so"
+            "pretrain_on=all allows it, and metrics.json records it"
         )
     return path
 
 
-def provenance(cfg: DictConfig, photographs: Photographs, initial: Path | None) -> dict[str, Any]:
-    """Where the figures come from: hashes of data, split and first weights, and the cell of the table.
+def find_or_pretrain(cfg: DictConfig, photographs: Photographs) -> Path:
+    """Find the encoder of ``init=ssl``, or pre-train it.
+
+    If several runs need the same encoder, one pre-trains it and the others wait. In a distributed run the
+    first process decides, and the others join the pre-training, whether Lightning starts them during it or
+    torchrun or SLURM has started them before.
+
+    Args:
+        cfg: Config of a grading run.
+        photographs: Photographs of the run.
+
+    Returns:
+        A folder with ``encoder.safetensors`` and ``encoder.json``.
+
+    Raises:
+        EncoderError: In a further process, if the encoder of the first one is not visible from here.
+    """
+    pretext = pretext_config(cfg, photographs)
+    folder = Path(pretext.paths.run)
+    if is_main_process():
+        _pretrain_once(pretext, photographs, folder)
+    elif announced_pretraining() == folder.name:
+        pretrain(pretext, photographs, folder, _last_checkpoint(folder))
+    elif not (folder / CARD).is_file():
+        raise EncoderError(
+            f"init=ssl: the first process of this run has an encoder in {folder.absolute()}, but this "
+            "process sees none there; all machines of a run need the same paths.outputs"
+        )
+    return folder
+
+
+def pretext_config(cfg: DictConfig, photographs: Photographs) -> DictConfig:
+    """Return the config of the pre-training that a grading run needs.
+
+    Args:
+        cfg: Config of a grading run.
+        photographs: Photographs of the run.
+
+    Returns:
+        The config with ``task: pretext``, the first weights and the length of the pretext, and the encoder's
+        folder as the run's folder.
+    """
+    pretext = cfg.copy()
+    OmegaConf.set_struct(pretext, False)
+    pretext.task, pretext.init, pretext.resume = "pretext", cfg.pretext.init, None
+    # An override such as trainer.max_epochs=2 is meant for the grading; the pretext has pretext.epochs.
+    pretext.trainer.max_epochs, pretext.trainer.max_steps = cfg.pretext.epochs, cfg.pretext.max_steps
+    pretext.paths.run = str(encoder_dir(pretext, photographs))
+    pretext.name = f"{cfg.name}_pretraining"
+    return pretext
+
+
+def _pretrain_once(pretext: DictConfig, photographs: Photographs, folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("waiting for another run that is pre-training the same encoder (%s)", folder)
+        lock.acquire()
+    try:
+        if (folder / CARD).is_file():
+            log.info("encoder: found %s", folder)
+            announce_no_pretraining()
+            return
+        limits = {"epochs": pretext.trainer.max_epochs, "steps": pretext.trainer.max_steps}
+        length = ", or ".join(f"{limit} {unit}" for unit, limit in limits.items() if limit not in (None, -1))
+        log.info("encoder: not found for these settings; pre-training for %s into %s", length, folder)
+        with announce_pretraining(folder.name):
+            pretrain(pretext, photographs, folder, _last_checkpoint(folder))
+    finally:
+        lock.release()
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    path = folder / "checkpoints" / f"{LAST}.ckpt"
+    return path if path.is_file() else None
+
+
+def run_facts(cfg: DictConfig, photographs: Photographs, initial: Path | None) -> dict[str, Any]:
+    """Return what a run's metrics depend on: cell of the table, and hashes of data, split and first weights.
 
     Args:
         cfg: The run's config.
-        photographs: Of the run.
-        initial: As :func:`initial_encoder` gave it.
+        photographs: Photographs of the run.
+        initial: Return value of :func:`find_initial_encoder`.
 
     Returns:
         Entries of ``metrics.json``.
     """
-    choices = {name: cfg[name] for name in ("label_fraction", "fold", "folds", "seed")}
-    facts = {**choices, "protocol": cfg.protocol.name, "data": cfg.data.name}
+    facts = {name: cfg[name] for name in ("label_fraction", "fold", "folds", "seed")}
+    facts |= {"protocol": cfg.protocol.name, "data": cfg.data.name}
     if cfg.protocol.get("shots") is not None:
         facts["shots"] = cfg.protocol.shots
     for source, role in photographs.roles[1:]:
@@ -78,12 +163,12 @@ def provenance(cfg: DictConfig, photographs: Photographs, initial: Path | None) 
     weights = initial / WEIGHTS if initial.is_dir() else initial
     saw = pretraining_saw_test(weights, photographs)
     if saw and is_main_process():
-        log.info("note: pre-training has seen test photographs (without their grades); metrics.json says so")
+        log.info("note: pre-training has seen test photographs (without grades); metrics.json records it")
     return {**facts, "init": str(cfg.init), "encoder_hash": file_sha256(weights), "pretraining_saw_test": saw}
 
 
 def _has_weights(encoder: DictConfig) -> bool:
-    """Whether the encoder's own settings name a weights file or ask for published weights."""
+    """Return True if the encoder's config names a weights file or asks for published weights."""
     return any(
         _has_weights(value)
         if isinstance(value, DictConfig)
@@ -93,14 +178,14 @@ def _has_weights(encoder: DictConfig) -> bool:
 
 
 def pretraining_saw_test(weights: Path, photographs: Photographs) -> bool | None:
-    """Whether an encoder was pre-trained on photographs that a run tests on, by the content of the files.
+    """Return True if an encoder was pre-trained on photographs that a run tests on, compared by file content.
 
     Args:
-        weights: An ``encoder.safetensors``, with the files of its run beside it.
-        photographs: Of the run.
+        weights: File ``encoder.safetensors``, with ``seen.txt`` beside it.
+        photographs: Photographs of the run.
 
     Returns:
-        None where no file beside the weights tells.
+        None without ``seen.txt``.
     """
     seen = weights.with_name(SEEN)
     if not seen.is_file():

@@ -1,6 +1,8 @@
-"""One run, from a composed config to its artefacts. The command line only wraps :func:`train`."""
+"""Train and test one run, step by step, from a composed config to the files in the run's folder."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ from omegaconf import DictConfig
 
 from drgrade.data.datamodules import GradingDataModule
 from drgrade.data.photographs import Photographs
-from drgrade.errors import ConfigError
+from drgrade.errors import ConfigError, DrgradeError
 from drgrade.metrics.distributed import Predictions
 from drgrade.models.calibration import Calibration
 from drgrade.runs.run_dir import (
@@ -26,73 +28,60 @@ from drgrade.runs.run_dir import (
 from drgrade.settings import TrainSettings
 from drgrade.tasks.grading import GradingTask
 from drgrade.training.build import (
-    checkpoints,
-    grading_task,
-    make,
+    checkpoint_callbacks,
+    instantiate,
+    is_probe,
     make_encoder,
     make_photographs,
+    make_task,
     make_trainer,
-    open_folder,
+    open_run_dir,
     seed_everything,
-    warn_of_idle_data,
 )
-from drgrade.training.cache import Shared
+from drgrade.training.cache import RunCache
 from drgrade.training.calibration import calibrate, calibrated_figures, fit_thresholds
-from drgrade.training.callbacks.pruning import is_pruned
-from drgrade.training.distributed import alone_in, is_main_process
-from drgrade.training.init_weights import initial_encoder, provenance
+from drgrade.training.distributed import is_main_process, lock_run_dir
+from drgrade.training.init_weights import find_initial_encoder, run_facts
 from drgrade.training.pretraining import pretrain_run
-from drgrade.training.probe import check_probe, fit_probe, is_probe
-from drgrade.training.tracking.session import show, watched
-from drgrade.training.warning_filters import quieten
+from drgrade.training.probe import check_probe, fit_probe
+from drgrade.training.tracking.tracker import log_evaluation, tracked_run
+from drgrade.training.warning_filters import silence_known_warnings
 
 log = logging.getLogger(__name__)
 
 
-def train(cfg: DictConfig, shared: Shared | None = None) -> dict[str, Any]:
-    """Train, test, and write the artefacts of DESIGN.md, section 4.
+def train(cfg: DictConfig, cache: RunCache | None = None) -> dict[str, Any]:
+    """Train and test one run, and write its files.
 
     Args:
         cfg: The composed config (``conf/train.yaml``).
-        shared: What runs of this process have in common; None for a run that is alone.
+        cache: Photographs and encoders shared with other runs of this process; None for a single run.
 
     Returns:
-        What ``metrics.json`` holds: ``test/qwk`` and the like, hashes, and ``status``: ``finished``, or
-        ``pruned`` for a trial that its search has ended.
+        The content of ``metrics.json``: ``test/qwk`` and other metrics, hashes, and ``status``, which is
+        ``finished``, or ``pruned`` for a trial that its search has stopped.
 
     Raises:
-        DrgradeError: If something is wrong that the user can mend.
+        DrgradeError: If a setting, a photograph or an encoder cannot be used.
     """
     check_settings(cfg)
-    quieten()
+    silence_known_warnings()
     folder, checkpoint = resolve_run_dir(cfg)
-    cfg.paths.run = str(folder)  # a resumed run logs to the folder that it goes on in
-    if cfg.resume == AUTO and _finished(folder):
+    cfg.paths.run = str(folder)  # a resumed run logs into its own folder
+    if cfg.resume == AUTO and _is_finished(folder):
         return read_metrics(folder)
-    with alone_in(folder):
-        return _train(cfg, folder, checkpoint, shared)
-
-
-def _train(cfg: DictConfig, folder: Path, checkpoint: Path | None, shared: Shared | None) -> dict[str, Any]:
-    """One run in its folder, which says in the end how it ended."""
-    if is_main_process() and not _finished(folder):
-        (folder / METRICS).unlink(missing_ok=True)  # how an earlier attempt ended
-    try:
-        photographs = shared.photographs(cfg) if shared else make_photographs(cfg)
+    with lock_run_dir(folder), _failure_recorded(folder, checkpoint):
+        photographs = cache.photographs(cfg) if cache else make_photographs(cfg)
         if cfg.task == "pretext":
             return pretrain_run(cfg, photographs, folder, checkpoint)
+        initial = find_initial_encoder(cfg, photographs)
         if is_probe(cfg):
-            return fit_probe(cfg, photographs, folder, checkpoint, shared)
-        return grade(cfg, photographs, folder, checkpoint)
-    except BaseException as error:
-        # Whatever ended the run, its folder says so; the error itself goes on.
-        stopped = not isinstance(error, Exception)
-        if is_main_process() and not (checkpoint and _finished(folder)):
-            reason = {} if stopped else {"error": f"{type(error).__name__}: {error}"}
-            write_metrics(folder, {"status": "interrupted" if stopped else "failed", **reason})
-        if isinstance(error.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from error  # Lightning has made an ordinary exit of it
-        raise
+            record = fit_probe(cfg, photographs, initial, folder, checkpoint, cache or RunCache())
+        else:
+            record = fine_tune(cfg, photographs, initial, folder, checkpoint)
+        if is_main_process() and record["status"] == "finished":
+            _write_model_card(folder)
+    return record
 
 
 def check_settings(cfg: DictConfig) -> None:
@@ -113,66 +102,67 @@ def check_settings(cfg: DictConfig) -> None:
         check_probe(cfg)
 
 
-def grade(cfg: DictConfig, photographs: Photographs, folder: Path, checkpoint: Path | None) -> dict[str, Any]:
-    """Fine-tune on the label fraction, validate, and test unless ``test`` is false.
+def fine_tune(
+    cfg: DictConfig, photographs: Photographs, initial: Path | None, folder: Path, checkpoint: Path | None
+) -> dict[str, Any]:
+    """Fine-tune on the label fraction, choose a checkpoint, validate, calibrate and test.
 
     Args:
         cfg: Config with ``task: grading``.
-        photographs: What to learn from and test on.
+        photographs: Photographs of the run, with their split.
+        initial: Folder or file of a pre-trained encoder.
         folder: The run's folder.
-        checkpoint: Go on from here.
+        checkpoint: Checkpoint to resume from.
 
     Returns:
-        As :func:`train`.
+        The content of ``metrics.json``.
 
     Raises:
-        DrgradeError: If something is wrong that the user can mend.
+        DrgradeError: If a setting, a photograph or an encoder cannot be used.
     """
-    warn_of_idle_data(cfg)
-    initial = initial_encoder(cfg, photographs)
     seed_everything(cfg.seed)
-    data = make(cfg.grading.datamodule, photographs=photographs)
-    task = grading_task(cfg, make_encoder(cfg, initial))
+    data = instantiate(cfg.grading.datamodule, photographs=photographs)
     assert isinstance(data, GradingDataModule)
-    open_folder(cfg, photographs, folder, checkpoint)
-    monitor = "val/qwk" if cfg.protocol.checkpoint == BEST else None
-    facts = provenance(cfg, photographs, initial)
-    unsaid = {name: value for name, value in facts.items() if name not in cfg}
-    with watched(cfg, folder, unsaid, resumed=checkpoint is not None) as watch:
-        trainer, clock = make_trainer(cfg, folder, checkpoints(folder, monitor), watch.logger)
+    task = make_task(cfg, make_encoder(cfg, initial))
+    open_run_dir(cfg, photographs, folder, checkpoint)
+    facts = run_facts(cfg, photographs, initial)
+    with tracked_run(cfg, folder, facts, resumed=checkpoint is not None) as tracked:
+        callbacks = checkpoint_callbacks(folder, "val/qwk" if cfg.protocol.checkpoint == BEST else None)
+        trainer, clock = make_trainer(cfg, folder, callbacks, tracked.logger)
         trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        watch.record = record = {**_figures(cfg, trainer, task, data, folder), **facts}
+        # Without steps of its own, a run that is resumed only to be tested has no training loss.
+        record: dict[str, Any] = {
+            name: float(value) for name, value in trainer.callback_metrics.items() if name == "train/loss"
+        }
+        if _is_pruned(trainer):
+            record |= {**task.results["val"], "status": "pruned"}
+        else:
+            chosen = choose_checkpoint(cfg, folder)
+            if task.head.fits_thresholds:
+                record |= fit_thresholds(trainer, task, data, chosen)
+            record |= validate(trainer, task, data, chosen)
+            # Gathered from all processes: every process must call.
+            validated = task.predictions("val") if data.val_dataloader() else None
+            calibration, figures = calibrate(folder, validated, photographs.split)
+            record |= figures
+            if cfg.test:
+                record |= test(trainer, task, data, chosen, folder, calibration)
+            record |= {"checkpoint": chosen.name, "status": "finished"}
+        tracked.record = record = {**record, **facts}
         if is_main_process():
-            write_provenance(
-                folder,
-                **clock.cost(),
-                steps=trainer.global_step,
-                devices=trainer.world_size,
-                encoder=str(initial or "") or None,
-            )
+            cost = {**clock.cost(), "steps": trainer.global_step, "devices": trainer.world_size}
+            write_provenance(folder, **cost, encoder=str(initial or "") or None)
             write_metrics(folder, record)
     return record
 
 
-def _figures(
-    cfg: DictConfig, trainer: pl.Trainer, task: GradingTask, data: GradingDataModule, folder: Path
-) -> dict[str, Any]:
-    """What a trained run has come to: its figures, the checkpoint that they are of, its status."""
-    # Empty if the run had ended before it was resumed to be tested.
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name == "train/loss"}
-    if is_pruned(trainer):
-        return {**metrics, **task.results["val"], "status": "pruned"}
-    chosen = _chosen_checkpoint(cfg, folder)
-    if task.head.fits_thresholds:
-        metrics |= fit_thresholds(trainer, task, data, chosen)
-    metrics |= validate(trainer, task, data, chosen)
-    # Gathered: every process has to ask.
-    validated = task.predictions("val") if data.val_dataloader() else None
-    calibration, figures = calibrate(folder, validated, data.photographs.split)
-    metrics |= figures
-    if cfg.test:
-        metrics |= test(trainer, task, data, chosen, folder, calibration)
-    return {**metrics, "checkpoint": chosen.name, "status": "finished"}
+def choose_checkpoint(cfg: DictConfig, folder: Path) -> Path:
+    """Return the checkpoint to test: ``best.ckpt`` or ``last.ckpt``, as ``protocol.checkpoint`` says."""
+    chosen = folder / "checkpoints" / f"{cfg.protocol.checkpoint}.ckpt"
+    if not chosen.is_file():
+        log.warning("no epoch was validated, so the last one is tested")
+        return chosen.with_stem(LAST)
+    return chosen
 
 
 def validate(
@@ -181,10 +171,10 @@ def validate(
     """Validate one checkpoint.
 
     Args:
-        trainer: Runs it.
-        task: Receives the weights.
-        data: Validation photographs.
-        checkpoint: What is validated.
+        trainer: Trainer that runs the validation.
+        task: Task that receives the weights.
+        data: Data module with the validation photographs.
+        checkpoint: Checkpoint to validate.
 
     Returns:
         ``val/...``; empty if there are no validation photographs.
@@ -196,7 +186,7 @@ def validate(
         trainer.validate(task, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)[0]
     )
     metrics |= task.results["val"]
-    show(trainer, "val", task.predictions("val"), data.photographs)
+    log_evaluation(trainer.loggers, "val", task.predictions("val"), data.photographs, trainer.global_step)
     return metrics
 
 
@@ -209,20 +199,20 @@ def test(
     calibration: Calibration,
     kept: dict[str, Predictions] | None = None,  # noqa: PT028 - no test function
 ) -> dict[str, float]:
-    """Test one checkpoint; write its predictions on the test set.
+    """Test one checkpoint on the test photographs and every external data set; write the predictions.
 
     Args:
-        trainer: Runs it.
-        task: Receives the weights.
-        data: Test photographs.
-        checkpoint: What is tested.
-        folder: Receives ``predictions.csv`` and ``confusion.csv``, and of an external data set
+        trainer: Trainer that runs the test.
+        task: Task that receives the weights.
+        data: Data module with the test photographs.
+        checkpoint: Checkpoint to test.
+        folder: Receives ``predictions.csv`` and ``confusion.csv``, and for an external data set
             ``predictions_NAME.csv`` and ``confusion_NAME.csv``.
-        calibration: Of the run; what it is worth here is reported beside the other figures.
-        kept: Receives the predictions on each set by its name, ``test`` or ``external/NAME``.
+        calibration: Calibration of the run; its metrics are reported with the others.
+        kept: Receives the predictions on each set, with the key ``test`` or ``external/NAME``.
 
     Returns:
-        ``test/...``, and ``external/NAME/...`` of each external data set.
+        ``test/...``, and ``external/NAME/...`` for each external data set.
     """
     metrics: dict[str, float] = {}
     for name in ("test", *data.external):
@@ -231,24 +221,48 @@ def test(
             task, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False
         )[0]
         metrics |= task.results["test"]
-        predictions = task.predictions("test")  # gathered: every process has to ask
+        predictions = task.predictions("test")  # gathered from all processes: every process must call
         metrics |= calibrated_figures(task.test_name, predictions, calibration)
         if kept is not None:
             kept[task.test_name] = predictions
         if is_main_process():
             ids = data.photographs.split["image_id"]
             write_predictions(folder, predictions, ids, "" if name == "test" else name)
-        show(trainer, task.test_name, predictions, data.photographs)
+        log_evaluation(trainer.loggers, task.test_name, predictions, data.photographs, trainer.global_step)
     return metrics
 
 
-def _chosen_checkpoint(cfg: DictConfig, folder: Path) -> Path:
-    chosen = folder / "checkpoints" / f"{cfg.protocol.checkpoint}.ckpt"
-    if not chosen.is_file():
-        log.warning("no epoch was validated, so that none could be chosen: the last one is tested")
-        return chosen.with_stem(LAST)
-    return chosen
+@contextmanager
+def _failure_recorded(folder: Path, checkpoint: Path | None) -> Iterator[None]:
+    """Write ``metrics.json`` with status failed or interrupted if the run ends with an exception."""
+    if is_main_process() and not (checkpoint and _is_finished(folder)):
+        (folder / METRICS).unlink(missing_ok=True)  # of an earlier attempt
+    try:
+        yield
+    except BaseException as error:
+        interrupted = not isinstance(error, Exception)
+        if is_main_process() and not _is_finished(folder):
+            reason = {} if interrupted else {"error": f"{type(error).__name__}: {error}"}
+            write_metrics(folder, {"status": "interrupted" if interrupted else "failed", **reason})
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error  # Lightning has replaced it by an ordinary exit
+        raise
 
 
-def _finished(folder: Path) -> bool:
+def _is_finished(folder: Path) -> bool:
     return read_metrics(folder).get("status") == "finished"
+
+
+def _is_pruned(trainer: pl.Trainer) -> bool:
+    """Return True if the pruner of a search has stopped the run."""
+    return any(getattr(callback, "pruned", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+
+
+def _write_model_card(folder: Path) -> None:
+    """Write the model card; an error is logged, because the run itself is finished."""
+    from drgrade.model_card.card import MODEL_CARD, write_model_card
+
+    try:
+        write_model_card(folder)
+    except DrgradeError as error:
+        log.warning("%s was not written: %s", MODEL_CARD, error)

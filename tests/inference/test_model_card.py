@@ -17,21 +17,18 @@ from omegaconf import OmegaConf
 from tiny_run import REPOSITORY, TINY
 
 from drgrade import __version__
-from drgrade.cli import train as train_command
 from drgrade.config import CONF
 from drgrade.errors import ConfigError, DataError
 from drgrade.metrics.functional import grading_metrics
-from drgrade.model_card.card import MODEL_CARD, NOTICE, leave_card, model_card, without_places, write_card
-from drgrade.model_card.citations import DRGRADE, papers, papers_of
-from drgrade.model_card.facts import read_artefacts
-from drgrade.model_card.results import estimates
+from drgrade.model_card import card as card_module
+from drgrade.model_card.card import MODEL_CARD, NOTICE, public_command, render_model_card, write_model_card
+from drgrade.model_card.facts import read_run_files
+from drgrade.model_card.metadata import DRGRADE, papers, papers_of
 from drgrade.prediction.checkpoint import load_trained
 from drgrade.prediction.grader import Grader
 from drgrade.runs.run_dir import read_metrics
-from drgrade.stats import formatting as words
-from drgrade.sweeps import inline
-from drgrade.sweeps.launcher import ComposedCell
-from drgrade.training.cache import Shared
+from drgrade.stats import formatting
+from drgrade.training.run import train
 
 EXAMPLE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
@@ -39,7 +36,7 @@ EXAMPLE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 @pytest.fixture(scope="session")
 def card(finished_run):
     """The card of the plain run."""
-    return model_card(read_artefacts(finished_run()), resamples=200)
+    return render_model_card(read_run_files(finished_run()), resamples=200)
 
 
 @pytest.fixture
@@ -75,7 +72,7 @@ def varied(run_copy):
 
 
 def _text(run):
-    return model_card(read_artefacts(run), resamples=50)
+    return render_model_card(read_run_files(run), resamples=50)
 
 
 def test_its_head_is_what_the_hub_reads(varied):
@@ -102,13 +99,12 @@ def test_a_figure_that_no_resample_can_move_has_no_interval(card):
 
 
 def test_figures_are_those_of_the_run_with_their_intervals(varied):
-    run = read_artefacts(varied).run
-    card = _text(varied)
-    found = estimates(run, 500)
+    files, card = read_run_files(varied), _text(varied)
+    run, found = files.tested, files.estimates(500)
     assert found["qwk"].value == run.record["test/qwk"]
     naive = _naive_recall(run, 0, 500)
     assert (found["recall_0"].interval.low, found["recall_0"].interval.high) == pytest.approx(naive, abs=0.1)
-    assert f"| quadratic weighted kappa (QWK) | {words.decimal(run.record['test/qwk'])} |" in card
+    assert f"| quadratic weighted kappa (QWK) | {formatting.decimal(run.record['test/qwk'])} |" in card
 
 
 def _naive_recall(run, grade, resamples):
@@ -136,7 +132,7 @@ def test_the_confusion_matrix_is_that_of_the_predictions(finished_run, card):
     for grade in range(5):
         own = predictions[predictions["grade"] == grade]
         counts = [int((own["predicted"] == called).sum()) for called in range(5)]
-        assert f"| **{grade}** {words.GRADE_NAMES[grade]} | {' | '.join(map(str, counts))} |" in card
+        assert f"| **{grade}** {formatting.GRADE_NAMES[grade]} | {' | '.join(map(str, counts))} |" in card
 
 
 def test_it_says_that_it_is_no_medical_device_and_that_drawings_are_no_patients(card):
@@ -161,7 +157,7 @@ def test_the_data_set_is_that_of_the_config(run_copy):
     assert "The photographs are drawn." not in text
     _set(run_copy, data__source___target_="clinic.sources.Ours", data__name="ours")
     text = _text(run_copy)
-    assert "ours: drgrade knows nothing of its clinics, cameras and patients." in text
+    assert "ours: clinics, cameras and patients are not known to drgrade." in text
     assert ModelCard(text).data.license_name == "see-the-terms-of-ours"
 
 
@@ -219,8 +215,8 @@ def test_figures_that_are_no_better_than_chance_are_called_so(run_copy):
     record = (run_copy / "metrics.json").read_text()
     (run_copy / "metrics.json").write_text(re.sub(r'"test/(qwk|accuracy)": [^,]+', r'"test/\1": 0.0', record))
     text = _text(run_copy)
-    assert "Accuracy is not above that of always saying grade 0" in text
-    assert re.search(r"No test photograph of grade 0.* was called so\.", text)
+    assert "Accuracy is not higher than that of always predicting grade 0" in text
+    assert re.search(r"Recall of grade 0.* is 0\.", text)
 
 
 def test_predictions_that_contradict_the_metrics_are_refused(run_copy):
@@ -228,7 +224,7 @@ def test_predictions_that_contradict_the_metrics_are_refused(run_copy):
     predictions["predicted"] = 4 - predictions["grade"]
     predictions.to_csv(run_copy / "predictions.csv", index=False)
     with pytest.raises(DataError, match="one of them was changed"):
-        write_card(run_copy)
+        write_model_card(run_copy)
     assert not (run_copy / MODEL_CARD).exists()
 
 
@@ -238,17 +234,17 @@ def test_few_labels_and_a_pre_training_that_saw_the_test_are_limits(run_copy):
     record = record.replace('"pretraining_saw_test": false', '"pretraining_saw_test": true')
     (run_copy / "metrics.json").write_text(record)
     text = _text(run_copy)
-    assert "Few labels: 10 % of those of the training side were used." in text
+    assert "Few labels: 10 % of the training labels were used." in text
     assert "Pre-training saw the test photographs, without their grades" in text
-    assert "shrunk to 32 px" in text
+    assert "resized to 32 px" in text
 
 
 def test_a_licence_can_be_chosen(finished_run):
-    artefacts = read_artefacts(finished_run())
-    text = model_card(artefacts, resamples=10, licence="CC-BY-NC-4.0")
+    artefacts = read_run_files(finished_run())
+    text = render_model_card(artefacts, resamples=10, licence="CC-BY-NC-4.0")
     assert ModelCard(text).data.license == "cc-by-nc-4.0"
     with pytest.raises(ConfigError, match="no name of a licence"):
-        model_card(artefacts, resamples=10, licence="ask me/first")
+        render_model_card(artefacts, resamples=10, licence="ask me/first")
 
 
 def test_the_example_in_the_card_runs(finished_run, tmp_path, monkeypatch):
@@ -257,14 +253,14 @@ def test_the_example_in_the_card_runs(finished_run, tmp_path, monkeypatch):
     photograph = next(Path(cfg.data.root).rglob("images/*.jpg"))
     shutil.copyfile(photograph, tmp_path / "photograph.jpg")
     monkeypatch.chdir(tmp_path)
-    (example,) = EXAMPLE.findall(model_card(read_artefacts(run), place=str(run), resamples=10))
+    (example,) = EXAMPLE.findall(render_model_card(read_run_files(run), place=str(run), resamples=10))
     names = {}
     exec(example, names)
     expected = Grader([load_trained(run)]).grade(names["photograph"].crop.pixels[None])
     assert torch.equal(names["graded"].probabilities, expected.probabilities)
 
 
-def test_a_command_is_shown_without_places_and_people():
+def test_a_command_is_shown_public_command_and_people():
     command = ["/home/alice/drgrade/cli/train.py", "+experiment=msssl_10pct", "data=idrid", "paths.run=/x/y"]
     command += [
         "data.root=/home/alice/idrid",
@@ -279,45 +275,29 @@ def test_a_command_is_shown_without_places_and_people():
         "split.file=alice.csv",
         "init=alice.safetensors",
     ]
-    shown = without_places(command)
+    shown = public_command(command)
     assert shown.startswith("train.py +experiment=msssl_10pct data=idrid data.root=... init=...")
     assert "alice" not in shown
     assert "'head.hidden=[1, 2]'" in shown
     assert "data.csv=..." in shown
 
 
-def test_a_run_that_is_not_finished_leaves_no_card_and_a_bad_one_is_said(run_copy, tmp_path, caplog):
-    for record in ({"status": "failed"}, {"status": "finished", "steps": 3}, {"status": "pruned"}):
-        leave_card(tmp_path, record)
-    assert not (tmp_path / MODEL_CARD).exists()
-    assert not caplog.records
-    (run_copy / "provenance.json").write_text("{")
-    leave_card(run_copy, read_metrics(run_copy))
-    assert "no model_card.md of this run" in caplog.text
-    assert not (run_copy / MODEL_CARD).exists()
+def test_train_writes_the_card_and_an_error_of_the_card_is_logged(shared, tmp_path, monkeypatch, caplog):
+    def run(folder):
+        overrides = [*TINY, *shared, f"paths.outputs={tmp_path}", f"paths.run={folder}", "protocol=majority"]
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            return train(hydra.compose("train", overrides))["status"]
 
-
-def test_the_command_that_trains_leaves_a_card(shared, tmp_path):
-    overrides = [
-        *TINY,
-        *shared,
-        f"paths.outputs={tmp_path}",
-        f"paths.run={tmp_path / 'run'}",
-        "protocol=majority",
-    ]
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        train_command.work(hydra.compose("train", overrides))
+    assert run(tmp_path / "run") == "finished"
     assert NOTICE in (tmp_path / "run" / MODEL_CARD).read_text()
 
+    def fail(folder):
+        raise DataError("damaged")
 
-def test_a_sweep_of_probes_in_one_process_leaves_cards(shared, tmp_path):
-    overrides = [*TINY, *shared, f"paths.outputs={tmp_path}", "protocol=majority"]
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        config = hydra.compose("train", overrides, return_hydra_config=True)
-    OmegaConf.set_struct(config, False)
-    done = inline.run_cell(ComposedCell([], config, tmp_path / "cell"), Shared())
-    assert done.return_value["status"] == "finished"
-    assert NOTICE in (tmp_path / "cell" / MODEL_CARD).read_text()
+    monkeypatch.setattr(card_module, "write_model_card", fail)
+    assert run(tmp_path / "other") == "finished"
+    assert "model_card.md was not written: damaged" in caplog.text
+    assert not (tmp_path / "other" / MODEL_CARD).exists()
 
 
 def test_every_part_that_a_config_can_choose_has_its_papers():

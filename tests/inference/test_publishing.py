@@ -206,7 +206,7 @@ def test_a_folder_is_written_whole_or_not_at_all(finished_run, copied, tmp_path,
     def broken(*args, **kwargs):
         raise DataError("damaged")
 
-    monkeypatch.setattr(hub, "model_card", broken)
+    monkeypatch.setattr(hub, "render_model_card", broken)
     before = {each.name: each.read_bytes() for each in copied.iterdir()}
     for target in (copied, tmp_path / "new"):
         with pytest.raises(DataError, match="damaged"):

@@ -7,7 +7,7 @@ from drgrade.config import choices
 from drgrade.data.datamodules import PretextDataModule
 from drgrade.errors import EncoderError
 from drgrade.tasks.pretext import PretextTask
-from drgrade.training.build import make, make_encoder, make_photographs, seed_everything
+from drgrade.training.build import instantiate, make_encoder, make_photographs, seed_everything
 
 PRETEXTS = choices("pretext")
 ENCODERS = {"cnn": "densenet", "vit": "vit", "msssl": "msssl"}
@@ -34,7 +34,7 @@ def configured(compose):
 def made(cfg):
     """As drgrade.training.pretraining makes them."""
     seed_everything(cfg.pretext.seed)
-    task = make(cfg.pretraining.task, encoder=make_encoder(cfg))
+    task = instantiate(cfg.pretraining.task, encoder=make_encoder(cfg))
     assert isinstance(task, PretextTask)
     return task
 
@@ -46,7 +46,7 @@ def batches():
 
     def of(cfg):
         if cfg.pretext.name not in kept:
-            data = make(cfg.pretraining.datamodule, photographs=make_photographs(cfg))
+            data = instantiate(cfg.pretraining.datamodule, photographs=make_photographs(cfg))
             assert isinstance(data, PretextDataModule)
             data.prepare_data()
             data.setup()
@@ -66,7 +66,7 @@ def test_a_step_on_photographs_reaches_every_part_of_the_encoder(pretext, encode
     learnt, held_out = batches(cfg)
     assert len(learnt) == task.pretext.num_views
     before = {name: tensor.clone() for name, tensor in task.encoder.state_dict().items()}
-    optimizer = make(cfg.pretext.optimizer)([each for each in task.parameters() if each.requires_grad])
+    optimizer = instantiate(cfg.pretext.optimizer)([each for each in task.parameters() if each.requires_grad])
 
     task.pretext.before_step(task.encoder, 0.0)
     loss, scores = task.pretext(task.encoder, learnt)

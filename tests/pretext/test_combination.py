@@ -15,7 +15,7 @@ from drgrade.errors import ConfigError
 from drgrade.pretext.base import Pretext
 from drgrade.pretext.combination import COMMON, Combination, combine_views
 from drgrade.pretext.rotation import Rotation
-from drgrade.training.build import make
+from drgrade.training.build import instantiate
 from drgrade.training.run import train
 
 
@@ -208,12 +208,12 @@ def test_a_combination_has_the_settings_of_the_pretexts_that_it_names(name, comp
 
 def test_settings_of_a_part_reach_it_and_those_without_effect_are_refused(compose):
     cfg = compose("pretext=rotation_simclr", "pretext.parts.rotation.head.hidden=[5]")
-    pretext = make(cfg.pretext.head)(cnn())
+    pretext = instantiate(cfg.pretext.head)(cnn())
     assert pretext.parts["rotation"].head[0].out_features == 5
     assert pretext.weights == {"rotation": 1.0, "simclr": 0.1}
     cfg = compose("pretext=rotation_simclr", "pretext.parts.rotation.epochs=5")
     with pytest.raises(ConfigError, match=r"pretext\.parts\.rotation\.epochs has no effect"):
-        make(cfg.pretext.head)(cnn())
+        instantiate(cfg.pretext.head)(cnn())
 
 
 def test_a_run_logs_every_part_and_leaves_an_encoder(compose):

@@ -21,7 +21,7 @@ from drgrade.files import write_text
 from drgrade.metrics.distributed import Predictions
 from drgrade.metrics.functional import grading_metrics
 from drgrade.models.calibration import fit_calibration
-from drgrade.runs.run_dir import write_hashes, write_metrics, write_predictions, write_split
+from drgrade.runs.run_dir import write_metrics, write_predictions, write_split
 
 DATA_HASH = "d" * 64
 COMMIT = "c" * 40
@@ -166,7 +166,6 @@ def _write_run(run: Path, cfg: DictConfig, method: FakeMethod, table: pd.DataFra
     facts = {name: cfg[name] for name in ("label_fraction", "fold", "folds", "seed", "init")}
     facts |= {"protocol": cfg.protocol.name, "data": cfg.data.name, "pretraining_saw_test": method.saw_test}
     write_split(run, split)
-    write_hashes(run, hashes)
     write_predictions(run, predictions, table["image_id"])
     write_metrics(run, {**metrics, **facts, **hashes, "checkpoint": "last.ckpt", "status": "finished"})
     trained = 0 if cfg.protocol.get("probe") else _steps(cfg, int((split["subset"] == "train").sum()))

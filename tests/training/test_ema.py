@@ -15,7 +15,7 @@ from drgrade.config import CONF
 from drgrade.errors import ConfigError
 from drgrade.evaluation.evaluation import evaluate
 from drgrade.training import run as run_module
-from drgrade.training.build import make, make_encoder
+from drgrade.training.build import instantiate, make_encoder
 from drgrade.training.callbacks.ema import MovingAverage
 from drgrade.training.run import train
 
@@ -165,7 +165,7 @@ def test_normalisations_are_synchronised_on_several_gpus_before_the_model_is_the
     compose, device, converted
 ):
     cfg = compose("sync_batchnorm=true")
-    task = make(cfg.grading.task, encoder=make_encoder(cfg))
+    task = instantiate(cfg.grading.task, encoder=make_encoder(cfg))
     task._trainer = SimpleNamespace(world_size=2, strategy=SimpleNamespace(root_device=torch.device(device)))
     task.configure_model()
     assert any(isinstance(each, nn.SyncBatchNorm) for each in task.modules()) == converted

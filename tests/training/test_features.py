@@ -18,7 +18,7 @@ from drgrade.errors import DrgradeError
 from drgrade.models.encoder import Encoder
 from drgrade.training import features as features_module
 from drgrade.training.build import make_encoder, make_photographs, seed_everything
-from drgrade.training.cache import Initial, Shared, weights_hash
+from drgrade.training.cache import InitialEncoder, RunCache, weights_hash
 from drgrade.training.features import features_file, find_or_compute
 
 
@@ -28,7 +28,7 @@ def tiny(compose):
 
     def make(*more):
         cfg = compose("encoder=timm", "encoder.name=test_resnet", "protocol=linear", *more)
-        shared = Shared()
+        shared = RunCache()
         return cfg, shared.photographs(cfg), shared.encoder(cfg, None)
 
     return make
@@ -123,7 +123,7 @@ def test_stores_that_are_only_pretrained_on_are_not_encoded(tiny, passes, tmp_pa
 
 
 class Broken(Encoder):
-    """Gives what is no number, or breaks off."""
+    """Gives what is not a number, or breaks off."""
 
     num_features = 4
 
@@ -141,7 +141,7 @@ class Broken(Encoder):
 
 def test_features_that_are_no_numbers_are_refused_and_not_kept(tiny):
     cfg, photographs, _ = tiny()
-    broken = Initial(Broken(), "0" * 64)
+    broken = InitialEncoder(Broken(), "0" * 64)
     with pytest.raises(DrgradeError, match="not numbers"):
         find_or_compute(cfg, photographs, broken)
     assert not features_file(cfg, photographs.stores[0], broken).exists()
@@ -160,12 +160,12 @@ def test_photographs_that_were_left_out_do_not_pass_for_features(tiny, monkeypat
 
 def test_what_broke_off_leaves_no_file_and_the_next_run_computes_all(tiny, passes):
     cfg, photographs, _ = tiny()
-    broken = Initial(Broken(after=3), "0" * 64)
+    broken = InitialEncoder(Broken(after=3), "0" * 64)
     path = features_file(cfg, photographs.stores[0], broken)
     with pytest.raises(RuntimeError, match="broken off"):
         find_or_compute(cfg, photographs, broken)
     assert not path.exists()
-    whole = Initial(Broken(after=1000), "0" * 64)
+    whole = InitialEncoder(Broken(after=1000), "0" * 64)
     assert find_or_compute(cfg, photographs, whole).of(np.arange(60)).min() == 1
     assert not list(path.parent.glob("*.partial"))
 
@@ -220,7 +220,7 @@ def test_a_card_says_what_they_are(tiny):
 
 
 def test_photographs_are_opened_once_and_split_as_each_run_asks(compose):
-    shared = Shared()
+    shared = RunCache()
     one = shared.photographs(compose("fold=0"))
     other = shared.photographs(compose("fold=1", "label_fraction=0.5"))
     assert one.manifest is other.manifest
@@ -233,7 +233,7 @@ def test_photographs_are_opened_once_and_split_as_each_run_asks(compose):
 
 
 def test_an_encoder_is_made_once_for_each_seed(compose):
-    shared = Shared()
+    shared = RunCache()
     zero, one = (shared.encoder(compose(f"seed={seed}"), None) for seed in (0, 1))
     assert zero.sha256 != one.sha256
     assert shared.encoder(compose("seed=0", "fold=3"), None) is zero

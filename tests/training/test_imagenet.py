@@ -15,8 +15,8 @@ from drgrade.evaluation.evaluation import evaluate
 from drgrade.files import file_sha256
 from drgrade.models.msssl import MsSSL
 from drgrade.training.build import make_encoder, make_photographs
-from drgrade.training.init_weights import provenance
-from drgrade.training.pretraining import encoder_folder, pretext_config
+from drgrade.training.init_weights import pretext_config, run_facts
+from drgrade.training.pretraining import encoder_dir
 from drgrade.training.run import train
 
 RESNET = ("encoder=timm", "encoder.name=test_resnet")
@@ -51,7 +51,7 @@ def test_a_file_stands_for_the_download(compose, files, offline):
     cfg = compose(*RESNET, "init=imagenet", f"encoder.weights={path}")
     encoder, want = make_encoder(cfg), load_file(path)
     assert torch.equal(encoder.model.conv1[0].weight, want["conv1.0.weight"])
-    facts = provenance(cfg, make_photographs(cfg), None)
+    facts = run_facts(cfg, make_photographs(cfg), None)
     assert facts["init"] == "imagenet"
     assert facts["weights_hash"] == file_sha256(path)
     assert facts["pretraining_saw_test"] is None
@@ -65,7 +65,7 @@ def test_both_branches_of_msssl_begin_with_files(compose, files, offline):
     cnn, vit = (load_file(path) for path in paths.values())
     assert torch.equal(encoder.conv_branch.backbone.state_dict()["conv1.0.weight"], cnn["conv1.0.weight"])
     assert torch.equal(encoder.vit_branch.backbone.blocks[0].attn.qkv.weight, vit["blocks.0.attn.qkv.weight"])
-    facts = provenance(cfg, make_photographs(cfg), None)
+    facts = run_facts(cfg, make_photographs(cfg), None)
     assert {part: facts[f"{part}_options.weights_hash"] for part in paths} == {
         part: file_sha256(path) for part, path in paths.items()
     }
@@ -116,7 +116,7 @@ def test_a_run_that_began_with_a_file_is_evaluated_without_it(compose, tmp_path,
 
 def key(cfg, grading=False):
     photographs = make_photographs(cfg)
-    return encoder_folder(pretext_config(cfg, photographs) if grading else cfg, photographs).name
+    return encoder_dir(pretext_config(cfg, photographs) if grading else cfg, photographs).name
 
 
 def test_pretraining_from_imagenet_is_found_by_the_grading_run_that_wants_it(compose, files):

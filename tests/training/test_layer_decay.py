@@ -9,7 +9,7 @@ from pytorch_lightning import Callback
 from drgrade.cli.command import explain
 from drgrade.errors import ConfigError, EncoderError
 from drgrade.training import run as run_module
-from drgrade.training.build import make, make_encoder
+from drgrade.training.build import instantiate, make_encoder
 from drgrade.training.run import train
 
 ENCODERS = {
@@ -23,7 +23,7 @@ ENCODERS = {
 
 def configured(cfg, steps=10):
     """The task of a config, its optimiser and its schedule."""
-    task = make(cfg.grading.task, encoder=make_encoder(cfg))
+    task = instantiate(cfg.grading.task, encoder=make_encoder(cfg))
     task._trainer = SimpleNamespace(estimated_stepping_batches=steps)
     made = task.configure_optimizers()
     return task, made["optimizer"], made["lr_scheduler"]["scheduler"]

@@ -10,7 +10,7 @@ from wandb_files import offline_runs
 
 from drgrade.errors import ConfigError
 from drgrade.settings import TrainSettings
-from drgrade.training.build import make
+from drgrade.training.build import instantiate
 from drgrade.training.run import train
 
 CURVES = {"train/loss", "val/loss", "val/qwk", "val/recall_0", "val/recall_4", "val/auroc_0", "test/qwk"}
@@ -27,7 +27,7 @@ def nobody(monkeypatch, tmp_path):
 
 @pytest.fixture
 def logger(compose):
-    return lambda: make(compose("logger=wandb").logger)
+    return lambda: instantiate(compose("logger=wandb").logger)
 
 
 def test_wandb_is_offline_when_nobody_is_logged_in(logger):

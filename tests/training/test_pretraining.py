@@ -6,12 +6,12 @@ import subprocess
 import pandas as pd
 import pytest
 import torch
-from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from drgrade.errors import ConfigError, DrgradeError, EncoderError
 from drgrade.training.build import make_photographs
-from drgrade.training.pretraining import _length, encoder_folder, pretext_config
+from drgrade.training.init_weights import pretext_config
+from drgrade.training.pretraining import encoder_dir
 from drgrade.training.run import train
 
 DENSENET = ("+experiment=rotation_50pct",)
@@ -19,13 +19,13 @@ DENSENET = ("+experiment=rotation_50pct",)
 
 def folder_of(cfg):
     photographs = make_photographs(cfg)
-    return encoder_folder(pretext_config(cfg, photographs), photographs).name
+    return encoder_dir(pretext_config(cfg, photographs), photographs).name
 
 
 def test_a_grading_run_pretrains_once_and_the_next_one_finds_it(compose, tmp_path, caplog):
     caplog.set_level("INFO")
     train(compose(*DENSENET, run="first"))
-    assert "pre-training it once" in caplog.text
+    assert "not found for these settings" in caplog.text
     caplog.clear()
     train(compose(*DENSENET, "label_fraction=0.25", run="second"))
     assert "encoder: found" in caplog.text
@@ -39,7 +39,7 @@ def test_a_pretraining_run_is_found_by_a_grading_run(compose, tmp_path, caplog):
     train(compose("+experiment=rotation_pretrain", run="pretraining"))
     assert (tmp_path / "pretraining" / "encoder.safetensors").is_file()
     train(compose(*DENSENET))
-    assert "pre-training it once" not in caplog.text
+    assert "not found for these settings" not in caplog.text
 
 
 def test_the_weights_that_a_run_starts_from_are_the_pretrained_ones(compose, tmp_path):
@@ -157,7 +157,7 @@ def test_runs_that_ask_at_the_same_time_pretrain_once(command, tmp_path):
     ]
     outputs = [run.communicate(timeout=300)[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], outputs
-    assert sum("pre-training it once" in output for output in outputs) == 1
+    assert sum("not found for these settings" in output for output in outputs) == 1
     assert sum("encoder: found" in output for output in outputs) == 1
 
 
@@ -165,7 +165,7 @@ def test_an_encoder_that_started_from_other_weights_is_another_encoder(compose):
     keys = []
     for init in ("random", "imagenet"):
         cfg = compose("+experiment=rotation_pretrain", f"init={init}")
-        keys.append(encoder_folder(cfg, make_photographs(cfg)).name)
+        keys.append(encoder_dir(cfg, make_photographs(cfg)).name)
     assert keys[0] != keys[1]
 
 
@@ -188,11 +188,3 @@ def test_with_pretrain_on_train_an_encoder_that_saw_the_test_photographs_is_refu
     with pytest.raises(ConfigError, match="has seen photographs that this run tests on"):
         train(compose(*DENSENET, init, "pretrain_on=train"))
     assert train(compose(*DENSENET, init, "pretrain_on=all"))["pretraining_saw_test"] is True
-
-
-@pytest.mark.parametrize(
-    ("epochs", "steps", "said"),
-    [(20, -1, "20 epochs"), (-1, 150, "150 steps"), (20, 150, "20 epochs, or 150 steps")],
-)
-def test_the_length_of_a_pretraining_is_said_in_its_unit(epochs, steps, said):
-    assert _length(OmegaConf.create({"max_epochs": epochs, "max_steps": steps})) == said

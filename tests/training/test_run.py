@@ -17,7 +17,7 @@ from drgrade.data.datamodules import GradingDataModule
 from drgrade.data.splits.split import split_hash
 from drgrade.errors import ConfigError, DataError
 from drgrade.training import run as run_module
-from drgrade.training.build import make, make_encoder, make_trainer, seed_everything
+from drgrade.training.build import instantiate, make_encoder, make_trainer, seed_everything
 from drgrade.training.run import train
 
 
@@ -200,7 +200,7 @@ def test_eight_images_are_learnt_by_heart(compose, tmp_path, make_photographs):
     data = ValidatedOnItsTrainingPhotographs(
         photographs, FundusAugmentation(), batch_size=8, seed=0, steps_per_epoch=20
     )
-    task = make(cfg.grading.task, encoder=make_encoder(cfg))
+    task = instantiate(cfg.grading.task, encoder=make_encoder(cfg))
     make_trainer(cfg, tmp_path)[0].fit(task, datamodule=data)
     assert task.results["val"]["val/qwk"] == 1.0
 

@@ -1,4 +1,4 @@
-"""Moving average of the weights: validated, chosen, kept and tested instead of the weights themselves.
+"""Exponential moving average of the weights, which is validated, chosen and tested instead of the weights.
 
 Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", SIAM Journal on Control and
 Optimization 30(4), 1992; with exponential weights as in Tarvainen and Valpola, NeurIPS 2017.
@@ -18,25 +18,26 @@ from drgrade.errors import ConfigError
 
 
 class MovingAverage(WeightAveraging):
-    """Follows the weights: after step t the average is decay * average + (1 - decay) * weights.
+    """Average the weights: after each step, average = decay * average + (1 - decay) * weights.
 
-    It begins with the weights after the first step. Statistics of normalisations are averaged like weights,
-    so that they are those of the averaged network; whole numbers (counts of batches) are copied.
+    The average starts as the weights after the first step. Statistics of normalisation layers are averaged
+    like weights; integers (counts of batches) are copied.
 
-    Lightning's callback, from which this one differs in four points. The average is made where the model is
-    and of its precision, not before both are known. What does not move is averaged without rounding. It is
-    let go when training ends: Lightning's would put the weights themselves back when a checkpoint is loaded
-    to be tested. And a checkpoint without an average is refused when training goes on from it.
+    Differences to Lightning's callback: the average is created after the model has been moved to its device
+    and precision; values that do not change are averaged without rounding; the average is released when
+    training ends, because Lightning's callback would otherwise restore the weights when a checkpoint is
+    loaded for testing; and a checkpoint without an average cannot be resumed.
 
-    In a checkpoint ``state_dict`` is the average, which is what any later evaluation loads; the weights
-    themselves, with which training goes on, are ``current_model_state``.
+    In a checkpoint, ``state_dict`` is the average, which a later evaluation loads, and
+    ``current_model_state`` are the weights, from which training resumes.
     """
 
     def __init__(self, decay: float) -> None:
-        """Remember the decay.
+        """Check the decay.
 
         Args:
-            decay: Share of the average that a step leaves, in (0, 1); it spans about 1 / (1 - decay) steps.
+            decay: Share of the average kept by a step, in (0, 1); the average spans about 1 / (1 - decay)
+                steps.
 
         Raises:
             ConfigError: If the decay is out of range.
@@ -46,17 +47,17 @@ class MovingAverage(WeightAveraging):
                 f"protocol.ema_decay={decay} is not between 0 and 1; 0.999 spans about 1000 steps, null is "
                 "no average"
             )
-        super().__init__(multi_avg_fn=partial(follow, decay=decay))
+        super().__init__(multi_avg_fn=partial(update_average, decay=decay))
         self._loaded: dict[str, Any] | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Nothing yet: the model has still to be brought to its device and precision."""
+        """Do nothing: the model is not yet on its device."""
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Make the average, or take up that of the checkpoint from which training goes on.
+        """Create the average, or restore that of the checkpoint to resume from.
 
         Raises:
-            ConfigError: If the weights are too coarse to be averaged.
+            ConfigError: If the weights have 16 bits.
         """
         if any(each.dtype in (torch.float16, torch.bfloat16) for each in pl_module.parameters()):
             raise ConfigError(
@@ -71,7 +72,7 @@ class MovingAverage(WeightAveraging):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Separate average and weights again, to go on training; an evaluation takes the average alone.
+        """Separate average and weights to resume training; an evaluation uses the average.
 
         Raises:
             ConfigError: If the checkpoint has no average.
@@ -80,7 +81,7 @@ class MovingAverage(WeightAveraging):
             return
         if "current_model_state" not in checkpoint:
             raise ConfigError(
-                "protocol.ema_decay: the checkpoint to go on from has no average of the weights; it was "
+                "protocol.ema_decay: the checkpoint to resume from has no average of the weights; it was "
                 "written without ema_decay"
             )
         average = {f"module.{name}": value for name, value in checkpoint["state_dict"].items()}
@@ -88,22 +89,24 @@ class MovingAverage(WeightAveraging):
         pl_module.load_state_dict(checkpoint["current_model_state"])
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave the average in the model."""
+        """Copy the average into the model, and release it."""
         super().on_train_end(trainer, pl_module)
         self._average_model = None
 
 
-def follow(averages: list[Tensor], weights: list[Tensor], count: Tensor | int, *, decay: float) -> None:
+def update_average(
+    averages: list[Tensor], weights: list[Tensor], count: Tensor | int, *, decay: float
+) -> None:
     """Move averages towards weights, in place.
 
     Args:
-        averages: Of one device and type.
-        weights: Of the same shapes.
-        count: How many steps are in the averages (they weigh by age, not by number).
-        decay: Share of the averages that stays.
+        averages: Tensors of one device and type.
+        weights: Tensors of the same shapes.
+        count: Number of steps averaged so far; unused.
+        decay: Share of the averages that is kept.
     """
     if averages[0].is_floating_point():
-        # What is equal stays equal to the last bit, as it does not in decay * a + (1 - decay) * w.
+        # Unlike decay * a + (1 - decay) * w, lerp leaves equal values exactly equal.
         torch._foreach_lerp_(averages, weights, 1 - decay)
     else:
         torch._foreach_copy_(averages, weights)

@@ -1,4 +1,4 @@
-"""Watches what pre-training makes of the features: whether they collapse, and whether neighbours agree."""
+"""Monitor the features during pre-training: do they collapse, and do neighbours have the same grade?"""
 
 import logging
 from typing import Any
@@ -19,31 +19,30 @@ from drgrade.tasks.pretext import PretextTask
 log = logging.getLogger(__name__)
 
 _COLLAPSED = 0.01
-"""Spread below which features are taken for collapsed; a random network's is above."""
+"""Spread below which features count as collapsed; a random network's spread is larger."""
 
 
-class FeatureWatch(Callback):
-    """Looks at the features of whole held-out photographs after each validation of a pretext.
+class FeatureMonitor(Callback):
+    """Log properties of the features of whole held-out photographs after each validation of a pretext.
 
     Logged are ``val/feature_std`` and ``val/effective_rank`` (:mod:`drgrade.metrics.functional`), and with
-    ``knn`` how well the grades of held-out photographs are told by their nearest neighbours among those that
-    pre-training learns from: ``val/knn_qwk``, ``val/knn_accuracy``. The neighbours' grades are used for that
-    and for nothing else: no weight, no checkpoint and no length of training depends on them, and grades of
-    test photographs are not looked at.
+    ``knn`` the agreement of grades of held-out photographs with those of their nearest neighbours in the
+    training subset: ``val/knn_qwk`` and ``val/knn_accuracy``. No weight, checkpoint or length of training
+    depends on these grades, and grades of test photographs are not read.
     """
 
     def __init__(self, every: int = 1, knn: int | None = None) -> None:
-        """Say how closely to watch.
+        """Store the settings.
 
         Args:
-            every: Epochs from one look to the next; the last validation is always looked at.
-            knn: Neighbours that vote on a grade; None for no such probe.
+            every: Epochs between two evaluations; the last validation is always evaluated.
+            knn: Number of neighbours that vote on a grade; None for no neighbours.
         """
         self.every, self.knn = every, knn
         self._warned = False
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look, and log; every process takes part."""
+        """Compute and log; every process takes part."""
         data = getattr(trainer, "datamodule", None)
         if not isinstance(pl_module, PretextTask) or not isinstance(data, PretextDataModule):
             return
@@ -53,16 +52,16 @@ class FeatureWatch(Callback):
         if loader is None:
             return
         encoder = pl_module.pretext.final_encoder(pl_module.encoder)
-        _, features, _ = _features(encoder, loader, data, pl_module)
+        features, _ = encode_photographs(encoder, loader, data, pl_module)
         found = self._neighbours(encoder, data, pl_module)
-        if len(features) > 1:  # one photograph has no spread; logged, 0 would say that all are alike
+        if len(features) > 1:  # the spread of one photograph is not defined
             found |= {"feature_std": feature_std(features), "effective_rank": effective_rank(features)}
             self._warn(found["feature_std"], len(features))
-        # Every process has computed the same figures from the gathered features.
+        # All processes have computed the same values from the gathered features.
         pl_module.log_dict({f"val/{name}": value for name, value in found.items()}, sync_dist=False)
 
     def _due(self, trainer: pl.Trainer) -> bool:
-        # Also where the number of steps ends the run, within an epoch or after it: a part has no validation.
+        # The last validation also counts if max_steps ends the run: the partial epoch after it has none.
         epoch = -(-trainer.num_training_batches // trainer.accumulate_grad_batches)
         last = trainer.global_step + epoch > trainer.estimated_stepping_batches
         return last or trainer.current_epoch % self.every == 0
@@ -78,26 +77,31 @@ class FeatureWatch(Callback):
             )
 
     def _neighbours(self, encoder: Encoder, data: PretextDataModule, task: PretextTask) -> dict[str, float]:
-        loaders = [data.whole_photographs(subset, graded=True) for subset in ("train", "val")]
-        if self.knn is None or loaders[0] is None or loaders[1] is None:
+        train, val = (data.whole_photographs(subset, graded=True) for subset in ("train", "val"))
+        if self.knn is None or train is None or val is None:
             return {}
-        (_, bank, known), (_, asked, grades) = (
-            _features(encoder, loader, data, task) for loader in loaders if loader is not None
-        )
-        predicted = knn_shares(asked, bank, known, min(self.knn, len(bank))).argmax(dim=1)
+        bank, known = encode_photographs(encoder, train, data, task)
+        features, grades = encode_photographs(encoder, val, data, task)
+        predicted = knn_shares(features, bank, known, min(self.knn, len(bank))).argmax(dim=1)
         return {
             "knn_qwk": float(quadratic_weighted_kappa(confusion_matrix(predicted, grades))),
             "knn_accuracy": float((predicted == grades).double().mean()),
         }
 
 
-def _features(
+def encode_photographs(
     encoder: Encoder, loader: DataLoader[Any], data: PretextDataModule, task: PretextTask
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Encode photographs; all processes must call.
+) -> tuple[Tensor, Tensor]:
+    """Encode photographs in evaluation mode and gather the features; every process must call.
+
+    Args:
+        encoder: The encoder.
+        loader: Photographs.
+        data: Data module that prepares the batches.
+        task: Task with the device and type of the encoder.
 
     Returns:
-        (N,) rows in the manifest, (N, D) float32 features, (N,) grades, -1 for none; on the CPU.
+        (N, D) float32 features and (N,) grades, -1 for none; on the CPU.
     """
     training = encoder.training
     encoder.eval()
@@ -109,5 +113,5 @@ def _features(
             index.append(moved["index"])
             rows.append(torch.cat((features, moved["grade"][:, None].float()), dim=1))
     encoder.train(training)
-    found, gathered = gather_rows(torch.cat(index), torch.cat(rows))
-    return found, gathered[:, :-1], gathered[:, -1].long()
+    _, gathered = gather_rows(torch.cat(index), torch.cat(rows))
+    return gathered[:, :-1], gathered[:, -1].long()

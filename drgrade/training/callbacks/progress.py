@@ -1,4 +1,4 @@
-"""Callbacks: progress for people, and seeds that make a resumed run equal to one that was never stopped."""
+"""Callbacks that report progress, measure cost, and seed each epoch so that resumed runs are reproducible."""
 
 import logging
 import resource
@@ -15,15 +15,13 @@ log = logging.getLogger(__name__)
 
 
 class SeedEachEpoch(Callback):
-    """Make each epoch's random numbers (dropout, for one) a function of seed, epoch and process.
+    """Seed torch at the start of each epoch, by seed, epoch and process.
 
-    Whatever was drawn before, in epochs, validation or loading, no longer matters: a run resumed from
-    ``last.ckpt`` draws what the
-    uninterrupted one would have drawn.
+    A run resumed from ``last.ckpt`` then draws the same random numbers (for dropout, for example) as one that
+    was not interrupted.
     """
 
     def __init__(self, seed: int) -> None:
-        """Remember the run's seed."""
         self.seed = seed
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -33,7 +31,7 @@ class SeedEachEpoch(Callback):
 
 
 class EpochLine(Callback):
-    """One plain line per epoch, for log files and terminals that cannot redraw."""
+    """Log one line per epoch, for log files and terminals that cannot redraw."""
 
     _SHOWN = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/feature_std", "val/qwk")
 
@@ -41,51 +39,41 @@ class EpochLine(Callback):
         self._started = 0.0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock."""
+        """Note the time."""
         self._started = time.monotonic()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Print the line."""
-        metrics = trainer.callback_metrics  # every process asks: what is not reduced yet is reduced here
+        """Log the line."""
+        metrics = trainer.callback_metrics  # reduces over processes, so every process has to read it
         if not trainer.is_global_zero:
             return
         figures = "  ".join(
             f"{name} {metrics[name]:.4f}" for name in self._shown(pl_module) if name in metrics
         )
         epochs = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
-        log.info(
-            "epoch %d%s  %s  (%.1f s)",
-            trainer.current_epoch + 1,
-            epochs,
-            figures,
-            time.monotonic() - self._started,
-        )
+        seconds = time.monotonic() - self._started
+        log.info("epoch %d%s  %s  (%.1f s)", trainer.current_epoch + 1, epochs, figures, seconds)
 
     def _shown(self, task: pl.LightningModule) -> list[str]:
-        """Metrics of the line; of a pretext without accuracy its first score, whatever it is."""
+        """List the metrics of the line; a pretext without accuracy shows its first score."""
         scores: tuple[str, ...] = getattr(getattr(task, "pretext", None), "scores", ())
         first = [] if "accuracy" in scores else [f"val/{name}" for name in scores[:1]]
         return [*self._SHOWN[:4], *first, *self._SHOWN[4:]]
 
 
 def progress() -> Callback:
-    """A progress bar where somebody watches, a line per epoch where nobody does.
-
-    Returns:
-        The callback; a plain line if stdout is no terminal.
-    """
+    """Make a progress bar if stdout is a terminal, else a callback that logs one line per epoch."""
     return RichProgressBar(leave=True) if sys.stdout.isatty() else EpochLine()
 
 
 class Clock(Callback):
-    """Measures what a run costs; a run that goes on goes on counting.
+    """Measure what a run costs, over all its resumed parts.
 
     Attributes:
         seconds: Wall-clock time of training, validation included.
-        images: Images that went through training steps, over all processes (a pretext counts its photographs,
-            not their views).
-        peak_memory: Bytes; on a GPU the most that torch had reserved on the first one, else the most that the
-            process had resident.
+        images: Number of images in training steps, over all processes (a pretext counts photographs, not
+            views).
+        peak_memory: In bytes: memory reserved by torch on the first GPU, or resident memory of the process.
     """
 
     def __init__(self) -> None:
@@ -93,26 +81,21 @@ class Clock(Callback):
         self._last, self._ended = 0.0, False
 
     def cost(self) -> dict[str, float]:
-        """What goes into ``provenance.json``.
-
-        Returns:
-            seconds, images, images_per_second, peak_memory.
-        """
-        rate = self.images / self.seconds if self.seconds else 0.0
+        """Return seconds, images, images_per_second and peak_memory, for ``provenance.json``."""
         return {
             "seconds": self.seconds,
             "images": self.images,
-            "images_per_second": rate,
+            "images_per_second": self.images / self.seconds if self.seconds else 0.0,
             "peak_memory": self.peak_memory,
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """For the checkpoint."""
-        self._read()
+        """Return the state for a checkpoint."""
+        self._update()
         return {"seconds": self.seconds, "images": self.images, "peak_memory": self.peak_memory}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """From the checkpoint that training goes on from; not from the one that is tested afterwards."""
+        """Load the state to resume from; ignored for a checkpoint that is tested after training."""
         if self._ended:
             return
         self.seconds, self.images, self.peak_memory = (
@@ -120,22 +103,22 @@ class Clock(Callback):
         )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start."""
+        """Start the clock."""
         self._last = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count."""
+        """Count images."""
         self.images += len(batch["index"]) * trainer.world_size
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop."""
-        self._read()
+        """Stop the clock."""
+        self._update()
         self._last, self._ended = 0.0, True
 
-    def _read(self) -> None:
-        """Add the time since the last reading, and look at memory."""
+    def _update(self) -> None:
+        """Add the time since the last update, and read the peak memory."""
         if not self._last:
             return
         now = time.monotonic()
@@ -146,5 +129,5 @@ class Clock(Callback):
 def _peak_memory() -> int:
     if torch.cuda.is_available() and (reserved := torch.cuda.max_memory_reserved()):  # 0 if nothing ran there
         return int(reserved)
-    # Kibibytes on Linux, bytes on macOS.
+    # In kibibytes on Linux, in bytes on macOS.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -93,15 +93,6 @@ def _is_last_epoch(trainer: pl.Trainer) -> bool:
     return 0 < epochs <= trainer.current_epoch + 1 or 0 < steps <= trainer.global_step
 
 
-def is_pruned(trainer: pl.Trainer) -> bool:
-    """Return True if the pruner of a search stopped the run.
-
-    Args:
-        trainer: Trainer after training.
-    """
-    return any(isinstance(each, Pruning) and each.pruned for each in trainer.callbacks)  # type: ignore[attr-defined]
-
-
 def open_storage(url: str) -> "RDBStorage":
     """Open the database of a study, and create it if necessary.
 

@@ -1,4 +1,4 @@
-"""What there is to see of one evaluated set: confusion, curves per grade, the worst mistakes."""
+"""Results on one evaluated set and their figures: confusion matrix, curves per grade, worst photographs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,16 +18,21 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 
-_MOST_POINTS = 200
-"""Of a curve: more cannot be seen, and W&B draws no more than 10 000 rows of a table."""
+_MAX_POINTS = 200
+"""Points of a curve; W&B draws at most 10,000 rows of a table."""
+
+_COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00")
+"""Colours of the grades 0 to 4, safe for colour-blind readers (Okabe and Ito)."""
+
+_COLUMNS = 4
 
 
 @dataclass(frozen=True)
-class Curve:
-    """A curve of one grade against the rest.
+class GradeCurve:
+    """A curve of one grade against the rest, with P points.
 
     Attributes:
-        grade: Which.
+        grade: The grade.
         x: (P,) in [0, 1].
         y: (P,) in [0, 1].
     """
@@ -39,12 +44,12 @@ class Curve:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A photograph that was graded badly.
+    """A photograph with a wrong predicted grade.
 
     Attributes:
-        image_id: Of the manifest.
-        grade: The true one.
-        predicted: What the model said.
+        image_id: Name in the manifest.
+        grade: True grade.
+        predicted: Predicted grade.
         probabilities: (5,).
         image: (S, S, 3) uint8, from the store.
     """
@@ -62,9 +67,9 @@ class Evaluation:
 
     Attributes:
         name: ``val``, ``test`` or ``external/NAME``.
-        predictions: Of all its photographs.
-        collection: Which they are rows of.
-        step: Optimiser steps before it.
+        predictions: Predictions on all its photographs.
+        collection: Photographs whose rows the predictions name.
+        step: Number of optimiser steps before the evaluation.
     """
 
     name: str
@@ -79,8 +84,8 @@ class Evaluation:
         return counts
 
     @cached_property
-    def roc(self) -> list[Curve]:
-        """False against true positive rate, of each grade that some photographs have and some have not."""
+    def roc(self) -> list[GradeCurve]:
+        """True against false positive rate, for each grade that some photographs have and some do not."""
         from sklearn.metrics import roc_curve
 
         def curve(truth: npt.NDArray[np.bool_], scores: Floats) -> tuple[Floats, Floats]:
@@ -90,8 +95,8 @@ class Evaluation:
         return self._curves(curve)
 
     @cached_property
-    def precision_recall(self) -> list[Curve]:
-        """Recall against precision, of the same grades as :attr:`roc`."""
+    def precision_recall(self) -> list[GradeCurve]:
+        """Precision against recall, for the same grades as :attr:`roc`."""
         from sklearn.metrics import precision_recall_curve
 
         def curve(truth: npt.NDArray[np.bool_], scores: Floats) -> tuple[Floats, Floats]:
@@ -101,13 +106,13 @@ class Evaluation:
         return self._curves(curve)
 
     def worst(self, count: int) -> list[Mistake]:
-        """The photographs whose grade is furthest off; of equal ones first the least probable true grade.
+        """Return the photographs with the largest error, ties by the probability of the true grade.
 
         Args:
-            count: How many at most; correctly graded ones are none.
+            count: Maximum number; correct predictions are not included.
 
         Returns:
-            The worst first.
+            Mistakes, the worst first.
         """
         found = self.predictions
         grades, predicted = found.grades.numpy(), found.predicted.numpy()
@@ -122,7 +127,9 @@ class Evaluation:
             for row in [int(found.index[k])]
         ]
 
-    def _curves(self, curve: Callable[[npt.NDArray[np.bool_], Floats], tuple[Floats, Floats]]) -> list[Curve]:
+    def _curves(
+        self, curve: Callable[[npt.NDArray[np.bool_], Floats], tuple[Floats, Floats]]
+    ) -> list[GradeCurve]:
         grades = self.predictions.grades.numpy()
         probabilities = self.predictions.probabilities.double().numpy()
         found = []
@@ -130,8 +137,8 @@ class Evaluation:
             truth = grades == grade
             if truth.any() and not truth.all():
                 x, y = curve(truth, probabilities[:, grade])
-                kept = np.unique(np.linspace(0, len(x) - 1, _MOST_POINTS).round().astype(int))
-                found.append(Curve(grade, x[kept], y[kept]))
+                kept = np.unique(np.linspace(0, len(x) - 1, _MAX_POINTS).round().astype(int))
+                found.append(GradeCurve(grade, x[kept], y[kept]))
         return found
 
     def _image(self, row: int) -> npt.NDArray[np.uint8]:
@@ -142,21 +149,15 @@ class Evaluation:
         raise IndexError(row)
 
 
-_COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00")
-"""Of the grades 0 to 4 (Okabe and Ito: told apart by the colour-blind too)."""
-
-_COLUMNS = 4
-
-
-def figures(evaluation: Evaluation, worst: int = 0) -> dict[str, "Figure"]:
-    """Draw everything that there is to see.
+def draw_evaluation(evaluation: Evaluation, worst: int = 0) -> dict[str, "Figure"]:
+    """Draw the figures of an evaluation.
 
     Args:
-        evaluation: Of one set.
-        worst: How many of the worst photographs to show; only of a test.
+        evaluation: Results on one set.
+        worst: Number of the worst photographs to show; not for validation.
 
     Returns:
-        Name: figure. ``confusion``, ``roc``, ``precision_recall``, and ``worst`` if it was asked for.
+        Figures by name: ``confusion``, ``roc``, ``precision_recall`` and, if requested, ``worst``.
     """
     drawn = {
         "confusion": _confusion(evaluation),
@@ -174,7 +175,7 @@ def _begin(width: float, height: float) -> "Figure":
 
 
 def _confusion(evaluation: Evaluation) -> "Figure":
-    """Counts, and the share of each true grade as the depth of the colour."""
+    """Draw counts; the colour shows the share of the true grade."""
     counts = evaluation.confusion
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     figure = _begin(4, 4)
@@ -188,7 +189,7 @@ def _confusion(evaluation: Evaluation) -> "Figure":
     return figure
 
 
-def _curves(curves: Sequence[Curve], x: str, y: str, title: str) -> "Figure":
+def _curves(curves: Sequence[GradeCurve], x: str, y: str, title: str) -> "Figure":
     figure = _begin(4.5, 4)
     axes = figure.add_subplot(xlabel=x, ylabel=y, title=title, xlim=(0, 1), ylim=(0, 1.02))
     for curve in curves:
@@ -210,6 +211,6 @@ def _photographs(mistakes: Sequence[Mistake]) -> "Figure":
 
 
 def caption(mistake: Mistake) -> str:
-    """What is wrong with a photograph's grade, in a line."""
+    """Describe a mistake in one line."""
     probability = mistake.probabilities[mistake.grade]
     return f"grade {mistake.grade} (p = {probability:.2f}), predicted {mistake.predicted}"

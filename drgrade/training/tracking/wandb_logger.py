@@ -1,5 +1,6 @@
-"""A run in Weights & Biases."""
+"""Log a run to Weights & Biases."""
 
+import netrc
 import os
 import secrets
 import string
@@ -7,17 +8,25 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
-from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.loggers import Logger, WandbLogger
 
-from drgrade.training.tracking.base import Card, Ending, final_name, recall, remember
-from drgrade.training.tracking.evaluation import Curve, Evaluation, caption
+from drgrade.training.tracking.evaluation import Evaluation, GradeCurve, caption
+from drgrade.training.tracking.tracker import (
+    Ending,
+    RunDescription,
+    describe_run,
+    final_name,
+    read_run_id,
+    write_run_id,
+)
 
 SERVICE = "wandb"
 DATA_DIR = "WANDB_DATA_DIR"
 
 _GRADES = range(5)
-_HIGHER = (
+_TO_MAXIMISE = (
     "qwk",
     "accuracy",
     "macro_f1",
@@ -27,64 +36,103 @@ _HIGHER = (
     "referable_specificity",
     *(f"{metric}_{grade}" for metric in ("auroc", "recall") for grade in _GRADES),
 )
-"""Metrics of which the highest value is the best one."""
-
-_LOWER = ("loss", "mae", "ece")
+_TO_MINIMISE = ("loss", "mae", "ece")
 
 _BY_FRACTION = "by_label_fraction/qwk"
-_AREA = "wandb/area-under-curve/v0"
+_CURVE_CHART = "wandb/area-under-curve/v0"
 """W&B's own chart of curves by class."""
 
 
-class WandbTracker(WandbLogger):
-    """W&B, with the directions of metrics, W&B's own charts, and an end that says how the run ended."""
+def wandb_logger(
+    project: str,
+    offline: bool | None = None,
+    worst_photographs: int = 0,
+    entity: str | None = None,
+    **about: Any,
+) -> Logger:
+    """Make a logger for Weights & Biases, offline if nobody is logged in.
 
-    def __init__(self, card: Card, project: str, offline: bool, worst: int, **more: Any) -> None:
+    Args:
+        project: Project in W&B.
+        offline: Keep the run on this machine; None to do so if nobody is logged in. ``WANDB_MODE`` has
+            precedence.
+        worst_photographs: Number of the worst test photographs to show, which uploads them.
+        entity: User or team in W&B; None for the user's default.
+        **about: Arguments of :func:`~drgrade.training.tracking.tracker.describe_run`.
+
+    Returns:
+        The logger. W&B starts with the first thing that is logged.
+    """
+    if "WANDB_MODE" in os.environ:
+        offline = False  # wandb reads the variable
+    else:
+        os.environ.setdefault("WANDB_SILENT", "true")
+    if offline is None:
+        offline = not logged_in()
+    return WandbTracker(describe_run(**about), project, offline, worst_photographs, entity=entity)
+
+
+def logged_in() -> bool:
+    """Return True if ``wandb login`` has stored a key, without importing wandb or asking its server."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
+    try:
+        return netrc.netrc(path).authenticators(host) is not None
+    except (FileNotFoundError, netrc.NetrcParseError):
+        return False
+
+
+class WandbTracker(WandbLogger):
+    """W&B logger with directions of metrics, W&B's own charts, and how the run ended."""
+
+    def __init__(self, run: RunDescription, project: str, offline: bool, worst: int, **more: Any) -> None:
         """Describe the run; it starts in W&B with the first thing that is logged.
 
         Args:
-            card: What the run is called.
-            project: In W&B.
+            run: Name and labels of the run.
+            project: Project in W&B.
             offline: Keep the run on this machine.
-            worst: How many of the worst test photographs to show.
-            **more: For ``wandb.init``.
+            worst: Number of the worst test photographs to show.
+            **more: Arguments of ``wandb.init``.
         """
-        self._card, self._worst = card, worst
-        earlier = recall(card.folder, SERVICE)
-        self._goes_on = earlier is not None
+        self._run, self._worst = run, worst
+        earlier = read_run_id(run.folder, SERVICE)
+        self._resumed = earlier is not None
         super().__init__(
-            name=card.name,
-            save_dir=str(card.folder),
+            name=run.name,
+            save_dir=str(run.folder),
             project=project,
             offline=offline,
             version=earlier or _new_id(),
-            group=card.group,
-            job_type=card.job_type,
-            tags=card.all_tags,
+            group=run.group,
+            job_type=run.job_type,
+            tags=run.all_tags,
             **more,
         )
-        del self._wandb_init["anonymous"]  # Lightning hands it over, and wandb warns that it has no effect
+        del self._wandb_init["anonymous"]  # set by Lightning; wandb warns that it has no effect
 
     def log_hyperparams(self, params: Any) -> None:
-        """Start the run with its config, and say of which metrics the highest value is the best.
+        """Start the run with its config, and define which metrics are maximised.
 
         Args:
             params: The config.
         """
-        super().log_hyperparams({**params, "curve": self._card.curve})
-        remember(self._card.folder, SERVICE, self.experiment.id)
-        # Fractions of the labels have different numbers of steps in an epoch: what is compared is epochs.
+        super().log_hyperparams({**params, "curve": self._run.curve})
+        write_run_id(self._run.folder, SERVICE, self.experiment.id)
+        # The number of steps of an epoch depends on the label fraction, so epochs are the common axis.
         self.experiment.define_metric("epoch")
         self.experiment.define_metric(_BY_FRACTION, step_metric="label_fraction")
         for subset in ("train", "val"):
-            for names, best in ((_HIGHER, "max"), (_LOWER, "min")):
+            for names, best in ((_TO_MAXIMISE, "max"), (_TO_MINIMISE, "min")):
                 for name in names:
                     self.experiment.define_metric(
                         f"{subset}/{name}", step_metric="epoch", step_sync=True, summary=best
                     )
 
-    def show(self, evaluation: Evaluation) -> None:
-        """See :class:`~drgrade.training.tracking.base.Tracker`."""
+    def log_evaluation(self, evaluation: Evaluation) -> None:
+        """See :class:`~drgrade.training.tracking.tracker.Tracker`."""
         name = evaluation.name
         charts = {
             f"{name}/confusion": self._confusion(evaluation),
@@ -95,19 +143,19 @@ class WandbTracker(WandbLogger):
         }
         if self._worst and name != "val":
             charts[f"{name}/worst"] = self._photographs(evaluation)
-        with _staged_in(self._card.folder / "wandb"):
+        with _data_dir(self._run.folder / "wandb"):
             self.experiment.log({**charts, "trainer/global_step": evaluation.step})
 
-    def conclude(self, ending: Ending, record: Mapping[str, object]) -> None:
-        """See :class:`~drgrade.training.tracking.base.Tracker`."""
+    def finish_run(self, ending: Ending, record: Mapping[str, object]) -> None:
+        """See :class:`~drgrade.training.tracking.tracker.Tracker`."""
         if "test/qwk" in record:
-            # A point of its own, so that W&B can draw the curve over the runs of a sweep.
+            # A point of its own, from which W&B can draw the curve over the runs of a sweep.
             point = {"label_fraction": record["label_fraction"], _BY_FRACTION: record["test/qwk"]}
             self.experiment.log(point)
-        figures = {final_name(name): value for name, value in record.items()}
-        if self._goes_on:
-            figures.setdefault("error", None)  # of an earlier part, which this one has mended
-        self.experiment.summary.update(figures)
+        summary = {final_name(name): value for name, value in record.items()}
+        if self._resumed:
+            summary.setdefault("error", None)  # of an earlier attempt
+        self.experiment.summary.update(summary)
         self.experiment.finish(exit_code=0 if ending == "finished" else 1)
 
     def _confusion(self, evaluation: Evaluation) -> Any:
@@ -120,7 +168,7 @@ class WandbTracker(WandbLogger):
             title=f"confusion, {evaluation.name}",
         )
 
-    def _curves(self, title: str, curves: Sequence[Curve], x: str, y: str) -> Any:
+    def _curves(self, title: str, curves: Sequence[GradeCurve], x: str, y: str) -> Any:
         import wandb
 
         points: list[Iterable[Any]] = [
@@ -129,7 +177,7 @@ class WandbTracker(WandbLogger):
             for right, up in zip(curve.x, curve.y, strict=True)
         ]
         return wandb.plot_table(
-            vega_spec_name=_AREA,
+            vega_spec_name=_CURVE_CHART,
             data_table=wandb.Table(columns=["class", x, y], data=points),
             fields={"x": x, "y": y, "class": "class"},
             string_fields={"title": title, "x-axis-title": x, "y-axis-title": y},
@@ -148,10 +196,10 @@ class WandbTracker(WandbLogger):
 
 
 @contextmanager
-def _staged_in(folder: Path) -> Iterator[None]:
-    """Keep what tables hold with the run until it is uploaded: wandb puts it into the home folder otherwise.
+def _data_dir(folder: Path) -> Iterator[None]:
+    """Let wandb stage the files of tables in the run's folder instead of the home folder.
 
-    W&B knows no other way to say so than its environment variable. A user's own one stays.
+    The environment variable is the only way to set it; a value set by the user stays.
     """
     if DATA_DIR in os.environ:
         yield
@@ -164,5 +212,5 @@ def _staged_in(folder: Path) -> Iterator[None]:
 
 
 def _new_id() -> str:
-    """Of the form that W&B gives."""
+    """Return a random id in the format of W&B."""
     return "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))

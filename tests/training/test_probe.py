@@ -20,7 +20,7 @@ from drgrade.evaluation.evaluation import evaluate
 from drgrade.models.heads import RegressionHead
 from drgrade.settings import ReportSettings
 from drgrade.training import features as features_module
-from drgrade.training import probe as frozen
+from drgrade.training import probe
 from drgrade.training.build import make_encoder, seed_everything
 from drgrade.training.run import train
 from drgrade.training.tracking.evaluation import Evaluation
@@ -136,13 +136,15 @@ def test_same_settings_give_bit_identical_metrics(run):
 def test_grades_of_test_photographs_change_no_prediction(run, monkeypatch):
     _, folder = run("linear")
     before = predictions(folder)
-    graded = frozen._graded
+    graded = probe.select
 
     def scrambled(photographs, features, subset, dataset=None):
         found = graded(photographs, features, subset, dataset)
-        return frozen._Graded(found.rows, found.features, 4 - found.grades) if subset == "test" else found
+        return (
+            probe.GradedFeatures(found.rows, found.features, 4 - found.grades) if subset == "test" else found
+        )
 
-    monkeypatch.setattr(frozen, "_graded", scrambled)
+    monkeypatch.setattr(probe, "select", scrambled)
     _, folder = run("linear")
     after = predictions(folder)
     assert (after["grade"] == 4 - before["grade"]).all()
@@ -158,7 +160,7 @@ def test_validation_chooses_the_penalty_only_where_the_probe_may_see_it(
     protocol, sees, penalty, run, monkeypatch
 ):
     given = []
-    monkeypatch.setattr(frozen, "_fit", watching(frozen._fit, given))
+    monkeypatch.setattr(probe, "_fit", watching(probe._fit, given))
     metrics, _ = run(protocol, "probe@protocol.probe=linear", f"protocol.probe_sees_val={sees}")
     assert "val/qwk" in metrics
     assert given == [sees == "true"]
@@ -252,13 +254,13 @@ def test_a_finished_probe_is_not_fitted_again_and_a_failed_one_is(run, monkeypat
         raise RuntimeError("broken off")
 
     with monkeypatch.context() as patch:
-        patch.setattr(frozen, "_fit", broken)
+        patch.setattr(probe, "_fit", broken)
         with pytest.raises(RuntimeError):
             run("knn", "resume=auto", name="same")
     metrics, _ = run("knn", "resume=auto", name="same")
     assert metrics["status"] == "finished"
     with monkeypatch.context() as patch:
-        patch.setattr(frozen, "_fit", broken)
+        patch.setattr(probe, "_fit", broken)
         assert run("knn", "resume=auto", name="same")[0] == metrics
     with pytest.raises(ConfigError, match="another run"):
         run("linear", "resume=auto", name="same")

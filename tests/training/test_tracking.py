@@ -9,8 +9,8 @@ import torch
 from sklearn import metrics as reference
 
 from drgrade.metrics.distributed import Predictions
-from drgrade.training.tracking.base import make_card
-from drgrade.training.tracking.evaluation import Evaluation, figures
+from drgrade.training.tracking.evaluation import Evaluation, draw_evaluation
+from drgrade.training.tracking.tracker import describe_run
 
 
 def evaluation(seed=0, size=500, grades=5):
@@ -74,7 +74,7 @@ def test_the_worst_come_first_with_their_own_pixels():
 
 def test_pictures_are_drawn_without_pyplot():
     shown, _ = evaluation(size=40)
-    drawn = figures(shown, worst=5)
+    drawn = draw_evaluation(shown, worst=5)
     assert set(drawn) == {"confusion", "roc", "precision_recall", "worst"}
     assert len(drawn["worst"].axes) == 5
     counts = [int(text.get_text()) for text in drawn["confusion"].axes[0].texts]
@@ -94,8 +94,8 @@ def test_a_tag_is_never_longer_than_weights_and_biases_takes():
         "scale": "paper",
         "pretrain_on": "all",
     }
-    tags = make_card("out/cell", "name", "sweep", "grading", about).all_tags
+    tags = describe_run("out/cell", "name", "sweep", "grading", about).all_tags
     assert {"m", "idrid", "published", "2.5%", "fold=3", "scale=paper"} <= set(tags)
     assert max(map(len, tags)) == 64
     about["method"] = None
-    assert "msssl" in make_card("out/cell", "name", "sweep", "grading", about).all_tags
+    assert "msssl" in describe_run("out/cell", "name", "sweep", "grading", about).all_tags

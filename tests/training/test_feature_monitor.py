@@ -10,9 +10,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from drgrade.data.normalisation import normalise
 from drgrade.errors import ConfigError
 from drgrade.metrics.functional import effective_rank, feature_std
-from drgrade.training.build import make, make_encoder, make_photographs
-from drgrade.training.callbacks import feature_monitor as feature_watch
-from drgrade.training.callbacks.feature_monitor import FeatureWatch
+from drgrade.training.build import instantiate, make_encoder, make_photographs
+from drgrade.training.callbacks import feature_monitor
+from drgrade.training.callbacks.feature_monitor import FeatureMonitor
 from drgrade.training.run import train
 
 PRETRAINING = ("+experiment=rotation_pretrain", "pretext.val_fraction=0.3")
@@ -27,7 +27,7 @@ def watched(compose, tmp_path):
         metrics = train(cfg)
         cfg.init = "random"
         encoder = make_encoder(cfg, tmp_path / "run").eval()
-        data = make(cfg.pretraining.datamodule, photographs=make_photographs(cfg))
+        data = instantiate(cfg.pretraining.datamodule, photographs=make_photographs(cfg))
         table = data.subsets()
         table["training_side"] = data.photographs.sides.training_side
         images = torch.from_numpy(np.array(data.photographs.stores[0].images)).permute(0, 3, 1, 2)
@@ -86,13 +86,13 @@ def test_watching_changes_nothing_that_is_learnt(compose, tmp_path):
 )
 def test_the_last_validation_is_looked_at_however_the_length_is_set(compose, monkeypatch, length, looked_at):
     epochs = []
-    original = feature_watch._features
+    original = feature_monitor.encode_photographs
 
     def noted(encoder, loader, data, task):
         epochs.append(task.current_epoch + 1)
         return original(encoder, loader, data, task)
 
-    monkeypatch.setattr(feature_watch, "_features", noted)
+    monkeypatch.setattr(feature_monitor, "encode_photographs", noted)
     train(compose(*PRETRAINING, "callbacks.features.every=20", *length))
     assert epochs == looked_at
 
@@ -104,7 +104,7 @@ def test_one_photograph_has_no_spread_and_no_rank(compose):
 
 
 def test_a_collapsed_encoder_is_said_to_be_one(caplog):
-    watch = FeatureWatch()
+    watch = FeatureMonitor()
     with caplog.at_level(logging.WARNING):
         watch._warn(0.5, 10)
         assert not caplog.records
@@ -117,4 +117,4 @@ def test_a_collapsed_encoder_is_said_to_be_one(caplog):
 @pytest.mark.parametrize("settings", [{"every": 0}, {"knn": 0}])
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(ConfigError, match=next(iter(settings))):
-        FeatureWatch(**settings)
+        FeatureMonitor(**settings)

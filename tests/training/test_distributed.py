@@ -11,8 +11,8 @@ from lightning_fabric.plugins.environments import (
 from omegaconf import OmegaConf
 
 from drgrade.errors import ConfigError
-from drgrade.training import distributed as together
-from drgrade.training.distributed import announced, announcement, is_main_process
+from drgrade.training import distributed
+from drgrade.training.distributed import announce_pretraining, announced_pretraining, is_main_process
 
 SLURM_TASK = {
     "SLURM_STEP_NUM_TASKS": "2",
@@ -61,12 +61,12 @@ def environment(monkeypatch):
 def test_the_first_process_is_told_from_the_others(environment, values, main, kind):
     environment(**values)
     assert is_main_process() is main
-    assert type(together.cluster_environment()) is kind
+    assert type(distributed.cluster_environment()) is kind
 
 
 def test_lightning_does_not_requeue_jobs_itself(environment):
     environment(**SLURM_TASK, SLURM_PROCID="0")
-    assert together.cluster_environment().auto_requeue is False
+    assert distributed.cluster_environment().auto_requeue is False
 
 
 @pytest.mark.parametrize(
@@ -83,50 +83,50 @@ def test_lightning_does_not_requeue_jobs_itself(environment):
 def test_processes_that_do_not_fit_the_trainer_are_refused(environment, trainer, message):
     environment(**SLURM_TASK, SLURM_PROCID="0")
     with pytest.raises(ConfigError, match=message):
-        together.check_processes(OmegaConf.create(trainer))
+        distributed.check_process_count(OmegaConf.create(trainer))
 
 
 @pytest.mark.parametrize("devices", [2, "auto"])
 def test_processes_that_fit_are_not_refused(environment, devices):
     environment(**SLURM_TASK, SLURM_PROCID="0")
-    together.check_processes(OmegaConf.create({"devices": devices, "strategy": "ddp"}))
+    distributed.check_process_count(OmegaConf.create({"devices": devices, "strategy": "ddp"}))
     environment()
-    together.check_processes(OmegaConf.create({"devices": 1}))
+    distributed.check_process_count(OmegaConf.create({"devices": 1}))
 
 
 def test_a_sweep_in_several_processes_is_refused(environment):
     environment()
-    together.refuse_several()
+    distributed.require_single_process()
     environment(TORCHELASTIC_RUN_ID="a", RANK="0")
     with pytest.raises(ConfigError, match="started once"):
-        together.refuse_several()
+        distributed.require_single_process()
 
 
 def test_what_the_first_process_decides_all_get_to_know(environment, monkeypatch):
     from torch.distributed import HashStore
 
     store = HashStore()
-    monkeypatch.setattr(together, "_store", lambda: store)
-    monkeypatch.setattr(together, "_number", iter([0, 0, 1, 1]))
+    monkeypatch.setattr(distributed, "_store", lambda: store)
+    monkeypatch.setattr(distributed, "_message_number", iter([0, 0, 1, 1]))
     environment(**SLURM_TASK, SLURM_PROCID="0")
-    assert together.agree("here") == "here"
+    assert distributed.broadcast("here") == "here"
     with monkeypatch.context() as other:
         other.setenv("SLURM_PROCID", "1")
-        assert together.agree() == "here"
-    with announced("key"):
+        assert distributed.broadcast() == "here"
+    with announce_pretraining("key"):
         pass
     monkeypatch.setenv("SLURM_PROCID", "1")
-    assert announcement() == "key"
+    assert announced_pretraining() == "key"
 
 
 def test_a_decision_is_waited_for(environment, monkeypatch):
     from torch.distributed import HashStore
 
     store = HashStore()
-    monkeypatch.setattr(together, "_store", lambda: store)
-    monkeypatch.setattr(together, "_number", iter([0]))
+    monkeypatch.setattr(distributed, "_store", lambda: store)
+    monkeypatch.setattr(distributed, "_message_number", iter([0]))
     environment(**SLURM_TASK, SLURM_PROCID="1")
     later = threading.Timer(0.3, lambda: store.set("0", "late"))
     later.start()
-    assert together.agree() == "late"
+    assert distributed.broadcast() == "late"
     later.join()

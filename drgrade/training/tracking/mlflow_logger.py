@@ -1,0 +1,159 @@
+"""Log a run to MLflow: a database on this machine, or a server."""
+
+import logging
+import os
+from collections.abc import Mapping
+from contextlib import nullcontext
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from lightning_fabric.utilities.logger import _flatten_dict
+from pytorch_lightning.loggers import Logger, MLFlowLogger
+
+from drgrade.errors import ConfigError
+from drgrade.training.tracking.evaluation import Evaluation, draw_evaluation
+from drgrade.training.tracking.tracker import (
+    Ending,
+    RunDescription,
+    describe_run,
+    final_name,
+    read_run_id,
+    write_run_id,
+)
+
+SERVICE = "mlflow"
+
+_STATUS = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+_MAX_PARAMETER_LENGTH, _MAX_TAG_LENGTH, _MAX_BATCH = 6000, 8000, 100
+"""Limits of MLflow: characters of a value, and parameters in one request."""
+
+
+def mlflow_logger(
+    project: str, folder: str, tracking_uri: str | None = None, worst_photographs: int = 0, **about: Any
+) -> Logger:
+    """Make a logger for MLflow; by default it writes to a database on this machine.
+
+    Args:
+        project: Name of MLflow's experiment.
+        folder: Folder of the database and its figures.
+        tracking_uri: Another database or a server; None for ``MLFLOW_TRACKING_URI``, else the folder.
+        worst_photographs: Number of the worst test photographs to show.
+        **about: Arguments of :func:`~drgrade.training.tracking.tracker.describe_run`.
+
+    Returns:
+        The logger.
+
+    Raises:
+        ConfigError: If MLflow is not installed.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    if not all(map(find_spec, ("mlflow", "sqlalchemy", "alembic"))):
+        raise ConfigError("logger=mlflow needs packages: pip install 'drgrade[mlflow]'")
+    artifacts = None
+    tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if not tracking_uri:
+        artifacts = Path(folder).absolute() / "artifacts"
+        artifacts.mkdir(parents=True, exist_ok=True)
+        # A process waits up to a minute while another one writes to the SQLite file.
+        tracking_uri = f"sqlite:///{artifacts.parent / 'mlflow.db'}?timeout=60"
+    return MlflowTracker(describe_run(**about), project, tracking_uri, artifacts, worst_photographs)
+
+
+class MlflowTracker(MLFlowLogger):
+    """MLflow logger in which a resumed run is the same run, and the status is how the run ended."""
+
+    def __init__(
+        self, run: RunDescription, project: str, tracking_uri: str, artifacts: Path | None, worst: int
+    ) -> None:
+        """Describe the run; it starts with the first thing that is logged.
+
+        Args:
+            run: Name and labels of the run.
+            project: Name of MLflow's experiment.
+            tracking_uri: Database or server.
+            artifacts: Folder for the figures of a new experiment, beside the lock of a local database; None
+                to let the server decide.
+            worst: Number of the worst test photographs to show.
+        """
+        self._run, self._worst = run, worst
+        # Without a lock, runs that start at the same time would all create the database and the experiment.
+        self._lock = FileLock(artifacts.parent / ".lock") if artifacts else nullcontext()
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # creation of tables
+        with self._lock:
+            super().__init__(
+                experiment_name=project,
+                run_name=run.name,
+                tracking_uri=tracking_uri,
+                tags=_tags(run),
+                artifact_location=artifacts.resolve().as_uri() if artifacts else None,
+                run_id=read_run_id(run.folder, SERVICE),
+            )
+
+    def log_hyperparams(self, params: Any) -> None:
+        """Start or continue the run, and log the config as parameters ``a/b/c``.
+
+        MLflow parameters cannot change. A setting that differs in a resumed run (the number of epochs, for
+        example) becomes the tag ``resumed/a/b/c``.
+
+        Args:
+            params: The config.
+        """
+        from mlflow.entities import Param, RunTag
+
+        known = self._start()
+        flat = {
+            name: _short(str(value), _MAX_PARAMETER_LENGTH) for name, value in _flatten_dict(params).items()
+        }
+        new = [Param(name, value) for name, value in flat.items() if name not in known]
+        for start in range(0, len(new), _MAX_BATCH):
+            self.experiment.log_batch(self.run_id, params=new[start : start + _MAX_BATCH])
+        changed = {name: value for name, value in flat.items() if known.get(name, value) != value}
+        tags = [RunTag(f"resumed/{name}", value) for name, value in changed.items()]
+        self.experiment.log_batch(self.run_id, tags=tags)
+
+    def log_evaluation(self, evaluation: Evaluation) -> None:
+        """See :class:`~drgrade.training.tracking.tracker.Tracker`."""
+        for name, figure in draw_evaluation(evaluation, self._worst).items():
+            self.experiment.log_figure(self.run_id, figure, f"{evaluation.name}/{name}.png")
+
+    def finalize(self, status: str = "success") -> None:
+        """Do nothing: Lightning calls this after each fit and test, but the run continues."""
+
+    def finish_run(self, ending: Ending, record: Mapping[str, object]) -> None:
+        """See :class:`~drgrade.training.tracking.tracker.Tracker`."""
+        found = self.experiment.get_run(self.run_id).data
+        if "error" in found.tags and "error" not in record:
+            self.experiment.delete_tag(self.run_id, "error")  # of an earlier attempt
+        for name, value in {final_name(name): value for name, value in record.items()}.items():
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                self.experiment.set_tag(self.run_id, name, _short(str(value), _MAX_TAG_LENGTH))
+            elif name not in found.metrics or name.startswith("final/"):
+                self.experiment.log_metric(self.run_id, name, value)
+        self.experiment.set_terminated(self.run_id, _STATUS[ending])
+
+    def _start(self) -> dict[str, str]:
+        """Create or find the run; return the parameters that it already has."""
+        resumed = self._run_id is not None
+        with self._lock:
+            client, name = self._mlflow_client, self._experiment_name
+            # Lightning would create a missing experiment too, but with a warning.
+            if not resumed and client.get_experiment_by_name(name) is None:
+                client.create_experiment(name, artifact_location=self._artifact_location)
+            run_id = self.run_id
+        assert run_id is not None
+        write_run_id(self._run.folder, SERVICE, run_id)
+        if not resumed:
+            return {}
+        self.experiment.update_run(run_id, status="RUNNING")
+        return dict(self.experiment.get_run(run_id).data.params)
+
+
+def _tags(run: RunDescription) -> dict[str, str]:
+    own = {"job_type": run.job_type, **run.facts, **({"group": run.group} if run.group else {})}
+    return {**own, **dict.fromkeys(run.tags, "true")}
+
+
+def _short(text: str, longest: int) -> str:
+    return text if len(text) <= longest else text[: longest - 1] + "…"

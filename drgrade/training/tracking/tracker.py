@@ -1,0 +1,238 @@
+"""Track a run in an experiment logger, from its first settings until its outcome is known."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast, runtime_checkable
+
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import Logger
+
+from drgrade.data.photographs import Collection
+from drgrade.errors import DataError
+from drgrade.files import write_text
+from drgrade.metrics.distributed import Predictions
+from drgrade.training.build import instantiate
+from drgrade.training.distributed import is_main_process
+from drgrade.training.tracking.evaluation import Evaluation
+
+Ending = Literal["finished", "failed", "interrupted"]
+
+TRACKING = "tracking.json"
+"""File in a run's folder with the ids that services have given to the run."""
+
+_MAX_TAG_LENGTH = 64
+"""W&B rejects longer tags."""
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """A logger that draws evaluations and is told how the run ended."""
+
+    def log_evaluation(self, evaluation: Evaluation) -> None:
+        """Log confusion matrix, curves and worst photographs of an evaluated set.
+
+        Args:
+            evaluation: Results on validation, test or external photographs.
+        """
+
+    def finish_run(self, ending: Ending, record: Mapping[str, object]) -> None:
+        """Close the run.
+
+        Args:
+            ending: How the run ended.
+            record: Content of ``metrics.json``.
+        """
+
+
+@dataclass
+class TrackedRun:
+    """A run that is being tracked.
+
+    Attributes:
+        logger: For the trainer; False in all processes but the first.
+        record: Content of ``metrics.json``, set before the run ends.
+    """
+
+    logger: Logger | Literal[False]
+    record: Mapping[str, object] = field(default_factory=dict)
+
+
+@contextmanager
+def tracked_run(
+    cfg: DictConfig, folder: Path, facts: Mapping[str, object], resumed: bool = False
+) -> Iterator[TrackedRun]:
+    """Start a run's logger with the config, and report to it how the run ended.
+
+    Args:
+        cfg: The run's config, all of which is logged.
+        folder: The run's folder.
+        facts: Further settings to log: hashes of data, split and encoder.
+        resumed: The run is resumed, and its logger continues the same run.
+
+    Yields:
+        The tracked run; set its ``record`` before the context ends.
+    """
+    if not is_main_process():
+        yield TrackedRun(False)
+        return
+    if not resumed:
+        (folder / TRACKING).unlink(missing_ok=True)
+    logger = instantiate(cfg.logger)
+    assert isinstance(logger, Logger)
+    settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    more = {name: value for name, value in facts.items() if name not in cfg}
+    logger.log_hyperparams({**cast(dict[str, Any], settings), **more})  # starts the run
+    tracked = TrackedRun(logger)
+    try:
+        yield tracked
+    except BaseException as error:
+        interrupted = not isinstance(error, Exception)
+        ending: Ending = "interrupted" if interrupted else "failed"
+        reason = {} if interrupted else {"error": f"{type(error).__name__}: {error}"}
+        if isinstance(logger, Tracker):
+            logger.finish_run(ending, {"status": ending, **reason})
+        raise
+    if isinstance(logger, Tracker):
+        logger.finish_run("finished", tracked.record)
+
+
+def log_evaluation(
+    loggers: Sequence[Logger], name: str, predictions: Predictions, collection: Collection, step: int
+) -> None:
+    """Log an evaluation with the loggers that can draw it.
+
+    Args:
+        loggers: Loggers of the run; empty in all processes but the first.
+        name: ``val``, ``test`` or ``external/NAME``.
+        predictions: Predictions on all photographs of the set.
+        collection: Photographs whose rows the predictions name.
+        step: Number of optimiser steps before the evaluation.
+    """
+    for logger in loggers:
+        if isinstance(logger, Tracker):
+            logger.log_evaluation(Evaluation(name, predictions, collection, step))
+
+
+def final_name(name: str) -> str:
+    """Return the name of a metric of ``metrics.json`` among the run's final metrics.
+
+    ``val/qwk`` names a curve whose best point a summary keeps; the value of the tested checkpoint is
+    ``final/val/qwk``. ``test/qwk`` is final as it is.
+    """
+    return f"final/{name}" if name.startswith(("train/", "val/")) else name
+
+
+def read_run_id(folder: Path, service: str) -> str | None:
+    """Read the id that a service has given to a run.
+
+    Args:
+        folder: The run's folder.
+        service: ``wandb`` or ``mlflow``.
+
+    Returns:
+        None if the service does not know the run.
+
+    Raises:
+        DataError: If ``tracking.json`` is damaged.
+    """
+    found = _read_run_ids(folder).get(service)
+    return None if found is None else str(found)
+
+
+def write_run_id(folder: Path, service: str, run_id: str) -> None:
+    """Keep the id that a service (``wandb`` or ``mlflow``) has given to a run."""
+    write_text(folder / TRACKING, json.dumps({**_read_run_ids(folder), service: run_id}, indent=2) + "\n")
+
+
+def _read_run_ids(folder: Path) -> dict[str, Any]:
+    path = folder / TRACKING
+    if not path.is_file():
+        return {}
+    try:
+        ids = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} cannot be read ({error}); remove it to log the run as a new one") from error
+    if not isinstance(ids, dict):
+        raise DataError(f"{path} is not a JSON object; remove it to log the run as a new one")
+    return ids
+
+
+@dataclass(frozen=True)
+class RunDescription:
+    """Name and labels of a run in an experiment logger.
+
+    Attributes:
+        folder: The run's folder.
+        name: Name of the cell in a sweep, or the name in the config.
+        group: Name of the sweep; None for a single run.
+        job_type: ``grading`` or ``pretext``.
+        facts: Method, data, protocol, init, label_fraction, fold and scale.
+        tags: Tags of the user.
+    """
+
+    folder: Path
+    name: str
+    group: str | None
+    job_type: str
+    facts: Mapping[str, str]
+    tags: tuple[str, ...]
+
+    @property
+    def all_tags(self) -> list[str]:
+        """The facts as tags (``rotation``, ``init=ssl``, ``10%``, ``fold=3``), and the user's tags."""
+        named = [_tag(name, value) for name, value in self.facts.items()]
+        return list(dict.fromkeys([*named, *self.tags]))
+
+    @property
+    def curve(self) -> str:
+        """Name shared by the runs of one curve over label fractions: ``rotation, init=ssl, published``."""
+        protocol = self.facts.get("protocol", "pretext")
+        return ", ".join([self.facts["method"], f"init={self.facts['init']}", protocol])
+
+
+def describe_run(
+    save_dir: str,
+    name: str,
+    group: str | None,
+    job_type: str,
+    about: Mapping[str, Any],
+    tags: Sequence[str] = (),
+) -> RunDescription:
+    """Describe a run by its settings.
+
+    Args:
+        save_dir: The run's folder.
+        name: Name in the config.
+        group: Name of the sweep, if the run belongs to one.
+        job_type: ``grading`` or ``pretext``.
+        about: method, model and encoder (the first that is not None names the method), data, protocol, init,
+            label_fraction, fold, scale and pretrain_on.
+        tags: Further tags.
+
+    Returns:
+        The description; that of a pre-training leaves out settings of fine-tuning.
+    """
+    folder = Path(save_dir)
+    facts = {
+        "method": about["method"] or about["model"] or str(about["encoder"]).rsplit(".", 1)[-1].lower(),
+        "data": about["data"],
+        "scale": about["scale"],
+        "init": "/".join(Path(str(about["init"])).parts[-2:]),
+    }
+    if job_type == "grading":
+        facts |= {"protocol": about["protocol"], "label_fraction": f"{100 * about['label_fraction']:.6g}%"}
+    if job_type == "grading" or about["pretrain_on"] == "train":
+        facts["fold"] = about["fold"]
+    texts = {fact: str(value) for fact, value in facts.items()}
+    return RunDescription(
+        folder, folder.name if group else name, group, job_type, texts, tuple(map(str, tags))
+    )
+
+
+def _tag(name: str, value: str) -> str:
+    text = value if name in ("method", "data", "protocol", "label_fraction") else f"{name}={value}"
+    half = _MAX_TAG_LENGTH // 2
+    return text if len(text) <= _MAX_TAG_LENGTH else f"{text[: half - 1]}…{text[-half:]}"
