@@ -19,6 +19,7 @@ from drgrade.errors import ConfigError
 from drgrade.evaluation.evaluation import evaluate
 from drgrade.models.heads import RegressionHead
 from drgrade.settings import ReportSettings
+from drgrade.models.probes import KnnProbe, LinearProbe
 from drgrade.training import features as features_module
 from drgrade.training import probe
 from drgrade.training.build import make_encoder, seed_everything
@@ -159,32 +160,18 @@ def test_grades_of_test_photographs_change_no_prediction(run, monkeypatch):
 def test_validation_chooses_the_penalty_only_where_the_probe_may_see_it(
     protocol, sees, penalty, run, monkeypatch
 ):
-    given = []
-    monkeypatch.setattr(probe, "_fit", watching(probe._fit, given))
+    given, fit = [], LinearProbe.fit
+
+    def noting(head, *graded):
+        given.append(len(graded) == 4)
+        return fit(head, *graded)
+
+    monkeypatch.setattr(LinearProbe, "fit", noting)
     metrics, _ = run(protocol, "probe@protocol.probe=linear", f"protocol.probe_sees_val={sees}")
     assert "val/qwk" in metrics
     assert given == [sees == "true"]
     if penalty is not None:
         assert metrics["probe/penalty"] == penalty
-
-
-def watching(fit, given):
-    """``_fit`` that notes whether the head was given validation photographs."""
-
-    def watched(cfg, head, photographs, features):
-        own = head.fit
-
-        def noting(features, grades, val_features=None, val_grades=None):
-            given.append(val_features is not None)
-            return own(features, grades, val_features, val_grades)
-
-        head.fit = noting
-        try:
-            return fit(cfg, head, photographs, features)
-        finally:
-            del head.fit
-
-    return watched
 
 
 def test_shots_train_on_as_many_of_each_grade_and_are_told(run):
@@ -254,13 +241,13 @@ def test_a_finished_probe_is_not_fitted_again_and_a_failed_one_is(run, monkeypat
         raise RuntimeError("broken off")
 
     with monkeypatch.context() as patch:
-        patch.setattr(probe, "_fit", broken)
+        patch.setattr(KnnProbe, "fit", broken)
         with pytest.raises(RuntimeError):
             run("knn", "resume=auto", name="same")
     metrics, _ = run("knn", "resume=auto", name="same")
     assert metrics["status"] == "finished"
     with monkeypatch.context() as patch:
-        patch.setattr(probe, "_fit", broken)
+        patch.setattr(KnnProbe, "fit", broken)
         assert run("knn", "resume=auto", name="same")[0] == metrics
     with pytest.raises(ConfigError, match="another run"):
         run("linear", "resume=auto", name="same")
@@ -279,11 +266,11 @@ class Shown(Logger):
     def log_metrics(self, metrics, step=None):
         self.seen.append(sorted(name for name in metrics if name.endswith("/qwk")))
 
-    def show(self, evaluation):
+    def log_evaluation(self, evaluation):
         assert isinstance(evaluation, Evaluation)
         self.seen.append(evaluation.name)
 
-    def conclude(self, ending, record):
+    def finish_run(self, ending, record):
         self.seen.append((ending, record["status"]))
 
 

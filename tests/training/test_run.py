@@ -102,8 +102,7 @@ class StopAfter(Callback):
             raise RuntimeError("power cut")
 
 
-@pytest.mark.parametrize("experiment", ["rotation_100pct", "msssl_50pct"])
-@pytest.mark.parametrize("epoch", [1, 2])
+@pytest.mark.parametrize(("experiment", "epoch"), [("rotation_100pct", 1), ("msssl_50pct", 2)])
 def test_a_resumed_run_ends_with_the_weights_of_one_never_stopped(
     experiment, epoch, compose, tmp_path, monkeypatch
 ):
@@ -239,12 +238,17 @@ def test_the_frozen_encoder_does_not_move_and_its_statistics_neither(compose, tm
     )
 
 
-@pytest.mark.parametrize("head", ["cumulative", "softmax", "regression", "corn"])
 @pytest.mark.parametrize(
-    "extra", ["trainer.precision=bf16-mixed", "channels_last=true", "data.balanced=true"]
+    ("head", "extras"),
+    [
+        ("cumulative", "trainer.precision=bf16-mixed"),
+        ("softmax", "channels_last=true"),
+        ("regression", "data.balanced=true"),
+        ("corn", "trainer.precision=bf16-mixed channels_last=true data.balanced=true"),
+    ],
 )
-def test_heads_precisions_and_memory_formats_combine(head, extra, compose):
-    metrics = train(compose(f"head={head}", extra, "trainer.max_steps=2"))
+def test_heads_precisions_and_memory_formats_combine(head, extras, compose):
+    metrics = train(compose(f"head={head}", *extras.split(), "trainer.max_steps=2"))
     assert all(math.isfinite(value) for name, value in metrics.items() if name.startswith("test/"))
 
 
