@@ -18,8 +18,9 @@ from drgrade.config import CONF
 from drgrade.errors import ConfigError
 from drgrade.evaluation.evaluation import evaluate
 from drgrade.models.heads import RegressionHead
+from drgrade.models.linear_probe import LinearProbe
+from drgrade.models.probes import KnnProbe
 from drgrade.settings import ReportSettings
-from drgrade.models.probes import KnnProbe, LinearProbe
 from drgrade.training import features as features_module
 from drgrade.training import probe
 from drgrade.training.build import make_encoder, seed_everything
