@@ -3,8 +3,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from dense import LEARNING_RATES, colours_on_a_rank, never_reached, pictures
-from encoders import ENCODERS, cnn, losses, vit
+from tiny import LEARNING_RATES, colours_on_a_rank, never_reached, pictures
+from tiny import ENCODERS, cnn, losses, vit
 from hypothesis import given
 from hypothesis import strategies as st
 from ranks import on_two_ranks

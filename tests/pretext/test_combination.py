@@ -4,7 +4,7 @@ import hydra
 import numpy as np
 import pytest
 import torch
-from encoders import ENCODERS, cnn, views, without_gradient
+from tiny import ENCODERS, cnn, views, without_gradient
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import nn

@@ -3,7 +3,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from encoders import cnn, views, vit
+from tiny import cnn, views, vit
 from ranks import WORLD, on_two_ranks
 from torch import nn
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from encoders import ENCODERS, SIDE, losses, one_size, views, vit, without_gradient
+from tiny import ENCODERS, SIDE, losses, one_size, views, vit, without_gradient
 from lightly.utils import dist
 from ranks import WORLD, on_two_ranks
 from torch import nn

@@ -3,7 +3,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from encoders import ENCODERS, cnn, msssl, one_size, vit
+from tiny import ENCODERS, cnn, msssl, one_size, vit
 from skimage.color import rgb2lab
 from torch import nn
 

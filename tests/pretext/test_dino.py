@@ -2,7 +2,7 @@ import hydra
 import numpy as np
 import pytest
 import torch
-from encoders import ENCODERS, cnn, losses, one_size, views, vit, without_gradient
+from tiny import ENCODERS, cnn, losses, one_size, views, vit, without_gradient
 from hydra.utils import instantiate
 from interrupted import interrupted_and_straight
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from dense import LEARNING_RATES, never_reached, pictures
-from encoders import ENCODERS, cnn, losses, msssl, vit
+from tiny import LEARNING_RATES, never_reached, pictures
+from tiny import ENCODERS, cnn, losses, msssl, vit
 from hypothesis import given
 from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from encoders import ENCODERS, SIDE, losses, one_size, views, without_gradient
+from tiny import ENCODERS, SIDE, losses, one_size, views, without_gradient
 from torch import nn
 
 from drgrade.errors import ConfigError, EncoderError

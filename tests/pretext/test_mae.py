@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from encoders import cnn, losses, msssl, one_size, views, vit, without_gradient
+from tiny import cnn, losses, msssl, one_size, views, vit, without_gradient
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file

@@ -4,7 +4,7 @@ import subprocess
 import numpy as np
 import pytest
 import torch
-from encoders import ENCODERS, losses, views, vit, without_gradient
+from tiny import ENCODERS, losses, views, vit, without_gradient
 from interrupted import interrupted_and_straight
 from torch import nn
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from encoders import ENCODERS, SIDE, losses, one_size, views, without_gradient
+from tiny import ENCODERS, SIDE, losses, one_size, views, without_gradient
 from torch import nn
 
 from drgrade.errors import ConfigError, EncoderError

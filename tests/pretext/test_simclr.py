@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from encoders import ENCODERS, cnn, losses, views, vit, without_gradient
+from tiny import ENCODERS, cnn, losses, views, vit, without_gradient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file

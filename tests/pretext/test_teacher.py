@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from encoders import ENCODERS, cnn, views, vit
+from tiny import ENCODERS, cnn, views, vit
 from lightly.utils.scheduler import cosine_schedule
 from torch import nn
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from encoders import ENCODERS, views
+from tiny import ENCODERS, views
 from ranks import WORLD, on_two_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
