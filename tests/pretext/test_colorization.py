@@ -3,19 +3,16 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from tiny import LEARNING_RATES, colours_on_a_rank, never_reached, pictures
-from tiny import ENCODERS, cnn, losses, vit
 from hypothesis import given
 from hypothesis import strategies as st
-from ranks import on_two_ranks
 from skimage.color import lab2rgb, rgb2lab
+from tiny import cnn, losses, pictures, vit
 from torch import nn
 
 from drgrade.data.normalisation import normalise
 from drgrade.errors import ConfigError
 from drgrade.pretext.colorization import Colorization, ColourBins, class_weights, gamut_bins
 from drgrade.pretext.dense import cell_means, pixels, rgb_to_lab
-from drgrade.training.run import train
 
 COARSE = ColourBins(20, 10, 5)
 
@@ -184,30 +181,6 @@ def test_the_distribution_is_kept_in_a_checkpoint_and_the_bins_are_not():
     assert kept == ["histogram"]
 
 
-def test_two_processes_have_the_distribution_of_all_their_photographs():
-    first, second = on_two_ranks(colours_on_a_rank, 2)
-    assert torch.equal(first, second)
-    torch.testing.assert_close(first, colours_on_a_rank(0, 1))
-    assert first.sum() > 0
-
-
-@pytest.mark.parametrize("name", ENCODERS)
-def test_every_parameter_gets_a_gradient(name):
-    assert never_reached(lambda encoder: Colorization(encoder, 64, width=16), ENCODERS[name]) == []
-
-
-@pytest.mark.parametrize("name", ENCODERS)
-def test_training_learns_to_colour(name):
-    torch.manual_seed(0)
-    encoder, images = ENCODERS[name](32), pictures(8, side=32)
-    pretext = Colorization(encoder, 32, width=32)
-    found = losses(pretext, encoder, [images], steps=40, lr=LEARNING_RATES[name])
-    assert found[0] == pytest.approx(np.log(len(pretext.bins)), abs=1.5)
-    assert found[-1] < 0.6 * found[0]
-    scores = pretext(encoder, [images])[1]
-    assert scores["ab_error"] < 0.8 * scores["ab_error_of_mean"]
-
-
 def test_rare_colours_get_their_share_of_the_gradient():
     """One colour in a hundred: with all colours alike it is given up, rebalanced it is found."""
 
@@ -236,22 +209,6 @@ def test_rare_colours_get_their_share_of_the_gradient():
     assert found[0.5] > 3 * found[1.0]
 
 
-def test_it_works_in_bfloat16_and_in_double():
-    torch.manual_seed(0)
-    encoder, images = vit().eval(), pictures()
-    pretext = Colorization(encoder, 64, width=16).eval()
-    plain = pretext(encoder, [images])[0]
-    with torch.autocast("cpu", torch.bfloat16):
-        half, (lightness, ab) = pretext(encoder, [images])[0], pretext.split(images)
-    for one, other in zip((lightness, ab), pretext.split(images), strict=True):
-        assert torch.equal(one, other)
-    assert half.dtype == torch.float32
-    assert half.item() == pytest.approx(plain.item(), rel=0.02)
-    double = pretext.double()(encoder.double(), [images.double()])[0]
-    assert double.dtype == torch.float64
-    assert double.item() == pytest.approx(plain.item(), rel=1e-4)
-
-
 @pytest.mark.parametrize(
     "settings",
     [
@@ -270,10 +227,3 @@ def test_impossible_settings_are_refused(settings):
     (name, value), *_ = settings.items()
     with pytest.raises(ConfigError, match=rf"pretext\.head\.{name}={value}"):
         Colorization(cnn(), 64, **settings)
-
-
-def test_a_whole_run(compose):
-    result = train(compose("pretext=colorization", "task=pretext"))
-    assert 0 <= result["val/accuracy"] <= 1
-    assert 0 < result["val/ab_error"] < 100
-    assert np.isfinite(result["val/loss"])

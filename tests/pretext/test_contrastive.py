@@ -3,8 +3,8 @@ from itertools import pairwise
 
 import pytest
 import torch
-from tiny import cnn, views, vit
 from ranks import WORLD, on_two_ranks
+from tiny import cnn, views, vit
 from torch import nn
 
 from drgrade.errors import ConfigError

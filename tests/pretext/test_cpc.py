@@ -2,30 +2,13 @@ import math
 
 import pytest
 import torch
-from tiny import ENCODERS, SIDE, losses, one_size, views, vit, without_gradient
 from lightly.utils import dist
 from ranks import WORLD, on_two_ranks
-from torch import nn
+from tiny import SIDE, Means, views, vit
 
-from drgrade.errors import ConfigError, EncoderError
-from drgrade.models.encoder import Encoder
+from drgrade.errors import ConfigError
 from drgrade.pretext.cpc import CPC
 from drgrade.pretext.patches import Patches
-from drgrade.training.run import train
-
-
-class Means(Encoder):
-    """Features of an image: a layer on the mean of each channel."""
-
-    num_features = 5
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(3, 5)
-
-    def forward(self, images):
-        self.seen = images
-        return self.layer(images.mean(dim=(2, 3)))
 
 
 def overlapping(size=SIDE, grid=5, **options):
@@ -107,30 +90,6 @@ def test_identical_codes_give_the_loss_of_a_guess():
     assert loss.item() == pytest.approx(math.log(4 * 3 * 5), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ENCODERS)
-def test_every_parameter_gets_a_gradient(name):
-    torch.manual_seed(0)
-    encoder = ENCODERS[name]()
-    assert without_gradient(CPC(encoder, overlapping(), code=16), encoder, views()) == []
-
-
-def test_it_learns():
-    torch.manual_seed(0)
-    encoder = ENCODERS["cnn"]()
-    found = losses(CPC(encoder, still(), code=16), encoder, views(), steps=40, lr=5e-3)
-    assert found[-1] < 0.5 * found[0]
-
-
-def test_evaluation_draws_the_same_and_training_does_not():
-    torch.manual_seed(0)
-    encoder = ENCODERS["vit"]()
-    pretext = CPC(encoder, overlapping(colour_drop=0.5), code=16)
-    encoder.eval()
-    assert pretext(encoder, views())[0] != pretext(encoder, views())[0]
-    pretext.eval()
-    assert pretext(encoder, views())[0] == pretext(encoder, views())[0]
-
-
 def of_a_batch(images):
     """Loss and the gradient of every parameter of a pretext that draws nothing, on an encoder without
     batch normalisation."""
@@ -205,18 +164,6 @@ def test_scores_are_in_single_precision_under_mixed_precision(monkeypatch):
     assert compared == [torch.float32]
 
 
-def test_it_says_what_the_encoder_sees():
-    encoder = Means()
-    pretext = CPC(encoder, overlapping())
-    pretext(encoder, views())
-    assert pretext.encoder_inputs == pytest.approx(encoder.seen.numel() / views()[0].numel())
-
-
-def test_an_encoder_of_one_size_is_refused():
-    with pytest.raises(EncoderError, match="pretext=cpc cannot train"):
-        CPC(one_size(), overlapping())
-
-
 @pytest.mark.parametrize("setting", [{"skip": -1}, {"skip": 4}, {"code": 0}, {"layers": 0}])
 def test_settings_that_make_no_sense_are_refused(setting):
     ((name, value),) = setting.items()
@@ -227,10 +174,3 @@ def test_settings_that_make_no_sense_are_refused(setting):
 def test_rows_that_overlap_their_context_are_not_predicted():
     with pytest.raises(ConfigError, match=r"skip=0: patches 1 rows apart may overlap"):
         CPC(Means(), overlapping(), skip=0)
-
-
-def test_a_whole_run_leaves_an_encoder_to_start_from(compose, tmp_path):
-    metrics = train(compose("pretext=cpc", "task=pretext", run="pretext"))
-    assert {"train/loss", "val/loss", "val/accuracy", "val/accuracy_within"} <= metrics.keys()
-    graded = train(compose(f"init={tmp_path / 'pretext'}", "steps.grading=1", "trainer.max_epochs=1"))
-    assert graded["status"] == "finished"

@@ -3,8 +3,8 @@ import copy
 import numpy as np
 import pytest
 import torch
-from tiny import ENCODERS, cnn, msssl, one_size, vit
 from skimage.color import rgb2lab
+from tiny import ENCODERS, cnn, msssl, one_size, vit
 from torch import nn
 
 from drgrade.data.normalisation import MEAN, STD, normalise

@@ -2,15 +2,13 @@ import hydra
 import numpy as np
 import pytest
 import torch
-from tiny import ENCODERS, cnn, losses, one_size, views, vit, without_gradient
 from hydra.utils import instantiate
-from interrupted import interrupted_and_straight
+from tiny import cnn, losses, one_size, views, vit
 
 from drgrade.config import CONF
 from drgrade.errors import ConfigError, EncoderError
 from drgrade.metrics.functional import effective_rank, feature_std
 from drgrade.pretext.dino import DINO
-from drgrade.training.run import train
 
 SMALL = {"image_size": 32, "local_views": 0, "output_dim": 16, "hidden": 16, "bottleneck": 8}
 
@@ -65,24 +63,6 @@ def test_the_loss_is_that_of_a_loop_over_pairs_of_views(local_views):
     assert scores.keys() == set(DINO.scores)
 
 
-@pytest.mark.parametrize("name", ENCODERS)
-@pytest.mark.parametrize("local_views", [0, 2])
-def test_every_parameter_of_the_student_gets_a_gradient_and_none_of_the_teacher(name, local_views):
-    encoder, pretext = made(ENCODERS[name], image_size=64, local_views=local_views, local_size=32)
-    apart(pretext)
-    assert without_gradient(pretext, encoder, crops(local_views, 4, 64, 32)) == []
-    assert all(each.grad is None for each in pretext.teacher.parameters())
-
-
-@pytest.mark.parametrize("name", ENCODERS)
-def test_the_student_learns_what_the_teacher_says(name):
-    encoder, pretext = made(ENCODERS[name], momentum=1.0, freeze_last_layer=0, temperature_warmup=0)
-    apart(pretext)
-    found = losses(pretext, encoder, crops(0, 8), steps=30, lr=1e-2)
-    entropy = pretext(encoder, crops(0, 8))[1]["teacher_entropy"].item()
-    assert found[-1] - entropy < 0.6 * (found[0] - entropy)
-
-
 def distilled(seed, **options):
     """Features of 16 photographs, and how much the teacher's words tell of which it is, in nats."""
     encoder, pretext = made(
@@ -115,13 +95,6 @@ def test_centring_and_sharpening_together_keep_it_from_collapse():
     assert feature_std(features) > 0.6
     assert feature_std(collapsed) < 0.35
     assert effective_rank(features) > 2
-
-
-def test_the_teacher_is_what_is_left_behind():
-    encoder, pretext = made()
-    left = pretext.final_encoder(encoder)
-    assert left is pretext.teacher.encoder
-    assert left.state_dict().keys() == encoder.state_dict().keys()
 
 
 def test_the_last_layer_begins_to_learn_when_it_is_told_to():
@@ -264,35 +237,3 @@ def test_a_marked_photograph_would_be_seen_without_that_protection():
         np.ptp(view.reshape(-1, 3), axis=0).max() for seed in range(10) for view in see(marked, 1.0, seed)
     ]
     assert np.mean(np.array(shown) > 20) > 0.8
-
-
-@pytest.mark.parametrize("encoder", ["densenet", "msssl"])
-def test_a_tiny_run_as_it_is_configured_finishes(compose, encoder):
-    metrics = train(compose("pretext=dino", "task=pretext", f"encoder={encoder}", "trainer.max_steps=2"))
-    assert metrics["status"] == "finished"
-    assert np.isfinite(metrics["train/loss"])
-
-
-def test_a_run_leaves_the_teacher_and_one_that_is_taken_up_again_ends_as_one_never_stopped(
-    compose, tmp_path, monkeypatch
-):
-    local = ("pretext.local_views=2", "pretext.local_size=16")
-    settings = (
-        "pretext=dino",
-        "task=pretext",
-        "encoder=timm",
-        "encoder.name=test_vit",
-        "pretext.epochs=2",
-        *local,
-    )
-    straight, resumed = interrupted_and_straight(compose, tmp_path, monkeypatch, *settings)
-    assert straight["metrics"]["status"] == "finished"
-    assert {"train/divergence", "val/teacher_entropy", "val/start_share"} <= straight["metrics"].keys()
-    for part in ("state", "encoder"):
-        assert straight[part].keys() == resumed[part].keys()
-        for name, tensor in straight[part].items():
-            assert torch.equal(tensor, resumed[part][name]), name
-    for name, tensor in straight["encoder"].items():
-        assert torch.equal(tensor, straight["state"][f"pretext.teacher.encoder.{name}"]), name
-    student = {name: straight["state"][f"encoder.{name}"] for name in straight["encoder"]}
-    assert not all(torch.equal(tensor, student[name]) for name, tensor in straight["encoder"].items())

@@ -3,10 +3,10 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
-from tiny import ENCODERS, cnn, losses, views, vit, without_gradient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from tiny import cnn, views, vit
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -126,28 +126,6 @@ def test_random_negatives_are_drawn_anew_in_training_and_alike_in_evaluation():
     assert len({pretext(encoder, seen)[0].item() for _ in range(5)}) == 1
 
 
-@pytest.mark.parametrize("name", ENCODERS)
-@pytest.mark.parametrize("negatives", ["semi_hard", "random"])
-def test_every_parameter_gets_a_gradient(name, negatives):
-    torch.manual_seed(0)
-    encoder = ENCODERS[name]()
-    pretext = Exemplar(encoder, hidden=[16], negatives=negatives, margin=4, batch_norm=True)
-    assert without_gradient(pretext, encoder, views(2)) == []
-
-
-@pytest.mark.parametrize("negatives", ["semi_hard", "random"])
-def test_it_learns_to_tell_photographs_apart(negatives):
-    torch.manual_seed(0)
-    encoder = cnn()
-    pretext = Exemplar(encoder, negatives=negatives)
-    first, noise = views(2, batch=8)
-    seen = [first, first + noise]
-    found = losses(pretext, encoder, seen, steps=60)
-    assert found[0] > MARGIN / 4
-    assert found[-1] < found[0] / 5
-    assert pretext(encoder, seen)[1]["accuracy"] > 0.9
-
-
 def test_the_embedding_is_one_linear_layer_unless_more_are_asked_for():
     encoder = cnn()
     assert [type(layer) for layer in Exemplar(encoder).head.layers] == [nn.Linear]
@@ -170,13 +148,6 @@ def test_the_embedding_is_one_linear_layer_unless_more_are_asked_for():
 def test_settings_out_of_range_are_refused(setting, message):
     with pytest.raises(ConfigError, match=rf"pretext\.head\.{message}"):
         Exemplar(cnn(), **setting)
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_a_batch_of_one_is_refused(training):
-    encoder = vit()
-    with pytest.raises(ConfigError, match="Exemplar compares the photographs of a batch"):
-        Exemplar(encoder).train(training)(encoder, views(2, batch=1))
 
 
 def test_a_whole_run_leaves_an_encoder_without_the_head_and_can_end_validation_on_one_photograph(compose):

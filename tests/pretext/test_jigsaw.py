@@ -1,28 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from tiny import ENCODERS, SIDE, losses, one_size, views, without_gradient
-from torch import nn
+from tiny import SIDE, Means, views
 
-from drgrade.errors import ConfigError, EncoderError
-from drgrade.models.encoder import Encoder
+from drgrade.errors import ConfigError
 from drgrade.pretext.jigsaw import Jigsaw, distant_permutations
 from drgrade.pretext.patches import Patches
-from drgrade.training.run import train
-
-
-class Means(Encoder):
-    """Features of an image: a layer on the mean of each channel."""
-
-    num_features = 5
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(3, 5)
-
-    def forward(self, images):
-        self.seen = images
-        return self.layer(images.mean(dim=(2, 3)))
 
 
 def plain(size=SIDE):
@@ -102,49 +85,11 @@ def test_the_loss_is_the_cross_entropy_of_every_puzzle():
     assert scores["accuracy"].item() == pytest.approx(right / 6)
 
 
-@pytest.mark.parametrize("name", ENCODERS)
-def test_every_parameter_gets_a_gradient(name):
-    torch.manual_seed(0)
-    encoder = ENCODERS[name]()
-    pretext = Jigsaw(encoder, Patches(SIDE), permutations=10, hidden=(16,))
-    assert without_gradient(pretext, encoder, views()) == []
-
-
-def test_it_learns():
-    torch.manual_seed(0)
-    encoder = ENCODERS["cnn"]()
-    pretext = Jigsaw(encoder, Patches(SIDE, jitter=0.0), permutations=2, hidden=(32,))
-    found = losses(pretext, encoder, views(batch=4), steps=40, lr=5e-3)
-    assert np.mean(found[-10:]) < 0.5 * np.mean(found[:10])
-
-
-def test_evaluation_draws_the_same_and_training_does_not():
-    torch.manual_seed(0)
-    encoder = ENCODERS["vit"]()
-    pretext = Jigsaw(encoder, Patches(SIDE, colour_drop=0.5), permutations=10, hidden=(16,))
-    encoder.eval()
-    assert pretext(encoder, views())[0] != pretext(encoder, views())[0]
-    pretext.eval()
-    assert pretext(encoder, views())[0] == pretext(encoder, views())[0]
-
-
 def test_a_checkpoint_keeps_its_puzzles():
     made = [Jigsaw(Means(), plain(), permutations=5, permutation_seed=seed, hidden=(4,)) for seed in (0, 1)]
     assert not torch.equal(made[0].table, made[1].table)
     made[1].load_state_dict(made[0].state_dict())
     assert torch.equal(made[0].table, made[1].table)
-
-
-def test_it_says_what_the_encoder_sees():
-    encoder = Means()
-    pretext = Jigsaw(encoder, Patches(SIDE), permutations=5)
-    pretext(encoder, views())
-    assert pretext.encoder_inputs == pytest.approx(encoder.seen.numel() / views()[0].numel())
-
-
-def test_an_encoder_of_one_size_is_refused():
-    with pytest.raises(EncoderError, match="pretext=jigsaw cannot train"):
-        Jigsaw(one_size(), Patches(SIDE))
 
 
 @pytest.mark.parametrize("count", [1, 1001])
@@ -156,10 +101,3 @@ def test_a_number_of_permutations_out_of_range_is_refused(count):
 def test_another_grid_is_refused():
     with pytest.raises(ConfigError, match="needs a grid of 3 x 3"):
         Jigsaw(Means(), Patches(SIDE, 4))
-
-
-def test_a_whole_run_leaves_an_encoder_to_start_from(compose, tmp_path):
-    metrics = train(compose("pretext=jigsaw", "task=pretext", run="pretext"))
-    assert {"train/loss", "val/loss", "val/accuracy"} <= metrics.keys()
-    graded = train(compose(f"init={tmp_path / 'pretext'}", "steps.grading=1", "trainer.max_epochs=1"))
-    assert graded["status"] == "finished"

@@ -4,8 +4,7 @@ import subprocess
 import numpy as np
 import pytest
 import torch
-from tiny import ENCODERS, losses, views, vit, without_gradient
-from interrupted import interrupted_and_straight
+from tiny import ENCODERS, losses, views, vit
 from torch import nn
 
 from drgrade.errors import ConfigError, EncoderError
@@ -60,22 +59,6 @@ def test_each_view_is_compared_with_the_momentum_encoders_other_view():
         assert scores[name].item() == pytest.approx(sum(side[1][name].item() for side in sides) / 2, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ENCODERS)
-def test_every_parameter_of_the_student_gets_a_gradient_and_none_of_the_teacher(name):
-    encoder, pretext = made(ENCODERS[name], side=64)
-    assert without_gradient(pretext, encoder, views(2)) == []
-    assert all(each.grad is None for each in pretext.teacher.parameters())
-
-
-@pytest.mark.parametrize("name", ENCODERS)
-def test_it_learns_to_find_the_other_view(name):
-    encoder, pretext = made(ENCODERS[name], hidden=32)
-    seen = views(1, 8, 32)[0]
-    found = losses(pretext, encoder, [seen, seen + 0.1 * torch.randn_like(seen)], steps=40, lr=3e-3)
-    assert found[0] > 0.6 * 4 * 0.2 * np.log(8)  # about chance
-    assert found[-1] < 0.5 * found[0]
-
-
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_the_heads_have_the_layers_asked_for(layers):
     _, pretext = made(projector_layers=layers)
@@ -125,29 +108,6 @@ def test_views_that_are_not_two_of_one_size_are_refused():
     for seen in (views(3, 4, 32), [views(1, 4, 32)[0], views(1, 4, 64)[0]]):
         with pytest.raises(ConfigError, match="two of one size"):
             pretext(encoder, seen)
-
-
-def test_a_single_photograph_is_refused_in_training():
-    encoder, pretext = made(batch_norm=False)
-    with pytest.raises(ConfigError, match="batch_size"):
-        pretext(encoder, views(2, 1, 32))
-    assert pretext.min_photographs == 2
-
-
-def test_a_run_leaves_the_student_and_one_that_is_taken_up_again_ends_as_one_never_stopped(
-    compose, tmp_path, monkeypatch
-):
-    settings = ("pretext=moco_v3", "task=pretext", "pretext.epochs=2")
-    straight, resumed = interrupted_and_straight(compose, tmp_path, monkeypatch, *settings)
-    assert straight["metrics"]["status"] == "finished"
-    assert {"train/accuracy", "val/accuracy", "val/similarity"} <= straight["metrics"].keys()
-    for part in ("state", "encoder"):
-        assert straight[part].keys() == resumed[part].keys()
-        for name, tensor in straight[part].items():
-            assert torch.equal(tensor, resumed[part][name]), name
-    assert any(name.startswith("pretext.teacher.encoder.") for name in straight["state"])
-    for name, tensor in straight["encoder"].items():
-        assert torch.equal(tensor, straight["state"][f"encoder.{name}"]), name
 
 
 def test_channels_last_gives_the_same_up_to_rounding(compose):

@@ -1,12 +1,14 @@
-"""MoCo v3 and DINO on two processes: what is learnt, and what has to be equal on both."""
+"""Teachers, centres, colour statistics and gathered rows on two processes, which must be equal on both."""
 
 import pytest
 import torch
-from tiny import ENCODERS, views
 from ranks import WORLD, on_two_ranks
+from tiny import DINO_SIZES, ENCODERS, SIDE, cnn, pictures, views
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from drgrade.metrics.distributed import gather_rows
+from drgrade.pretext.colorization import Colorization
 from drgrade.pretext.dino import DINO
 from drgrade.pretext.moco_v3 import MoCoV3
 
@@ -18,8 +20,7 @@ def moco(encoder, batch_norm):
 
 
 def dino(encoder, batch_norm):
-    sizes = {"image_size": 32, "local_views": 0, "output_dim": 16, "hidden": 16, "bottleneck": 8}
-    return DINO(encoder, **sizes, batch_norm=batch_norm, freeze_last_layer=0.3)
+    return DINO(encoder, 32, 0, **DINO_SIZES, batch_norm=batch_norm, freeze_last_layer=0.3)
 
 
 PRETEXTS = {"moco_v3": moco, "dino": dino}
@@ -72,8 +73,25 @@ def several_steps(pretext, encoder, rank):
     return {"start": start, "weights": dict(step.named_parameters()), **step.centre()}
 
 
+def colours(rank, world):
+    """The distribution of colours after three batches, of which this process has its share."""
+    torch.manual_seed(0)
+    encoder = cnn()
+    pretext = Colorization(encoder, SIDE, width=16)
+    for seed in range(3):
+        pretext(encoder, [pictures(4, seed=seed).chunk(world)[rank]])
+    return pretext.histogram
+
+
+def shares(rank):
+    """Seven rows dealt to two processes, one of them to both."""
+    index = torch.tensor([0, 2, 4, 6] if rank == 0 else [1, 3, 5, 6])
+    return gather_rows(index, index[:, None] * torch.tensor([1.0, 10.0]))
+
+
 def all_of_it(rank):
     found = {f"{name} one": one_step(name, rank, WORLD) for name in PRETEXTS}
+    found |= {"colours": colours(rank, WORLD), "rows": list(shares(rank))}
     for name in PRETEXTS:
         found |= {f"{name} {encoder}": several_steps(name, encoder, rank) for encoder in ("vit", "cnn")}
     return found
@@ -116,3 +134,22 @@ def test_teacher_student_and_centre_of_two_processes_are_equal_to_the_last_bit(r
         if part in first:
             assert torch.equal(first[part], second[part])
             assert first[part].abs().max() > 0
+
+
+def test_two_processes_have_the_distribution_of_all_their_photographs(ranks):
+    first, second = (each["colours"] for each in ranks)
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, colours(0, 1))
+    assert first.sum() > 0
+
+
+def test_every_gathered_row_is_there_once_on_both_processes(ranks):
+    for index, rows in (each["rows"] for each in ranks):
+        assert index.tolist() == list(range(7))
+        assert rows.tolist() == [[float(i), 10.0 * i] for i in range(7)]
+
+
+def test_alone_the_rows_are_sorted_and_repeats_dropped():
+    found, rows = gather_rows(torch.tensor([3, 1, 3]), torch.tensor([[3.0], [1.0], [3.0]]))
+    assert found.tolist() == [1, 3]
+    assert rows.tolist() == [[1.0], [3.0]]

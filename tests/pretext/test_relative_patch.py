@@ -1,27 +1,10 @@
 import pytest
 import torch
-from tiny import ENCODERS, SIDE, losses, one_size, views, without_gradient
-from torch import nn
+from tiny import SIDE, Means, views
 
-from drgrade.errors import ConfigError, EncoderError
-from drgrade.models.encoder import Encoder
+from drgrade.errors import ConfigError
 from drgrade.pretext.patches import Patches
 from drgrade.pretext.relative_patch import RelativePatch, cell_of
-from drgrade.training.run import train
-
-
-class Means(Encoder):
-    """Features of an image: a layer on the mean of each channel."""
-
-    num_features = 5
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(3, 5)
-
-    def forward(self, images):
-        self.seen = images
-        return self.layer(images.mean(dim=(2, 3)))
 
 
 def still(size=SIDE, **options):
@@ -77,42 +60,6 @@ def test_no_neighbour_is_asked_for_twice_and_all_are_equally_often():
     assert counts.tolist() == pytest.approx([3 / 8] * 8, abs=0.04)
 
 
-@pytest.mark.parametrize("name", ENCODERS)
-def test_every_parameter_gets_a_gradient(name):
-    torch.manual_seed(0)
-    encoder = ENCODERS[name]()
-    assert without_gradient(RelativePatch(encoder, Patches(SIDE), hidden=(16,)), encoder, views()) == []
-
-
-def test_it_learns():
-    torch.manual_seed(0)
-    encoder = ENCODERS["cnn"]()
-    found = losses(RelativePatch(encoder, still(), hidden=(32,)), encoder, views(), steps=40)
-    assert found[-1] < 0.3 * found[0]
-
-
-def test_evaluation_draws_the_same_and_training_does_not():
-    torch.manual_seed(0)
-    encoder = ENCODERS["vit"]()
-    pretext = RelativePatch(encoder, Patches(SIDE, colour_drop=0.5), neighbours=2, hidden=(16,))
-    encoder.eval()
-    assert pretext(encoder, views())[0] != pretext(encoder, views())[0]
-    pretext.eval()
-    assert pretext(encoder, views())[0] == pretext(encoder, views())[0]
-
-
-def test_it_says_what_the_encoder_sees():
-    encoder = Means()
-    pretext = RelativePatch(encoder, Patches(SIDE), neighbours=2)
-    pretext(encoder, views())
-    assert pretext.encoder_inputs == pytest.approx(encoder.seen.numel() / views()[0].numel())
-
-
-def test_an_encoder_of_one_size_is_refused():
-    with pytest.raises(EncoderError, match="pretext=relative_patch cannot train"):
-        RelativePatch(one_size(), Patches(SIDE))
-
-
 @pytest.mark.parametrize("neighbours", [0, 9])
 def test_there_are_eight_neighbours(neighbours):
     with pytest.raises(ConfigError, match=f"neighbours={neighbours}"):
@@ -122,10 +69,3 @@ def test_there_are_eight_neighbours(neighbours):
 def test_another_grid_is_refused():
     with pytest.raises(ConfigError, match="needs a grid of 3 x 3"):
         RelativePatch(Means(), Patches(SIDE, 4))
-
-
-def test_a_whole_run_leaves_an_encoder_to_start_from(compose, tmp_path):
-    metrics = train(compose("pretext=relative_patch", "task=pretext", run="pretext"))
-    assert {"train/loss", "val/loss", "val/accuracy"} <= metrics.keys()
-    graded = train(compose(f"init={tmp_path / 'pretext'}", "steps.grading=1", "trainer.max_epochs=1"))
-    assert graded["status"] == "finished"

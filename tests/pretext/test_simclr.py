@@ -2,10 +2,9 @@ import math
 
 import pytest
 import torch
-from tiny import ENCODERS, cnn, losses, views, vit, without_gradient
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from tiny import cnn, views, vit
 from torch import nn
 
 from drgrade.errors import ConfigError
@@ -71,25 +70,6 @@ def test_embeddings_that_are_all_alike_are_no_success():
     assert partner_accuracy(alike, alike) == 0
 
 
-@pytest.mark.parametrize("name", ENCODERS)
-def test_every_parameter_gets_a_gradient(name):
-    torch.manual_seed(0)
-    encoder = ENCODERS[name]()
-    assert without_gradient(SimCLR(encoder), encoder, views(2)) == []
-
-
-def test_it_learns_to_tell_photographs_apart():
-    torch.manual_seed(0)
-    encoder = cnn()
-    pretext = SimCLR(encoder, temperature=0.1)
-    first, noise = views(2, batch=8)
-    seen = [first, first + noise]
-    found = losses(pretext, encoder, seen)
-    assert found[0] > 1
-    assert found[-1] < 0.1
-    assert pretext(encoder, seen)[1]["accuracy"] == 1
-
-
 def test_the_published_head_is_the_default():
     encoder = cnn()
     linear = [layer for layer in SimCLR(encoder).head.layers if isinstance(layer, nn.Linear)]
@@ -101,25 +81,6 @@ def test_the_published_head_is_the_default():
 def test_a_temperature_that_is_none_is_refused(temperature):
     with pytest.raises(ConfigError, match=r"pretext\.head\.temperature=.* is not in \(0, inf\)"):
         SimCLR(cnn(), temperature=temperature)
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_a_batch_of_one_is_refused(training):
-    encoder = vit()
-    with pytest.raises(ConfigError, match="SimCLR compares the photographs of a batch"):
-        SimCLR(encoder).train(training)(encoder, views(2, batch=1))
-
-
-def test_a_whole_run_leaves_an_encoder_without_the_head(compose):
-    cfg = compose("pretext=simclr", "task=pretext", "pretext.val_fraction=0.1")
-    metrics = train(cfg)
-    assert metrics["status"] == "finished"
-    assert 0 <= metrics["val/accuracy"] <= 1
-    assert 0 < metrics["val/loss"] < 10
-    assert metrics["val/feature_std"] > 0
-    tensors = load_file(f"{cfg.paths.run}/encoder.safetensors")
-    assert tensors
-    assert not [name for name in tensors if "head" in name or "loss" in name]
 
 
 @pytest.mark.parametrize(

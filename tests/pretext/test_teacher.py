@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from tiny import ENCODERS, cnn, views, vit
 from lightly.utils.scheduler import cosine_schedule
+from tiny import ENCODERS, cnn, views, vit
 from torch import nn
 
 from drgrade.errors import ConfigError
