@@ -12,7 +12,7 @@ from drgrade.config import choices
 from drgrade.data.datamodules import PretextDataModule
 from drgrade.errors import ConfigError, EncoderError
 from drgrade.tasks.pretext import PretextTask
-from drgrade.training.build import make, make_encoder, make_photographs, seed_everything
+from drgrade.training.build import instantiate, make_encoder, make_photographs, seed_everything
 from drgrade.training.run import train
 
 NEEDS_TRANSFORMER = ("mae",)
@@ -181,7 +181,7 @@ def configured(compose):
 def task(cfg):
     """As drgrade.training.pretraining makes it."""
     seed_everything(cfg.pretext.seed)
-    made = make(cfg.pretraining.task, encoder=make_encoder(cfg))
+    made = instantiate(cfg.pretraining.task, encoder=make_encoder(cfg))
     assert isinstance(made, PretextTask)
     return made
 
@@ -193,7 +193,7 @@ def batches():
 
     def of(cfg):
         if cfg.pretext.name not in kept:
-            data = make(cfg.pretraining.datamodule, photographs=make_photographs(cfg))
+            data = instantiate(cfg.pretraining.datamodule, photographs=make_photographs(cfg))
             assert isinstance(data, PretextDataModule)
             data.prepare_data()
             data.setup()
@@ -215,7 +215,7 @@ def test_a_configured_step_on_photographs_reaches_every_branch_of_the_encoder(
     learnt, held_out = batches(cfg)
     assert len(learnt) == made.pretext.num_views
     before = copy.deepcopy(made.encoder.state_dict())
-    optimizer = make(cfg.pretext.optimizer)([each for each in made.parameters() if each.requires_grad])
+    optimizer = instantiate(cfg.pretext.optimizer)([each for each in made.parameters() if each.requires_grad])
     made.pretext.before_step(made.encoder, 0.0)
     loss, scores = made.pretext(made.encoder, learnt)
     loss.backward()
