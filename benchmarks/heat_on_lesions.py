@@ -33,8 +33,8 @@ from common import make_parser
 from scipy.stats import spearmanr
 
 from drgrade.data.geometry import Disc, crop_disc, recorded_mask
-from drgrade.explanation.explainer import TARGETS, Explainer, available
-from drgrade.prediction.checkpoint import Trained, load_trained, untrained
+from drgrade.explanation.explainer import TARGETS, Explainer, available_maps
+from drgrade.prediction.checkpoint import TrainedModel, load_model, untrained_model
 from drgrade.prediction.grader import Grader
 from drgrade.synthetic.lesions import Lesion
 from drgrade.training.build import make_photographs
@@ -65,7 +65,7 @@ class Lesions:
     grades: npt.NDArray[np.int64]
 
 
-def known_lesions(trained: Trained, subset: str) -> Lesions:
+def known_lesions(trained: TrainedModel, subset: str) -> Lesions:
     """Load the photographs of a subset that have lesions."""
     photographs = make_photographs(trained.config)
     (store,) = photographs.stores
@@ -97,14 +97,15 @@ def known_lesions(trained: Trained, subset: str) -> Lesions:
     )
 
 
-def heats(trained: Trained, known: Lesions, target: str) -> dict[str, Floats]:
+def heats(trained: TrainedModel, known: Lesions, target: str) -> dict[str, Floats]:
     """Compute every map of a trained run, (N, S, S) each, 0 outside the discs."""
     grader = Grader([trained], device="cpu")
-    explainer = Explainer(grader, available(grader)[1:], target)
-    parts = [
-        explainer.explain(known.pixels[start : start + BATCH]).heat
-        for start in range(0, len(known.pixels), BATCH)
-    ]
+    size = trained.preparation.image_size
+    explainer = Explainer([trained.model], size, available_maps([trained.model], size)[1:], target)
+    parts = []
+    for start in range(0, len(known.pixels), BATCH):
+        pixels = known.pixels[start : start + BATCH]
+        parts.append(explainer.heat(pixels, grader.grade(pixels).grades.tolist()))
     return {name: np.concatenate([part[name] for part in parts]) * known.discs for name in parts[0]}
 
 
@@ -186,10 +187,10 @@ def similarity(one: Floats, other: Floats, known: Lesions) -> float:
     return float(np.mean(found)) if found else float("nan")
 
 
-def with_random_weights(trained: Trained, seed: int) -> Trained:
+def with_random_weights(trained: TrainedModel, seed: int) -> TrainedModel:
     """Return the same network with random weights."""
     torch.manual_seed(seed)
-    return replace(trained, model=untrained(trained.config).eval())
+    return replace(trained, model=untrained_model(trained.config).eval())
 
 
 def row(name: str, heat: Floats, known: Lesions) -> str:
@@ -204,7 +205,7 @@ def row(name: str, heat: Floats, known: Lesions) -> str:
     )
 
 
-def report(trained: Trained, known: Lesions, targets: Sequence[str], seeds: int) -> None:
+def report(trained: TrainedModel, known: Lesions, targets: Sequence[str], seeds: int) -> None:
     """Print the table of each target."""
     area = known.masks.sum(axis=(1, 2)) / known.discs.sum(axis=(1, 2))
     print(
@@ -238,7 +239,7 @@ def main() -> None:
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=TARGETS)
     parser.add_argument("--seeds", type=int, default=3, help="number of networks with random weights")
     args = parser.parse_args()
-    trained = load_trained(args.run)
+    trained = load_model(args.run)
     report(trained, known_lesions(trained, args.subset), args.targets, args.seeds)
 
 

@@ -7,9 +7,11 @@ preparation on the test photographs, both graded with 32 bits. Prints the tables
     python benchmarks/int8.py RUN [RUN ...]
 """
 
+import json
 import runpy
 import sys
 import tempfile
+import time
 from pathlib import Path
 from unittest.mock import patch
 
@@ -18,14 +20,16 @@ import numpy.typing as npt
 from common import make_parser
 from sklearn.metrics import cohen_kappa_score
 
-from drgrade.exporting.export import Int8, Wanted, export
-from drgrade.exporting.int8 import Images, own_images
+from drgrade.exporting.export import ExportedFile, export
+from drgrade.exporting.graph import Pixels
+from drgrade.exporting.int8 import load_run_photographs, read_pixels, rows_of
 from drgrade.exporting.onnx_file import onnx_runner
-from drgrade.prediction.checkpoint import Trained, load_trained
+from drgrade.prediction.checkpoint import TrainedModel, load_model
 from drgrade.progress import say
+from drgrade.settings import ExportSettings
 from drgrade.stats.estimates import Estimate
-from drgrade.training.build import make_photographs
 
+ROUNDS = 40
 EXAMPLE = Path(__file__).parents[1] / "examples" / "grade_photograph.py"
 
 
@@ -35,17 +39,19 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path, help="folders of grading runs")
     int8_rows, crop_rows = [], []
     for folder in parser.parse_args().runs:
-        trained = load_trained(folder)
+        trained = load_model(folder)
         with tempfile.TemporaryDirectory() as scratch:
-            made = export(folder, Wanted("onnx", Path(scratch) / "int8.onnx", int8=True))
-            assert made.int8 is not None
-            int8_rows.append(int8_row(folder.name, made.int8, made.size))
-            plain = export(folder, Wanted("onnx", Path(scratch) / "plain.onnx")).path
-            crop_rows.append(crop_row(folder.name, trained, plain))
+            small, plain = (
+                export(ExportSettings.compose(checkpoint=folder, out=f"{scratch}/{int8}.onnx", int8=int8))
+                for int8 in (True, False)
+            )
+            int8_rows.append(int8_row(folder.name, small, milliseconds(small) / milliseconds(plain)))
+            crop_rows.append(crop_row(folder.name, trained, plain.path))
         say(f"{int8_rows[-1]}\n{crop_rows[-1]}")
     print(
-        "| run | MB, 32 bits | int8 | time | recipe | same grade | expected grade | QWK, 32 bits | QWK, int8 "
-        "| change |\n|---|---|---|---|---|---|---|---|---|---|"
+        "| run | MB, 32 bits | int8 | time | same grade | expected grade | QWK, 32 bits | QWK, int8 "
+        "| change |"
+        "\n|---|---|---|---|---|---|---|---|---|"
     )
     print("\n".join(int8_rows))
     print(
@@ -55,21 +61,33 @@ def main() -> None:
     print("\n".join(crop_rows))
 
 
-def int8_row(name: str, int8: Int8, size: int) -> str:
+def milliseconds(exported: ExportedFile) -> float:
+    """Median time of one photograph on one thread."""
+    run = onnx_runner(exported.path.read_bytes(), threads=1)
+    size = json.loads(exported.description.read_text())["preparation"]["image_size"]
+    photograph = np.random.default_rng(0).integers(0, 255, (1, size, size, 3), np.uint8)
+    times = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        run(photograph)
+        times.append(1e3 * (time.perf_counter() - start))
+    return float(np.median(times))
+
+
+def int8_row(name: str, exported: ExportedFile, ratio: float) -> str:
     """Return a line of the first table."""
-    before, after = int8.milliseconds
-    assert int8.kappas is not None, int8.note
-    kappas = (int8.kappas.before, int8.kappas.after, int8.kappas.change)
-    agreement = int8.agreement
+    int8 = exported.int8
+    assert int8 is not None
+    cost = int8.cost
+    assert cost is not None, int8.note
     cells = [
         name,
-        f"{int8.bytes_before / 1e6:.1f}",
-        f"{size / 1e6:.1f}",
-        f"{after / before:.2f}",
-        int8.recipe,
-        f"{100 * agreement.grades:.1f} % of {agreement.photographs}",
-        f"{agreement.expected:.3f}",
-        *map(written, kappas),
+        f"{int8.bytes_float32 / 1e6:.1f}",
+        f"{exported.size / 1e6:.1f}",
+        f"{ratio:.2f}",
+        f"{100 * cost.same_grade:.1f} % of {cost.photographs}",
+        f"{cost.expected_grade:.3f}",
+        *map(written, (cost.qwk_float32, cost.qwk_int8, cost.qwk_change)),
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -79,15 +97,17 @@ def written(estimate: Estimate) -> str:
     return f"{estimate.value:.3f} ({estimate.interval.low:.3f} to {estimate.interval.high:.3f})"
 
 
-def crop_row(name: str, trained: Trained, model: Path) -> str:
+def crop_row(name: str, trained: TrainedModel, model: Path) -> str:
     """Return a line of the second table."""
-    images, run = own_images(trained, "test"), onnx_runner(model.read_bytes())
-    own = run(images.take(np.arange(len(images))))
-    simple = run(np.stack([example_crop(model, path) for path in files(trained, images)]))
-    grades = images.table["grade"].to_numpy(dtype=int)
+    photographs, run = load_run_photographs(trained), onnx_runner(model.read_bytes())
+    rows = rows_of(photographs, "test")
+    paths = [photographs.source.root / path for path in photographs.photographs["path"].iloc[rows]]
+    own = run(read_pixels(photographs, rows))
+    simple = run(np.stack([example_crop(model, path) for path in paths]))
+    grades = photographs.split["grade"].iloc[rows].to_numpy(dtype=np.int64)
     cells = [
         name,
-        str(len(images)),
+        str(len(rows)),
         f"{100 * np.mean(own['grade'] == simple['grade']):.1f} %",
         f"{kappa(own['grade'], simple['grade']):.3f}",
         f"{np.abs(own['expected_grade'] - simple['expected_grade']).mean():.3f}",
@@ -97,17 +117,10 @@ def crop_row(name: str, trained: Trained, model: Path) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def files(trained: Trained, images: Images) -> list[Path]:
-    """Return the paths of the photographs."""
-    photographs = make_photographs(trained.config)
-    paths = photographs.photographs["path"].iloc[images.rows]
-    return [photographs.source.root / path for path in paths]
-
-
-def example_crop(model: Path, photograph: Path) -> npt.NDArray[np.uint8]:
+def example_crop(model: Path, photograph: Path) -> Pixels:
     """Run the example and return its crop."""
     with patch.object(sys, "argv", [str(EXAMPLE), str(model), str(photograph)]), patch("builtins.print"):
-        crop: npt.NDArray[np.uint8] = runpy.run_path(str(EXAMPLE))["crop"]
+        crop: Pixels = runpy.run_path(str(EXAMPLE))["crop"]
     return crop
 
 

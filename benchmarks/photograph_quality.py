@@ -30,7 +30,7 @@ from sklearn.linear_model import LogisticRegression
 
 from drgrade.data.crops import ExtractedDisc
 from drgrade.data.disc_detection import find_disc
-from drgrade.data.fundus_check import Appearance, Rule, Verdict, blank, judge, measure_appearance
+from drgrade.data.fundus_check import Appearance, FundusRule, Verdict, blank, judge, measure_appearance
 from drgrade.data.geometry import NoFundus, crop_disc
 from drgrade.data.image_reader import IMAGE_EXTENSIONS, DecodedImage, UnreadablePhotograph, read_photograph
 from drgrade.data.sources.base import Source
@@ -305,7 +305,7 @@ def measure_images(pictures: Iterator[Picture]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["fundus", "group", "name", *Appearance._fields])
 
 
-def fit(table: pd.DataFrame) -> Rule:
+def fit(table: pd.DataFrame) -> FundusRule:
     """Fit a logistic regression on the standardised measures and their products, groups weighted equally."""
     table = table.dropna()
     values = table[list(Appearance._fields)].to_numpy()
@@ -322,17 +322,17 @@ def fit(table: pd.DataFrame) -> Rule:
     constant = float(model.intercept_[0] - weights @ centre)
     quadratic = np.zeros((z.shape[1], z.shape[1]))
     quadratic[rows, columns] = weights[z.shape[1] :]
-    return Rule(mean, scale, constant, weights[: z.shape[1]], quadratic, REACH)
+    return FundusRule(mean, scale, constant, weights[: z.shape[1]], quadratic, REACH)
 
 
-def passing(rule: Rule, table: pd.DataFrame) -> pd.Series:
+def passing(rule: FundusRule, table: pd.DataFrame) -> pd.Series:
     """Return which rows the rule accepts."""
     known = table[list(Appearance._fields)].notna().all(axis=1)
     scores = [rule.score(Appearance(*row)) for row in table[list(Appearance._fields)].fillna(0).to_numpy()]
     return known & (np.array(scores) > 0)
 
 
-def report(title: str, rule: Rule, table: pd.DataFrame) -> None:
+def report(title: str, rule: FundusRule, table: pd.DataFrame) -> None:
     """Print the accepted shares."""
     passed = passing(rule, table).groupby([~table["fundus"], table["group"]])
     print(f"\n{title}\n{pd.DataFrame({'pass': passed.mean().round(3), 'of': passed.size()}).to_string()}")

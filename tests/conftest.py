@@ -1,5 +1,7 @@
 """What tests of several parts share: a small drawn data set, prepared once, and tiny runs on it."""
 
+import hashlib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import hydra
 import pandas as pd
 import pytest
+from filelock import FileLock
 from omegaconf import DictConfig
 from tiny_run import REPOSITORY, TINY
 
@@ -15,6 +18,7 @@ from drgrade.data.photographs import Photographs
 from drgrade.data.sources.base import Source, SourceTable
 from drgrade.data.sources.demo import Demo
 from drgrade.data.splits.spec import SplitSpec
+from drgrade.training.run import train
 
 IMAGE_SIZE = 32
 
@@ -63,10 +67,41 @@ def photographs(make_photographs) -> Photographs:
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory) -> list[str]:
+def session_folder(tmp_path_factory) -> Path:
+    """Folder that all workers of pytest-xdist share."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "session"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared(session_folder) -> list[str]:
     """Overrides that let all runs of a session share the drawn photographs and their stores."""
-    root = tmp_path_factory.mktemp("shared")
-    return [f"data.root={root}/demo", f"paths.stores={root}/stores"]
+    return [f"data.root={session_folder}/demo", f"paths.stores={session_folder}/stores"]
+
+
+@pytest.fixture(scope="session")
+def finished_run(shared, session_folder) -> Callable[..., Path]:
+    """``finished_run("encoder=msssl")``: folder of a finished run with these overrides; do not change it.
+
+    Each run is trained once per session, whichever worker asks first. Without overrides it is a DenseNet with
+    the cumulative head. 14 photographs are used for validation, so that a calibration is fitted.
+    """
+
+    def run(*more: str) -> Path:
+        folder = session_folder / "runs" / hashlib.sha256(" ".join(more).encode()).hexdigest()[:8]
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not (folder / "metrics.json").is_file():
+                places = [f"paths.outputs={folder}", f"paths.run={folder}"]
+                with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+                    settings = [*places, *TINY, *shared, "protocol.val_fraction=0.3", *more]
+                    cfg = hydra.compose("train", settings)
+                train(cfg)
+        return folder
+
+    return run
 
 
 @pytest.fixture

@@ -1,106 +1,85 @@
-"""What there is to say of one file: whether it can be graded, its grade, and where the run looked."""
+"""Analysis of one uploaded file: quality, grade and heat maps."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from drgrade.app.uploads import MAX_BYTES, Upload
-from drgrade.data.crops import Facts
 from drgrade.data.fundus_check import Verdict
-from drgrade.data.image_reader import UnreadablePhotograph, read_photograph
+from drgrade.data.image_reader import UnreadablePhotograph
 from drgrade.errors import ConfigError
-from drgrade.explanation.explainer import AUTO, COMBINED, Explainer, available
-from drgrade.explanation.overlay import overlay
-from drgrade.prediction.grader import Graded, Grader
-
-Pixels = npt.NDArray[np.uint8]
-Heat = Mapping[str, npt.NDArray[np.float32]]
-"""Name of the map: (S, S) in [0, 1], on the prepared photograph."""
+from drgrade.explanation.explainer import AUTO, COMBINED, Explainer, available_maps
+from drgrade.explanation.overlay import draw_overlay
+from drgrade.prediction.grader import GradedBatch, Grader
+from drgrade.prediction.overlay_pages import read_reduced
 
 SENSITIVITY = 0.9
-"""For referable DR, where none is asked for."""
+"""Default sensitivity for referable DR."""
 
 MAPS = (AUTO, COMBINED, "c5", "p4", "attention_grad")
-"""What is shown of where the run looked, as far as its encoder has it: its own choice, the mean of all, and
-one of each kind. Others can be asked for; each costs time."""
+"""Default maps, if the encoder has them: its default map, the mean, and one of each kind. Each costs time."""
 
-MOST_MAPS = 8
-"""As many as ``page.css`` can switch between."""
+MAX_MAPS = 8
+"""Number of maps that ``page.css`` can switch between."""
 
-_SHOWN = 1024
-"""Longer side in px of the pictures on the page."""
-
+_SIDE = 1024  # longer side of the images on the page in pixels
 _JPEG_QUALITY = 88
 
 
 @dataclass(frozen=True)
-class Referral:
-    """From where on a photograph is referred.
+class ReferralRule:
+    """Threshold for referable DR.
 
     Attributes:
         threshold: Refer where P(grade >= 2) is at least this.
-        wanted: The sensitivity that was asked for.
-        sensitivity: On the validation photographs, of each member.
-        specificity: Likewise.
-        photographs: Validation photographs of each member.
+        target: Requested sensitivity.
+        sensitivity: Sensitivity on the validation photographs of each member.
+        specificity: Specificity likewise.
+        photographs: Number of validation photographs of each member.
     """
 
     threshold: float
-    wanted: float
+    target: float
     sensitivity: tuple[float, ...]
     specificity: tuple[float, ...]
     photographs: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A picture on the page.
-
-    Attributes:
-        title: What it shows; "" for the photograph itself.
-        jpeg: The file.
-    """
-
-    title: str
-    jpeg: bytes
-
-
 @dataclass(frozen=True, eq=False)
-class Examined:
-    """What there is to say of one file.
+class UploadResult:
+    """Result for one file.
 
     Attributes:
-        name: As its owner calls it.
-        verdict: Whether it can be graded; None if the file was not looked at.
-        graded: Of the one photograph; None if it was not graded.
-        photograph: As it was recorded, upright; None if it cannot be shown.
-        maps: Where the run looked, the main one first; none if it was not graded.
-        failure: Why the file was not looked at; "" if it was.
-        note: Why there are no maps; "" if there are, or need not be.
+        name: Original file name.
+        verdict: Quality verdict; None if the file was not analysed.
+        graded: Output of the grader for one photograph; None if it was not graded.
+        photograph: JPEG of the upright photograph; None if it cannot be shown.
+        maps: Name and JPEG of each overlay, main map first; empty if it was not graded.
+        failure: Why the file was not analysed; empty if it was.
+        note: Why there are no maps; empty if there are, or none are needed.
     """
 
     name: str
     verdict: Verdict | None = None
-    graded: Graded | None = None
-    photograph: Picture | None = None
-    maps: tuple[Picture, ...] = ()
+    graded: GradedBatch | None = None
+    photograph: bytes | None = None
+    maps: tuple[tuple[str, bytes], ...] = ()
     failure: str = ""
     note: str = ""
 
 
-class Examiner:
-    """Looks at files with a grader.
+class UploadAnalyzer:
+    """Analyses uploaded files with a grader.
 
     Attributes:
-        grader: Grades.
-        referral: From where on a photograph is referred; None where no operating points were fitted.
-        no_referral: Why, in that case.
+        grader: The grader.
+        referral: Threshold for referable DR; None if the run has no operating points.
+        no_referral: Why there is none.
     """
 
     def __init__(
@@ -110,94 +89,96 @@ class Examiner:
         abstain: bool = True,
         maps: Sequence[str] = (),
     ) -> None:
-        """Take a grader.
+        """Prepare referral and maps.
 
         Args:
-            grader: Grades.
-            sensitivity: For referable DR on the validation photographs, in (0, 1]; None for
-                :data:`SENSITIVITY`, as far as the run has operating points.
-            abstain: Do not grade what cannot be graded, as its verdict says.
-            maps: Of :func:`~drgrade.explanation.explainer.available`; none: those of :data:`MAPS`
-                that the run has.
+            grader: One model or an ensemble.
+            sensitivity: Required sensitivity for referable DR on the validation photographs, in (0, 1]; None
+                for :data:`SENSITIVITY`, if the run has operating points.
+            abstain: Do not grade photographs of insufficient quality.
+            maps: Names of heat maps; empty for those of :data:`MAPS` that the encoder has.
 
         Raises:
-            ConfigError: If a sensitivity is asked for that the run has no operating point for, or a map that
-                it does not have.
+            ConfigError: If a sensitivity is requested and there are no operating points, or a map does not
+                exist.
         """
         self.grader, self._abstain = grader, abstain
-        self.referral: Referral | None = None
+        self.referral: ReferralRule | None = None
         self.no_referral = ""
         try:
-            self.referral = _referral(grader, SENSITIVITY if sensitivity is None else sensitivity)
+            self.referral = _referral_rule(grader, SENSITIVITY if sensitivity is None else sensitivity)
         except ConfigError:
             if sensitivity is not None:
                 raise
             notes = [member.calibration.note for member in grader.members if not member.calibration.points]
             self.no_referral = notes[0] if notes else ""
-        self._explainer, self._no_maps = _explainer(grader, maps)
+        self._explainer, self._no_maps = _build_explainer(grader, maps)
 
-    def examine(self, upload: Upload | None, name: str = "") -> Examined:
-        """Look at a file.
+    def analyse(self, upload: Upload | None, name: str = "") -> UploadResult:
+        """Analyse a file.
 
         Args:
-            upload: The file; None if it is not there any more.
-            name: What to call it in that case.
+            upload: The file; None if it has been deleted.
+            name: File name in that case.
 
         Returns:
-            What there is to say. Nothing that can be wrong with a file raises an error.
+            The result; defects of a file never raise an error.
         """
         if upload is None:
-            return Examined(name, failure="the file is not there any more: choose it again")
+            return UploadResult(name, failure="the file has been deleted: choose it again")
         if upload.is_too_large:
-            return Examined(
-                upload.name,
-                failure=f"{megabytes(upload.size)} are too many: {megabytes(MAX_BYTES)} at most",
-            )
-        return self._look(upload)
-
-    def _look(self, upload: Upload) -> Examined:
+            size, limit = megabytes(upload.size), megabytes(MAX_BYTES)
+            return UploadResult(upload.name, failure=f"the file has {size}, the limit is {limit}")
         prepared = self.grader.preparation.prepare(upload.path)
         crop, verdict = prepared.crop, prepared.verdict
-        shown = _read(upload.path, self.grader.preparation.max_pixels)
-        photograph = None if shown is None else Picture("", _jpeg(_shrunk(shown)))
+        original = self._read(upload.path)
+        photograph = None if original is None else _jpeg(original)
         if crop.pixels is None or (verdict.abstains and self._abstain):
-            return Examined(upload.name, verdict, photograph=photograph)
-        graded, heat, note = self._explained(crop.pixels)
-        maps = () if shown is None or crop.facts is None else _painted(_shrunk(shown), crop.facts, heat)
-        return Examined(upload.name, verdict, graded, photograph, maps, note=note)
+            return UploadResult(upload.name, verdict, photograph=photograph)
+        graded = self.grader.grade(crop.pixels[None])
+        heat, note = self._heat(crop.pixels, graded)
+        maps = []
+        if original is not None and crop.facts is not None:
+            maps = [(each, _jpeg(draw_overlay(original, crop.facts, own))) for each, own in heat.items()]
+        return UploadResult(upload.name, verdict, graded, photograph, tuple(maps), note=note)
 
-    def _explained(self, pixels: Pixels) -> tuple[Graded, Heat, str]:
-        """What is said of a prepared photograph, the maps with the main one first, and why there are none."""
-        note = self._no_maps
-        if self._explainer is not None:
-            try:
-                found = self._explainer.explain(pixels[None])
-                return found.graded, {name: heat[0] for name, heat in found.heat.items()}, ""
-            except ConfigError as error:  # captum is missing, or the head has no gradient
-                note = str(error)
-        return self.grader.grade(pixels[None]), {}, note
+    def _read(self, path: Path) -> npt.NDArray[np.uint8] | None:
+        try:
+            return read_reduced(path, _SIDE, self.grader.preparation.max_pixels)
+        except UnreadablePhotograph:
+            return None  # the verdict gives the reason
+
+    def _heat(
+        self, pixels: npt.NDArray[np.uint8], graded: GradedBatch
+    ) -> tuple[dict[str, npt.NDArray[np.float32]], str]:
+        """Compute the heat maps, (S, S) each, or the reason why there are none."""
+        if self._explainer is None:
+            return {}, self._no_maps
+        try:
+            heat = self._explainer.heat(pixels[None], graded.grades.tolist())
+        except ConfigError as error:  # captum is missing, or the head has no gradient
+            return {}, str(error)
+        return {name: each[0] for name, each in heat.items()}, ""
 
 
-def _explainer(grader: Grader, maps: Sequence[str]) -> tuple[Explainer | None, str]:
-    """An explainer, or why there is none."""
-    if len(maps) > MOST_MAPS:
-        raise ConfigError(f"maps names {len(maps)} maps; the page has room for {MOST_MAPS}")
+def _build_explainer(grader: Grader, maps: Sequence[str]) -> tuple[Explainer | None, str]:
+    """Build an explainer, or return the reason why there is none."""
+    if len(maps) > MAX_MAPS:
+        raise ConfigError(f"maps names {len(maps)} maps, but the page can show at most {MAX_MAPS}")
+    models = [member.model for member in grader.members]
+    size = grader.preparation.image_size
     if maps:
-        return Explainer(grader, maps), ""
-    has = available(grader)
+        return Explainer(models, size, maps), ""
+    known = available_maps(models, size)
     try:
-        return Explainer(grader, [name for name in MAPS if name in has]), ""
-    except ConfigError as error:  # an encoder without maps can be tried all the same
+        return Explainer(models, size, [name for name in MAPS if name in known]), ""
+    except ConfigError as error:  # an encoder without maps can be used nevertheless
         return None, str(error)
 
 
-def _painted(photograph: Pixels, facts: Facts, heat: Heat) -> tuple[Picture, ...]:
-    return tuple(Picture(name, _jpeg(overlay(photograph, facts, each))) for name, each in heat.items())
-
-
-def _referral(grader: Grader, sensitivity: float) -> Referral:
+def _referral_rule(grader: Grader, sensitivity: float) -> ReferralRule:
     points = [member.calibration.point(sensitivity) for member in grader.members]
-    return Referral(
+    return ReferralRule(
         grader.threshold(sensitivity),
         sensitivity,
         tuple(each.sensitivity for each in points),
@@ -207,31 +188,11 @@ def _referral(grader: Grader, sensitivity: float) -> Referral:
 
 
 def megabytes(size: int) -> str:
-    """Write a number of bytes.
-
-    Args:
-        size: In bytes.
-    """
+    """Format a number of bytes in MB."""
     return f"{size / 1e6:,.1f} MB".replace(".0 MB", " MB")
 
 
-def _read(path: Path, max_pixels: int) -> Pixels | None:
-    try:
-        return read_photograph(path, max_pixels=max_pixels, at_least=_SHOWN).pixels
-    except UnreadablePhotograph:
-        return None  # the verdict says why
-
-
-def _shrunk(pixels: Pixels) -> Pixels:
-    height, width = pixels.shape[:2]
-    scale = _SHOWN / max(height, width)
-    if scale >= 1:
-        return pixels
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
-
-
-def _jpeg(pixels: Pixels) -> bytes:
+def _jpeg(pixels: npt.NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=_JPEG_QUALITY)
     return buffer.getvalue()

@@ -1,23 +1,20 @@
-"""The page, made of Gradio's parts. Gradio is imported when the page is made: it takes seconds."""
+"""The page: Gradio components, and the HTML of results. Gradio is imported when the page is built."""
 
+import base64
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 
-from drgrade.app.analysis import Examined, Examiner
-from drgrade.app.result_html import (
-    GRADES,
-    render_about,
-    render_cards,
-    render_head,
-    render_message,
-    render_notice,
-)
+from drgrade.app.analysis import ReferralRule, UploadAnalyzer, UploadResult
 from drgrade.app.uploads import MAX_BYTES, MAX_FILES, Uploads
+from drgrade.html.templates import environment, resource
+from drgrade.prediction.checkpoint import TrainedModel
+from drgrade.prediction.grader import Grader
+from drgrade.stats.formatting import DASH, decimal, percent
 from drgrade.synthetic.cohort import plan_photographs
 from drgrade.synthetic.drawing import draw_photograph
 
@@ -26,56 +23,92 @@ if TYPE_CHECKING:
 
 TITLE = "drgrade"
 
-_QUEUE = 32  # who comes later is told so
+GRADES = ("no DR", "mild", "moderate", "severe", "proliferative DR")
+"""International clinical DR severity scale (Wilkinson et al., Ophthalmology 2003)."""
 
-_DRAWN_SIDE = 512  # px, the height of drawn photographs
-_DRAWN_PATIENTS = 40
-_FIRST_SEED = 1_000_000  # nobody trains on these
+NOTICE = "For research only. This is no medical device: nothing on this page is a diagnosis."
+
+_QUEUE = 32  # waiting requests
+_SYNTHETIC_SIDE = 512  # height of synthetic photographs in pixels
+_SYNTHETIC_PATIENTS = 40
+_FIRST_SEED = 1_000_000  # not used by the demo data
+
+_FLAGS = {
+    "good": "can be graded",
+    "tiny": "very small",
+    "too_dark": "too dark",
+    "over_exposed": "over-exposed",
+    "out_of_focus": "out of focus",
+    "blank": "no structure visible",
+    "not_fundus": "not a fundus photograph",
+    "unreadable": "unreadable",
+}
+
+_MAPS = {
+    "auto": "default of the encoder",
+    "combined": "mean of all",
+    "attention_grad": "attention, weighted",
+    "vit": "ViT map",
+    "tokens": "ViT tokens",
+    "last": "last layer",
+}
+
+_MEASURES = {
+    "diameter": ("diameter of the disc", "px", 0),
+    "level": ("brightness", "of 255", 0),
+    "over_exposed": ("over-exposed share", "", 3),
+    "contrast": ("contrast", "", 3),
+    "focus": ("focus", "", 2),
+}
 
 
-def make_page(examiner: Examiner, uploads: Uploads, tta: str = "none") -> "gradio.Blocks":
-    """Make the page.
+class LabelledValue(NamedTuple):
+    """A line of a small table."""
+
+    name: str
+    value: str
+
+
+def build_page(analyzer: UploadAnalyzer, uploads: Uploads, tta: str = "none") -> "gradio.Blocks":
+    """Build the page.
 
     Args:
-        examiner: Looks at the files.
-        uploads: Has them.
-        tta: Test-time augmentation of the grader, to be named.
-
-    Returns:
-        The page; it is not served yet.
+        analyzer: Analyses the files.
+        uploads: Keeps the files.
+        tta: Test-time augmentation of the grader, for display.
     """
     import gradio as gr
 
     page: gr.Blocks = gr.Blocks(title=TITLE, analytics_enabled=False)
+    members = len(analyzer.grader.members)
     with page:
-        gr.HTML(render_head(examiner.grader))
-        gr.HTML(render_notice(), elem_id="dg-notice")
+        gr.HTML(_render("head.html.j2", ensemble=members if members > 1 else 0))
+        gr.HTML(_render("notice.html.j2", notice=NOTICE), elem_id="dg-notice")
         drop = gr.File(
             file_count="multiple",
-            label=f"Fundus photographs, up to {MAX_FILES} at a time of {MAX_BYTES // 1_000_000} MB at most",
+            label=f"Fundus photographs, up to {MAX_FILES} files of at most {MAX_BYTES // 1_000_000} MB",
             elem_id="dg-drop",
             height=160,
         )
-        example = gr.Button("No photograph at hand? Draw one and grade it", elem_id="dg-example", size="sm")
+        example = gr.Button("No photograph at hand? Grade a synthetic one", elem_id="dg-example", size="sm")
         results = gr.HTML("", elem_id="dg-results")
-        gr.HTML(render_about(examiner.grader, tta))
-        # One at a time on the model, whoever asks.
+        gr.HTML(render_about(analyzer.grader, tta))
         common: dict[str, Any] = {
             "outputs": [drop, results],
-            "concurrency_limit": 1,
+            "concurrency_limit": 1,  # one photograph at a time on the model
             "concurrency_id": "grader",
             "api_visibility": "private",
             "show_progress_on": [results],
         }
-        # Unprocessed: Gradio would leave an empty file behind for each one that it hands on.
-        drop.upload(_looking(examiner, uploads), inputs=[drop], preprocess=False, **common)
-        example.click(_drawing(examiner, uploads), inputs=[], **common)
+        # Without preprocessing: Gradio would leave an empty copy of each file.
+        drop.upload(_analyse_files(analyzer, uploads), inputs=[drop], preprocess=False, **common)
+        example.click(_analyse_synthetic(analyzer, uploads), inputs=[], **common)
         page.queue(max_size=_QUEUE)
     return page
 
 
-def look_and_feel() -> "gradio.Theme":
-    """Colours and letters, none of which has to be fetched."""
+def theme() -> "gradio.Theme":
+    """Return colours and fonts; none of them is downloaded."""
     import gradio as gr
 
     return gr.themes.Base(
@@ -86,46 +119,205 @@ def look_and_feel() -> "gradio.Theme":
     )
 
 
-def _looking(examiner: Examiner, uploads: Uploads) -> Callable[[Any], Iterator[tuple[None, str]]]:
-    def look(dropped: Any) -> Iterator[tuple[None, str]]:
-        """One card after the other: the first photograph need not wait for the last."""
+def page_css() -> str:
+    """Return the style sheet of the page."""
+    return resource(__package__ or "", "templates/page.css")
+
+
+def _analyse_files(analyzer: UploadAnalyzer, uploads: Uploads) -> Callable[[Any], Iterator[tuple[None, str]]]:
+    def analyse(dropped: Any) -> Iterator[tuple[None, str]]:
+        """Show each card as soon as its file is analysed."""
         paths = [Path(each["path"]) for each in dropped or ()]
-        examined: list[Examined] = []
+        results: list[UploadResult] = []
         for path in paths:
-            with uploads.taken(path) as upload:
+            with uploads.take(path) as upload:
                 if len(paths) > MAX_FILES:
                     continue
-                examined.append(examiner.examine(upload, path.name))
-            yield None, render_cards(examined, examiner)
+                results.append(analyzer.analyse(upload, path.name))
+            yield None, render_cards(results, analyzer)
         if len(paths) > MAX_FILES:
-            yield None, render_message(f"{len(paths)} files are too many: {MAX_FILES} at a time")
+            yield None, render_message(f"{len(paths)} files are too many: the limit is {MAX_FILES}")
 
-    return look
+    return analyse
 
 
-def _drawing(examiner: Examiner, uploads: Uploads) -> Callable[[], tuple[None, str]]:
-    def draw() -> tuple[None, str]:
+def _analyse_synthetic(analyzer: UploadAnalyzer, uploads: Uploads) -> Callable[[], tuple[None, str]]:
+    def analyse() -> tuple[None, str]:
         name, content = draw_example(_FIRST_SEED + secrets.randbelow(_FIRST_SEED))
         upload = uploads.keep(name, BytesIO(content), len(content))
-        with uploads.taken(upload.path) as kept:
-            return None, render_cards([examiner.examine(kept)], examiner)
+        with uploads.take(upload.path) as kept:
+            return None, render_cards([analyzer.analyse(kept)], analyzer)
 
-    return draw
+    return analyse
 
 
 def draw_example(seed: int) -> tuple[str, bytes]:
-    """Draw a photograph that no run has seen.
+    """Draw a synthetic photograph that no run has been trained on.
 
     Args:
-        seed: Of the drawing; the same one draws the same.
+        seed: Seed of the drawing.
 
     Returns:
-        What it is, in words, and the JPEG.
+        Description and JPEG.
     """
-    photographs = plan_photographs(_DRAWN_PATIENTS, seed)
+    photographs = plan_photographs(_SYNTHETIC_PATIENTS, seed)
     photograph = photographs[seed % len(photographs)]
-    drawing = draw_photograph(photograph, _DRAWN_SIDE, seed)
+    drawing = draw_photograph(photograph, _SYNTHETIC_SIDE, seed)
     bgr = cv2.cvtColor(drawing.pixels, cv2.COLOR_RGB2BGR)
     _, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, drawing.jpeg_quality])
-    name = f"drawn, not photographed, as grade {photograph.grade} ({GRADES[photograph.grade]})"
+    name = f"synthetic photograph, drawn as grade {photograph.grade} ({GRADES[photograph.grade]})"
     return name, encoded.tobytes()
+
+
+def render_cards(results: Sequence[UploadResult], analyzer: UploadAnalyzer) -> str:
+    """Render results as HTML; file names are escaped.
+
+    Args:
+        results: Results of the files.
+        analyzer: Analyzer that produced them.
+    """
+    return _render_cards([_card(each, analyzer) for each in results])
+
+
+def render_message(message: str) -> str:
+    """Render a message in place of cards.
+
+    Args:
+        message: Plain text.
+    """
+    return _render_cards([{"failure": message, "name": "", "grade": None}])
+
+
+def render_about(grader: Grader, tta: str) -> str:
+    """Render the section about the grader.
+
+    Args:
+        grader: The grader.
+        tta: Its test-time augmentation.
+    """
+    return _render(
+        "about.html.j2",
+        runs=[(member.folder.resolve().name, run_facts(member)) for member in grader.members],
+        tta="" if tta == "none" else tta,
+        most=f"{MAX_BYTES // 1_000_000} MB",
+        files=MAX_FILES,
+    )
+
+
+def run_facts(member: TrainedModel) -> list[LabelledValue]:
+    """Describe a run.
+
+    Args:
+        member: The trained model.
+    """
+    record, cfg, calibration = member.record, member.config, member.calibration
+
+    def entry(name: str) -> str:
+        return str(record.get(name, DASH))
+
+    fraction = percent(_number(record, "label_fraction"))
+    calibrated = (
+        f"temperature {decimal(calibration.temperature, 2)}, {calibration.photographs} validation photographs"
+    )
+    facts = {
+        "trained on": f"{entry('data')} (hash {entry('data_hash')[:12]})",
+        "encoder": f"{_class_name(cfg.encoder)}, weights: {entry('init')}",
+        "head": _class_name(cfg.head),
+        "protocol": f"{entry('protocol')}, {fraction} of labels",
+        "seed, fold": f"{entry('seed')}, {entry('fold')} of {entry('folds')}",
+        "QWK on its test photographs": decimal(_number(record, "test/qwk")),
+        "QWK on validation": decimal(_number(record, "val/qwk")),
+        "calibration": calibrated if calibration.photographs else f"none: {calibration.note}",
+        "input": f"{member.preparation.image_size} px, illumination: {member.preparation.illumination}",
+    }
+    return [LabelledValue(name, value) for name, value in facts.items()]
+
+
+def _render_cards(cards: Sequence[Mapping[str, Any]]) -> str:
+    # A random token makes each answer differ from the one before, so that the page notices it.
+    return _render("cards.html.j2", cards=cards, answer=secrets.token_hex(4))
+
+
+def _card(result: UploadResult, analyzer: UploadAnalyzer) -> dict[str, Any]:
+    """Return the template values of one result."""
+    card: dict[str, Any] = {
+        "name": Path(result.name).name,
+        "failure": result.failure,
+        "photograph": _data_uri(result.photograph),
+        "maps": [(_map_title(name), _data_uri(jpeg)) for name, jpeg in result.maps],
+        "note": result.note,
+        "grade": None,
+    }
+    if (verdict := result.verdict) is not None:
+        measures = []
+        for name in filter(_MEASURES.__contains__, verdict.measures):
+            title, unit, places = _MEASURES[name]
+            measures.append(LabelledValue(title, f"{decimal(verdict.measures[name], places)} {unit}".strip()))
+        card |= {
+            "flag": _FLAGS.get(verdict.flag, verdict.flag.replace("_", " ")),
+            "good": verdict.flag == "good",
+            "reason": verdict.reason,
+            "measures": measures,
+        }
+    return card if result.graded is None else card | _grade_values(result, analyzer)
+
+
+def _grade_values(result: UploadResult, analyzer: UploadAnalyzer) -> dict[str, Any]:
+    graded = result.graded
+    assert graded is not None
+    probabilities, grade = graded.probabilities[0].tolist(), int(graded.grades[0])
+    several = len(analyzer.grader.members) > 1 or float(graded.disagreement[0]) > 0
+    probability, rule = float(graded.referable[0]), analyzer.referral
+    refer, because = "", f"no threshold was fitted: {analyzer.no_referral}"
+    if rule is not None:
+        refer = "yes" if probability >= rule.threshold else "no"
+        because = f"threshold {percent(rule.threshold, 1)}, {_operating_points(rule)}"
+    return {
+        "grade": grade,
+        "word": GRADES[grade],
+        "bars": [(name, percent(p, 1), 100 * p) for name, p in zip(GRADES, probabilities, strict=True)],
+        "expected": decimal(float(graded.expected[0]), 2),
+        "uncertainty": percent(float(graded.uncertainty[0])),
+        "disagreement": percent(float(graded.disagreement[0])) if several else "",
+        "p_referable": percent(probability, 1),
+        "refer": refer,
+        "because": because,
+    }
+
+
+def _operating_points(rule: ReferralRule) -> str:
+    each = zip(rule.sensitivity, rule.specificity, rule.photographs, strict=True)
+    points = [
+        f"sensitivity {percent(sensitivity, 1)} and specificity {percent(specificity, 1)} on {count}"
+        for sensitivity, specificity, count in each
+    ]
+    if len(points) == 1:
+        return f"chosen for a sensitivity of {percent(rule.target)}: {points[0]} validation photographs"
+    return (
+        f"the mean over the members, each chosen for a sensitivity of {percent(rule.target)} on its own "
+        f"validation photographs ({'; '.join(points)})"
+    )
+
+
+def _map_title(name: str) -> str:
+    kind, level = {"c": "CNN", "p": "FPN"}.get(name[:1], ""), name[1:]
+    return _MAPS.get(name) or (f"{kind} level {level}" if kind and level.isdigit() else name)
+
+
+def _data_uri(jpeg: bytes | None) -> str:
+    return "" if jpeg is None else f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode('ascii')}"
+
+
+def _class_name(cfg: Mapping[str, Any]) -> str:
+    name, inner = str(cfg["_target_"]).rpartition(".")[2], cfg.get("name")
+    return f"{name} ({inner})" if inner else name
+
+
+def _number(record: Mapping[str, Any], key: str) -> float:
+    value = record.get(key)
+    return float(value) if isinstance(value, int | float) else float("nan")
+
+
+def _render(template: str, **values: Any) -> str:
+    text = resource(__package__ or "", f"templates/{template}")
+    return environment().from_string(text).render(**values)

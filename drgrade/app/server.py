@@ -1,109 +1,42 @@
-"""Serves the page on 127.0.0.1, to nobody else, and takes the files."""
+"""Server of the page on 127.0.0.1, for this computer only."""
 
-import ipaddress
 import os
 import signal
 import socket
 import sys
 import tempfile
+import webbrowser
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from io import BytesIO
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from drgrade.app.page import look_and_feel
-from drgrade.app.result_html import stylesheet
+from drgrade.app.analysis import UploadAnalyzer
+from drgrade.app.page import build_page, page_css, theme
 from drgrade.app.uploads import MAX_BYTES, MAX_FILES, Uploads
 from drgrade.errors import ConfigError
+from drgrade.prediction.grader import Grader
 from drgrade.progress import say
+from drgrade.settings import AppSettings
 
 if TYPE_CHECKING:
     import gradio
     from fastapi import FastAPI
 
-QUIET = {
-    "GRADIO_ANALYTICS_ENABLED": "False",
-    "GRADIO_SHARE": "False",
-    "GRADIO_RUN_HISTORY": "False",
-    "GRADIO_SSR_MODE": "False",
-    "GRADIO_MCP_SERVER": "False",
-    "GRADIO_DEBUG": "0",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_OFFLINE": "1",
-    "DO_NOT_TRACK": "1",
-}
-"""Environment that has to be set before Gradio is imported."""
-
-_UNWANTED = ("GRADIO_HISTORY_BUCKET", "GRADIO_ALLOWED_PATHS", "GRADIO_WATCH_DIRS", "GRADIO_ROOT_PATH")
-"""Of an environment that somebody set for another page."""
-
-_CONNECTING = ("socket.connect", "socket.sendto", "socket.sendmsg")
-_LOOKING_UP = ("socket.getaddrinfo", "socket.gethostbyname")
-
-
-class LeavesTheMachine(OSError):
-    """Something tried to reach another machine."""
-
-
-def silence() -> None:
-    """Switch off what libraries report; before they are imported."""
-    os.environ.update(QUIET)
-    for name in _UNWANTED:
-        os.environ.pop(name, None)
-
-
-def stay() -> None:
-    """From now on, and as long as this process lives, refuse connections to other machines.
-
-    It cannot be undone, so it is for a process that does nothing else. Connections of this machine with
-    itself, and other kinds of sockets, are left alone.
-    """
-    sys.addaudithook(_refuse)
-
-
-def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
-    if event in _CONNECTING:
-        address = arguments[1]
-        host = address[0] if isinstance(address, tuple) else None  # not an internet address: a path
-    elif event in _LOOKING_UP:
-        host = arguments[0]
-    else:
-        return
-    if host is not None and not is_here(host):
-        raise LeavesTheMachine(f"drgrade app connects to no other machine, but something asked for {host!r}")
-
-
-def is_here(host: str | bytes) -> bool:
-    """Whether a host is this machine, without asking anybody.
-
-    Args:
-        host: A name or an address.
-    """
-    name = host.decode("ascii", "replace") if isinstance(host, bytes) else host
-    if name.lower() in ("", "localhost"):
-        return True
-    try:
-        address = ipaddress.ip_address(name.partition("%")[0])
-    except ValueError:
-        return False
-    return address.is_loopback or address.is_unspecified
-
-
 HOST = "127.0.0.1"
 PORT = 7860
 
-_ALL_FILES = (MAX_FILES + 2) * MAX_BYTES
-"""Bytes of one request; more is refused unread. More than can be looked at, so that a file that is too large
-is met with a sentence on the page, not with a broken connection."""
+_MAX_REQUEST = (MAX_FILES + 2) * MAX_BYTES
+"""Largest request in bytes. It exceeds the limits of files, which are reported on the page."""
 
-_MANY_FILES = 1000
-_SECONDS_TO_FINISH = 2
+_MAX_FORM_FILES = 1000
+_SHUTDOWN_SECONDS = 2
 
 POLICY = "; ".join(
     (
         "default-src 'self'",
-        "script-src 'self' 'unsafe-inline' 'unsafe-eval'",  # Gradio's pages have scripts in them
+        "script-src 'self' 'unsafe-inline' 'unsafe-eval'",  # Gradio's pages contain scripts
         "style-src 'self' 'unsafe-inline'",
         "img-src 'self' data: blob:",
         "font-src 'self' data:",
@@ -115,7 +48,7 @@ POLICY = "; ".join(
         "frame-ancestors 'none'",
     )
 )
-"""By this the browser itself refuses to ask any other machine for anything."""
+"""Content-Security-Policy that prevents the browser from contacting other machines."""
 
 _HEADERS = (
     (b"content-security-policy", POLICY.encode()),
@@ -130,19 +63,19 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-class Shield:
-    """Lets only the page itself talk to its server, and has the browser ask nobody else.
+class RequestFilter:
+    """ASGI middleware that accepts requests of the page only, and adds security headers.
 
-    Pages of other sites that are open in the same browser can send requests to 127.0.0.1, under its name or
-    under one of their own that they point at it. Those are refused.
+    Pages of other sites in the same browser can send requests to 127.0.0.1, also by a name that resolves to
+    it. Those are refused by their ``Host`` and ``Origin`` headers.
     """
 
     def __init__(self, app: Asgi) -> None:
-        """Stand before an application."""
+        """Wrap an application."""
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse a request, or hand it on."""
+        """Refuse a request, or pass it on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -154,38 +87,38 @@ class Shield:
             await PlainTextResponse(reason, status_code=status)(scope, receive, send)
             return
 
-        async def sending(message: MutableMapping[str, Any]) -> None:
+        async def send_with_headers(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
                 ours = {name for name, _ in _HEADERS}
                 others = [each for each in message.get("headers", []) if each[0].lower() not in ours]
                 message["headers"] = [*others, *_HEADERS]
             await send(message)
 
-        await self._app(scope, receive, sending)
+        await self._app(scope, receive, send_with_headers)
 
 
 def _refusal(scope: Scope) -> tuple[int, str] | None:
-    """Status and reason, if a request is to be refused."""
+    """Return status and reason if a request must be refused."""
     headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
     own = {f"{name}:{scope['server'][1]}" for name in (HOST, "localhost")}
     if headers.get(b"host") not in own:
-        return 421, "this page is served to this computer only, as 127.0.0.1"
+        return 421, "this page is available on this computer only, as 127.0.0.1"
     origin = headers.get(b"origin")
     if origin is not None and origin.removeprefix("http://") not in own:
-        return 403, "other pages are not served"
+        return 403, "requests from other pages are refused"
     length = headers.get(b"content-length", "0")
-    if not length.isdigit() or int(length) > _ALL_FILES:
-        return 413, f"too much at once: {_ALL_FILES // 1_000_000} MB at most"
+    if not length.isdigit() or int(length) > _MAX_REQUEST:
+        return 413, f"the request is larger than {_MAX_REQUEST // 1_000_000} MB"
     if b"transfer-encoding" in headers:
-        return 411, "say how long it is"
+        return 411, "Content-Length is required"
     return None
 
 
-def make_app(page: "gradio.Blocks", uploads: Uploads) -> "FastAPI":
-    """Make the application: the page, and a place to send files to.
+def build_app(page: "gradio.Blocks", uploads: Uploads) -> "FastAPI":
+    """Build the application: the page, and an endpoint for uploads.
 
     Args:
-        page: As :func:`drgrade.app.page.make_page` made it.
+        page: From :func:`drgrade.app.page.build_page`.
         uploads: Keeps the files.
     """
     import gradio as gr
@@ -194,26 +127,25 @@ def make_app(page: "gradio.Blocks", uploads: Uploads) -> "FastAPI":
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
 
     async def upload(request: Request) -> list[str]:
-        """In place of Gradio's, which gives the same path to the same file of two people."""
-        async with request.form(max_files=_MANY_FILES, max_fields=1) as form:
+        """Replace Gradio's endpoint, which gives the same path to the same file of two users."""
+        async with request.form(max_files=_MAX_FORM_FILES, max_fields=1) as form:
             files = [each for each in form.getlist("files") if not isinstance(each, str)]
-            few = len(files) <= MAX_FILES  # of too many nothing but their number is needed
-            return [
-                str(
-                    uploads.keep(
-                        each.filename or "file", each.file if few else BytesIO(), each.size or 0
-                    ).path
+            keeps_content = len(files) <= MAX_FILES  # otherwise only the number is needed
+            kept = [
+                uploads.keep(
+                    each.filename or "file", each.file if keeps_content else BytesIO(), each.size or 0
                 )
                 for each in files
             ]
+        return [str(each.path) for each in kept]
 
     async def progress() -> Response:
-        """Files come from this computer: there is nothing to wait for. 204 ends the asking."""
+        """End the polling of upload progress with 204: files come from this computer."""
         return Response(status_code=204)
 
     app.add_api_route("/gradio_api/upload", upload, methods=["POST"], response_model=None)
     app.add_api_route("/gradio_api/upload_progress", progress, methods=["GET"], response_model=None)
-    app.add_middleware(Shield)
+    app.add_middleware(RequestFilter)
     gr.mount_gradio_app(
         app,
         page,
@@ -223,39 +155,34 @@ def make_app(page: "gradio.Blocks", uploads: Uploads) -> "FastAPI":
         run_history=False,
         enable_monitoring=False,
         show_error=True,
-        max_file_size=_ALL_FILES,
+        max_file_size=_MAX_REQUEST,
         ssr_mode=False,
         mcp_server=False,
         pwa=False,
-        theme=look_and_feel(),
-        css=stylesheet(),
+        theme=theme(),
+        css=page_css(),
     )
     return app
 
 
 def listen(port: int | None) -> socket.socket:
-    """Take a port of 127.0.0.1.
+    """Listen on a port of 127.0.0.1.
 
     Args:
-        port: Which; 0 for any that is free; None for :data:`PORT`, or any other if that is taken.
-
-    Returns:
-        The socket, listening.
+        port: Port; 0 for any free port; None for :data:`PORT`, or a free port if it is in use.
 
     Raises:
-        ConfigError: If the one that was asked for cannot be had.
+        ConfigError: If the port is in use.
     """
-    if port is not None and not 0 <= port < 2**16:
-        raise ConfigError(f"port={port} is no port: 0 to {2**16 - 1}")
     try:
         return _bound(PORT if port is None else port)
     except OSError as error:
         if port is not None:
             raise ConfigError(
-                f"port={port} cannot be had ({error.strerror}); port=0 takes one that is free"
+                f"port={port} is not available ({error.strerror}); port=0 selects a free port"
             ) from error
     other = _bound(0)
-    say(f"port {PORT} is taken, so it is {other.getsockname()[1]}")
+    say(f"port {PORT} is in use; the page is on port {other.getsockname()[1]}")
     return other
 
 
@@ -272,12 +199,12 @@ def _bound(port: int) -> socket.socket:
 
 
 def serve(app: "FastAPI", listening: socket.socket, uploads: Uploads) -> None:
-    """Serve until somebody says stop.
+    """Serve until the process is interrupted.
 
     Args:
-        app: As :func:`make_app` made it.
-        listening: Where; is closed in the end.
-        uploads: Has a folder for what comes in, before it is a file.
+        app: From :func:`build_app`.
+        listening: Listening socket, closed at the end.
+        uploads: Its folder receives incoming data.
     """
     import uvicorn
 
@@ -286,15 +213,15 @@ def serve(app: "FastAPI", listening: socket.socket, uploads: Uploads) -> None:
         log_level="error",
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=_SECONDS_TO_FINISH,
+        timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
     )
     with listening, _temporary_files_in(uploads):
         uvicorn.Server(config).run(sockets=[listening])
 
 
 @contextmanager
-def ending_cleanly() -> Iterator[None]:
-    """Have the signals that would end the process at once end it with its tidying up done."""
+def exit_on_signals() -> Iterator[None]:
+    """Convert SIGTERM and SIGHUP to SystemExit, so that context managers clean up."""
 
     def end(number: int, _: FrameType | None) -> None:
         sys.exit(128 + number)
@@ -309,10 +236,34 @@ def ending_cleanly() -> Iterator[None]:
 
 @contextmanager
 def _temporary_files_in(uploads: Uploads) -> Iterator[None]:
-    """What is larger than a megabyte is received into a file without a name; that is to be in memory too."""
+    """Keep temporary files of large uploads in the folder of the uploads, which may be in memory."""
     before = tempfile.tempdir
     tempfile.tempdir = str(uploads.folder)
     try:
         yield
     finally:
         tempfile.tempdir = before
+
+
+def run_app(settings: AppSettings) -> None:
+    """Build and serve the page until the process is interrupted.
+
+    Call :func:`drgrade.app.isolation.disable_telemetry` before this module is imported.
+
+    Args:
+        settings: Settings of ``drgrade app``.
+
+    Raises:
+        DrgradeError: If a run cannot be loaded, or the port is in use.
+    """
+    grader = Grader.load(settings.checkpoint, settings.device, settings.tta)
+    analyzer = UploadAnalyzer(grader, settings.sensitivity, settings.abstain, settings.maps)
+    with exit_on_signals(), listen(settings.port) as listening, Uploads() as uploads:
+        os.environ["GRADIO_TEMP_DIR"] = str(uploads.folder)  # before Gradio is imported by build_page
+        app = build_app(build_page(analyzer, uploads, settings.tta), uploads)
+        address = "http://{}:{}/".format(*listening.getsockname())
+        say(f"uploads are kept in {uploads.folder} until they are analysed; Ctrl-C ends the app")
+        print(address, flush=True)
+        if settings.open:
+            webbrowser.open(address)
+        serve(app, listening, uploads)

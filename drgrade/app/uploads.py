@@ -1,4 +1,4 @@
-"""Files that are looked at: in a folder of their own, in memory where there is such a place, not for long."""
+"""Temporary storage of uploaded files, in memory if possible."""
 
 import os
 import re
@@ -19,29 +19,28 @@ from filelock import FileLock, Timeout
 from drgrade.errors import ConfigError
 
 MAX_BYTES = 60_000_000
-"""A photograph of 20 megapixels without compression has as many; larger files are not looked at."""
+"""Largest file that is analysed: an uncompressed photograph of 20 megapixels."""
 
 MAX_FILES = 8
-"""That are looked at together."""
+"""Number of files that are analysed together."""
 
 _PREFIX = "drgrade-app-"
 _IN_MEMORY = Path("/dev/shm")
-_ROOM = 2**31
-"""Bytes that have to be free in memory, else it is the disk's folder for temporary files."""
+_MIN_FREE = 2**31  # bytes that must be free in memory; otherwise temporary files are on disk
 
 _SECONDS_KEPT = 600.0
-_SECONDS_BETWEEN_LOOKS = 30.0
-_LONGEST_NAME = 100
+_CLEANUP_SECONDS = 30.0
+_MAX_NAME = 100
 
 
 @dataclass(frozen=True)
 class Upload:
-    """One file.
+    """One uploaded file.
 
     Attributes:
-        name: As its owner calls it; may hold anything.
-        path: Where it is. Empty if it was too large.
-        size: In bytes, as it was sent.
+        name: Original name; may contain any characters.
+        path: Stored file; empty if it was too large.
+        size: Size in bytes as sent.
     """
 
     name: str
@@ -50,33 +49,32 @@ class Upload:
 
     @property
     def is_too_large(self) -> bool:
-        """Whether it was not kept."""
+        """True if its content was not stored."""
         return self.size > MAX_BYTES
 
 
 class Uploads:
-    """Keeps files until they were looked at; with it ends what it kept.
+    """Stores files until they are analysed; a context manager that deletes everything at the end.
 
-    A context manager. A file that nobody asks for again is deleted after ten minutes. If the process is
-    killed so that it cannot tidy up, the next one that starts does; in memory (``/dev/shm``) nothing outlives
-    the computer's being switched off.
+    Files that are not requested are deleted after ten minutes. If the process is killed, the next one deletes
+    its files; in memory (``/dev/shm``) they do not outlive the computer being switched off.
 
     Attributes:
-        folder: Where they are, readable by its owner only.
+        folder: Folder of the files, readable by its owner only.
     """
 
     def __init__(self, parent: Path | None = None) -> None:
-        """Make the folder, and delete those of others that were killed.
+        """Create the folder, and delete those of processes that were killed.
 
         Args:
-            parent: Where; None for memory if there is room, else the folder for temporary files.
+            parent: Parent folder; None for memory if there is space, else the folder of temporary files.
 
         Raises:
-            ConfigError: If it cannot be written to.
+            ConfigError: If it is not writable.
         """
-        parent = parent or _place()
+        parent = parent or _default_parent()
         self.folder = parent / f"{_PREFIX}{secrets.token_hex(8)}"
-        # The lock is older than the folder, so a folder without a locked lock has no owner.
+        # The lock is acquired before the folder is created, so a folder without a held lock has no owner.
         self._lock = FileLock(parent / f"{self.folder.name}.lock")
         try:
             _delete_orphans(parent)
@@ -84,26 +82,23 @@ class Uploads:
             self.folder.mkdir(mode=0o700)
         except OSError as error:
             self._lock.release()
-            raise ConfigError(f"{parent}: uploads cannot be kept there ({error}); set TMPDIR") from error
+            raise ConfigError(f"{parent}: uploads cannot be stored there ({error}); set TMPDIR") from error
         self._kept: dict[Path, tuple[Upload, float]] = {}
         self._guard = threading.Lock()
         self._closing = threading.Event()
-        threading.Thread(target=self._delete_forgotten, daemon=True).start()
+        threading.Thread(target=self._delete_expired, daemon=True).start()
 
     def keep(self, name: str, content: BinaryIO, size: int) -> Upload:
-        """Keep a file.
+        """Store a file.
 
         Args:
-            name: As its owner calls it.
-            content: At its beginning; is not read if it is too large.
-            size: Of it, in bytes.
-
-        Returns:
-            What to ask for later.
+            name: Original name.
+            content: Content; not read if the file is too large.
+            size: Size in bytes.
         """
         folder = self.folder / secrets.token_hex(16)
         folder.mkdir(mode=0o700)
-        upload = Upload(name, folder / _harmless(name), size)
+        upload = Upload(name, folder / _safe_name(name), size)
         with upload.path.open("wb") as file:
             if not upload.is_too_large:
                 shutil.copyfileobj(content, file)
@@ -112,14 +107,14 @@ class Uploads:
         return upload
 
     @contextmanager
-    def taken(self, path: Path) -> Iterator[Upload | None]:
-        """Look at a file for the only time; afterwards it is deleted.
+    def take(self, path: Path) -> Iterator[Upload | None]:
+        """Give access to a file once; it is deleted afterwards.
 
         Args:
-            path: Of an upload.
+            path: Path of an upload.
 
         Yields:
-            The upload; None if there is none of that path (any more).
+            The upload; None if there is no upload with that path.
         """
         with self._guard:
             upload, _ = self._kept.pop(path, (None, 0.0))
@@ -130,11 +125,7 @@ class Uploads:
                 shutil.rmtree(upload.path.parent, ignore_errors=True)
 
     def delete_older(self, seconds: float) -> None:
-        """Delete what nobody asked for.
-
-        Args:
-            seconds: Since it came.
-        """
+        """Delete files that were stored at least ``seconds`` ago."""
         latest = time.monotonic() - seconds
         with self._guard:
             old = [path for path, (_, at) in self._kept.items() if at <= latest]
@@ -144,7 +135,7 @@ class Uploads:
             shutil.rmtree(path.parent, ignore_errors=True)
 
     def close(self) -> None:
-        """Delete everything."""
+        """Delete all files and release the folder."""
         self._closing.set()
         shutil.rmtree(self.folder, ignore_errors=True)
         Path(self._lock.lock_file).unlink(missing_ok=True)
@@ -158,18 +149,18 @@ class Uploads:
     ) -> None:
         self.close()
 
-    def _delete_forgotten(self) -> None:
-        while not self._closing.wait(_SECONDS_BETWEEN_LOOKS):
+    def _delete_expired(self) -> None:
+        while not self._closing.wait(_CLEANUP_SECONDS):
             self.delete_older(_SECONDS_KEPT)
 
 
-def _place() -> Path:
-    """Memory if there is room, else the disk."""
+def _default_parent() -> Path:
+    """Return memory if there is space, else the folder of temporary files."""
     try:
-        if os.access(_IN_MEMORY, os.W_OK | os.X_OK) and shutil.disk_usage(_IN_MEMORY).free >= _ROOM:
+        if os.access(_IN_MEMORY, os.W_OK | os.X_OK) and shutil.disk_usage(_IN_MEMORY).free >= _MIN_FREE:
             return _IN_MEMORY
     except OSError:
-        pass  # a system without it
+        pass  # a system without /dev/shm
     return Path(tempfile.gettempdir())
 
 
@@ -178,7 +169,7 @@ def _delete_orphans(parent: Path) -> None:
         try:
             if not folder.is_dir() or folder.stat().st_uid != os.getuid():
                 continue
-        except FileNotFoundError:  # its owner has just tidied up
+        except FileNotFoundError:  # its owner has just deleted it
             continue
         lock = FileLock(parent / f"{folder.name}.lock")
         try:
@@ -186,9 +177,9 @@ def _delete_orphans(parent: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
                 Path(lock.lock_file).unlink(missing_ok=True)
         except Timeout:
-            pass  # its owner lives
+            pass  # its owner is alive
 
 
-def _harmless(name: str) -> str:
-    """A name for the file system that ends as the owner's does."""
-    return re.sub(r"[^\w.-]+", "_", name)[-_LONGEST_NAME:].lstrip(".") or "file"
+def _safe_name(name: str) -> str:
+    """Return a valid file name with the same ending."""
+    return re.sub(r"[^\w.-]+", "_", name)[-_MAX_NAME:].lstrip(".") or "file"

@@ -1,8 +1,6 @@
 """``drgrade app``: try a trained run on a local web page."""
 
 import importlib.util
-import os
-import webbrowser
 
 from omegaconf import DictConfig
 
@@ -24,33 +22,14 @@ def work(cfg: DictConfig) -> None:
         if importlib.util.find_spec(name) is None:
             raise ConfigError("drgrade app needs gradio, which is not installed: pip install 'drgrade[app]'")
 
-    from drgrade.app import server
+    from drgrade.app import isolation
 
-    server.silence()
-    server.stay()
-    _serve(AppSettings.read(cfg))
+    isolation.disable_telemetry()  # before other libraries are imported
+    isolation.block_external_connections()
 
+    from drgrade.app.server import run_app
 
-def _serve(settings: AppSettings) -> None:
-    from drgrade.app.analysis import Examiner
-    from drgrade.app.page import make_page
-    from drgrade.app.server import ending_cleanly, listen, make_app, serve
-    from drgrade.app.uploads import Uploads
-    from drgrade.prediction.grader import Grader
-    from drgrade.progress import say
-
-    grader = Grader.load(settings.checkpoint, settings.device, settings.tta)
-    examiner = Examiner(grader, settings.sensitivity, settings.abstain, settings.maps)
-    with ending_cleanly(), listen(settings.port) as listening, Uploads() as uploads:
-        # Set before Gradio is imported, which happens when the page is made.
-        os.environ["GRADIO_TEMP_DIR"] = str(uploads.folder)
-        app = make_app(make_page(examiner, uploads, settings.tta), uploads)
-        address = "http://{}:{}/".format(*listening.getsockname())
-        say(f"uploads are kept in {uploads.folder} until they are analysed; Ctrl-C ends the app")
-        print(address, flush=True)
-        if settings.open:
-            webbrowser.open(address)
-        serve(app, listening, uploads)
+    run_app(AppSettings.read(cfg))
 
 
 def main() -> None:

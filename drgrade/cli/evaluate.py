@@ -15,13 +15,13 @@ def work(cfg: DictConfig) -> None:
         cfg: The composed config (``conf/evaluate.yaml``).
     """
     from drgrade.evaluation.evaluation import evaluate
-    from drgrade.evaluation.intervals import lines
+    from drgrade.evaluation.intervals import table_lines
     from drgrade.training.distributed import check_process_count, is_main_process
 
     check_process_count(cfg.trainer)
     found = evaluate(cfg)
     if is_main_process():
-        table = "\n".join(lines(found.estimates))
+        table = "\n".join(table_lines(found.estimates))
         log = logging.getLogger("drgrade")
         log.info("%s\n%s: %s", table, found.metrics["status"], cfg.paths.run)
 

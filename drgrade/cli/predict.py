@@ -14,10 +14,9 @@ def work(cfg: DictConfig) -> None:
     Args:
         cfg: The composed config (``conf/predict.yaml``).
     """
-    from drgrade.explanation.prediction_job import predict
+    from drgrade.prediction.prediction import predict
 
-    done = predict(PredictSettings.read(cfg))
-    print(*done.summary, *done.files, sep="\n")
+    print(*predict(PredictSettings.read(cfg)).lines, sep="\n")
 
 
 def main() -> None:

@@ -1,9 +1,10 @@
-"""Whether a picture looks like a fundus photograph: measures inside the disc, and a rule fitted to them.
+"""Check that a picture is a fundus photograph of sufficient quality.
 
-A fundus is red before it is green before it is blue, and shaded slowly from the middle to the rim. Its detail
-is vessels: dark, thin, sparse, and the same in the red and the green channel, where it is weaker in red
-because blood lets red light through. Fur, leaves, text, tissue under a microscope have other detail, other
-colours, or stronger edges. ``docs/quality.md`` says what the rule catches and what it does not.
+A fitted rule on measures inside the disc separates fundus photographs from other pictures. A fundus is more
+red than green and more green than blue, and its shading is slow. Its detail consists of vessels: dark, thin,
+sparse, and similar in the red and the green channel (weaker in red, because blood transmits red light). Fur,
+leaves, text and microscopy have other detail, other colours or stronger edges. The accuracy of the rule is in
+``docs/quality.md``.
 """
 
 import json
@@ -27,31 +28,31 @@ Mask = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 
 SIDE = 128
-"""Side in pixels of the crop that is looked at, whatever a grader takes: the measures depend on it."""
+"""Side in pixels of the measured crop; the measures depend on it."""
 
-_WITHIN = 0.9  # share of the radius: rims glow
-_FEWEST = 200  # pixels
-_DARK = 8.0  # grey levels; added before the logarithm, which would magnify noise in the dark
-_FINE, _COARSE, _SHADE = 1.0, 6.0, 10.0  # standard deviations in pixels of the Gaussians
+_WITHIN = 0.9  # measured share of the radius: rims may glow
+_MIN_PIXELS = 200
+_OFFSET = 8.0  # grey levels added before the logarithm, which would amplify noise in dark regions
+_FINE, _COARSE, _SHADE = 1.0, 6.0, 10.0  # standard deviations of the Gaussians in pixels
 _HUE, _VESSEL = 2.0, 1.5
-_EDGE = 7  # pixels beside the mask whose slopes see the mask
+_EDGE = 7  # width in pixels of the border where slopes are affected by the mask
 
 
 class Appearance(NamedTuple):
-    """What is measured of a picture; channels are logarithms, so that exposure cancels.
+    """Measures of a picture on the logarithms of its channels, so that exposure cancels.
 
     Attributes:
-        red_green: Median of red less green.
-        green_blue: Median of green less blue.
-        hue: Logarithm of the spread of red less green over the disc.
-        shading: Logarithm of the spread of the green channel after a wide blur.
-        detail: Logarithm of the strength of the green channel's detail, vessels among it.
-        sparse: Median of the detail over its root mean square: low where few pixels have most of it.
-        slope: Detail in red for each unit of detail in green.
-        together: How closely red and green detail agree: Fisher's z of their correlation.
+        red_green: Median of red minus green.
+        green_blue: Median of green minus blue.
+        hue: Logarithm of the standard deviation of red minus green over the disc.
+        shading: Logarithm of the standard deviation of the green channel after a wide blur.
+        detail: Logarithm of the strength of the detail of the green channel, including vessels.
+        sparse: Median absolute detail divided by its standard deviation; low for sparse detail.
+        slope: Regression slope of red detail on green detail.
+        together: Fisher's z of the correlation of red and green detail.
         ridges: Share of the curvature that belongs to dark lines.
-        edges: Logarithm of the strongest slopes over the strength of the detail.
-        structures: Logarithm of one more than the number of dark structures: vessels are some dozens.
+        edges: Logarithm of the 99th percentile of the slopes divided by the strength of the detail.
+        structures: Logarithm of 1 + number of dark structures; vessels are some dozens.
     """
 
     red_green: float
@@ -68,16 +69,16 @@ class Appearance(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Rule:
-    """A quadratic function of the measures, above 0 for a fundus photograph.
+class FundusRule:
+    """Quadratic function of the measures, positive for fundus photographs.
 
     Attributes:
-        mean: (11,) of the measures where it was fitted.
+        mean: (11,) means of the measures in the fitted data.
         scale: (11,) their standard deviations.
-        constant: Added.
+        constant: Constant term.
         linear: (11,) weights of the standardised measures.
         quadratic: (11, 11) weights of their products.
-        reach: Standardised measures are cut off at this, where the rule has seen nothing.
+        reach: Limit to which standardised measures are clipped.
     """
 
     mean: Floats
@@ -88,42 +89,42 @@ class Rule:
     reach: float
 
     def score(self, measures: Appearance) -> float:
-        """How much a picture looks like a fundus photograph: log odds where it was fitted.
+        """Compute the log-odds of a fundus photograph.
 
         Args:
-            measures: Of the picture.
+            measures: Measures of the picture.
         """
         z = np.clip((np.array(measures) - self.mean) / self.scale, -self.reach, self.reach)
         return float(self.constant + z @ self.linear + z @ self.quadratic @ z)
 
     def to_json(self) -> str:
-        """As ``appearance.json`` holds it."""
+        """Serialise as the content of ``appearance.json``."""
         record = {name: np.asarray(value).tolist() for name, value in self.__dict__.items()}
         return json.dumps({"measures": Appearance._fields, **record}, indent=1) + "\n"
 
 
 @cache
-def fitted_rule() -> Rule:
-    """The rule that ``benchmarks/photograph_quality.py`` has fitted."""
+def fitted_rule() -> FundusRule:
+    """Load the rule fitted by ``benchmarks/photograph_quality.py``."""
     record = json.loads(files(__package__).joinpath("appearance.json").read_text(encoding="utf-8"))
     arrays = {name: np.array(record[name]) for name in ("mean", "scale", "linear", "quadratic")}
-    return Rule(**arrays, constant=record["constant"], reach=record["reach"])
+    return FundusRule(**arrays, constant=record["constant"], reach=record["reach"])
 
 
 def measure_appearance(pixels: Pixels, disc: Disc) -> Appearance | None:
     """Measure a picture inside its disc.
 
     Args:
-        pixels: RGB, uint8 of shape (H, W, 3): the whole picture.
-        disc: Where its disc is.
+        pixels: Whole picture, RGB, uint8 of shape (H, W, 3).
+        disc: Its disc.
 
     Returns:
-        The measures; None where too little of the disc is in the picture, or it shows nothing.
+        The measures; None if too little of the disc was recorded, or it has no detail.
     """
     inside = recorded_mask(disc, SIDE) & _inner()
-    if int(inside.sum()) < _FEWEST:
+    if int(inside.sum()) < _MIN_PIXELS:
         return None
-    channels = np.log(crop_disc(pixels, disc, SIDE).astype(np.float64) + _DARK)
+    channels = np.log(crop_disc(pixels, disc, SIDE).astype(np.float64) + _OFFSET)
     red, green, blue = (np.ascontiguousarray(channels[..., k]) for k in range(3))
     band = _band(green, inside)
     detail = band[inside]
@@ -150,7 +151,7 @@ def measure_appearance(pixels: Pixels, disc: Disc) -> Appearance | None:
 
 
 def _blur(picture: Floats, inside: Mask, sigma: float) -> Floats:
-    """A Gaussian that averages over what is inside only."""
+    """Apply a Gaussian that averages over the inside only."""
     weights = inside.astype(np.float64)
     border = cv2.BORDER_CONSTANT
     total = cv2.GaussianBlur(picture * weights, (0, 0), sigma, borderType=border)
@@ -163,15 +164,15 @@ def _band(picture: Floats, inside: Mask) -> Floats:
 
 
 def _count(mask: Mask) -> int:
-    """Number of connected regions, 8 neighbours to a pixel."""
+    """Count the 8-connected regions."""
     return int(cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[0]) - 1
 
 
 def _shape(green: Floats, inside: Mask) -> tuple[float, float]:
-    """Share of the curvature that belongs to dark lines, and the slope that one pixel in a hundred exceeds.
+    """Compute the share of the curvature that belongs to dark lines, and the 99th percentile of the slope.
 
-    Lines are where one eigenvalue of the Hessian outweighs the other, after Frangi et al., "Multiscale vessel
-    enhancement filtering", MICCAI 1998.
+    On a line, one eigenvalue of the Hessian dominates (Frangi et al., "Multiscale vessel enhancement
+    filtering", MICCAI 1998).
     """
     window = np.ones((_EDGE, _EDGE), np.uint8)
     eroded = cv2.erode(inside.astype(np.uint8), window, borderType=cv2.BORDER_CONSTANT, borderValue=0) > 0
@@ -197,25 +198,22 @@ def _inner() -> Mask:
 Flag = Literal[
     "good", "tiny", "too_dark", "over_exposed", "out_of_focus", "blank", "not_fundus", "unreadable"
 ]
-"""What is said of a photograph in a word; of several that hold, the last."""
+"""Quality flags of a photograph."""
 
-_SIDE = 224
-"""Side in pixels of the crop that is looked at, whatever a grader takes: smaller ones hide blur."""
+_SIDE = 224  # side in pixels of the crop whose light and focus are measured; smaller crops hide blur
 
 FLAGS: tuple[Flag, ...] = get_args(Flag)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is said of a photograph before it is graded.
+    """Quality verdict on a photograph.
 
     Attributes:
-        flag: In a word.
-        reason: In a sentence, with the figure and the threshold; "" for ``good``.
-        abstains: Whether it is not to be graded. A flag without it is a caution: it is graded, and the flag
-            is shown.
-        measures: What was measured, by name; what could not be measured is left out. Empty if the file could
-            not be read.
+        flag: Quality flag.
+        reason: Explanation with measured value and threshold; empty for ``good``.
+        abstains: True if the photograph should not be graded. Other flags than ``good`` are then cautions.
+        measures: Measured values by name; empty if the file could not be read.
     """
 
     flag: Flag
@@ -225,18 +223,17 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """From where on a photograph is not graded.
+class QualityLimits:
+    """Limits beyond which a photograph is not graded; see :class:`~drgrade.data.quality.Quality`.
 
     Attributes:
-        tiny_below: Diameter of the disc in pixels of the file below which it is not graded. Below the size
-            that the grader takes it is graded with a caution.
-        blank_below: Contrast (see :class:`~drgrade.data.quality.Quality`).
-        dark_below: Level, 0-255, of the brightest twentieth of the disc.
-        over_exposed_above: Share of the disc, 0-1.
+        tiny_below: Diameter of the disc in pixels of the file. Between this and the size of the grader's
+            input, the photograph is graded with a caution.
+        blank_below: Contrast.
+        dark_below: Brightness level, 0-255.
+        over_exposed_above: Over-exposed share of the disc, 0-1.
         blurred_below: Focus.
-        strange_below: How much it looks like a fundus photograph (see
-            :class:`~drgrade.data.fundus_check.Rule`).
+        strange_below: Score of :class:`FundusRule`.
     """
 
     tiny_below: float = 64.0
@@ -247,74 +244,78 @@ class Limits:
     strange_below: float = 0.0
 
 
-def judge(seen: ExtractedDisc, limits: Limits | None = None) -> Verdict:
-    """Judge a decoded photograph.
+def judge(seen: ExtractedDisc, limits: QualityLimits | None = None) -> Verdict:
+    """Judge the quality of a decoded photograph.
 
     Args:
-        seen: The photograph, its disc, and the plain crop that is looked at.
-        limits: From where on it is not graded; None for the documented ones.
-
-    Returns:
-        The verdict.
+        seen: Photograph, disc and crop without illumination normalisation.
+        limits: None for the defaults.
     """
-    limits = limits or Limits()
+    limits = limits or QualityLimits()
     pixels, disc = seen.photo.pixels, seen.disc
     plain = crop_disc(pixels, disc, _SIDE)
     found = measure(plain, recorded_mask(disc, _SIDE), 2 * disc.radius)
     found = found._replace(diameter=2 * disc.radius * seen.photo.full_size[0] / pixels.shape[1])
     flag, reason, abstains = _light_and_focus(found, len(seen.plain), limits)
     measures = {name: float(value) for name, value in found._asdict().items() if isfinite(value)}
-    # A photograph that is dark or blurred looks like nothing at all: that is said, and not what it may be.
+    # The fundus rule is unreliable on dark or blurred photographs, which are refused already.
     if not abstains:
         appearance = measure_appearance(pixels, disc)
         score = fitted_rule().score(appearance) if appearance else -inf
         measures |= {"fundus": score} if isfinite(score) else {}
         if score < limits.strange_below:
             least = limits.strange_below
-            reason = f"does not look like a fundus photograph: {score:.1f}, {least:g} at least is needed"
+            reason = (
+                f"does not look like a fundus photograph: score {score:.1f}, at least {least:g} is needed"
+            )
             flag, abstains = "not_fundus", True
     return Verdict(flag, reason, abstains, measures)
 
 
 def unreadable(reason: str) -> Verdict:
-    """The verdict on a file that could not be decoded.
+    """Return the verdict on a file that could not be decoded.
 
     Args:
-        reason: Why.
+        reason: Why not.
     """
     return Verdict("unreadable", reason, abstains=True)
 
 
 def blank(reason: str) -> Verdict:
-    """The verdict on a picture that is black or of one colour.
+    """Return the verdict on a picture that is black or of one colour.
 
     Args:
-        reason: Which.
+        reason: Which of the two.
     """
     return Verdict("blank", reason, abstains=True)
 
 
-def _light_and_focus(found: Quality, size: int, limits: Limits) -> tuple[Flag, str, bool]:
+def _light_and_focus(found: Quality, size: int, limits: QualityLimits) -> tuple[Flag, str, bool]:
+    """Return flag, reason and abstention by light, focus and size."""
     if not np.isfinite(found.contrast):
-        return "blank", "too little of the disc is to be seen to judge it", True
+        return "blank", "too little of the disc is visible", True
     if found.contrast < limits.blank_below:
         least = limits.blank_below
-        return "blank", f"no structure: contrast {found.contrast:.4f}, {least} at least is needed", True
+        return "blank", f"no structure: contrast {found.contrast:.4f}, at least {least} is needed", True
     if found.focus < limits.blurred_below:
         least = limits.blurred_below
-        return "out_of_focus", f"out of focus: {found.focus:.2f}, {least} at least is needed", True
+        return "out_of_focus", f"out of focus: {found.focus:.2f}, at least {least} is needed", True
     if found.over_exposed > limits.over_exposed_above:
         most = limits.over_exposed_above
         return (
             "over_exposed",
-            f"{found.over_exposed:.0%} of the disc is over-exposed, {most:.0%} at most",
+            f"{found.over_exposed:.0%} of the disc is over-exposed, at most {most:.0%} is allowed",
             True,
         )
     if found.level < limits.dark_below:
         least = limits.dark_below
-        return "too_dark", f"too dark: level {found.level:.0f} of 255, {least:.0f} at least is needed", True
+        return "too_dark", f"too dark: level {found.level:.0f} of 255, at least {least:.0f} is needed", True
     if found.diameter < max(limits.tiny_below, size):
         abstains = found.diameter < limits.tiny_below
         least = limits.tiny_below if abstains else size
-        return "tiny", f"the disc is {found.diameter:.0f} px across, {least:.0f} are wanted", abstains
+        return (
+            "tiny",
+            f"the disc has a diameter of {found.diameter:.0f} px, at least {least:.0f} is needed",
+            abstains,
+        )
     return "good", "", False

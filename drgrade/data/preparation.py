@@ -1,4 +1,4 @@
-"""From a file to what a trained run takes: by the code that prepared its training photographs."""
+"""Preparation of photographs for a trained model, with the code that prepared its training photographs."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from drgrade.data.image_reader import MAX_PIXELS, UnreadablePhotograph, hash_fil
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """One photograph, ready to be graded, or the reason why it is not.
+class PreparedPhotograph:
+    """Crop and quality verdict of one photograph.
 
     Attributes:
-        crop: What training would have seen; its pixels are None if the photograph cannot be used.
-        verdict: Whether it can be graded. Where ``crop.pixels`` is None it abstains.
+        crop: Crop as in training; its pixels are None if the photograph cannot be used.
+        verdict: Quality verdict; it abstains where ``crop.pixels`` is None.
     """
 
     crop: Crop
@@ -25,9 +25,9 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Preparer:
-    """Prepares one photograph and judges it; travels to the workers.
+    """Prepares and judges one photograph; picklable for worker processes.
 
-    The file is decoded once. The plain crop is judged, the one that the light was normalised of is graded.
+    The file is decoded once. The verdict is on the crop before its illumination is normalised.
 
     Attributes:
         maker: Makes the crop.
@@ -35,26 +35,26 @@ class Preparer:
 
     maker: CropMaker
 
-    def __call__(self, path: Path) -> Prepared:
-        """Read a photograph, cut out its disc, judge it."""
+    def __call__(self, path: Path) -> PreparedPhotograph:
+        """Read a photograph, crop its disc and judge it."""
         sha256 = ""
         try:
             sha256 = hash_file(path)
             seen = self.maker.extract(path)
-            return Prepared(self.maker.crop(path, sha256, seen), judge(seen))
+            return PreparedPhotograph(self.maker.crop(path, sha256, seen), judge(seen))
         except UnreadablePhotograph as error:
-            return Prepared(Crop(sha256, failure=str(error)), unreadable(str(error)))
+            return PreparedPhotograph(Crop(sha256, failure=str(error)), unreadable(str(error)))
         except NoFundus as error:
-            return Prepared(Crop(sha256, failure=str(error)), blank(str(error)))
+            return PreparedPhotograph(Crop(sha256, failure=str(error)), blank(str(error)))
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """How the photographs of a run were prepared.
+    """Settings with which the photographs of a run were prepared.
 
     Attributes:
-        image_size: Side of the square crops in pixels.
-        illumination: Normalisation of the light, a name of :mod:`drgrade.data.illumination`.
+        image_size: Side S of the square crops in pixels.
+        illumination: Illumination normalisation, a name of :mod:`drgrade.data.illumination`.
         max_pixels: Larger photographs are refused.
     """
 
@@ -64,29 +64,26 @@ class Preparation:
 
     @property
     def maker(self) -> CropMaker:
-        """Makes the crop of one photograph; the same object that fills a store."""
+        """Crop maker with these settings, as used to fill a store."""
         return CropMaker(self.image_size, self.max_pixels, self.illumination)
 
-    def prepare(self, path: Path) -> Prepared:
+    def prepare(self, path: Path) -> PreparedPhotograph:
         """Prepare one photograph.
 
         Args:
             path: The file.
 
         Returns:
-            Its crop, (S, S, 3) uint8, or the reason why there is none; and whether it can be graded.
+            Crop of shape (S, S, 3) uint8, or the reason why there is none, and the quality verdict.
         """
         return Preparer(self.maker)(path)
 
-    def prepare_all(self, paths: Iterable[Path], workers: int | None = None) -> Iterator[Prepared]:
-        """Prepare many photographs, in their order, a few of them in memory at a time.
+    def prepare_all(self, paths: Iterable[Path], workers: int | None = None) -> Iterator[PreparedPhotograph]:
+        """Prepare many photographs in order, with a few of them in memory at a time.
 
         Args:
             paths: The files.
             workers: Number of processes; None for one per CPU.
-
-        Yields:
-            A crop and a verdict for each path.
 
         Raises:
             DataError: If a worker process was killed.

@@ -1,1 +1,1 @@
-"""``drgrade evaluate``: trained runs tested again, on their own test photographs or on any data set."""
+"""Tests of trained runs, on their own test photographs or on any data set: ``drgrade evaluate``."""

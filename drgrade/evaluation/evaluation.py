@@ -1,4 +1,4 @@
-"""An evaluation, from a composed config to its artefacts. The command line only wraps :func:`evaluate`."""
+"""An evaluation from its composed config to its artefacts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,140 +6,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from drgrade.data.photographs import Photographs
-from drgrade.evaluation.html_report import Shown, write_page
-from drgrade.evaluation.intervals import Decisions, Floats, Sampling, estimates, sampling, write_intervals
-from drgrade.evaluation.runner import Set, Tested, again, grade_photographs
-from drgrade.evaluation.validation import check_runs, check_settings, folders_of, is_plain, read_run
+from drgrade.errors import ConfigError
+from drgrade.evaluation.html_report import ReportedSet, write_page
+from drgrade.evaluation.intervals import (
+    GroupBootstrap,
+    MetricSource,
+    estimates,
+    group_bootstrap,
+    write_intervals,
+)
+from drgrade.evaluation.runner import EvaluationRun, SetPredictions, evaluate_grader, repeat_test
 from drgrade.grades import REFERABLE
 from drgrade.metrics.distributed import Predictions
 from drgrade.models.calibration import Calibration, expected_grade, referable_probability
-from drgrade.runs.run_dir import write_config, write_metrics, write_provenance, write_split
+from drgrade.prediction.published_folder import is_published
+from drgrade.runs.run_dir import read_finished, write_config, write_metrics, write_provenance, write_split
+from drgrade.settings import EvaluateSettings
 from drgrade.stats.bootstrap import METRICS
-from drgrade.stats.estimates import Estimate
+from drgrade.stats.estimates import Estimate, Floats
 from drgrade.training.distributed import is_main_process
 from drgrade.training.warning_filters import silence_known_warnings
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """What an evaluation has found.
-
-    Attributes:
-        metrics: What ``metrics.json`` holds.
-        estimates: Figures with intervals, by name in ``metrics.json``; empty in all processes but the first.
-    """
-
-    metrics: Mapping[str, Any]
-    estimates: Mapping[str, Estimate]
-
-
-def evaluate(cfg: DictConfig) -> Outcome:
-    """Test a trained run, or an ensemble, on its own test photographs or on a data set.
-
-    Args:
-        cfg: The composed config (``conf/evaluate.yaml``).
-
-    Returns:
-        Figures; the folder ``paths.run`` has received the artefacts.
-
-    Raises:
-        ConfigError: If a folder holds no finished grading run, settings make no sense, or a run has learnt
-            from photographs that it is to be tested on.
-        DataError: If there is nothing to test on, or a run's own photographs have changed.
-    """
-    silence_known_warnings()
-    check_settings(cfg)
-    folders, target = folders_of(cfg.checkpoint), Path(cfg.paths.run)
-    check_runs(cfg, folders)
-    if is_plain(cfg, folders):
-        tested = again(cfg, folders[0], *read_run(folders[0]), target)
-    else:
-        tested = grade_photographs(cfg, folders, target)
-    metrics = {**tested.metrics, "evaluated": ",".join(map(str, folders))}
-    if not is_main_process():
-        return Outcome(metrics, {})
-    return Outcome(metrics, _write(cfg, target, tested, metrics))
-
-
-def _write(cfg: DictConfig, folder: Path, tested: Tested, metrics: Mapping[str, Any]) -> dict[str, Estimate]:
-    """Compute intervals and write everything; ``metrics.json`` last."""
-    shown = [
-        _shown(name, found, tested, metrics, (int(cfg.resamples), int(cfg.seed)))
-        for name, found in tested.sets.items()
-    ]
-    found = {name: estimate for each in shown for name, estimate in each.estimates.items()}
-    write_split(folder, tested.photographs.split)
-    write_config(folder, cfg)
-    write_intervals(folder, found, {each.name: each.sampling for each in shown})
-    write_page(folder, shown, _facts(metrics), _notes(tested.photographs, metrics))
-    count = sum(len(each.predictions.grades) for each in tested.sets.values())
-    write_provenance(
-        folder,
-        seconds=tested.seconds,
-        images=count,
-        images_per_second=count / tested.seconds,
-        devices=tested.devices,
-        checkpoints=tested.checkpoints,
-    )
-    write_metrics(folder, metrics)
-    return found
-
-
-def _shown(
-    name: str, found: Set, tested: Tested, metrics: Mapping[str, Any], bootstrap: tuple[int, int]
-) -> Shown:
-    """Put together what there is to see of one set."""
-    said = found.predictions
-    made = sampling(tested.photographs, said, *bootstrap)
-    raw = Decisions(*_arrays(said), {f"{name}/{metric}": metric for metric in METRICS})
-    samples, calibrated = made.samples(raw), None
-    if found.calibrated is not None:
-        calibrated, further = _of_calibration(name, found, tested.calibration)
-        for decisions in (calibrated, *further):
-            samples |= made.samples(decisions)
-    samples |= _of_members(name, found.members, made, samples)
-    return Shown(metrics, estimates(metrics, samples), name, made, raw, calibrated)
-
-
-def _of_calibration(name: str, found: Set, calibration: Calibration) -> tuple[Decisions, list[Decisions]]:
-    """Calibrated probabilities, grades that fitted thresholds read from them, and who is referred."""
-    assert found.calibrated is not None
-    probabilities = found.calibrated.numpy()
-    expected, scores = expected_grade(found.calibrated), referable_probability(found.calibrated)
-    read = (expected[:, None] >= expected.new_tensor(calibration.thresholds)).sum(dim=1).numpy()
-    calibrated = Decisions(
-        found.predictions.predicted.numpy(),
-        probabilities,
-        {f"{name}/{metric}_calibrated": metric for metric in ("ece", "nll")},
-    )
-    further = [Decisions(read, probabilities, {f"{name}/qwk_thresholds": "qwk"})]
-    for target, threshold in found.thresholds.items():
-        referred = np.where(scores.numpy() >= threshold, REFERABLE, 0)
-        rates = {
-            f"{name}/{rate}_at_{target:g}": f"referable_{rate}" for rate in ("sensitivity", "specificity")
-        }
-        further.append(Decisions(referred, probabilities, rates))
-    return calibrated, further
-
-
-def _of_members(
-    name: str, members: Sequence[Predictions], made: Sampling, together: Mapping[str, Floats]
-) -> dict[str, Floats]:
-    """QWK of each member, and what the ensemble gains on it, resample by resample."""
-    found: dict[str, Floats] = {}
-    for number, own in enumerate(members, start=1):
-        qwk = f"member/{number}/qwk"
-        found |= made.samples(Decisions(*_arrays(own), {qwk: "qwk"}))
-        found[f"{qwk}_gain"] = together[f"{name}/qwk"] - found[qwk]
-    return found
-
-
-def _arrays(said: Predictions) -> tuple[Any, Any]:
-    return said.predicted.numpy(), said.probabilities.double().numpy()
-
+_WITHOUT_EFFECT = {"labelled": [], "unlabelled": [], "external": [], "balanced": False}
+"""Settings of a data set that have no effect in an evaluation, with their neutral values."""
 
 _SHOWN = {
     "data": "data",
@@ -149,37 +41,237 @@ _SHOWN = {
     "split_hash": "hash of the split",
     "evaluated": "runs",
     "tta": "test-time augmentation",
-    "reading": "grades are read by",
-    "overlap": "photographs that a run has learnt from",
-    "overlap_dropped": "of them left out",
-    "pretraining_saw_test": "pre-training saw test photographs",
+    "reading": "rule that reads the grades",
+    "overlap": "photographs that a run was trained on",
+    "overlap_dropped": "of them dropped",
+    "pretraining_saw_test": "pre-training used test photographs",
 }
-"""Entries of ``metrics.json`` that the page shows, and what it calls them."""
+"""Entries of ``metrics.json`` on the page, with their titles."""
 
 
-def _facts(metrics: Mapping[str, Any]) -> dict[str, str]:
-    return {title: _said(metrics[name]) for name, title in _SHOWN.items() if name in metrics}
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Result of an evaluation.
+
+    Attributes:
+        metrics: Content of ``metrics.json``.
+        estimates: Metrics with intervals by name in ``metrics.json``; empty in all processes but the first.
+    """
+
+    metrics: Mapping[str, Any]
+    estimates: Mapping[str, Estimate]
 
 
-def _said(value: object) -> str:
+def evaluate(cfg: DictConfig) -> EvaluationResult:
+    """Test a trained run, or an ensemble, on its own test photographs or on a data set.
+
+    The artefacts are written to ``paths.run``.
+
+    Args:
+        cfg: Composed config (``conf/evaluate.yaml``).
+
+    Raises:
+        ConfigError: If a folder is not a finished grading run, settings contradict each other, or a run has
+            been trained on photographs to test on.
+        DataError: If there is nothing to test on, or the run's own photographs have changed.
+
+    Example:
+        >>> from drgrade.config import compose
+        >>> cfg = compose("evaluate", "data=idrid", checkpoint="RUN")  # doctest: +SKIP
+        >>> evaluate(cfg).metrics["test/qwk"]  # doctest: +SKIP
+    """
+    silence_known_warnings()
+    check_settings(cfg)
+    folders, target = run_folders(cfg.checkpoint), Path(cfg.paths.run)
+    is_external = "source" in cfg.data
+    runs = [read_run(folder) for folder in folders if not (is_external and is_published(folder))]
+    if not is_external and len(folders) == 1 and cfg.tta == "none" and cfg.reading == "head":
+        done = repeat_test(cfg, folders[0], *runs[0], target)
+    else:
+        done = evaluate_grader(cfg, folders, target)
+    metrics = {**done.metrics, "evaluated": ",".join(map(str, folders))}
+    if not is_main_process():
+        return EvaluationResult(metrics, {})
+    return EvaluationResult(metrics, _write_artefacts(cfg, target, done, metrics))
+
+
+def check_settings(cfg: DictConfig) -> None:
+    """Refuse invalid and contradictory settings before anything is loaded.
+
+    Args:
+        cfg: Composed config (``conf/evaluate.yaml``).
+
+    Raises:
+        ConfigError: Naming the setting.
+    """
+    EvaluateSettings.check(cfg)
+    if cfg.force and cfg.overlap == "drop":
+        raise ConfigError("force=true tests on all photographs, overlap=drop drops some: choose one of them")
+    if cfg.data.fold is not None:
+        raise ConfigError(
+            f"data.fold={cfg.data.fold} has no effect here: part=test is the published test set"
+        )
+    if "source" not in cfg.data:
+        if cfg.part != "all":
+            raise ConfigError(f"part={cfg.part} is a part of a data set: name it with data=NAME")
+        return
+    for name, neutral in _WITHOUT_EFFECT.items():
+        if cfg.data[name] != neutral:
+            raise ConfigError(
+                f"data.{name}={cfg.data[name]} has no effect here: an evaluation uses one data set, "
+                "data=NAME; evaluate on another one with a second command"
+            )
+
+
+def run_folders(checkpoint: str | ListConfig | Sequence[str]) -> list[Path]:
+    """Return the folders of the evaluated runs.
+
+    Args:
+        checkpoint: A folder, or a list of folders.
+
+    Raises:
+        ConfigError: If a folder is named twice.
+    """
+    listed = [checkpoint] if isinstance(checkpoint, str) else checkpoint
+    folders = [Path(str(each)) for each in listed]
+    resolved = [folder.resolve() for folder in folders]
+    for number, folder in enumerate(resolved):
+        if folder in resolved[:number]:
+            raise ConfigError(
+                f"checkpoint: {folders[number]} is named twice; a run counts once in an ensemble"
+            )
+    return folders
+
+
+def read_run(folder: Path) -> tuple[DictConfig, dict[str, Any]]:
+    """Read config and metrics of a run that may be tested again.
+
+    Args:
+        folder: Run folder.
+
+    Returns:
+        The config, and the content of ``metrics.json``.
+
+    Raises:
+        ConfigError: If there is no finished grading run, or its test photographs must stay unused.
+        DataError: If its ``metrics.json`` is damaged.
+    """
+    if is_published(folder):
+        raise ConfigError(
+            f"checkpoint={folder} is a published model, which does not include its photographs: name a data "
+            "set with data=NAME"
+        )
+    cfg, record = read_finished(folder)
+    if "test/qwk" not in record:
+        raise ConfigError(
+            f"checkpoint={folder} was run with test=false, like the trials of a search: its test photographs "
+            "stay unused; run its settings with test=true"
+        )
+    return cfg, record
+
+
+def _write_artefacts(
+    cfg: DictConfig, folder: Path, done: EvaluationRun, metrics: Mapping[str, Any]
+) -> dict[str, Estimate]:
+    """Compute intervals and write all files, ``metrics.json`` last."""
+    bootstrap = int(cfg.resamples), int(cfg.seed)
+    reported = [_report_set(name, found, done, metrics, bootstrap) for name, found in done.sets.items()]
+    found = {name: estimate for each in reported for name, estimate in each.estimates.items()}
+    write_split(folder, done.photographs.split)
+    write_config(folder, cfg)
+    write_intervals(folder, found, {each.name: each.bootstrap for each in reported})
+    facts = {title: _as_text(metrics[name]) for name, title in _SHOWN.items() if name in metrics}
+    write_page(folder, reported, facts, _notes(done.photographs, metrics))
+    count = sum(len(each.predictions.grades) for each in done.sets.values())
+    write_provenance(
+        folder,
+        seconds=done.seconds,
+        images=count,
+        images_per_second=count / done.seconds,
+        devices=done.devices,
+        checkpoints=done.checkpoints,
+    )
+    write_metrics(folder, metrics)
+    return found
+
+
+def _report_set(
+    name: str,
+    found: SetPredictions,
+    done: EvaluationRun,
+    metrics: Mapping[str, Any],
+    bootstrap_settings: tuple[int, int],
+) -> ReportedSet:
+    """Compute the estimates of one set."""
+    bootstrap = group_bootstrap(done.photographs, found.predictions, *bootstrap_settings)
+    raw = _metric_source(found.predictions, {f"{name}/{metric}": metric for metric in METRICS})
+    samples, calibrated = bootstrap.samples(raw), None
+    if found.calibrated is not None:
+        calibrated, further = _calibrated_sources(name, found, done.calibration)
+        for source in (calibrated, *further):
+            samples |= bootstrap.samples(source)
+    samples |= _member_samples(found.members, bootstrap, samples[f"{name}/qwk"])
+    return ReportedSet(metrics, estimates(metrics, samples), name, bootstrap, raw, calibrated)
+
+
+def _calibrated_sources(
+    name: str, found: SetPredictions, calibration: Calibration
+) -> tuple[MetricSource, list[MetricSource]]:
+    """Return calibrated probabilities, and the grades and referrals that are read from them."""
+    assert found.calibrated is not None
+    probabilities = found.calibrated.numpy()
+    expected, scores = expected_grade(found.calibrated), referable_probability(found.calibrated)
+    read = (expected[:, None] >= expected.new_tensor(calibration.thresholds)).sum(dim=1).numpy()
+    calibrated = MetricSource(
+        found.predictions.predicted.numpy(),
+        probabilities,
+        {f"{name}/{metric}_calibrated": metric for metric in ("ece", "nll")},
+    )
+    further = [MetricSource(read, probabilities, {f"{name}/qwk_thresholds": "qwk"})]
+    for target, threshold in found.thresholds.items():
+        referred = np.where(scores.numpy() >= threshold, REFERABLE, 0)
+        rates = {
+            f"{name}/{rate}_at_{target:g}": f"referable_{rate}" for rate in ("sensitivity", "specificity")
+        }
+        further.append(MetricSource(referred, probabilities, rates))
+    return calibrated, further
+
+
+def _member_samples(
+    members: Sequence[Predictions], bootstrap: GroupBootstrap, ensemble: Floats
+) -> dict[str, Floats]:
+    """Resample the QWK of each member, and its difference from the ensemble's."""
+    samples: dict[str, Floats] = {}
+    for number, member in enumerate(members, start=1):
+        qwk = f"member/{number}/qwk"
+        samples |= bootstrap.samples(_metric_source(member, {qwk: "qwk"}))
+        samples[f"{qwk}_gain"] = ensemble - samples[qwk]
+    return samples
+
+
+def _metric_source(found: Predictions, metrics: Mapping[str, str]) -> MetricSource:
+    return MetricSource(found.predicted.numpy(), found.probabilities.double().numpy(), metrics)
+
+
+def _as_text(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return "not known" if value is None else str(value)
+    return "unknown" if value is None else str(value)
 
 
 def _notes(photographs: Photographs, metrics: Mapping[str, Any]) -> list[str]:
-    """What a reader of the figures has to know."""
+    """Return the caveats that the page shows."""
     notes = []
     if metrics.get("overlap", 0) and not metrics["overlap_dropped"]:
         notes.append(
-            f"{metrics['overlap']} of {metrics['photographs']} photographs are what a run was trained or "
-            "validated on: these figures say nothing about new photographs (force=true)."
+            f"A run was trained or validated on {metrics['overlap']} of {metrics['photographs']} "
+            "photographs: these metrics do not apply to new photographs (force=true)."
         )
     if "overlap" in metrics and metrics["overlap"] is None:
-        notes.append("It is not known whether a run was trained on these photographs (force=true).")
+        notes.append("It is unknown if a run was trained on these photographs (force=true).")
     if metrics.get("pretraining_saw_test"):
-        notes.append("Pre-training has seen photographs that were tested on, without their grades.")
+        notes.append("Pre-training used tested photographs, without their grades.")
     about = photographs.source.about
     if about is not None and about.drawn:
-        notes.append("These photographs are drawn: no result for patients.")
+        notes.append("These photographs are synthetic: the results do not apply to patients.")
     return notes

@@ -1,4 +1,4 @@
-"""An evaluation as a page: one file for those who would rather look than read, without a script."""
+"""HTML page of an evaluation: one file without scripts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from drgrade.evaluation.intervals import Decisions, Sampling
+from drgrade.evaluation.intervals import GroupBootstrap, MetricSource
 from drgrade.files import write_text
 from drgrade.grades import REFERABLE
 from drgrade.html.templates import fill_page, stylesheet
@@ -18,7 +18,7 @@ from drgrade.reporting.figures.details import draw_calibration, draw_roc
 from drgrade.reporting.figures.svg import inline
 from drgrade.reporting.schema import Method, ResultRow, Study
 from drgrade.reporting.statistics import reliability, roc
-from drgrade.stats import formatting as words
+from drgrade.stats import formatting
 from drgrade.stats.bootstrap import confusions
 from drgrade.stats.estimates import Estimate, Interval
 
@@ -29,68 +29,70 @@ _PACKAGE = "drgrade.evaluation"
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
-    """What the page shows of one set.
+class ReportedSet:
+    """Results of one set.
 
     Attributes:
-        metrics: ``metrics.json``.
-        estimates: Figures of the set with intervals, by name in ``metrics.json``.
-        name: Of the set: ``test`` or ``external/NAME``.
-        sampling: How the intervals were made.
-        raw: Read grades and the probabilities as the heads give them.
-        calibrated: The same with calibrated probabilities; None where nothing was fitted.
+        metrics: Content of ``metrics.json``.
+        estimates: Metrics of the set with intervals, by name in ``metrics.json``.
+        name: ``test`` or ``external/NAME``.
+        bootstrap: Bootstrap of the intervals.
+        raw: Predictions with the probabilities as the heads output them.
+        calibrated: Predictions with calibrated probabilities; None without a calibration.
     """
 
     metrics: Mapping[str, Any]
     estimates: Mapping[str, Estimate]
     name: str
-    sampling: Sampling
-    raw: Decisions
-    calibrated: Decisions | None
+    bootstrap: GroupBootstrap
+    raw: MetricSource
+    calibrated: MetricSource | None
 
 
-def write_page(folder: Path, shown: Sequence[Shown], facts: Mapping[str, str], notes: Sequence[str]) -> None:
-    """Write ``evaluation.html``: tables, confusion matrix, calibration, ROC.
+def write_page(
+    folder: Path, sets: Sequence[ReportedSet], facts: Mapping[str, str], notes: Sequence[str]
+) -> None:
+    """Write ``evaluation.html``: tables, confusion matrix, calibration curve and ROC.
 
     Args:
-        folder: Where to.
-        shown: A set, or several; the test set first.
-        facts: What was tested on what, by what it is called.
-        notes: Sentences that a reader of the figures has to know.
+        folder: Output folder.
+        sets: One set or several, the test set first.
+        facts: Title to value of what was tested.
+        notes: Caveats.
     """
     with style():
-        sets = [_set(each) for each in shown]
+        shown = [_set(each) for each in sets]
     page = fill_page(
         _PACKAGE,
         css=stylesheet("drgrade.reporting", _PACKAGE),
-        sets=sets,
+        sets=shown,
         facts=facts,
         notes=notes,
-        sampling=shown[0].sampling,
+        sampling=sets[0].bootstrap,
     )
     write_text(folder / PAGE, page)
 
 
-def _set(shown: Shown) -> dict[str, Any]:
+def _set(shown: ReportedSet) -> dict[str, Any]:
     prefix = f"{shown.name}/"
     rows = [
         {
             "name": name.removeprefix(prefix),
-            "value": words.decimal(estimate.value),
-            "interval": words.interval(estimate.interval),
+            "value": formatting.decimal(estimate.value),
+            "interval": formatting.interval(estimate.interval),
         }
         for name, estimate in shown.estimates.items()
     ]
     return {
         "name": shown.name,
-        "photographs": len(shown.sampling.fold.grades),
-        "groups": shown.sampling.fold.num_groups,
+        "photographs": len(shown.bootstrap.fold.grades),
+        "groups": shown.bootstrap.fold.num_groups,
         "rows": rows,
         "figures": [_drawn(picture, shown.name) for picture in _pictures(shown)],
     }
 
 
-def _pictures(shown: Shown) -> list[ReportFigure]:
+def _pictures(shown: ReportedSet) -> list[ReportFigure]:
     raw = _row("raw", shown, shown.raw, "ece")
     rows = [raw] + (
         [_row("calibrated", shown, shown.calibrated, "ece_calibrated")] if shown.calibrated else []
@@ -100,7 +102,7 @@ def _pictures(shown: Shown) -> list[ReportFigure]:
     if len(raw.roc.x):
         drawn.append(draw_roc(study, rows[:1]))
     texts = (
-        "Confusion matrix: counts, and the share of each true grade as the depth of the colour",
+        "Confusion matrix: counts; the colour shows the share of each true grade",
         "Accuracy against confidence, before and after calibration",
         "ROC of referable DR, grade 2 and above",
     )
@@ -110,14 +112,14 @@ def _pictures(shown: Shown) -> list[ReportFigure]:
 
 
 def _drawn(picture: ReportFigure, name: str) -> Markup:
-    """A figure as a part of the page; what it says of itself was escaped as it was written as XML."""
+    """Return a figure as part of the page; its text was escaped when it was written as XML."""
     return Markup(inline(svg(picture), f"{name.replace('/', '-')}-{picture.name}", picture.tips, picture.alt))
 
 
-def _row(key: str, shown: Shown, said: Decisions, ece: str) -> ResultRow:
-    """The figures that pictures are drawn of, as a report has them."""
-    grades = shown.sampling.fold.grades
-    scores = said.probabilities[:, REFERABLE:].sum(axis=1)
+def _row(key: str, shown: ReportedSet, source: MetricSource, ece: str) -> ResultRow:
+    """Return the row of a report that the figures are drawn from."""
+    grades = shown.bootstrap.fold.grades
+    scores = source.probabilities[:, REFERABLE:].sum(axis=1)
     nothing = Estimate(float("nan"), _NONE)
     return ResultRow(
         method=key,
@@ -129,9 +131,9 @@ def _row(key: str, shown: Shown, said: Decisions, ece: str) -> ResultRow:
         maximum=np.nan,
         sd=np.nan,
         metrics={},
-        confusion=confusions(said.predicted, grades),
+        confusion=confusions(source.predicted, grades),
         recall=(),
-        calibration=reliability(said.probabilities, grades, float(shown.metrics[f"{shown.name}/{ece}"])),
+        calibration=reliability(source.probabilities, grades, float(shown.metrics[f"{shown.name}/{ece}"])),
         roc=roc(scores, grades >= REFERABLE),
         referable_auroc=shown.estimates[f"{shown.name}/referable_auroc"],
         labels=np.nan,
@@ -143,7 +145,7 @@ def _row(key: str, shown: Shown, said: Decisions, ece: str) -> ResultRow:
 
 
 def _study(rows: Sequence[ResultRow]) -> Study:
-    names = {"raw": "as the model is", "calibrated": "calibrated"}
+    names = {"raw": "uncalibrated", "calibrated": "calibrated"}
     methods = [Method(row.method, names[row.method], "", "", {}, None) for row in rows]
     return Study(
         title="",

@@ -1,7 +1,7 @@
-"""The two ways of testing: a run again as it was tested when it was made, or anything that can grade."""
+"""The two ways to test: a run exactly as in training, or any grader on any photographs."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,30 +16,69 @@ from drgrade.data.photographs import Photographs
 from drgrade.data.preparation import Preparation
 from drgrade.data.splits.spec import SplitSpec
 from drgrade.data.splits.split import groups_of
-from drgrade.errors import DataError
-from drgrade.evaluation.overlap import pretraining_saw, without_overlap
-from drgrade.evaluation.validation import check_preparation, is_external
+from drgrade.errors import ConfigError, DataError
+from drgrade.evaluation.overlap import exclude_overlap, pretraining_saw
 from drgrade.files import file_sha256
 from drgrade.metrics.distributed import EpochMean, GradingMetrics, Predictions
 from drgrade.metrics.functional import grading_metrics
 from drgrade.models.calibration import TARGET_SENSITIVITIES, Calibration, calibrated_metrics
-from drgrade.prediction.checkpoint import Trained, preparation_of
-from drgrade.prediction.grader import Graded, Grader
+from drgrade.prediction.checkpoint import TrainedModel, checkpoint_file, run_photographs
+from drgrade.prediction.grader import GradedBatch, Grader
 from drgrade.runs.run_dir import read_calibration, write_predictions
-from drgrade.training.build import instantiate, make_photographs, make_task, make_trainer, without_weights
+from drgrade.training.build import instantiate, make_task, make_trainer, without_weights
 from drgrade.training.distributed import is_main_process
 from drgrade.training.run import test, validate
 
 
-class EvaluationTask(pl.LightningModule):
-    """A grader that is tested.
+@dataclass(frozen=True, eq=False)
+class SetPredictions:
+    """Predictions for one set of photographs.
 
     Attributes:
-        grader: What grades; its models move to the device of the trainer.
+        predictions: Predictions with the probabilities as the heads output them.
+        calibrated: (N, 5) float64 calibrated probabilities; None without a calibration.
+        thresholds: Requested sensitivity to P(grade >= 2) from which a photograph is referable.
+        members: Predictions of each member of an ensemble; empty for a single run.
+    """
+
+    predictions: Predictions
+    calibrated: Tensor | None
+    thresholds: Mapping[float, float]
+    members: Sequence[Predictions] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationRun:
+    """Outcome of a test.
+
+    Attributes:
+        metrics: Entries of ``metrics.json``.
+        photographs: Photographs with the split that marks the tested ones.
+        sets: Predictions by set: ``test``, and ``external/NAME`` for external data sets of the run.
+        calibration: Calibration of the run or ensemble.
+        seconds: Duration.
+        devices: Number of processes.
+        checkpoints: SHA-256 of the tested weights by file.
+    """
+
+    metrics: dict[str, Any]
+    photographs: Photographs
+    sets: dict[str, SetPredictions]
+    calibration: Calibration
+    seconds: float
+    devices: int
+    checkpoints: dict[str, str]
+
+
+class EvaluationTask(pl.LightningModule):
+    """Collects the predictions of a grader over a set.
+
+    Attributes:
+        grader: The tested grader; its models move to the device of the trainer.
     """
 
     def __init__(self, grader: Grader) -> None:
-        """Make empty collectors.
+        """Create empty collectors.
 
         Args:
             grader: One run, or an ensemble.
@@ -47,95 +86,170 @@ class EvaluationTask(pl.LightningModule):
         super().__init__()
         self.grader = grader
         self._models = nn.ModuleList(member.model for member in grader.members)
-        self._together, self._calibrated = GradingMetrics(), GradingMetrics()
-        self._each = nn.ModuleList(GradingMetrics() for _ in grader.members)
+        self._ensemble, self._calibrated = GradingMetrics(), GradingMetrics()
+        self._members = nn.ModuleList(GradingMetrics() for _ in grader.members)
         self._loss = EpochMean()
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Grade a batch, and keep what is said."""
+        """Grade a batch and collect the predictions."""
         grades = batch["grade"]
-        together, each = self.grader.grade_normalised(batch["image"].to(self.dtype))
-        self._collect(self._together, batch, together, together.raw)
-        self._collect(self._calibrated, batch, together, together.probabilities)
-        for collector, own in zip(self._each, each, strict=True):
-            self._collect(collector, batch, own, own.raw)
-        if together.logits is not None:
+        ensemble, members = self.grader.grade_normalised(batch["image"].to(self.dtype))
+        self._collect(self._ensemble, batch, ensemble, ensemble.raw)
+        self._collect(self._calibrated, batch, ensemble, ensemble.probabilities)
+        for collector, graded in zip(self._members, members, strict=True):
+            self._collect(collector, batch, graded, graded.raw)
+        if ensemble.logits is not None:
             head = self.grader.members[0].model.head
-            self._loss.update(head.loss(together.logits.to(grades.device), grades), head.loss_terms(grades))
+            loss = head.loss(ensemble.logits.to(grades.device), grades)
+            self._loss.update(loss, head.loss_terms(grades))
             self.log("test/loss", self._loss, on_step=False, on_epoch=True)
 
-    def together(self) -> tuple[Predictions, Predictions]:
-        """What all members say together, from all processes; all must call.
+    def set_predictions(self, is_plain: bool) -> SetPredictions:
+        """Gather the predictions from all processes; every process must call it.
 
-        Returns:
-            With the probabilities as the heads give them, and with calibrated ones; the grades are the same.
+        Args:
+            is_plain: True for a single run without test-time augmentation.
         """
-        return self._together.predictions(), self._calibrated.predictions()
+        ensemble, calibrated = self._ensemble.predictions(), self._calibrated.predictions()
+        members = [each.predictions() for each in self._members if isinstance(each, GradingMetrics)]
+        calibration = self.grader.calibration
+        if is_plain:
+            return calibrate_run(ensemble, calibration)  # in double precision, as in training
+        single = members if len(members) > 1 else ()
+        if not calibration.photographs:
+            return SetPredictions(ensemble, None, {}, single)
+        fitted = all(member.calibration.points for member in self.grader.members)
+        thresholds = {target: self.grader.threshold(target) for target in TARGET_SENSITIVITIES if fitted}
+        return SetPredictions(ensemble, calibrated.probabilities.double(), thresholds, single)
 
-    def members(self) -> list[Predictions]:
-        """What each member says alone, from all processes; all must call."""
-        return [collector.predictions() for collector in self._each if isinstance(collector, GradingMetrics)]
-
-    def _collect(self, collector: Any, batch: dict[str, Any], said: Graded, probabilities: Tensor) -> None:
+    def _collect(
+        self, collector: Any, batch: dict[str, Any], graded: GradedBatch, probabilities: Tensor
+    ) -> None:
         device = batch["index"].device
-        collector.update(batch["index"], probabilities.to(device), said.grades.to(device), batch["grade"])
+        collector.update(batch["index"], probabilities.to(device), graded.grades.to(device), batch["grade"])
 
 
-def photographs_of(cfg: DictConfig, first: Trained) -> Photographs:
-    """Describe the photographs of an evaluation, prepared as in training.
+def calibrate_run(found: Predictions, calibration: Calibration) -> SetPredictions:
+    """Add calibrated probabilities to the predictions of a single run.
 
     Args:
-        cfg: The composed config (``conf/evaluate.yaml``).
-        first: The first run; the others are of photographs that were prepared alike.
-
-    Returns:
-        Those that are tested on are ``test`` in their split, all others ``excluded``.
-
-    Raises:
-        DrgradeError: If there is nothing to test on, or the run's own photographs have changed.
+        found: Predictions of the run.
+        calibration: Calibration of the run.
     """
-    preparation = preparation_of(first.config)
-    given = {name: getattr(preparation, name) for name in ("image_size", "illumination", "max_pixels")}
-    check_preparation(cfg, given)
-    if not is_external(cfg):
-        own = own_photographs(cfg, first.config, first.record, first.folder)
-        others = own.split["subset"] != "test"
-        return own.assigned(own.split.assign(subset=own.split["subset"].mask(others, "excluded")))
-    return _external(cfg, preparation, Path(cfg.paths.stores or first.config.photographs.folder))
+    if not calibration.photographs:
+        return SetPredictions(found, None, {})
+    calibrated = calibration.probabilities(found.probabilities.double())
+    return SetPredictions(found, calibrated, calibration.target_thresholds())
 
 
-def own_photographs(cfg: DictConfig, run: DictConfig, record: object, folder: Path) -> Photographs:
-    """The photographs of a run, in its split.
+def repeat_test(
+    cfg: DictConfig, folder: Path, run: DictConfig, record: dict[str, Any], target: Path
+) -> EvaluationRun:
+    """Repeat validation and test of a run on its own photographs.
 
     Args:
-        cfg: The composed config of the evaluation.
+        cfg: Composed config of the evaluation.
+        folder: Run folder.
         run: Config of the run.
-        record: Its ``metrics.json``.
-        folder: Its folder, for the error.
+        record: Content of its ``metrics.json``.
+        target: Output folder of the predictions.
 
     Returns:
-        With the hashes of data and split that the run had.
+        All entries of the run's ``metrics.json`` with the values computed now.
 
     Raises:
-        DataError: If they are not there, or not those of the run any more.
+        DataError: If photographs or split have changed.
     """
-    assert isinstance(record, dict)
     run = run.copy()
-    if cfg.paths.stores is not None:
-        run.photographs.folder = cfg.paths.stores
-    run.photographs.download = bool(cfg.download or run.photographs.download)
-    photographs = make_photographs(run)
-    for name, found in (("data_hash", photographs.sha256), ("split_hash", photographs.split_hash)):
-        if found != record[name]:
-            raise DataError(
-                f"{name} is {found[:12]}, the run had {record[name][:12]}: not the photographs that "
-                f"{folder} was split on"
+    run.init = "random"  # the checkpoint replaces all weights
+    run.encoder = without_weights(run.encoder)
+    if cfg.data.batch_size is not None:
+        run.grading.datamodule.batch_size = cfg.data.batch_size
+    run.grading.datamodule.num_workers = cfg.data.num_workers
+    photographs = run_photographs(run, record, folder, cfg.paths.stores, cfg.download)
+    task = make_task(run, instantiate(run.encoder))
+    trainer, _ = make_trainer(cfg, target)
+    data = instantiate(run.grading.datamodule, photographs=photographs)
+    checkpoint, calibration = checkpoint_file(folder, record), read_calibration(folder)
+    found: dict[str, Predictions] = {}
+    start = time.monotonic()
+    metrics = {**record, **validate(trainer, task, data, checkpoint)}
+    metrics |= test(trainer, task, data, checkpoint, target, calibration, found)
+    seconds = time.monotonic() - start
+    sets = {name: calibrate_run(each, calibration) for name, each in found.items()}
+    hashes = {str(checkpoint): file_sha256(checkpoint)}
+    return EvaluationRun(metrics, photographs, sets, calibration, seconds, trainer.world_size, hashes)
+
+
+def evaluate_grader(cfg: DictConfig, folders: Sequence[Path], target: Path) -> EvaluationRun:
+    """Test a run or an ensemble on a data set, or on the test photographs of the first run.
+
+    Args:
+        cfg: Composed config of the evaluation.
+        folders: Run folders.
+        target: Output folder of the predictions.
+
+    Raises:
+        DrgradeError: If there is nothing to test on, or a run has been trained on the photographs.
+    """
+    grader = Grader.load(folders, "cpu", cfg.tta, cfg.reading)  # Lightning moves it to the device
+    members, first = grader.members, grader.members[0]
+    photographs, overlap = exclude_overlap(
+        _tested_photographs(cfg, first),
+        members,
+        drop=cfg.overlap == "drop",
+        force=cfg.force,
+        search=bool(cfg.data.get("duplicates", first.config.photographs.find_duplicates)),
+    )
+    task = EvaluationTask(grader)
+    data = GradingDataModule(
+        photographs,
+        None,
+        cfg.data.batch_size or first.config.grading.datamodule.batch_size,
+        seed=0,
+        num_workers=cfg.data.num_workers,
+    )
+    trainer, _ = make_trainer(cfg, target)
+    start = time.monotonic()
+    logged = trainer.test(task, datamodule=data, verbose=False)[0]
+    seconds = time.monotonic() - start
+    found = task.set_predictions(is_plain=cfg.tta == "none" and len(members) == 1)
+    if is_main_process():
+        write_predictions(target, found.predictions, photographs.split["image_id"])
+    metrics = {
+        **_facts(cfg, grader, photographs),
+        **overlap,
+        "pretraining_saw_test": pretraining_saw(photographs, members),
+        **{name: float(value) for name, value in logged.items()},
+        **_metrics(found, grader.calibration),
+        "status": "finished",
+    }
+    hashes = {str(member.weights_file): file_sha256(member.weights_file) for member in members}
+    return EvaluationRun(
+        metrics, photographs, {"test": found}, grader.calibration, seconds, trainer.world_size, hashes
+    )
+
+
+def _tested_photographs(cfg: DictConfig, first: TrainedModel) -> Photographs:
+    """Return the photographs to test on, in the subset ``test``; all others are ``excluded``."""
+    preparation = first.preparation
+    for name in ("image_size", "illumination", "max_pixels"):
+        value = getattr(preparation, name)
+        if cfg.data[name] not in (None, value):
+            raise ConfigError(
+                f"data.{name}={cfg.data[name]}, but the run was trained with {value}: photographs are "
+                "prepared as in training; remove the setting"
             )
-    return photographs
+    if "source" in cfg.data:
+        stores = Path(cfg.paths.stores or first.config.photographs.folder)
+        return _external_photographs(cfg, preparation, stores)
+    own = run_photographs(first.config, first.record, first.folder, cfg.paths.stores, cfg.download)
+    subset = own.split["subset"]
+    return own.assigned(own.split.assign(subset=subset.mask(subset != "test", "excluded")))
 
 
-def _external(cfg: DictConfig, preparation: Preparation, stores: Path) -> Photographs:
-    """All graded photographs of a data set, or of the part that was published under a name."""
+def _external_photographs(cfg: DictConfig, preparation: Preparation, stores: Path) -> Photographs:
+    """Return the graded photographs of a data set, or of one of its published parts."""
     photographs = Photographs(
         instantiate(cfg.data.source),
         SplitSpec(),
@@ -152,16 +266,14 @@ def _external(cfg: DictConfig, preparation: Preparation, stores: Path) -> Photog
     graded = manifest["grade"].notna()
     if not graded.any():
         raise DataError(
-            f"data={cfg.data.name}: none of its {len(manifest)} photographs has a grade to be compared with; "
+            f"data={cfg.data.name}: none of its {len(manifest)} photographs has a grade to compare with; "
             f"drgrade predict checkpoint=RUN input={cfg.data.root} grades them"
         )
-    asked = graded if cfg.part == "all" else graded & (manifest["split"] == cfg.part).fillna(False)
-    if not asked.any():
+    requested = graded if cfg.part == "all" else graded & (manifest["split"] == cfg.part).fillna(False)
+    if not requested.any():
         known = sorted(manifest["split"][graded].dropna().unique())
         listed = (
-            f"what there is: part={', part='.join(known)}"
-            if known
-            else "it was published as a whole: part=all"
+            f"available: part={', part='.join(known)}" if known else "it was published as a whole: part=all"
         )
         raise DataError(f"part={cfg.part}: {cfg.data.name} has no graded photographs of that part; {listed}")
     table = pd.DataFrame(
@@ -169,180 +281,28 @@ def _external(cfg: DictConfig, preparation: Preparation, stores: Path) -> Photog
             "image_id": manifest["image_id"].astype(str),
             "group": groups_of(manifest),
             "grade": manifest["grade"].astype("Int64"),
-            "subset": pd.Series("excluded", index=manifest.index).mask(asked.astype(bool), "test"),
+            "subset": pd.Series("excluded", index=manifest.index).mask(requested.astype(bool), "test"),
         }
     )
     return photographs.assigned(table)
 
 
-@dataclass(frozen=True, eq=False)
-class Set:
-    """What is said of one set of photographs.
-
-    Attributes:
-        predictions: With the probabilities as the heads give them.
-        calibrated: (N, 5) float64, calibrated probabilities; None where nothing was fitted.
-        thresholds: P(grade >= 2) from which on a photograph is referred, by the sensitivity that was wanted.
-        members: What each member of an ensemble says alone; empty for a single run.
-    """
-
-    predictions: Predictions
-    calibrated: Tensor | None
-    thresholds: dict[float, float]
-    members: Sequence[Predictions] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Tested:
-    """What a test has come to.
-
-    Attributes:
-        metrics: Entries of ``metrics.json``.
-        photographs: With the split that says which were tested on.
-        sets: By name: ``test``, and of a run's own external data sets ``external/NAME``.
-        calibration: Of the run or the ensemble.
-        seconds: That the test took.
-        devices: Processes.
-        checkpoints: SHA-256 of the weights that were tested, by their file.
-    """
-
-    metrics: dict[str, Any]
-    photographs: Photographs
-    sets: dict[str, Set]
-    calibration: Calibration
-    seconds: float
-    devices: int
-    checkpoints: dict[str, str]
-
-
-def again(cfg: DictConfig, folder: Path, run: DictConfig, record: dict[str, Any], target: Path) -> Tested:
-    """Test the checkpoint that a run has chosen as the run did, on its own photographs.
-
-    Args:
-        cfg: The composed config (``conf/evaluate.yaml``).
-        folder: Of the run.
-        run: Its config.
-        record: Its ``metrics.json``.
-        target: Receives the predictions.
-
-    Returns:
-        All that the run says of itself, with the figures that were found now.
-
-    Raises:
-        DataError: If the photographs, or their split, are not those of the run any more.
-    """
-    run = run.copy()
-    run.init = "random"  # the checkpoint replaces every weight
-    run.encoder = without_weights(run.encoder)
-    if cfg.data.batch_size is not None:
-        run.grading.datamodule.batch_size = cfg.data.batch_size
-    run.grading.datamodule.num_workers = cfg.data.num_workers
-    photographs = own_photographs(cfg, run, record, folder)
-    task = make_task(run, instantiate(run.encoder))
-    trainer, _ = make_trainer(cfg, target)
-    data = instantiate(run.grading.datamodule, photographs=photographs)
-    checkpoint, calibration = folder / "checkpoints" / str(record["checkpoint"]), read_calibration(folder)
-    kept: dict[str, Predictions] = {}
-    began = time.monotonic()
-    metrics = {**record, **validate(trainer, task, data, checkpoint)}
-    metrics |= test(trainer, task, data, checkpoint, target, calibration, kept)
-    seconds = time.monotonic() - began
-    sets = {name: _calibrated(found, calibration) for name, found in kept.items()}
-    hashes = {str(checkpoint): file_sha256(checkpoint)}
-    return Tested(metrics, photographs, sets, calibration, seconds, trainer.world_size, hashes)
-
-
-def _calibrated(found: Predictions, calibration: Calibration) -> Set:
-    """What one run says: it is calibrated as a whole."""
-    if not calibration.photographs:
-        return Set(found, None, {})
-    calibrated = calibration.probabilities(found.probabilities.double())
-    return Set(found, calibrated, calibration.target_thresholds())
-
-
-def grade_photographs(cfg: DictConfig, folders: Sequence[Path], target: Path) -> Tested:
-    """Test a run or an ensemble on a data set, or on the first run's own test photographs.
-
-    Args:
-        cfg: The composed config (``conf/evaluate.yaml``).
-        folders: Of the runs.
-        target: Receives the predictions.
-
-    Returns:
-        What ``metrics.json`` is to hold, but for ``evaluated``.
-
-    Raises:
-        DrgradeError: If there is nothing to test on, or the runs have learnt from it.
-    """
-    grader = Grader.load(folders, "cpu", cfg.tta, cfg.reading)  # Lightning brings it to the device
-    members, first = grader.members, grader.members[0]
-    photographs, overlap = without_overlap(
-        photographs_of(cfg, first),
-        members,
-        overlap=cfg.overlap,
-        force=cfg.force,
-        search=bool(cfg.data.get("duplicates", first.config.photographs.find_duplicates)),
-    )
-    task = EvaluationTask(grader)
-    data = GradingDataModule(
-        photographs,
-        None,
-        cfg.data.batch_size or first.config.grading.datamodule.batch_size,
-        seed=0,
-        num_workers=cfg.data.num_workers,
-    )
-    trainer, _ = make_trainer(cfg, target)
-    began = time.monotonic()
-    logged = trainer.test(task, datamodule=data, verbose=False)[0]
-    seconds = time.monotonic() - began
-    found = _said(task, grader, plain=cfg.tta == "none" and len(members) == 1)
-    if is_main_process():
-        write_predictions(target, found.predictions, photographs.split["image_id"])
-    metrics = {
-        **_facts(cfg, grader, photographs),
-        **overlap,
-        "pretraining_saw_test": pretraining_saw(photographs, members),
-        **{name: float(value) for name, value in logged.items()},
-        **_figures(found, grader.calibration),
-        "status": "finished",
-    }
-    hashes = {str(member.weights_file): file_sha256(member.weights_file) for member in members}
-    return Tested(
-        metrics, photographs, {"test": found}, grader.calibration, seconds, trainer.world_size, hashes
-    )
-
-
-def _said(task: EvaluationTask, grader: Grader, plain: bool) -> Set:
-    """What was collected; every process has to ask."""
-    together, calibrated = task.together()
-    members = task.members()
-    if plain:
-        return _calibrated(together, grader.calibration)  # in double precision, as a run does
-    alone = members if len(members) > 1 else ()
-    if not grader.calibration.photographs:
-        return Set(together, None, {}, alone)
-    fitted = all(member.calibration.points for member in grader.members)
-    thresholds = {target: grader.threshold(target) for target in TARGET_SENSITIVITIES if fitted}
-    return Set(together, calibrated.probabilities.double(), thresholds, alone)
-
-
-def _figures(found: Set, calibration: Calibration) -> dict[str, float]:
-    said = found.predictions
-    test = grading_metrics(said.probabilities, said.predicted, said.grades)
-    test |= calibrated_metrics(
-        said.probabilities, said.grades, calibration, found.calibrated, found.thresholds
-    )
-    figures = {f"test/{name}": value for name, value in test.items()}
-    for number, own in enumerate(found.members, start=1):
-        alone = grading_metrics(own.probabilities, own.predicted, own.grades)["qwk"]
-        figures |= {f"member/{number}/qwk": alone, f"member/{number}/qwk_gain": test["qwk"] - alone}
-    return figures
+def _metrics(found: SetPredictions, calibration: Calibration) -> dict[str, float]:
+    """Compute the metrics of a set, and the QWK of each member with its gain by the ensemble."""
+    own = found.predictions
+    test = grading_metrics(own.probabilities, own.predicted, own.grades)
+    test |= calibrated_metrics(own.probabilities, own.grades, calibration, found.calibrated, found.thresholds)
+    metrics = {f"test/{name}": value for name, value in test.items()}
+    for number, member in enumerate(found.members, start=1):
+        qwk = grading_metrics(member.probabilities, member.predicted, member.grades)["qwk"]
+        metrics |= {f"member/{number}/qwk": qwk, f"member/{number}/qwk_gain": test["qwk"] - qwk}
+    return metrics
 
 
 def _facts(cfg: DictConfig, grader: Grader, photographs: Photographs) -> dict[str, Any]:
-    """What was tested on what: entries of ``metrics.json``."""
+    """Describe models and photographs: entries of ``metrics.json``."""
     records = [member.record for member in grader.members]
-    # What the members have in common of what describes a run; figures are not carried over.
+    # Entries that all members share; metrics are not carried over.
     common = {
         name: value
         for name, value in records[0].items()
@@ -354,7 +314,7 @@ def _facts(cfg: DictConfig, grader: Grader, photographs: Photographs) -> dict[st
         "data": str(photographs.source.name),
         "data_hash": photographs.sha256,
         "split_hash": photographs.split_hash,
-        **({"part": cfg.part} if is_external(cfg) else {}),
+        **({"part": cfg.part} if "source" in cfg.data else {}),
         "tta": cfg.tta,
         "reading": cfg.reading,
         "forced": bool(cfg.force),

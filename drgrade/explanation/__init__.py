@@ -1,1 +1,1 @@
-"""Explanations: which part of a photograph a grade hangs on. docs/explanations.md says how to read them."""
+"""Heat maps of what a prediction depends on, and their display on the original photograph."""

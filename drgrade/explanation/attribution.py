@@ -1,9 +1,9 @@
-"""How attention carries the patches to what a Vision Transformer says, block after block.
+"""Grad-CAM and attention rollout.
 
-Abnar and Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020, section 3: the weights of all
-blocks, multiplied. It is the same whatever is asked for. Weighted by gradients it is of one target: Chefer,
-Gur and Wolf, "Generic Attention-model Explainability for Interpreting Bi-Modal and Encoder-Decoder
-Transformers", ICCV 2021, equations 5 and 6.
+Rollout multiplies the attention weights of all blocks (Abnar and Zuidema, "Quantifying Attention Flow in
+Transformers", ACL 2020, section 3) and does not depend on the target. The gradient-weighted variant does
+(Chefer, Gur and Wolf, "Generic Attention-model Explainability for Interpreting Bi-Modal and Encoder-Decoder
+Transformers", ICCV 2021, equations 5 and 6).
 """
 
 import importlib
@@ -19,30 +19,30 @@ from drgrade.models.feature_maps import AttentionLayers, MapLayer
 
 
 def grad_cam(scores: Callable[[Tensor], Tensor], layer: MapLayer, images: Tensor) -> Tensor:
-    """ReLU of the sum over channels of activation times mean gradient.
+    """Compute Grad-CAM: the ReLU of the sum over channels of activation times mean gradient.
 
     Args:
-        scores: (B, 3, S, S) to (B,), by a model that has the layer.
-        layer: Where to look.
-        images: (B, 3, S, S), normalised; they need a gradient, so that frozen encoders have one too.
+        scores: Maps images (B, 3, S, S) to scores (B,) with a model that contains the layer.
+        layer: Layer whose output is explained.
+        images: (B, 3, S, S), normalised. They must require a gradient, so that frozen encoders have one too.
 
     Returns:
-        (B, h, w) float32, not negative.
+        (B, h, w) float32, non-negative.
 
     Raises:
-        ConfigError: If captum is not installed, or the layer gives no map.
+        ConfigError: If captum is not installed, or the layer does not output a map.
     """
     with _tapped(layer) as tap:
-        # captum gets to the gradient of `tap` through the hook that has put it into the model.
-        found: Tensor = captum().LayerGradCam(scores, tap).attribute(images, relu_attributions=True).detach()
-    return found[:, 0].float()
+        # captum reads the gradient of `tap`, which the hook inserts into the model.
+        found: Tensor = import_captum().LayerGradCam(scores, tap).attribute(images, relu_attributions=True)
+    return found.detach()[:, 0].float()
 
 
-def captum() -> Any:
-    """Captum's attributions.
+def import_captum() -> Any:
+    """Import ``captum.attr``.
 
     Raises:
-        ConfigError: If it is not installed.
+        ConfigError: If captum is not installed.
     """
     try:
         return importlib.import_module("captum.attr")
@@ -50,78 +50,79 @@ def captum() -> Any:
         if error.name is None or error.name.split(".")[0] != "captum":
             raise
         raise ConfigError(
-            "Grad-CAM needs captum, which is not installed: pip install 'drgrade[explain]'; attention "
-            "rollout (maps=attention) does without"
+            "Grad-CAM needs captum, which is not installed: pip install 'drgrade[explain]'. Attention "
+            "rollout (maps=attention) works without it"
         ) from error
 
 
 @contextmanager
 def _tapped(layer: MapLayer) -> Iterator[nn.Module]:
-    """Lead what a layer gives through a module that sees it as (B, C, h, w), whatever its layout.
+    """Route the layer's output through a module that receives it as (B, C, h, w), whatever its layout.
 
-    What goes on is a copy: some models change the output of a layer in place, which no gradient survives.
+    The model continues with a copy: some models modify a layer's output in place, which breaks its gradient.
     """
     tap = nn.Identity()
 
-    def lead(module: nn.Module, _: object, output: Any) -> Tensor:
+    def route(module: nn.Module, _: object, output: Any) -> Tensor:
         if not isinstance(output, Tensor) or output.ndim != (3 if layer.layout == "tokens" else 4):
-            raise ConfigError(f"{type(module).__name__} gives no map; leave it out of maps")
+            raise ConfigError(f"{type(module).__name__} does not output a map; remove it from maps")
         if layer.layout == "tokens":
-            return _through_cells(tap, output, layer.prefix)
+            return _tap_tokens(tap, output, layer.prefix)
         if layer.layout == "NHWC":
             return torch.clone(tap(output.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         return torch.clone(tap(output))
 
-    hook = layer.module.register_forward_hook(lead)
+    hook = layer.module.register_forward_hook(route)
     try:
         yield tap
     finally:
         hook.remove()
 
 
-def _through_cells(tap: nn.Module, tokens: Tensor, prefix: int) -> Tensor:
-    """Lead the tokens (B, N, C) of the patches through the tap as a map, the others beside it."""
-    rows = round((tokens.shape[1] - prefix) ** 0.5)  # images are square
+def _tap_tokens(tap: nn.Module, tokens: Tensor, prefix: int) -> Tensor:
+    """Pass the patch tokens of (B, N, C) through the tap as a square map; keep prefix tokens."""
+    rows = round((tokens.shape[1] - prefix) ** 0.5)
     patches = tokens[:, prefix:].transpose(1, 2)
     cells = tap(patches.reshape(*patches.shape[:2], rows, rows))
     return torch.cat((tokens[:, :prefix], cells.flatten(2).transpose(1, 2)), dim=1)
 
 
 def attention_map(scores: Callable[[Tensor], Tensor], layers: AttentionLayers, images: Tensor) -> Tensor:
-    """Rollout, as a map of the patches.
+    """Compute attention rollout as a map over the patches.
 
     Args:
-        scores: (B, 3, S, S) to (B,), by a model that has the layers.
-        layers: The attention of each block.
-        images: (B, 3, S, S), normalised; they need a gradient.
+        scores: Maps images (B, 3, S, S) to scores (B,) with a model that contains the layers.
+        layers: Attention of each block.
+        images: (B, 3, S, S), normalised. They must require a gradient.
 
     Returns:
-        (B, h, w) float32, not negative: how much of each patch arrives at the class token, or at the mean of
-        the patches where they are pooled.
+        (B, h, w) float32, non-negative: the contribution of each patch to the class token, or to the mean
+        over the patches where the features are pooled.
 
     Raises:
-        ConfigError: If the model does not show its attention.
+        ConfigError: If the model does not expose its attention weights.
     """
-    with _shown(layers.modules) as weights:
+    with _attention_weights(layers.modules) as weights:
         score = scores(images)
     if len(weights) != len(layers.modules):
-        raise ConfigError("this Transformer does not show its attention; leave attention out of maps")
+        raise ConfigError(
+            "this Transformer does not expose its attention weights; remove attention from maps"
+        )
     if layers.weighted:
-        gradients = torch.autograd.grad(score.sum(), weights)
-        flow = weighted_rollout(weights, gradients)
+        flow = weighted_rollout(weights, torch.autograd.grad(score.sum(), weights))
     else:
         flow = rollout(weights)
-    return _of_patches(flow.detach(), layers)
+    return _patch_map(flow.detach(), layers)
 
 
 def rollout(weights: Sequence[Tensor]) -> Tensor:
-    """Product over the blocks of (A + I) / 2, A the mean over the heads.
+    """Multiply (A + I) / 2 over the blocks, where A is the mean over the heads.
 
     Args:
-        weights: (B, heads, N, N) of each block, the first one first; rows with sum 1.
+        weights: (B, heads, N, N) of each block from first to last; rows sum to 1.
 
     Returns:
-        (B, N, N): row i says how much of each input token there is in output token i; rows with sum 1.
+        (B, N, N): row i holds the contribution of each input token to output token i; rows sum to 1.
     """
     flow = _identity(weights[0])
     for block in weights:
@@ -130,14 +131,14 @@ def rollout(weights: Sequence[Tensor]) -> Tensor:
 
 
 def weighted_rollout(weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
-    """R <- R + A R over the blocks, A the mean over the heads of the positive part of gradient times weight.
+    """Iterate R <- R + A R, where A is the mean over the heads of max(gradient * weight, 0).
 
     Args:
-        weights: (B, heads, N, N) of each block, the first one first.
-        gradients: Of the target, by the weights.
+        weights: (B, heads, N, N) of each block from first to last.
+        gradients: Gradients of the target with respect to the weights.
 
     Returns:
-        (B, N, N) relevance less the identity it began with: what a token has of itself is no explanation.
+        (B, N, N) relevance without the initial identity, which explains nothing.
     """
     flow = _identity(weights[0])
     for block, gradient in zip(weights, gradients, strict=True):
@@ -149,30 +150,29 @@ def _identity(like: Tensor) -> Tensor:
     return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
 
 
-def _of_patches(flow: Tensor, layers: AttentionLayers) -> Tensor:
-    """What arrives of each patch, (B, h, w)."""
-    read = flow[:, 0] if layers.reads_class_token else flow[:, layers.prefix :].mean(dim=1)  # (B, N)
+def _patch_map(flow: Tensor, layers: AttentionLayers) -> Tensor:
+    """Read the contribution of each patch from (B, N, N) as (B, h, w)."""
+    read = flow[:, 0] if layers.reads_class_token else flow[:, layers.prefix :].mean(dim=1)
     patches = read[:, layers.prefix :].float()
     rows = round(patches.shape[1] ** 0.5)
     return patches.reshape(-1, rows, rows)
 
 
 @contextmanager
-def _shown(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """Collect the attention weights: without fusion they pass through a dropout, which does nothing here."""
+def _attention_weights(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """Collect the attention weights: without fused attention they pass through a dropout, inactive here."""
     weights: list[Tensor] = []
-
-    def keep(module: nn.Module, _: object, output: Tensor) -> None:
-        weights.append(output)
-
     attentions: Sequence[Any] = modules
-    before = [attention.fused_attn for attention in attentions]
-    hooks = [attention.attn_drop.register_forward_hook(keep) for attention in attentions]
+    fused = [attention.fused_attn for attention in attentions]
+    hooks = [
+        attention.attn_drop.register_forward_hook(lambda module, _, output: weights.append(output))
+        for attention in attentions
+    ]
     try:
         for attention in attentions:
             attention.fused_attn = False
         yield weights
     finally:
-        for attention, fused, hook in zip(attentions, before, hooks, strict=True):
-            attention.fused_attn = fused
+        for attention, before, hook in zip(attentions, fused, hooks, strict=True):
+            attention.fused_attn = before
             hook.remove()

@@ -1,21 +1,15 @@
-"""An ONNX file in eight bits, by onnxruntime's quantisation: four recipes, of which the nearest is kept.
+"""Quantisation of an ONNX file to 8 bits with onnxruntime, and its cost on the run's test photographs.
 
-Weights become 8-bit whole numbers, one scale for each channel. *static*: activations too, their ranges
-measured on photographs beforehand. *mixed*: convolutions so, matrix products (the Transformer's and the
-head's) with ranges that are measured anew in every call. Ranges are the extremes, or leave out the outermost
-0.01 %. What is computed after the logits stays as it is.
-
-One bit of the weights is left unused (``reduce_range``): on processors without VNNI, sums of products of
-unsigned by signed 8-bit numbers saturate, and the file would grade otherwise there.
+Static quantisation: weights and activations of convolutions and matrix products become 8-bit integers, with
+one scale per output channel of the weights. The ranges of the activations are measured on photographs. One
+bit of the weights is unused (``reduce_range``): on processors without VNNI, sums of products of 8-bit numbers
+saturate, and the file would give other results there. Computation after the logits stays in float32.
 """
 
 import contextlib
 import importlib
 import io
-import logging
 import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,417 +17,90 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
-import torch
 
 from drgrade.data.image_reader import IMAGE_EXTENSIONS
 from drgrade.data.photographs import Photographs
 from drgrade.data.preparation import Preparation
 from drgrade.errors import ConfigError, DataError
-from drgrade.exporting.graph import INPUT, Pixels, Runner
-from drgrade.exporting.onnx_file import onnx_runner
-from drgrade.metrics.functional import confusion_matrix, quadratic_weighted_kappa
-from drgrade.prediction.checkpoint import Trained
-from drgrade.progress import say, track
-from drgrade.runs.run_dir import SPLIT
-from drgrade.stats.bootstrap import TestFold, interval, resample
+from drgrade.exporting.graph import INPUT, FileRunner, Pixels
+from drgrade.prediction.checkpoint import TrainedModel, run_photographs
+from drgrade.progress import track
+from drgrade.stats.bootstrap import TestFold, confusions, interval, kappas, resample
 from drgrade.stats.estimates import Estimate
-from drgrade.training.build import make_photographs
 
-FEWEST = 8
-"""Of fewer photographs no ranges are measured."""
-
-
-@dataclass(frozen=True, eq=False)
-class Images:
-    """Some of a run's prepared photographs.
-
-    Attributes:
-        table: Columns image_id, group, grade; row i is image i.
-        arrays: (N_k, S, S, 3) uint8 each, of all stores.
-        rows: Counted through all stores.
-    """
-
-    table: pd.DataFrame
-    arrays: Sequence[Pixels]
-    rows: npt.NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def take(self, places: npt.NDArray[np.int64]) -> Pixels:
-        """Read some.
-
-        Args:
-            places: Among these photographs.
-
-        Returns:
-            (B, S, S, 3).
-        """
-        ends = np.cumsum([len(array) for array in self.arrays])
-        found = []
-        for row in self.rows[places]:
-            number = int(np.searchsorted(ends, row, side="right"))
-            found.append(self.arrays[number][row - ends[number] + len(self.arrays[number])])
-        return np.stack(found)
-
-    def batches(self, size: int) -> Iterator[Pixels]:
-        """Read all, ``size`` at a time."""
-        for start in range(0, len(self), size):
-            yield self.take(np.arange(start, min(start + size, len(self))))
-
-
-def own_images(trained: Trained, subset: str) -> Images:
-    """Photographs of a run, as it has seen them.
-
-    Args:
-        trained: The run.
-        subset: ``train`` or ``test``.
-
-    Returns:
-        The graded ones of the subset.
-
-    Raises:
-        DataError: If they are not there any more, or are others.
-    """
-    photographs = _photographs(trained)
-    split = pd.read_csv(trained.folder / SPLIT, dtype={"image_id": str, "group": str})
-    chosen = split[(split["subset"] == subset) & split["grade"].notna()]
-    place = {image_id: row for row, image_id in enumerate(photographs.photographs["image_id"])}
-    rows = np.array([place[image_id] for image_id in chosen["image_id"]], dtype=np.int64)
-    arrays = [store.images for store in photographs.stores]
-    return Images(chosen.reset_index(drop=True), arrays, rows)
-
-
-def _photographs(trained: Trained) -> Photographs:
-    cfg = trained.config
-    if not (trained.folder / SPLIT).is_file() or "photographs" not in cfg or "source" not in cfg.photographs:
-        raise DataError("it is a published grader, which has no photographs")
-    for place in (cfg.photographs.source.root, cfg.photographs.folder):
-        if not Path(place).is_dir():
-            raise DataError(f"{place} is not there")
-    photographs = make_photographs(cfg)
-    if photographs.sha256 != trained.record["data_hash"]:
-        raise DataError(f"{cfg.photographs.source.root} does not hold the photographs of the run any more")
-    return photographs
-
-
-def calibration_images(trained: Trained, folder: Path | None, count: int, seed: int) -> Pixels:
-    """Photographs to measure the ranges of activations on; no test photographs of the run.
-
-    Args:
-        trained: The run.
-        folder: With photographs; None for the training photographs of the run.
-        count: At most so many, drawn.
-        seed: Of the drawing.
-
-    Returns:
-        (N, S, S, 3) uint8, in the order drawn.
-
-    Raises:
-        ConfigError: If there are too few.
-    """
-    rng = np.random.default_rng(seed)
-    if folder is not None:
-        return _prepared(folder, trained.preparation, count, rng)
-    try:
-        images = own_images(trained, "train")
-    except DataError as error:
-        raise ConfigError(
-            f"int8=true needs photographs to measure ranges on, and the run's cannot be had ({error}): name "
-            "a folder with some like them, photographs=DIR"
-        ) from error
-    _check_enough(len(images), "training photographs of the run")
-    return images.take(rng.permutation(len(images))[:count])
-
-
-def _prepared(folder: Path, preparation: Preparation, count: int, rng: np.random.Generator) -> Pixels:
-    if not folder.is_dir():
-        raise ConfigError(f"photographs={folder} is no folder")
-    files = sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_EXTENSIONS and path.is_file()
-    )
-    made = preparation.prepare_all([files[number] for number in rng.permutation(len(files))])
-    usable = (each.crop.pixels for each in made if not each.verdict.abstains and each.crop.pixels is not None)
-    wanted = track(islice(usable, count), min(count, len(files)), "preparing", f"photographs of {folder}")
-    found = list(wanted)
-    _check_enough(len(found), f"usable photographs in {folder}")
-    return np.stack(found)
-
-
-def _check_enough(count: int, what: str) -> None:
-    if count < FEWEST:
-        raise ConfigError(
-            f"{count} {what} are too few to measure ranges on for int8=true, {FEWEST} are the fewest: name a "
-            "folder with more, photographs=DIR"
-        )
-
+MIN_PHOTOGRAPHS = 8
+"""Smallest number of photographs that ranges are measured on."""
 
 _BATCH = 16
-_TIMED, _ROUNDS = 20, 5
+_STRIDE = 8  # photographs whose activations are in memory at a time
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """Two files on the same photographs.
+class Int8Cost:
+    """Comparison of a file in 8 bits with the file in 32 bits on graded test photographs.
+
+    The 95 % intervals are from the bootstrap of groups, with the same resamples for all three.
 
     Attributes:
-        photographs: How many.
-        grades: Share that get the same grade of both.
-        expected: Mean absolute difference of the expected grade.
+        photographs: Number of photographs.
+        same_grade: Share of them with the same grade.
+        expected_grade: Mean absolute difference of the expected grade.
+        qwk_float32: QWK of the file in 32 bits.
+        qwk_int8: QWK of the file in 8 bits.
+        qwk_change: Their difference.
     """
 
     photographs: int
-    grades: float
-    expected: float
+    same_grade: float
+    expected_grade: float
+    qwk_float32: Estimate
+    qwk_int8: Estimate
+    qwk_change: Estimate
 
 
-@dataclass(frozen=True)
-class Kappas:
-    """QWK on graded test photographs; 95 % intervals by the bootstrap of groups, both on the same draws.
-
-    Attributes:
-        before: Of the file in 32 bits.
-        after: In eight.
-        change: After less before.
-    """
-
-    before: Estimate
-    after: Estimate
-    change: Estimate
-
-
-def compare(before: Runner, after: Runner, photographs: Pixels) -> Agreement:
-    """Ask two files the same.
+def quantise(data: bytes, photographs: Pixels) -> bytes:
+    """Quantise an ONNX file.
 
     Args:
-        before: In 32 bits.
-        after: In eight.
-        photographs: (N, S, S, 3), prepared.
-    """
-    said = [_ask(run, photographs) for run in (before, after)]
-    return _agreement(*said)
-
-
-def compare_graded(
-    before: Runner, after: Runner, images: Images, resamples: int, seed: int
-) -> tuple[Agreement, Kappas]:
-    """Ask two files about graded photographs.
-
-    Args:
-        before: In 32 bits.
-        after: In eight.
-        images: Of the run's test side.
-        resamples: Of the bootstrap.
-        seed: Of the bootstrap.
+        data: Content of the file in 32 bits.
+        photographs: (N, S, S, 3) uint8, prepared, for the ranges of the activations.
 
     Returns:
-        Agreement of the two, and QWK of both.
+        Content of the file in 8 bits.
     """
-    said: list[list[dict[str, Any]]] = [[], []]
-    batches = -(-len(images) // _BATCH)
-    for pixels in track(images.batches(_BATCH), batches, "grading", "batches of test photographs twice"):
-        said[0].append(before(pixels))
-        said[1].append(after(pixels))
-    first, second = (_joined(parts) for parts in said)
-    return _agreement(first, second), _kappas(first, second, images, resamples, seed)
-
-
-def milliseconds(first: Runner, second: Runner, photographs: Pixels) -> tuple[float, float]:
-    """Time per photograph, one at a time, of two files in turn.
-
-    Args:
-        first: A file.
-        second: Another.
-        photographs: (N, S, S, 3); the first of them are used.
-
-    Returns:
-        The median of each, in milliseconds.
-    """
-    taken: tuple[list[float], list[float]] = ([], [])
-    for _ in range(_ROUNDS):
-        for run, times in zip((first, second), taken, strict=True):
-            for photograph in photographs[:_TIMED]:
-                start = time.perf_counter()
-                run(photograph[None])
-                times.append(1e3 * (time.perf_counter() - start))
-    return float(np.median(taken[0])), float(np.median(taken[1]))
-
-
-def _ask(run: Runner, photographs: Pixels) -> dict[str, Any]:
-    starts = range(0, len(photographs), _BATCH)
-    return _joined([run(photographs[start : start + _BATCH]) for start in starts])
-
-
-def _joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _agreement(first: dict[str, Any], second: dict[str, Any]) -> Agreement:
-    same = float(np.mean(first["grade"] == second["grade"]))
-    gap = float(np.abs(first["expected_grade"] - second["expected_grade"]).mean())
-    return Agreement(len(first["grade"]), same, gap)
-
-
-def _kappas(
-    first: dict[str, Any], second: dict[str, Any], images: Images, resamples: int, seed: int
-) -> Kappas:
-    order = np.argsort(images.table["image_id"].to_numpy(dtype=str))
-    table = images.table.iloc[order]
-    _, groups = np.unique(table["group"].to_numpy(dtype=str), return_inverse=True)
-    grades = table["grade"].to_numpy(dtype=np.int64)
-    fold = TestFold("test", table["image_id"].to_numpy(dtype=str), groups.astype(np.int64), grades)
-    predicted = np.stack([each["grade"][order] for each in (first, second)])
-    probabilities = np.stack([each["probabilities"][order] for each in (first, second)]).astype(np.float64)
-    samples = resample(fold, predicted, probabilities, resamples, seed).qwk  # (2, B)
-    before, after = (_qwk(each, grades) for each in predicted)
-    return Kappas(
-        Estimate(before, interval(samples[0])),
-        Estimate(after, interval(samples[1])),
-        Estimate(after - before, interval(samples[1] - samples[0])),
-    )
-
-
-def _qwk(predicted: npt.NDArray[np.int64], grades: npt.NDArray[np.int64]) -> float:
-    confusion = confusion_matrix(torch.tensor(predicted), torch.tensor(grades))
-    return float(quadratic_weighted_kappa(confusion))
-
-
-_CONVOLUTIONS, _PRODUCTS = ["Conv", "ConvTranspose"], ["MatMul", "Gemm"]
-
-_STRIDE = 8
-"""Photographs whose activations are in memory at a time."""
-
-_PERCENTILE = 99.99
-
-RECIPES = ("static, extremes", "static, 99.99 %", "mixed, extremes", "mixed, 99.99 %")
-
-
-@dataclass(frozen=True, eq=False)
-class Quantised:
-    """A file in eight bits.
-
-    Attributes:
-        data: The file.
-        recipe: Of :data:`RECIPES`.
-        tried: Recipe: mean absolute difference of a logit from the file in 32 bits.
-        calibrated_on: Photographs that ranges were measured on.
-        chosen_on: Others, that the recipe was chosen by.
-    """
-
-    data: bytes
-    recipe: str
-    tried: Mapping[str, float]
-    calibrated_on: int
-    chosen_on: int
-
-
-def quantised(data: bytes, photographs: Pixels) -> Quantised:
-    """Quantise a file by the recipe whose logits stay nearest.
-
-    Args:
-        data: In 32 bits.
-        photographs: (N, S, S, 3) uint8, prepared, N at least 2: on the first three quarters ranges are
-            measured, by the rest the recipe is chosen.
-
-    Returns:
-        The file in eight bits.
-    """
-    held_out = max(1, len(photographs) // 4)
-    measured, others = photographs[:-held_out], photographs[-held_out:]
-    wanted = _logits(data, others)
-    tried: dict[str, float] = {}
-    best = b""
+    tools: Any = importlib.import_module("onnxruntime.quantization")
+    shapes: Any = importlib.import_module("onnxruntime.quantization.shape_inference")
     with tempfile.TemporaryDirectory(prefix="drgrade-") as scratch:
-        simple = _preprocessed(data, Path(scratch))
-        for recipe in RECIPES:
-            say(f"int8, {recipe}: measuring ranges on {len(measured)} photographs")
-            made = _by_recipe(simple, recipe, measured, Path(scratch))
-            tried[recipe] = float(np.abs(_logits(made, others) - wanted).mean())
-            if tried[recipe] == min(tried.values()):
-                best = made
-    return Quantised(best, min(tried, key=lambda each: tried[each]), tried, len(measured), len(others))
+        given, simple, small = (str(Path(scratch) / f"{name}.onnx") for name in ("given", "simple", "small"))
+        Path(given).write_bytes(data)
+        # Symbolic shape inference would need sympy; all shapes are known except the batch size.
+        shapes.quant_pre_process(given, simple, skip_symbolic_shape=True)
+        with contextlib.redirect_stdout(io.StringIO()):  # onnxruntime prints its progress
+            tools.quantize_static(
+                simple,
+                small,
+                _calibration_reader(photographs),
+                per_channel=True,
+                reduce_range=True,
+                activation_type=tools.QuantType.QUInt8,
+                weight_type=tools.QuantType.QInt8,
+                op_types_to_quantize=["Conv", "ConvTranspose", "MatMul", "Gemm"],
+                nodes_to_quantize=_nodes_of_logits(simple),
+                extra_options={"CalibStridedMinMax": _STRIDE},
+            )
+        return Path(small).read_bytes()
 
 
-def _logits(data: bytes, photographs: Pixels) -> npt.NDArray[np.float32]:
-    run = onnx_runner(data)
-    return np.concatenate(
-        [run(photographs[start : start + _STRIDE])["logits"] for start in range(0, len(photographs), _STRIDE)]
-    )
-
-
-def _preprocessed(data: bytes, scratch: Path) -> Path:
-    """Fuse and fold what can be, as onnxruntime asks before it quantises."""
-    module: Any = importlib.import_module("onnxruntime.quantization.shape_inference")
-    given, simple = scratch / "given.onnx", scratch / "simple.onnx"
-    given.write_bytes(data)
-    # The symbolic inference would need sympy; shapes are all known but for the batch.
-    module.quant_pre_process(str(given), str(simple), skip_symbolic_shape=True)
-    return simple
-
-
-def _by_recipe(simple: Path, recipe: str, photographs: Pixels, scratch: Path) -> bytes:
-    """Quantise by one recipe."""
-    tools: Any = importlib.import_module("onnxruntime.quantization")
-    mixed, extremes = recipe.startswith("mixed"), recipe.endswith("extremes")
-    method = tools.CalibrationMethod.MinMax if extremes else tools.CalibrationMethod.Percentile
-    path = scratch / "static.onnx"
-    # It prints its progress, however quiet it is asked to be.
-    with contextlib.redirect_stdout(io.StringIO()):
-        tools.quantize_static(
-            str(simple),
-            str(path),
-            _reader(photographs),
-            per_channel=True,
-            reduce_range=True,
-            activation_type=tools.QuantType.QUInt8,
-            weight_type=tools.QuantType.QInt8,
-            op_types_to_quantize=_CONVOLUTIONS if mixed else _CONVOLUTIONS + _PRODUCTS,
-            nodes_to_quantize=_to_logits(simple),
-            calibrate_method=method,
-            extra_options={"CalibPercentile": _PERCENTILE, "CalibStridedMinMax": _STRIDE},
-        )
-    if not mixed:
-        return path.read_bytes()
-    whole = scratch / "mixed.onnx"
-    with _quantised_twice_on_purpose():
-        tools.quantize_dynamic(
-            str(path),
-            str(whole),
-            op_types_to_quantize=_PRODUCTS,
-            per_channel=True,
-            reduce_range=True,
-            weight_type=tools.QuantType.QInt8,
-            nodes_to_quantize=_to_logits(path),
-        )
-    return whole.read_bytes()
-
-
-@contextlib.contextmanager
-def _quantised_twice_on_purpose() -> Iterator[None]:
-    """Leave out one message of onnxruntime: the products are quantised after the convolutions have been."""
-
-    def other(record: logging.LogRecord) -> bool:
-        return "check if the model is already quantized" not in record.getMessage()
-
-    root = logging.getLogger()
-    root.addFilter(other)
-    try:
-        yield
-    finally:
-        root.removeFilter(other)
-
-
-def _reader(photographs: Pixels) -> Any:
-    """Hands photographs to onnxruntime, ``_STRIDE`` at a time, one by one."""
+def _calibration_reader(photographs: Pixels) -> Any:
+    """Return the data reader of onnxruntime, which asks for ``_STRIDE`` photographs at a time."""
     tools: Any = importlib.import_module("onnxruntime.quantization")
 
-    class Reader(tools.CalibrationDataReader):  # type: ignore[misc]  # known when it runs
+    class Reader(tools.CalibrationDataReader):  # type: ignore[misc]  # the base class is known at run time only
         def __init__(self) -> None:
             self._waiting = iter(photographs[:0])
 
         def __len__(self) -> int:
-            return -(-len(photographs) // _STRIDE) * _STRIDE  # it has to be a multiple
+            return -(-len(photographs) // _STRIDE) * _STRIDE  # must be a multiple
 
         def set_range(self, start_index: int, end_index: int) -> None:
             self._waiting = iter(photographs[start_index:end_index])
@@ -445,16 +112,161 @@ def _reader(photographs: Pixels) -> Any:
     return Reader()
 
 
-def _to_logits(path: Path) -> list[str]:
-    """Names of the nodes that the logits depend on."""
+def _nodes_of_logits(path: str) -> list[str]:
+    """Return the names of the nodes that the logits depend on."""
     onnx: Any = importlib.import_module("onnx")
-    graph = onnx.load(str(path)).graph
-    makers = {output: node for node in graph.node for output in node.output}
+    producers = {output: node for node in onnx.load(path).graph.node for output in node.output}
     found: set[str] = set()
     waiting = ["logits"]
     while waiting:
-        node = makers.get(waiting.pop())
+        node = producers.get(waiting.pop())
         if node is not None and node.name not in found:
             found.add(node.name)
             waiting += node.input
     return sorted(found)
+
+
+def calibration_photographs(model: TrainedModel, folder: Path | None, count: int, seed: int) -> Pixels:
+    """Load photographs for the ranges of the activations; never test photographs of the run.
+
+    Args:
+        model: The trained model.
+        folder: Folder of photographs; None for the training photographs of the run.
+        count: Maximal number of photographs, drawn at random.
+        seed: Seed of the draw.
+
+    Returns:
+        (N, S, S, 3) uint8.
+
+    Raises:
+        ConfigError: If there are too few.
+    """
+    rng = np.random.default_rng(seed)
+    if folder is not None:
+        return _prepare_folder(folder, model.preparation, count, rng)
+    try:
+        photographs = load_run_photographs(model)
+    except DataError as error:
+        raise ConfigError(
+            f"int8=true needs photographs, and those of the run are not available ({error}): name a folder "
+            "of similar ones with photographs=DIR"
+        ) from error
+    rows = rows_of(photographs, "train")
+    _check_count(len(rows), "training photographs of the run")
+    return read_pixels(photographs, rng.permutation(rows)[:count])
+
+
+def _prepare_folder(folder: Path, preparation: Preparation, count: int, rng: np.random.Generator) -> Pixels:
+    if not folder.is_dir():
+        raise ConfigError(f"photographs={folder} is not a folder")
+    files = sorted(
+        path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_EXTENSIONS and path.is_file()
+    )
+    prepared = preparation.prepare_all([files[number] for number in rng.permutation(len(files))])
+    usable = (
+        each.crop.pixels for each in prepared if not each.verdict.abstains and each.crop.pixels is not None
+    )
+    wanted = track(islice(usable, count), min(count, len(files)), "preparing", f"photographs of {folder}")
+    found = list(wanted)
+    _check_count(len(found), f"usable photographs in {folder}")
+    return np.stack(found)
+
+
+def _check_count(count: int, what: str) -> None:
+    if count < MIN_PHOTOGRAPHS:
+        raise ConfigError(
+            f"int8=true needs at least {MIN_PHOTOGRAPHS} photographs, and there are {count} {what}: name a "
+            "folder with more, photographs=DIR"
+        )
+
+
+def load_run_photographs(model: TrainedModel) -> Photographs:
+    """Return the photographs of a run, without creating missing ones.
+
+    Args:
+        model: The trained model.
+
+    Raises:
+        DataError: If they are not available, or have changed.
+    """
+    settings = model.config.photographs
+    for place in (settings.source.root, settings.folder) if "source" in settings else ():
+        if not Path(place).is_dir():
+            raise DataError(f"{place} does not exist")
+    return run_photographs(model.config, model.record, model.folder)
+
+
+def rows_of(photographs: Photographs, subset: str) -> npt.NDArray[np.int64]:
+    """Return the rows of the graded photographs of a subset.
+
+    Args:
+        photographs: With a split.
+        subset: ``train`` or ``test``.
+    """
+    split = photographs.split
+    return np.flatnonzero((split["subset"] == subset) & split["grade"].notna())
+
+
+def read_pixels(photographs: Photographs, rows: npt.NDArray[np.int64]) -> Pixels:
+    """Read prepared photographs.
+
+    Args:
+        photographs: Photographs in one or more stores.
+        rows: (B,) rows, counted through all stores.
+
+    Returns:
+        (B, S, S, 3) uint8.
+    """
+    stores = photographs.stores
+    ends = np.cumsum([len(store) for store in stores])
+    numbers = np.searchsorted(ends, rows, side="right")
+    return np.stack(
+        [stores[k].images[row - ends[k] + len(stores[k])] for k, row in zip(numbers, rows, strict=True)]
+    )
+
+
+def measure_cost(
+    before: FileRunner, after: FileRunner, photographs: Photographs, resamples: int, seed: int
+) -> Int8Cost:
+    """Compare two files on the test photographs of a run.
+
+    Args:
+        before: The file in 32 bits.
+        after: The file in 8 bits.
+        photographs: Photographs of the run.
+        resamples: Resamples of the bootstrap.
+        seed: Seed of the bootstrap.
+    """
+    rows = rows_of(photographs, "test")
+    rows = rows[np.argsort(photographs.split["image_id"].to_numpy(dtype=str)[rows])]
+    batches = [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
+    outputs: list[list[dict[str, npt.NDArray[Any]]]] = [[], []]
+    for batch in track(batches, len(batches), "grading", "batches of test photographs twice"):
+        pixels = read_pixels(photographs, batch)
+        for run, found in zip((before, after), outputs, strict=True):
+            found.append(run(pixels))
+    predicted, probabilities, expected = (
+        np.stack([np.concatenate([part[name] for part in found]) for found in outputs])
+        for name in ("grade", "probabilities", "expected_grade")
+    )
+    fold = _test_fold(photographs, rows)
+    samples = resample(
+        fold, predicted, probabilities.astype(np.float64), resamples, seed
+    ).qwk  # (2, resamples)
+    qwk = kappas(confusions(predicted, fold.grades))
+    return Int8Cost(
+        len(rows),
+        float(np.mean(predicted[0] == predicted[1])),
+        float(np.abs(expected[0] - expected[1]).mean()),
+        Estimate(float(qwk[0]), interval(samples[0])),
+        Estimate(float(qwk[1]), interval(samples[1])),
+        Estimate(float(qwk[1] - qwk[0]), interval(samples[1] - samples[0])),
+    )
+
+
+def _test_fold(photographs: Photographs, rows: npt.NDArray[np.int64]) -> TestFold:
+    """Describe the test photographs, sorted by image_id, for the bootstrap."""
+    table = photographs.split.iloc[rows]
+    _, groups = np.unique(table["group"].to_numpy(dtype=str), return_inverse=True)
+    image_ids, grades = table["image_id"].to_numpy(dtype=str), table["grade"].to_numpy(dtype=np.int64)
+    return TestFold("test", image_ids, groups.astype(np.int64), grades)

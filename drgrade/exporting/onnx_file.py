@@ -1,4 +1,4 @@
-"""Files in ONNX, which onnxruntime and others run."""
+"""Writing and running of ONNX files."""
 
 import importlib
 import importlib.util
@@ -9,27 +9,25 @@ import torch
 from torch import Tensor
 
 from drgrade.errors import ConfigError
-from drgrade.exporting.graph import INPUT, OUTPUTS, Pixels, Runner, first_line
+from drgrade.exporting.graph import INPUT, OUTPUTS, FileRunner, Pixels, first_line
 
 OPSET = 18
-"""What torch's exporter writes without converting, from torch 2.5 on; onnxruntime reads it since 1.14."""
+"""Opset that torch >= 2.5 writes without conversion; onnxruntime reads it since 1.14."""
 
-KEY = "drgrade"
-"""Of the metadata: the description as JSON."""
+METADATA_KEY = "drgrade"
+"""Metadata key of the JSON description."""
 
-_MOST_BYTES = 2_000_000_000
-"""An ONNX file is one protocol buffer, which ends at 2 GiB."""
-
-_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+_MAX_BYTES = 2_000_000_000  # limit of a protocol buffer
 
 
 def require_packages() -> None:
-    """Stop if what ONNX needs is not installed.
+    """Check that the packages for ONNX are installed.
 
     Raises:
-        ConfigError: Naming what is missing.
+        ConfigError: Naming the missing packages.
     """
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    packages = ("onnx", "onnxscript", "onnxruntime")
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(
             f"format=onnx needs {', '.join(missing)}: pip install 'drgrade[export]' (format=torch does not)"
@@ -37,21 +35,19 @@ def require_packages() -> None:
 
 
 def onnx_bytes(program: torch.export.ExportedProgram) -> bytes:
-    """Write a traced grader as ONNX.
+    """Serialise a traced grader as ONNX.
 
     Args:
-        program: Of :func:`drgrade.exporting.graph.traced`.
-
-    Returns:
-        The file.
+        program: From :func:`drgrade.exporting.graph.trace`.
 
     Raises:
-        ConfigError: If it has no form in ONNX, or is too large for one file.
+        ConfigError: If the model cannot be expressed in ONNX, or is too large for one file.
     """
     size = sum(each.nbytes for each in program.state_dict.values())
-    if size > _MOST_BYTES:
+    if size > _MAX_BYTES:
         raise ConfigError(
-            f"the model has {size / 1e9:.1f} GB of weights and an ONNX file ends at 2 GB: use format=torch"
+            f"the model has {size / 1e9:.1f} GB of weights, but an ONNX file is limited to 2 GB: use "
+            "format=torch"
         )
     try:
         exported = torch.onnx.export(
@@ -65,23 +61,23 @@ def onnx_bytes(program: torch.export.ExportedProgram) -> bytes:
         )
     except RuntimeError as error:
         reason = first_line(error.__cause__ or error)
-        raise ConfigError(f"the model has no form in ONNX ({reason}): use format=torch") from error
+        raise ConfigError(f"the model cannot be expressed in ONNX ({reason}): use format=torch") from error
     assert exported is not None
     model = exported.model_proto
-    _name_batch(model)
+    _name_batch_dimension(model)
     found: bytes = model.SerializeToString()
     return found
 
 
 def with_metadata(data: bytes, entries: Mapping[str, str]) -> bytes:
-    """Put metadata into an ONNX file.
+    """Replace the metadata of an ONNX file.
 
     Args:
-        data: The file.
-        entries: Key: text; of the file's own nothing stays.
+        data: Content of the file.
+        entries: New metadata.
 
     Returns:
-        The file with it.
+        New content of the file.
     """
     onnx: Any = importlib.import_module("onnx")
     model = onnx.load_from_string(data)
@@ -92,15 +88,12 @@ def with_metadata(data: bytes, entries: Mapping[str, str]) -> bytes:
     return found
 
 
-def onnx_runner(data: bytes, threads: int | None = None) -> Runner:
-    """Run an ONNX file on the CPU.
+def onnx_runner(data: bytes, threads: int | None = None) -> FileRunner:
+    """Load an ONNX file on the CPU.
 
     Args:
-        data: The file.
-        threads: Of onnxruntime; None for as many as torch has.
-
-    Returns:
-        Photographs to outputs.
+        data: Content of the file.
+        threads: Threads of onnxruntime; None for as many as torch has.
     """
     onnxruntime: Any = importlib.import_module("onnxruntime")
     options = onnxruntime.SessionOptions()
@@ -113,8 +106,8 @@ def onnx_runner(data: bytes, threads: int | None = None) -> Runner:
     return run
 
 
-def _name_batch(model: Any) -> None:
-    """Call the free dimension ``batch``: torch calls it by a number of its own."""
+def _name_batch_dimension(model: Any) -> None:
+    """Rename the free dimension, which torch numbers, to ``batch``."""
     free = model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         for dimension in value.type.tensor_type.shape.dim:
@@ -122,8 +115,8 @@ def _name_batch(model: Any) -> None:
                 dimension.dim_param = "batch"
 
 
-def _running(step: Callable[[Tensor, Tensor], Tensor], values: Tensor, dim: int) -> Tensor:
-    """What has been met so far, entry by entry along a dimension of a handful."""
+def _accumulate(step: Callable[[Tensor, Tensor], Tensor], values: Tensor, dim: int) -> Tensor:
+    """Apply an operation cumulatively along a short dimension."""
     columns = list(values.unbind(dim))
     for k in range(1, len(columns)):
         columns[k] = step(columns[k - 1], columns[k])
@@ -131,16 +124,16 @@ def _running(step: Callable[[Tensor, Tensor], Tensor], values: Tensor, dim: int)
 
 
 def _cummin(values: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    lowest = _running(torch.minimum, values, dim)
-    return lowest, torch.zeros_like(lowest, dtype=torch.int64)  # nobody asks for the places
+    lowest = _accumulate(torch.minimum, values, dim)
+    return lowest, torch.zeros_like(lowest, dtype=torch.int64)  # the indices are not used
 
 
 def _cumprod(values: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
-    return _running(torch.mul, values if dtype is None else values.to(dtype), dim)
+    return _accumulate(torch.mul, values if dtype is None else values.to(dtype), dim)
 
 
 _UNROLLED: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.cummin.default: _cummin,
     torch.ops.aten.cumprod.default: _cumprod,
 }
-"""What the cumulative and the CORN head do and ONNX has no operator for, along four thresholds."""
+"""Operators of the cumulative and the CORN head that ONNX lacks, unrolled over the four thresholds."""

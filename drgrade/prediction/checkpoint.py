@@ -1,4 +1,4 @@
-"""Loads a trained run from its folder."""
+"""Loading of a trained grading model from its folder."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,27 +10,28 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from drgrade.data.photographs import Photographs
 from drgrade.data.preparation import Preparation
 from drgrade.errors import ConfigError, DataError
 from drgrade.models.calibration import Calibration
 from drgrade.models.grading_model import GradingModel
-from drgrade.prediction.published import CONFIG as PUBLISHED_CONFIG
-from drgrade.prediction.published import WEIGHTS, is_published, read_published
+from drgrade.prediction import published_folder
+from drgrade.prediction.published_folder import is_published, read_published
 from drgrade.runs.run_dir import CONFIG, read_calibration, read_finished
-from drgrade.training.build import instantiate, without_weights
+from drgrade.training.build import instantiate, make_photographs, without_weights
 
 
 @dataclass(frozen=True, eq=False)
-class Trained:
-    """A trained grader.
+class TrainedModel:
+    """A trained grading model with everything that prediction needs.
 
     Attributes:
-        model: In evaluation mode, on the CPU; normalised images to logits.
-        preparation: How its photographs were prepared.
-        calibration: Fitted on its validation photographs.
-        config: The run's composed config; of a published grader what was published of it.
-        record: The run's ``metrics.json``.
-        folder: Where it was loaded from.
+        model: Maps normalised images to logits; in evaluation mode, on the CPU.
+        preparation: Preparation of the photographs, as in training.
+        calibration: Calibration on the validation photographs.
+        config: Composed config of the run; of a published model the published part.
+        record: Content of the run's ``metrics.json``.
+        folder: Folder it was loaded from.
     """
 
     model: GradingModel
@@ -42,65 +43,71 @@ class Trained:
 
     @property
     def weights_file(self) -> Path:
-        """The file that its weights were read from."""
+        """File that holds the weights."""
         if is_published(self.folder):
-            return self.folder / WEIGHTS
-        return self.folder / "checkpoints" / str(self.record["checkpoint"])
+            return self.folder / published_folder.WEIGHTS
+        return checkpoint_file(self.folder, self.record)
 
     @property
     def config_file(self) -> Path:
-        """The file that its settings were read from."""
-        return self.folder / (PUBLISHED_CONFIG if is_published(self.folder) else CONFIG)
+        """File that holds the settings."""
+        return self.folder / (published_folder.CONFIG if is_published(self.folder) else CONFIG)
 
 
-def load_trained(folder: Path) -> Trained:
-    """Load a trained grader.
+def load_model(folder: Path) -> TrainedModel:
+    """Load a trained grading model.
 
     Args:
-        folder: Of a finished grading run, or a published one (:mod:`drgrade.publishing`).
+        folder: Folder of a finished grading run, or a published folder (:mod:`drgrade.publishing`).
 
     Returns:
-        Model, preparation, calibration.
+        The model in evaluation mode on the CPU.
 
     Raises:
-        ConfigError: If the folder holds neither.
+        ConfigError: If the folder is neither.
         EncoderError: If the checkpoint does not fit the config.
-        DataError: If a file of it is damaged.
+        DataError: If a file is damaged.
     """
     if is_published(folder):
-        return _load_published(folder)
-    cfg, record = read_finished(folder)
-    model = untrained(cfg)
-    model.load(checkpoint_tensors(folder, record), folder / "checkpoints" / str(record["checkpoint"]))
-    calibration = read_calibration(folder)
-    return Trained(model.eval(), preparation_of(cfg), calibration, cfg, record, folder)
+        published = read_published(folder)
+        cfg, record, calibration = published.config, published.record, published.calibration
+        tensors, origin = published.tensors, folder / published_folder.WEIGHTS
+    else:
+        cfg, record = read_finished(folder)
+        calibration = read_calibration(folder)
+        tensors, origin = checkpoint_tensors(folder, record), checkpoint_file(folder, record)
+    model = untrained_model(cfg)
+    model.load(tensors, origin)
+    return TrainedModel(model.eval(), preparation_of(cfg), calibration, cfg, record, folder)
 
 
-def _load_published(folder: Path) -> Trained:
-    found = read_published(folder)
-    model = untrained(found.config)
-    model.load(found.tensors, folder / WEIGHTS)
-    preparation = preparation_of(found.config)
-    return Trained(model.eval(), preparation, found.calibration, found.config, found.record, folder)
-
-
-def checkpoint_tensors(folder: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Tensors of the checkpoint that a run has chosen.
+def checkpoint_file(folder: Path, record: Mapping[str, Any]) -> Path:
+    """Return the path of the checkpoint that a run has selected.
 
     Args:
-        folder: The run's.
-        record: Its ``metrics.json``.
+        folder: Run folder.
+        record: Content of its ``metrics.json``.
+    """
+    return folder / "checkpoints" / str(record["checkpoint"])
+
+
+def checkpoint_tensors(folder: Path, record: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """Load the tensors of the checkpoint that a run has selected.
+
+    Args:
+        folder: Run folder.
+        record: Content of its ``metrics.json``.
 
     Returns:
-        By their names in the task, encoder and head among others.
+        Tensors by their names in the task, among them those of encoder and head.
 
     Raises:
-        ConfigError: If it is not there.
+        ConfigError: If the checkpoint is missing.
         DataError: If it is damaged.
     """
-    path = folder / "checkpoints" / str(record["checkpoint"])
+    path = checkpoint_file(folder, record)
     if not path.is_file():
-        raise ConfigError(f"checkpoint={folder}: {path.relative_to(folder)} is not there")
+        raise ConfigError(f"checkpoint={folder}: {path.relative_to(folder)} is missing")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         return dict(content["state_dict"])
@@ -109,25 +116,56 @@ def checkpoint_tensors(folder: Path, record: Mapping[str, Any]) -> dict[str, Ten
         raise DataError(f"{path} is damaged ({reason}); train again") from error
 
 
-def untrained(cfg: DictConfig) -> GradingModel:
-    """Make the model of a run, with weights that mean nothing yet.
+def untrained_model(cfg: DictConfig) -> GradingModel:
+    """Build the model of a run with random weights; no weights file is read.
 
     Args:
-        cfg: The run's config; it is left as it is.
-
-    Returns:
-        The model.
+        cfg: Config of the run; it is not changed.
     """
     encoder = instantiate(without_weights(cfg.encoder))
     head = instantiate(cfg.protocol.get("probe") or cfg.grading.task.head)(encoder.num_features)
     return GradingModel(encoder, head)
 
 
-def preparation_of(cfg: DictConfig) -> Preparation:
-    """How the photographs of a run were prepared.
+def run_photographs(
+    cfg: DictConfig,
+    record: Mapping[str, Any],
+    folder: Path,
+    stores: Path | str | None = None,
+    download: bool = False,
+) -> Photographs:
+    """Return the photographs of a run with its split.
 
     Args:
-        cfg: The run's config.
+        cfg: Config of the run; it is not changed.
+        record: Content of its ``metrics.json``.
+        folder: Run folder, for the error message.
+        stores: Folder of the prepared photographs; None for that of the run.
+        download: Download the data set if it is missing.
+
+    Raises:
+        DataError: If photographs or split are not those of the run.
     """
-    given = cfg.photographs
-    return Preparation(int(given.image_size), str(given.illumination), int(given.max_pixels))
+    cfg = cfg.copy()
+    if stores is not None:
+        cfg.photographs.folder = str(stores)
+    if download:
+        cfg.photographs.download = True
+    photographs = make_photographs(cfg)
+    for name, found in (("data_hash", photographs.sha256), ("split_hash", photographs.split_hash)):
+        if found != record[name]:
+            raise DataError(
+                f"{name} is {found[:12]}, but the run has {record[name][:12]}: the photographs, their grades "
+                f"or their split are not those of {folder}"
+            )
+    return photographs
+
+
+def preparation_of(cfg: DictConfig) -> Preparation:
+    """Return the preparation of a run's photographs.
+
+    Args:
+        cfg: Config of the run.
+    """
+    settings = cfg.photographs
+    return Preparation(int(settings.image_size), str(settings.illumination), int(settings.max_pixels))

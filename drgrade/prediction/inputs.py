@@ -1,4 +1,4 @@
-"""The photographs that are to be graded: files, folders, lists. One at a time; no list is held in memory."""
+"""Input files of a prediction job: photographs, folders and lists, read one at a time."""
 
 import csv
 import os
@@ -18,19 +18,19 @@ STDIN = "-"
 """Input that stands for paths on standard input."""
 
 PATH_COLUMNS = ("path", "image", "image_path", "file", "filename")
-"""Columns of a .csv list that may hold the paths; the first of these that it has."""
+"""Columns of a .csv list that may hold the paths, by priority."""
 
 _LISTS = (".txt", ".csv")
 
 
 @dataclass(frozen=True)
-class Item:
-    """A row to be.
+class InputFile:
+    """A file to grade.
 
     Attributes:
-        path: As the user can open it from where they are.
-        image_id: The path below the input's folder, without its ending; or what a list's ``image_id`` says.
-        problem: Why there is nothing to open; "" if there may be.
+        path: Path relative to the working directory, or absolute.
+        image_id: Path below the input folder without ending, or the ``image_id`` of a list.
+        problem: Why there is no file to open; empty if there may be one.
     """
 
     path: str
@@ -39,13 +39,13 @@ class Item:
 
 
 @dataclass(frozen=True)
-class State:
-    """What tells whether a file has changed.
+class FileState:
+    """Properties that tell whether a file has changed.
 
     Attributes:
         size: In bytes; -1 if there is no such file.
         modified: In nanoseconds since 1970; -1 likewise.
-        opens: False for what must not be opened: a pipe would be waited for, a device has no end.
+        opens: False for files that must not be opened, such as pipes and devices.
     """
 
     size: int = -1
@@ -53,83 +53,83 @@ class State:
     opens: bool = True
 
 
-def state_of(path: str) -> State:
-    """Look at a file without opening it.
+def file_state(path: str) -> FileState:
+    """Return the state of a file without opening it.
 
     Args:
-        path: Of a file, or of what may be none.
+        path: Path that need not exist.
     """
     try:
-        found = os.stat(path)  # noqa: PTH116  (what a list calls a path may be none that pathlib takes)
-    except (OSError, ValueError):  # reading it says why
-        return State()
+        found = os.stat(path)  # noqa: PTH116  (entries of a list may be no valid path for pathlib)
+    except (OSError, ValueError):  # reading the file gives the reason
+        return FileState()
     opens = stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)
-    return State(found.st_size, found.st_mtime_ns, opens)
+    return FileState(found.st_size, found.st_mtime_ns, opens)
 
 
 class Inputs:
-    """Photographs as the command line names them; looked for again each time that they are gone through.
+    """Photographs named on the command line; listed anew on each iteration.
 
-    A folder is gone through with all below it, names in their order. Hidden files and folders are left out,
-    and so are folders behind symbolic links. In a list, paths are relative to its folder.
+    Folders are searched recursively in the order of their names. Hidden files, hidden folders and symbolic
+    links to folders are skipped. Paths in a list are relative to the folder of the list.
     """
 
     def __init__(self, given: Sequence[str], leave_out: Path | None = None) -> None:
-        """Look at what is given.
+        """Check the inputs.
 
         Args:
-            given: Files, folders, lists (.txt with a path per line, .csv with a column of them), ``-`` for
-                paths on standard input, one per line.
-            leave_out: A folder that is not gone through: that of the results.
+            given: Files, folders, lists (.txt with one path per line, .csv with a column of paths), or ``-``
+                for paths on standard input, one per line.
+            leave_out: Folder that is not searched, usually that of the results.
 
         Raises:
-            ConfigError: If nothing is given, something is not there, or standard input is not alone.
-            DataError: If a list cannot be read.
+            ConfigError: If nothing is given, an input does not exist, or ``-`` is combined with other inputs.
         """
         if not given:
             raise ConfigError("no photographs are given: input=FILE_OR_FOLDER, or a list as .txt or .csv")
         if STDIN in given and len(given) > 1:
-            raise ConfigError("input=- reads the paths from standard input: name nothing else beside it")
+            raise ConfigError(
+                "input=- reads paths from standard input and cannot be combined with other inputs"
+            )
         for each in given:
             if each != STDIN and not Path(each).exists():
-                raise ConfigError(f"input={each} is not there")
+                raise ConfigError(f"input={each} does not exist")
         self.given = tuple(given)
         self._leave_out = None if leave_out is None else leave_out.resolve()
 
     @property
     def from_stdin(self) -> bool:
-        """Whether the paths come from standard input, and can be gone through once only."""
+        """True if the paths come from standard input, so that only one iteration is possible."""
         return self.given == (STDIN,)
 
     @cached_property
     def total(self) -> int | None:
-        """How many there are; None if nobody can know yet."""
+        """Number of photographs; None for standard input.
+
+        Raises:
+            DataError: If a list cannot be read.
+        """
         return None if self.from_stdin else sum(1 for _ in self)
 
-    def __iter__(self) -> Iterator[Item]:
+    def __iter__(self) -> Iterator[InputFile]:
         for each in self.given:
             if each == STDIN:
-                yield from _lines(sys.stdin.buffer, "")
+                yield from _read_lines(sys.stdin.buffer, "")
             elif Path(each).is_dir():
-                yield from self._folder(each, "")
+                yield from self._search(each, "")
             elif each.lower().endswith(_LISTS):
-                yield from _list(each)
+                yield from _read_list(each)
             else:
-                yield Item(each, _stem(os.path.basename(each)))  # noqa: PTH119
+                yield InputFile(each, _stem(os.path.basename(each)))  # noqa: PTH119
 
-    def _folder(self, top: str, below: str) -> Iterator[Item]:
-        """Photographs of a folder and below it.
-
-        Args:
-            top: The input.
-            below: Path of the folder below it; "" for itself.
-        """
-        folder = os.path.join(top, below) if below else top  # noqa: PTH118  (keeps what the user wrote)
+    def _search(self, top: str, below: str) -> Iterator[InputFile]:
+        """Yield the photographs of the folder ``top/below`` and of its subfolders."""
+        folder = os.path.join(top, below) if below else top  # noqa: PTH118  (keeps the user's spelling)
         try:
             with os.scandir(folder) as entries:
                 found = sorted((each.name, each.is_dir(follow_symlinks=False)) for each in entries)
         except PermissionError:
-            yield Item(folder, below, NO_PERMISSION.replace("file", "folder"))
+            yield InputFile(folder, below, NO_PERMISSION.replace("file", "folder"))
             return
         for name, is_folder in found:
             if name.startswith("."):
@@ -137,63 +137,60 @@ class Inputs:
             inner = os.path.join(below, name)  # noqa: PTH118
             path = os.path.join(top, inner)  # noqa: PTH118
             if name.lower().endswith(IMAGE_EXTENSIONS):
-                yield Item(path, _stem(inner))
+                yield InputFile(path, _stem(inner))
             if is_folder and Path(path).resolve() != self._leave_out:
-                yield from self._folder(top, inner)
+                yield from self._search(top, inner)
 
 
-def _list(path: str) -> Iterator[Item]:
-    """Items of a list."""
+def _read_list(path: str) -> Iterator[InputFile]:
     folder = os.path.dirname(path)  # noqa: PTH120
-    with _readable(path):
+    with _list_errors(path):
         if path.lower().endswith(".csv"):
-            # A path may be any bytes; they are kept as Python keeps them in file names.
+            # File names may contain any bytes; surrogateescape keeps them.
             with Path(path).open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-                yield from _rows(file, path, folder)
+                yield from _read_table(file, path, folder)
         else:
             with Path(path).open("rb") as lines:
-                yield from _lines(lines, folder)
+                yield from _read_lines(lines, folder)
 
 
-def _lines(lines: IO[bytes], folder: str) -> Iterator[Item]:
+def _read_lines(lines: IO[bytes], folder: str) -> Iterator[InputFile]:
     for number, line in enumerate(lines):
         text = os.fsdecode(line.rstrip(b"\r\n"))
         if number == 0:
-            text = text.removeprefix("\ufeff")  # some editors begin a file so
+            text = text.removeprefix("\ufeff")  # byte order mark
         if text:
-            yield Item(os.path.join(folder, text), _stem(text))  # noqa: PTH118
+            yield InputFile(os.path.join(folder, text), _stem(text))  # noqa: PTH118
 
 
-def _rows(file: IO[str], path: str, folder: str) -> Iterator[Item]:
+def _read_table(file: IO[str], path: str, folder: str) -> Iterator[InputFile]:
     header = file.readline()
     delimiter = max(",;\t", key=header.count)
     names = next(csv.reader([header], delimiter=delimiter), [])
     column = next((name for name in PATH_COLUMNS if name in names), None)
     if column is None:
-        raise DataError(
-            f"{path} has no column {' or '.join(PATH_COLUMNS[:2])}; "
-            f"its columns are: {', '.join(names) or 'none'}"
-        )
+        listed = ", ".join(names) or "none"
+        raise DataError(f"{path} has no column {' or '.join(PATH_COLUMNS[:2])}; its columns are: {listed}")
     for number, row in enumerate(csv.DictReader(file, names, restval="", delimiter=delimiter), start=1):
         name = row[column]
         if not name:
-            yield Item(f"{path}, row {number}", "", f"row {number} of the list names no photograph")
+            yield InputFile(f"{path}, row {number}", "", f"row {number} of the list names no photograph")
         else:
-            yield Item(os.path.join(folder, name), row.get("image_id") or _stem(name))  # noqa: PTH118
+            yield InputFile(os.path.join(folder, name), row.get("image_id") or _stem(name))  # noqa: PTH118
 
 
 @contextmanager
-def _readable(path: str) -> Iterator[None]:
-    """Say what is wrong with a list."""
+def _list_errors(path: str) -> Iterator[None]:
+    """Convert errors of reading a list to DataError."""
     try:
         yield
     except csv.Error as error:
-        raise DataError(f"{path} is no table that can be read ({error})") from error
+        raise DataError(f"{path} is not a readable table ({error})") from error
     except PermissionError:
         raise DataError(f"{path}: {NO_PERMISSION}") from None
 
 
 def _stem(path: str) -> str:
-    """A path without its ending, if that is one of a photograph."""
+    """Remove the ending of a photograph."""
     base, ending = os.path.splitext(path)  # noqa: PTH122
     return base if ending.lower() in IMAGE_EXTENSIONS else path

@@ -1,7 +1,7 @@
-"""Handing a trained run on: ``save_pretrained``, ``from_pretrained`` and ``push_to_hub``.
+"""Publishing of a trained run: ``save_pretrained``, ``from_pretrained`` and ``push_to_hub``.
 
-They follow the conventions of the Hugging Face hub: a folder with ``config.json``, ``model.safetensors`` and
-``README.md`` is a model, and so is ``user/name`` on the hub. All but the hub itself works without a network.
+The functions follow the conventions of the Hugging Face hub: a model is a folder with ``config.json``,
+``model.safetensors`` and ``README.md``, or ``user/name`` on the hub. Folders need no network.
 """
 
 import json
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra.utils import get_class
-from torch import Tensor
 
 from drgrade import __version__
 from drgrade.data.normalisation import MEAN, STD
@@ -23,8 +22,8 @@ from drgrade.files import file_sha256, write_text
 from drgrade.model_card.card import FOLDER, render_model_card
 from drgrade.model_card.facts import RunFiles, read_run_files
 from drgrade.models.probes import FittedHead, PrototypeProbe
-from drgrade.prediction.checkpoint import Trained, checkpoint_tensors, load_trained
-from drgrade.prediction.published import (
+from drgrade.prediction.checkpoint import TrainedModel, checkpoint_tensors, load_model
+from drgrade.prediction.published_folder import (
     CONFIG,
     FILES,
     FORMAT,
@@ -33,14 +32,14 @@ from drgrade.prediction.published import (
     WEIGHTS,
     is_published,
     published_settings,
-    read_header,
+    read_published_config,
 )
 from drgrade.runs.run_dir import SEEN, read_finished
 from drgrade.runs.settings import strip_private
 from drgrade.stats.formatting import GRADE_NAMES, plural
 
 HUB = "hf://"
-"""How places on the hub begin, as in ``hf://user/name``."""
+"""Prefix of repositories on the hub, as in ``hf://user/name``."""
 
 _LOGIN = "log in (hf auth login) or set HF_TOKEN"
 
@@ -55,28 +54,31 @@ def save_pretrained(
     licence: str | None = None,
     repo_id: str | None = None,
 ) -> Path:
-    """Write a trained run as a folder to hand on, whole or not at all.
+    """Write a trained run as a folder for publication, atomically.
 
-    It holds weights without optimiser, settings without places, calibration, preparation and model card; no
-    photograph, no name of one, no prediction.
+    The folder holds weights without optimiser state, settings without paths, calibration, preparation and
+    model card; no photographs, no file names and no predictions.
 
     Args:
-        run: Folder of a finished grading run, or a published one, which is copied.
-        save_directory: Where.
+        run: Folder of a finished grading run, or a published folder, which is copied.
+        save_directory: Output folder.
         overwrite: Replace a folder that was published before.
-        seen: Whether ``seen.txt`` goes with it: SHA-256 of the content of the training and validation files,
-            by which :command:`drgrade evaluate` refuses them as test photographs. Whoever has a file can tell
-            by it that it was trained on. None: where all data sets are public.
-        training_features: Publish a probe that holds features of single training photographs.
-        licence: Of the weights, as the hub names it; None: after the data set.
-        repo_id: ``user/name`` that the card's examples are to show; None: a folder.
+        seen: Include ``seen.txt``: SHA-256 of the training and validation files, with which ``drgrade
+            evaluate`` refuses them as test photographs. Anyone who has a file can tell from it that the file
+            was used. None includes it if all data sets are public.
+        training_features: Publish a probe that contains features of single training photographs.
+        licence: Licence of the weights, as the hub names it; None for that of the data set.
+        repo_id: ``user/name`` in the examples of the card; None for a folder.
 
     Returns:
         The folder.
 
     Raises:
-        ConfigError: If there is no such run, the folder is there already, or the run cannot be published.
+        ConfigError: If there is no such run, the folder exists already, or the run cannot be published.
         DrgradeError: If a file of the run is damaged.
+
+    Example:
+        >>> save_pretrained("outputs/runs/RUN", "grader")  # doctest: +SKIP
     """
     source, target = Path(run), Path(save_directory)
     _check_free(target, overwrite)
@@ -98,31 +100,31 @@ def from_pretrained(
     token: str | bool | None = None,
     local_files_only: bool = False,
     force_download: bool = False,
-) -> Trained:
-    """Load a published grader.
+) -> TrainedModel:
+    """Load a published model.
 
     Args:
-        pretrained_model_name_or_path: A published folder (or a run's), or ``user/name`` on the hub.
+        pretrained_model_name_or_path: A published folder, a run folder, or ``user/name`` on the hub.
         revision: Branch, tag or commit on the hub.
-        cache_dir: Where what was fetched is kept.
-        token: Of the hub; None: the one that is logged in.
-        local_files_only: Fetch nothing; what was fetched before is used.
-        force_download: Fetch it again.
+        cache_dir: Folder of downloaded files.
+        token: Token of the hub; None for that of the login.
+        local_files_only: Use files downloaded before, without network.
+        force_download: Download again.
 
     Returns:
-        What :class:`drgrade.prediction.grader.Grader` takes.
+        The model, for :class:`drgrade.prediction.grader.Grader`.
 
     Raises:
-        ConfigError: If there is no such folder or repository, or it cannot be fetched.
-        DrgradeError: If it is no grader of drgrade, or damaged.
+        ConfigError: If there is no such folder or repository, or it cannot be downloaded.
+        DrgradeError: If drgrade has not published it, or it is damaged.
     """
     place = str(pretrained_model_name_or_path)
     if Path(place).is_dir():
-        return load_trained(Path(place))
+        return load_model(Path(place))
     from huggingface_hub import snapshot_download
 
     repository = _repository(place.removeprefix(HUB))
-    with _hub_errors(f"{repository} cannot be fetched from the Hugging Face hub, and is no folder here"):
+    with _hub_errors(f"{repository} is not a folder and cannot be downloaded from the Hugging Face hub"):
         folder = snapshot_download(
             repository,
             revision=revision,
@@ -132,8 +134,8 @@ def from_pretrained(
             force_download=force_download,
             allow_patterns=list(FILES),
         )
-    read_header(Path(folder))
-    return load_trained(Path(folder))
+    read_published_config(Path(folder))
+    return load_model(Path(folder))
 
 
 def push_to_hub(
@@ -149,33 +151,32 @@ def push_to_hub(
     training_features: bool = False,
     licence: str | None = None,
 ) -> str:
-    """Publish a trained run on the Hugging Face hub, in one commit.
+    """Publish a trained run on the Hugging Face hub in one commit.
 
     Args:
-        run: Folder of a finished grading run, or a published one.
-        repo_id: ``user/name``; it is made if it is not there.
-        commit_message: Of the commit.
-        private: Whether a repository that is made is private. One that is there stays as it is.
-        token: Of the hub; None: the one that is logged in, or ``HF_TOKEN``.
-        branch: To push to; None: the main one.
-        create_pr: Make a pull request of it.
-        seen: As in :func:`save_pretrained`, like all that follow.
-        training_features: As there.
-        licence: As there.
+        run: Folder of a finished grading run, or a published folder.
+        repo_id: ``user/name``; created if it does not exist.
+        commit_message: Commit message.
+        private: Create a private repository; an existing one is not changed.
+        token: Token of the hub; None for that of the login, or ``HF_TOKEN``.
+        branch: Target branch; None for the main branch.
+        create_pr: Create a pull request.
+        seen: See :func:`save_pretrained`, also for the following.
+        training_features: See there.
+        licence: See there.
 
     Returns:
-        Address of the commit.
+        URL of the commit.
 
     Raises:
-        ConfigError: If nobody is logged in, the hub cannot be reached or refuses, or the run cannot be
-            published.
+        ConfigError: If there is no login, the hub is unreachable or refuses, or the run cannot be published.
         DrgradeError: If a file of the run is damaged.
     """
     import huggingface_hub
 
     repository = _repository(repo_id)
     if token is None and huggingface_hub.get_token() is None:
-        raise ConfigError(f"to={HUB}{repository}: nobody is logged in to the Hugging Face hub; {_LOGIN}")
+        raise ConfigError(f"to={HUB}{repository}: there is no login to the Hugging Face hub; {_LOGIN}")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
         _write(Path(run), folder, seen, training_features, licence, repository)
@@ -202,13 +203,13 @@ def _check_free(target: Path, overwrite: bool) -> None:
     if not any(target.iterdir()):
         return
     if not is_published(target):
-        raise ConfigError(f"to={target} holds something else than a published grader; name a new folder")
-    read_header(target)  # of another library's model it is not ours to throw away
-    strange = sorted(each.name for each in target.iterdir() if each.name not in FILES)
-    if strange:
-        raise ConfigError(f"to={target} holds {strange[0]} beside a published grader; name a new folder")
+        raise ConfigError(f"to={target} is not a published model; name a new folder")
+    read_published_config(target)  # refuse to replace a model of another library
+    others = sorted(each.name for each in target.iterdir() if each.name not in FILES)
+    if others:
+        raise ConfigError(f"to={target} contains {others[0]} besides a published model; name a new folder")
     if not overwrite:
-        raise ConfigError(f"to={target} is there already; overwrite=true replaces it")
+        raise ConfigError(f"to={target} exists already; overwrite=true replaces it")
 
 
 def _write(
@@ -219,18 +220,26 @@ def _write(
     licence: str | None,
     repo_id: str | None,
 ) -> None:
-    """Write a published folder into a new one."""
+    """Write a published folder to a new path and load it once."""
+    from safetensors.torch import save_file
+
     if is_published(source):
         _copy(source, target, seen, licence)
         return
     cfg, record = read_finished(source)
     settings = published_settings(cfg)
-    tensors = _own_tensors(source, record)
+    # Copies: safetensors refuses tensors that share memory, and views.
+    tensors = {
+        name: tensor.detach().clone().contiguous()
+        for name, tensor in checkpoint_tensors(source, record).items()
+        if name.startswith(("encoder.", "head."))
+    }
     artefacts = read_run_files(source)
     if not training_features:
         _refuse_features(artefacts, settings)
     target.mkdir()
-    _save(tensors, target / WEIGHTS)
+    save_file(tensors, target / WEIGHTS, metadata={"format": "pt"})
+    (target / WEIGHTS).chmod(0o644)  # safetensors creates files that only their owner can read
     described = {
         "library_name": LIBRARY,
         "format": FORMAT,
@@ -246,72 +255,51 @@ def _write(
     write_text(target / README, render_model_card(artefacts, repo_id or FOLDER, licence=licence))
     if _with_seen(artefacts, seen):
         shutil.copyfile(source / SEEN, target / SEEN)
-    _check_loads(target)
+    load_model(target)
 
 
 def _copy(source: Path, target: Path, seen: bool | None, licence: str | None) -> None:
-    """Copy a folder that was published before; what it does not hold cannot be asked for."""
+    """Copy a folder that was published before."""
     if licence is not None:
-        raise ConfigError("licence= is set where a run is published; edit the folder's README.md instead")
+        raise ConfigError("licence= applies to runs; edit README.md of the published folder instead")
     if seen and not (source / SEEN).is_file():
-        raise ConfigError(f"seen=true: {source} has no {SEEN}; publish the run itself")
-    _check_loads(source)
+        raise ConfigError(f"seen=true: {source} has no {SEEN}; publish the run instead")
+    load_model(source)
     target.mkdir()
     for name in FILES:
         if (source / name).is_file() and (name != SEEN or seen is not False):
             shutil.copyfile(source / name, target / name)
 
 
-def _own_tensors(run: Path, record: dict[str, Any]) -> dict[str, Tensor]:
-    tensors = checkpoint_tensors(run, record)
-    # Copies: safetensors refuses tensors that share their memory, and views of a larger one.
-    return {
-        name: tensor.detach().clone().contiguous()
-        for name, tensor in tensors.items()
-        if name.startswith(("encoder.", "head."))
-    }
-
-
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    from safetensors.torch import save_file
-
-    save_file(tensors, path, metadata={"format": "pt"})
-    path.chmod(0o644)  # safetensors makes files that only their owner can read
-
-
-def _check_loads(folder: Path) -> None:
-    """Load what was written, before anybody else has to."""
-    load_trained(folder)
-
-
 def _refuse_features(artefacts: RunFiles, settings: dict[str, Any]) -> None:
-    """Refuse a probe that holds single photographs: their features may give away who was trained on."""
+    """Refuse a probe with features of single photographs, which may identify training photographs."""
     probe = settings["protocol"].get("probe")
     kind = get_class(probe["_target_"]) if probe else None
     if kind is None or not issubclass(kind, FittedHead):
         return
-    allow = "training_features=true publishes it all the same"
+    allow = "training_features=true publishes it nevertheless"
     if kind.sized_by_data:
         raise ConfigError(
-            f"{artefacts.folder}: a {kind.__name__} holds features and grade of every labelled photograph, "
-            f"by which these can be recognised; {allow}"
+            f"{artefacts.folder}: a {kind.__name__} contains features and grade of every labelled "
+            f"photograph, which identify the photographs; {allow}"
         )
     if issubclass(kind, PrototypeProbe) and artefacts.split is not None:
         train = artefacts.split[artefacts.split["subset"] == "train"]
         single = int((train["grade"].value_counts() == 1).sum())
         if single:
             raise ConfigError(
-                f"{artefacts.folder}: its {kind.__name__} holds the features of the only photograph of "
-                f"{plural(single, 'grade')}, by which it can be recognised; {allow}"
+                f"{artefacts.folder}: its {kind.__name__} contains the features of the only photograph of "
+                f"{plural(single, 'grade')}, which identify it; {allow}"
             )
 
 
 def _with_seen(artefacts: RunFiles, wanted: bool | None) -> bool:
-    there = (artefacts.folder / SEEN).is_file()
-    if wanted and not there:
-        raise ConfigError(f"seen=true: {artefacts.folder} has no {SEEN}; run it again, or leave it out")
+    """Decide if ``seen.txt`` is published."""
+    exists = (artefacts.folder / SEEN).is_file()
+    if wanted and not exists:
+        raise ConfigError(f"seen=true: {artefacts.folder} has no {SEEN}; train again, or remove seen=true")
     public = all(each.about is not None and each.about.public for each in artefacts.data)
-    return there and (public if wanted is None else wanted)
+    return exists and (public if wanted is None else wanted)
 
 
 def _repository(name: str) -> str:
@@ -322,14 +310,14 @@ def _repository(name: str) -> str:
         validate_repo_id(name)
     except HFValidationError as error:
         raise ConfigError(
-            f"{name} is no folder, and no repository of the hub (user/name): {error}"
+            f"{name} is neither a folder nor a valid repository of the hub (user/name): {error}"
         ) from error
     return name
 
 
 @contextmanager
 def _hub_errors(what: str) -> Iterator[None]:
-    """Say in one line what the hub, or the way to it, has against it."""
+    """Convert errors of the hub to ConfigError of one line."""
     try:
         yield
     except _errors() as error:
@@ -341,11 +329,11 @@ def _hub_errors(what: str) -> Iterator[None]:
 
 
 def _errors() -> tuple[type[Exception], ...]:
-    """What the hub's client raises: its own errors, those of its HTTP library, and those of the system."""
+    """Return the exceptions of the hub client, of its HTTP library and of the system."""
     import huggingface_hub.errors as own
 
     found: list[type[Exception]] = [own.HfHubHTTPError, own.HFValidationError, OSError]
-    revision = getattr(own, "RevisionResolutionError", None)  # of later versions
+    revision = getattr(own, "RevisionResolutionError", None)  # in later versions
     try:
         import httpx  # versions before 1 use requests, whose errors are OSErrors
     except ImportError:

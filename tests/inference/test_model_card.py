@@ -24,7 +24,7 @@ from drgrade.model_card import card as card_module
 from drgrade.model_card.card import MODEL_CARD, NOTICE, public_command, render_model_card, write_model_card
 from drgrade.model_card.facts import read_run_files
 from drgrade.model_card.metadata import DRGRADE, papers, papers_of
-from drgrade.prediction.checkpoint import load_trained
+from drgrade.prediction.checkpoint import load_model
 from drgrade.prediction.grader import Grader
 from drgrade.runs.run_dir import read_metrics
 from drgrade.stats import formatting
@@ -257,7 +257,7 @@ def test_the_example_in_the_card_runs(finished_run, tmp_path, monkeypatch):
     (example,) = EXAMPLE.findall(render_model_card(read_run_files(run), place=str(run), resamples=10))
     names = {}
     exec(example, names)
-    expected = Grader([load_trained(run)]).grade(names["photograph"].crop.pixels[None])
+    expected = Grader([load_model(run)]).grade(names["photograph"].crop.pixels[None])
     assert torch.equal(names["graded"].probabilities, expected.probabilities)
 
 

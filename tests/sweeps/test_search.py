@@ -22,7 +22,7 @@ from optuna.trial import TrialState
 from drgrade.config import CONF
 from drgrade.data.datamodules import GradingDataModule
 from drgrade.errors import ConfigError
-from drgrade.evaluation.validation import read_run
+from drgrade.evaluation.evaluation import read_run
 from drgrade.overrides import as_override
 from drgrade.sweeps import search as search_module
 from drgrade.sweeps.search import SearchSweeper

@@ -154,12 +154,12 @@ def test_photographs_that_a_run_has_learnt_from_are_refused_unless_forced(
     assert not (tmp_path / "refused").exists()
     metrics, folder = run(finished_run(), *own(shared), "force=true")
     assert (metrics["photographs"], metrics["overlap_dropped"], metrics["forced"]) == (60, 0, True)
-    assert "these figures say nothing about new photographs" in (folder / "evaluation.html").read_text()
+    assert "these metrics do not apply to new photographs" in (folder / "evaluation.html").read_text()
 
 
 def test_any_member_of_an_ensemble_that_has_learnt_from_a_photograph_refuses_it(finished_run, run):
     """The second member was trained on what the first one is tested on."""
-    with pytest.raises(ConfigError, match=r"are what .* was trained or validated on"):
+    with pytest.raises(ConfigError, match=r"was trained or validated on"):
         run([finished_run(), finished_run("fold=1")])
 
 
@@ -171,11 +171,11 @@ def test_what_a_run_of_an_earlier_version_has_learnt_from_is_looked_up(finished_
     metrics, _ = run(old, *own(shared), "overlap=drop")
     assert metrics["overlap_identical"] == learnt
     (old / "split.csv").unlink()
-    with pytest.raises(DataError, match=r"has no seen\.txt .*force=true tests all the same"):
+    with pytest.raises(DataError, match=r"has no seen\.txt .*force=true tests nevertheless"):
         run(old, *own(shared))
     metrics, folder = run(old, *own(shared), "force=true")
     assert (metrics["overlap"], metrics["photographs"]) == (None, 60)
-    assert "It is not known whether a run was trained" in (folder / "evaluation.html").read_text()
+    assert "It is unknown if a run was trained" in (folder / "evaluation.html").read_text()
 
 
 def test_an_ensemble_is_the_mean_of_its_members_and_says_what_each_is_worth(finished_run, elsewhere, run):
@@ -246,7 +246,7 @@ def test_a_published_part_is_tested_alone(finished_run, elsewhere, run):
 
 def test_photographs_without_grades_are_for_predict(finished_run, elsewhere, run):
     with pytest.raises(
-        DataError, match=r"has a grade to be compared with; drgrade predict checkpoint=RUN input="
+        DataError, match=r"has a grade to compare with; drgrade predict checkpoint=RUN input="
     ):
         run(finished_run(), *clinic(elsewhere, "data.csv=null"))
 
@@ -266,7 +266,7 @@ def test_pretraining_that_saw_the_photographs_is_said(finished_run, elsewhere, r
     (tmp_path / "encoder" / "seen.txt").write_text(content + "\n")
     metrics, folder = run(begun, *clinic(elsewhere))
     assert metrics["pretraining_saw_test"] is True
-    assert "Pre-training has seen photographs" in (folder / "evaluation.html").read_text()
+    assert "Pre-training used tested photographs" in (folder / "evaluation.html").read_text()
     assert run([finished_run(), begun], *clinic(elsewhere))[0]["pretraining_saw_test"] is True
 
 
@@ -276,7 +276,7 @@ def test_a_published_grader_is_tested_on_a_data_set(finished_run, elsewhere, run
     metrics, _ = run(published, *clinic(elsewhere), f"paths.stores={tmp_path}/stores")
     record, _ = run(finished_run(), *clinic(elsewhere))
     assert metrics["test/qwk"] == record["test/qwk"]
-    with pytest.raises(ConfigError, match=r"is a published grader.*data=NAME"):
+    with pytest.raises(ConfigError, match=r"is a published model.*data=NAME"):
         run(published)
     (published / "seen.txt").unlink()
     with pytest.raises(DataError, match=r"was published without seen\.txt.*force=true"):
@@ -290,7 +290,7 @@ def test_a_published_grader_is_tested_on_a_data_set(finished_run, elsewhere, run
         (["reading=best"], "reading=best is not allowed: head, thresholds"),
         (["part=test"], "part=test is a part of a data set: name it"),
         (["overlap=keep"], "overlap=keep is not allowed: refuse, drop"),
-        (["overlap=drop", "force=true"], "give one of them"),
+        (["overlap=drop", "force=true"], "choose one of them"),
         (["resamples=10"], "resamples=10 is not allowed: whole number ≥ 100"),
         (
             ["data=ddr", "data.root=x", "data.external=[eyepacs]"],

@@ -19,7 +19,7 @@ from drgrade.cli.publish import work
 from drgrade.config import compose
 from drgrade.errors import ConfigError, DataError, DrgradeError
 from drgrade.files import file_sha256
-from drgrade.prediction.checkpoint import load_trained
+from drgrade.prediction.checkpoint import load_model
 from drgrade.prediction.grader import Grader
 from drgrade.publishing import hub
 from drgrade.publishing.hub import from_pretrained, push_to_hub, save_pretrained
@@ -68,7 +68,7 @@ def _one_line(error):
 )
 def test_a_published_run_says_the_same_to_the_last_bit(finished_run, tmp_path, overrides, allowed):
     run = finished_run(*overrides)
-    before = load_trained(run)
+    before = load_model(run)
     after = from_pretrained(save_pretrained(run, tmp_path / "out", training_features=allowed))
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -87,15 +87,15 @@ def test_a_published_folder_is_a_checkpoint_like_a_run(finished_run, published):
 
 def test_a_loaded_grader_names_the_files_that_it_was_read_from(finished_run, published):
     for folder in (finished_run(), published):
-        trained = load_trained(folder)
+        trained = load_model(folder)
         assert trained.weights_file.is_file()
         assert trained.config_file.is_file()
     assert trained.weights_file == published / "model.safetensors"
 
 
 def test_who_asks_for_its_photographs_is_told_that_there_are_none(published):
-    with pytest.raises(DataError, match="comes without its photographs"):
-        make_photographs(load_trained(published).config)
+    with pytest.raises(DataError, match="does not include its photographs"):
+        make_photographs(load_model(published).config)
 
 
 def test_a_published_folder_can_be_published_again(published, tmp_path):
@@ -134,7 +134,7 @@ def test_settings_that_are_places_are_not_published(run_copy, tmp_path):
     folder = save_pretrained(run_copy, tmp_path / "out")
     assert "alice" not in (folder / "config.json").read_text()
     assert "alice" not in (folder / "README.md").read_text()
-    assert load_trained(folder).config.init is None
+    assert load_model(folder).config.init is None
 
 
 def test_weights_of_the_optimizer_stay_at_home(finished_run, published):
@@ -175,15 +175,17 @@ def test_hashes_of_training_files_go_with_public_data_only(finished_run, run_cop
 
 
 def test_a_probe_that_holds_training_photographs_is_refused(finished_run, tmp_path):
-    with pytest.raises(ConfigError, match="KnnProbe holds features and grade of every labelled photograph"):
+    with pytest.raises(
+        ConfigError, match="KnnProbe contains features and grade of every labelled photograph"
+    ):
         save_pretrained(finished_run("protocol=knn"), tmp_path / "knn")
-    with pytest.raises(ConfigError, match="PrototypeProbe holds the features of the only photograph of"):
+    with pytest.raises(ConfigError, match="PrototypeProbe contains the features of the only photograph of"):
         save_pretrained(finished_run("protocol=few_shot", "protocol.shots=1"), tmp_path / "shots")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_is_there_is_replaced_only_if_asked_for(finished_run, copied):
-    with pytest.raises(ConfigError, match="is there already; overwrite=true replaces it"):
+    with pytest.raises(ConfigError, match="exists already; overwrite=true replaces it"):
         save_pretrained(finished_run(), copied)
     (copied / "seen.txt").unlink()
     save_pretrained(finished_run(), copied, overwrite=True)
@@ -197,7 +199,7 @@ def test_what_is_no_published_folder_is_never_replaced(finished_run, copied, bes
     with pytest.raises(ConfigError, match="name a new folder"):
         save_pretrained(finished_run(), copied, overwrite=True)
     (copied / "config.json").unlink()
-    with pytest.raises(ConfigError, match="holds something else"):
+    with pytest.raises(ConfigError, match="is not a published model"):
         save_pretrained(finished_run(), copied, overwrite=True)
     assert (copied / beside).read_text() == "ours"
 
@@ -228,13 +230,16 @@ def _truncated(folder):
 
 
 DAMAGES = {
-    "no weights": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is not there"),
-    "other weights": (lambda f: (f / "model.safetensors").write_bytes(b"x"), "another hash"),
-    "truncated": (_truncated, "no readable safetensors file"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing"),
+    "other weights": (lambda f: (f / "model.safetensors").write_bytes(b"x"), "does not have the hash"),
+    "truncated": (_truncated, "not a readable safetensors file"),
     "more tensors": (_other_tensor, "head.more"),
     "no JSON": (lambda f: (f / "config.json").write_text("{"), "cannot be read"),
-    "a list": (lambda f: (f / "config.json").write_text("[]"), "no grader that drgrade has published"),
-    "a BERT": (lambda f: (f / "config.json").write_text('{"model_type": "bert"}'), "no grader that drgrade"),
+    "a list": (lambda f: (f / "config.json").write_text("[]"), "not a model published by drgrade"),
+    "a BERT": (
+        lambda f: (f / "config.json").write_text('{"model_type": "bert"}'),
+        "not a model published by drgrade",
+    ),
     "the future": (
         lambda f: _edit(f, lambda r: r.update(format=2, version="9.0")),
         "drgrade 9.0 in format 2",
@@ -254,7 +259,7 @@ def test_a_damaged_or_foreign_folder_is_refused(copied, damage):
     do, message = DAMAGES[damage]
     do(copied)
     with pytest.raises(DrgradeError, match=message) as error:
-        load_trained(copied)
+        load_model(copied)
     assert _one_line(error)
 
 
@@ -285,7 +290,7 @@ def test_a_published_folder_makes_nothing_but_our_encoders_and_heads(copied, att
     _edit(copied, ATTACKS[attack])
     monkeypatch.setattr("drgrade.prediction.checkpoint.make", made)
     with pytest.raises(DataError, match=r"config\.json is refused: its (encoder|head)") as error:
-        load_trained(copied)
+        load_model(copied)
     assert _one_line(error)
 
 
@@ -369,13 +374,13 @@ def test_arguments_are_those_that_the_hub_knows(finished_run, fake_hub):
 
 def test_without_a_login_nothing_is_pushed(monkeypatch, finished_run):
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
-    with pytest.raises(ConfigError, match=r"nobody is logged in .* HF_TOKEN"):
+    with pytest.raises(ConfigError, match=r"there is no login .* HF_TOKEN"):
         push_to_hub(finished_run(), "alice/grader")
 
 
 @pytest.mark.parametrize("name", ["a/b/c", "alice/my grader", "alice/..", "alice/x--y", ""])
 def test_names_that_the_hub_refuses_are_refused_before(name, finished_run, fake_hub):
-    with pytest.raises(ConfigError, match="no repository of the hub"):
+    with pytest.raises(ConfigError, match="nor a valid repository of the hub"):
         push_to_hub(finished_run(), name)
 
 
@@ -420,17 +425,17 @@ def test_a_repository_is_fetched_with_the_arguments_of_the_hub(published, monkey
 
 
 def test_what_was_not_fetched_before_is_one_line_without_network(tmp_path):
-    with pytest.raises(ConfigError, match="alice/grader cannot be fetched") as error:
+    with pytest.raises(ConfigError, match="alice/grader is not a folder and cannot be downloaded") as error:
         from_pretrained("alice/grader", cache_dir=tmp_path, local_files_only=True)
     assert _one_line(error)
-    with pytest.raises(ConfigError, match="is no folder, and no repository"):
+    with pytest.raises(ConfigError, match="neither a folder nor a valid repository"):
         from_pretrained(tmp_path / "nowhere")
 
 
 def test_the_command_writes_a_folder_or_a_card(finished_run, run_copy, tmp_path, capsys, fake_hub):
     work(compose("publish", checkpoint=finished_run(), to=tmp_path / "out"))
     assert capsys.readouterr().out == f"{tmp_path / 'out'}\n"
-    assert load_trained(tmp_path / "out").record["status"] == "finished"
+    assert load_model(tmp_path / "out").record["status"] == "finished"
     work(compose("publish", checkpoint=run_copy, resamples=10))
     assert capsys.readouterr().out == f"{run_copy / 'model_card.md'}\n"
     work(compose("publish", checkpoint=run_copy, to="hf://alice/grader"))

@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 import pytest
 
-from drgrade.app.result_html import GRADES, NOTICE
-from drgrade.app.server import is_here
+from drgrade.app.isolation import is_local
+from drgrade.app.page import GRADES, NOTICE
 from drgrade.prediction.grader import Grader
 from drgrade.stats.formatting import decimal, percent
 from drgrade.synthetic.cohort import plan_photographs
@@ -245,7 +245,7 @@ def test_a_file_of_100_mb_is_refused_and_the_next_one_is_graded(page, photograph
     with large.open("wb") as file:
         file.truncate(100_000_000)
     (card,) = drop(page, large)
-    assert "100 MB are too many: 60 MB at most" in card.inner_text()
+    assert "the file has 100 MB, the limit is 60 MB" in card.inner_text()
     assert card.query_selector(".dg-grade, .dg-bars") is None
     assert left(server) == []
     (card,) = drop(page, photograph)
@@ -254,7 +254,7 @@ def test_a_file_of_100_mb_is_refused_and_the_next_one_is_graded(page, photograph
 
 def test_too_many_files_are_refused(page, photograph, server):
     (card,) = drop(page, *[photograph] * 9, cards=1)
-    assert card.inner_text().strip() == "9 files are too many: 8 at a time"
+    assert card.inner_text().strip() == "9 files are too many: the limit is 8"
     assert left(server) == []
 
 
@@ -276,7 +276,7 @@ def test_a_drawn_photograph_can_be_graded_on_a_phone_in_the_dark(open_page, serv
     page = open_page(width=360, color_scheme="dark")
     page.click("#dg-example")
     page.wait_for_selector(CARD)
-    assert "drawn, not photographed, as grade" in page.inner_text(CARD)
+    assert "synthetic photograph, drawn as grade" in page.inner_text(CARD)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     assert (
         page.evaluate("getComputedStyle(document.querySelector('.dg-card')).backgroundColor")
@@ -308,7 +308,7 @@ def test_nothing_leaves_the_machine_and_nothing_is_stored(page, photograph, serv
     assert {url for url in asked if not url.startswith((server.url, "data:", "blob:"))} == set()
     watched = server.log.read_text()
     everything = [json.loads(line) for line in watched.splitlines()]
-    assert {what for kind, what in everything if kind == "asked" and not is_here(what)} == set()
+    assert {what for kind, what in everything if kind == "asked" and not is_local(what)} == set()
     since = [json.loads(line) for line in watched[server.started :].splitlines()]
     written = {Path(what) for kind, what in since if kind == "written"}
     assert any(what.name.endswith(".jpg") for what in written)

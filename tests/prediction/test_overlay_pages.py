@@ -1,6 +1,7 @@
-"""Overlays and pages of a batch: all photographs are shown, whatever they are called and however they end."""
+"""Overlays and pages show all photographs, whatever their names and results."""
 
 import shutil
+from contextlib import closing
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,20 +12,18 @@ import pytest
 from drgrade.cli.predict import work
 from drgrade.config import compose
 from drgrade.errors import ConfigError, DataError
-from drgrade.explanation.explainer import Explainer
-from drgrade.explanation.overlay import file_name
-from drgrade.explanation.overlay_writer import Overlays, clear
-from drgrade.prediction.grader import Grader
 from drgrade.prediction.inputs import Inputs
-from drgrade.prediction.progress_db import Ledger
-from drgrade.prediction.runner import Job
+from drgrade.prediction.job_state import ProgressDatabase
+from drgrade.prediction.overlay_pages import OverlayPages, delete_overlays, image_name
+from drgrade.prediction.prediction import Predictor
+from drgrade.prediction.runner import BatchJob
 
 HOSTILE = "<img src=x onerror=alert(1)>&amp;"
 
 
 @pytest.fixture(scope="module")
-def explainer(finished_run):
-    return Explainer(Grader.load([finished_run()], device="cpu"))
+def predictor(finished_run):
+    return Predictor.load(finished_run(), device="cpu")
 
 
 @pytest.fixture
@@ -41,15 +40,13 @@ def inputs(demo_source, tmp_path):
     return folder
 
 
-def _run(explainer, inputs, out, abstain=False, **settings):
-    """As drgrade predict does; the drawn photographs are too small not to be abstained from."""
+def _run(predictor, inputs, out, abstain=False, **settings):
+    """As drgrade predict does; the synthetic photographs are so small that it would abstain."""
     out.mkdir(exist_ok=True)
-    ledger = Ledger(out)
-    job = Job(explainer.grader, ledger, abstain=abstain, batch_size=3, workers=1)
-    try:
-        job.run(Inputs([str(inputs)], leave_out=out), [Overlays(out, explainer, **settings)])
-    finally:
-        ledger.close()
+    pages = OverlayPages(out, predictor.explainer(), max_pixels=10**8, **settings)
+    with closing(ProgressDatabase(out)) as database:
+        job = BatchJob(predictor.grader, database, abstain=abstain, batch_size=3, workers=1)
+        job.run(Inputs([str(inputs)], leave_out=out), [pages])
     return out / "overlays"
 
 
@@ -67,8 +64,8 @@ class _Page(HTMLParser):
         self.text += data
 
 
-def test_each_graded_photograph_has_an_overlay_and_all_are_on_the_page(explainer, inputs, tmp_path):
-    folder = _run(explainer, inputs, tmp_path / "out")
+def test_each_graded_photograph_has_an_overlay_and_all_are_on_the_page(predictor, inputs, tmp_path):
+    folder = _run(predictor, inputs, tmp_path / "out")
     assert len(list(folder.glob("*.png"))) == 6
     page = _Page(folder / "index.html")
     for name in ("0", "1", "2", "3", "4", "black", "text", HOSTILE):
@@ -80,8 +77,8 @@ def test_each_graded_photograph_has_an_overlay_and_all_are_on_the_page(explainer
     assert page.tags.count("script") == 0
 
 
-def test_the_overlay_is_the_photograph_with_its_heat_and_a_legend(explainer, inputs, tmp_path):
-    folder = _run(explainer, inputs, tmp_path / "out", longest=0)
+def test_the_overlay_is_the_photograph_with_its_heat_and_a_legend(predictor, inputs, tmp_path):
+    folder = _run(predictor, inputs, tmp_path / "out", longest=0)
     original = cv2.imread(str(inputs / "0.jpg"))
     (path,) = folder.glob("0-*.png")
     painted = cv2.imread(str(path))
@@ -90,13 +87,13 @@ def test_the_overlay_is_the_photograph_with_its_heat_and_a_legend(explainer, inp
     assert painted.shape[0] > height
     # The corners are outside the disc.
     np.testing.assert_array_equal(painted[:3, :3], original[:3, :3])
-    small = _run(explainer, inputs, tmp_path / "small", longest=40)
+    small = _run(predictor, inputs, tmp_path / "small", longest=40)
     (path,) = small.glob("0-*.png")
     assert cv2.imread(str(path)).shape[1] == 40
 
 
-def test_those_abstained_from_are_shown_with_their_reason_and_without_heat(explainer, inputs, tmp_path):
-    folder = _run(explainer, inputs, tmp_path / "out", abstain=True)
+def test_those_abstained_from_are_shown_with_their_reason_and_without_heat(predictor, inputs, tmp_path):
+    folder = _run(predictor, inputs, tmp_path / "out", abstain=True)
     page = _Page(folder / "index.html")
     assert "not graded" in page.text
     assert "all black: no fundus to be seen" in " ".join(page.text.split())
@@ -104,8 +101,8 @@ def test_those_abstained_from_are_shown_with_their_reason_and_without_heat(expla
     assert list(folder.glob("black-*.jpg"))
 
 
-def test_long_batches_are_paged(explainer, inputs, tmp_path):
-    folder = _run(explainer, inputs, tmp_path / "out", per_page=3)
+def test_long_batches_are_paged(predictor, inputs, tmp_path):
+    folder = _run(predictor, inputs, tmp_path / "out", per_page=3)
     names = [f"page-000{number}.html" for number in (1, 2, 3)]
     assert [path.name for path in sorted(folder.glob("page-*.html"))] == names
     index = _Page(folder / "index.html")
@@ -117,12 +114,12 @@ def test_long_batches_are_paged(explainer, inputs, tmp_path):
     assert names[0] in pages[1].links
     (inputs / "0.jpg").unlink()
     (inputs / "1.jpg").unlink()
-    _run(explainer, inputs, tmp_path / "out", per_page=3)
+    _run(predictor, inputs, tmp_path / "out", per_page=3)
     assert [path.name for path in sorted(folder.glob("page-*.html"))] == names[:2]
 
 
-def test_a_stopped_job_goes_on_and_leaves_the_same(explainer, inputs, tmp_path, monkeypatch):
-    whole = _run(explainer, inputs, tmp_path / "whole")
+def test_a_stopped_job_goes_on_and_leaves_the_same(predictor, inputs, tmp_path, monkeypatch):
+    whole = _run(predictor, inputs, tmp_path / "whole")
     taken = []
 
     def stop(self, batch):
@@ -131,65 +128,65 @@ def test_a_stopped_job_goes_on_and_leaves_the_same(explainer, inputs, tmp_path, 
             raise KeyboardInterrupt
         return take(self, batch)
 
-    take = Overlays.take
+    take = OverlayPages.add_batch
     with monkeypatch.context() as patched:
-        patched.setattr(Overlays, "take", stop)
+        patched.setattr(OverlayPages, "add_batch", stop)
         with pytest.raises(KeyboardInterrupt):
-            _run(explainer, inputs, tmp_path / "out")
-    folder = _run(explainer, inputs, tmp_path / "out")
+            _run(predictor, inputs, tmp_path / "out")
+    folder = _run(predictor, inputs, tmp_path / "out")
     assert {path.name for path in folder.iterdir()} == {path.name for path in whole.iterdir()}
     # Batches differ, and with them the last digits of heat; the pages do not.
     assert (folder / "index.html").read_text() == (whole / "index.html").read_text()
 
 
-def test_no_photographs_no_cards(explainer, tmp_path):
+def test_no_photographs_no_cards(predictor, tmp_path):
     (tmp_path / "in").mkdir()
-    page = _Page(_run(explainer, tmp_path / "in", tmp_path / "out") / "index.html")
+    page = _Page(_run(predictor, tmp_path / "in", tmp_path / "out") / "index.html")
     assert "There were no photographs" in page.text
 
 
-def test_a_picture_that_is_gone_is_not_linked(explainer, inputs, tmp_path):
-    folder = _run(explainer, inputs, tmp_path / "out")
+def test_a_picture_that_is_gone_is_not_linked(predictor, inputs, tmp_path):
+    folder = _run(predictor, inputs, tmp_path / "out")
     (path,) = folder.glob("0-*.png")
     path.unlink()
-    _run(explainer, inputs, tmp_path / "out")
+    _run(predictor, inputs, tmp_path / "out")
     page = _Page(folder / "index.html")
     assert "No overlay" in page.text
     assert path.name not in page.links
 
 
 def test_names_are_safe_and_told_apart():
-    names = [file_name(path, "../a/ü ") for path in ("a/ü .jpg", "a/ü .png", "b\udcff.jpg")]
+    names = [image_name(path, "../a/ü ") for path in ("a/ü .jpg", "a/ü .png", "b\udcff.jpg")]
     assert len(set(names)) == 3
     assert all(name.isascii() and "/" not in name and not name.startswith(".") for name in names)
-    assert len(file_name("x", "y" * 500)) < 80
+    assert len(image_name("x", "y" * 500)) < 80
 
 
-def test_names_that_are_no_text_can_be_shown(explainer, demo_source, tmp_path):
+def test_names_that_are_no_text_can_be_shown(predictor, demo_source, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     source = demo_source.root / demo_source.read().manifest["path"].iloc[0]
     shutil.copy(source, bytes(folder) + b"/\xff\xfe.jpg")
-    page = _Page(_run(explainer, folder, tmp_path / "out") / "index.html")
+    page = _Page(_run(predictor, folder, tmp_path / "out") / "index.html")
     assert "\\udcff" in page.text
 
 
-def test_clearing_removes_what_was_made_and_nothing_else(explainer, inputs, tmp_path):
-    folder = _run(explainer, inputs, tmp_path / "out", per_page=3)
+def test_clearing_removes_what_was_made_and_nothing_else(predictor, inputs, tmp_path):
+    folder = _run(predictor, inputs, tmp_path / "out", per_page=3)
     (folder / "notes.txt").write_text("mine")
-    clear(tmp_path / "out")
+    delete_overlays(tmp_path / "out")
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(explainer, inputs, tmp_path):
+def test_a_folder_that_cannot_be_made_is_one_line(predictor, inputs, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "overlays").write_text("a file")
     with pytest.raises(DataError, match="overlays cannot be written"):
-        _run(explainer, inputs, out)
+        _run(predictor, inputs, out)
 
 
-def test_predict_makes_them_if_asked(explainer, inputs, tmp_path, finished_run, capsys):
+def test_predict_makes_them_if_asked(predictor, inputs, tmp_path, finished_run, capsys):
     out = tmp_path / "out"
     settings = {"checkpoint": finished_run(), "input": inputs, "out": out, "device": "cpu", "abstain": False}
     work(compose("predict", **settings, overlays=True, map="c2", target="referable"))

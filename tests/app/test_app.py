@@ -14,16 +14,16 @@ import pytest
 import torch
 
 from drgrade.app import uploads as uploads_module
-from drgrade.app.analysis import Examined, Examiner
-from drgrade.app.page import draw_example
-from drgrade.app.result_html import GRADES, render_about, render_cards, render_message
-from drgrade.app.server import is_here, listen
+from drgrade.app.analysis import UploadAnalyzer, UploadResult
+from drgrade.app.isolation import is_local
+from drgrade.app.page import GRADES, draw_example, render_about, render_cards, render_message
+from drgrade.app.server import listen
 from drgrade.app.uploads import MAX_BYTES, Uploads
 from drgrade.cli import app
 from drgrade.config import compose
 from drgrade.data.fundus_check import Verdict
 from drgrade.errors import ConfigError
-from drgrade.prediction.grader import Graded, Grader
+from drgrade.prediction.grader import GradedBatch, Grader
 
 
 @pytest.fixture
@@ -33,8 +33,8 @@ def uploads(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def examiner(finished_run):
-    return Examiner(Grader.load([finished_run()], device="cpu"))
+def analyzer(finished_run):
+    return UploadAnalyzer(Grader.load([finished_run()], device="cpu"))
 
 
 def files(folder):
@@ -47,23 +47,23 @@ def keep(uploads, name, content=b"content"):
 
 def test_an_upload_can_be_looked_at_once(uploads):
     upload = keep(uploads, "eye.jpg")
-    with uploads.taken(upload.path) as kept:
+    with uploads.take(upload.path) as kept:
         assert kept.path.read_bytes() == b"content"
     assert files(uploads.folder) == []
-    with uploads.taken(upload.path) as kept:
+    with uploads.take(upload.path) as kept:
         assert kept is None
 
 
 def test_an_upload_is_deleted_also_where_looking_fails(uploads):
     upload = keep(uploads, "eye.jpg")
-    with pytest.raises(RuntimeError), uploads.taken(upload.path):
+    with pytest.raises(RuntimeError), uploads.take(upload.path):
         raise RuntimeError
     assert files(uploads.folder) == []
 
 
 def test_the_same_file_of_two_people_is_two_uploads(uploads):
     first, second = keep(uploads, "eye.jpg"), keep(uploads, "eye.jpg")
-    with uploads.taken(first.path):
+    with uploads.take(first.path):
         pass
     assert second.path.read_bytes() == b"content"
 
@@ -71,7 +71,7 @@ def test_the_same_file_of_two_people_is_two_uploads(uploads):
 def test_only_uploads_can_be_looked_at(uploads, tmp_path):
     secret = tmp_path / "secret.jpg"
     secret.write_bytes(b"not yours")
-    with uploads.taken(secret) as kept:
+    with uploads.take(secret) as kept:
         assert kept is None
     assert secret.exists()
 
@@ -122,7 +122,7 @@ def test_what_a_killed_process_left_is_deleted_and_what_a_living_one_has_is_not(
 
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(ConfigError, match="uploads cannot be kept there"):
+    with pytest.raises(ConfigError, match="uploads cannot be stored there"):
         Uploads(tmp_path / "file")
 
 
@@ -135,30 +135,30 @@ def test_little_memory_sends_uploads_to_the_folder_for_temporary_files(tmp_path,
 
 @pytest.mark.parametrize("host", ["127.0.0.1", b"127.0.0.1", "127.1.2.3", "::1", "localhost", "0.0.0.0", ""])
 def test_this_machine_is_known(host):
-    assert is_here(host)
+    assert is_local(host)
 
 
 @pytest.mark.parametrize(
     "host", ["192.0.2.1", "10.0.0.1", "2001:db8::1", "fe80::1%eth0", "gradio.app", "localhost.evil.org"]
 )
 def test_other_machines_are_known(host):
-    assert not is_here(host)
+    assert not is_local(host)
 
 
 def test_no_other_machine_can_be_reached():
     script = """
         import asyncio, socket, urllib.request
-        from drgrade.app.server import LeavesTheMachine, stay
-        stay()
+        from drgrade.app.isolation import ExternalConnectionError, block_external_connections
+        block_external_connections()
         listening = socket.create_server(("127.0.0.1", 0))
         socket.create_connection(listening.getsockname()).close()  # here one may
         def refused(work):
             try:
                 work()
-            except LeavesTheMachine:
+            except ExternalConnectionError:
                 return True
             except OSError as error:
-                return isinstance(getattr(error, "reason", None), LeavesTheMachine)
+                return isinstance(getattr(error, "reason", None), ExternalConnectionError)
             return False
         udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         async def connect():
@@ -178,19 +178,19 @@ def test_no_other_machine_can_be_reached():
     assert said.stdout.strip() == str([True] * 6)
 
 
-def test_names_of_files_are_escaped(examiner):
-    html = render_cards([Examined("<img src=x onerror=alert(1)>.jpg", failure="<b>no</b>")], examiner)
+def test_names_of_files_are_escaped(analyzer):
+    html = render_cards([UploadResult("<img src=x onerror=alert(1)>.jpg", failure="<b>no</b>")], analyzer)
     assert "<img src=x" not in html
     assert "&lt;b&gt;no&lt;/b&gt;" in html
     assert "<i>" not in render_message("<i>9 files</i>")
 
 
-def test_a_photograph_is_referred_from_the_threshold_on(examiner):
-    threshold = examiner.referral.threshold
-    assert threshold == examiner.grader.threshold(0.9)
-    point = examiner.grader.members[0].calibration.point(0.9)
+def test_a_photograph_is_referred_from_the_threshold_on(analyzer):
+    threshold = analyzer.referral.threshold
+    assert threshold == analyzer.grader.threshold(0.9)
+    point = analyzer.grader.members[0].calibration.point(0.9)
     for probability, said in ((threshold, "yes"), (threshold - 1e-3, "no")):
-        html = render_cards([Examined("eye.jpg", _verdict(), _graded(probability))], examiner)
+        html = render_cards([UploadResult("eye.jpg", _verdict(), _graded(probability))], analyzer)
         assert f"<strong>{said}</strong>" in html
         assert (
             f"sensitivity {100 * point.sensitivity:.1f} % and specificity {100 * point.specificity:.1f} %"
@@ -198,17 +198,17 @@ def test_a_photograph_is_referred_from_the_threshold_on(examiner):
         )
 
 
-def test_maps_that_the_run_does_not_have_or_the_page_no_room_for_are_refused(examiner):
+def test_maps_that_the_run_does_not_have_or_the_page_no_room_for_are_refused(analyzer):
     with pytest.raises(ConfigError, match="maps=dream"):
-        Examiner(examiner.grader, maps=("dream",))
-    with pytest.raises(ConfigError, match="has room for 8"):
-        Examiner(examiner.grader, maps=("c5",) * 9)
+        UploadAnalyzer(analyzer.grader, maps=("dream",))
+    with pytest.raises(ConfigError, match="at most 8"):
+        UploadAnalyzer(analyzer.grader, maps=("c5",) * 9)
 
 
-def test_what_is_no_fundus_photograph_gets_no_grade_but_its_reason(examiner):
-    examined = Examined("cat.jpg", Verdict("not_fundus", "no disc, no vessels", abstains=True))
-    html = render_cards([examined], examiner)
-    assert "Not graded: no fundus photograph." in html
+def test_what_is_no_fundus_photograph_gets_no_grade_but_its_reason(analyzer):
+    result = UploadResult("cat.jpg", Verdict("not_fundus", "no disc, no vessels", abstains=True))
+    html = render_cards([result], analyzer)
+    assert "Not graded: not a fundus photograph." in html
     assert "no disc, no vessels" in html
     assert "dg-grade" not in html
     assert "dg-bars" not in html
@@ -221,7 +221,7 @@ def _verdict():
 def _graded(referable):
     one = torch.tensor([0.5])
     probabilities = torch.tensor([[1 - referable, 0, referable, 0, 0]])
-    return Graded(
+    return GradedBatch(
         torch.tensor([2]),
         probabilities,
         probabilities,
@@ -240,36 +240,34 @@ def test_a_run_without_operating_points_says_why(finished_run, tmp_path):
     shutil.copytree(finished_run(), folder)
     (folder / "calibration.json").unlink()
     grader = Grader.load([folder], device="cpu")
-    examiner = Examiner(grader)
-    html = render_cards([Examined("eye.jpg", _verdict(), _graded(0.9))], examiner)
+    analyzer = UploadAnalyzer(grader)
+    html = render_cards([UploadResult("eye.jpg", _verdict(), _graded(0.9))], analyzer)
     assert "no threshold was fitted: the run was made before" in html
     assert "<strong>yes</strong>" not in html
     with pytest.raises(ConfigError, match="no operating points"):
-        Examiner(grader, sensitivity=0.9)
+        UploadAnalyzer(grader, sensitivity=0.9)
 
 
 def test_an_ensemble_names_its_members_and_how_far_they_disagree(finished_run, uploads):
     folders = [finished_run(), finished_run("seed=1")]
-    examiner = Examiner(Grader.load(folders, device="cpu", tta="flips"))
+    analyzer = UploadAnalyzer(Grader.load(folders, device="cpu", tta="flips"))
     name, content = draw_example(3)
-    with uploads.taken(keep(uploads, name, content).path) as upload:
-        html = render_cards([examiner.examine(upload)], examiner)
+    with uploads.take(keep(uploads, name, content).path) as upload:
+        html = render_cards([analyzer.analyse(upload)], analyzer)
     assert "of it disagreement" in html
     assert "each chosen for a sensitivity of 90 %" in html
-    about = render_about(examiner.grader, "flips")
+    about = render_about(analyzer.grader, "flips")
     assert all(folder.name in about for folder in folders)
     assert "tta=flips" in about
 
 
 def test_a_head_that_cannot_be_explained_grades_all_the_same(finished_run, uploads):
-    examiner = Examiner(
-        Grader.load([finished_run("protocol=knn", "protocol.val_fraction=0.3")], device="cpu")
-    )
+    analyzer = UploadAnalyzer(Grader.load([finished_run("protocol=knn")], device="cpu"))
     name, content = draw_example(3)
-    with uploads.taken(keep(uploads, name, content).path) as upload:
-        examined = examiner.examine(upload)
-    assert examined.graded is not None
-    assert bool(examined.maps) != bool(examined.note)
+    with uploads.take(keep(uploads, name, content).path) as upload:
+        result = analyzer.analyse(upload)
+    assert result.graded is not None
+    assert bool(result.maps) != bool(result.note)
 
 
 def test_without_abstaining_all_that_has_pixels_is_graded(finished_run, uploads):
@@ -285,13 +283,13 @@ def test_without_abstaining_all_that_has_pixels_is_graded(finished_run, uploads)
     grader = Grader.load([finished_run()], device="cpu")
     said = []
     for abstain in (True, False):
-        with uploads.taken(keep(uploads, "blurred.png", content).path) as upload:
-            said.append(Examiner(grader, abstain=abstain).examine(upload))
+        with uploads.take(keep(uploads, "blurred.png", content).path) as upload:
+            said.append(UploadAnalyzer(grader, abstain=abstain).analyse(upload))
     assert said[0].verdict.abstains
     assert said[0].graded is None
     assert said[0].photograph is not None
     assert said[1].graded is not None
-    assert "Take care" in render_cards(said[1:], Examiner(grader))
+    assert "Caution" in render_cards(said[1:], UploadAnalyzer(grader))
 
 
 def test_drawn_photographs_say_what_they_are():
@@ -299,14 +297,16 @@ def test_drawn_photographs_say_what_they_are():
     assert content == draw_example(7)[1]
     grade = int(re.search(r"as grade (\d)", name)[1])
     assert GRADES[grade] in name
-    assert "not photographed" in name
+    assert "synthetic" in name
 
 
 def test_a_missing_run_is_named(monkeypatch):
-    from drgrade.app import server
+    from drgrade.app import isolation
 
-    monkeypatch.setattr(server, "stay", lambda: None)  # this process has other things to do
-    monkeypatch.setattr(server, "silence", lambda: None)
+    monkeypatch.setattr(
+        isolation, "block_external_connections", lambda: None
+    )  # this process has other things to do
+    monkeypatch.setattr(isolation, "disable_telemetry", lambda: None)
     with pytest.raises(ConfigError, match="not a run's folder"):
         app.work(compose("app", checkpoint="/nowhere"))
 
@@ -320,10 +320,8 @@ def test_missing_gradio_is_named(monkeypatch):
 def test_a_port_that_is_taken_is_named():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match=f"port={port} cannot be had"):
+        with pytest.raises(ConfigError, match=f"port={port} is not available"):
             listen(port)
-    with pytest.raises(ConfigError, match="is no port"):
-        listen(70_000)
 
 
 def test_another_port_is_taken_where_none_was_asked_for(monkeypatch, capsys):
@@ -334,7 +332,7 @@ def test_another_port_is_taken_where_none_was_asked_for(monkeypatch, capsys):
             address, other = listening.getsockname()
     assert address == "127.0.0.1"
     assert other != port
-    assert f"port {port} is taken, so it is {other}" in capsys.readouterr().err
+    assert f"port {port} is in use; the page is on port {other}" in capsys.readouterr().err
 
 
 @pytest.mark.slow

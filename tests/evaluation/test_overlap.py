@@ -16,7 +16,7 @@ from drgrade.data.splits.spec import SplitSpec
 from drgrade.data.splits.split import groups_of
 from drgrade.data.store import prepare
 from drgrade.errors import ConfigError, DataError
-from drgrade.evaluation.overlap import without_overlap
+from drgrade.evaluation.overlap import exclude_overlap
 
 SIZE = 32
 
@@ -71,8 +71,8 @@ def clinic(learnt, tmp_path):
 
 
 def drop(photographs, run, **more):
-    kept, facts = without_overlap(
-        photographs, [run], **{"overlap": "drop", "force": False, "search": True, **more}
+    kept, facts = exclude_overlap(
+        photographs, [run], **{"drop": True, "force": False, "search": True, **more}
     )
     tested = kept.split[kept.split["subset"] == "test"]
     return set(tested["image_id"]), facts
@@ -124,7 +124,7 @@ def test_a_patient_whose_other_photograph_was_learnt_from_is_refused(clinic, mem
     split = photographs.split
     only = photographs.assigned(split.assign(subset=["excluded", "test", "test"]))
     with pytest.raises(ConfigError, match=r"1 of the 2 photographs .*\(1 of the same patient or copies\)"):
-        drop(only, member([0]), overlap="refuse")
+        drop(only, member([0]), drop=False)
 
 
 def test_photographs_that_are_in_no_store_any_more_are_said(clinic, member, learnt, tmp_path, caplog):
@@ -132,7 +132,7 @@ def test_photographs_that_are_in_no_store_any_more_are_said(clinic, member, lear
     run.config.photographs.folder = str(tmp_path / "gone")
     left, _ = drop(clinic({"0.png": None, "1-copy.jpg": anew, "8.png": None}), run)
     assert left == {"1-copy", "8"}
-    assert "1 of 1 photographs that were learnt from are in no store" in caplog.text
+    assert "1 of 1 training photographs are no longer in a store" in caplog.text
 
 
 def test_nothing_left_to_test_on_is_an_error(clinic, member):

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from tiny_run import REPOSITORY
 
-from drgrade.cli.export import summary, work
+from drgrade.cli.export import work
 from drgrade.config import compose
 from drgrade.data.normalisation import MEAN, STD
 from drgrade.errors import ConfigError
@@ -25,12 +25,17 @@ from drgrade.exporting import export as job
 from drgrade.exporting import graph as torch_file
 from drgrade.exporting import onnx_file
 from drgrade.exporting.export import export
-from drgrade.exporting.graph import OUTPUTS, ExportedGrader
-from drgrade.exporting.parity import ParityError, check_parity, drawn_photographs
+from drgrade.exporting.graph import (
+    OUTPUTS,
+    ExportedGrader,
+    ParityError,
+    check_parity,
+    random_discs,
+)
 from drgrade.models.encoder import TimmEncoder
 from drgrade.models.grading_model import GradingModel
 from drgrade.models.heads import CornHead, CumulativeHead, RegressionHead, SoftmaxHead
-from drgrade.prediction.checkpoint import load_trained
+from drgrade.prediction.checkpoint import load_model
 from drgrade.prediction.grader import Grader
 from drgrade.settings import ExportSettings
 from drgrade.training.build import make_photographs
@@ -110,7 +115,7 @@ HEADS = {
 
 def _with_head(finished_run, head, encoder=None):
     """The tiny trained run with another model, whose weights are drawn; made to say all sorts of grades."""
-    trained = load_trained(finished_run())
+    trained = load_model(finished_run())
     torch.manual_seed(0)
     encoder = encoder or TimmEncoder("test_resnet", image_size=32)
     model = GradingModel(encoder, head(encoder.num_features, hidden=8)).eval()
@@ -152,11 +157,11 @@ def test_every_head_is_exported_to_onnx(finished_run, head):
     grader = _with_head(finished_run, HEADS[head])
     if head == "fitted":
         grader.model.head.thresholds.copy_(torch.tensor([0.3, 0.9, 2.2, 2.3]))
-    data = onnx_file.onnx_bytes(job.traced(grader, 32))
+    data = onnx_file.onnx_bytes(job.trace(grader, 32))
     runner = onnx_file.onnx_runner(data)
     assert check_parity(grader, runner, 32).logits < 1e-4
     temperature = grader.calibration.temperature
-    found = runner(drawn_photographs(7, 32, seed=5))
+    found = runner(random_discs(7, 32, seed=5))
     for row, said, grade in zip(found["logits"], found["probabilities"], found["grade"], strict=True):
         raised = np.clip(_reference(head, row), 1e-6, None) ** (1 / temperature)
         np.testing.assert_allclose(said, raised / raised.sum(), atol=2e-5)
@@ -168,7 +173,7 @@ def test_every_head_is_exported_to_onnx(finished_run, head):
 def test_a_vision_transformer_is_exported_to_onnx(finished_run):
     vit = TimmEncoder("vit_tiny_patch16_224", image_size=32, depth=2)
     grader = _with_head(finished_run, SoftmaxHead, vit)
-    runner = onnx_file.onnx_runner(onnx_file.onnx_bytes(job.traced(grader, 32)))
+    runner = onnx_file.onnx_runner(onnx_file.onnx_bytes(job.trace(grader, 32)))
     assert check_parity(grader, runner, 32).logits < 1e-4
 
 
@@ -177,14 +182,14 @@ def test_a_vision_transformer_is_exported_to_onnx(finished_run):
     "protocol", [("protocol=knn",), ("protocol=linear",), ("protocol=few_shot", "protocol.shots=1")]
 )
 def test_probes_are_exported_to_onnx(finished_run, tmp_path, protocol):
-    folder = finished_run(*protocol, "protocol.val_fraction=0.3")
+    folder = finished_run(*protocol)
     path = export(ExportSettings.compose(checkpoint=folder, format="onnx", out=tmp_path / "probe.onnx")).path
     pixels = _tested(folder)
     _same(_run(path, pixels), Grader.load([folder], device="cpu").grade(pixels))
 
 
 def test_what_does_not_look_at_photographs_is_refused(finished_run):
-    trained = load_trained(finished_run())
+    trained = load_model(finished_run())
     trained.model.head.needs_features = False
     with pytest.raises(ConfigError, match="nothing to export"):
         ExportedGrader(trained)
@@ -193,7 +198,7 @@ def test_what_does_not_look_at_photographs_is_refused(finished_run):
 def test_the_file_takes_raw_pixels(exported, finished_run):
     """Normalisation is inside: against the model on pixels normalised here."""
     pixels = _tested(finished_run())[:2]
-    trained = load_trained(finished_run())
+    trained = load_model(finished_run())
     normalised = (pixels / 255 - np.array(MEAN)) / np.array(STD)
     with torch.inference_mode():
         logits = trained.model(torch.tensor(normalised.transpose(0, 3, 1, 2), dtype=torch.float32))
@@ -302,7 +307,7 @@ def test_nothing_is_kept_of_a_file_that_says_something_else(finished_run, tmp_pa
 
 
 def test_grades_that_do_not_follow_from_the_logits_are_noticed(finished_run):
-    grader = ExportedGrader(load_trained(finished_run())).eval()
+    grader = ExportedGrader(load_model(finished_run())).eval()
 
     def wrong(pixels):
         with torch.inference_mode():
@@ -349,4 +354,4 @@ def test_by_default_the_file_lies_with_the_run(finished_run, capsys):
 
 
 def test_the_summary_of_plain_files_has_no_word_of_int8(exported):
-    assert not any("int8" in line for line in summary(exported("onnx")))
+    assert not any("int8" in line for line in exported("onnx").summary())

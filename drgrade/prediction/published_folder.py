@@ -1,7 +1,7 @@
-"""A published folder: what it holds, what it must not hold, and what of it is believed.
+"""Reading and checking of a published folder.
 
-It comes from anywhere, so its settings make nothing but drgrade's own encoders and heads, and its tensors are
-safetensors: loading one runs no code of whoever wrote it.
+The folder may come from anybody, so it is data and never code: its settings may instantiate only drgrade's
+own encoders and heads, its tensors are safetensors, and values are not resolved against the environment.
 """
 
 import json
@@ -21,20 +21,20 @@ from drgrade.files import file_sha256
 from drgrade.models.calibration import Calibration
 from drgrade.models.encoder import Encoder
 from drgrade.models.heads import Head
+from drgrade.renames import current
 from drgrade.runs.run_dir import SEEN
 from drgrade.runs.settings import PUBLIC_TEXT, strip_private
 
 CONFIG, WEIGHTS, README = "config.json", "model.safetensors", "README.md"
 FILES = (CONFIG, WEIGHTS, README, SEEN)
-"""Every file that a published folder may have; :data:`SEEN` only if its publisher wanted it."""
+"""All files that a published folder may contain; :data:`SEEN` is optional."""
 
 STORES = "outputs/stores"
-"""Where photographs are prepared that a published grader is to look at, as in ``conf/train.yaml``."""
+"""Folder for prepared photographs of a published model, as in ``conf/train.yaml``."""
 
 LIBRARY, FORMAT = "drgrade", 1
 
-
-_OTHER_WEIGHTS = (
+_WEIGHT_SETTINGS = (
     "pretrained",
     "weights",
     "checkpoint_path",
@@ -42,9 +42,9 @@ _OTHER_WEIGHTS = (
     "pretrained_cfg_overlay",
     "cache_dir",
 )
-"""Settings of timm that would fetch or read weights; those of the folder replace them all."""
+"""Settings of timm that download or read weights; they must be empty."""
 
-_KEPT = (
+_PUBLISHED_SETTINGS = (
     "name",
     "method",
     "task",
@@ -76,18 +76,18 @@ _KEPT = (
     "trainer.max_epochs",
     "trainer.max_steps",
 )
-"""Settings of a run that are published: a list of what may go out, not of what must stay."""
+"""Settings of a run that are published; all others are left out."""
 
 
 @dataclass(frozen=True, eq=False)
-class Published:
-    """What a published folder holds.
+class PublishedModel:
+    """Content of a published folder.
 
     Attributes:
-        config: The settings that were published of the run's config.
-        record: Its ``metrics.json``.
-        calibration: Its calibration.
-        tensors: Of encoder and head.
+        config: Published part of the run's config.
+        record: The run's ``metrics.json``.
+        calibration: Calibration on the validation photographs.
+        tensors: Tensors of encoder and head.
     """
 
     config: DictConfig
@@ -97,7 +97,7 @@ class Published:
 
 
 def is_published(folder: Path) -> bool:
-    """Whether a folder looks like a published one: it has ``config.json`` and no run's ``config.yaml``.
+    """Return True if the folder has a ``config.json`` and no ``config.yaml`` of a run.
 
     Args:
         folder: Any folder.
@@ -106,19 +106,19 @@ def is_published(folder: Path) -> bool:
 
 
 def published_settings(cfg: DictConfig) -> dict[str, Any]:
-    """The settings of a run that say what the model is, without places and names of people.
+    """Select the settings of a run that describe the model, without paths and names of people.
 
     Args:
-        cfg: The run's config.
+        cfg: Config of the run.
 
     Returns:
-        Nested, as the config; files of weights that training began with are null.
+        Nested settings; paths of weights files are null.
 
     Raises:
-        ConfigError: If encoder or head are not drgrade's, so that nobody could load them.
+        ConfigError: If encoder or head are not part of drgrade, so that the folder could not be loaded.
     """
     kept = OmegaConf.create({})
-    for setting in _KEPT:
+    for setting in _PUBLISHED_SETTINGS:
         value = OmegaConf.select(cfg, setting)
         if value is not None:
             OmegaConf.update(kept, setting, value)
@@ -126,32 +126,33 @@ def published_settings(cfg: DictConfig) -> dict[str, Any]:
     try:
         check_settings(settings)
     except DataError as error:
-        raise ConfigError(f"it cannot be published, as nobody could load it: {error}") from error
+        raise ConfigError(f"the run cannot be published, because it could not be loaded: {error}") from error
     return settings
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Refuse settings that would make anything but an encoder and a head of drgrade.
+    """Refuse settings that instantiate anything but an encoder and a head of drgrade.
 
     Args:
-        settings: As :func:`published_settings` gives them.
+        settings: As returned by :func:`published_settings`.
 
     Raises:
-        DataError: Naming what is refused.
+        DataError: Naming the refused setting.
     """
     probe = settings["protocol"].get("probe")
     for name, node, kind in (
         ("encoder", settings["encoder"], Encoder),
         ("head", probe or settings["grading"]["task"]["head"], Head),
     ):
-        if not _is_own(node["_target_"], kind):
-            raise DataError(f"its {name} is {node['_target_']}, which is none of drgrade.models")
+        if not _is_own_class(node["_target_"], kind):
+            raise DataError(f"its {name} is {node['_target_']}, which is not in drgrade.models")
         for setting, value in _leaves(node):
             if not _is_harmless(setting, value):
-                raise DataError(f"its {name} has {setting}={value!r}, which no setting of a model is")
+                raise DataError(f"its {name} has {setting}={value!r}, which is not allowed")
 
 
-def _is_own(target: object, *kinds: type) -> bool:
+def _is_own_class(target: object, *kinds: type) -> bool:
+    """Return True for a class of ``drgrade.models`` of one of these kinds."""
     if not re.fullmatch(r"drgrade\.models(\.\w+)+", str(target)):
         return False
     try:
@@ -161,12 +162,12 @@ def _is_own(target: object, *kinds: type) -> bool:
 
 
 def _is_harmless(setting: str, value: object) -> bool:
-    """Whether a setting of an encoder or a head runs no code, reads no file and fetches nothing."""
+    """Return True if a setting of an encoder or head runs no code, reads no file and downloads nothing."""
     if setting == "_target_":
-        return _is_own(value, Encoder, Head)
+        return _is_own_class(value, Encoder, Head)
     if setting.startswith("_"):
         return (setting, value) == ("_partial_", True)
-    if setting in _OTHER_WEIGHTS:
+    if setting in _WEIGHT_SETTINGS:
         return not value
     return not isinstance(value, str) or bool(PUBLIC_TEXT.fullmatch(value))
 
@@ -182,101 +183,93 @@ def _leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, node
 
 
-def read_published(folder: Path) -> Published:
-    """Read a published folder, and believe nothing that can be checked.
+def read_published(folder: Path) -> PublishedModel:
+    """Read and check a published folder.
 
     Args:
-        folder: With ``config.json`` and ``model.safetensors``.
-
-    Returns:
-        What it holds.
+        folder: Contains ``config.json`` and ``model.safetensors``.
 
     Raises:
-        ConfigError: If it is no grader of drgrade, or one of a later version.
+        ConfigError: If drgrade has not published it, or a later version has.
         DataError: If it is damaged, incomplete, or would run foreign code.
     """
-    record = read_header(folder)
+    record = read_published_config(folder)
     weights = folder / WEIGHTS
     if not weights.is_file():
-        raise DataError(f"{folder}: {WEIGHTS} is not there; fetch the folder again")
+        raise DataError(f"{folder}: {WEIGHTS} is missing; download the folder again")
     if file_sha256(weights) != record["weights"]["sha256"]:
-        raise DataError(
-            f"{weights} is not the file that its {CONFIG} describes (another hash); fetch it again"
-        )
+        raise DataError(f"{weights} does not have the hash that {CONFIG} states; download it again")
     config = OmegaConf.create(record["settings"])
     config.photographs = {
-        "_target_": f"{__name__}.{photographs_of_others.__name__}",
+        "_target_": f"{__name__}.{refuse_photographs.__name__}",
         **config.photographs,
         "folder": STORES,
     }
     config.data.update({role: [] for role in ROLES})
-    return Published(
-        config,
-        record["metrics"],
-        Calibration.from_json(json.dumps(record["calibration"])),
-        _tensors(weights),
-    )
+    calibration = Calibration.from_json(json.dumps(record["calibration"]))
+    return PublishedModel(config, record["metrics"], calibration, _load_tensors(weights))
 
 
-def photographs_of_others(**settings: object) -> NoReturn:
-    """Stands where a run's config says what its photographs are.
+def refuse_photographs(**settings: object) -> NoReturn:
+    """Take the place of the photographs in the config of a published model.
 
     Args:
-        **settings: Of the photographs.
+        **settings: Settings of the photographs.
 
     Raises:
         DataError: Always.
     """
     raise DataError(
-        "a published grader comes without its photographs and their split; name others with data=NAME"
+        "a published model does not include its photographs and their split; name a data set with data=NAME"
     )
 
 
-def read_header(folder: Path) -> dict[str, Any]:
+def read_published_config(folder: Path) -> dict[str, Any]:
     """Read ``config.json`` of a published folder.
 
     Args:
         folder: The folder.
 
     Returns:
-        What it holds; its parts are there, and its settings are safe to make a model from.
+        Its content. All parts are present, and the settings are safe to instantiate.
 
     Raises:
-        ConfigError: If it is no grader of drgrade, or one of a later version.
+        ConfigError: If drgrade has not published it, or a later version has.
         DataError: If it is damaged, or would run foreign code.
     """
     path = folder / CONFIG
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}); fetch the folder again") from error
+        raise DataError(f"{path} cannot be read ({error}); download the folder again") from error
     if not isinstance(record, dict) or record.get("library_name") != LIBRARY:
         raise ConfigError(
-            f"{folder} holds no grader that drgrade has published ({CONFIG} is of something else)"
+            f"{folder} is not a model published by drgrade ({CONFIG} belongs to something else)"
         )
     if record.get("format") != FORMAT:
         raise ConfigError(
             f"{folder} was published by drgrade {record.get('version')} in format {record.get('format')}, "
-            f"this one reads format {FORMAT}: install that version"
+            f"but this version reads format {FORMAT}: install that version"
         )
     try:
+        record["settings"] = current(record["settings"])
         check_settings(record["settings"])
         for part, name in (("weights", "sha256"), ("calibration", "points"), ("metrics", "status")):
             record[part][name]
         for name in ("image_size", "illumination", "max_pixels"):
             record["settings"]["photographs"][name]
     except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is damaged ({error!r}); fetch the folder again") from error
+        raise DataError(f"{path} is damaged ({error!r}); download the folder again") from error
     except DataError as error:
         raise DataError(f"{path} is refused: {error}") from error
     return record
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+def _load_tensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return dict(load_file(path))
     except (SafetensorError, OSError) as error:
-        raise DataError(f"{path} is no readable safetensors file ({error}); fetch it again") from error
+        raise DataError(f"{path} is not a readable safetensors file ({error}); download it again") from error

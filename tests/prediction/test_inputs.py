@@ -10,7 +10,7 @@ import pytest
 
 from drgrade.data.crops import make_crops
 from drgrade.errors import ConfigError, DataError
-from drgrade.prediction.inputs import Inputs, state_of
+from drgrade.prediction.inputs import Inputs, file_state
 
 
 def _touch(*paths: Path) -> None:
@@ -98,7 +98,7 @@ def test_standard_input_is_read_as_it_comes(monkeypatch):
 
 @pytest.mark.parametrize(
     ("given", "says"),
-    [([], "no photographs are given"), (["nowhere"], "is not there"), (["-", "."], "alone|nothing else")],
+    [([], "no photographs are given"), (["nowhere"], "does not exist"), (["-", "."], "cannot be combined")],
 )
 def test_what_cannot_be_meant_is_refused(given, says):
     with pytest.raises(ConfigError, match=says):
@@ -107,9 +107,9 @@ def test_what_cannot_be_meant_is_refused(given, says):
 
 def test_a_pipe_is_not_opened(tmp_path):
     os.mkfifo(tmp_path / "x.jpg")
-    assert not state_of(str(tmp_path / "x.jpg")).opens
-    assert not state_of("/dev/zero").opens
-    assert state_of("a\0b").size == -1
+    assert not file_state(str(tmp_path / "x.jpg")).opens
+    assert not file_state("/dev/zero").opens
+    assert file_state("a\0b").size == -1
 
 
 def _name(path: Path) -> str:

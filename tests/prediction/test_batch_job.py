@@ -1,4 +1,4 @@
-"""Batches and the ledger: what is held in memory, what a stopped job leaves, what goes on."""
+"""Batches and the database: what is held in memory, what a stopped job leaves, what goes on."""
 
 import shutil
 import sqlite3
@@ -12,13 +12,13 @@ import torch
 
 from drgrade.data.crops import Crop
 from drgrade.data.fundus_check import Verdict, unreadable
-from drgrade.data.preparation import Prepared
+from drgrade.data.preparation import PreparedPhotograph
 from drgrade.errors import ConfigError, DataError
-from drgrade.prediction.grader import Graded
-from drgrade.prediction.inputs import Inputs, Item, State
-from drgrade.prediction.progress_db import NAME, Ledger
-from drgrade.prediction.rows import Row
-from drgrade.prediction.runner import Job
+from drgrade.prediction.grader import GradedBatch
+from drgrade.prediction.inputs import FileState, InputFile, Inputs
+from drgrade.prediction.job_state import DATABASE, ProgressDatabase
+from drgrade.prediction.results import PredictionRow, ResultWriter
+from drgrade.prediction.runner import BatchJob
 
 
 class Stopped(Exception):
@@ -45,35 +45,35 @@ class Fake:
         for path in paths:
             yield self._prepared(int(path.stem))
 
-    def grade(self, pixels) -> Graded:
+    def grade(self, pixels) -> GradedBatch:
         numbers = torch.from_numpy(pixels[:, 0, 0, 0].astype(np.int64))
         self.batches.append(len(pixels))
         p = torch.softmax(
             torch.outer(numbers.float(), torch.arange(5.0)) / 99 + numbers.float().mean() / 1e5, dim=1
         )
         scores = p[:, 2:].sum(dim=1) + numbers.float().mean() / 1e3
-        return Graded(numbers % 5, p, p, scores, scores, scores, scores, p)
+        return GradedBatch(numbers % 5, p, p, scores, scores, scores, scores, p)
 
-    def _prepared(self, number: int) -> Prepared:
+    def _prepared(self, number: int) -> PreparedPhotograph:
         if number % 7 == 0:
-            return Prepared(Crop("", failure="broken"), unreadable("broken"))
+            return PreparedPhotograph(Crop("", failure="broken"), unreadable("broken"))
         pixels = np.full((4, 4, 3), number % 200, np.uint8)
         self.alive += 1
         self.most_alive = max(self.most_alive, self.alive)
         weakref.finalize(pixels, self._gone)
-        return Prepared(Crop(f"{number:064d}", pixels), Verdict("good"))
+        return PreparedPhotograph(Crop(f"{number:064d}", pixels), Verdict("good"))
 
     def _gone(self) -> None:
         self.alive -= 1
 
 
-class Stop:
+class Stop(ResultWriter):
     """Ends the job at a batch, before it is kept."""
 
     def __init__(self, at: int) -> None:
         self.left = at
 
-    def take(self, batch) -> None:
+    def add_batch(self, batch) -> None:
         self.left -= 1
         if self.left < 0:
             raise Stopped
@@ -82,10 +82,10 @@ class Stop:
         pass
 
 
-class Lines:
+class Lines(ResultWriter):
     """What comes out in the end."""
 
-    def take(self, batch) -> None:
+    def add_batch(self, batch) -> None:
         pass
 
     def finish(self, rows) -> None:
@@ -101,17 +101,17 @@ def _list(folder: Path, numbers) -> Inputs:
 
 
 def _run(out: Path, inputs: Inputs, fake: Fake | None = None, stop_at: int = 10**6) -> list[dict]:
-    ledger, lines = Ledger(out), Lines()
+    database, lines = ProgressDatabase(out), Lines()
     try:
-        Job(fake or Fake(), ledger, batch_size=4).run(inputs, [Stop(stop_at), lines])
+        BatchJob(fake or Fake(), database, batch_size=4).run(inputs, [Stop(stop_at), lines])
     finally:
-        ledger.close()
+        database.close()
     return lines.rows
 
 
 def _graded(out: Path) -> int:
     """How many grades have been kept."""
-    with sqlite3.connect(out / NAME) as rows:
+    with sqlite3.connect(out / DATABASE) as rows:
         return rows.execute("select count(*) from rows where status = 'graded'").fetchone()[0]
 
 
@@ -127,12 +127,12 @@ def test_a_job_stopped_at_any_batch_ends_as_one_that_was_not(tmp_path):
     whole = Fake()
     expected = _run(tmp_path / "whole", inputs, whole)
     assert [row["path"] for row in expected] == [item.path for item in inputs]
-    for stop_at in range(12):
+    for stop_at in range(11):
         fake, out = Fake(), tmp_path / f"stopped{stop_at}"
         with pytest.raises(Stopped):
             _run(out, inputs, fake, stop_at)
         kept, again = _graded(out), Fake()
-        assert kept == 4 * stop_at or stop_at > 10
+        assert kept == 4 * stop_at
         assert _run(out, inputs, again) == expected
         assert sum(again.batches) == sum(whole.batches) - kept  # nothing twice
 
@@ -163,7 +163,7 @@ def test_a_path_listed_twice_is_graded_once_and_a_row_twice(tmp_path):
 
 def test_what_could_not_be_read_is_tried_again(tmp_path):
     class Mended(Fake):
-        def _prepared(self, number: int) -> Prepared:
+        def _prepared(self, number: int) -> PreparedPhotograph:
             return super()._prepared(number + 1 if number % 7 == 0 else number)
 
     inputs = _list(tmp_path, range(8))
@@ -176,45 +176,47 @@ def test_what_could_not_be_read_is_tried_again(tmp_path):
 def test_rows_come_back_as_they_were(tmp_path):
     _list(tmp_path, range(3))
     _run(tmp_path / "out", Inputs([str(tmp_path / "list.txt")]))
-    ledger = Ledger(tmp_path / "out")
-    item, state = Item(str(tmp_path / "1.jpg"), "other id"), (tmp_path / "1.jpg").stat()
-    assert ledger.expect(item, State(state.st_size, state.st_mtime_ns))
-    (row,) = ledger.rows()
-    ledger.close()
+    database = ProgressDatabase(tmp_path / "out")
+    item, state = InputFile(str(tmp_path / "1.jpg"), "other id"), (tmp_path / "1.jpg").stat()
+    assert database.add_input(item, FileState(state.st_size, state.st_mtime_ns))
+    (row,) = database.rows()
+    database.close()
     assert row.image_id == "other id"
-    assert row == Row.read(row.path, row.image_id, row.content())
+    assert row == PredictionRow.from_content(row.path, row.image_id, row.content())
     assert len(list(row.cells())) == 18
 
 
 def test_one_job_at_a_time(tmp_path):
-    ledger = Ledger(tmp_path)
-    with pytest.raises(ConfigError, match="another job works"):
-        Ledger(tmp_path)
-    ledger.close()
-    Ledger(tmp_path).close()
+    database = ProgressDatabase(tmp_path)
+    with pytest.raises(ConfigError, match="another job is using"):
+        ProgressDatabase(tmp_path)
+    database.close()
+    ProgressDatabase(tmp_path).close()
 
 
 def test_a_damaged_ledger_is_said_and_can_be_begun_anew(tmp_path):
-    (tmp_path / NAME).write_bytes(b"no database " * 500)
+    (tmp_path / DATABASE).write_bytes(b"no database " * 500)
     with pytest.raises(DataError, match="damaged"):
-        Ledger(tmp_path)
-    Ledger(tmp_path, anew=True).close()
-    with sqlite3.connect(tmp_path / NAME) as rows:
+        ProgressDatabase(tmp_path)
+    ProgressDatabase(tmp_path, overwrite=True).close()
+    with sqlite3.connect(tmp_path / DATABASE) as rows:
         assert rows.execute("select count(*) from rows").fetchone() == (0,)
 
 
 def test_a_ledger_that_was_being_written_is_whole_again(tmp_path):
     """As the system leaves it when the process is killed within a transaction: with its journal beside it."""
-    ledger = Ledger(tmp_path / "out")
-    ledger.write([(Row("kept.jpg", "kept", "abstained"), State(1, 1))])
-    ledger._rows.execute("pragma cache_size = 1")  # changed pages go to disk before they are committed
+    database = ProgressDatabase(tmp_path / "out")
+    database.write([(PredictionRow("kept.jpg", "kept", "abstained"), FileState(1, 1))])
+    database._connection.execute(
+        "pragma cache_size = 1"
+    )  # changed pages go to disk before they are committed
     for number in range(2000):
-        ledger.expect(Item(f"{number}.jpg", "x" * 200), State())
+        database.add_input(InputFile(f"{number}.jpg", "x" * 200), FileState())
     shutil.copytree(tmp_path / "out", tmp_path / "killed")
-    assert (tmp_path / "killed" / f"{NAME}-journal").stat().st_size > 0
-    ledger.close()
-    after = Ledger(tmp_path / "killed")
-    assert after.expect(Item("kept.jpg", "kept"), State(1, 1))
+    assert (tmp_path / "killed" / f"{DATABASE}-journal").stat().st_size > 0
+    database.close()
+    after = ProgressDatabase(tmp_path / "killed")
+    assert after.add_input(InputFile("kept.jpg", "kept"), FileState(1, 1))
     assert [row.path for row in after.rows()] == ["kept.jpg"]
     after.close()
 

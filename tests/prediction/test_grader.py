@@ -10,7 +10,7 @@ from drgrade.data.store import Store
 from drgrade.errors import ConfigError, EncoderError
 from drgrade.models.calibration import Calibration
 from drgrade.models.grading_model import TTA_VIEWS
-from drgrade.prediction.checkpoint import load_trained
+from drgrade.prediction.checkpoint import load_model
 from drgrade.prediction.grader import Grader
 from drgrade.training.build import make_photographs
 
@@ -40,7 +40,7 @@ def test_says_what_the_run_has_said_of_its_test_photographs(finished_run, encode
 def test_prepares_files_to_the_pixels_of_the_store(finished_run):
     folder = finished_run()
     _, photographs, store, rows = _tested(folder)
-    trained = load_trained(folder)
+    trained = load_model(folder)
     for row in rows[:5]:
         crop = trained.preparation.prepare(photographs.source.root / store.manifest["path"].iloc[row]).crop
         np.testing.assert_array_equal(crop.pixels, store.images[row])
@@ -48,7 +48,7 @@ def test_prepares_files_to_the_pixels_of_the_store(finished_run):
 
 
 def test_needs_neither_the_photographs_nor_the_weights_that_training_began_with(finished_run):
-    trained = load_trained(finished_run())
+    trained = load_model(finished_run())
     assert trained.calibration.photographs >= 10
     assert not trained.model.training
 
@@ -63,7 +63,7 @@ def test_every_head_is_loaded(finished_run, head):
 
 @pytest.mark.parametrize("protocol", ["knn", "linear"])
 def test_probes_are_loaded(finished_run, protocol):
-    folder = finished_run(f"protocol={protocol}", "protocol.val_fraction=0.3")
+    folder = finished_run(f"protocol={protocol}")
     predictions, _, store, rows = _tested(folder)
     graded = Grader.load([folder], device="cpu").grade(store.images[rows])
     np.testing.assert_allclose(graded.raw.numpy(), predictions[P].to_numpy(), atol=1e-5)
@@ -104,13 +104,13 @@ def test_fitted_thresholds_read_the_expected_grade(finished_run):
     folder = finished_run()
     _, _, store, rows = _tested(folder)
     graded = Grader.load([folder], device="cpu", reading="thresholds").grade(store.images[rows])
-    thresholds = load_trained(folder).calibration.thresholds
+    thresholds = load_model(folder).calibration.thresholds
     naive = [sum(value >= cut for cut in thresholds) for value in graded.expected.tolist()]
     assert graded.grades.tolist() == naive
 
 
 def test_members_that_want_other_photographs_are_refused(finished_run):
-    with pytest.raises(ConfigError, match="an ensemble shares its photographs"):
+    with pytest.raises(ConfigError, match="members of an ensemble need the same preparation"):
         Grader.load([finished_run(), finished_run("data.image_size=40")], device="cpu")
 
 
@@ -129,7 +129,7 @@ def test_unknown_settings_are_refused(finished_run, settings, message):
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"is not a run's folder"):
-        load_trained(tmp_path)
+        load_model(tmp_path)
 
 
 def test_a_checkpoint_of_another_model_is_refused(finished_run, tmp_path):
@@ -139,7 +139,7 @@ def test_a_checkpoint_of_another_model_is_refused(finished_run, tmp_path):
     shutil.copytree(finished_run(), folder)
     shutil.copytree(finished_run("encoder=msssl") / "checkpoints", folder / "checkpoints", dirs_exist_ok=True)
     with pytest.raises(EncoderError, match="does not fit the model of its config"):
-        load_trained(folder)
+        load_model(folder)
 
 
 def test_runs_of_earlier_versions_are_not_calibrated(finished_run, tmp_path):
@@ -148,6 +148,6 @@ def test_runs_of_earlier_versions_are_not_calibrated(finished_run, tmp_path):
     folder = tmp_path / "old"
     shutil.copytree(finished_run(), folder)
     (folder / "calibration.json").unlink()
-    assert load_trained(folder).calibration == Calibration(note=load_trained(folder).calibration.note)
+    assert load_model(folder).calibration == Calibration(note=load_model(folder).calibration.note)
     with pytest.raises(ConfigError, match="no operating points"):
         Grader.load([folder], device="cpu").threshold(0.9)

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
+from drgrade.data.fundus_check import Appearance, FundusRule, fitted_rule, measure_appearance
 from drgrade.data.disc_detection import find_disc
-from drgrade.data.fundus_check import Appearance, Rule, fitted_rule, measure_appearance
 from drgrade.data.preparation import Preparation
 from drgrade.data.sources.demo import Demo
 
@@ -180,7 +180,7 @@ def test_the_score_is_the_quadratic_function_that_the_file_holds():
         for j in range(len(Appearance._fields))
     )
     assert rule.score(measures) == pytest.approx(naive)
-    assert isinstance(rule, Rule)
+    assert isinstance(rule, FundusRule)
 
 
 def test_exposure_hardly_changes_the_colours(drawn):

@@ -22,8 +22,8 @@ from drgrade.cli.predict import main, work
 from drgrade.config import compose
 from drgrade.data.sources.demo import Demo
 from drgrade.errors import ConfigError, DataError
-from drgrade.prediction.progress_db import NAME
-from drgrade.prediction.rows import COLUMNS
+from drgrade.prediction.job_state import DATABASE
+from drgrade.prediction.results import COLUMNS
 from drgrade.training.build import make_photographs
 
 P = [f"p{k}" for k in range(5)]
@@ -159,11 +159,11 @@ def test_abstention_can_be_turned_off(finished_run, eyes, tmp_path):
 
 
 def test_referred_at_the_sensitivity_that_is_asked_for(finished_run, eyes, tmp_path):
-    from drgrade.prediction.checkpoint import load_trained
+    from drgrade.prediction.checkpoint import load_model
 
     run = finished_run()
     plain, at = (_predict(run, eyes, tmp_path / str(s), sensitivity=s) for s in (None, 1.0))
-    threshold = load_trained(run).calibration.point(1.0).threshold
+    threshold = load_model(run).calibration.point(1.0).threshold
     for lines, cut in ((plain, 0.5), (at, threshold)):
         assert {line["threshold"] for line in lines} == {round(cut, 6)}
         assert [line["referable"] for line in lines] == [line["p_referable"] >= cut for line in lines]
@@ -196,7 +196,7 @@ def test_killed_it_goes_on_and_ends_as_one_that_was_not(finished_run, eyes, tmp_
         assert job.stdin is not None
         job.stdin.write(b"".join(listed[:7]))
         job.stdin.flush()
-        ledger, deadline = tmp_path / "killed" / NAME, time.monotonic() + 100
+        ledger, deadline = tmp_path / "killed" / DATABASE, time.monotonic() + 100
         while not (ledger.exists() and ledger.read_bytes().count(b'"sha256"') >= 6):
             assert job.poll() is None
             assert time.monotonic() < deadline
@@ -219,7 +219,7 @@ def test_killed_it_goes_on_and_ends_as_one_that_was_not(finished_run, eyes, tmp_
         assert sum(graded) == len(paths) - before
     assert _files(tmp_path / "killed") == _files(tmp_path / "whole")
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"".join(listed))))
-    with pytest.raises(ConfigError, match="standard input names the same"):
+    with pytest.raises(ConfigError, match="standard input lists the same"):
         _predict(run, "-", tmp_path / "killed")
 
 
@@ -240,7 +240,7 @@ def test_interrupted_it_says_that_it_goes_on(finished_run, eyes, tmp_path):
             link.hardlink_to(sorted(eyes.iterdir())[number % 10])
             job.stdin.write(f"{link}\n")
         job.stdin.flush()
-        ledger, deadline = tmp_path / "out" / NAME, time.monotonic() + 100
+        ledger, deadline = tmp_path / "out" / DATABASE, time.monotonic() + 100
         while not (ledger.exists() and b'"sha256"' in ledger.read_bytes()):
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -274,7 +274,7 @@ def test_a_folder_of_other_things_is_never_written_to(finished_run, eyes, tmp_pa
     run = finished_run()
     before = sorted(run.iterdir())
     for overwrite in (False, True):
-        with pytest.raises(ConfigError, match="holds other things"):
+        with pytest.raises(ConfigError, match="contains other files"):
             _predict(run, eyes, run, overwrite=overwrite)
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="is a file"):
@@ -301,8 +301,8 @@ def test_the_same_command_finds_its_folder_again(finished_run, eyes, tmp_path, m
         ({"batch_size": 0}, "batch_size=0"),
         ({"workers": 0}, "workers=0"),
         ({"format": []}, r"format=\[\] is not allowed: list of csv, jsonl"),
-        ({"input": "nowhere"}, "input=nowhere is not there"),
-        ({"input": "-", "out": None}, "name the folder of the results"),
+        ({"input": "nowhere"}, "input=nowhere does not exist"),
+        ({"input": "-", "out": None}, "name the output folder"),
         ({"sensitivity": 2.0}, "sensitivity=2.0"),
     ],
 )
@@ -316,7 +316,7 @@ def test_what_makes_no_sense_is_refused(finished_run, eyes, tmp_path, settings, 
 def test_a_folder_without_photographs_is_refused(finished_run, tmp_path):
     (tmp_path / "notes.txt").write_text("nothing")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match="no photograph is there"):
+    with pytest.raises(ConfigError, match="no photographs were found"):
         _predict(finished_run(), tmp_path / "empty", tmp_path / "out")
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from drgrade.data.crops import Facts
 from drgrade.data.geometry import Disc, crop_disc
-from drgrade.explanation.overlay import legend, on_photograph, overlay
+from drgrade.explanation.overlay import draw_legend, draw_overlay, project_heat
 
 SIDE = 96
 
@@ -47,7 +47,7 @@ def test_a_mark_comes_back_to_its_place(width, height, shift, reach, stretch, pl
     photograph = np.repeat((inside * 255).astype(np.uint8)[..., None], 3, axis=2)
     disc = Disc(x, y, radius, 0, 0, width, height, stretch)
     heat = crop_disc(photograph, disc, SIDE)[..., 0].astype(np.float32) / 255
-    found = on_photograph((height, width), _facts(width, height, x, y, radius, stretch), heat)
+    found = project_heat((height, width), _facts(width, height, x, y, radius, stretch), heat)
     # The crop is rounded to whole pixels of the photograph.
     np.testing.assert_allclose(_centre(found), _centre(inside), atol=1.0)
 
@@ -56,7 +56,7 @@ def test_a_reduced_photograph_is_painted_alike():
     rng = np.random.default_rng(0)
     heat = cv2.GaussianBlur(rng.random((SIDE, SIDE), np.float32), (0, 0), 8)
     facts = _facts(400, 300, 190.0, 150.0, 160.0)
-    large, small = on_photograph((300, 400), facts, heat), on_photograph((150, 200), facts, heat)
+    large, small = project_heat((300, 400), facts, heat), project_heat((150, 200), facts, heat)
     reduced = cv2.resize(large, (200, 150), interpolation=cv2.INTER_AREA)
     inside = cv2.erode((reduced > 0.1).astype(np.uint8), np.ones((5, 5))) > 0
     np.testing.assert_allclose(small[inside], reduced[inside], atol=0.02)
@@ -68,9 +68,9 @@ def test_where_there_is_no_heat_the_photograph_shows(cut):
     photograph = rng.integers(0, 255, (300, 400, 3), np.uint8)
     facts = _facts(400, 300, 200.0, 150.0 - cut, 140.0)
     heat = np.zeros((SIDE, SIDE), np.float32)
-    assert (overlay(photograph, facts, heat) == photograph).all()
+    assert (draw_overlay(photograph, facts, heat) == photograph).all()
     heat[48:, :] = 1.0
-    painted = overlay(photograph, facts, heat)
+    painted = draw_overlay(photograph, facts, heat)
     changed = (painted != photograph).any(axis=2)
     assert changed[round(150 - cut) + 5 : round(150 - cut) + 100, 200].all()
     assert not changed[: max(round(150 - cut) - 10, 0), :].any()
@@ -83,7 +83,7 @@ def test_more_heat_is_lighter():
     """The order of the colours is that of their lightness: it survives colour blindness and grey prints."""
     photograph = np.full((201, 201, 3), (170, 80, 30), np.uint8)
     ramp = np.repeat(np.linspace(0, 1, SIDE, dtype=np.float32)[None], SIDE, axis=0)
-    painted = overlay(photograph, _facts(201, 201, 100.5, 100.5, 100.5), ramp)
+    painted = draw_overlay(photograph, _facts(201, 201, 100.5, 100.5, 100.5), ramp)
     lightness = cv2.cvtColor(painted, cv2.COLOR_RGB2LAB)[100, :, 0].astype(int)
     along = lightness[[60, 80, 120, 140, 160, 180, 192]]  # the line at half of the heat is at 100
     assert (np.diff(along) > 0).all()
@@ -92,5 +92,5 @@ def test_more_heat_is_lighter():
 
 @pytest.mark.parametrize("width", [1, 40, 640, 4288])
 def test_the_legend_fits_its_width(width):
-    assert legend(width).shape[1:] == (width, 3)
-    assert len(legend(width)) >= 8
+    assert draw_legend(width).shape[1:] == (width, 3)
+    assert len(draw_legend(width)) >= 8

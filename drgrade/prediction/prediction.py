@@ -1,0 +1,351 @@
+"""Prediction from Python: :class:`Predictor` for photographs, :func:`predict` for folders of files."""
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from drgrade.data.crops import Crop
+from drgrade.data.preparation import PreparedPhotograph
+from drgrade.errors import ConfigError
+from drgrade.explanation.explainer import AUTO, Explainer
+from drgrade.explanation.overlay import draw_overlay
+from drgrade.prediction.grader import Grader, Reading
+from drgrade.prediction.inputs import InputFile, Inputs
+from drgrade.prediction.job_state import (
+    JobDescription,
+    ProgressDatabase,
+    check_output_folder,
+    check_same_job,
+    describe_job,
+    row_provenance,
+    write_manifest,
+)
+from drgrade.prediction.overlay_pages import OVERLAY_SIDE, OverlayPages, delete_overlays, read_reduced
+from drgrade.prediction.results import (
+    NOTICE,
+    CsvTable,
+    JsonLines,
+    PredictionRow,
+    ResultCounts,
+    make_row,
+    split_batch,
+)
+from drgrade.prediction.runner import REFERABLE_FROM, BatchJob
+from drgrade.progress import say
+from drgrade.settings import PredictSettings
+
+ImageLike = Path | str | npt.NDArray[np.uint8] | Image.Image
+"""A photograph: path, uint8 array of shape (H, W, 3) or (H, W), or PIL image."""
+
+_BATCH = 16
+
+
+@dataclass(frozen=True, eq=False)
+class ExplainedPhotograph:
+    """Prediction and heat map of one photograph.
+
+    Attributes:
+        prediction: Its result.
+        heat: (S, S) float32 in [0, 1] on the prepared photograph; None if it was not graded.
+        overlay: (H, W, 3) uint8 RGB, the photograph with its heat; None if it was not graded.
+        map_name: Name of the map.
+        meaning: What the heat marks, in words.
+    """
+
+    prediction: PredictionRow
+    heat: npt.NDArray[np.float32] | None
+    overlay: npt.NDArray[np.uint8] | None
+    map_name: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class PredictionSummary:
+    """Outcome of a prediction job.
+
+    Attributes:
+        folder: Output folder.
+        counts: Counts of ``prediction.json``.
+        lines: Summary for the terminal, ending with the paths of the written files.
+    """
+
+    folder: Path
+    counts: dict[str, object]
+    lines: list[str]
+
+
+class Predictor:
+    """Grades and explains photographs given as paths, arrays or PIL images.
+
+    Photographs are prepared as in training: the disc of the fundus is found and cut out.
+
+    Attributes:
+        grader: The grader.
+        threshold: P(grade >= 2) from which a photograph is referable.
+
+    Example:
+        >>> predictor = Predictor.load("outputs/RUN")  # doctest: +SKIP
+        >>> result, = predictor.predict("photograph.jpg")  # doctest: +SKIP
+        >>> result.grade, result.probabilities, result.uncertainty, result.quality  # doctest: +SKIP
+        (2, (0.05, 0.1, 0.62, 0.15, 0.08), 0.71, 'good')
+    """
+
+    def __init__(self, grader: Grader, sensitivity: float | None = None, abstain: bool = True) -> None:
+        """Wrap a grader.
+
+        Args:
+            grader: One model or an ensemble.
+            sensitivity: Refer from the P(grade >= 2) that reached this sensitivity on the validation
+                photographs; None refers from 0.5.
+            abstain: Do not grade photographs of insufficient quality.
+
+        Raises:
+            ConfigError: If a sensitivity is given and the model has no operating points.
+        """
+        self.grader, self._abstain = grader, abstain
+        self.threshold = REFERABLE_FROM if sensitivity is None else grader.threshold(sensitivity)
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: Path | str | Sequence[Path | str],
+        device: str = "auto",
+        tta: str = "none",
+        reading: Reading = "head",
+        sensitivity: float | None = None,
+        abstain: bool = True,
+    ) -> "Predictor":
+        """Load a trained model or an ensemble.
+
+        Args:
+            checkpoint: Folder of a finished grading run or of a published model; several form an ensemble.
+            device: ``auto`` for a GPU if there is one, or any device of torch.
+            tta: Test-time augmentation: ``none``, ``flips`` (4 views) or ``dihedral`` (8 views).
+            reading: Rule that reads the grades: ``head`` or ``thresholds``.
+            sensitivity: See the constructor.
+            abstain: See the constructor.
+
+        Raises:
+            DrgradeError: If a model cannot be loaded, or they do not fit together.
+        """
+        folders = [checkpoint] if isinstance(checkpoint, str | Path) else list(checkpoint)
+        return cls(Grader.load(folders, device, tta, reading), sensitivity, abstain)
+
+    def predict(self, photographs: ImageLike | Sequence[ImageLike]) -> list[PredictionRow]:
+        """Grade photographs.
+
+        Args:
+            photographs: One photograph, or several.
+
+        Returns:
+            One row per photograph, in order. A photograph that cannot be read or judged has no grade, and a
+            reason.
+        """
+        images = _as_list(photographs)
+        rows: list[PredictionRow] = []
+        for start in range(0, len(images), _BATCH):
+            rows += [row for row, _ in self._grade(images[start : start + _BATCH])]
+        return rows
+
+    def explain(
+        self, photographs: ImageLike | Sequence[ImageLike], map_name: str = AUTO, target: str = "expected"
+    ) -> list[ExplainedPhotograph]:
+        """Grade photographs and compute their heat maps.
+
+        Args:
+            photographs: One photograph, or several.
+            map_name: Name of a map, see docs/explanations.md.
+            target: ExplainableLayer quantity: ``expected``, ``referable`` or ``grade``.
+
+        Returns:
+            One result per photograph, in order.
+
+        Raises:
+            ConfigError: If there is no such map or target, or captum is needed and missing.
+        """
+        explainer = self.explainer([map_name], target)
+        return [self._explain_one(image, explainer) for image in _as_list(photographs)]
+
+    def explainer(self, maps: Sequence[str] = (AUTO,), target: str = "expected") -> Explainer:
+        """Build an explainer of the grader's models.
+
+        Args:
+            maps: Names of maps.
+            target: ExplainableLayer quantity.
+
+        Raises:
+            ConfigError: If there is no such map or target, or captum is needed and missing.
+        """
+        models = [member.model for member in self.grader.members]
+        return Explainer(models, self.grader.preparation.image_size, maps, target)
+
+    def _explain_one(self, image: ImageLike, explainer: Explainer) -> ExplainedPhotograph:
+        ((row, crop),) = self._grade([image])
+        name = explainer.names[0]
+        if row.result is None or crop.pixels is None or crop.facts is None:
+            return ExplainedPhotograph(row, None, None, name, explainer.meaning)
+        heat = explainer.heat(crop.pixels[None], [row.result.predicted])[name][0]
+        with _as_file(image) as path:
+            original = read_reduced(path, OVERLAY_SIDE, self.grader.preparation.max_pixels)
+        return ExplainedPhotograph(
+            row, heat, draw_overlay(original, crop.facts, heat), name, explainer.meaning
+        )
+
+    def _grade(self, images: Sequence[ImageLike]) -> list[tuple[PredictionRow, Crop]]:
+        """Grade one batch."""
+        prepared = []
+        for image in images:
+            with _as_file(image) as path:
+                prepared.append(self.grader.preparation.prepare(path))
+        usable = [self._usable_pixels(each) for each in prepared]
+        crops = [pixels for pixels in usable if pixels is not None]
+        results = split_batch(self.grader.grade(np.stack(crops)), self.threshold) if crops else iter(())
+        rows = []
+        for image, each, pixels in zip(images, prepared, usable, strict=True):
+            named = str(image) if isinstance(image, str | Path) else ""
+            result = None if pixels is None else next(results)
+            sha256 = each.crop.sha256 if named else ""
+            row = make_row(InputFile(named, Path(named).stem), each.verdict, sha256, result)
+            rows.append((row, each.crop))
+        return rows
+
+    def _usable_pixels(self, prepared: PreparedPhotograph) -> npt.NDArray[np.uint8] | None:
+        """Return the crop, or None if the photograph is not to be graded."""
+        return None if prepared.verdict.abstains and self._abstain else prepared.crop.pixels
+
+
+def predict(settings: PredictSettings) -> PredictionSummary:
+    r"""Grade files and write ``predictions.csv``, ``predictions.jsonl`` and ``prediction.json``.
+
+    An interrupted job resumes when it is called again with the same settings.
+
+    Args:
+        settings: Settings of ``drgrade predict``.
+
+    Raises:
+        DrgradeError: If there is nothing to grade, a model cannot be loaded, or the folder belongs to another
+            job.
+
+    Example:
+        >>> settings = PredictSettings.compose(checkpoint="RUN", input="photographs/")  # doctest: +SKIP
+        >>> print(*predict(settings).lines, sep="\n")  # doctest: +SKIP
+    """
+    Inputs(settings.input)  # report missing files before the models are loaded
+    predictor = Predictor.load(
+        settings.checkpoint,
+        settings.device,
+        settings.tta,
+        settings.reading,
+        settings.sensitivity,
+        settings.abstain,
+    )
+    job = _describe(predictor.grader, settings)
+    folder = settings.out or settings.paths.outputs / "predictions" / _default_name(job)
+    inputs = Inputs(settings.input, leave_out=folder)
+    if inputs.total == 0:
+        raise ConfigError(f"input={','.join(settings.input)}: no photographs were found")
+    if inputs.from_stdin and settings.out is None:
+        raise ConfigError("input=-: name the output folder with out=DIR")
+    try:
+        return _run_job(predictor, inputs, folder, job, settings)
+    except KeyboardInterrupt:
+        say(f"finished photographs are kept in {folder}; the same command resumes")
+        raise
+
+
+def _describe(grader: Grader, settings: PredictSettings) -> JobDescription:
+    names = ["tta", "reading", "sensitivity", "abstain", "overlays"]
+    names += ["map", "target", "overlay_size"] if settings.overlays else []
+    return describe_job(grader, settings.input, **{name: getattr(settings, name) for name in names})
+
+
+def _run_job(
+    predictor: Predictor, inputs: Inputs, folder: Path, job: JobDescription, settings: PredictSettings
+) -> PredictionSummary:
+    """Run a job in its output folder."""
+    grader, threshold = predictor.grader, predictor.threshold
+    pages = _overlay_pages(predictor, folder, settings)
+    check_output_folder(folder)
+    with closing(ProgressDatabase(folder, settings.overwrite)) as database:
+        if settings.overwrite:
+            delete_overlays(folder)
+        else:
+            check_same_job(folder, job)
+        facts = {"threshold": threshold, "batch_size": settings.batch_size}
+        write_manifest(folder, job, grader, status="unfinished", **facts)
+        tables, counts = _tables(folder, job, settings), ResultCounts()
+        batch_job = BatchJob(
+            grader, database, threshold, settings.abstain, settings.batch_size, settings.workers
+        )
+        batch_job.run(inputs, [*tables, *pages, counts])
+        deleted = database.delete_others()
+        write_manifest(folder, job, grader, status="finished", **facts, counts=counts.to_json())
+    files = [*(table.path for table in tables), *(each.index for each in pages)]
+    lines = [*counts.summary(threshold), *_remarks(grader, deleted), NOTICE, *map(str, files)]
+    return PredictionSummary(folder, counts.to_json(), lines)
+
+
+def _overlay_pages(predictor: Predictor, folder: Path, settings: PredictSettings) -> list[OverlayPages]:
+    """Return the writer of overlays, if it is requested."""
+    if not settings.overlays:
+        return []
+    explainer = predictor.explainer([settings.map], settings.target)
+    max_pixels = predictor.grader.preparation.max_pixels
+    return [OverlayPages(folder, explainer, max_pixels, settings.overlay_size)]
+
+
+def _default_name(job: JobDescription) -> str:
+    """Return the same name for the same job, so that it resumes."""
+    first = Path(job["inputs"][0])
+    digest = sha256(json.dumps(job, sort_keys=True).encode("utf-8", "backslashreplace")).hexdigest()
+    return f"{first.stem or 'photographs'}-{digest[:8]}"
+
+
+def _tables(folder: Path, job: JobDescription, settings: PredictSettings) -> list[CsvTable | JsonLines]:
+    """Return the writers of the requested tables, and of existing ones, which would become outdated."""
+    known: dict[str, CsvTable | JsonLines] = {
+        "csv": CsvTable(folder),
+        "jsonl": JsonLines(folder, row_provenance(job)),
+    }
+    if settings.overwrite:
+        for table in known.values():
+            table.path.unlink(missing_ok=True)
+    return [table for name, table in known.items() if name in settings.format or table.path.exists()]
+
+
+def _remarks(grader: Grader, deleted: int) -> list[str]:
+    remarks = [
+        f"the probabilities of {member.folder} are not calibrated: {member.calibration.note}"
+        for member in grader.members
+        if not member.calibration.photographs
+    ]
+    if deleted:
+        remarks.append(f"{deleted} rows of an earlier job, whose files are no longer inputs, were removed")
+    return remarks
+
+
+def _as_list(given: Any) -> list[Any]:
+    """Wrap a single photograph or path in a list."""
+    return [given] if isinstance(given, str | Path | np.ndarray | Image.Image) else list(given)
+
+
+@contextmanager
+def _as_file(image: ImageLike) -> Iterator[Path]:
+    """Yield the path of a photograph; arrays and PIL images are written to a temporary PNG."""
+    if isinstance(image, str | Path):
+        yield Path(image)
+        return
+    with tempfile.TemporaryDirectory(prefix="drgrade-") as scratch:
+        path = Path(scratch) / "photograph.png"
+        picture = Image.fromarray(image) if isinstance(image, np.ndarray) else ImageOps.exif_transpose(image)
+        picture.save(path, compress_level=1)
+        yield path
