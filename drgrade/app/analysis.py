@@ -83,11 +83,7 @@ class UploadAnalyzer:
     """
 
     def __init__(
-        self,
-        grader: Grader,
-        sensitivity: float | None = None,
-        abstain: bool = True,
-        maps: Sequence[str] = (),
+        self, grader: Grader, sensitivity: float | None = None, abstain: bool = True, maps: Sequence[str] = ()
     ) -> None:
         """Prepare referral and maps.
 

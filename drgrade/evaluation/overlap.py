@@ -48,12 +48,7 @@ class TrainingOverlap:
 
 
 def exclude_overlap(
-    photographs: Photographs,
-    members: Sequence[TrainedModel],
-    *,
-    drop: bool,
-    force: bool,
-    search: bool,
+    photographs: Photographs, members: Sequence[TrainedModel], *, drop: bool, force: bool, search: bool
 ) -> tuple[Photographs, dict[str, int | None]]:
     """Refuse, drop or accept photographs that a run has been trained on.
 
