@@ -104,7 +104,7 @@ def check_settings(cfg: DictConfig) -> None:
     Raises:
         ConfigError: Naming the setting.
     """
-    EvaluateSettings.check(cfg)
+    EvaluateSettings.read(cfg)
     if cfg.force and cfg.overlap == "drop":
         raise ConfigError("force=true tests on all photographs, overlap=drop drops some: choose one of them")
     if cfg.data.fold is not None:
