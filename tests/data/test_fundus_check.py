@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from drgrade.data.fundus_check import Appearance, FundusRule, fitted_rule, measure_appearance
 from drgrade.data.disc_detection import find_disc
+from drgrade.data.fundus_check import Appearance, FundusRule, fitted_rule, measure_appearance
 from drgrade.data.preparation import Preparation
 from drgrade.data.sources.demo import Demo
 
