@@ -109,7 +109,7 @@ HEADS = {
     "cumulative": CumulativeHead,
     "softmax": SoftmaxHead,
     "regression": RegressionHead,
-    "fitted": lambda width, hidden: RegressionHead(width, hidden, thresholds="fitted"),
+    "fitted": lambda width, hidden: RegressionHead(width, hidden=hidden, thresholds="fitted"),
     "corn": CornHead,
 }
 
@@ -278,7 +278,7 @@ def test_the_example_refuses_photographs_that_it_cannot_prepare(exported, tmp_pa
     onnx.save(model, tmp_path / "clahe.onnx")
     done = _example(tmp_path / "clahe.onnx", "none.jpg", cwd=tmp_path)
     assert done.returncode != 0
-    assert "drgrade prepare" in done.stderr
+    assert "illumination=none only" in done.stderr
 
 
 def test_a_file_that_is_there_is_not_replaced_unasked(exported, finished_run):
