@@ -288,7 +288,7 @@ def test_a_published_folder_makes_nothing_but_our_encoders_and_heads(copied, att
         raise AssertionError("something was made of it")
 
     _edit(copied, ATTACKS[attack])
-    monkeypatch.setattr("drgrade.prediction.checkpoint.make", made)
+    monkeypatch.setattr("drgrade.prediction.checkpoint.instantiate", made)
     with pytest.raises(DataError, match=r"config\.json is refused: its (encoder|head)") as error:
         load_model(copied)
     assert _one_line(error)
