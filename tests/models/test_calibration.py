@@ -83,7 +83,7 @@ def test_overconfidence_gives_a_temperature_above_1(sharpness, above):
     assert (fit_temperature(*_drawn(sharpness=sharpness)) > 1) == above
 
 
-def test_tempering_a_softmax_is_scaling_its_logits():
+def test_the_temperature_of_a_softmax_divides_its_logits():
     logits = torch.randn(20, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(
         apply_temperature(torch.softmax(logits, 1), 1.7), torch.softmax(logits / 1.7, 1), atol=1e-5, rtol=0
@@ -91,7 +91,7 @@ def test_tempering_a_softmax_is_scaling_its_logits():
 
 
 @given(st.lists(st.floats(0, 1), min_size=5, max_size=5), st.floats(0.05, 20))
-def test_tempering_keeps_the_order_and_the_sum(values, temperature):
+def test_a_temperature_keeps_order_and_sum(values, temperature):
     given_ = torch.tensor([values], dtype=torch.float64) + 1e-5
     given_ = given_ / given_.sum()
     found = apply_temperature(given_, temperature)
@@ -138,7 +138,7 @@ def test_impossible_sensitivities_are_refused(wanted):
         fit_calibration(*_drawn()).point(wanted)
 
 
-def test_few_photographs_fit_nothing():
+def test_too_few_photographs_are_not_calibrated():
     probabilities, grades = _drawn(MIN_PHOTOGRAPHS - 1)
     assert fit_calibration(probabilities, grades).temperature == 1
     same = fit_calibration(_drawn(50)[0], torch.full((50,), 2))
@@ -198,7 +198,7 @@ def test_impossible_values_are_refused(name, value):
         Calibration.from_json(json.dumps({**record, name: value}))
 
 
-def test_an_ensemble_takes_the_mean_thresholds_and_no_temperature():
+def test_an_ensemble_has_mean_thresholds_and_no_temperature():
     one, other = fit_calibration(*_drawn(seed=1)), fit_calibration(*_drawn(seed=2))
     both = ensemble_calibration([one, other])
     assert both.temperature == 1
@@ -212,7 +212,7 @@ def _overconfident(count, seed=0):
 
 @pytest.fixture(scope="module")
 def fitted():
-    """A calibration, and photographs that it was not fitted on."""
+    """Return a calibration and photographs that it was not fitted on."""
     return fit_calibration(*_overconfident(120)), *_overconfident(300, seed=1)
 
 
@@ -271,7 +271,7 @@ def test_metrics_are_named_by_the_target_sensitivity():
 
 
 def _naive_cross_fit(probabilities, grades, groups):
-    """Parts of groups dealt out by highest grade, each calibrated with what the rest was fitted to."""
+    """Assign groups to parts by highest grade, and calibrate each part with a fit on the others."""
     rows = range(len(grades))
     order = sorted(
         sorted(set(groups)), key=lambda name: max(int(grades[i]) for i in rows if groups[i] == name)
@@ -302,7 +302,7 @@ def test_cross_fitting_equals_a_loop_over_parts_of_groups():
 
 
 def test_cross_fitting_removes_the_optimism_of_fitted_thresholds():
-    """A model that knows nothing has a QWK of 0; thresholds find some on their own photographs."""
+    """A random model has a QWK of 0, but fitted thresholds raise it on their own photographs."""
     generator = torch.Generator().manual_seed(0)
     own, left_out = [], []
     for _ in range(20):

@@ -1,4 +1,4 @@
-"""A pre-trained encoder is loaded whole or refused with the names of what does not fit."""
+"""Loading a pre-trained encoder matches every tensor or names those that do not fit."""
 
 import json
 
@@ -24,7 +24,7 @@ def saved(tmp_path):
 
 
 @pytest.mark.parametrize("as_file", [False, True])
-def test_an_encoder_comes_back_as_it_was_saved(saved, as_file):
+def test_a_saved_encoder_is_restored(saved, as_file):
     original, folder = saved
     other = encoder(2)
     card = load_encoder(other, folder / WEIGHTS if as_file else folder)
@@ -75,7 +75,7 @@ def test_many_tensors_that_do_not_fit_are_counted(saved):
         load_encoder(TimmEncoder("resnet10t"), folder)
 
 
-def test_a_file_that_is_not_the_one_described_is_refused(saved):
+def test_a_file_with_another_hash_is_refused(saved):
     _, folder = saved
     card = json.loads((folder / CARD).read_text())
     (folder / CARD).write_text(json.dumps({**card, "sha256": "0" * 64}))

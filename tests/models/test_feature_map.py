@@ -20,7 +20,7 @@ MODELS = [  # name, options, pixels per cell
 
 @pytest.mark.parametrize("image_size", [64, 128])
 @pytest.mark.parametrize(("name", "options", "stride"), MODELS)
-def test_the_map_has_the_promised_channels_and_a_cell_for_every_stride(name, options, stride, image_size):
+def test_the_map_has_the_declared_channels_and_one_cell_per_stride(name, options, stride, image_size):
     encoder = TimmEncoder(name, image_size, **options).eval()
     images = torch.randn(2, 3, image_size, image_size)
     features = encoder.feature_map(images)
@@ -38,7 +38,7 @@ def test_the_mean_of_the_map_is_the_feature_vector(name, options):
     torch.testing.assert_close(encoder.feature_map(images).mean(dim=(2, 3)), encoder(images))
 
 
-def test_the_cells_of_a_transformers_map_lie_where_its_patches_lie():
+def test_the_cells_of_a_transformers_map_are_in_the_order_of_its_patches():
     encoder = TimmEncoder("test_vit", 64).eval()
     tokens = encoder.model.forward_features(images := torch.randn(1, 3, 64, 64))
     prefix, side = encoder.model.num_prefix_tokens, 64 // 16
@@ -50,7 +50,7 @@ def test_the_cells_of_a_transformers_map_lie_where_its_patches_lie():
 
 @pytest.mark.parametrize("side", [32, 48, 40])
 @pytest.mark.parametrize(("name", "options"), [("densenet121", SMALL_DENSENET), ("test_vit", {})])
-def test_pieces_of_images_can_be_encoded(name, options, side):
+def test_smaller_images_can_be_encoded(name, options, side):
     encoder = TimmEncoder(name, 96, **options).eval()
     assert encoder.any_size
     piece = torch.randn(2, 3, side, side)
@@ -59,7 +59,7 @@ def test_pieces_of_images_can_be_encoded(name, options, side):
     assert cells in ((-(-side // 16),) if name == "test_vit" else (side // 32, -(-side // 32)))
 
 
-def test_a_transformer_of_another_size_still_gives_what_it_gave_at_its_own():
+def test_dynamic_image_sizes_do_not_change_the_features():
     torch.manual_seed(0)
     images = torch.randn(2, 3, 64, 64)
     encoder = TimmEncoder("test_vit", 64).eval()
@@ -70,11 +70,11 @@ def test_a_transformer_of_another_size_still_gives_what_it_gave_at_its_own():
     torch.testing.assert_close(encoder(images), fixed(images))
 
 
-def test_a_model_of_one_size_says_so():
+def test_a_model_of_fixed_size_declares_it():
     assert not TimmEncoder("beit_base_patch16_224", 64, depth=1).any_size
 
 
-def test_msssl_gives_its_refined_map_and_takes_pieces():
+def test_msssl_returns_its_refined_map_and_accepts_smaller_images():
     encoder = MsSSL("test_resnet", "test_vit", 64, 16, 8).eval()
     images = torch.randn(2, 3, 64, 64)
     refined = encoder.feature_map(images)
@@ -84,7 +84,7 @@ def test_msssl_gives_its_refined_map_and_takes_pieces():
     assert encoder(images[..., :32, :32]).shape == (2, encoder.num_features)
 
 
-def test_an_encoder_without_a_map_refuses():
+def test_an_encoder_without_a_map_raises_an_error():
     class Flat(Encoder):
         num_features = 3
 

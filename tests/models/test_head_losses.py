@@ -1,4 +1,4 @@
-"""Weights of the grades and focal loss, against naive loops, torchvision and scikit-learn."""
+"""Class weights and focal loss against naive loops, torchvision and scikit-learn."""
 
 import math
 
@@ -46,7 +46,7 @@ def test_effective_weights_are_those_of_the_paper():
     assert class_weights(COUNTS, "effective", beta).tolist() == pytest.approx(want, rel=1e-6)
 
 
-def test_effective_weights_go_from_one_to_inverse_frequency():
+def test_effective_weights_range_from_one_to_inverse_frequency():
     assert class_weights(COUNTS, "effective", 0.0).tolist() == [1, 1, 1, 1, 0]
     inverse = class_weights(COUNTS, "effective", 1 - 1e-9)[:4] * COUNTS[:4]
     torch.testing.assert_close(inverse, inverse[:1].expand(4), rtol=1e-4, atol=0)
@@ -79,7 +79,7 @@ def test_multiclass_focal_loss_equals_a_naive_loop(gamma):
 
 @pytest.mark.parametrize("gamma", [0.5, 2.0])
 @pytest.mark.parametrize("size", [30.0, 200.0, -200.0])
-def test_focal_gradients_are_finite_however_sure_the_network_is(gamma, size):
+def test_focal_gradients_are_finite_for_extreme_logits(gamma, size):
     logits = torch.tensor([[size, 0.0]], requires_grad=True)
     binary_focal(logits, torch.tensor([[1.0, 0.0]]), gamma).sum().backward()
     multiclass_focal(logits, torch.tensor([0]), gamma).sum().backward()
@@ -87,14 +87,14 @@ def test_focal_gradients_are_finite_however_sure_the_network_is(gamma, size):
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_by_default_training_minimises_the_plain_loss_to_the_last_bit(kind):
+def test_the_default_training_loss_is_the_plain_loss(kind):
     head, logits, grades = kind(4), torch.randn(30, OUTPUTS[kind]), torch.arange(30) % 5
     assert torch.equal(head.training_loss(logits, grades), head.loss(logits, grades))
     assert not [name for name in head.state_dict() if not name.startswith("layers.")]
 
 
 def terms(kind, logits, grades, gamma):
-    """Loss of each photograph and how many terms it has, in loops."""
+    """Compute the loss of each photograph and its number of terms with loops."""
     losses, numbers = [], []
     for row, grade in zip(logits.double().tolist(), grades.tolist(), strict=True):
         if kind is SoftmaxHead:
@@ -134,7 +134,7 @@ def test_the_training_loss_is_the_mean_of_weighted_terms(kind, gamma, weighting)
     assert head.loss(logits, grades).item() == pytest.approx(sum(plain) / sum(numbers), rel=1e-4)
 
 
-def test_weights_travel_with_the_checkpoint():
+def test_class_weights_are_part_of_the_state_dict():
     head, other = (SoftmaxHead(4, weighting="balanced") for _ in range(2))
     head.set_counts(COUNTS)
     other.load_state_dict(head.state_dict())
@@ -144,7 +144,7 @@ def test_weights_travel_with_the_checkpoint():
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_settings_of_the_loss_that_make_no_sense_are_refused(kind):
+def test_invalid_loss_settings_are_refused(kind):
     with pytest.raises(ConfigError, match=r"head\.weighting=inverse is none of none, balanced, effective"):
         kind(4, weighting="inverse")
     for beta in (1.0, -0.1):

@@ -81,7 +81,7 @@ def test_corn_loss_equals_a_naive_loop():
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_losses_of_batches_add_up_by_their_terms(kind):
+def test_losses_of_batches_average_by_their_terms(kind):
     head = kind(4, hidden=0)
     grades = torch.tensor([0, 0, 4, 1, 3, 3, 0])
     logits = torch.randn(7, head.layers[0].out_features, generator=torch.Generator().manual_seed(0))

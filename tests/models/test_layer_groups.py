@@ -1,4 +1,4 @@
-"""Layers of encoders, against timm's own groups for layer-wise learning-rate decay."""
+"""Layer groups of encoders against timm's for layer-wise learning-rate decay."""
 
 import pytest
 import timm
@@ -31,7 +31,7 @@ def timm_shares(name, decay):
 
 
 @pytest.mark.parametrize("name", SHALLOW)
-def test_rates_are_those_of_timm_for_the_same_model_with_a_classifier(name):
+def test_rates_equal_timms_for_the_model_with_a_classifier(name):
     want = timm_shares(name, 0.75)
     bare = on_meta(name, num_classes=0)
     found = {key: 0.75**depth for key, depth in backbone_depths(bare).items()}
@@ -40,7 +40,7 @@ def test_rates_are_those_of_timm_for_the_same_model_with_a_classifier(name):
 
 
 @pytest.mark.parametrize("name", DEEP)
-def test_of_a_deep_network_neighbouring_layers_are_joined_in_order(name):
+def test_neighbouring_layers_of_a_deep_network_are_joined(name):
     want, found = timm_shares(name, 0.5), backbone_depths(on_meta(name, num_classes=0))
     assert min(want.values()) == 0.5 ** DEEP[name]
     assert 8 < max(found.values()) <= MAX_LAYERS
@@ -51,7 +51,7 @@ def test_of_a_deep_network_neighbouring_layers_are_joined_in_order(name):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "densenet121", "swin_tiny_patch4_window7_224", "vgg11"])
-def test_a_feature_extractor_has_the_layers_of_the_model_that_it_was_made_of(name):
+def test_a_feature_extractor_has_the_layers_of_the_plain_model(name):
     plain = {key.replace(".", "_"): d for key, d in backbone_depths(on_meta(name, num_classes=0)).items()}
     features = on_meta(name, features_only=True)
     found = extractor_depths(features, name, {"features_only": True, "out_indices": (0, 1)})
@@ -73,7 +73,7 @@ ENCODERS = {
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_every_parameter_has_one_rate_and_what_sees_the_image_the_lowest(name):
+def test_every_parameter_has_a_rate_and_the_stem_the_lowest(name):
     encoder = ENCODERS[name]()
     shares = learning_rate_factors(encoder, 0.5)
     assert shares.keys() == dict(encoder.named_parameters()).keys()
@@ -84,7 +84,7 @@ def test_every_parameter_has_one_rate_and_what_sees_the_image_the_lowest(name):
         assert own[0] == min(own) < 0.25
 
 
-def test_each_branch_of_msssl_decays_for_itself_from_the_fusion_down():
+def test_the_branches_of_msssl_decay_separately_below_the_fusion():
     encoder = MsSSL("test_resnet", "test_vit", 64, channels=8, refined_channels=8)
     depths = encoder.layer_depths()
     above = ("fuse.", "deep_learner.", "conv_branch.neck.", "vit_branch.upsample.")

@@ -24,7 +24,7 @@ def small(image_size=64, cnn="test_resnet", vit="test_vit", **options):
 
 
 def record_shapes(model, names):
-    """Shapes of the outputs of the named parts, filled in by the next forward pass."""
+    """Return a dictionary that the next forward pass fills with the output shapes of the named parts."""
     shapes = {}
 
     def hook(name):
@@ -39,7 +39,7 @@ def parameters(module):
     return sum(p.numel() for p in module.parameters())
 
 
-@pytest.mark.parametrize("image_size", [64, 96, 224, 384])
+@pytest.mark.parametrize("image_size", [64, 96, 224])
 @pytest.mark.parametrize(("cnn", "vit"), PAIRS)
 def test_shapes_follow_from_the_backbones(cnn, vit, image_size):
     model = small(image_size, cnn, vit).eval()
@@ -81,7 +81,7 @@ def test_the_full_model_at_224_has_the_specified_shapes():
         ("test_mambaout", "deit_tiny_distilled_patch16_224", 90, {"depth": 1}),
     ],
 )
-def test_other_pairs_train(cnn, vit, image_size, vit_options):
+def test_other_pairs_of_backbones_can_be_trained(cnn, vit, image_size, vit_options):
     model = small(image_size, cnn, vit, vit_options=vit_options)
     features = model(torch.randn(2, 3, image_size, image_size))
     assert features.shape == (2, model.num_features)
@@ -89,7 +89,7 @@ def test_other_pairs_train(cnn, vit, image_size, vit_options):
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
-def test_a_cnn_that_gives_channels_last_maps_works():
+def test_a_cnn_with_channels_last_maps_works():
     options = {"depths": (1, 1, 1, 1), "embed_dim": 24}
     model = small(64, "swin_tiny_patch4_window7_224", cnn_options=options)
     assert model(torch.randn(2, 3, 64, 64)).shape == (2, 80)
@@ -124,7 +124,7 @@ def test_padding_does_not_reach_the_vit_map():
     assert grid.shape == (1, 32, 13, 13)
 
 
-def test_results_repeat_exactly():
+def test_results_are_reproducible():
     results = []
     for _ in range(2):
         torch.manual_seed(5)
@@ -167,7 +167,7 @@ def test_unfit_backbones_are_refused():
 
 
 def table(columns):
-    """The rows of the documentation's table with the given header."""
+    """Return the rows of the documentation's table with the given header."""
     text = DOCUMENT.read_text()
     header = "| " + " | ".join(columns) + " |\n"
     body = text[text.index(header) + len(header) :].split("\n\n")[0].splitlines()[1:]

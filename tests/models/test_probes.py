@@ -24,7 +24,7 @@ D = 12
 
 
 def drawn(count, seed=0, shift=3.0):
-    """Features of different scales, one of them constant, that tell the grade in part."""
+    """Draw features of different scales, one of them constant, that are correlated with the grade."""
     generator = torch.Generator().manual_seed(seed)
     grades = torch.randint(0, 5, (count,), generator=generator)
     features = torch.randn(count, D, generator=generator)
@@ -48,11 +48,11 @@ ALL = [
 ]
 
 
-# What holds for all
+# All probes
 
 
 @pytest.mark.parametrize("make", ALL)
-def test_a_fitted_probe_answers_as_a_head_does(make):
+def test_a_fitted_probe_behaves_like_a_head(make):
     probe = make()
     features, grades = drawn(80)
     probe.fit(features, grades)
@@ -68,7 +68,7 @@ def test_a_fitted_probe_answers_as_a_head_does(make):
 
 
 @pytest.mark.parametrize("make", ALL)
-def test_its_state_dict_holds_all_that_was_fitted(make):
+def test_the_state_dict_holds_everything_fitted(make):
     probe, other = make(), make()
     features, grades = drawn(70)
     probe.fit(features, grades)
@@ -87,7 +87,7 @@ def test_a_bank_of_other_features_is_not_loaded():
 
 
 @pytest.mark.parametrize("make", ALL)
-def test_a_probe_under_autocast_says_what_it_says_without(make):
+def test_autocast_does_not_change_a_probe(make):
     probe = make()
     probe.fit(*drawn(60))
     seen = drawn(9, seed=5)[0]
@@ -97,7 +97,7 @@ def test_a_probe_under_autocast_says_what_it_says_without(make):
 
 
 @pytest.mark.parametrize("make", ALL)
-def test_grades_that_no_labelled_photograph_has_do_no_harm(make):
+def test_grades_without_labelled_photographs_have_a_finite_loss(make):
     features, grades = drawn(40)
     kept = grades != 3
     probe = make()
@@ -131,7 +131,7 @@ def test_the_softmax_probe_is_logistic_regression(penalty):
 
 
 @pytest.mark.parametrize("penalty", [1e-5, 1e-4])
-def test_it_is_that_also_where_little_but_a_small_penalty_holds_the_weights(penalty):
+def test_the_softmax_probe_is_logistic_regression_with_separable_classes_and_small_penalties(penalty):
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(100, 60, generator=generator)
     grades = (features[:30, 0] > 0).long() + 2 * (torch.rand(30, generator=generator) > 0.5)
@@ -147,7 +147,7 @@ def test_it_is_that_also_where_little_but_a_small_penalty_holds_the_weights(pena
 
 @pytest.mark.parametrize("head", HEADS)
 def test_no_step_from_the_fitted_layer_lowers_the_objective(head):
-    """Of each head's own loss, written out with the features as they are."""
+    """The objective is written out with unstandardised features and each head's own loss."""
     features, grades = drawn(120)
     probe = linear(head, penalty=0.1)
     probe.fit(features, grades)
@@ -170,7 +170,7 @@ def test_no_step_from_the_fitted_layer_lowers_the_objective(head):
 
 
 @pytest.mark.parametrize("made", [CornHead, SoftmaxHead])
-def test_class_weights_of_the_head_count(made):
+def test_class_weights_of_the_head_are_used(made):
     features, grades = drawn(200)
     rare = torch.cat(((grades == 0).nonzero()[:, 0], (grades == 4).nonzero()[:6, 0]))
     plain, weighted = (
@@ -183,7 +183,7 @@ def test_class_weights_of_the_head_count(made):
     assert called[1] > called[0]
 
 
-def test_thresholds_are_fitted_on_validation_and_on_nothing_else():
+def test_thresholds_are_fitted_on_validation_photographs_only():
     features, grades = drawn(60)
     val_features, val_grades = drawn(80, seed=1)
     probe = LinearProbe(D, partial(RegressionHead, thresholds="fitted"), penalty=0.1)
@@ -198,7 +198,7 @@ def test_thresholds_are_fitted_on_validation_and_on_nothing_else():
         probe.fit(features, grades)
 
 
-def test_constant_features_count_for_nothing():
+def test_constant_features_have_no_influence():
     features, grades = drawn(60)
     probe = linear(penalty=0.1)
     probe.fit(features, grades)
@@ -207,7 +207,7 @@ def test_constant_features_count_for_nothing():
     assert torch.equal(probe(features), before)
 
 
-def test_the_penalty_is_chosen_by_kappa_on_validation():
+def test_the_penalty_is_selected_by_validation_kappa():
     features, grades = drawn(60)
     val_features, val_grades = drawn(60, seed=1)
     grid = (1e-4, 1e-2, 1.0, 30.0)
@@ -231,7 +231,7 @@ def test_without_validation_the_middle_penalty_is_taken():
     assert linear(penalties=(5.0, 1.0, 3.0)).fit(*drawn(40)) == {"penalty": 3.0}
 
 
-def test_of_penalties_that_validate_alike_the_largest_is_taken():
+def test_of_equally_good_penalties_the_largest_is_taken():
     features, grades = drawn(60)
     one = torch.zeros(1, dtype=torch.int64)
     probe = linear(penalties=(1e-3, 1e-2, 1e-1))
@@ -254,7 +254,7 @@ def test_a_hidden_layer_is_never_built():
         {"penalties": (1, True)},
     ],
 )
-def test_penalties_that_make_no_sense_are_refused(settings):
+def test_invalid_penalties_are_refused(settings):
     with pytest.raises(ConfigError, match="penalty"):
         linear(**settings)
 
@@ -288,7 +288,7 @@ def test_neighbours_vote_as_in_a_naive_loop(count, k, temperature, seed):
     np.testing.assert_allclose(probe.probabilities(probe(seen)).numpy(), expected, atol=2e-4)
 
 
-def test_neighbours_are_those_of_scikit_learn():
+def test_neighbours_equal_scikit_learns():
     features, grades = drawn(200, shift=0.0)
     seen = drawn(50, seed=3, shift=0.0)[0]
     probe = KnnProbe(D, k=7)
@@ -300,7 +300,7 @@ def test_neighbours_are_those_of_scikit_learn():
 
 
 @pytest.mark.parametrize("settings", [{"k": 0}, {"k": 2.5}, {"k": True}, {"temperature": 0.0}])
-def test_neighbours_that_make_no_sense_are_refused(settings):
+def test_invalid_neighbour_settings_are_refused(settings):
     with pytest.raises(ConfigError, match=next(iter(settings))):
         KnnProbe(D, **settings)
 
@@ -318,7 +318,7 @@ def test_prototypes_are_the_nearest_centroids():
     assert probe.predict(probe(seen)).tolist() == expected.tolist()
 
 
-def test_probabilities_of_prototypes_are_a_softmax_of_squared_distances_in_any_unit():
+def test_prototype_probabilities_are_a_softmax_of_scaled_squared_distances():
     features, grades = drawn(60)
     seen = drawn(9, seed=2)[0]
     probe = PrototypeProbe(D)
@@ -343,7 +343,7 @@ def test_a_grade_without_a_prototype_is_never_predicted():
 # The majority
 
 
-def test_the_majority_is_the_most_frequent_grade_and_its_probabilities_the_frequencies():
+def test_the_majority_probe_predicts_the_most_frequent_grade_with_the_frequencies():
     grades = torch.tensor([2, 0, 2, 4, 2, 0])
     probe = MajorityProbe(D)
     probe.fit(torch.zeros(6, 0), grades)
@@ -367,7 +367,7 @@ def example(count=40, bank=60, width=7, seed=0):
 
 
 @pytest.mark.parametrize("neighbours", [1, 5, 60])
-def test_votes_are_those_of_scikit_learn(neighbours):
+def test_knn_shares_equal_scikit_learns(neighbours):
     features, bank, grades = example()
     grades[:5] = torch.arange(5)
     reference = KNeighborsClassifier(
@@ -376,11 +376,6 @@ def test_votes_are_those_of_scikit_learn(neighbours):
     expected = reference.fit(bank.numpy(), grades.numpy()).predict_proba(features.numpy())
     votes = knn_shares(features, bank, grades, neighbours)
     np.testing.assert_allclose(votes.numpy(), expected, atol=1e-4)
-
-
-def test_votes_are_shares():
-    votes = knn_shares(*example(), 9)
-    assert (votes >= 0).all()
     torch.testing.assert_close(votes.sum(dim=1), torch.ones(40))
 
 

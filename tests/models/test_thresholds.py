@@ -1,4 +1,4 @@
-"""Thresholds fitted on validation photographs, against every possible choice and scikit-learn's kappa."""
+"""Fitted thresholds against exhaustive search and scikit-learn's kappa."""
 
 from itertools import combinations_with_replacement
 
@@ -24,7 +24,7 @@ def kappa(values, grades, thresholds):
 
 
 def best_of_all(values, grades):
-    """The highest kappa over every place that four thresholds can have between the values."""
+    """Return the highest kappa over all positions of four thresholds between the values."""
     distinct = torch.unique(values)
     places = [*distinct.tolist(), float(distinct[-1]) + 1]
     return max(
@@ -51,7 +51,7 @@ def test_no_other_thresholds_give_a_higher_kappa(pairs):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_on_many_photographs_it_beats_the_halves_and_a_coordinate_search(seed):
+def test_thresholds_of_many_photographs_beat_rounding_and_a_coordinate_search(seed):
     generator = torch.Generator().manual_seed(seed)
     grades = torch.multinomial(torch.tensor([0.7, 0.07, 0.15, 0.05, 0.03]), 600, True, generator=generator)
     values = 0.6 * grades + 0.3 + 0.5 * torch.randn(600, generator=generator)  # shrunk to the mean
@@ -76,26 +76,26 @@ def test_ten_thousand_photographs_do_not_overflow():
     assert kappa(values, grades, found) >= kappa(values, grades, rounding_thresholds(5))
 
 
-def test_photographs_that_decide_nothing_leave_the_halves():
+def test_without_gain_the_thresholds_round():
     exact = torch.tensor([0.1, 0.9, 2.2, 2.9, 4.0])
     assert torch.equal(best_thresholds(exact, torch.arange(5), 5), rounding_thresholds(5))
     assert torch.equal(best_thresholds(exact, torch.full((5,), 2), 5), rounding_thresholds(5))
 
 
-def test_thresholds_stand_midway_between_values_that_they_have_to_divide():
+def test_thresholds_are_midpoints():
     values = torch.tensor([0.0, 0.2, 0.4, 1.0, 1.2])
     found = best_thresholds(values, torch.tensor([0, 1, 2, 3, 4]), 5)
     assert found.tolist() == pytest.approx([0.1, 0.3, 0.7, 1.1])
 
 
-def test_neighbouring_floats_are_divided_too():
+def test_neighbouring_floats_are_separated():
     low = np.float32(0.7)
     high = np.nextafter(low, np.float32(1))
     values, grades = torch.tensor([low, low, high, high]), torch.tensor([0, 0, 4, 4])
     assert read(values, best_thresholds(values, grades, 5)).tolist() == [0, 0, 4, 4]
 
 
-def test_the_head_reads_with_fitted_thresholds_and_validates_with_the_halves():
+def test_the_head_predicts_with_fitted_thresholds_and_validates_with_rounding():
     head = RegressionHead(4, hidden=0, thresholds="fitted")
     values, grades = torch.tensor([[0.0], [0.2], [0.4], [1.0], [1.2]]), torch.arange(5)
     assert torch.equal(head.predict(values), head.predict_unfitted(values))
@@ -109,7 +109,7 @@ def test_the_head_reads_with_fitted_thresholds_and_validates_with_the_halves():
     assert other.predict(values).tolist() == [0, 1, 2, 3, 4]
 
 
-def test_only_the_regression_head_fits_thresholds_and_only_if_asked():
+def test_thresholds_are_fitted_by_the_regression_head_on_request_only():
     assert not RegressionHead(4).fits_thresholds
     assert not SoftmaxHead(4).fits_thresholds
     assert "thresholds" not in RegressionHead(4).state_dict()
