@@ -39,7 +39,7 @@ class InputFile:
 
 
 @dataclass(frozen=True)
-class FileState:
+class InputState:
     """Properties that tell whether a file has changed.
 
     Attributes:
@@ -53,7 +53,7 @@ class FileState:
     opens: bool = True
 
 
-def file_state(path: str) -> FileState:
+def file_state(path: str) -> InputState:
     """Return the state of a file without opening it.
 
     Args:
@@ -62,9 +62,9 @@ def file_state(path: str) -> FileState:
     try:
         found = os.stat(path)  # noqa: PTH116  (entries of a list may be no valid path for pathlib)
     except (OSError, ValueError):  # reading the file gives the reason
-        return FileState()
+        return InputState()
     opens = stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)
-    return FileState(found.st_size, found.st_mtime_ns, opens)
+    return InputState(found.st_size, found.st_mtime_ns, opens)
 
 
 class Inputs:

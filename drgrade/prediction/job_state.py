@@ -20,7 +20,7 @@ from drgrade.errors import ConfigError, DataError
 from drgrade.files import file_sha256, write_text
 from drgrade.prediction.checkpoint import TrainedModel
 from drgrade.prediction.grader import Grader
-from drgrade.prediction.inputs import FileState, InputFile
+from drgrade.prediction.inputs import InputFile, InputState
 from drgrade.prediction.results import NOTICE, PredictionRow
 from drgrade.runs.run_dir import CALIBRATION, versions
 
@@ -221,7 +221,7 @@ class ProgressDatabase:
         """Close the database and release the folder; uncommitted changes are discarded."""
         self._connection.close()
 
-    def add_input(self, item: InputFile, state: FileState) -> bool:
+    def add_input(self, item: InputFile, state: InputState) -> bool:
         """Append an input to the current order.
 
         A file that could not be read is always tried again: permissions or a network drive may have been
@@ -246,7 +246,7 @@ class ProgressDatabase:
             ).fetchone()
         return bool(again or kept)
 
-    def write(self, rows: Sequence[tuple[PredictionRow, FileState]]) -> None:
+    def write(self, rows: Sequence[tuple[PredictionRow, InputState]]) -> None:
         """Store rows on disk in one transaction.
 
         Args:

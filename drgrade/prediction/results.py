@@ -12,7 +12,7 @@ from drgrade.data.fundus_check import Verdict
 from drgrade.data.preparation import PreparedPhotograph
 from drgrade.files import writing
 from drgrade.prediction.grader import GradedBatch
-from drgrade.prediction.inputs import FileState, InputFile
+from drgrade.prediction.inputs import InputFile, InputState
 
 NOTICE = "For research. No medical device: not to be used to diagnose or treat anybody."
 
@@ -168,7 +168,7 @@ class ProcessedFile:
     """
 
     row: PredictionRow
-    state: FileState
+    state: InputState
     prepared: PreparedPhotograph
 
 

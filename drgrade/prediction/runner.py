@@ -13,7 +13,7 @@ from drgrade.data.fundus_check import unreadable
 from drgrade.data.preparation import PreparedPhotograph
 from drgrade.errors import ConfigError
 from drgrade.prediction.grader import Grader
-from drgrade.prediction.inputs import FileState, InputFile, Inputs, file_state
+from drgrade.prediction.inputs import InputFile, Inputs, InputState, file_state
 from drgrade.prediction.job_state import ProgressDatabase
 from drgrade.prediction.results import ProcessedFile, ResultWriter, make_row, split_batch
 from drgrade.progress import track
@@ -21,7 +21,7 @@ from drgrade.progress import track
 REFERABLE_FROM = 0.5
 """P(grade >= 2) from which a photograph is referable unless a sensitivity is requested."""
 
-Prepared = tuple[InputFile, FileState, PreparedPhotograph]
+Prepared = tuple[InputFile, InputState, PreparedPhotograph]
 
 
 class BatchJob:
@@ -86,15 +86,15 @@ class BatchJob:
 
     def _prepare(self, inputs: Inputs) -> Iterator[Prepared]:
         """Prepare the inputs that have no row yet, a few at a time."""
-        waiting: deque[tuple[InputFile, FileState]] = deque()
+        waiting: deque[tuple[InputFile, InputState]] = deque()
         paths = self._paths_to_open(inputs, waiting)
         for prepared in self._grader.preparation.prepare_all(paths, self._workers):
             yield (*waiting.popleft(), prepared)
 
-    def _paths_to_open(self, inputs: Inputs, waiting: deque[tuple[InputFile, FileState]]) -> Iterator[Path]:
+    def _paths_to_open(self, inputs: Inputs, waiting: deque[tuple[InputFile, InputState]]) -> Iterator[Path]:
         """Yield the paths of files to open, and append the files to ``waiting``."""
         for item in inputs:
-            state = FileState() if item.problem else file_state(item.path)
+            state = InputState() if item.problem else file_state(item.path)
             if self._database.add_input(item, state):
                 self._finished += 1
             elif item.problem or not state.opens:
@@ -120,7 +120,7 @@ class BatchJob:
             )
         ]
 
-    def _add_ungraded(self, item: InputFile, state: FileState, prepared: PreparedPhotograph) -> None:
+    def _add_ungraded(self, item: InputFile, state: InputState, prepared: PreparedPhotograph) -> None:
         """Collect files without a grade, because each transaction waits for the disk."""
         row = make_row(item, prepared.verdict, prepared.crop.sha256)
         self._ungraded.append(ProcessedFile(row, state, prepared))

@@ -15,7 +15,7 @@ from drgrade.data.fundus_check import Verdict, unreadable
 from drgrade.data.preparation import PreparedPhotograph
 from drgrade.errors import ConfigError, DataError
 from drgrade.prediction.grader import GradedBatch
-from drgrade.prediction.inputs import FileState, InputFile, Inputs
+from drgrade.prediction.inputs import InputFile, Inputs, InputState
 from drgrade.prediction.job_state import DATABASE, ProgressDatabase
 from drgrade.prediction.results import PredictionRow, ResultWriter
 from drgrade.prediction.runner import BatchJob
@@ -178,7 +178,7 @@ def test_rows_come_back_as_they_were(tmp_path):
     _run(tmp_path / "out", Inputs([str(tmp_path / "list.txt")]))
     database = ProgressDatabase(tmp_path / "out")
     item, state = InputFile(str(tmp_path / "1.jpg"), "other id"), (tmp_path / "1.jpg").stat()
-    assert database.add_input(item, FileState(state.st_size, state.st_mtime_ns))
+    assert database.add_input(item, InputState(state.st_size, state.st_mtime_ns))
     (row,) = database.rows()
     database.close()
     assert row.image_id == "other id"
@@ -206,17 +206,17 @@ def test_a_damaged_ledger_is_said_and_can_be_begun_anew(tmp_path):
 def test_a_ledger_that_was_being_written_is_whole_again(tmp_path):
     """As the system leaves it when the process is killed within a transaction: with its journal beside it."""
     database = ProgressDatabase(tmp_path / "out")
-    database.write([(PredictionRow("kept.jpg", "kept", "abstained"), FileState(1, 1))])
+    database.write([(PredictionRow("kept.jpg", "kept", "abstained"), InputState(1, 1))])
     database._connection.execute(
         "pragma cache_size = 1"
     )  # changed pages go to disk before they are committed
     for number in range(2000):
-        database.add_input(InputFile(f"{number}.jpg", "x" * 200), FileState())
+        database.add_input(InputFile(f"{number}.jpg", "x" * 200), InputState())
     shutil.copytree(tmp_path / "out", tmp_path / "killed")
     assert (tmp_path / "killed" / f"{DATABASE}-journal").stat().st_size > 0
     database.close()
     after = ProgressDatabase(tmp_path / "killed")
-    assert after.add_input(InputFile("kept.jpg", "kept"), FileState(1, 1))
+    assert after.add_input(InputFile("kept.jpg", "kept"), InputState(1, 1))
     assert [row.path for row in after.rows()] == ["kept.jpg"]
     after.close()
 
