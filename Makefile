@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export NO_ALBUMENTATIONS_UPDATE := 1
+# A file's tests run in one worker, so that its fixtures are made once; short files come last. One thread for each worker.
+PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo reproduce test test-slow test-cluster coverage lint format benchmark clean
@@ -32,7 +34,7 @@ reproduce: $(READY)  ## from photographs to the report: DATA=idrid ROOT=DIR [SCA
 	@$(BIN)/python -m drgrade.cli.reproduce data=$(DATA) $(if $(ROOT),'data.root=$(ROOT)') $(if $(SCALE),scale=$(SCALE)) $(ARGS)
 
 test: $(READY)  ## the tests, some minutes on two cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow and not cluster"  # one thread for each of the workers
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) -m "not slow and not cluster"
 
 test-slow: $(READY)  ## the tests that take long
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m slow
@@ -42,7 +44,7 @@ test-cluster: $(READY)  ## the tests on SLURM, Ray and several processes; need r
 
 coverage: $(READY)  ## line coverage of the fast tests, subprocesses included; fails below 90 %
 	rm -rf .coverage .coverage.*
-	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n auto -m "not slow and not cluster"
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest $(PARALLEL) -m "not slow and not cluster"
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
