@@ -104,6 +104,6 @@ def test_a_resumed_run_ends_with_the_weights_of_one_never_stopped(compose, tmp_p
 def test_settings_that_cannot_be_met_are_refused_before_training(compose):
     with pytest.raises(ConfigError, match=r"protocol\.layer_decay=2 is not allowed: number > 0 and ≤ 1"):
         train(compose("init=random", "protocol.layer_decay=2"))
-    with pytest.raises(EncoderError, match="timm does not say what the layers of MetaFormer are") as caught:
+    with pytest.raises(EncoderError, match="timm does not define the layers of MetaFormer") as caught:
         train(compose("encoder=timm", "encoder.name=poolformer_s12", "protocol.layer_decay=0.5"))
     assert "protocol.layer_decay=null" in explain(caught.value)
