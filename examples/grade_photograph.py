@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 about = session.get_modelmeta().custom_metadata_map
-assert about["illumination"] == "none", "this script prepares photographs of illumination=none only"
+assert about["illumination"] == "none", "this script handles illumination=none only; use drgrade prepare"
 image = ImageOps.exif_transpose(Image.open(sys.argv[2])).convert("RGB")
 light = np.asarray(image).max(axis=2)  # the disc: above a fifth of the highest brightness
 bright = light > light.min() + 0.2 * (np.percentile(light, 99.5) - light.min())
