@@ -43,7 +43,6 @@ def make_report(settings: ReportSettings) -> Path:
     from drgrade.reporting import summary_text
     from drgrade.reporting.overview import overview_table
     from drgrade.reporting.study import make_study
-    from drgrade.reporting.table import plain_table
     from drgrade.reporting.tables import main_table
     from drgrade.reporting.writer import write_report
 
@@ -56,7 +55,7 @@ def make_report(settings: ReportSettings) -> Path:
     )
     page = write_report(study, target)
     table = overview_table(study) if len(study.methods) > _MANY else None
-    print(f"{study.title}\n\n{plain_table(table or main_table(study))}\n")
+    print(f"{study.title}\n\n{(table or main_table(study)).plain()}\n")
     for line in filter(None, [summary_text.unfinished(study), *study.notes]):
         print(line)
     print(page)

@@ -1,9 +1,9 @@
-"""The tables of a report for LaTeX, with booktabs."""
+"""LaTeX tables of a report, with booktabs and longtable."""
 
-import textwrap
+import pandas as pd
 
 from drgrade.reporting.schema import Study
-from drgrade.reporting.table import Group, ReportTable
+from drgrade.reporting.table import ReportTable
 from drgrade.reporting.tables import all_tables
 from drgrade.stats import formatting as words
 
@@ -16,7 +16,7 @@ _SPECIAL = {
     "_": r"\_",
     "{": r"\{",
     "}": r"\}",
-    "[": "{[}",  # after \\ or \midrule a bare one begins an argument, and TeX does not end
+    "[": "{[}",  # after \\ or \midrule a bare bracket begins an optional argument
     "]": "{]}",
     "*": "{*}",
     "~": r"\textasciitilde{}",
@@ -32,16 +32,13 @@ _SPECIAL = {
     words.DASH: "--",
 }
 _PAGE, _CHARACTER, _GAP = 455.0, 3.7, 6.0
-"""Points: between margins of 25 mm on A4, of a character in ``footnotesize``, between columns."""
+"""Points: text width of A4 with 25 mm margins, a character in ``footnotesize``, space between columns."""
 
-_NAME = 110
-"""Characters of a name that fit in a line."""
+_NARROWEST = 60.0
+"""Least width in points of a wrapped column of group names."""
 
-_ON_A_PAGE = 50
-"""Lines of a table that fit on a page; a longer one is a ``longtable``."""
-
-_MANY = 8
-"""More columns are set still smaller."""
+_LINES_PER_PAGE = 50
+_MANY_COLUMNS = 8
 
 _HEAD = """\
 % {title}
@@ -53,111 +50,70 @@ _HEAD = """\
 
 
 def render_latex(study: Study) -> str:
-    """Write all tables, each a ``table`` with caption and label ``tab:NAME``.
-
-    Args:
-        study: What they say.
-    """
+    """Write all tables of a study, each with a caption and the label ``tab:NAME``."""
     head = _HEAD.format(title=" ".join(study.title.split()))
     return "\n".join([head, *(_table(table) for table in all_tables(study))])
 
 
 def escape(text: str) -> str:
-    """Escape what LaTeX would take for a command; per cent signs keep to their number."""
+    """Escape special characters of LaTeX, and keep per cent signs on the line of their number."""
     plain = "".join(_SPECIAL.get(character, character) for character in " ".join(text.split()))
     return plain.replace(r" \%", r"\,\%")
 
 
 def _table(table: ReportTable) -> str:
-    """A table that fits a page of A4: small; over several pages if it is long."""
-    apart = _is_wide(table)
-    columns = ("" if apart else "l") + "".join("r" if column.number else "l" for column in table.columns)
-    head = [column.name for column in table.columns]
-    titles = [
-        rf"\caption{{{escape(table.caption)}}}",
-        rf"\label{{tab:{table.name}}}",
-    ]
-    top = [
-        r"\toprule",
-        *_over(table, apart),
-        _line([escape(cell) for cell in (head if apart else [table.group_column, *head])]),
-        r"\midrule",
-    ]
-    rows = _rows(table, apart)
-    below = [rf"\par\smallskip\raggedright {escape(remark)}\par" for remark in _remarks(table)]
-    if sum(len(group.lines) + apart for group in table.groups) > _ON_A_PAGE:
-        first = [*titles[:-1], titles[-1] + r" \\", *top]
-        parts = [r"\begingroup", *_small(table), rf"\begin{{longtable}}{{@{{}}{columns}@{{}}}}", *first]
-        parts += [r"\endfirsthead", *top, r"\endhead", r"\bottomrule", r"\endfoot", *rows]
-        return "\n".join([*parts, r"\end{longtable}", *below, r"\endgroup", ""])
-    parts = [r"\begin{table}", r"\centering", *titles, *_small(table)]
-    parts += [rf"\begin{{tabular}}{{@{{}}{columns}@{{}}}}", *top, *rows, r"\bottomrule", r"\end{tabular}"]
-    return "\n".join([*parts, *below, r"\end{table}", ""])
+    """Write one table in small type: a ``longtable`` if it is longer than a page, else a ``table``."""
+    long = table.lines > _LINES_PER_PAGE
+    size = r"\scriptsize" if len(table.columns) > _MANY_COLUMNS else r"\footnotesize"
+    small = f"{size}\n\\setlength{{\\tabcolsep}}{{3pt}}\n"
+    sides = "".join("r" if column.number else "l" for column in table.columns)
+    text = _frame(table).to_latex(
+        index=False,
+        longtable=long,
+        caption=escape(table.caption),
+        label=f"tab:{table.name}",
+        column_format=f"@{{}}{_name_column(table)}{sides}@{{}}",
+        multicolumn_format="c",
+    )
+    below = (
+        f"\\par\\smallskip\\raggedright {escape(' '.join(table.all_remarks))}\\par\n"
+        if table.all_remarks
+        else ""
+    )
+    if long:
+        return f"\\begingroup\n{small}{text}{below}\\endgroup\n"
+    text = text.replace("\\begin{table}\n", f"\\begin{{table}}\n\\centering\n{small}", 1)
+    return text.replace("\\end{table}\n", f"{below}\\end{{table}}\n")
 
 
-def _over(table: ReportTable, apart: bool) -> list[str]:
-    """The line of upper headings, with a rule below each."""
-    cells, rules, column = [] if apart else [""], [], 1 if apart else 2
-    for name, count in table.over:
-        cells.append(rf"\multicolumn{{{count}}}{{c}}{{{escape(name)}}}")
-        if name:
-            rules.append(rf"\cmidrule(lr){{{column}-{column + count - 1}}}")
-        column += count
-    return [_line(cells), "".join(rules)] if table.over else []
+def _frame(table: ReportTable) -> pd.DataFrame:
+    """Return escaped cells, with group names in first lines and space or a rule between groups."""
+    lines = []
+    for number, group in enumerate(table.groups):
+        name = rf"\emph{{{escape(group.name)}}} (published)" if group.published else escape(group.name)
+        first_paper = group.published and not table.groups[number - 1].published
+        apart = "" if number == 0 else r"\midrule " if first_paper else r"\addlinespace "
+        for place, line in enumerate(group.lines):
+            cells = [
+                rf"\textbf{{{escape(cell)}}}" if column.strong and not group.published else escape(cell)
+                for cell, column in zip(line, table.columns, strict=True)
+            ]
+            lines.append([apart + name if place == 0 else "", *cells])
+    names = [table.group_column, *(column.name for column in table.columns)]
+    heads = pd.Index([escape(name) for name in names])
+    if table.over:
+        over = ["", *(escape(column.over) for column in table.columns)]
+        heads = pd.MultiIndex.from_arrays([over, heads])
+    return pd.DataFrame(lines, columns=heads)
 
 
-def _small(table: ReportTable) -> list[str]:
-    size = r"\scriptsize" if len(table.columns) > _MANY else r"\footnotesize"
-    return [size, r"\setlength{\tabcolsep}{3pt}"]
-
-
-def _is_wide(table: ReportTable) -> bool:
-    """Whether names of groups need lines of their own: the page is too narrow for a column of them."""
+def _name_column(table: ReportTable) -> str:
+    """Return the format of the column of group names: wrapped where the table is wider than the page."""
     lines = [
         [column.name for column in table.columns],
         *(line for group in table.groups for line in group.lines),
     ]
     widths = [max(len(line[place]) for line in lines) for place in range(len(table.columns))]
-    names = max((len(group.name) + 12 * group.published for group in table.groups), default=0)
-    return _CHARACTER * (names + sum(widths)) + _GAP * len(widths) > _PAGE
-
-
-def _remarks(table: ReportTable) -> list[str]:
-    """What stands below it, in one paragraph; what is said of several groups is said once."""
-    groups: dict[str, list[str]] = {}
-    for group in table.groups:
-        if group.remark:
-            groups.setdefault(group.remark, []).append(group.name)
-    said = [*table.remarks, *(f"{'; '.join(names)}: {remark}." for remark, names in groups.items())]
-    return [" ".join(said)] if said else []
-
-
-def _rows(table: ReportTable, apart: bool) -> list[str]:
-    rows: list[str] = []
-    for number, group in enumerate(table.groups):
-        if number:
-            first_published = group.published and not table.groups[number - 1].published
-            rows.append(r"\midrule" if first_published else r"\addlinespace")
-        rows += _group(table, group, apart)
-    return rows
-
-
-def _group(table: ReportTable, group: Group, apart: bool) -> list[str]:
-    """Lines of a group; its name stands in the first one, or above them."""
-    parts = textwrap.wrap(group.name, _NAME) or [""] if apart else [group.name]
-    names = [rf"\emph{{{escape(part)}}}" if group.published else escape(part) for part in parts]
-    if group.published:
-        names[-1] += " (published)"
-    whole = rf"\multicolumn{{{len(table.columns)}}}{{@{{}}l@{{}}}}"
-    lines = [rf"{whole}{{{name}}} \\*" for name in names] if apart else []
-    for number, line in enumerate(group.lines):
-        cells = [
-            rf"\textbf{{{escape(cell)}}}" if column.strong and not group.published else escape(cell)
-            for cell, column in zip(line, table.columns, strict=True)
-        ]
-        lines.append(_line(cells if apart else [names[0] if number == 0 else "", *cells]))
-    return lines
-
-
-def _line(cells: list[str]) -> str:
-    return " & ".join(cells) + r" \\"
+    free = _PAGE - _CHARACTER * sum(widths) - _GAP * len(widths)
+    longest = max((len(group.name) + 12 * group.published for group in table.groups), default=0)
+    return "l" if _CHARACTER * longest <= free else f"p{{{max(free, _NARROWEST):.0f}pt}}"

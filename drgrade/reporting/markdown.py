@@ -1,6 +1,8 @@
 """A report as Markdown, to be committed beside its figures."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
+
+from tabulate import tabulate
 
 from drgrade.reporting import summary_text as prose
 from drgrade.reporting import tables
@@ -102,7 +104,7 @@ def _facts(facts: Mapping[str, str]) -> str:
         escape_markdown(name): "<br>".join(map(escape_markdown, text.splitlines()))
         for name, text in facts.items()
     }
-    return _lines(["", ""], [False, False], list(cells.items()))
+    return tabulate(cells.items(), ["", ""], tablefmt="pipe", disable_numparse=True)
 
 
 def _image(picture: ReportFigure) -> str:
@@ -110,25 +112,7 @@ def _image(picture: ReportFigure) -> str:
 
 
 def _table(table: ReportTable) -> str:
-    """A table, its caption above and its remarks below; groups are repeated in the first column."""
-    head = [table.group_column, *(column.title for column in table.columns)]
-    right = [False, *(column.number for column in table.columns)]
-    lines = []
-    for group in table.groups:
-        name = (
-            f"*{escape_markdown(group.name)}* (published)" if group.published else escape_markdown(group.name)
-        )
-        for line in group.lines:
-            cells = [
-                f"**{cell}**" if column.strong and not group.published else escape_markdown(cell)
-                for cell, column in zip(line, table.columns, strict=True)
-            ]
-            lines.append([name, *cells])
-    remarks = [f"{group.name}: {group.remark}" for group in table.groups if group.remark]
-    below = [escape_markdown(remark) for remark in [*table.remarks, *remarks]]
-    return "\n\n".join([f"{escape_markdown(table.caption)}.", _lines(head, right, lines), *below])
-
-
-def _lines(head: Sequence[str], right: Sequence[bool], lines: Iterable[Sequence[str]]) -> str:
-    rule = ["---:" if to_the_right else "---" for to_the_right in right]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, rule, *lines])
+    """Write a table with its caption above and its remarks below; group names are in the first column."""
+    grid = table.text("pipe", escape_markdown, strong="**{}**", paper="*{}*")
+    below = [escape_markdown(remark) for remark in table.all_remarks]
+    return "\n\n".join([f"{escape_markdown(table.caption)}.", grid, *below])

@@ -1,24 +1,23 @@
-"""A table of a report as text cells, from which the page, Markdown, LaTeX and the terminal make theirs.
+"""Tables of a report as text cells; the writers turn them into HTML, Markdown, LaTeX and plain text."""
 
-A figure that there is not is a dash, and the table says why below itself.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+
+from tabulate import tabulate
 
 from drgrade.stats import formatting as words
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column.
+    """A column of a table.
 
     Attributes:
-        name: Its heading.
-        number: Whether numbers stand in it, to the right.
-        strong: Whether it is what counts.
-        over: A heading above this one, which neighbours may share.
+        name: Heading.
+        number: Align to the right.
+        strong: Print in bold.
+        over: Heading above ``name`` that neighbouring columns may share.
     """
 
     name: str
@@ -28,19 +27,19 @@ class Column:
 
     @property
     def title(self) -> str:
-        """Both headings, where there is room for one line only."""
+        """Both headings in one line."""
         return f"{self.over}: {self.name}" if self.over else self.name
 
 
 @dataclass(frozen=True)
 class Group:
-    """Lines that belong together, as those of one method.
+    """Consecutive lines of a table, such as those of one method.
 
     Attributes:
-        name: Their heading.
-        remark: Said of all of them; empty for nothing.
-        lines: Cells, one for each column.
-        published: Whether the figures are a paper's, not computed here.
+        name: Heading of the group.
+        remark: Remark on all lines; may be empty.
+        lines: Cells, one per column.
+        published: The figures come from a paper and were not computed here.
     """
 
     name: str
@@ -51,16 +50,16 @@ class Group:
 
 @dataclass(frozen=True)
 class ReportTable:
-    """A table.
+    """A table of text cells.
 
     Attributes:
-        name: Short, for files and labels.
-        caption: What it shows.
-        group_column: Heading of the groups' names.
-        columns: The others.
-        groups: In the order in which they are shown.
-        remarks: What stands below it: why there are dashes.
-        inline: Whether each group is one line, in front of which its name stands.
+        name: Short name, used in file names and labels.
+        caption: Caption without a final full stop.
+        group_column: Heading of the column of group names.
+        columns: The other columns.
+        groups: Groups in display order.
+        remarks: Sentences below the table, such as the reasons for missing figures.
+        inline: Every group is a single line, with its name in front.
     """
 
     name: str
@@ -73,64 +72,75 @@ class ReportTable:
 
     @property
     def lines(self) -> int:
-        """How many lines it has."""
+        """Number of lines."""
         return sum(len(group.lines) for group in self.groups)
 
     @property
     def over(self) -> list[tuple[str, int]]:
-        """The upper headings, each with the number of columns below it; empty if there are none."""
+        """Upper headings with the number of columns below each; empty if there are none."""
         if not any(column.over for column in self.columns):
             return []
         return [(name, len(list(below))) for name, below in groupby(column.over for column in self.columns)]
 
+    @property
+    def all_remarks(self) -> list[str]:
+        """Remarks on the table and on its groups; equal remarks on several groups are merged."""
+        names: dict[str, list[str]] = {}
+        for group in self.groups:
+            if group.remark:
+                names.setdefault(group.remark, []).append(group.name)
+        return [*self.remarks, *(f"{'; '.join(of)}: {remark}." for remark, of in names.items())]
+
+    def text(
+        self, fmt: str, escape: Callable[[str], str] = str, strong: str = "{}", paper: str = "{}"
+    ) -> str:
+        """Write headings and lines as text.
+
+        Args:
+            fmt: Format of tabulate: ``simple`` for a terminal, ``pipe`` for Markdown.
+            escape: Applied to every cell.
+            strong: Template for cells of strong columns.
+            paper: Template for the names of published groups.
+        """
+        lines = []
+        for group in self.groups:
+            name = (
+                f"{paper.format(escape(group.name))} (published)" if group.published else escape(group.name)
+            )
+            for line in group.lines:
+                cells = zip(map(escape, line), self.columns, strict=True)
+                bold = [
+                    strong.format(cell) if column.strong and not group.published else cell
+                    for cell, column in cells
+                ]
+                lines.append([name, *bold])
+        heads = [escape(self.group_column), *(escape(column.title) for column in self.columns)]
+        sides = ["left", *("right" if column.number else "left" for column in self.columns)]
+        return tabulate(lines, heads, tablefmt=fmt, colalign=sides, disable_numparse=True)
+
+    def plain(self) -> str:
+        """Write the table with its remarks for a terminal."""
+        return "\n".join([self.text("simple"), *self.remarks])
+
 
 @dataclass
 class Dashes:
-    """Collects why figures are missing while a table is made."""
+    """Reasons why figures are missing, collected while a table is made."""
 
     reasons: list[str] = field(default_factory=list)
 
     def cell(self, text: str, why: str) -> str:
-        """Hand a cell on; remember why, if it is a dash."""
+        """Return ``text``; if it is a dash, record the reason ``why``."""
         if text == words.DASH:
             self.note(why)
         return text
 
     def note(self, why: str) -> None:
-        """Remember why a figure is missing."""
+        """Record a reason once."""
         if why not in self.reasons:
             self.reasons.append(why)
 
     @property
     def remarks(self) -> list[str]:
-        """What stands below the table."""
+        """One sentence with all reasons; empty if no figure is missing."""
         return [f"{words.DASH}: {'; '.join(self.reasons)}."] if self.reasons else []
-
-
-def plain_table(table: ReportTable) -> str:
-    """Write a table in columns of one width.
-
-    Args:
-        table: Any table of the report.
-
-    Returns:
-        Lines, the last one without a line break.
-    """
-    head = [table.group_column, *(column.title for column in table.columns)]
-    right = [False, *(column.number for column in table.columns)]
-    lines = [
-        [f"{group.name} (published)" if group.published else group.name, *line]
-        for group in table.groups
-        for line in group.lines
-    ]
-    widths = [max(len(line[place]) for line in [head, *lines]) for place in range(len(head))]
-    ruled = [head, ["-" * width for width in widths], *lines]
-    return "\n".join([*(_line(line, widths, right) for line in ruled), *table.remarks])
-
-
-def _line(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:
-    padded = (
-        cell.rjust(width) if to_the_right else cell.ljust(width)
-        for cell, width, to_the_right in zip(cells, widths, right, strict=True)
-    )
-    return "  ".join(padded).rstrip()
