@@ -1,5 +1,7 @@
 """LaTeX tables of a report, with booktabs and longtable."""
 
+import re
+
 import pandas as pd
 
 from drgrade.reporting.schema import Study
@@ -75,6 +77,7 @@ def _table(table: ReportTable) -> str:
         column_format=f"@{{}}{_name_column(table)}{sides}@{{}}",
         multicolumn_format="c",
     )
+    text = re.sub(r"(\\toprule\n.*\n)", lambda top: top[1] + _rules(table), text)
     below = (
         f"\\par\\smallskip\\raggedright {escape(' '.join(table.all_remarks))}\\par\n"
         if table.all_remarks
@@ -84,6 +87,15 @@ def _table(table: ReportTable) -> str:
         return f"\\begingroup\n{small}{text}{below}\\endgroup\n"
     text = text.replace("\\begin{table}\n", f"\\begin{{table}}\n\\centering\n{small}", 1)
     return text.replace("\\end{table}\n", f"{below}\\end{{table}}\n")
+
+
+def _rules(table: ReportTable) -> str:
+    """Return rules below the upper headings."""
+    rules, column = "", 2
+    for name, count in table.over:
+        rules += rf"\cmidrule(lr){{{column}-{column + count - 1}}}" if name else ""
+        column += count
+    return f"{rules}\n" if rules else ""
 
 
 def _frame(table: ReportTable) -> pd.DataFrame:
