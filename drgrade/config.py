@@ -36,8 +36,9 @@ def initialized_hydra() -> Iterator[Hydra]:
     outer, running.hydra = running.hydra, None
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            assert running.hydra is not None
-            yield running.hydra
+            inner = GlobalHydra.instance().hydra
+            assert inner is not None
+            yield inner
     finally:
         running.hydra = outer
 
