@@ -23,6 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from drgrade.checked_settings import CheckedSettings, declared, holds_text
 from drgrade.config import (
     CONF,
     choices,
@@ -37,7 +38,6 @@ from drgrade.config import (
 )
 from drgrade.errors import ConfigError, DrgradeError
 from drgrade.overrides import quote, with_paths
-from drgrade.settings import CheckedSettings, declared, holds_text
 
 _FULL_ERROR = os.environ.setdefault("DRGRADE_FULL_ERROR", os.environ.get("HYDRA_FULL_ERROR", "0")) == "1"
 """True if the user wants stack traces. Started processes read it under a name of its own, because :func:`run`

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from tiny_run import REPOSITORY
 
+from drgrade.checked_settings import declared, describe
 from drgrade.cli.command import arguments, help_text
 from drgrade.config import compose
 from drgrade.errors import ConfigError
@@ -21,8 +22,6 @@ from drgrade.settings import (
     PredictSettings,
     ReportSettings,
     TrainSettings,
-    declared,
-    describe,
 )
 
 
