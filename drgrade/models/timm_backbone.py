@@ -300,7 +300,7 @@ def _create_from_file(name: str, path: Path, options: dict[str, Any]) -> nn.Modu
 
     # timm converts the file for the architecture, but only logs missing tensors.
     overlay = {"file": str(path), "source": ""}
-    nn.Module.load_state_dict = load_and_record  # type: ignore[method-assign]
+    nn.Module.load_state_dict = load_and_record  # type: ignore[method-assign, assignment]
     try:
         model: nn.Module = _timm().create_model(
             name, pretrained=True, pretrained_cfg_overlay=overlay, **options
