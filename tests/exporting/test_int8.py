@@ -160,12 +160,17 @@ def _moved(finished_run, tmp_path, **changes):
     return folder
 
 
-def test_without_the_photographs_of_the_run_a_folder_is_needed(finished_run, drawn, tmp_path):
+def test_without_the_photographs_of_the_run_a_folder_is_needed(finished_run, tmp_path):
     folder = _moved(finished_run, tmp_path, photographs__source__root=str(tmp_path / "gone"))
     with pytest.raises(ConfigError, match=r"gone does not exist.*photographs=DIR"):
         export(ExportSettings.compose(checkpoint=folder, format="onnx", int8=True))
     assert not (tmp_path / "gone").exists()
     assert not (folder / "export").exists()
+
+
+@pytest.mark.slow
+def test_without_test_photographs_the_cost_is_unknown(finished_run, drawn, tmp_path):
+    folder = _moved(finished_run, tmp_path, photographs__source__root=str(tmp_path / "gone"))
     options = {"out": tmp_path / "a.onnx", "int8": True, "photographs": drawn, "count": 9}
     made = export(ExportSettings.compose(checkpoint=folder, **options))
     assert made.int8.cost is None
