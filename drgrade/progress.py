@@ -3,11 +3,14 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from typing import TypeVar
 
 T = TypeVar("T")
 
 _SECONDS_BETWEEN_LINES = 30.0
+_CHUNK = 8
+"""Number of items after which the clock is read."""
 
 
 def say(text: str) -> None:
@@ -34,28 +37,33 @@ def format_duration(seconds: float) -> str:
 
 
 def track(items: Iterable[T], total: int | None, doing: str, of: str) -> Iterator[T]:
-    """Yield items and show the progress: a bar on a terminal, otherwise a line from time to time.
+    """Return an iterator over items that shows the progress: a bar on a terminal, otherwise a line at times.
 
     Args:
-        items: To be yielded.
+        items: Items to iterate over.
         total: Number of items; None if it is unknown.
         doing: Verb, such as "preparing".
         of: Its object, such as "photographs of idrid".
     """
     if total == 0:
-        yield from items
-        return
+        return iter(items)
     if sys.stderr.isatty():
-        yield from _bar(items, total, f"{doing} {of}")
-        return
+        return _bar(items, total, f"{doing} {of}")
     say(f"{doing} {of}" if total is None else f"{doing} {total} {of}")
+    return chain.from_iterable(_chunks(items, total))
+
+
+def _chunks(items: Iterable[T], total: int | None) -> Iterator[Iterable[T]]:
+    """Yield the items in chunks, and print a line between chunks if enough time has passed."""
+    items, done = iter(items), 0
     start = last = time.monotonic()
-    for done, item in enumerate(items, start=1):
-        yield item
+    for first in items:
         now = time.monotonic()
-        if now - last > _SECONDS_BETWEEN_LINES and done != total:
+        if done and now - last > _SECONDS_BETWEEN_LINES:
             last, rate = now, done / (now - start)
             say(f"  {done} ({rate:.0f}/s)" if total is None else _line(done, total, rate))
+        yield chain([first], islice(items, _CHUNK - 1))
+        done += _CHUNK
 
 
 def _line(done: int, total: int, rate: float) -> str:

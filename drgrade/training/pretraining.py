@@ -146,11 +146,10 @@ def first_weights(cfg: DictConfig) -> str:
         ``random`` or ``imagenet``.
 
     Raises:
-        ConfigError: If one of the settings has another value.
+        ConfigError: If ``init`` has another value.
     """
-    for name, value in (("init", cfg.init), ("pretext.init", cfg.pretext.init)):
-        if value not in ("random", "imagenet"):
-            raise ConfigError(f"{name}={value}: pre-training starts from init=random or init=imagenet")
+    if cfg.init not in ("random", "imagenet"):
+        raise ConfigError(f"init={cfg.init}: pre-training starts from init=random or init=imagenet")
     return str(cfg.pretext.init if cfg.init == "random" else cfg.init)
 
 

@@ -180,7 +180,7 @@ def test_resuming_another_run_is_refused(compose, tmp_path):
 
 class ValidatedOnItsTrainingPhotographs(GradingDataModule):
     def val_dataloader(self):
-        return self._every_loader(self._datasets["train"])
+        return self._evaluation_loader(self._datasets["train"])
 
 
 def test_eight_images_are_learnt_by_heart(compose, tmp_path, make_photographs):

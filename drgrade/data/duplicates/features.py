@@ -162,16 +162,13 @@ def parities() -> tuple[slice, slice, slice, slice]:
     return even_even, even_odd, odd_even, odd_odd
 
 
-def is_distinctive(detail: Detail, spectrum: Floats) -> bool:
-    """Whether a photograph shows enough to tell it from others.
-
-    Args:
-        detail: Of its thumbnail, S = 64.
-        spectrum: Its :func:`descriptor`.
-    """
-    # Participation ratio: 1 / (D sum v^4) is k / D if k of the D numbers are alike and the others 0.
+def distinctive_descriptor(thumbnail: Thumbnail) -> Floats | None:
+    """Return the :func:`descriptor` of a thumbnail; None if it shows too little to tell photographs apart."""
+    detail = coarse_detail(thumbnail)
+    spectrum = descriptor(detail)
+    # Participation ratio: 1 / (D sum v^4) is k / D if k of the D numbers are equal and the others 0.
     spread = 1 / (len(spectrum) * float((spectrum.astype(np.float64) ** 4).sum()) + 1e-12)
-    return detail.contrast >= LEAST_CONTRAST and LEAST_SPREAD <= spread <= 1
+    return spectrum if detail.contrast >= LEAST_CONTRAST and LEAST_SPREAD <= spread <= 1 else None
 
 
 def turned(descriptors: Floats, turn: int) -> Floats:

@@ -15,14 +15,12 @@ from drgrade.data.duplicates.features import (
     LEAST_DIAMETER,
     Floats,
     Ints,
-    coarse_detail,
-    descriptor,
-    is_distinctive,
+    distinctive_descriptor,
     parities,
     turn_picture,
     turned,
 )
-from drgrade.data.duplicates.thumbnail import THUMBNAIL_SIZE, Thumbnail
+from drgrade.data.duplicates.thumbnail import THUMBNAIL_SIZE
 from drgrade.data.duplicates.verification import CopyMatch, Portrait, compare
 from drgrade.progress import track
 
@@ -276,17 +274,11 @@ def _describe(
     """Describe files: the numbers of those that can be told from others, and their descriptors (M, D)."""
     files, descriptors = [], []
     for number in _tracked(numbers, len(numbers), "looking for duplicates of", "photographs", progress):
-        spectrum = _distinctive(thumbnails[copies[number][0]])
+        spectrum = distinctive_descriptor(thumbnails[copies[number][0]])
         if spectrum is not None:
             files.append(number)
             descriptors.append(spectrum)
     return files, np.stack(descriptors) if descriptors else np.zeros((0, 0), np.float32)
-
-
-def _distinctive(thumbnail: Thumbnail) -> Floats | None:
-    detail = coarse_detail(thumbnail)
-    spectrum = descriptor(detail)
-    return spectrum if is_distinctive(detail, spectrum) else None
 
 
 def _tracked(items: Iterable[_T], total: int, doing: str, of: str, progress: bool) -> Iterable[_T]:
