@@ -1,8 +1,10 @@
-"""Crops of finished and unfinished stores, for reuse by later builds."""
+"""Crops in finished and unfinished stores: writing, and reuse by later builds."""
 
+import hashlib
 import json
+import os
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -10,8 +12,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from drgrade.data.crops import Crop, Facts
+from drgrade.data.crops import Crop, CropMaker, Facts, make_crops
+from drgrade.data.duplicates.thumbnail import THUMBNAIL_SIZE
 from drgrade.data.image_reader import NO_MEMORY, NO_PERMISSION
+from drgrade.files import write_text
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -189,6 +193,23 @@ class CropCache:
         archive, record = self._found[key]
         return archive.crop(record)
 
+    def find_or_make(
+        self, files: Sequence[FileState], paths: Sequence[Path], maker: CropMaker, workers: int | None
+    ) -> Iterator[Crop]:
+        """Yield the crops of files in order; only new contents are decoded.
+
+        Args:
+            files: States of the files.
+            paths: Their paths.
+            maker: Makes a crop from a path.
+            workers: Number of processes; None for one per CPU.
+        """
+        unknown = [path for path, file in zip(paths, files, strict=True) if file not in self]
+        made = make_crops(maker, unknown, workers)
+        for file in files:
+            crop = self.crop(file) if file in self else next(made)
+            yield self.crop(crop.sha256) if crop.is_known else crop
+
     @property
     def contents(self) -> frozenset[str]:
         """SHA-256 of all known contents."""
@@ -201,3 +222,98 @@ class CropCache:
         archive, _ = self._found[files[0]]
         same = [record.file for record in archive.records] == list(files)
         return archive if same and all(record.is_reproducible for record in archive.records) else None
+
+
+class ArrayWriter:
+    """Append arrays of one shape to a .npy file.
+
+    The final number is only known at the end. NumPy pads its header, so it can be rewritten in place. Each
+    array is passed to the operating system before :meth:`append` returns.
+
+    Args:
+        path: The file.
+        at_most: Upper bound of the number of arrays.
+        shape: Shape of each array.
+        after: Continue after this many arrays in the file; 0 for a new file.
+    """
+
+    def __init__(self, path: Path, at_most: int, shape: tuple[int, ...], after: int = 0) -> None:
+        if after and path.stat().st_nlink > 1:
+            raise RuntimeError(f"{path} also belongs to another store and must not be written to")
+        self.count = after
+        self._shape = shape
+        self._file = path.open("r+b" if after else "w+b", buffering=0)
+        self._write_header(at_most)
+        self._start = self._file.tell()
+        self._file.seek(after * int(np.prod(shape)), os.SEEK_CUR)
+        self._file.truncate()
+
+    def append(self, values: Pixels) -> int:
+        """Write the next array and return its row."""
+        left = np.ascontiguousarray(values).data.cast("B")
+        while left:
+            left = left[self._file.write(left) :]
+        self.count += 1
+        return self.count - 1
+
+    def close(self, *, complete: bool) -> None:
+        """Close the file; a complete file gets its true length and is flushed to the disk."""
+        if complete:
+            self._file.seek(0)
+            self._write_header(self.count)
+            if self._file.tell() != self._start:
+                raise RuntimeError("the length of NumPy's header changed")
+            os.fsync(self._file.fileno())
+        self._file.close()
+
+    def _write_header(self, count: int) -> None:
+        values = {"descr": "|u1", "fortran_order": False, "shape": (count, *self._shape)}
+        np.lib.format.write_array_header_1_0(self._file, values)
+
+
+class StoreWriter:
+    """Write arrays and ``files.jsonl`` so that a build can resume after being killed at any point.
+
+    Args:
+        folder: Folder of the unfinished store.
+        at_most: Upper bound of the number of photographs.
+        image_size: Side of the images in pixels.
+        begun: Existing content of the folder.
+    """
+
+    def __init__(self, folder: Path, at_most: int, image_size: int, begun: CropArchive | None) -> None:
+        self._digest = hashlib.sha256()
+        self.records = list(begun.records) if begun else []
+        after = sum(record.slot is not None for record in self.records)
+        for slot in range(after):
+            self._digest.update(np.ascontiguousarray(begun.images[slot]).data)  # type: ignore[union-attr]
+        self._images = ArrayWriter(folder / IMAGES, at_most, (image_size, image_size, 3), after)
+        self._thumbnails = ArrayWriter(folder / THUMBNAILS, at_most, (THUMBNAIL_SIZE, THUMBNAIL_SIZE), after)
+        # Rewritten, which drops a torn or invalid end.
+        write_text(folder / FILES, "".join(record.line() for record in self.records))
+        self._files = (folder / FILES).open("a", encoding="utf-8")
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of all pixels."""
+        return self._digest.hexdigest()
+
+    def add(self, file: FileState, crop: Crop) -> None:
+        """Write a crop, then its record."""
+        slot, check = None, 0
+        if crop.pixels is not None and crop.thumbnail is not None:
+            self._digest.update(np.ascontiguousarray(crop.pixels).data)
+            self._thumbnails.append(crop.thumbnail)
+            slot, check = self._images.append(crop.pixels), pixel_checksum(crop.pixels, crop.thumbnail)
+        record = FileRecord(file, crop.sha256, slot, check, crop.facts, crop.conversions, crop.failure)
+        self.records.append(record)
+        self._files.write(record.line())
+        self._files.flush()
+
+    def __enter__(self) -> "StoreWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        for array in (self._images, self._thumbnails):
+            array.close(complete=kind is None)
+        self._files.close()

@@ -7,9 +7,8 @@ can provide crops for the next one.
 
 import hashlib
 import json
-import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -30,10 +29,9 @@ from drgrade.data.crop_cache import (
     CropCache,
     FileRecord,
     FileState,
-    pixel_checksum,
+    StoreWriter,
 )
-from drgrade.data.crops import Crop, CropMaker, Facts, make_crops
-from drgrade.data.duplicates.thumbnail import THUMBNAIL_SIZE
+from drgrade.data.crops import CropMaker, Facts
 from drgrade.data.image_reader import MAX_PIXELS
 from drgrade.data.problems import problem_table
 from drgrade.data.sources.base import MANIFEST_COLUMNS, Problem, Source, SourceTable
@@ -126,101 +124,6 @@ class StorePlan:
         return f"{self.family}-{hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]}"
 
 
-class ArrayWriter:
-    """Append arrays of one shape to a .npy file.
-
-    The final number is only known at the end. NumPy pads its header, so it can be rewritten in place. Each
-    array is passed to the operating system before :meth:`append` returns.
-
-    Args:
-        path: The file.
-        at_most: Upper bound of the number of arrays.
-        shape: Shape of each array.
-        after: Continue after this many arrays in the file; 0 for a new file.
-    """
-
-    def __init__(self, path: Path, at_most: int, shape: tuple[int, ...], after: int = 0) -> None:
-        if after and path.stat().st_nlink > 1:
-            raise RuntimeError(f"{path} also belongs to another store and must not be written to")
-        self.count = after
-        self._shape = shape
-        self._file = path.open("r+b" if after else "w+b", buffering=0)
-        self._write_header(at_most)
-        self._start = self._file.tell()
-        self._file.seek(after * int(np.prod(shape)), os.SEEK_CUR)
-        self._file.truncate()
-
-    def append(self, values: Pixels) -> int:
-        """Write the next array and return its row."""
-        left = np.ascontiguousarray(values).data.cast("B")
-        while left:
-            left = left[self._file.write(left) :]
-        self.count += 1
-        return self.count - 1
-
-    def close(self, *, complete: bool) -> None:
-        """Close the file; a complete file gets its true length and is flushed to the disk."""
-        if complete:
-            self._file.seek(0)
-            self._write_header(self.count)
-            if self._file.tell() != self._start:
-                raise RuntimeError("the length of NumPy's header changed")
-            os.fsync(self._file.fileno())
-        self._file.close()
-
-    def _write_header(self, count: int) -> None:
-        values = {"descr": "|u1", "fortran_order": False, "shape": (count, *self._shape)}
-        np.lib.format.write_array_header_1_0(self._file, values)
-
-
-class StoreWriter:
-    """Write arrays and ``files.jsonl`` so that a build can resume after being killed at any point.
-
-    Args:
-        folder: Folder of the unfinished store.
-        at_most: Upper bound of the number of photographs.
-        image_size: Side of the images in pixels.
-        begun: Existing content of the folder.
-    """
-
-    def __init__(self, folder: Path, at_most: int, image_size: int, begun: CropArchive | None) -> None:
-        self._digest = hashlib.sha256()
-        self.records = list(begun.records) if begun else []
-        after = sum(record.slot is not None for record in self.records)
-        for slot in range(after):
-            self._digest.update(np.ascontiguousarray(begun.images[slot]).data)  # type: ignore[union-attr]
-        self._images = ArrayWriter(folder / IMAGES, at_most, (image_size, image_size, 3), after)
-        self._thumbnails = ArrayWriter(folder / THUMBNAILS, at_most, (THUMBNAIL_SIZE, THUMBNAIL_SIZE), after)
-        # Rewritten, which drops a torn or invalid end.
-        write_text(folder / FILES, "".join(record.line() for record in self.records))
-        self._files = (folder / FILES).open("a", encoding="utf-8")
-
-    @property
-    def sha256(self) -> str:
-        """SHA-256 of all pixels."""
-        return self._digest.hexdigest()
-
-    def add(self, file: FileState, crop: Crop) -> None:
-        """Write a crop, then its record."""
-        slot, check = None, 0
-        if crop.pixels is not None and crop.thumbnail is not None:
-            self._digest.update(np.ascontiguousarray(crop.pixels).data)
-            self._thumbnails.append(crop.thumbnail)
-            slot, check = self._images.append(crop.pixels), pixel_checksum(crop.pixels, crop.thumbnail)
-        record = FileRecord(file, crop.sha256, slot, check, crop.facts, crop.conversions, crop.failure)
-        self.records.append(record)
-        self._files.write(record.line())
-        self._files.flush()
-
-    def __enter__(self) -> "StoreWriter":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        for array in (self._images, self._thumbnails):
-            array.close(complete=kind is None)
-        self._files.close()
-
-
 @dataclass(frozen=True)
 class BuiltStore:
     """Result of :func:`build_store`.
@@ -261,8 +164,10 @@ def build_store(
     with StoreWriter(folder, len(plan.files), plan.settings.image_size, begun) as writer:
         start = len(writer.records)
         resumed = f" ({start} are prepared)" if start else ""
+        settings = plan.settings
+        maker = CropMaker(settings.image_size, settings.max_pixels, settings.illumination, cache.contents)
         crops = track(
-            _crops(plan, start, workers, cache),
+            cache.find_or_make(plan.files[start:], plan.paths[start:], maker, workers),
             len(plan.files) - start,
             "preparing",
             f"photographs of {plan.source.name}{resumed}",
@@ -277,17 +182,6 @@ def can_resume(plan: StorePlan, begun: CropArchive) -> bool:
     same = [record.file for record in begun.records] == plan.files[: len(begun.records)]
     # A transient failure is tried again, which is impossible in the middle of an array.
     return same and not begun.is_shared and not any(record.is_transient_failure for record in begun.records)
-
-
-def _crops(plan: StorePlan, start: int, workers: int | None, cache: CropCache) -> Iterator[Crop]:
-    """Yield crops in the order of the manifest from row ``start``; only new contents are decoded."""
-    settings = plan.settings
-    maker = CropMaker(settings.image_size, settings.max_pixels, settings.illumination, cache.contents)
-    pairs = list(zip(plan.paths, plan.files, strict=True))[start:]
-    made = make_crops(maker, [path for path, file in pairs if file not in cache], workers)
-    for _, file in pairs:
-        crop = cache.crop(file) if file in cache else next(made)
-        yield cache.crop(crop.sha256) if crop.is_known else crop
 
 
 def _link_arrays(existing: Path, folder: Path) -> bool:

@@ -16,13 +16,13 @@ import pytest
 from PIL import Image
 from synthetic_photographs import disc_photograph, labelled_folder, save, write_labels
 
-from drgrade.data import store_builder
+from drgrade.data import crop_cache, store_builder
+from drgrade.data.crop_cache import ArrayWriter, StoreWriter
 from drgrade.data.crops import Crop, CropMaker, make_crops
 from drgrade.data.duplicates.thumbnail import THUMBNAIL_SIZE
 from drgrade.data.image_reader import NO_MEMORY, UnreadablePhotograph
 from drgrade.data.sources.folder import Folder
 from drgrade.data.store import Store, prepare
-from drgrade.data.store_builder import ArrayWriter, StoreWriter
 from drgrade.errors import DataError
 
 SIZE = 48
@@ -142,7 +142,7 @@ def test_manifest_types_and_odd_ids_survive(tmp_path):
 def test_a_prepared_store_is_opened_not_made_again(root, tmp_path, capsys, monkeypatch):
     first = make(root, tmp_path / "stores")
     capsys.readouterr()
-    monkeypatch.setattr(store_builder, "make_crops", None)
+    monkeypatch.setattr(crop_cache, "make_crops", None)
     second = make(root, tmp_path / "stores")
     assert second.folder == first.folder
     out, err = capsys.readouterr()
@@ -433,7 +433,7 @@ def test_after_a_strict_stop_only_the_mended_file_is_prepared(root, tmp_path, de
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from drgrade.data import store_builder
+from drgrade.data import crop_cache
 from drgrade.data.sources.folder import Folder
 from drgrade.data.store import prepare
 
@@ -442,7 +442,7 @@ def slow(maker, paths, workers):
         time.sleep(float(sys.argv[3]))
         yield maker(path)
 
-store_builder.make_crops = slow
+crop_cache.make_crops = slow
 store = prepare(Folder(sys.argv[1]), Path(sys.argv[2]), image_size=48)
 print(store.sha256)
 """
@@ -495,14 +495,14 @@ def test_a_run_in_progress_is_not_cleared_away(root, tmp_path):
 def test_no_worker_outlives_a_killed_run(tmp_path):
     root = labelled_folder(tmp_path / "photos", 30)
     script = (
-        SCRIPT.replace("store_builder.make_crops = slow", "")
+        SCRIPT.replace("crop_cache.make_crops = slow", "")
         .replace(
             "store = ",
             "from drgrade.data import crops\nimport multiprocessing, os, signal\n"
             "def add(writer, file, crop):\n"
             "    print(*[child.pid for child in multiprocessing.active_children()], flush=True)\n"
             "    os.kill(os.getpid(), signal.SIGKILL)\n"
-            "store_builder.StoreWriter.add = add\n"
+            "crop_cache.StoreWriter.add = add\n"
             "store = ",
         )
         .replace("image_size=48", "image_size=48, workers=2")
