@@ -1,4 +1,4 @@
-"""Dotted names that have moved, so that earlier configs, runs and encoders stay valid.
+"""Renamed classes and functions, so that earlier configs, runs and encoders stay valid.
 
 Configs name classes and functions by their dotted names (``_target_``). Hashes (encoder keys, feature keys,
 method keys) and comparisons on resume use the first name of each; loading uses the present one.
@@ -33,10 +33,10 @@ _FIRST = {present: first for first, present in RENAMED.items()}
 
 
 def canonical(value: Any) -> Any:
-    """Replace present dotted names by their first ones, for hashing and comparing.
+    """Replace present dotted names by the first ones, for hashing and comparing.
 
     Args:
-        value: As JSON holds it: mappings, lists, strings, numbers.
+        value: Mappings, lists, strings and numbers, as in JSON.
 
     Returns:
         A copy with every renamed string replaced.
@@ -59,10 +59,10 @@ def _first_forms(value: Any) -> Any:
 
 
 def current(value: Any) -> Any:
-    """Replace first dotted names by the present ones, for instantiating an earlier config.
+    """Replace first dotted names by the present ones, for instantiating the parts of an earlier config.
 
     Args:
-        value: As JSON holds it: mappings, lists, strings, numbers.
+        value: Mappings, lists, strings and numbers, as in JSON.
 
     Returns:
         A copy with every renamed string replaced.

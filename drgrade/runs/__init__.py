@@ -1,1 +1,1 @@
-"""The folder of a run: its files, their content, and what makes two runs the same."""
+"""The folder of a run: its files, and the settings that identify a run."""

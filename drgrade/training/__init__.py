@@ -1,1 +1,1 @@
-"""Runs: from a composed config to the artefacts of DESIGN.md, section 4."""
+"""Training and testing of one run; :func:`drgrade.training.run.train` is the entry point."""

@@ -1,1 +1,1 @@
-"""Watching runs in Weights & Biases, MLflow and TensorBoard. None of them is imported before it is used."""
+"""Experiment loggers: Weights & Biases, MLflow and TensorBoard, imported when they are used."""

@@ -29,7 +29,7 @@ _MAX_TAG_LENGTH = 64
 
 @runtime_checkable
 class Tracker(Protocol):
-    """A logger that draws evaluations and is told how the run ended."""
+    """A logger that draws evaluations and records how the run ended."""
 
     def log_evaluation(self, evaluation: Evaluation) -> None:
         """Log confusion matrix, curves and worst photographs of an evaluated set.
