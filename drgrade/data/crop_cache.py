@@ -94,6 +94,11 @@ class FileRecord(NamedTuple):
         return bool(self.failure) and exists and not self.is_reproducible and self.failure != NO_PERMISSION
 
 
+def has_transient_failure(records: Iterable[FileRecord]) -> bool:
+    """Return True if another attempt may succeed for one of the records."""
+    return any(record.is_transient_failure for record in records)
+
+
 def pixel_checksum(pixels: Pixels, thumbnail: Pixels) -> int:
     """Return the CRC-32 of a crop and its thumbnail."""
     return zlib.crc32(np.ascontiguousarray(thumbnail).data, zlib.crc32(np.ascontiguousarray(pixels).data))

@@ -30,6 +30,7 @@ from drgrade.data.crop_cache import (
     FileRecord,
     FileState,
     StoreWriter,
+    has_transient_failure,
 )
 from drgrade.data.crops import CropMaker, Facts
 from drgrade.data.image_reader import MAX_PIXELS
@@ -181,7 +182,7 @@ def can_resume(plan: StorePlan, begun: CropArchive) -> bool:
     """Return whether an unfinished store is exactly the beginning of the planned one."""
     same = [record.file for record in begun.records] == plan.files[: len(begun.records)]
     # A transient failure is tried again, which is impossible in the middle of an array.
-    return same and not begun.is_shared and not any(record.is_transient_failure for record in begun.records)
+    return same and not begun.is_shared and not has_transient_failure(begun.records)
 
 
 def _link_arrays(existing: Path, folder: Path) -> bool:
@@ -232,8 +233,7 @@ def write_metadata(
         **_provenance(plan, table),
     }
     (folder / INFO).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-    transient = any(record.is_transient_failure for record in records)
-    return BuiltStore(info["key"], len(rows), table, not transient)
+    return BuiltStore(info["key"], len(rows), table, not has_transient_failure(records))
 
 
 def _provenance(plan: StorePlan, problems: pd.DataFrame) -> dict[str, Any]:
