@@ -1,3 +1,228 @@
-"""drgrade: diabetic-retinopathy grading with few labels."""
+"""Grade diabetic retinopathy with few labels.
 
-__version__ = "0.1.0"
+The functions below are the public API. Overrides are written as on the command line; settings at the top
+level are keyword arguments as well. docs/configuration.md lists all settings. The caller needs neither an
+initialised Hydra nor ``if __name__ == "__main__"``.
+
+Example:
+    >>> import drgrade
+    >>> metrics = drgrade.train("+experiment=rotation_10pct", "data=demo", fold=1)  # doctest: +SKIP
+    >>> grader = drgrade.load(metrics["folder"])  # doctest: +SKIP
+    >>> grader.predict("photograph.jpg")[0].grade  # doctest: +SKIP
+    2
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from drgrade.errors import DrgradeError
+from drgrade.version import __version__
+
+if TYPE_CHECKING:
+    from drgrade.auditing.audit import Audit
+    from drgrade.data.store import Store
+    from drgrade.evaluation.evaluation import EvaluationResult
+    from drgrade.prediction.prediction import PredictionSummary, Predictor
+
+__all__ = [
+    "DrgradeError",
+    "__version__",
+    "audit",
+    "evaluate",
+    "load",
+    "predict",
+    "prepare",
+    "report",
+    "train",
+]
+
+
+def train(*overrides: str, **settings: object) -> dict[str, Any]:
+    """Train and test one run, as ``python train.py``.
+
+    A run on several devices (``trainer=ddp``) is started as a command of its own.
+
+    Args:
+        *overrides: As on the command line: ``"+experiment=rotation_10pct"``, ``"data=demo"``.
+        **settings: Settings at the top level, such as ``fold=1`` or ``label_fraction=0.1``.
+
+    Returns:
+        The content of ``metrics.json``, and ``folder``, the absolute path of the run's folder.
+
+    Raises:
+        DrgradeError: If a setting, the data or an earlier run in the folder does not allow the run.
+
+    Example:
+        >>> small = ["data=demo", "data.count=40", "data.size=96", "protocol.epochs=1", "logger=none"]
+        >>> metrics = train(*small, seed=1)  # doctest: +SKIP
+        >>> metrics["status"]  # doctest: +SKIP
+        'finished'
+    """
+    from drgrade.cli.job import in_job, run_command
+    from drgrade.runs.run_dir import read_metrics
+
+    with in_job("train", overrides, settings) as cfg:
+        folder = Path(cfg.paths.run)
+        if "strategy" in cfg.trainer:
+            run_command("train", overrides, settings, folder)
+            return {**read_metrics(folder), "folder": str(folder)}
+        from drgrade.training.run import train as train_run
+
+        metrics = train_run(cfg)
+        return {**metrics, "folder": str(cfg.paths.run)}
+
+
+def load(
+    checkpoint: Path | str | Sequence[Path | str],
+    device: str = "auto",
+    tta: str = "none",
+    sensitivity: float | None = None,
+    abstain: bool = True,
+) -> "Predictor":
+    """Load a trained model, or several as an ensemble.
+
+    Args:
+        checkpoint: Folder of a finished grading run or of a published model; several form an ensemble.
+        device: ``auto`` for a GPU if there is one, or any device of torch.
+        tta: Test-time augmentation: ``none``, ``flips`` (4 views) or ``dihedral`` (8 views).
+        sensitivity: Refer from the probability that reached this sensitivity on the validation photographs.
+        abstain: Do not grade photographs of insufficient quality.
+
+    Returns:
+        An object that grades and explains photographs given as paths, arrays (H, W, 3) uint8 or PIL images.
+
+    Raises:
+        DrgradeError: If a folder holds no model, or the models do not fit together.
+
+    Example:
+        >>> grader = load("outputs/runs/rotation_10pct/RUN")  # doctest: +SKIP
+        >>> row, = grader.predict("photograph.jpg")  # doctest: +SKIP
+        >>> row.grade, row.quality  # doctest: +SKIP
+        (2, 'good')
+    """
+    from drgrade.prediction.prediction import Predictor
+
+    return Predictor.load(checkpoint, device, tta, "head", sensitivity, abstain)
+
+
+def predict(*overrides: str, **settings: object) -> "PredictionSummary":
+    """Grade files and folders and write the results, as ``drgrade predict``.
+
+    Args:
+        *overrides: As on the command line.
+        **settings: Settings of ``drgrade predict``: ``checkpoint``, ``input``, ``out``, ``overlays``, ...
+
+    Returns:
+        Folder and counts of the results.
+
+    Raises:
+        DrgradeError: If there is nothing to grade, or a model cannot be loaded.
+
+    Example:
+        >>> found = predict(checkpoint="outputs/runs/NAME/RUN", input=["photographs"])  # doctest: +SKIP
+        >>> found.counts["graded"]  # doctest: +SKIP
+        12
+    """
+    from drgrade.cli.job import in_job
+    from drgrade.prediction.prediction import predict as predict_files
+    from drgrade.settings import PredictSettings
+
+    with in_job("predict", overrides, settings) as cfg:
+        return predict_files(PredictSettings.read(cfg))
+
+
+def evaluate(*overrides: str, **settings: object) -> "EvaluationResult":
+    """Test a trained run, or an ensemble, as ``drgrade evaluate``.
+
+    Args:
+        *overrides: As on the command line; ``"data=NAME"`` selects another data set than the run's own.
+        **settings: Settings of ``drgrade evaluate``: ``checkpoint``, ``tta``, ``overlap``, ...
+
+    Returns:
+        Metrics, and their 95 % intervals.
+
+    Raises:
+        DrgradeError: If a run is not finished, or was trained on photographs that it is to be tested on.
+
+    Example:
+        >>> result = evaluate("data=idrid", "data.root=DIR", checkpoint=["RUN"])  # doctest: +SKIP
+        >>> result.estimates["qwk"].interval.low  # doctest: +SKIP
+        0.41
+    """
+    from drgrade.cli.job import in_job
+    from drgrade.evaluation.evaluation import evaluate as evaluate_runs
+
+    with in_job("evaluate", overrides, settings) as cfg:
+        return evaluate_runs(cfg)
+
+
+def prepare(*overrides: str, **settings: object) -> list["Store"]:
+    """Prepare the photographs of a data set, as ``drgrade prepare``.
+
+    Args:
+        *overrides: As on the command line: ``"data=idrid"``, ``"data.root=DIR"``.
+        **settings: Settings at the top level.
+
+    Returns:
+        A store for each data set: a manifest and square photographs (N, S, S, 3) uint8.
+
+    Raises:
+        DrgradeError: If the data set is missing or cannot be read.
+
+    Example:
+        >>> store, = prepare("data=demo", "data.count=40")  # doctest: +SKIP
+        >>> len(store), store.image_size  # doctest: +SKIP
+        (40, 96)
+    """
+    from drgrade.cli.job import in_job
+    from drgrade.cli.prepare import work
+
+    with in_job("prepare", overrides, settings) as cfg:
+        return work(cfg)
+
+
+def audit(*overrides: str, **settings: object) -> "Audit":
+    """Check the photographs and labels of a data set, as ``drgrade audit``, and write the results.
+
+    Args:
+        *overrides: As on the command line: ``"data=idrid"``, ``"data.root=DIR"``.
+        **settings: Settings at the top level.
+
+    Returns:
+        The findings.
+
+    Raises:
+        DrgradeError: If the data set is missing, or a setting does not apply to an audit.
+
+    Example:
+        >>> found = audit("data=demo", "data.count=40")  # doctest: +SKIP
+        >>> print(found.summary())  # doctest: +SKIP
+    """
+    from drgrade.cli.audit import audit_data
+    from drgrade.cli.job import in_job
+
+    with in_job("audit", overrides, settings) as cfg:
+        return audit_data(cfg)[0]
+
+
+def report(*runs: Path | str, **settings: object) -> Path:
+    """Write tables, figures and a page from the folders of runs and sweeps, as ``drgrade report``.
+
+    Args:
+        *runs: Folders of runs or sweeps.
+        **settings: Settings of ``drgrade report``: ``out``, ``resamples``, ``title``, ...
+
+    Returns:
+        The HTML page.
+
+    Raises:
+        DrgradeError: If a folder holds no finished run, or the runs must not be compared.
+
+    Example:
+        >>> page = report("outputs/sweeps/rotation_table-idrid")  # doctest: +SKIP
+    """
+    from drgrade.cli.report import make_report
+    from drgrade.settings import ReportSettings
+
+    return make_report(ReportSettings.compose(runs=list(map(str, runs)), **settings))

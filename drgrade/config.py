@@ -14,13 +14,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import drgrade
 from drgrade.errors import ConfigError
 from drgrade.overrides import as_override
 
 CONF = next(
     folder
-    for folder in (Path(drgrade.__file__).parent / "conf", Path(drgrade.__file__).parents[1] / "conf")
+    for folder in (Path(__file__).parent / "conf", Path(__file__).parents[1] / "conf")
     if folder.is_dir()
 )
 """The config folder: inside the package when it is installed from a wheel, beside it in a checkout."""

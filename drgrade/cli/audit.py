@@ -3,12 +3,16 @@
 import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from drgrade.cli.command import run
 from drgrade.errors import ConfigError
 from drgrade.settings import AuditSettings, AuditThresholds
+
+if TYPE_CHECKING:
+    from drgrade.auditing.audit import Audit
 
 log = logging.getLogger("drgrade")
 
@@ -23,8 +27,26 @@ def work(cfg: DictConfig) -> None:
         cfg: The composed config (``conf/audit.yaml``).
 
     Raises:
-        ConfigError: If a setting does not apply to an audit.
         SystemExit: With status 3 if something was found that ``fail_on`` names.
+    """
+    found, page = audit_data(cfg)
+    failing = ", ".join(f"{found.counts[kind]} {kind}" for kind in found.failing)
+    log.info("%s\n%s\n%s", found.summary(), f"failed: {failing}" if failing else "passed", page)
+    if failing:
+        sys.exit(FOUND)
+
+
+def audit_data(cfg: DictConfig) -> tuple["Audit", Path]:
+    """Audit a data set and write the results.
+
+    Args:
+        cfg: The composed config.
+
+    Returns:
+        The findings, and the HTML page.
+
+    Raises:
+        ConfigError: If a setting does not apply to an audit.
     """
     from hydra.utils import instantiate
 
@@ -37,11 +59,7 @@ def work(cfg: DictConfig) -> None:
     check_target(folder)
     collection = instantiate(cfg.photographs, **further_sources(cfg))
     found = audit(collection, settings, searched=cfg.data.duplicates)
-    page = write_audit(found, folder)
-    failing = ", ".join(f"{found.counts[kind]} {kind}" for kind in found.failing)
-    log.info("%s\n%s\n%s", found.summary(), f"failed: {failing}" if failing else "passed", page)
-    if failing:
-        sys.exit(FOUND)
+    return found, write_audit(found, folder)
 
 
 def _refuse_idle(cfg: DictConfig) -> None:

@@ -15,11 +15,14 @@ if TYPE_CHECKING:
 log = logging.getLogger("drgrade")
 
 
-def work(cfg: DictConfig) -> None:
+def work(cfg: DictConfig) -> list["Store"]:
     """Prepare the photographs and print what the store contains.
 
     Args:
         cfg: The composed config (``conf/prepare.yaml``).
+
+    Returns:
+        A store for each data set.
     """
     from hydra.utils import instantiate
 
@@ -30,6 +33,7 @@ def work(cfg: DictConfig) -> None:
         log.info("%s", _counts(store))
         if cfg.preview:
             _preview(store, source.root, cfg)
+    return list(photographs.stores)
 
 
 def _counts(store: "Store") -> str:

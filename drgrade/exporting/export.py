@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from drgrade import __version__
 from drgrade.data.normalisation import MEAN, STD
 from drgrade.errors import ConfigError, DataError
 from drgrade.exporting.graph import (
@@ -43,6 +42,7 @@ from drgrade.prediction.checkpoint import TrainedModel, load_model
 from drgrade.prediction.results import NOTICE
 from drgrade.runs.run_dir import CONFIG, versions
 from drgrade.settings import ExportSettings
+from drgrade.version import __version__
 
 ENDINGS: Mapping[Literal["onnx", "torch"], str] = {"onnx": ".onnx", "torch": ".pt2"}
 

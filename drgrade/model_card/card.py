@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from drgrade import __version__
 from drgrade.data.splits.spec import SUBSETS
 from drgrade.files import write_text
 from drgrade.model_card.facts import UNNAMED, RunFiles, UsedDataSet, read_run_files
@@ -23,6 +22,7 @@ from drgrade.stats import formatting
 from drgrade.stats.bootstrap import confusions
 from drgrade.stats.estimates import Estimate
 from drgrade.stats.formatting import escape_markdown
+from drgrade.version import __version__
 
 MODEL_CARD = "model_card.md"
 """File in a run's folder; in a published folder the card is ``README.md``."""

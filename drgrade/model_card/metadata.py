@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from drgrade import __version__
 from drgrade.errors import ConfigError
 from drgrade.model_card.facts import RunFiles, UsedDataSet
 from drgrade.stats.estimates import Estimate
+from drgrade.version import __version__
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData

@@ -15,7 +15,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from drgrade import __version__
 from drgrade.errors import ConfigError, DataError
 from drgrade.files import file_sha256, write_text
 from drgrade.prediction.checkpoint import TrainedModel
@@ -23,6 +22,7 @@ from drgrade.prediction.grader import Grader
 from drgrade.prediction.inputs import InputFile, InputState
 from drgrade.prediction.results import NOTICE, PredictionRow
 from drgrade.runs.run_dir import CALIBRATION, versions
+from drgrade.version import __version__
 
 MANIFEST = "prediction.json"
 DATABASE = ".progress.sqlite"

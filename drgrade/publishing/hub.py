@@ -15,7 +15,6 @@ from typing import Any
 
 from hydra.utils import get_class
 
-from drgrade import __version__
 from drgrade.data.normalisation import MEAN, STD
 from drgrade.errors import ConfigError
 from drgrade.files import file_sha256, write_text
@@ -37,6 +36,7 @@ from drgrade.prediction.published_folder import (
 from drgrade.runs.run_dir import SEEN, read_finished
 from drgrade.runs.settings import strip_private
 from drgrade.stats.formatting import GRADE_NAMES, plural
+from drgrade.version import __version__
 
 HUB = "hf://"
 """Prefix of repositories on the hub, as in ``hf://user/name``."""

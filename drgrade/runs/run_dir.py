@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from drgrade import __version__
 from drgrade.errors import ConfigError, DataError
 from drgrade.files import write_text
 from drgrade.renames import current
 from drgrade.runs.settings import changed_settings
+from drgrade.version import __version__
 
 if TYPE_CHECKING:
     import pandas as pd

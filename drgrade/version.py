@@ -1,0 +1,3 @@
+"""Version of drgrade."""
+
+__version__ = "0.1.0"
