@@ -88,7 +88,7 @@ def server(run, tmp_path_factory):
     try:
         url = process.stdout.readline().strip()
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", url), process.stderr.read()
-        folder = Path(re.search(r"uploads are in (\S+)", process.stderr.readline())[1])
+        folder = Path(re.search(r"uploads are kept in (\S+)", process.stderr.readline())[1])
         started = len(log.read_text())  # libraries make folders for themselves when they are imported
         port = int(url.split(":")[2].strip("/"))
         yield SimpleNamespace(url=url, port=port, folder=folder, log=log, started=started)
