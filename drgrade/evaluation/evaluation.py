@@ -77,7 +77,7 @@ def evaluate(cfg: DictConfig) -> EvaluationResult:
 
     Example:
         >>> from drgrade.config import compose
-        >>> cfg = compose("evaluate", "data=idrid", checkpoint="RUN")  # doctest: +SKIP
+        >>> cfg = compose("evaluate", "data=idrid", "paths.run=out", checkpoint="RUN")  # doctest: +SKIP
         >>> evaluate(cfg).metrics["test/qwk"]  # doctest: +SKIP
     """
     silence_known_warnings()
