@@ -114,7 +114,7 @@ def test_cells_that_start_together_share_one_new_data_base(tmp_path):
         " job_type='grading', about=about)\n"
         "logger.log_hyperparams({'a': {'b': 1}})\n"
         "logger.log_metrics({'val/qwk': 0.5}, step=1)\n"
-        "logger.conclude('finished', {'status': 'finished'})\n"
+        "logger.finish_run('finished', {'status': 'finished'})\n"
     )
     processes = [
         subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "mlflow"), str(tmp_path / cell)])
