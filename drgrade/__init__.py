@@ -59,13 +59,14 @@ def train(*overrides: str, **settings: object) -> dict[str, Any]:
         >>> metrics["status"]  # doctest: +SKIP
         'finished'
     """
-    from drgrade.cli.job import in_job, run_command
+    from drgrade.cli.job import in_job, run_training
     from drgrade.runs.run_dir import read_metrics
+    from drgrade.settings import TrainSettings
 
-    with in_job("train", overrides, settings) as cfg:
+    with in_job(TrainSettings, overrides, settings) as cfg:
         folder = Path(cfg.paths.run)
         if "strategy" in cfg.trainer:
-            run_command("train", overrides, settings, folder)
+            run_training(overrides, settings, folder)
             return {**read_metrics(folder), "folder": str(folder)}
         from drgrade.training.run import train as train_run
 
@@ -128,7 +129,7 @@ def predict(*overrides: str, **settings: object) -> "PredictionSummary":
     from drgrade.prediction.prediction import predict as predict_files
     from drgrade.settings import PredictSettings
 
-    with in_job("predict", overrides, settings) as cfg:
+    with in_job(PredictSettings, overrides, settings) as cfg:
         return predict_files(PredictSettings.read(cfg))
 
 
@@ -152,8 +153,9 @@ def evaluate(*overrides: str, **settings: object) -> "EvaluationResult":
     """
     from drgrade.cli.job import in_job
     from drgrade.evaluation.evaluation import evaluate as evaluate_runs
+    from drgrade.settings import EvaluateSettings
 
-    with in_job("evaluate", overrides, settings) as cfg:
+    with in_job(EvaluateSettings, overrides, settings) as cfg:
         return evaluate_runs(cfg)
 
 
@@ -177,8 +179,9 @@ def prepare(*overrides: str, **settings: object) -> list["Store"]:
     """
     from drgrade.cli.job import in_job
     from drgrade.cli.prepare import work
+    from drgrade.settings import PrepareSettings
 
-    with in_job("prepare", overrides, settings) as cfg:
+    with in_job(PrepareSettings, overrides, settings) as cfg:
         return work(cfg)
 
 
@@ -201,8 +204,9 @@ def audit(*overrides: str, **settings: object) -> "Audit":
     """
     from drgrade.cli.audit import audit_data
     from drgrade.cli.job import in_job
+    from drgrade.settings import AuditSettings
 
-    with in_job("audit", overrides, settings) as cfg:
+    with in_job(AuditSettings, overrides, settings) as cfg:
         return audit_data(cfg)[0]
 
 
