@@ -44,10 +44,9 @@ from drgrade.data.sources.base import Source
 from drgrade.data.sources.demo import Demo
 from drgrade.data.sources.idrid import IDRiD
 from drgrade.synthetic.camera import CAMERAS, aim_camera, take_photograph
+from drgrade.synthetic.canvas import FloatImage, Stream, View, stream
 from drgrade.synthetic.cohort import PlannedPhotograph, plan_photographs
 from drgrade.synthetic.lesions import LesionPainter, draw_burden
-from drgrade.synthetic.noise import FloatImage, Stream, stream
-from drgrade.synthetic.projection import View
 from drgrade.synthetic.retina import Pigmentation, paint_background, paint_disc
 from drgrade.synthetic.vessels import grow_vessels, paint_vessels
 

@@ -7,32 +7,31 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from drgrade.synthetic.noise import FloatImage, cloud, soften
-from drgrade.synthetic.projection import View
+from drgrade.synthetic.canvas import FloatImage, View, cloud, soften
 
 Notch = Literal["none", "tab", "teeth", "triangle", "bite"]
 
 
 @dataclass(frozen=True)
 class Camera:
-    """One make of camera, with the habits of the clinic that uses it.
+    """Camera model with its settings in one clinic.
 
     Attributes:
-        name: What it is called.
-        aspect: Width over height of the frame; at least 1.
-        fill: Diameter of the field over the frame's height; above 1 its top and bottom are cut off.
-        degrees: Angle of the field; a big one shows more retina, and all of it smaller.
+        name: Name of the camera.
+        aspect: Width over height of the frame, at least 1.
+        fill: Diameter of the field over the height of the frame; above 1 the frame cuts the field.
+        degrees: Angle of the field. A larger one shows more retina at a smaller scale.
         notch: Mark at the rim of the field.
-        notch_angle: Where it is, in degrees clockwise from the right.
-        gains: White balance: factors on red, green and blue.
+        notch_angle: Position of the mark in degrees, clockwise from the right.
+        gains: White balance: factors of red, green and blue.
         gamma: Exponent of the tone curve; below 1 is brighter.
-        vignetting: Loss of light at the rim, 0..1.
-        haze: Bluish-grey veil at the rim, 0..1.
-        backdrop: RGB outside the field, 0..1.
-        blur: Standard deviation of the optics' blur as a share of the field's radius.
-        noise: Standard deviation of the sensor's noise, 0..1.
+        vignetting: Loss of light at the rim, in [0, 1].
+        haze: Bluish-grey veil at the rim, in [0, 1].
+        backdrop: RGB outside the field, in [0, 1].
+        blur: Standard deviation of the optical blur as a share of the radius of the field.
+        noise: Standard deviation of the sensor noise, in [0, 1].
         quality: JPEG quality.
-        offset: How far the field's centre is from the frame's, as shares of the frame's height.
+        offset: Offset of the centre of the field from that of the frame, as shares of the frame height.
     """
 
     name: str
@@ -184,23 +183,23 @@ CAMERAS = (
         offset=(0.03, 0.0),
     ),
 )
-"""The cameras of the data set, all equally common."""
+"""Cameras of the data set, equally frequent."""
 
 DISC_DEGREES = 3.2
-"""Half of the field's angle over this is the field's radius in disc radii, near enough."""
+"""Half the angle of the field over this is approximately the radius of the field in disc radii."""
 
 
 def aim_camera(rng: np.random.Generator, camera: Camera, size: int, mirrored: bool) -> View:
     """Point a camera at an eye.
 
     Args:
-        rng: Source of randomness.
+        rng: Random generator.
         camera: The camera.
-        size: Height of the frame in px.
+        size: Height of the frame in pixels.
         mirrored: True for a right eye.
 
     Returns:
-        The view: disc and fovea are both in it.
+        The view, which contains disc and fovea.
     """
     width = round(size * camera.aspect)
     radius = 0.5 * size * camera.fill * rng.uniform(0.985, 1.015)
@@ -222,11 +221,11 @@ def take_photograph(
     """PlannedPhotograph a painted retina.
 
     Args:
-        rng: Source of randomness.
+        rng: Random generator.
         camera: The camera.
-        view: What :func:`aim_camera` returned.
-        scene: (H, W, 3) RGB of the retina, evenly lit.
-        exposure: Factor on the light, about 1.
+        view: Result of :func:`aim_camera`.
+        scene: (H, W, 3) RGB of the evenly lit retina.
+        exposure: Factor of the light, about 1.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -236,7 +235,7 @@ def take_photograph(
     picture = field[..., None] * (_expose(rng, camera, view, scene, exposure) - backdrop) + backdrop
     picture = soften(np.asarray(picture, np.float32), max(0.3, camera.blur * view.radius))
     grain = rng.standard_normal(view.shape, dtype=np.float32) * (0.2 + 0.8 * field)
-    # Demosaicing makes the colour part of a sensor's noise coarser than its brightness.
+    # Demosaicing makes colour noise coarser than brightness noise.
     coarse = rng.standard_normal((view.shape[0] // 2, view.shape[1] // 2, 3), dtype=np.float32)
     speckles = np.asarray(cv2.resize(coarse, view.shape[::-1]), np.float32)
     picture += np.float32(camera.noise) * (grain[..., None] + np.float32(0.7) * speckles)
@@ -247,19 +246,19 @@ def take_photograph(
 def _expose(
     rng: np.random.Generator, camera: Camera, view: View, scene: FloatImage, exposure: float
 ) -> FloatImage:
-    """Light the retina, add the veil, and apply white balance and tone curve; (H, W, 3) 0..1."""
+    """Light the retina, add the veil, apply white balance and tone curve; (H, W, 3) in [0, 1]."""
     lit = scene * (_light(rng, camera, view) * np.float32(exposure))[..., None]
     lit *= np.array(camera.gains, np.float32)
     veil = np.float32(camera.haze) * np.clip(view.eccentricity, 0, 1) ** 7
     lit += veil[..., None] * (np.array((0.62, 0.66, 0.62), np.float32) - lit)
-    # Highlights saturate softly, as a tone curve lets them: straight clipping would turn the disc flat.
+    # Highlights saturate softly; clipping would remove the structure of the disc.
     bright = lit > 0.75
     lit[bright] = 0.75 + 0.25 * np.tanh((lit[bright] - 0.75) / 0.25)
     return np.asarray(cv2.pow(np.maximum(lit, 0), camera.gamma), np.float32)
 
 
 def _light(rng: np.random.Generator, camera: Camera, view: View) -> FloatImage:
-    """Return how much of the flash reaches every pixel, (H, W) about 1."""
+    """Return the illumination of every pixel, (H, W) about 1."""
     height, width = view.shape
     shift_x, shift_y = float(rng.normal(0, 0.14)), float(rng.normal(0, 0.14))
     x = (np.arange(width, dtype=np.float32)[None, :] - view.centre[0]) / view.radius - shift_x
@@ -269,7 +268,7 @@ def _light(rng: np.random.Generator, camera: Camera, view: View) -> FloatImage:
 
 
 def _field(camera: Camera, view: View) -> FloatImage:
-    """Return the camera's aperture, (H, W) 0 outside and 1 inside, with its notch."""
+    """Return the aperture with its notch, (H, W): 0 outside, 1 inside."""
     edge = (1 - view.eccentricity) * view.radius
     softness = max(1.0, 0.006 * view.radius)
     field = np.clip(edge / softness + 0.5, 0, 1)

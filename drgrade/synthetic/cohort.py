@@ -1,4 +1,4 @@
-"""Who is photographed: patients, eyes, grades and cameras of a drawn data set."""
+"""Patients, eyes, grades and cameras of a synthetic data set."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,24 +6,24 @@ from typing import Literal
 import numpy as np
 
 from drgrade.synthetic.camera import CAMERAS
-from drgrade.synthetic.noise import Stream, stream
+from drgrade.synthetic.canvas import Stream, stream
 
 APTOS_COUNTS = (1805, 370, 999, 193, 295)
 """Photographs of grade 0-4 among the 3662 of the APTOS 2019 training set."""
 
 SINGLE_EYE_SHARE = 0.12
-"""Share of the patients of whom only one eye was photographed."""
+"""Share of patients with a photograph of one eye only."""
 
 Eye = Literal["left", "right"]
 
 
 @dataclass(frozen=True)
 class PlannedPhotograph:
-    """One photograph to be drawn.
+    """Specification of one photograph to draw.
 
     Attributes:
         patient: Number of the patient, from 0.
-        eye: Which eye.
+        eye: "left" or "right".
         grade: 0-4.
         camera: Index into :data:`CAMERAS`; the same for both eyes of a patient.
     """
@@ -35,23 +35,27 @@ class PlannedPhotograph:
 
     @property
     def patient_id(self) -> str:
-        """The patient's id, as in ``p0001``."""
+        """Id of the patient, such as ``p0001``."""
         return f"p{self.patient + 1:04d}"
 
     @property
     def image_id(self) -> str:
-        """The photograph's id, as in ``p0001_left``."""
+        """Id of the photograph, such as ``p0001_left``."""
         return f"{self.patient_id}_{self.eye}"
 
 
 def grade_counts(count: int) -> tuple[int, ...]:
-    """Share out photographs over the grades as in APTOS 2019, by largest remainder.
+    """Distribute photographs over the grades as in APTOS 2019, by largest remainder.
 
     Args:
         count: Number of photographs, at least 1.
 
     Returns:
-        The number of photographs of grade 0-4; they add up to ``count``, each within 1 of its exact share.
+        Number of photographs of grade 0-4 with sum ``count``, each within 1 of its exact share.
+
+    Example:
+        >>> grade_counts(40)
+        (20, 4, 11, 2, 3)
     """
     exact = count * np.array(APTOS_COUNTS) / sum(APTOS_COUNTS)
     counts = np.floor(exact).astype(int)
@@ -61,11 +65,11 @@ def grade_counts(count: int) -> tuple[int, ...]:
 
 
 def plan_photographs(count: int, seed: int) -> list[PlannedPhotograph]:
-    """Plan a data set: grades stratified, eyes of a patient alike, cameras independent of the grade.
+    """Plan a data set with similar grades of both eyes and cameras independent of the grade.
 
-    Photographs are put in order of grade with some noise, and neighbours become the two eyes of a patient:
-    most pairs agree and the others differ by one grade. Cameras are dealt out in that same order, every one
-    once before any comes again, so that no camera gathers the severe eyes by chance.
+    Photographs are sorted by grade with some noise, and neighbours become the two eyes of a patient: most
+    pairs agree, the others differ by one grade. Cameras are assigned in the same order in random rounds of
+    all cameras, so that no camera has mostly severe eyes.
 
     Args:
         count: Number of photographs, at least 1.
@@ -90,7 +94,7 @@ def plan_photographs(count: int, seed: int) -> list[PlannedPhotograph]:
 
 
 def _split_into_patients(grades: np.ndarray, rng: np.random.Generator) -> list[dict[Eye, int]]:
-    """Cut a row of grades into patients of two neighbouring eyes, now and then of one."""
+    """Divide a sequence of grades into patients of two neighbouring eyes, sometimes of one."""
     patients: list[dict[Eye, int]] = []
     start = 0
     while start < len(grades):

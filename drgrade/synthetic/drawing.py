@@ -1,4 +1,4 @@
-"""One drawn photograph, from the plan to the pixels."""
+"""Drawing of one synthetic photograph."""
 
 from dataclasses import dataclass
 
@@ -6,14 +6,14 @@ import numpy as np
 import numpy.typing as npt
 
 from drgrade.synthetic.camera import CAMERAS, aim_camera, take_photograph
+from drgrade.synthetic.canvas import Stream, stream
 from drgrade.synthetic.cohort import PlannedPhotograph
 from drgrade.synthetic.lesions import LesionPainter, draw_burden
-from drgrade.synthetic.noise import Stream, stream
 from drgrade.synthetic.retina import Pigmentation, paint_background, paint_disc, paint_drusen
 from drgrade.synthetic.vessels import grow_vessels, paint_vessels
 
 DRUSEN_SHARE = 0.06
-"""Share of the eyes, of any grade, with faint drusen."""
+"""Share of eyes with faint drusen, independent of the grade."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Drawing:
     Attributes:
         pixels: (H, W, 3) uint8 RGB.
         lesions: (H, W) uint8, labels of :class:`~drgrade.synthetic.lesions.Lesion`.
-        jpeg_quality: The quality its camera writes.
+        jpeg_quality: JPEG quality of its camera.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -35,12 +35,12 @@ def draw_photograph(photograph: PlannedPhotograph, size: int, seed: int) -> Draw
     """Draw one photograph.
 
     Args:
-        photograph: Whose eye, which grade, which camera.
-        size: Height of the frame in px.
+        photograph: Patient, eye, grade and camera.
+        size: Height of the frame in pixels.
         seed: Seed of the data set.
 
     Returns:
-        The drawing; it depends on nothing but the arguments.
+        The drawing, determined by the arguments.
     """
     patient_rng = stream(Stream.PATIENT, seed, photograph.patient)
     eye = Pigmentation.draw(patient_rng)

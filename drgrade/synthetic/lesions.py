@@ -1,4 +1,4 @@
-"""What diabetes does to the retina, grade by grade, after the international clinical severity scale."""
+"""Lesions of diabetic retinopathy by grade of the international clinical severity scale."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -7,9 +7,7 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
-from drgrade.synthetic import lesions as shapes
-from drgrade.synthetic.noise import FloatImage, cloud, soften
-from drgrade.synthetic.projection import FOVEA, Canvas, Points, View
+from drgrade.synthetic.canvas import FOVEA, Canvas, FloatImage, Points, View, cloud, soften
 from drgrade.synthetic.vessels import Vessel, bead
 
 _ANGLES = np.linspace(0, 2 * np.pi, 24, endpoint=False)
@@ -19,18 +17,18 @@ _CIRCLE = np.stack((np.cos(_ANGLES), np.sin(_ANGLES)), axis=1)
 def blot(
     rng: np.random.Generator, centre: npt.NDArray[np.float64], radius: float, roughness: float
 ) -> Points:
-    """Outline a round spot with an uneven edge.
+    """Return the outline of a round spot with an uneven edge.
 
     Args:
-        rng: Source of randomness.
-        centre: (2,) its centre.
-        radius: Its mean radius.
+        rng: Random generator.
+        centre: (2,) centre.
+        radius: Mean radius.
         roughness: Standard deviation of the edge as a share of the radius.
 
     Returns:
         (24, 2) points.
     """
-    # Long waves are the strongest: a spot is stretched rather than jagged.
+    # Long waves are strongest, so that a spot is stretched rather than jagged.
     waves = rng.normal(0, roughness / 1.3, (2, 3)) * (1, 0.55, 0.3)
     orders = np.arange(2, 5)[:, None] * _ANGLES
     edge = 1 + waves[0] @ np.cos(orders) + waves[1] @ np.sin(orders)
@@ -38,13 +36,13 @@ def blot(
 
 
 def flame(rng: np.random.Generator, centre: npt.NDArray[np.float64], half: float, angle: float) -> Points:
-    """Outline a flame: narrow, pointed at one end, frayed at the other.
+    """Return the outline of a flame: narrow, pointed at one end, frayed at the other.
 
     Args:
-        rng: Source of randomness.
-        centre: (2,) its centre.
-        half: Half its length.
-        angle: Direction of its length in radians.
+        rng: Random generator.
+        centre: (2,) centre.
+        half: Half the length.
+        angle: Direction in radians.
 
     Returns:
         (N, 2) points.
@@ -60,12 +58,12 @@ def flame(rng: np.random.Generator, centre: npt.NDArray[np.float64], half: float
 
 
 def boat(rng: np.random.Generator, centre: npt.NDArray[np.float64], half: float) -> Points:
-    """Outline a pre-retinal haemorrhage: the blood sinks and forms a level at the top, like a boat.
+    """Return the outline of a pre-retinal haemorrhage, which has a horizontal level at the top.
 
     Args:
-        rng: Source of randomness.
-        centre: (2,) the middle of the level.
-        half: Half its length.
+        rng: Random generator.
+        centre: (2,) middle of the level.
+        half: Half the length of the level.
 
     Returns:
         (N, 2) points.
@@ -82,13 +80,13 @@ def boat(rng: np.random.Generator, centre: npt.NDArray[np.float64], half: float)
 def frond(
     rng: np.random.Generator, base: npt.NDArray[np.float64], span: float, around: bool
 ) -> Iterator[Points]:
-    """Draw the curling, looping paths of a tuft of new vessels.
+    """Draw the curling paths of a tuft of new vessels.
 
     Args:
-        rng: Source of randomness.
-        base: (2,) where it springs from.
-        span: How far it reaches.
-        around: To all sides, as on the disc; else as a fan.
+        rng: Random generator.
+        base: (2,) origin.
+        span: Length.
+        around: Grow to all sides, as on the disc, instead of as a fan.
 
     Yields:
         (N, 2) points of one path.
@@ -114,7 +112,7 @@ def _curl(
     wander: float,
     drift: float = 0.0,
 ) -> Points:
-    """Walk ``steps`` steps of ``span / 16`` from ``start``, turning by ``drift`` and at random."""
+    """Return a random walk of ``steps`` steps of ``span / 16`` with mean turn ``drift``."""
     turns = rng.normal(drift, wander, steps)
     headings = heading + np.cumsum(turns)
     path = np.cumsum(np.stack((np.cos(headings), np.sin(headings)), axis=1), axis=0) * span / 16
@@ -122,7 +120,7 @@ def _curl(
 
 
 SiteTest = Callable[[Points], npt.NDArray[np.bool_]]
-"""Tells which of (N, 2) pixels will do."""
+"""Returns which of (N, 2) pixels are suitable."""
 
 
 class Lesion(IntEnum):
@@ -140,15 +138,15 @@ class Lesion(IntEnum):
 
 @dataclass(frozen=True)
 class Burden:
-    """How many lesions an eye has.
+    """Number of lesions of an eye.
 
     Attributes:
         microaneurysms: Dark red dots.
-        haemorrhages: Dots, blots and flames, in each of the four quadrants.
+        haemorrhages: Dots, blots and flames in each quadrant.
         exudates: Clusters of hard exudates.
         cotton_wool: Cotton-wool spots.
         beaded: Veins with beading.
-        disc_vessels: Whether new vessels grow on the disc.
+        disc_vessels: New vessels on the disc.
         fronds: New vessels elsewhere.
         boats: Pre-retinal haemorrhages.
     """
@@ -164,16 +162,16 @@ class Burden:
 
 
 def draw_burden(rng: np.random.Generator, grade: int) -> Burden:
-    """Draw how many lesions of each kind an eye of one grade has.
+    """Draw the number of lesions of an eye of one grade.
 
     Args:
-        rng: Source of randomness.
+        rng: Random generator.
         grade: 0-4.
 
     Returns:
-        Grade 0 has none; 1 microaneurysms only; 2 also haemorrhages, exudates, cotton-wool spots; 3 many
-        haemorrhages in all four quadrants and venous beading; 4 new vessels or pre-retinal haemorrhage, on
-        top of what grade 2 or 3 has.
+        Grade 0 has none, grade 1 microaneurysms only, grade 2 also haemorrhages, exudates and cotton-wool
+        spots, grade 3 many haemorrhages in all quadrants and venous beading, grade 4 also new vessels or
+        pre-retinal haemorrhages.
     """
 
     def between(low: int, high: int) -> int:
@@ -204,16 +202,16 @@ def draw_burden(rng: np.random.Generator, grade: int) -> Burden:
 
 
 class LesionPainter:
-    """The lesions of one eye: placed and drawn once, painted in two turns with the vessels between them.
+    """Place and draw the lesions of one eye, and paint them below and above the vessels.
 
     Args:
-        rng: Source of randomness.
-        view: How the photograph shows the eye.
-        burden: How many lesions there are.
+        rng: Random generator.
+        view: View of the photograph.
+        burden: Number of lesions.
         vessels: The healthy tree.
 
     Attributes:
-        vessels: The tree with its beaded veins.
+        vessels: The tree with beaded veins.
     """
 
     def __init__(self, rng: np.random.Generator, view: View, burden: Burden, vessels: list[Vessel]) -> None:
@@ -223,23 +221,22 @@ class LesionPainter:
         self._sketch(burden)
         self._layers = {lesion: canvas.coverage() for lesion, canvas in self._canvases.items()}
         for blood in {Lesion.HAEMORRHAGE, Lesion.PRERETINAL_HAEMORRHAGE} & self._layers.keys():
-            # Pools of blood have no sharp edge.
+            # Blood has no sharp edge.
             self._layers[blood] = soften(self._layers[blood], 0.006 * view.radius)
         if burden.cotton_wool:
             self._layers[Lesion.COTTON_WOOL_SPOT] = self._cotton_wool(burden.cotton_wool)
 
     def _canvas(self, lesion: Lesion) -> Canvas:
-        """Return the layer of one kind of lesion."""
         if lesion not in self._canvases:
             self._canvases[lesion] = Canvas(self._view)
         return self._canvases[lesion]
 
     def _sketch(self, burden: Burden) -> None:
-        """Draw the shapes of all lesions but the cotton-wool spots onto the layers."""
+        """Draw all lesions except cotton-wool spots on their layers."""
         rng, radius = self._rng, self._view.radius
         for spot in self._sites(burden.microaneurysms):
             self._canvas(Lesion.MICROANEURYSM).polygon(
-                shapes.blot(rng, spot, rng.uniform(0.017, 0.025) * radius, 0.1)
+                blot(rng, spot, rng.uniform(0.017, 0.025) * radius, 0.1)
             )
         for quadrant, count in enumerate(burden.haemorrhages):
             for spot in self._sites(count, self._in_quadrant(quadrant)):
@@ -252,8 +249,8 @@ class LesionPainter:
         for base in self._sites(burden.fronds, margin=0.2):
             self._frond(base, rng.uniform(1.1, 1.9), around=False)
         for spot in self._sites(burden.boats, margin=0.26):
-            boat = shapes.boat(rng, spot, rng.uniform(0.15, 0.25) * radius)
-            self._canvas(Lesion.PRERETINAL_HAEMORRHAGE).polygon(boat)
+            outline = boat(rng, spot, rng.uniform(0.15, 0.25) * radius)
+            self._canvas(Lesion.PRERETINAL_HAEMORRHAGE).polygon(outline)
         for vein in self._beaded:
             widths = vein.widths * self._view.unit
             self._canvas(Lesion.VENOUS_BEADING).line(self._view.to_pixels(vein.points), widths)
@@ -264,7 +261,7 @@ class LesionPainter:
         allowed: Callable[[Points], npt.NDArray[np.bool_]] | None = None,
         margin: float = 0.07,
     ) -> Points:
-        """Choose ``count`` places, (count, 2) pixels, on the visible retina but not on disc or fovea."""
+        """Choose (count, 2) pixels on the visible retina outside disc and fovea."""
         view, found = self._view, np.empty((0, 2))
         while len(found) < count:
             pixels = np.array(view.centre) + self._rng.uniform(-1, 1, (64, 2)) * view.radius
@@ -282,18 +279,16 @@ class LesionPainter:
         return lambda pixels: ((pixels[:, 0] > centre[0]) == right) & ((pixels[:, 1] > centre[1]) == lower)
 
     def _haemorrhage(self, spot: npt.NDArray[np.float64]) -> Points:
-        """Draw the outline of a dot, blot or flame."""
+        """Return the outline of a dot, blot or flame."""
         rng, radius = self._rng, self._view.radius
         if rng.random() < 0.3:
-            # Flames lie in the nerve fibre layer, whose fibres run away from the disc.
+            # Flames follow the nerve fibres, which run away from the disc.
             away = spot - self._view.to_pixels([(0.0, 0.0)])[0]
-            return shapes.flame(
-                rng, spot, rng.uniform(0.035, 0.075) * radius, float(np.arctan2(away[1], away[0]))
-            )
-        return shapes.blot(rng, spot, float(min(rng.gamma(3, 0.006) + 0.018, 0.065)) * radius, 0.17)
+            return flame(rng, spot, rng.uniform(0.035, 0.075) * radius, float(np.arctan2(away[1], away[0])))
+        return blot(rng, spot, float(min(rng.gamma(3, 0.006) + 0.018, 0.065)) * radius, 0.17)
 
     def _exudates(self) -> None:
-        """Draw one cluster of hard exudates: a patch of bright crumbs, or a ring of them."""
+        """Draw one cluster of hard exudates, as a patch or a ring."""
         rng, view = self._rng, self._view
         canvas = self._canvas(Lesion.HARD_EXUDATE)
         for _ in range(20):
@@ -310,19 +305,19 @@ class LesionPainter:
         )
         for spot in spots:
             canvas.polygon(
-                shapes.blot(rng, spot, float(min(rng.gamma(2, 0.0035) + 0.005, 0.026)) * view.radius, 0.2)
+                blot(rng, spot, float(min(rng.gamma(2, 0.0035) + 0.005, 0.026)) * view.radius, 0.2)
             )
 
     def _frond(self, base: npt.NDArray[np.float64], span: float, around: bool) -> None:
-        """Draw a tuft of new vessels ``span`` disc radii long, to all sides or as a fan."""
+        """Draw a tuft of new vessels of ``span`` disc radii, to all sides or as a fan."""
         rng, view = self._rng, self._view
         canvas = self._canvas(Lesion.NEW_VESSELS)
-        for path in shapes.frond(rng, base, span * view.unit, around):
+        for path in frond(rng, base, span * view.unit, around):
             widths = np.linspace(1, 0.6, len(path)) * max(rng.uniform(0.055, 0.085) * view.unit, 0.8)
             canvas.line(path, widths)
 
     def _cotton_wool(self, count: int) -> FloatImage:
-        """Paint fluffy spots with soft, feathered edges, (H, W) 0..1."""
+        """Return a layer of cotton-wool spots with soft edges, (H, W) in [0, 1]."""
         rng, view = self._rng, self._view
         layer = np.zeros(view.shape, np.float32)
         feather = 1 + 0.35 * cloud(rng, view.shape, 40)
@@ -338,11 +333,11 @@ class LesionPainter:
         return layer
 
     def paint_deep(self, retina: FloatImage) -> None:
-        """Paint what lies under the vessels, in place: hard exudates. ``retina`` is (H, W, 3) RGB."""
+        """Paint lesions below the vessels (hard exudates) onto ``retina`` (H, W, 3) in place."""
         self._blend(retina, Lesion.HARD_EXUDATE, (1.0, 0.90, 0.45), 0.92)
 
     def paint_shallow(self, retina: FloatImage) -> None:
-        """Paint what lies among and above the vessels, in place. ``retina`` is (H, W, 3) RGB."""
+        """Paint lesions among and above the vessels onto ``retina`` (H, W, 3) in place."""
         self._blend(retina, Lesion.COTTON_WOOL_SPOT, (0.98, 0.90, 0.72), 0.72)
         self._stain(retina, Lesion.MICROANEURYSM, (-0.55, -1.35, -1.1))
         self._stain(retina, Lesion.HAEMORRHAGE, (-0.62, -1.55, -1.2))
@@ -359,7 +354,7 @@ class LesionPainter:
         opacity: float,
         mottle: FloatImage | None = None,
     ) -> None:
-        """Cover the retina with something opaque, its brightness changed by the factor ``mottle`` (H, W)."""
+        """Blend an opaque colour over the retina, with brightness factors ``mottle`` (H, W)."""
         if lesion in self._layers:
             hit = self._layers[lesion] > 1e-3
             cover = np.float32(opacity) * self._layers[lesion][hit, None]
@@ -367,13 +362,13 @@ class LesionPainter:
             retina[hit] += cover * (shades - retina[hit])
 
     def _stain(self, retina: FloatImage, lesion: Lesion, ink: tuple[float, float, float]) -> None:
-        """Colour the retina with blood that light shines through."""
+        """Absorb light by transparent blood."""
         if lesion in self._layers:
             layer = self._layers[lesion]
             retina[layer > 0] *= np.exp(layer[layer > 0, None] * np.array(ink, np.float32))
 
     def mask(self) -> npt.NDArray[np.uint8]:
-        """Return which lesion every pixel shows, (H, W) uint8 of :class:`Lesion`; the uppermost counts."""
+        """Return the uppermost lesion of every pixel, (H, W) uint8 of :class:`Lesion`."""
         labels = np.zeros(self._view.shape, np.uint8)
         for lesion in (
             Lesion.VENOUS_BEADING,

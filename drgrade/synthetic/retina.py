@@ -1,12 +1,11 @@
-"""What lies under the vessels: pigment, choroid, macula and the optic disc."""
+"""Retina below the vessels: pigment, choroid, macula and optic disc."""
 
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
-from drgrade.synthetic.noise import FloatImage, cloud
-from drgrade.synthetic.projection import FOVEA, View
+from drgrade.synthetic.canvas import FOVEA, FloatImage, View, cloud
 
 PALE = np.array((0.93, 0.50, 0.22), np.float32)
 """RGB of a lightly pigmented fundus."""
@@ -17,14 +16,14 @@ DARK = np.array((0.58, 0.27, 0.09), np.float32)
 
 @dataclass(frozen=True)
 class Pigmentation:
-    """What both eyes of a patient share.
+    """Appearance shared by both eyes of a patient.
 
     Attributes:
         melanin: 0 (pale orange) to 1 (dark brown).
-        tessellation: How much of the choroid's vessels shows, 0..1.
+        tessellation: Visibility of the choroidal vessels, in [0, 1].
         macula: Depth of the dark spot around the fovea, 0..1.
-        sheen: Brightness of the nerve fibres along the arcades, 0..1; young eyes have it.
-        cup: Radius of the disc's cup as a share of the disc's radius.
+        sheen: Brightness of the nerve fibres along the arcades, in [0, 1], as in young eyes.
+        cup: Radius of the cup as a share of the radius of the disc.
         crescent: Strength of the ring at the temporal edge of the disc, 0..1.
         redness: Contrast of the blood vessels, about 1.
         disc_warmth: 0 (pale, whitish disc) to 1 (orange disc).
@@ -41,7 +40,7 @@ class Pigmentation:
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> "Pigmentation":
-        """Draw a patient."""
+        """Draw the appearance of a patient."""
         return cls(
             melanin=float(rng.uniform(0, 1)),
             tessellation=float(rng.beta(1.2, 2.2)),
@@ -55,20 +54,20 @@ class Pigmentation:
 
 
 def _choroid(rng: np.random.Generator, shape: tuple[int, int]) -> FloatImage:
-    """Draw the choroid's vessels as they shimmer through: a net of ridges, (H, W) about -1..1."""
-    # Ridges are where smooth noise crosses zero, and they join up to a net.
+    """Draw choroidal vessels as a net of ridges, (H, W) in about [-1, 1]."""
+    # Ridges lie where smooth noise crosses zero and form a net.
     coarse = np.abs(cloud(rng, shape, 15))
     fine = np.abs(cloud(rng, shape, 27))
     return np.asarray(1.1 - 2.2 * np.minimum(coarse, 1.2 * fine) ** 0.6, np.float32)
 
 
 def paint_background(rng: np.random.Generator, view: View, eye: Pigmentation) -> FloatImage:
-    """Paint the retina without disc, vessels and lesions.
+    """Paint the retina without disc, vessels or lesions.
 
     Args:
-        rng: Source of randomness.
-        view: How the photograph shows the eye.
-        eye: The eye's pigmentation.
+        rng: Random generator.
+        view: View of the photograph.
+        eye: Appearance of the patient.
 
     Returns:
         (H, W, 3) RGB, 0..1.
@@ -84,14 +83,14 @@ def paint_background(rng: np.random.Generator, view: View, eye: Pigmentation) ->
     light += eye.sheen * _sheen(rng, view)
     light = np.maximum(light, 0.15)
     base = PALE + np.float32(eye.melanin) * (DARK - PALE)
-    # Dark places are redder: blue and green go first.
+    # Dark areas are redder: blue and green are absorbed first.
     logarithm = cv2.log(light)
     shades = [base[c] * cv2.exp(power * logarithm) for c, power in enumerate((0.75, 1.1, 1.25))]
     return np.stack(shades, axis=-1)
 
 
 def _sheen(rng: np.random.Generator, view: View) -> FloatImage:
-    """Draw the shine of the nerve fibres, which leave the disc towards the arcades, (H, W) 0..0.2."""
+    """Draw the reflex of the nerve fibres towards the arcades, (H, W) in [0, 0.2]."""
     x, y = view.anatomy
     angle = np.arctan2(np.abs(y), x + 0.4)
     along = np.hypot(x, y)
@@ -103,13 +102,13 @@ def _sheen(rng: np.random.Generator, view: View) -> FloatImage:
 
 
 def paint_disc(rng: np.random.Generator, retina: FloatImage, view: View, eye: Pigmentation) -> None:
-    """Paint the optic disc: rim, cup with a shaded wall, and the ring around it. In place.
+    """Paint the optic disc in place: rim, cup with shaded wall, and surrounding ring.
 
     Args:
-        rng: Source of randomness.
+        rng: Random generator.
         retina: (H, W, 3) RGB.
-        view: How the photograph shows the eye.
-        eye: The eye's pigmentation.
+        view: View of the photograph.
+        eye: Appearance of the patient.
     """
     cut, view = view.window((0.0, 0.0), 1.6)
     retina = retina[cut]
@@ -123,7 +122,7 @@ def paint_disc(rng: np.random.Generator, retina: FloatImage, view: View, eye: Pi
 
     pale, warm = np.array((1.0, 0.86, 0.56), np.float32), np.array((1.0, 0.75, 0.42), np.float32)
     rim = pale + np.float32(eye.disc_warmth) * (warm - pale)
-    # The nasal rim is thicker and pinker, and the whole rim falls off towards its edge.
+    # The nasal rim is thicker and pinker; the whole rim darkens towards its edge.
     tint = np.clip(0.5 - 0.5 * x, 0, 1)[..., None] * np.array((0.02, 0.12, 0.10), np.float32)
     colour = rim - tint - (0.10 * np.clip(distance, 0, 1) ** 3)[..., None]
     colour *= (1 + 0.05 * cloud(rng, view.shape, 9))[..., None]
@@ -131,7 +130,7 @@ def paint_disc(rng: np.random.Generator, retina: FloatImage, view: View, eye: Pi
     cup_centre = (float(rng.uniform(0.08, 0.18)), float(rng.normal(0, 0.04)))
     to_cup = view.distance(cup_centre, 1.08)
     cup = _edge(to_cup, eye.cup, 0.13)
-    # Light falls in from the temporal side: the cup's nasal wall is in shadow, the floor is bright.
+    # Light comes from the temporal side: the nasal wall of the cup is dark, its floor bright.
     wall = np.exp(-(((to_cup - eye.cup) / 0.12) ** 2)) * np.clip(0.35 - (x - cup_centre[0]), 0, 1)
     floor = np.array((1.05, 0.96, 0.70), np.float32)
     colour += (0.9 * cup)[..., None] * (floor - colour)
@@ -141,12 +140,12 @@ def paint_disc(rng: np.random.Generator, retina: FloatImage, view: View, eye: Pi
 
 
 def _edge(distance: FloatImage, radius: float, softness: float) -> FloatImage:
-    """Turn distances into a disc with a soft edge, (H, W) 0..1."""
+    """Return a disc with a soft edge from distances, (H, W) in [0, 1]."""
     return np.asarray(0.5 - 0.5 * np.tanh((distance - radius) / softness), np.float32)
 
 
 def paint_drusen(rng: np.random.Generator, retina: FloatImage, view: View) -> None:
-    """Paint a few faint pale spots around the macula, which are no sign of diabetes. In place."""
+    """Paint faint drusen around the macula in place; they are not a sign of diabetes."""
     faint = np.zeros(view.shape, np.float32)
     x, y = view.anatomy
     for _ in range(int(rng.integers(4, 10))):

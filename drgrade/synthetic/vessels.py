@@ -1,4 +1,4 @@
-"""The retina's vessels: two pairs of arcades that branch and taper, grown anew for every eye."""
+"""Retinal vessels: two pairs of arcades that branch and taper, grown for every eye."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -8,8 +8,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from drgrade.synthetic.noise import FloatImage
-from drgrade.synthetic.projection import FOVEA, Canvas, Points, View
+from drgrade.synthetic.canvas import FOVEA, Canvas, FloatImage, Points, View
 
 Kind = Literal["artery", "vein"]
 
@@ -17,16 +16,16 @@ STEP = 0.22
 """Length of one growth step in disc radii."""
 
 THINNEST = 0.028
-"""Vessels end where they would get thinner than this, in disc radii."""
+"""Smallest diameter of a vessel in disc radii."""
 
 GENERATIONS = 2
-"""How often vessels branch, at most."""
+"""Number of generations of branches."""
 
 VEIN_WIDTH = 0.19
-"""Diameter of the big temporal veins at the disc, in disc radii."""
+"""Diameter of the temporal veins at the disc in disc radii."""
 
-# Upper halves of the trunks, from the disc outwards; the lower ones are their mirror images. The first points
-# lie inside the disc: vessels come up at the nasal side of the cup, and bend over the rim.
+# Upper trunks from the disc outwards; the lower ones are mirror images. The first points lie inside the disc,
+# because vessels emerge at the nasal side of the cup and bend over the rim.
 TEMPORAL = ((-0.22, -0.02), (-0.16, -0.38), (0.1, -1.0), (0.75, -2.1), (1.9, -3.45), (3.7, -4.4), (6.0, -4.6),
             (8.2, -3.9), (10.4, -2.7))  # fmt: skip
 NASAL = (
@@ -49,7 +48,7 @@ class Vessel:
         widths: (N,) diameters in disc radii.
         kind: Artery or vein.
         order: 0 for a trunk, 1 for its branches, and so on.
-        arcade: True for the temporal trunks and whatever springs from them.
+        arcade: True for the temporal trunks and their branches.
     """
 
     points: Points
@@ -119,9 +118,9 @@ def _grow(
     order: int,
     arcade: bool,
 ) -> Vessel:
-    """Grow one branch: it wanders, turns to the part of the retina that it supplies, and spares the fovea."""
+    """Grow one winding branch towards the part of the retina that it supplies, but not into the fovea."""
     x, y = float(start[0]), float(start[1])
-    # Inside the arcades the fovea is what branches run to, outside they run away from the posterior pole.
+    # Inside the arcades branches run to the fovea, outside they run away from the posterior pole.
     inside = abs(y - FOVEA[1]) < 4.3 and x > 0.3
     outward = np.cos(heading) * (x - 2.5) + np.sin(heading) * (y - 0.3) > 0
     to_fovea = inside and arcade and not (outward and abs(y) > 3.2)
@@ -142,13 +141,13 @@ def _grow(
 
 
 def _travelled(vessel: Vessel) -> npt.NDArray[np.float64]:
-    """Return the length of the vessel up to each of its points, (N,) disc radii."""
+    """Return the length of the vessel up to each point in disc radii, (N,)."""
     steps = vessel.points[1:] - vessel.points[:-1]
     return np.concatenate(([0.0], np.cumsum(np.hypot(steps[:, 0], steps[:, 1]))))
 
 
 def _branches(rng: np.random.Generator, parent: Vessel) -> Iterator[Vessel]:
-    """Let branches spring from a vessel, to both sides in turn, until they would be too thin."""
+    """Grow branches of a vessel, alternating sides, until they would be too thin."""
     travelled = _travelled(parent)
     position = rng.uniform(1.5, 2.6) if parent.order == 0 else rng.uniform(0.7, 1.6)
     side = float(rng.choice((-1.0, 1.0)))
@@ -171,7 +170,7 @@ def grow_vessels(rng: np.random.Generator) -> list[Vessel]:
     """Grow the vessel tree of one eye.
 
     Args:
-        rng: Source of randomness.
+        rng: Random generator.
 
     Returns:
         Vessels, trunks first.
@@ -185,18 +184,18 @@ def grow_vessels(rng: np.random.Generator) -> list[Vessel]:
 
 
 def bead(rng: np.random.Generator, vessels: list[Vessel], veins: int) -> tuple[list[Vessel], list[Vessel]]:
-    """Give some of the big veins the look of a string of sausages.
+    """Add venous beading to some trunks.
 
     Args:
-        rng: Source of randomness.
+        rng: Random generator.
         vessels: The tree.
-        veins: How many trunks get it.
+        veins: Number of beaded trunks.
 
     Returns:
-        The changed tree, and the beaded stretches alone.
+        The changed tree, and the beaded segments.
     """
     trunks = [i for i, v in enumerate(vessels) if v.order == 0 and v.kind == "vein"]
-    # The temporal veins come first among the trunks, and are always in the picture.
+    # The temporal veins come first among the trunks and are always visible.
     chosen = [trunks[i] for i in rng.permutation(2 if veins <= 2 else len(trunks))[:veins]]
     changed, stretches = list(vessels), []
     for index in chosen:
@@ -212,18 +211,18 @@ def bead(rng: np.random.Generator, vessels: list[Vessel], veins: int) -> tuple[l
 
 
 def cover(view: View, vessels: list[Vessel], widening: float = 1.0) -> FloatImage:
-    """Draw vessels as a layer of coverage.
+    """Draw vessels as a coverage layer.
 
     Args:
-        view: How the photograph shows the eye.
-        vessels: What to draw.
-        widening: Factor on all diameters.
+        view: View of the photograph.
+        vessels: The vessels.
+        widening: Factor of all diameters.
 
     Returns:
         (H, W) 0..1.
     """
     canvas = Canvas(view)
-    # Thick ones last: they would otherwise be cut by the paler thin ones.
+    # Thick vessels last, so that paler thin ones do not cut them.
     for vessel in sorted(vessels, key=lambda v: -v.order):
         canvas.line(view.to_pixels(vessel.points), vessel.widths * view.unit * widening)
     return canvas.coverage()
@@ -234,7 +233,7 @@ def paint_vessels(retina: FloatImage, view: View, vessels: list[Vessel], redness
 
     Args:
         retina: (H, W, 3) RGB.
-        view: How the photograph shows the eye.
+        view: View of the photograph.
         vessels: The tree.
         redness: Contrast of the blood, about 1.
     """
@@ -242,7 +241,7 @@ def paint_vessels(retina: FloatImage, view: View, vessels: list[Vessel], redness
     arteries = cover(view, [v for v in vessels if v.kind == "artery"])
     reflex = cover(view, [v for v in vessels if v.kind == "artery" and v.order == 0], widening=0.3)
     veins *= 1 - arteries
-    # Blood absorbs green and blue: the layers multiply, as light that passes them twice is.
+    # Blood absorbs green and blue; the absorptions of layers multiply.
     vein_ink = np.float32(redness) * np.array((-0.36, -1.0, -0.85), np.float32)
     artery_ink = np.float32(redness) * np.array((-0.12, -0.66, -0.62), np.float32)
     blood = (veins > 0) | (arteries > 0)

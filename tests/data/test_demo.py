@@ -17,10 +17,10 @@ from drgrade.data.sources.base import MANIFEST_COLUMNS
 from drgrade.data.sources.demo import Demo
 from drgrade.errors import ConfigError, DataError
 from drgrade.synthetic.camera import CAMERAS, aim_camera
+from drgrade.synthetic.canvas import FOVEA
 from drgrade.synthetic.cohort import APTOS_COUNTS, PlannedPhotograph, grade_counts, plan_photographs
 from drgrade.synthetic.drawing import draw_photograph
 from drgrade.synthetic.lesions import Lesion
-from drgrade.synthetic.projection import FOVEA
 
 SIZE = 128
 COUNT = 24
@@ -145,7 +145,7 @@ def test_folder_without_labels_is_an_error(tmp_path: Path):
 
 def test_root_that_is_a_file_is_an_error(tmp_path: Path):
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match="cannot be drawn"):
+    with pytest.raises(DataError, match="cannot be written"):
         Demo(tmp_path / "file", count=1, size=64, workers=1).read()
 
 

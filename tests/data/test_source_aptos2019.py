@@ -95,7 +95,7 @@ def test_of_two_spellings_of_one_file_that_agree_the_first_is_kept(tmp_path):
 @pytest.mark.parametrize("missing", ["train.csv", "train_images"])
 def test_a_missing_training_set_says_how_to_get_it(aptos, missing):
     (aptos / missing).rename(aptos / "elsewhere")
-    with pytest.raises(DataError, match=f"{missing} is not there") as error:
+    with pytest.raises(DataError, match=f"{missing} does not exist") as error:
         APTOS2019(aptos).read()
     assert "kaggle competitions download -c aptos2019-blindness-detection" in str(error.value)
 

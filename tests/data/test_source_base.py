@@ -9,17 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from source_layouts import files, reasons, rows, text
 
-from drgrade.data.sources.base import (
-    Entry,
-    PhotoFinder,
-    RowError,
-    Source,
-    SourceTable,
-    parse_grade,
-    source_table,
-)
+from drgrade.data.sources.base import Entry, Source, SourceTable, collect, parse_grade
 from drgrade.data.sources.folder import Folder
 from drgrade.data.sources.label_files import read_label_file, read_list_file
+from drgrade.data.sources.photo_finder import PhotoFinder, RowError
 from drgrade.errors import DataError
 
 
@@ -44,7 +37,7 @@ def test_a_missing_folder_is_one_message_with_how_to_get_it(tmp_path):
 
 
 def test_an_incomplete_data_set_names_the_file(tmp_path):
-    with pytest.raises(DataError, match=r"bare is not there or incomplete: .*labels\.csv is not there"):
+    with pytest.raises(DataError, match=r"bare is missing or incomplete: .*labels\.csv does not exist"):
         Bare(tmp_path).read()
 
 
@@ -218,7 +211,7 @@ ENTRIES = st.builds(
 @settings(max_examples=200, deadline=None)
 @given(st.lists(ENTRIES, max_size=5))
 def test_ids_and_files_are_unique_and_every_row_is_kept_or_reported(entries):
-    table = source_table(entries, [], "x")
+    table = collect(entries, "x")
     assert table.manifest["image_id"].is_unique
     assert table.manifest["path"].is_unique
     assert len(table.manifest) + len(table.problems) == len(entries)

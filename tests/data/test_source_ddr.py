@@ -71,6 +71,6 @@ def test_a_bad_line_is_left_out_with_file_and_line(ddr, row):
 @pytest.mark.parametrize("missing", ["valid.txt", "test"])
 def test_a_missing_part_is_named(ddr, missing):
     (ddr / "DR_grading" / missing).rename(ddr / "elsewhere")
-    with pytest.raises(DataError, match=f"{missing} is not there") as error:
+    with pytest.raises(DataError, match=f"{missing} does not exist") as error:
         DDR(ddr).read()
     assert "github.com/nkicsl/DDR-dataset" in str(error.value)

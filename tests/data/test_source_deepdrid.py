@@ -88,6 +88,6 @@ def test_without_labels_the_test_set_is_ungraded(deepdrid):
 @pytest.mark.parametrize("missing", [f"{VALIDATION}/regular-fundus-validation.csv", f"{EVALUATION}/Images"])
 def test_a_missing_part_is_named(deepdrid, missing):
     (deepdrid / missing).rename(deepdrid / "elsewhere")
-    with pytest.raises(DataError, match=f"{missing} is not there") as error:
+    with pytest.raises(DataError, match=f"{missing} does not exist") as error:
         DeepDRiD(deepdrid).read()
     assert "git clone https://github.com/deepdrdoc/DeepDRiD" in str(error.value)

@@ -69,6 +69,6 @@ def test_a_resized_copy_one_folder_deeper_is_read(tmp_path):
 @pytest.mark.parametrize("missing", ["trainLabels.csv", "train"])
 def test_a_missing_training_set_says_how_to_get_it(eyepacs, missing):
     (eyepacs / missing).rename(eyepacs / "elsewhere")
-    with pytest.raises(DataError, match=f"{missing} is not there") as error:
+    with pytest.raises(DataError, match=f"{missing} does not exist") as error:
         EyePACS(eyepacs).read()
     assert "kaggle competitions download -c diabetic-retinopathy-detection" in str(error.value)

@@ -76,7 +76,7 @@ def test_it_is_not_downloaded_twice(hub, tmp_path, capsys):
     source.download()
     source.download()
     assert len(hub.fetched) == 1
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
 
 
 def test_without_official_names_photographs_get_none_that_look_official(hub, tmp_path):
@@ -100,7 +100,7 @@ def test_a_changed_copy_is_refused_and_nothing_half_written_stays(hub, tmp_path)
 
 def test_a_network_error_is_one_message_with_the_way_by_hand(hub, tmp_path):
     hub.error = ConnectionError("Name or service not known\nsecond line")
-    with pytest.raises(DataError, match="cannot be fetched from Hugging Face") as error:
+    with pytest.raises(DataError, match="cannot be downloaded from Hugging Face") as error:
         IDRiD(tmp_path).download()
     assert "(ConnectionError: Name or service not known)" in str(error.value)
     assert "10.21227/H25W98" in str(error.value)
@@ -109,7 +109,7 @@ def test_a_network_error_is_one_message_with_the_way_by_hand(hub, tmp_path):
 
 def test_part_of_a_data_set_is_not_overwritten(hub, tmp_path):
     files(tmp_path, f"{PART}/1. Original Images/a. Training Set/IDRiD_001.jpg")
-    with pytest.raises(DataError, match=r"holds part of IDRiD: complete it, or delete.*is not there"):
+    with pytest.raises(DataError, match=r"contains part of IDRiD: complete it, or delete.*does not exist"):
         IDRiD(tmp_path).download()
     assert hub.fetched == []
 
@@ -135,7 +135,7 @@ def test_without_pyarrow_it_says_what_to_install(hub, tmp_path, monkeypatch):
 
 
 def test_a_missing_idrid_offers_to_be_downloaded(tmp_path):
-    with pytest.raises(DataError, match="or download=true to have it fetched"):
+    with pytest.raises(DataError, match="or download=true to download it"):
         IDRiD(tmp_path).read()
 
 

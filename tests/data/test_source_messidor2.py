@@ -60,7 +60,7 @@ def test_the_later_names_of_the_columns(messidor):
 
 def test_without_pairs_only_if_asked_for(messidor):
     (messidor / "messidor-2.csv").unlink()
-    with pytest.raises(DataError, match=r"messidor-2\.csv is not there.*") as error:
+    with pytest.raises(DataError, match=r"messidor-2\.csv does not exist.*") as error:
         Messidor2(messidor).read()
     assert "data.pairs=null" in str(error.value)
     table = Messidor2(messidor, pairs=None).read()
@@ -135,7 +135,7 @@ def test_a_pairs_file_without_eyes_is_refused(messidor):
 @pytest.mark.parametrize("missing", ["messidor_data.csv", "IMAGES"])
 def test_a_missing_part_is_named_with_both_places(messidor, missing):
     (messidor / missing).rename(messidor / "elsewhere")
-    with pytest.raises(DataError, match=f"{missing} is not there") as error:
+    with pytest.raises(DataError, match=f"{missing} does not exist") as error:
         Messidor2(messidor).read()
     assert "adcis.net" in str(error.value)
     assert "kaggle datasets download -d google-brain/messidor2-dr-grades" in str(error.value)

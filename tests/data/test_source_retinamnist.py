@@ -89,7 +89,7 @@ def test_a_grade_out_of_range_is_left_out(root):
 )
 def test_arrays_of_another_shape_are_refused_and_leave_nothing(root, changes):
     np.savez_compressed(root / "retinamnist.npz", **arrays(**changes))
-    with pytest.raises(DataError, match="is damaged, or no file of RetinaMNIST"):
+    with pytest.raises(DataError, match="is damaged or not a file of RetinaMNIST"):
         RetinaMNIST(root, size=28).read()
     assert [path.name for path in root.iterdir() if path.is_dir()] == []
 
@@ -102,7 +102,7 @@ def test_a_truncated_file_is_refused(root):
 
 
 def test_a_missing_file_says_how_to_get_it(tmp_path):
-    with pytest.raises(DataError, match=r"retinamnist_224\.npz is not there.*download=true") as error:
+    with pytest.raises(DataError, match=r"retinamnist_224\.npz does not exist.*download=true") as error:
         RetinaMNIST(tmp_path).read()
     assert "zenodo.org" in str(error.value)
 

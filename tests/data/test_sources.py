@@ -214,7 +214,7 @@ def test_a_missing_column_names_the_columns_there_are_and_the_setting(photos):
     ("content", "message"),
     [
         (b"", "is empty"),
-        (b"image,grade\n", "names no photograph"),
+        (b"image,grade\n", "contains no photographs"),
         (b"image,grade,grade\na,1,2\n", "grade more than once"),
         (b"PK\x03\x04\0\0\0", "not a text file"),
         (b'image,grade\n"a,1\n' + b"x" * 200_000, "cannot be read as CSV"),
@@ -230,14 +230,14 @@ def test_a_missing_folder_or_label_file_says_what_to_do(photos):
     with pytest.raises(DataError, match=r"does not exist.*data\.root=DIR"):
         Folder(photos / "nope").read()
     write_labels(photos / "train.csv", "a,1")
-    with pytest.raises(DataError, match=r"no label file .*train\.csv.*data\.csv=FILE"):
+    with pytest.raises(DataError, match=r"the label file .*train\.csv.*data\.csv=FILE"):
         Folder(photos).read()
     with pytest.raises(DataError, match=r"data\.images=DIR"):
         read(photos, "a,1", images="nope")
 
 
 def test_an_empty_folder_is_refused(tmp_path):
-    with pytest.raises(DataError, match="names no photograph"):
+    with pytest.raises(DataError, match="contains no photographs"):
         Folder(tmp_path, csv=None).read()
 
 
@@ -291,7 +291,7 @@ def test_missing_idrid_says_where_to_get_it_and_how_it_must_lie(tmp_path):
 
 def test_half_an_idrid_names_what_is_missing(small_idrid):
     next(small_idrid.rglob("b.*Labels.csv")).unlink()
-    with pytest.raises(DataError, match=r"incomplete: .*Testing Labels\.csv is not there"):
+    with pytest.raises(DataError, match=r"incomplete: .*Testing Labels\.csv does not exist"):
         IDRiD(small_idrid).read()
 
 

@@ -272,5 +272,5 @@ def test_files_that_cannot_be_used_say_why(write, text, message):
 
 
 def test_a_missing_file_is_named():
-    with pytest.raises(DataError, match=r"split.file=nowhere.csv is not there: give a CSV"):
+    with pytest.raises(DataError, match=r"split.file=nowhere.csv does not exist: give a CSV"):
         make_split(thirty(), SplitSpec(file="nowhere.csv"))

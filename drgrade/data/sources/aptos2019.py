@@ -1,12 +1,10 @@
 """APTOS 2019 Blindness Detection (Aravind Eye Hospital, Kaggle)."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from drgrade.data.sources.base import (
     About,
     Entry,
-    PhotoFinder,
     Problem,
     Source,
     SourceTable,
@@ -15,63 +13,59 @@ from drgrade.data.sources.base import (
     read_rows,
 )
 from drgrade.data.sources.label_files import LabelRow, read_label_file
+from drgrade.data.sources.photo_finder import PhotoFinder
 
 _SETS = {
     "train": (("train.csv", "train_1.csv"), "train_images"),
     "val": (("valid.csv",), "val_images"),
     "test": (("test.csv",), "test_images"),
 }
-"""Label files and image folder of each set: the competition's, and those of the common re-split."""
+"""Label files and image folder of each set, of the competition and of the common re-split."""
 
 _IMAGE, _GRADE = "id_code", "diagnosis"
 
 
 class APTOS2019(Source):
-    """3,662 graded photographs of several cameras, and the 1,928 of the competition's test, without grades.
+    """APTOS 2019: 3,662 graded photographs of several cameras and 1,928 ungraded test photographs.
 
-    Patients and eyes are not published. The re-split of the 3,662 into ``train_1.csv``, ``valid.csv`` and
-    ``test.csv`` is read, too; its ``split`` is then given.
-
-    Args:
-        root: Folder that holds ``train.csv`` and ``train_images``.
-        name: Name of the data set.
+    Patients and eyes are not published. The common re-split of the 3,662 into ``train_1.csv``, ``valid.csv``
+    and ``test.csv`` is also supported. The root contains ``train.csv`` and ``train_images``.
     """
 
+    name = "aptos2019"
     about = About(
         title="APTOS 2019 Blindness Detection",
-        terms="the rules of the Kaggle competition; not to be passed on",
+        terms="the rules of the Kaggle competition; no redistribution",
         url="https://www.kaggle.com/c/aptos2019-blindness-detection",
         citations=("Asia Pacific Tele-Ophthalmology Society, APTOS 2019 Blindness Detection, Kaggle, 2019",),
         cameras="Aravind Eye Hospital, India: several clinics and cameras, not given by photograph.",
         limits=(
-            "Patients are not published: both eyes of one may stand on two sides of the split.",
-            "Size and framing of the photographs go with the grade; a model can learn the camera instead.",
+            "Patients are not published: both eyes of a patient may be on two sides of a split.",
+            "Size and framing of the photographs correlate with the grade; a model can learn the camera "
+            "instead.",
             "Each photograph was graded by one clinician.",
         ),
     )
     how_to_get = f"""\
-APTOS 2019 is for those who accept the rules of its Kaggle competition (terms: there; not to be passed on):
+APTOS 2019 is available to everyone who accepts the rules of its Kaggle competition (terms: no
+redistribution):
   kaggle competitions download -c aptos2019-blindness-detection
-(https://www.kaggle.com/c/aptos2019-blindness-detection, with your own token). Unpacked, it holds
+(https://www.kaggle.com/c/aptos2019-blindness-detection, with your own token). The archive contains
   train.csv (id_code,diagnosis), train_images/ID.png, test.csv (id_code) and test_images/ID.png.
 {about.cite}"""
-
-    def __init__(self, root: str | Path, name: str = "aptos2019") -> None:
-        self.root = Path(root)
-        self.name = name
 
     def read(self) -> SourceTable:
         """Read the label files.
 
         Raises:
-            DataError: If the training set is not there, or a label file lacks a column.
+            DataError: If the training set is missing or a label file lacks a column.
         """
         self.need(*_SETS["train"][0])
         self.need(_SETS["train"][1])
         return collect((item for split in _SETS for item in self._read_set(split)), self.name)
 
     def photograph_folders(self) -> tuple[str, ...]:
-        """See :meth:`Source.photograph_folders`."""
+        """Return the folders that hold the photographs; see the base class."""
         return tuple(folder for _, folder in _SETS.values())
 
     def _read_set(self, split: str) -> Iterator[Entry | Problem]:

@@ -1,14 +1,12 @@
-"""What every source gives: a manifest of photographs, and the list of what is wrong with it.
+"""Base class of the readers of data sets, and functions that they share.
 
-Readers of one layout (:class:`Source`) share the parts below: they turn every row of a label file into an
-:class:`Entry`, or raise :class:`RowError` for a row that cannot be used; :func:`read_rows` goes through a
-label file, and :func:`collect` makes the manifest.
+A reader converts each row of a label file to an :class:`Entry`, or raises
+:class:`~drgrade.data.sources.photo_finder.RowError` for an unusable row. :func:`read_rows` iterates over a
+label file, and :func:`collect` builds the manifest and the list of problems.
 """
 
 import math
-import os
 import textwrap
-import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
@@ -17,16 +15,16 @@ from typing import ClassVar, Literal, NamedTuple
 
 import pandas as pd
 
-from drgrade.data.image_reader import IMAGE_EXTENSIONS
 from drgrade.data.sources.label_files import LabelFile, LabelRow
+from drgrade.data.sources.photo_finder import PhotoFinder, RowError
 from drgrade.errors import DataError
 
 MANIFEST_COLUMNS = ("image_id", "path", "grade", "patient_id", "eye", "dataset", "split")
 """Columns of a manifest, in order.
 
-``grade`` is a nullable integer (``Int64``), the others are strings; ``path`` is relative to the source's
-root, with forward slashes; ``eye`` is ``left``/``right``; ``split`` is ``train``/``val``/``test`` as
-published; unknown is missing (``pd.NA``).
+``grade`` is ``Int64``, the others are strings. ``path`` is relative to the root of the source, with forward
+slashes. ``eye`` is "left" or "right"; ``split`` is the published "train", "val" or "test". Unknown values are
+``pd.NA``.
 """
 
 GRADES = (0, 1, 2, 3, 4)
@@ -41,15 +39,15 @@ _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "te
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong with one photograph or one row of a label file.
+    """Problem of one photograph or one row of a label file.
 
     Attributes:
-        image_id: The photograph's id as far as it is known, else "".
-        path: The file (or ``labels.csv:17`` for a row) it was found in, relative to the root where possible.
-        reason: What is wrong, in words.
-        action: ``left out`` (the photograph or row is not in the store) or ``converted`` (it is, after a
-            conversion or with what the reason says; ``data.strict`` does not stop at it).
-        photograph: The photograph's file, relative to the root, if there is one that a row names; else "".
+        image_id: Id of the photograph; "" if unknown.
+        path: File, or ``labels.csv:17`` for a row, relative to the root if possible.
+        reason: Description of the problem. It is part of the key of a store.
+        action: "left out" (not in the store) or "converted" (in the store after a change, also with
+            ``data.strict``).
+        photograph: File of the photograph that the row names, relative to the root; "" if there is none.
     """
 
     image_id: str
@@ -61,7 +59,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class SourceTable:
-    """What a source found: a manifest with :data:`MANIFEST_COLUMNS`, sorted by image_id, and its problems."""
+    """Manifest with :data:`MANIFEST_COLUMNS`, sorted by image_id, and the problems found."""
 
     manifest: pd.DataFrame
     problems: tuple[Problem, ...] = ()
@@ -69,19 +67,19 @@ class SourceTable:
 
 @dataclass(frozen=True)
 class About:
-    """What is known of a data set beside its photographs: a model card repeats it.
+    """Description of a data set for messages and model cards.
 
     Attributes:
-        title: Its name in full.
-        terms: Its licence, or its terms in a line.
-        licence: Name of the licence on the Hugging Face hub, as ``cc-by-4.0``; "" if there is no such name.
-        url: Where it is to be had; "" for nowhere.
-        citations: What its authors ask to be cited.
-        cameras: Who took the photographs, and with what; a sentence or two.
-        limits: Further sentences on what figures on it do not show.
-        hub: Its id on the Hugging Face hub; "" if it has none.
-        public: Whether anybody can get the photographs, if only on conditions.
-        drawn: Whether nobody was photographed.
+        title: Full name.
+        terms: Licence or terms of use in one line.
+        licence: Licence identifier of the Hugging Face hub, such as ``cc-by-4.0``; "" without one.
+        url: Where to get it; "" if nowhere.
+        citations: Publications that its authors ask to cite.
+        cameras: Origin of the photographs and cameras, in one or two sentences.
+        limits: Limitations of results on it, one sentence each.
+        hub: Id on the Hugging Face hub; "" without one.
+        public: Whether anybody can get the photographs, possibly under conditions.
+        drawn: Whether the photographs are synthetic.
     """
 
     title: str
@@ -97,61 +95,64 @@ class About:
 
     @property
     def cite(self) -> str:
-        """What is to be cited, as the last lines of a message."""
+        """Citations as the last lines of a message."""
         return textwrap.fill(f"Cite: {'; '.join(self.citations)}.", 110, break_on_hyphens=False)
 
 
 class Source(ABC):
-    """A data set on disk. Subclasses read one layout; they never decode a photograph.
+    """Reader of a data set on disk. A subclass reads one layout and never decodes a photograph.
 
     Attributes:
-        name: The data set's name, as in ``data=NAME``.
-        root: Folder that the manifest's paths are relative to.
-        how_to_get: Where the data set is to be had, its terms in a line, the layout expected, and the
-            command of the official client if there is one. Part of every message on missing files.
-        about: Terms, citation, cameras; None where drgrade knows nothing of it.
+        how_to_get: Where to get the data set, its terms, the expected layout, and the command of the official
+            client if there is one. Part of messages on missing files.
+        about: Description of the data set; None if unknown.
+
+    Args:
+        root: Folder that paths in the manifest are relative to.
+        name: Name of the data set; None for the default of the class.
     """
 
-    name: str
-    root: Path
+    name: str = ""
     how_to_get: str = ""
     about: ClassVar[About | None] = None
+
+    def __init__(self, root: str | Path, name: str | None = None) -> None:
+        self.root = Path(root)
+        self.name = self.name if name is None else name
 
     @abstractmethod
     def read(self) -> SourceTable:
         """Read labels and list photographs.
 
         Raises:
-            DataError: If the data set as a whole cannot be used (no such folder, no label file, a column
-                is missing).
+            DataError: If a folder, label file or column is missing, so that the data set cannot be used.
         """
 
     def download(self) -> None:
-        """Fetch the data set into the root, in the layout that :meth:`read` reads; nothing if it is there.
+        """Download the data set into the root in the layout of :meth:`read`, unless it exists.
 
-        This default is for data sets whose terms their user must accept in person: it leaves what lies in
-        the root to :meth:`read`, so that ``download=true`` serves several data sets at once.
+        The default is for data sets whose terms the user must accept in person. It accepts any existing
+        content of the root, so that ``download=true`` works with several data sets at once.
 
         Raises:
-            DataError: If there is nothing and drgrade may not fetch it, or if that fails.
+            DataError: If the data set is missing and drgrade may not download it, or if the download fails.
         """
         if self.root.is_dir() and any(self.root.iterdir()):
             return
         raise DataError(
-            f"data={self.name} cannot be downloaded by drgrade: its terms are between you and its owner. "
-            f"Get it yourself, then set data.root=DIR.\n{self.how_to_get}"
+            f"data={self.name} cannot be downloaded by drgrade, because you must accept its terms yourself. "
+            f"Get it, then set data.root=DIR.\n{self.how_to_get}"
         )
 
     def photograph_folders(self) -> tuple[str, ...]:
-        """Folders of the data set that hold its photographs, relative to the root."""
+        """Return the folders that hold the photographs, relative to the root."""
         return (".",)
 
     def unlisted(self) -> list[str]:
-        """Photographs in the data set's folders that no row of a label file names.
+        """List the photographs that no row of a label file names, including unusable rows.
 
         Returns:
-            Paths relative to the root, sorted. What a row names is not among them, whether that row can be
-            used or not.
+            Sorted paths relative to the root.
 
         Raises:
             DataError: As :meth:`read`.
@@ -163,13 +164,13 @@ class Source(ABC):
         return sorted({path for finder in finders for path in finder.all_photographs()} - named)
 
     def need(self, *choices: str) -> str:
-        """The first of several files or folders that is there.
+        """Return the first of several files or folders that exists.
 
         Args:
             choices: Paths relative to the root, the official one first.
 
         Raises:
-            DataError: If none is: what is missing, where it was looked for, and how to get it.
+            DataError: If none exists.
         """
         for choice in choices:
             if (self.root / choice).exists():
@@ -177,39 +178,28 @@ class Source(ABC):
         raise self.missing(choices[0])
 
     def missing(self, path: str) -> DataError:
-        """The error for a file or folder that should be there.
-
-        Args:
-            path: Relative to the root.
-        """
+        """Return the error for a missing file or folder, given relative to the root."""
         if not self.root.is_dir():
             state = f"{self.root} {'is not a folder' if self.root.exists() else 'does not exist'}"
-            state += f": data={self.name} should lie there"
+            state += f": expected data={self.name} there"
         else:
-            state = f"data={self.name} is not there or incomplete: {self.root / path} is not there"
-        return DataError(f"{state}. {self._remedy()}\n{self.how_to_get}")
-
-    def _remedy(self) -> str:
-        if type(self).download is Source.download:
-            return "Set data.root=DIR to the folder that holds it."
-        return "Set data.root=DIR to the folder that holds it, or download=true to have it fetched."
-
-
-class RowError(Exception):
-    """A row of a label file cannot be used; the message is the reason."""
+            state = f"data={self.name} is missing or incomplete: {self.root / path} does not exist"
+        automatic = type(self).download is not Source.download
+        remedy = f"Set data.root=DIR to its folder{', or download=true to download it' if automatic else ''}."
+        return DataError(f"{state}. {remedy}\n{self.how_to_get}")
 
 
 class Entry(NamedTuple):
-    """One photograph of a label file.
+    """One photograph of a data set; None for unknown values.
 
     Attributes:
-        image_id: Its name in the data set.
-        path: Its file, relative to the root, with forward slashes.
-        grade: One of :data:`GRADES`, or None for a photograph without a label.
-        patient_id: None where unknown.
-        eye: ``left``, ``right``, or None where unknown.
-        split: ``train``, ``val`` or ``test`` as published, or None.
-        where: Where it is named, for reports: ``labels.csv:17``, or the file itself.
+        image_id: Name in the data set.
+        path: File relative to the root, with forward slashes.
+        grade: One of :data:`GRADES`.
+        patient_id: Id of the patient.
+        eye: "left" or "right".
+        split: Published split, "train", "val" or "test".
+        where: Origin for reports: ``labels.csv:17``, or the file itself.
     """
 
     image_id: str
@@ -224,22 +214,22 @@ class Entry(NamedTuple):
 def read_rows(
     labels: LabelFile,
     image_column: str,
-    finder: "PhotoFinder",
+    finder: PhotoFinder,
     entry: Callable[[LabelRow, str], Entry],
     *,
     locate: Callable[[str], str] = str,
     prefix: str = "",
 ) -> Iterator[Entry | Problem]:
-    """Go through a label file; rows that cannot be used become problems.
+    """Convert the rows of a label file to entries; unusable rows become problems.
 
     Args:
-        labels: The file.
+        labels: The label file.
         image_column: Column that names the photograph.
-        finder: Finds it.
-        entry: Makes the entry from a row and the photograph's path; ``where`` is filled in here. It may raise
-            :class:`RowError`.
-        locate: File name, for the finder, of what the column says.
-        prefix: Stands before the name in the image_id of problems.
+        finder: Finds the file of a photograph.
+        entry: Returns the entry of a row and the path of its photograph, without ``where``. May raise
+            RowError.
+        locate: Converts a value of the column to a file name.
+        prefix: Prefix of image_id in problems.
 
     Yields:
         One item for each row.
@@ -258,15 +248,14 @@ def read_rows(
 
 
 def read_folder(
-    finder: "PhotoFinder", entry: Callable[[str], Entry], skip: Container[str] = ()
+    finder: PhotoFinder, entry: Callable[[str], Entry], skip: Container[str] = ()
 ) -> Iterator[Entry | Problem]:
-    """Go through the photographs of a folder that no label file names.
+    """Convert the photographs of a folder to entries; unusable ones become problems.
 
     Args:
-        finder: Finds them.
-        skip: Paths that are passed over.
-        entry: Makes the entry from a photograph's path; ``where`` is filled in here. It may raise
-            :class:`RowError`.
+        finder: Lists the photographs.
+        entry: Returns the entry of a path, without ``where``. May raise RowError.
+        skip: Paths to skip.
 
     Yields:
         One item for each photograph.
@@ -286,7 +275,7 @@ def read_folder(
 
 
 def _is_text(path: str) -> bool:
-    """Whether a name can be written to a table; on Linux it may be any bytes."""
+    # On Linux a file name may be any bytes.
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -295,29 +284,26 @@ def _is_text(path: str) -> bool:
 
 
 def collect(items: Iterable[Entry | Problem], dataset: str) -> SourceTable:
-    """Make the table of what :func:`read_rows` and :func:`read_folder` found; see :func:`source_table`."""
+    """Build the manifest, with each image_id and each file once.
+
+    Of rows with equal content for one image_id or file the first is kept. Rows that disagree (grade, file,
+    patient, eye or split) are all left out. Rows that are left out become problems.
+
+    Args:
+        items: Results of :func:`read_rows` and :func:`read_folder`.
+        dataset: Value of the column ``dataset``.
+    """
     entries: list[Entry] = []
-    problems: list[Problem] = []
+    found: list[Problem] = []
     for item in items:
         if isinstance(item, Entry):
             entries.append(item)
         else:
-            problems.append(item)
-    return source_table(entries, problems, dataset)
-
-
-def source_table(entries: Iterable[Entry], problems: Iterable[Problem], dataset: str) -> SourceTable:
-    """Sort entries into a manifest, each image_id and each file once.
-
-    Of rows that say the same of one image_id or one file the first is kept: files are found under more than
-    one spelling. Where such rows disagree (another grade, file, patient, eye or split) nobody can tell which
-    is right, and all of them are left out. Rows left out are added to the problems.
-    """
-    found, listed = list(problems), list(entries)
-    conflicts = _conflicts(listed)
+            found.append(item)
+    conflicts = _conflicts(entries)
     by_id: dict[str, Entry] = {}
     by_path: dict[str, Entry] = {}
-    for number, entry in enumerate(listed):
+    for number, entry in enumerate(entries):
         reason = conflicts.get(number)
         if reason is None:
             first = by_id.get(entry.image_id) or by_path.get(entry.path)
@@ -334,7 +320,7 @@ def source_table(entries: Iterable[Entry], problems: Iterable[Problem], dataset:
 
 
 def _conflicts(entries: list[Entry]) -> dict[int, str]:
-    """Why entries cannot be used that disagree with others of their image_id or file, by their number."""
+    """Return the reasons of entries that disagree with others of the same image_id or file, by number."""
     reasons: dict[int, str] = {}
     for key, what in (("image_id", "duplicate id with"), ("path", "one file under several ids, with")):
         groups: dict[str, list[int]] = {}
@@ -353,20 +339,24 @@ def _conflicts(entries: list[Entry]) -> dict[int, str]:
 
 
 def parse_text(text: str) -> str | None:
-    """A cell without outer blanks, or None if it says nothing (empty, ``NaN``, ``NA``, ``null``, ...)."""
+    """Strip a cell; return None for an empty value (``NaN``, ``NA``, ``null``, ...)."""
     text = text.strip()
     return None if text.lower() in _NO_VALUE else text
 
 
 def parse_grade(text: str, *, ungradable: int | None = None) -> int | None:
-    """Read a grade: ``2``, ``2.0``, or nothing for a photograph without a label.
+    """Parse a grade.
 
     Args:
-        text: The cell.
-        ungradable: Number that says that the photograph could not be graded.
+        text: Cell such as ``2`` or ``2.0``; an empty cell is an ungraded photograph.
+        ungradable: Value that marks a photograph as ungradable.
 
     Raises:
-        RowError: For anything else, and for the number ``ungradable``.
+        RowError: For any other value, and for ``ungradable``.
+
+    Example:
+        >>> parse_grade("2.0"), parse_grade(" ")
+        (2, None)
     """
     value = parse_text(text)
     if value is None:
@@ -385,19 +375,19 @@ def parse_grade(text: str, *, ungradable: int | None = None) -> int | None:
 
 
 def parse_eye(text: str) -> str | None:
-    """``left`` or ``right`` from the usual spellings (``L``, ``OD``, ...); None if nothing is said.
+    """Parse ``left``, ``right``, ``L``, ``R``, ``OS`` or ``OD``; return None for an empty cell.
 
     Raises:
-        RowError: For anything else.
+        RowError: For any other value.
     """
     return _one_of(text, _EYES, "eye", "left, right, L, R, OS, OD")
 
 
 def parse_split(text: str) -> str | None:
-    """``train``, ``val`` or ``test`` from the usual spellings; None if nothing is said.
+    """Parse ``train``, ``val`` or ``test`` and common variants; return None for an empty cell.
 
     Raises:
-        RowError: For anything else: a photograph that may be a test photograph must not be trained on.
+        RowError: For any other value, because the photograph may be a test photograph.
     """
     return _one_of(text, _SPLITS, "split", "train, val, test")
 
@@ -411,143 +401,8 @@ def _one_of(text: str, known: dict[str, str], what: str, choices: str) -> str | 
     return known[value.lower()]
 
 
-class PhotoFinder:
-    """Finds the files that label files name, inside one folder.
-
-    A letter with an accent may be one character in a label file and two in a file's name (Unicode NFC and
-    NFD; files from a Mac have the latter): that is the same name.
-
-    Args:
-        root: Folder that the resulting paths are relative to; nothing outside it is accepted.
-        folder: Folder that the names are relative to, relative to ``root``.
-        extensions: Endings, in lower case, that are tried in this order for names without one.
-        loose: Whether a file may differ from its name in upper and lower case and in its ending, as copies of
-            public data sets often do. A file that fits exactly comes first; several that fit loosely are not
-            guessed between.
-    """
-
-    def __init__(
-        self,
-        root: Path,
-        folder: str = ".",
-        extensions: tuple[str, ...] = IMAGE_EXTENSIONS,
-        loose: bool = False,
-    ) -> None:
-        self.root = root
-        self.folder = folder
-        self.extensions = extensions
-        self.loose = loose
-        self._top = os.path.normpath(root.absolute())
-        self._listings: dict[str, _Listing] = {}
-
-    def find(self, name: str) -> str:
-        """Path of a photograph relative to the root, with forward slashes.
-
-        Args:
-            name: File name or path, with or without its ending.
-
-        Raises:
-            RowError: If it is not there, not a file, ambiguous, or outside the root.
-        """
-        name = name if os.sep == "\\" else name.replace("\\", "/")
-        wanted = os.path.normpath(os.path.join(self._top, self.folder, name))  # noqa: PTH118  (30 times faster)
-        if not wanted.startswith(os.path.join(self._top, "")):  # noqa: PTH118
-            raise RowError(f"path outside the root {self.root}: {name}")
-        folder, base = os.path.split(wanted)
-        try:
-            listing = self._listing(folder)
-            known = listing.plain.get(base)
-            if known is None or not (known or Path(wanted).is_file()):
-                base = self._with_ending(listing, folder, base, name)
-            if not (listing.inside and listing.plain.get(base)):
-                self._check_link(Path(folder, base), name)
-        except ValueError:
-            raise RowError(f"path outside the root {self.root}: {name}") from None
-        except OSError as error:
-            raise RowError(f"the file cannot be used: {name} ({error.strerror})") from None
-        return os.path.join(folder, base)[len(self._top) :].lstrip(os.sep).replace(os.sep, "/")  # noqa: PTH118
-
-    def stem(self, path: str) -> str:
-        """A path without its ending, if that is one of a photograph."""
-        base, ending = os.path.splitext(path)  # noqa: PTH122  (pathlib drops what may belong to the name)
-        return base if ending.lower() in self.extensions else path
-
-    def all_photographs(self) -> Iterator[str]:
-        """Every photograph in the folder and below, relative to the root; hidden ones are left out."""
-        for folder, subfolders, files in os.walk(self.root / self.folder):
-            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-            below = Path(os.path.relpath(folder, self.root))
-            for name in sorted(files):
-                if not name.startswith(".") and name.lower().endswith(self.extensions):
-                    yield (below / name).as_posix()
-
-    def _with_ending(self, listing: "_Listing", folder: str, base: str, name: str) -> str:
-        fitting = listing.by_name.get(self._key(self.stem(base) if self.loose else base), [])
-        if len(fitting) > 1:
-            raise RowError(f"several files fit {name}: {', '.join(fitting)}")
-        # is_file(): upper and lower case may be the same here, and it gives the reason where it fails
-        if not fitting and not Path(folder, base).is_file():
-            raise RowError(f"the file is not there: {name}")
-        return fitting[0] if fitting else base
-
-    def _check_link(self, path: Path, name: str) -> None:
-        """Check a file that is a link, or is in a folder that one leads to."""
-        if not path.is_file():
-            raise RowError(f"the file is not there: {name}")
-        if not path.resolve().is_relative_to(self.root.resolve()):
-            raise RowError(f"path outside the root {self.root} (through a symbolic link): {name}")
-
-    def _listing(self, folder: str) -> "_Listing":
-        """What is in a folder, read once: large data sets have one of 50,000 files."""
-        if folder not in self._listings:
-            plain, by_name = dict[str, bool](), dict[str, list[str]]()
-            for file, is_plain in _scan(folder):
-                stem = self.stem(file)
-                if stem != file and not stem.startswith("."):
-                    by_name.setdefault(self._key(stem), []).append(file)
-                if not (self.loose or file.isascii()):
-                    by_name.setdefault(self._key(file), []).append(file)
-                plain[file] = is_plain
-            inside = Path(folder).resolve().is_relative_to(self.root.resolve())
-            self._listings[folder] = _Listing(inside, plain, by_name)
-        return self._listings[folder]
-
-    def _key(self, name: str) -> str:
-        """What names have in common that are taken for the same."""
-        name = unicodedata.normalize("NFC", name)
-        return unicodedata.normalize("NFC", name.casefold()) if self.loose else name
-
-
-class _Listing(NamedTuple):
-    """What is in a folder.
-
-    Attributes:
-        inside: Whether it is inside the root, links followed.
-        plain: By name, whether it is a file and no link.
-        by_name: Names of photographs by what they are without ending, and with it where a strict finder may
-            meet another form of it; see :meth:`PhotoFinder._key`.
-    """
-
-    inside: bool
-    plain: dict[str, bool]
-    by_name: dict[str, list[str]]
-
-
-def _scan(folder: str) -> list[tuple[str, bool]]:
-    """Names in a folder, and whether they are files and no links; none if it cannot be read."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted((entry.name, entry.is_file(follow_symlinks=False)) for entry in entries)
-    except OSError:
-        return []  # find() gets the reason when it asks for a file in it
-
-
 def require_folder(root: Path, what: str) -> None:
-    """Check that a data set's folder is there.
-
-    Raises:
-        DataError: If it is not; ``what`` says what was expected there.
-    """
+    """Raise a DataError with the expected content ``what`` if a folder does not exist."""
     if not root.is_dir():
         state = "is not a folder" if root.exists() else "does not exist"
         raise DataError(f"{root} {state}: expected {what} there. Set data.root=DIR")

@@ -1,12 +1,10 @@
 """DDR: 13,673 photographs from China, the grading part."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from drgrade.data.sources.base import (
     About,
     Entry,
-    PhotoFinder,
     Problem,
     Source,
     SourceTable,
@@ -15,42 +13,37 @@ from drgrade.data.sources.base import (
     read_rows,
 )
 from drgrade.data.sources.label_files import LabelRow, read_list_file
+from drgrade.data.sources.photo_finder import PhotoFinder
 
 PART = "DR_grading"
 UNGRADABLE = 5
-"""What the lists say of a photograph that could not be graded."""
+"""Grade of an ungradable photograph in the lists."""
 
 _SETS = {"train": "train", "val": "valid", "test": "test"}
 
 
 class DDR(Source):
-    """6,835 training, 2,733 validation and 4,105 test photographs of many cameras; 12,522 are graded.
+    """DDR: 6,835 training, 2,733 validation and 4,105 test photographs of many cameras; 12,522 are graded.
 
-    The 1,151 that the authors found ungradable (grade 5) are left out. Patients and eyes are not published.
-
-    Args:
-        root: Folder that holds ``DR_grading`` or ``DDR-dataset/DR_grading``, or that folder itself.
-        name: Name of the data set.
+    1,151 photographs that the authors found ungradable (grade 5) are left out. Patients and eyes are not
+    published. The root contains ``DR_grading`` or ``DDR-dataset/DR_grading``, or is that folder.
     """
 
+    name = "ddr"
     about = About(
         title="DDR, grading part",
         terms="none stated for the photographs; the repository has the MIT licence",
         url="https://github.com/nkicsl/DDR-dataset",
         citations=("T. Li et al., Information Sciences 501:511-522, 2019, doi 10.1016/j.ins.2019.06.011",),
         cameras="Many hospitals in China and many camera models, not given by photograph.",
-        limits=("Patients are not published: photographs of one may stand on two sides of the split.",),
+        limits=("Patients are not published: photographs of a patient may be on two sides of a split.",),
     )
     how_to_get = f"""\
 DDR is free to download (terms: none stated for the photographs; its repository has the MIT licence):
-https://github.com/nkicsl/DDR-dataset links to the archive, in parts to be joined. Unpacked, it holds
+https://github.com/nkicsl/DDR-dataset links to the archive, whose parts must be joined. It contains
   {PART}/train.txt, valid.txt, test.txt (lines "NAME.jpg GRADE", 5: ungradable)
   {PART}/train/NAME.jpg, {PART}/valid/NAME.jpg, {PART}/test/NAME.jpg
 {about.cite}"""
-
-    def __init__(self, root: str | Path, name: str = "ddr") -> None:
-        self.root = Path(root)
-        self.name = name
 
     def read(self) -> SourceTable:
         """Read the three lists.
@@ -65,7 +58,7 @@ https://github.com/nkicsl/DDR-dataset links to the archive, in parts to be joine
         return collect((item for split in _SETS for item in self._read_set(part, split)), self.name)
 
     def photograph_folders(self) -> tuple[str, ...]:
-        """See :meth:`Source.photograph_folders`."""
+        """Return the folders that hold the photographs; see the base class."""
         return tuple(f"{self._part()}{folder}" for folder in _SETS.values())
 
     def _part(self) -> str:

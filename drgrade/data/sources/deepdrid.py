@@ -2,14 +2,11 @@
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 from drgrade.data.sources.base import (
     About,
     Entry,
-    PhotoFinder,
     Problem,
-    RowError,
     Source,
     SourceTable,
     collect,
@@ -18,10 +15,11 @@ from drgrade.data.sources.base import (
     read_rows,
 )
 from drgrade.data.sources.label_files import LabelFile, LabelRow, read_label_file
+from drgrade.data.sources.photo_finder import PhotoFinder, RowError
 
 PART = "regular_fundus_images"
 UNGRADABLE = 5
-"""The grade of photographs of too poor a quality."""
+"""Grade of photographs of insufficient quality."""
 
 _SETS = {
     "train": ("regular-fundus-training", ("regular-fundus-training.csv",)),
@@ -39,16 +37,14 @@ _NAME = re.compile(r"(?P<patient>\d+)_(?P<eye>[lr])\d+")
 
 
 class DeepDRiD(Source):
-    """2,000 photographs of 500 patients, two of each eye, graded by eye; training, validation and test set.
+    """DeepDRiD: 2,000 photographs of 500 patients, two of each eye, in a training, validation and test set.
 
-    Patient and eye are in the name: ``12_l1``, ``12_l2``, ``12_r1``, ``12_r2``. Where the name says one eye
-    and the label file has the grade of the other, the eye is taken for unknown and the grade is kept.
-
-    Args:
-        root: Folder that holds ``regular_fundus_images``, or that folder itself.
-        name: Name of the data set.
+    Names contain patient and eye: ``12_l1``, ``12_l2``, ``12_r1``, ``12_r2``. If the label file has the
+    grade of the other eye, the grade is kept and the eye is unknown. The root contains
+    ``regular_fundus_images`` or is that folder.
     """
 
+    name = "deepdrid"
     about = About(
         title="DeepDRiD, regular fundus photographs",
         terms="none stated; the authors ask for the paper to be cited",
@@ -60,15 +56,11 @@ class DeepDRiD(Source):
     how_to_get = f"""\
 DeepDRiD is on GitHub (terms: none stated there but to cite the paper):
   git clone https://github.com/deepdrdoc/DeepDRiD
-data.root is the clone, which holds
+data.root is the clone, which contains
   {PART}/regular-fundus-training/regular-fundus-training.csv and Images/PATIENT/PATIENT_l1.jpg
   {PART}/regular-fundus-validation/regular-fundus-validation.csv and Images/...
   {PART}/Online-Challenge1&2-Evaluation/Challenge1_labels.xlsx (or .csv) and Images/...
 {about.cite}"""
-
-    def __init__(self, root: str | Path, name: str = "deepdrid") -> None:
-        self.root = Path(root)
-        self.name = name
 
     def read(self) -> SourceTable:
         """Read the three label files.
@@ -76,8 +68,8 @@ data.root is the clone, which holds
         Without its labels (``Challenge1_upload.csv`` only) the test set is ungraded.
 
         Raises:
-            DataError: If a set is not there or a column is missing, or if the labels are an .xlsx file and
-                openpyxl is not installed.
+            DataError: If a set or a column is missing, or the labels are an .xlsx file and openpyxl is not
+                installed.
         """
         part = self._part()
         files = {split: self._need_set(part, split) for split in _SETS}
@@ -85,7 +77,7 @@ data.root is the clone, which holds
         return collect(items, self.name)
 
     def photograph_folders(self) -> tuple[str, ...]:
-        """See :meth:`Source.photograph_folders`."""
+        """Return the folders that hold the photographs; see the base class."""
         return tuple(f"{self._part()}{folder}/{_IMAGES}" for folder, _ in _SETS.values())
 
     def _part(self) -> str:
@@ -121,12 +113,12 @@ data.root is the clone, which holds
 
 
 def _grade_columns(labels: LabelFile, split: str) -> dict[str, str]:
-    """Column of the grades by eye; "" is either eye."""
+    """Return the column of the grades for each eye; "" means either eye."""
     if split == "test":
         return {"": labels.column(*_GRADE)}
     return {eye: labels.column(column) for eye, column in _EYES.items()}
 
 
 def _below_patient(name: str) -> str:
-    """Photographs lie in a folder for each patient; the column image_path names none that exists."""
+    """Return the path below the folder of the patient; the column image_path names no existing path."""
     return f"{name.partition('_')[0]}/{name}"

@@ -1,4 +1,4 @@
-"""Fetching data sets whose licence allows it, and putting them where a source reads them."""
+"""Helpers for downloading data sets whose licence allows it."""
 
 import shutil
 import tempfile
@@ -11,22 +11,22 @@ from drgrade.errors import DataError
 
 
 def build_once(target: Path, fill: Callable[[Path], None]) -> bool:
-    """Make a folder that is either complete or not there.
+    """Create a folder completely or not at all.
 
-    It is filled beside its place and renamed. Of several processes that ask for the same one, one fills it
-    and the others wait. What killed processes left behind is removed.
+    The folder is filled under a temporary name and renamed. If several processes request it, one fills it
+    and the others wait. Leftovers of killed processes are removed.
 
     Args:
         target: The folder.
-        fill: Writes its content into the folder that it is given.
+        fill: Writes the content into the given folder.
 
     Returns:
-        Whether it was made now; False if it was there.
+        True if the folder was created, False if it existed.
 
     Raises:
         DataError: If it cannot be written.
     """
-    if target.exists():  # first, because where it is, the folder around it may well be read-only
+    if target.exists():  # before locking, because the folder around it may be read-only
         return False
     parent, prefix = target.parent, f".{target.name}-"
     try:
@@ -49,10 +49,10 @@ def build_once(target: Path, fill: Callable[[Path], None]) -> bool:
 
 
 def needs_extra(what: str, package: str) -> DataError:
-    """The error for an optional package that is not installed.
+    """Return the error for a missing optional package.
 
     Args:
-        what: What needs it.
-        package: Its name.
+        what: Feature that needs the package.
+        package: Name of the package.
     """
     return DataError(f"{what} needs the package {package}: pip install 'drgrade[datasets]'")

@@ -7,9 +7,7 @@ from pathlib import Path
 from drgrade.data.sources.base import (
     About,
     Entry,
-    PhotoFinder,
     Problem,
-    RowError,
     Source,
     SourceTable,
     collect,
@@ -18,6 +16,7 @@ from drgrade.data.sources.base import (
     read_rows,
 )
 from drgrade.data.sources.label_files import LabelRow, read_label_file
+from drgrade.data.sources.photo_finder import PhotoFinder, RowError
 
 _SETS = {"train": ("trainLabels.csv", "train"), "test": ("retinopathy_solution.csv", "test")}
 _IMAGE, _GRADE = "image", "level"
@@ -25,52 +24,46 @@ _NAME = re.compile(r"(?P<patient>.+)_(?P<eye>left|right)", re.IGNORECASE)
 
 
 class EyePACS(Source):
-    """35,126 graded training and 53,576 test photographs, two a patient, of many clinics and cameras.
+    """EyePACS: 35,126 training and 53,576 test photographs, two per patient, of many clinics and cameras.
 
-    Patient and eye are in the name, ``PATIENT_left`` or ``PATIENT_right``. Without the test set's grades
-    (``retinopathy_solution.csv``) its photographs are ungraded.
-
-    Args:
-        root: Folder that holds ``trainLabels.csv`` and ``train``, and perhaps ``test``.
-        name: Name of the data set.
+    Names contain patient and eye: ``PATIENT_left`` or ``PATIENT_right``. The test set is ungraded without
+    ``retinopathy_solution.csv``. The root contains ``trainLabels.csv``, ``train`` and optionally ``test``.
     """
 
+    name = "eyepacs"
     about = About(
         title="EyePACS (Kaggle, Diabetic Retinopathy Detection)",
-        terms="the rules of the Kaggle competition; not to be passed on",
+        terms="the rules of the Kaggle competition; no redistribution",
         url="https://www.kaggle.com/c/diabetic-retinopathy-detection",
         citations=("Kaggle and EyePACS, Diabetic Retinopathy Detection, 2015",),
         cameras="Many clinics of the screening platform EyePACS; different cameras, not named.",
         limits=(
-            "One grade by one clinician; the competition announces noise in photographs and labels.",
+            "Each photograph has one grade by one clinician; the competition warns of noise in photographs "
+            "and labels.",
             "About a quarter of the photographs is reported to be ungradable (bioRxiv 225508, 2017).",
         ),
     )
     how_to_get = f"""\
-EyePACS is for those who accept the rules of its Kaggle competition (terms: there; not to be passed on):
+EyePACS is available to everyone who accepts the rules of its Kaggle competition (terms: no redistribution):
   kaggle competitions download -c diabetic-retinopathy-detection
 (https://www.kaggle.com/c/diabetic-retinopathy-detection, with your own token). The archives come in parts:
-join them (cat train.zip.* > train.zip) and unpack them. data.root then holds
+join them (cat train.zip.* > train.zip) and unpack them. data.root then contains
   trainLabels.csv (image,level), train/PATIENT_left.jpeg and _right.jpeg, and for the test set
   test/*.jpeg and retinopathy_solution.csv (image,level,Usage; published on the forum after the competition).
 {about.cite}"""
-
-    def __init__(self, root: str | Path, name: str = "eyepacs") -> None:
-        self.root = Path(root)
-        self.name = name
 
     def read(self) -> SourceTable:
         """Read the label files, and list test photographs without grades.
 
         Raises:
-            DataError: If the training set is not there, or a label file lacks a column.
+            DataError: If the training set is missing or a label file lacks a column.
         """
         for needed in _SETS["train"]:
             self.need(needed)
         return collect((item for split in _SETS for item in self._read_set(split)), self.name)
 
     def photograph_folders(self) -> tuple[str, ...]:
-        """See :meth:`Source.photograph_folders`."""
+        """Return the folders that hold the photographs; see the base class."""
         return tuple(folder for _, folder in _SETS.values())
 
     def _read_set(self, split: str) -> Iterator[Entry | Problem]:

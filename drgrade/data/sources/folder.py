@@ -1,4 +1,4 @@
-"""Any folder of photographs, with a CSV file of grades or without."""
+"""Any folder of photographs, with or without a CSV file of grades."""
 
 from functools import partial
 from pathlib import Path
@@ -7,7 +7,6 @@ from drgrade.data.image_reader import IMAGE_EXTENSIONS
 from drgrade.data.sources.base import (
     About,
     Entry,
-    PhotoFinder,
     Problem,
     Source,
     SourceTable,
@@ -21,27 +20,27 @@ from drgrade.data.sources.base import (
     require_folder,
 )
 from drgrade.data.sources.label_files import LabelFile, LabelRow, read_label_file
+from drgrade.data.sources.photo_finder import PhotoFinder
 from drgrade.errors import DataError
 
 
 class Folder(Source):
-    """A folder of photographs, and a CSV file (or .xlsx sheet) with a row for each.
+    """Folder of photographs with a CSV file (or .xlsx sheet) that has one row per photograph.
 
-    A photograph's image_id is its path as the CSV file names it, without the ending. An empty grade means
-    that the photograph has no label. A row that cannot be used is left out with its reason.
+    The image_id of a photograph is its path below ``images`` without extension. Rows that cannot be used are
+    left out and reported.
 
     Args:
-        root: The folder. Nothing outside it is read.
-        csv: Label file, relative to ``root`` or absolute; None for a folder without labels: all
-            photographs in it and below.
-        image_column: Column with file names or paths, with or without ending, relative to ``images``.
-        grade_column: Column with grades 0-4; empty cells are photographs without a label. None: no grades.
-        patient_column: Column that names the patient, so that splits keep one patient's photographs together.
-        eye_column: Column with left/right (or L/R, OS/OD).
-        split_column: Column with train/val/test as published.
+        root: The folder. Files outside it are not read.
+        csv: Label file, relative to ``root`` or absolute. None: all photographs in the folder, ungraded.
+        image_column: Column of file names or paths, with or without extension, relative to ``images``.
+        grade_column: Column of grades 0-4; empty cells are ungraded photographs. None: no grades.
+        patient_column: Column of patient ids, by which splits keep photographs of a patient together.
+        eye_column: Column with left/right, L/R or OS/OD.
+        split_column: Column with the published split, train/val/test.
         images: Folder of the photographs, relative to ``root``.
-        include_unlisted: Add photographs that no row names, without a grade. Otherwise they are ignored.
-        extensions: Endings that are taken for photographs.
+        include_unlisted: Add photographs without a row as ungraded ones.
+        extensions: Extensions of photographs.
         name: Name of the data set.
     """
 
@@ -82,10 +81,10 @@ data=folder reads your own photographs: data.root=DIR is their folder, data.csv=
         self.extensions = tuple(extension.lower() for extension in extensions)
 
     def read(self) -> SourceTable:
-        """Read the label file, and find its photographs.
+        """Read the label file and find its photographs.
 
         Raises:
-            DataError: If the folder, the label file or a column is missing, or there is no photograph at all.
+            DataError: If the folder, the label file or a column is missing, or there is no photograph.
         """
         require_folder(self.root, "a folder of photographs")
         if not (self.root / self.images).is_dir():
@@ -102,11 +101,11 @@ data=folder reads your own photographs: data.root=DIR is their folder, data.csv=
             listed = {item.path for item in items if isinstance(item, Entry)}
             items += read_folder(finder, lambda path: Entry(self._image_id(path, finder), path), skip=listed)
         if not items:
-            raise DataError(f"{self.csv or self.root} names no photograph: it is empty")
+            raise DataError(f"{self.csv or self.root} contains no photographs")
         return collect(items, self.name)
 
     def photograph_folders(self) -> tuple[str, ...]:
-        """See :meth:`Source.photograph_folders`."""
+        """Return the folders that hold the photographs; see the base class."""
         return (self.images,)
 
     def _label_file(self) -> LabelFile:
@@ -114,8 +113,9 @@ data=folder reads your own photographs: data.root=DIR is their folder, data.csv=
         if not self.csv.is_file():
             there = ", ".join(sorted(path.name for path in self.root.glob("*.csv"))) or "none"
             raise DataError(
-                f"no label file {self.csv} (CSV files in {self.root}: {there}). Name it with data.csv=FILE, "
-                "or set data.csv=null for photographs without labels"
+                f"the label file {self.csv} does not exist (CSV files in {self.root}: {there}). Set "
+                "data.csv=FILE, "
+                "or data.csv=null for photographs without labels"
             )
         labels = read_label_file(self.csv)
         labels.require(
@@ -141,7 +141,6 @@ data=folder reads your own photographs: data.root=DIR is their folder, data.csv=
         )
 
     def _image_id(self, path: str, finder: PhotoFinder) -> str:
-        """The path below the folder of photographs, without its ending."""
         below = (
             Path(self.root, path).relative_to(self.root / self.images) if self.images != "." else Path(path)
         )

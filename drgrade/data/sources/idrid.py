@@ -12,7 +12,6 @@ from drgrade.data.sources.base import (
     GRADES,
     About,
     Entry,
-    PhotoFinder,
     Problem,
     Source,
     SourceTable,
@@ -22,15 +21,16 @@ from drgrade.data.sources.base import (
 )
 from drgrade.data.sources.download import build_once, needs_extra
 from drgrade.data.sources.label_files import LabelRow, read_label_file
+from drgrade.data.sources.photo_finder import PhotoFinder
 from drgrade.errors import DataError
 from drgrade.progress import say
 
 PART = "B. Disease Grading"
 REPOSITORY = "amin-nejad/idrid-disease-grading"
-"""The copy on Hugging Face: parquet files of columns ``image`` (bytes, path) and ``label`` (0-4)."""
+"""Copy on Hugging Face: parquet files with columns ``image`` (bytes, path) and ``label`` (0-4)."""
 
 PUBLISHED = {"train": [134, 20, 136, 74, 49], "test": [34, 5, 32, 19, 13]}
-"""Photographs of grade 0-4 in each set (Porwal et al. 2018)."""
+"""Number of photographs of grade 0-4 in each set (Porwal et al. 2018)."""
 
 _SETS = {
     "train": ("a. Training Set", "a. IDRiD_Disease Grading_Training Labels.csv"),
@@ -43,16 +43,13 @@ _DOWNLOAD = ".download"
 
 
 class IDRiD(Source):
-    """413 training and 103 test photographs of one clinic and one camera, 4288 x 2848 pixels, grades 0-4.
+    """IDRiD: 413 training and 103 test photographs of one clinic and one camera, 4288 x 2848 pixels.
 
-    Names repeat between the two sets, so an image_id is ``train/IDRiD_001`` or ``test/IDRiD_001``. The
-    patients are not published; the authors' split is given in ``split``.
-
-    Args:
-        root: Folder that holds "B. Disease Grading", or that folder itself.
-        name: Name of the data set.
+    Both sets use the same names, so an image_id is ``train/IDRiD_001`` or ``test/IDRiD_001``. Patients are
+    not published. The root contains "B. Disease Grading" or is that folder.
     """
 
+    name = "idrid"
     about = About(
         title="Indian Diabetic Retinopathy Image Dataset (IDRiD), B: disease grading",
         terms="CC BY 4.0",
@@ -60,21 +57,17 @@ class IDRiD(Source):
         url="https://doi.org/10.21227/H25W98",
         citations=("P. Porwal et al., Data 3(3):25, 2018, doi 10.3390/data3030025",),
         cameras="One eye clinic in Nanded, India, and one camera: Kowa VX-10 alpha, 50 degrees.",
-        limits=("Patients are not published: both eyes of one may stand on two sides of the split.",),
+        limits=("Patients are not published: both eyes of a patient may be on two sides of a split.",),
         hub=REPOSITORY,
     )
     how_to_get = f"""\
 IDRiD is free (CC BY 4.0): IEEE DataPort, "Indian Diabetic Retinopathy Image Dataset (IDRiD)",
-doi 10.21227/H25W98; download "{PART}.zip" and unpack it. data.root then holds
+doi 10.21227/H25W98; download "{PART}.zip" and unpack it. data.root then contains
   {PART}/{_IMAGES}/a. Training Set/IDRiD_001.jpg ... IDRiD_413.jpg
   {PART}/{_IMAGES}/b. Testing Set/IDRiD_001.jpg ... IDRiD_103.jpg
   {PART}/{_LABELS}/a. IDRiD_Disease Grading_Training Labels.csv
   {PART}/{_LABELS}/b. IDRiD_Disease Grading_Testing Labels.csv
 {about.cite}"""
-
-    def __init__(self, root: str | Path, name: str = "idrid") -> None:
-        self.root = Path(root)
-        self.name = name
 
     def read(self) -> SourceTable:
         """Read both label files.
@@ -86,28 +79,28 @@ doi 10.21227/H25W98; download "{PART}.zip" and unpack it. data.root then holds
         return collect((item for split in _SETS for item in self._read_set(part, split)), self.name)
 
     def photograph_folders(self) -> tuple[str, ...]:
-        """See :meth:`Source.photograph_folders`."""
+        """Return the folders that hold the photographs; see the base class."""
         return tuple(f"{self._part()}{_IMAGES}/{folder}" for folder, _ in _SETS.values())
 
     def download(self) -> None:
-        """Fetch the copy on Hugging Face (200 MB), and write it in the official layout.
+        """Download the copy on Hugging Face (200 MB) and write it in the official layout.
 
-        What was fetched stays in ``.download`` until all of it is written: a second try goes on from there.
+        Downloaded files stay in ``.download`` until everything is written, so that a second attempt resumes.
 
         Raises:
-            DataError: If part of the data set is there already, the copy cannot be fetched, or it has not the
+            DataError: If part of the data set exists, the download fails, or the copy does not have the
                 published number of photographs of each grade.
         """
         if any((self.root / choice).exists() for choice in (PART, _IMAGES)):
             self._check_complete()
-            say(f"data={self.name} is there already: {self.root}")
+            say(f"data={self.name} exists already: {self.root}")
             return
         build_once(self.root / PART, self._fetch)
         shutil.rmtree(self.root / _DOWNLOAD, ignore_errors=True)
         say(f"data={self.name}: wrote {self.root / PART}")
 
     def _part(self) -> str:
-        """The folder of part B; archives are often unpacked one level deeper than meant."""
+        """Return the folder of part B; archives are often unpacked one level too deep."""
         choices = (f"{PART}/", f"{PART}/{PART}/", "")
         return self.need(*(f"{choice}{_IMAGES}" for choice in choices)).removesuffix(_IMAGES)
 
@@ -116,8 +109,9 @@ doi 10.21227/H25W98; download "{PART}.zip" and unpack it. data.root then holds
             self.read()
         except DataError as error:
             raise DataError(
-                f"{self.root} holds part of IDRiD: complete it, or delete what is there of it to have all of "
-                f"it fetched. {error}"
+                f"{self.root} contains part of IDRiD: complete it, or delete that part to download the "
+                "whole data "
+                f"set. {error}"
             ) from error
 
     def _read_set(self, part: str, split: str) -> Iterator[Entry | Problem]:
@@ -134,8 +128,8 @@ doi 10.21227/H25W98; download "{PART}.zip" and unpack it. data.root then holds
         yield from read_rows(labels, image, finder, entry, prefix=f"{split}/")
 
     def _fetch(self, part: Path) -> None:
-        """Fetch the copy, and unpack it into the folder of part B."""
-        say(f"data={self.name}: fetching {REPOSITORY} from Hugging Face (200 MB)")
+        """Download the copy and write it into the folder of part B."""
+        say(f"data={self.name}: downloading {REPOSITORY} from Hugging Face (200 MB)")
         copy = _snapshot(self.root / _DOWNLOAD)
         (part / _LABELS).mkdir()
         for split, (folder, file) in _SETS.items():
@@ -146,33 +140,34 @@ doi 10.21227/H25W98; download "{PART}.zip" and unpack it. data.root then holds
             if counts != PUBLISHED[split]:
                 raise DataError(
                     f"{REPOSITORY} has changed: its {split} set has {counts} photographs of grade 0-4, not "
-                    f"{PUBLISHED[split]} as published. Nothing was kept but {self.root / _DOWNLOAD}; get the "
-                    f"data set by hand.\n{self.how_to_get}"
+                    f"{PUBLISHED[split]} as published. Only {self.root / _DOWNLOAD} was kept; download the "
+                    "data "
+                    f"set by hand.\n{self.how_to_get}"
                 )
             labels = pd.DataFrame(_write(rows, images), columns=[_IMAGE_COLUMN, _GRADE_COLUMN])
             labels.sort_values(_IMAGE_COLUMN).to_csv(part / _LABELS / file, index=False)
 
 
 def _snapshot(folder: Path) -> Path:
-    """Fetch the parquet files; what is there already is not fetched again."""
+    """Download the parquet files that are missing."""
     from huggingface_hub import snapshot_download
 
     try:
-        # Without a token: the data set is public, and a user's key is none of its business.
+        # Without a token: the data set is public and does not need the user's credentials.
         copy = snapshot_download(
             REPOSITORY, repo_type="dataset", allow_patterns=["data/*.parquet"], local_dir=folder, token=False
         )
-    except Exception as error:  # the client lets those of several HTTP libraries through
+    except Exception as error:  # the client raises errors of several HTTP libraries
         raise DataError(
-            f"{REPOSITORY} cannot be fetched from Hugging Face ({type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else 'no message'}). Try again, or get the data set "
-            f"by hand.\n{IDRiD.how_to_get}"
+            f"{REPOSITORY} cannot be downloaded from Hugging Face ({type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else 'no message'}). Try again, or download the data "
+            f"set by hand.\n{IDRiD.how_to_get}"
         ) from error
     return Path(str(copy))
 
 
 def _rows(parquet: Path) -> list[dict[str, Any]]:
-    """Rows of a parquet file: ``image`` is a dictionary of ``bytes`` and ``path``, ``label`` a grade."""
+    """Read a parquet file: ``image`` is a dictionary of ``bytes`` and ``path``, ``label`` a grade."""
     try:
         table = pd.read_parquet(parquet, engine="pyarrow", columns=["image", "label"])
     except ImportError:
@@ -183,9 +178,10 @@ def _rows(parquet: Path) -> list[dict[str, Any]]:
 
 
 def _write(rows: list[dict[str, Any]], folder: Path) -> list[tuple[str, int]]:
-    """Write photographs as they are; returns their names and grades.
+    """Write the files of photographs and return their names and grades.
 
-    Without the official names they are ``row_001``, ...: our numbers must not be taken for the authors'.
+    Without official names they are called ``row_001``, ..., to avoid confusion with the numbers of the
+    authors.
     """
     names = [PurePosixPath(row["image"]["path"] or "").name for row in rows]
     if len(set(names)) < len(names) or not all(map(_NAME.fullmatch, names)):

@@ -1,4 +1,4 @@
-"""Reading label files: CSV as spreadsheets, archives and people really write it, lists, and .xlsx."""
+"""Reading of label files: CSV of any common dialect, lists without header, and .xlsx."""
 
 import csv
 import io
@@ -11,12 +11,12 @@ from drgrade.errors import DataError
 
 @dataclass(frozen=True)
 class LabelRow:
-    """A row of a label file: its line, counted from 1, and its cells by column, without outer blanks."""
+    """Row of a label file: line, counted from 1, and stripped cells by column."""
 
     line: int
     cells: dict[str, str]
     surplus: int = 0
-    """How many filled cells stand beyond the last column."""
+    """Number of filled cells beyond the last column."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class LabelFile:
 
     Attributes:
         path: The file.
-        columns: Its named columns, without outer blanks.
-        rows: Its rows, without the empty ones.
+        columns: Named columns, stripped.
+        rows: Rows that are not empty.
     """
 
     path: Path
@@ -34,13 +34,13 @@ class LabelFile:
     rows: tuple[LabelRow, ...]
 
     def require(self, **settings: str | None) -> None:
-        """Check that columns are there.
+        """Check that columns exist.
 
         Args:
             settings: Column by the setting that names it, as in ``image_column="image"``; None is skipped.
 
         Raises:
-            DataError: If one is not: which columns there are, and how to name the right one.
+            DataError: If a column is missing.
         """
         missing = {
             setting: column for setting, column in settings.items() if column not in (None, *self.columns)
@@ -50,17 +50,14 @@ class LabelFile:
             overrides = " ".join(f"data.{setting}=..." for setting in missing)
             raise DataError(
                 f"{self.path} has no column {names}; its columns are {', '.join(self.columns) or '(none)'}. "
-                f"Name the right one: {overrides}"
+                f"Set {overrides}"
             )
 
     def column(self, *names: str) -> str:
-        """The first of several columns that is there: versions of one data set name it differently.
-
-        Args:
-            names: The columns.
+        """Return the first of several column names that exists.
 
         Raises:
-            DataError: If none is.
+            DataError: If none exists.
         """
         for name in names:
             if name in self.columns:
@@ -68,16 +65,17 @@ class LabelFile:
         wanted = " or ".join(f'"{name}"' for name in names)
         raise DataError(
             f"{self.path} has no column {wanted}; its columns are {', '.join(self.columns) or '(none)'}. "
-            "Is it the official file? If not, data=folder reads it with data.csv, data.image_column and "
+            "This is not the official file; data=folder reads other files with data.csv, data.image_column "
+            "and "
             "data.grade_column"
         )
 
 
 def read_label_file(path: Path) -> LabelFile:
-    """Read a CSV file whatever its separator (comma, semicolon, tab) and encoding (UTF-8, UTF-16, Latin-1).
+    """Read a CSV file or the first sheet of an .xlsx file.
 
-    A byte order mark, blanks around headers and cells, unnamed columns without content and empty rows are
-    dropped. Of an .xlsx file the first sheet is read.
+    Separator (comma, semicolon, tab) and encoding (UTF-8, UTF-16, Latin-1) are detected. A byte order mark,
+    blanks around headers and cells, empty unnamed columns and empty rows are dropped.
 
     Raises:
         DataError: If the file cannot be read, is empty, is not text, or names a column twice.
@@ -101,12 +99,11 @@ def read_label_file(path: Path) -> LabelFile:
 
 
 def read_list_file(path: Path, columns: tuple[str, ...]) -> LabelFile:
-    """Read a text file without a header whose values are separated by blanks, as in ``a.jpg 0``.
+    """Read a text file without header whose values are separated by blanks, as in ``a.jpg 0``.
 
     Args:
         path: The file.
-        columns: What the values are; missing ones are empty. The first may have blanks in it, as names of
-            files do.
+        columns: Names of the values; missing values are empty. The first value may contain blanks.
 
     Raises:
         DataError: If the file cannot be read, is not text, or is empty.
@@ -145,7 +142,7 @@ def _decode(path: Path) -> str:
 
 
 def _sheet(path: Path) -> str:
-    """The first sheet of a spreadsheet as CSV, line for line."""
+    """Convert the first sheet of a spreadsheet to CSV."""
     import pandas as pd
 
     try:
@@ -161,6 +158,6 @@ def _sheet(path: Path) -> str:
 
 
 def _separator(text: str) -> str:
-    """The separator that the header line uses most; a comma if it has but one column."""
+    """Return the most frequent separator of the header line; a comma for a single column."""
     header = next((line for line in text.splitlines() if line.strip()), "")
     return max(",;\t", key=header.count)

@@ -7,9 +7,7 @@ from typing import NamedTuple
 from drgrade.data.sources.base import (
     About,
     Entry,
-    PhotoFinder,
     Problem,
-    RowError,
     Source,
     SourceTable,
     collect,
@@ -18,6 +16,7 @@ from drgrade.data.sources.base import (
     read_rows,
 )
 from drgrade.data.sources.label_files import LabelRow, read_label_file
+from drgrade.data.sources.photo_finder import PhotoFinder, RowError
 from drgrade.errors import DataError
 
 GRADES_FILE = "messidor_data.csv"
@@ -28,7 +27,7 @@ _GRADABLE = "adjudicated_gradable"
 
 
 class _Place(NamedTuple):
-    """Where the pairs file names a photograph; ``line`` counts from 1."""
+    """Line of the pairs file that names a photograph; ``line`` is counted from 1."""
 
     patient: str
     eye: str
@@ -37,22 +36,22 @@ class _Place(NamedTuple):
 
 
 class Messidor2(Source):
-    """874 examinations of one photograph per eye; 1,744 of the 1,748 photographs have an adjudicated grade.
+    """Messidor-2: 874 examinations with one photograph per eye; 1,744 of 1,748 have an adjudicated grade.
 
-    A pair of the pairs file is one patient. Names in the label files and on disk differ in case and ending;
-    they are matched without either. There is no published split. A photograph in no pair is a patient of its
-    own and reported as such.
+    Each pair of the pairs file is one patient. A photograph without a pair is treated as a patient of its
+    own and reported. Names in the label files and on disk are matched without case and extension. There is no
+    published split.
 
     Args:
-        root: Folder that holds ``IMAGES`` and ``messidor_data.csv``.
-        pairs: The pairs file, relative to ``root``; None to go without: every photograph is then taken for a
-            patient of its own, and the two eyes of a patient may stand on two sides of a split.
+        root: Folder that contains ``IMAGES`` and ``messidor_data.csv``.
+        pairs: The pairs file, relative to ``root``. None: every photograph is treated as a patient of its
+            own, and the two eyes of a patient may be on two sides of a split.
         name: Name of the data set.
     """
 
     about = About(
         title="Messidor-2, with adjudicated grades",
-        terms="for research and teaching, on request; not to be passed on, to be acknowledged",
+        terms="for research and teaching, on request; no redistribution, acknowledgement required",
         url="https://www.adcis.net/en/third-party/messidor2/",
         citations=(
             "E. Decenciere et al., Image Anal Stereol 33:231-234, 2014, doi 10.5566/ias.1155",
@@ -62,13 +61,13 @@ class Messidor2(Source):
         cameras="Hospitals in France; one camera model: Topcon TRC NW6, 45 degrees.",
     )
     how_to_get = f"""\
-Messidor-2 is free for research and teaching, on request (terms: not to be passed on, to be acknowledged):
+Messidor-2 is free for research and teaching, on request (terms: no redistribution, acknowledgement):
 the photographs and the pairs file from https://www.adcis.net/en/third-party/messidor2/, the grades with
   kaggle datasets download -d google-brain/messidor2-dr-grades
 (with your own token). Put them together as
   IMAGES/20051020_43808_0100_PP.png ... IMAGES/IM004832.JPG
   {GRADES_FILE} (image_id,adjudicated_dr_grade,adjudicated_dme,adjudicated_gradable)
-  messidor-2.csv (left;right: the pairs; data.pairs=null to go without)
+  messidor-2.csv (left;right: the pairs; data.pairs=null if you do not have it)
 {about.cite}"""
 
     def __init__(
@@ -82,13 +81,13 @@ the photographs and the pairs file from https://www.adcis.net/en/third-party/mes
         """Read the grades and the pairs.
 
         Raises:
-            DataError: If the photographs, the grades or the pairs are not there, a column is missing, or not
-                one photograph is in the pairs.
+            DataError: If photographs, grades or pairs are missing, a column is missing, or no photograph is
+                in the pairs.
         """
         return collect(self._items(), self.name)
 
     def photograph_folders(self) -> tuple[str, ...]:
-        """See :meth:`Source.photograph_folders`."""
+        """Return the folders that hold the photographs; see the base class."""
         return (self.need(*_IMAGES),)
 
     def _items(self) -> Iterator[Entry | Problem]:
@@ -116,16 +115,13 @@ the photographs and the pairs file from https://www.adcis.net/en/third-party/mes
                 yield Problem(item.image_id, item.where, reason, "converted", item.path)
 
     def _unmatched(self, places: dict[str, _Place], listed: set[str]) -> Iterator[Problem]:
-        """Names of the pairs file that no row of the grades has.
-
-        Raises:
-            DataError: If that is all of them.
-        """
+        """Report names of the pairs file without a grade; raise DataError if no name has one."""
         if self.pairs is not None and not places.keys() & listed:
             raise DataError(
-                f"{self.root / self.pairs} names no photograph of {self.root / GRADES_FILE}: is it the pairs "
-                "file of Messidor-2? data.pairs=FILE names another; data.pairs=null goes without, every "
-                "photograph then being a patient of its own"
+                f"{self.root / self.pairs} names no photograph of {self.root / GRADES_FILE}. Set "
+                "data.pairs=FILE to the pairs file of Messidor-2, or data.pairs=null to treat every "
+                "photograph as a "
+                "patient of its own"
             )
         for key, place in places.items():
             if key not in listed:
@@ -133,7 +129,7 @@ the photographs and the pairs file from https://www.adcis.net/en/third-party/mes
                 yield Problem(place.name, f"{self.pairs}:{place.line}", reason, "left out")
 
     def _places(self) -> tuple[dict[str, _Place], list[Problem]]:
-        """Patient and eye by the photograph's name, in lower case and without its ending."""
+        """Return patient and eye by the lower-case name of the photograph without extension."""
         if self.pairs is None:
             return {}, []
         pairs = read_label_file(self.root / self.need(self.pairs))

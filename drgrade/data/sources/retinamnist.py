@@ -1,4 +1,4 @@
-"""RetinaMNIST: the photographs of DeepDRiD's training and validation sets, small."""
+"""RetinaMNIST: small versions of the training and validation photographs of DeepDRiD."""
 
 import hashlib
 import importlib
@@ -16,7 +16,6 @@ from filelock import FileLock
 from drgrade.data.sources.base import (
     About,
     Entry,
-    PhotoFinder,
     Source,
     SourceTable,
     collect,
@@ -26,11 +25,12 @@ from drgrade.data.sources.base import (
 )
 from drgrade.data.sources.download import build_once, needs_extra
 from drgrade.data.sources.label_files import LabelRow, read_label_file
+from drgrade.data.sources.photo_finder import PhotoFinder
 from drgrade.errors import ConfigError, DataError
 from drgrade.progress import say
 
 SIZES = (28, 64, 128, 224)
-"""Sides in px that the photographs are published at."""
+"""Published sides of the photographs in pixels."""
 
 _SETS = ("train", "val", "test")
 _LABELS = "labels.csv"
@@ -38,18 +38,18 @@ _URL = "https://zenodo.org/records/10519652"
 
 
 class RetinaMNIST(Source):
-    """1,080 training, 120 validation and 400 test photographs, cut to a square and made small; grades 0-4.
+    """RetinaMNIST: 1,080 training, 120 validation and 400 test photographs, cropped to a square and resized.
 
-    They come as arrays in one file (``retinamnist_224.npz``). On first use they are written as PNG files into
-    a folder beside it, whose name depends on the file's content. Patients and eyes are not published.
+    The photographs are arrays in one file (``retinamnist_224.npz``). On first use they are written as PNG
+    files to a folder beside it, named after the content of the file. Patients and eyes are not published.
 
     Args:
-        root: Folder that holds the .npz file.
-        size: Side of the photographs in px, one of :data:`SIZES`.
+        root: Folder that contains the .npz file.
+        size: Side of the photographs in pixels, one of :data:`SIZES`.
         name: Name of the data set.
 
     Raises:
-        ConfigError: If there is no such size.
+        ConfigError: If the size is unknown.
     """
 
     about = About(
@@ -63,15 +63,15 @@ class RetinaMNIST(Source):
         ),
         cameras="Made of DeepDRiD: three screening projects in China; the cameras are not given.",
         limits=(
-            "Patients are not published: folds are all but certain to share patients; the published test set "
+            "Patients are not published: folds almost certainly share patients; the published test set "
             "does not.",
             "The photographs are small; lesions of grade 1 are hardly visible.",
         ),
     )
     how_to_get = f"""\
 RetinaMNIST is free (CC BY 4.0): part of MedMNIST, {_URL}
-data.root holds retinamnist_224.npz (or retinamnist_128.npz, retinamnist_64.npz, or retinamnist.npz for 28 px;
-data.size says which). The official client (pip install medmnist) fetches it, too:
+data.root contains retinamnist_224.npz (or retinamnist_128.npz, retinamnist_64.npz, or retinamnist.npz for 28
+px; selected by data.size). The official client (pip install medmnist) also downloads it:
   python -c "import medmnist; medmnist.RetinaMNIST('train', download=True, root='DIR', size=224)"
 {about.cite}"""
 
@@ -88,7 +88,7 @@ data.size says which). The official client (pip install medmnist) fetches it, to
         return "retinamnist.npz" if self.size == 28 else f"retinamnist_{self.size}.npz"
 
     def read(self) -> SourceTable:
-        """Write the photographs to files unless they are there already, and list them.
+        """Write the photographs to files unless they exist, and list them.
 
         Raises:
             DataError: If the .npz file is missing, damaged or of another format, or the root cannot be
@@ -106,23 +106,23 @@ data.size says which). The official client (pip install medmnist) fetches it, to
         return collect(read_rows(labels, "image", finder, entry), self.name)
 
     def photograph_folders(self) -> tuple[str, ...]:
-        """See :meth:`Source.photograph_folders`."""
+        """Return the folders that hold the photographs; see the base class."""
         return (self._folder(),)
 
     def download(self) -> None:
-        """Fetch the .npz file from Zenodo through the package medmnist, which checks its MD5.
+        """Download the .npz file from Zenodo with the package medmnist, which checks its MD5.
 
         Raises:
-            DataError: If medmnist is not installed or the file cannot be fetched.
+            DataError: If medmnist is not installed or the download fails.
         """
         target, folder = self.root / self.file, self.root / ".download"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.root / f".{self.file}.lock"):
                 if target.exists():
-                    say(f"data={self.name} is there already: {target}")
+                    say(f"data={self.name} exists already: {target}")
                 else:
-                    say(f"data={self.name}: fetching {self.file} from {_URL}")
+                    say(f"data={self.name}: downloading {self.file} from {_URL}")
                     _fetch(folder, self.size)
                     (folder / self.file).replace(target)
                 shutil.rmtree(folder, ignore_errors=True)
@@ -130,7 +130,7 @@ data.size says which). The official client (pip install medmnist) fetches it, to
             raise DataError(f"{target} cannot be written: {error}") from error
 
     def _folder(self) -> str:
-        """Folder of the unpacked photographs: the archive's checksums tell one content from another."""
+        """Return the folder of the unpacked photographs, named after the checksums of the archive."""
         path = self.root / self.need(self.file)
         try:
             with zipfile.ZipFile(path) as archive:
@@ -147,13 +147,13 @@ def _fetch(folder: Path, size: int) -> None:
         raise needs_extra("download=true of data=retinamnist", "medmnist") from None
     try:
         medmnist.RetinaMNIST(split="train", download=True, root=str(folder), size=size)
-    except Exception as error:  # medmnist turns whatever happens into a RuntimeError, without the cause in it
+    except Exception as error:  # medmnist raises a RuntimeError without the cause for any failure
         cause = error.__context__ or error
         if isinstance(cause, KeyboardInterrupt):
             raise cause from None
         raise DataError(
-            f"RetinaMNIST cannot be fetched through medmnist ({type(cause).__name__}: {cause}). Try again, "
-            f"or get it by hand.\n{RetinaMNIST.how_to_get}"
+            f"RetinaMNIST cannot be downloaded with medmnist ({type(cause).__name__}: {cause}). Try again, "
+            f"or download it by hand.\n{RetinaMNIST.how_to_get}"
         ) from error
 
 
@@ -171,7 +171,7 @@ def _unpack(path: Path, size: int, folder: Path) -> None:
 
 
 def _read_set(path: Path, split: str, size: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.integer]]:
-    """Images (N, size, size, 3) uint8 and grades (N,) of one set."""
+    """Read images (N, size, size, 3) uint8 and grades (N,) of one set."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             images, grades = archive[f"{split}_images"], archive[f"{split}_labels"]
@@ -184,6 +184,6 @@ def _read_set(path: Path, split: str, size: int) -> tuple[npt.NDArray[np.uint8],
 
 def _damaged(path: Path, reason: str) -> DataError:
     return DataError(
-        f"{path} is damaged, or no file of RetinaMNIST ({reason}): delete it and get it again.\n"
+        f"{path} is damaged or not a file of RetinaMNIST ({reason}): delete it and download it again.\n"
         f"{RetinaMNIST.how_to_get}"
     )

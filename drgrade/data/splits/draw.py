@@ -1,8 +1,8 @@
-"""Rare grades: exchange groups until no grade is missing from a part that it could be in.
+"""Drawing of test folds, validation sets, label fractions and shots.
 
-A proportional order is within about one image of proportional, which for a grade of a few images in groups of
-several can be none. Parts (test folds; validation and the rest) say which grades they want; where one is
-missing, groups are moved between parts, as few as possible.
+Groups are put in an order whose prefixes contain every grade in proportion, to within about one image. A
+grade of few images in groups of several can then be missing from a part (a test fold, or validation), so
+groups are moved between parts, as few as possible, until no grade is missing that could be present.
 """
 
 from collections import Counter, defaultdict
@@ -14,28 +14,28 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from drgrade.data.splits import draw as order
 from drgrade.data.splits.spec import SplitSpec
 
 Times = dict[str, float]
 Counts = npt.NDArray[np.float64]
+Whole = npt.NDArray[np.int64]
 
 STEPS = 4000
-"""Resolution of a fraction: one part in 4000. It divides 5, 10, 25 and 50 %."""
+"""Resolution of a fraction, a multiple of the denominators of 5, 10, 25 and 50 %."""
 
 _KIND_WEIGHT = 0.1
-"""Without it single images, which correct best, would all be taken first and leave the pairs to the end."""
+"""Weight of the proportion of each kind; without it all single images would be taken before the pairs."""
 
 
 @dataclass(frozen=True)
 class Kinds:
-    """Groups, collected by what is in them.
+    """Groups collected by kind, that is by their number of images of each grade.
 
     Attributes:
-        members: Groups of each kind, in a random order.
-        shape: (kinds, columns) images of each grade in one group of each kind; with several data sets also of
-            each grade of each data set.
-        grades: The grade of each of the first columns of ``shape``.
+        members: Groups of each kind in random order.
+        shape: (kinds, columns) number of images of each grade in a group of each kind. With several data
+            sets, further columns count each grade of each data set.
+        grades: Grade of each of the first columns of ``shape``.
     """
 
     members: list[list[str]]
@@ -44,7 +44,7 @@ class Kinds:
 
     @property
     def holds(self) -> npt.NDArray[np.bool_]:
-        """(kinds, grades) whether a group of this kind has an image of that grade."""
+        """(kinds, grades) True if a group of the kind has an image of the grade."""
         found: npt.NDArray[np.bool_] = self.shape[:, : len(self.grades)] > 0
         return found
 
@@ -52,32 +52,32 @@ class Kinds:
 def proportional_order(
     groups: Iterable[tuple[str, int]], seed: Sequence[int], *, cover: bool = False, until: float = 1.0
 ) -> Times:
-    """Order groups so that every prefix holds every grade in proportion.
+    """Order groups so that every prefix contains every grade in proportion.
 
-    Each group gets a time in [0, 1]; the prefix at ``t`` is all groups with time <= ``t``. Time runs from 0
-    to 1, and a group is taken whenever that brings the grades' counts nearer (in squares) to their share
-    ``t * total``. Groups of one image then stay within half an image of it at every ``t``; groups of several
-    images with different grades within about one.
+    Each group gets a time in [0, 1]; the prefix at ``t`` is all groups with time <= ``t``. As time
+    increases, a group is taken whenever that reduces the squared deviation of the counts of the grades from
+    ``t * total``. Counts of groups of one image stay within half an image of their share at every ``t``,
+    those of groups of several images with different grades within about one.
 
     Args:
         groups: One pair (group, grade) for each graded photograph.
-        seed: Seeds the order among groups with the same grades.
-        cover: Take one image of every grade at time 0, so that a rare grade is not lost at a small fraction.
-            It is still within one image of proportional.
-        until: Time to stop at, in [0, 1]; groups that would come later are left out.
+        seed: Seed of the order among groups of a kind.
+        cover: Take one image of every grade at time 0, so that small fractions contain rare grades. Counts
+            are still within one image of their share.
+        until: Time to stop at, in [0, 1]; later groups are omitted.
 
     Returns:
-        Time of each group, in the order in which they are taken.
+        Time of each group, in the order of taking.
     """
     return sweep(collect_kinds(((group, grade, "") for group, grade in groups), seed), cover, until)
 
 
 def collect_kinds(photographs: Iterable[tuple[str, int, str]], seed: Sequence[int]) -> Kinds:
-    """Collect groups with the same grades, in a random order that does not depend on the input's.
+    """Collect groups by kind, in a random order that does not depend on the order of the input.
 
     Args:
         photographs: Group, grade and data set of each graded photograph.
-        seed: Seeds the order among groups of a kind.
+        seed: Seed of the order among groups of a kind.
     """
     contents: defaultdict[str, Counter[tuple[str, int]]] = defaultdict(Counter)
     for group, grade, dataset in photographs:
@@ -101,13 +101,7 @@ def collect_kinds(photographs: Iterable[tuple[str, int, str]], seed: Sequence[in
 
 
 def sweep(kinds: Kinds, cover: bool = False, until: float = 1.0) -> Times:
-    """Let time run and take groups while that lowers the squared deviation; see :func:`proportional_order`.
-
-    Args:
-        kinds: What there is to take.
-        cover: Take one image of every grade at time 0.
-        until: Time to stop at.
-    """
+    """Order collected groups; see :func:`proportional_order`."""
     times: Times = {}
     if not kinds.members:
         return times
@@ -121,7 +115,7 @@ def sweep(kinds: Kinds, cover: bool = False, until: float = 1.0) -> Times:
 
 
 class _Sweep:
-    """How many groups of each kind are taken, and which to take next."""
+    """State of the sweep: the number of groups taken of each kind, and the next kind to take."""
 
     def __init__(self, kinds: Kinds) -> None:
         self.shape, self.columns = kinds.shape, len(kinds.grades)
@@ -136,12 +130,12 @@ class _Sweep:
         self.count += self.shape[kind]
 
     def best(self, t: float, cover: bool) -> int | None:
-        """Kind of group whose taking lowers the cost most; None if none does (at t = 1: if none is left)."""
+        """Return the kind that reduces the cost most; None if no kind does (at t = 1: if none is left)."""
         if cover and t == 0:
             gain = self._new_grades()
         else:
-            # Taking kind k adds shape[k] to the grades' gaps and 1 to its own: the change of the sum of
-            # squares, written out.
+            # Change of the sum of squares when kind k adds shape[k] to the gaps of the grades and 1 to its
+            # own.
             change = self._twice @ (self.count - t * self.total) + self._squares
             gain = -change - _KIND_WEIGHT * (2 * (self.taken - t * self.size) + 1)
         gain = np.where(self.taken < self.size, gain, -np.inf)
@@ -149,39 +143,38 @@ class _Sweep:
         return best if gain[best] > (-np.inf if t == 1 else 1e-9) else None
 
     def _new_grades(self) -> Counts:
-        # By grades that are new, not by deviation: a grade that comes only in pairs would wait for its half.
+        # By new grades, not by deviation: a grade that occurs only in pairs would be taken too late.
         grades = self.shape[:, : self.columns]
         gain: Counts = ((grades > 0) & (self.count[: self.columns] == 0)).sum(axis=1) / grades.sum(axis=1)
         return gain
 
 
 def steps_in(fraction: float) -> int:
-    """Whole steps of time in a fraction."""
+    """Return the number of whole time steps in a fraction."""
     return floor((fraction + 1e-9) * STEPS)
 
 
 def prefix(times: Times, fraction: float) -> set[str]:
-    """Groups that are taken up to a fraction."""
+    """Return the groups taken up to a fraction."""
     return {group for group, time in times.items() if time <= fraction + 1e-9}
 
 
-Whole = npt.NDArray[np.int64]
-
 MAX_STATES = 10_000
-"""Assignments that a search for a chain of moves looks at, a few tenths of a second. Small cases are searched
-completely by that; in large ones a single move is nearly always enough."""
+"""Largest number of assignments that one search examines, in a few tenths of a second.
+
+Small cases are searched completely; in large ones a single move is nearly always enough."""
 
 _TRAIN_FIRST = 10
-"""What a grade in training is worth, against 1 in validation: more than all five grades there."""
+"""Worth of a grade in training relative to validation: more than that of all five grades there."""
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What the parts should hold.
+    """Required content of the parts.
 
     Attributes:
-        worth: (grades, parts) worth of a grade's being in a part.
-        goal: (grades,) sum of worths that satisfies a grade; more is not better.
+        worth: (grades, parts) worth of the presence of a grade in a part.
+        goal: (grades,) sum of worths that is sufficient for a grade.
         share: (parts,) share of all images that a part should have.
     """
 
@@ -191,17 +184,17 @@ class Wish:
 
 
 def wish_for_folds(kinds: Kinds, folds: int) -> Wish:
-    """Each grade in every fold, or, of a grade in fewer groups than folds, no two groups in one fold."""
+    """Require each grade in every fold, or in as many folds as it has groups."""
     groups = _groups_of_grades(kinds)
     worth = np.ones((len(groups), folds), np.int64)
     return Wish(worth, np.minimum(groups, folds), np.full(folds, 1 / folds))
 
 
 def wish_for_validation(kinds: Kinds, fraction: float) -> Wish:
-    """Parts 0 (the rest) and 1 (validation).
+    """Require every grade in part 0 (the rest), and grades of enough groups also in part 1 (validation).
 
-    Every grade in the rest, before anything else; a grade of two groups or more in validation too if its
-    share of the groups there is over one half.
+    A grade is required in validation if it has two groups or more and its share of the groups there exceeds
+    one half.
     """
     groups = _groups_of_grades(kinds)
     validates = (groups >= 2) & (fraction * groups > 0.5 + 1e-9)
@@ -210,19 +203,18 @@ def wish_for_validation(kinds: Kinds, fraction: float) -> Wish:
 
 
 def keep_rare_grades(parts: dict[str, int], kinds: Kinds, wish: Wish) -> dict[str, int]:
-    """Move groups between parts until the wish is fulfilled, or no way to do better is found.
+    """Move groups between parts until the requirement is met or no improvement is found.
 
-    Always fulfilled where groups have one grade each (of a grade that a fold misses another fold has two
-    groups, of which one can move without loss). Where groups of several grades stand in each other's way, the
-    best that searches of :data:`MAX_STATES` assignments each find.
+    It is always met if each group has one grade. With groups of several grades the result is the best that
+    searches of :data:`MAX_STATES` assignments find.
 
     Args:
         parts: Part of each group.
-        kinds: What is in the groups.
-        wish: What the parts should hold.
+        kinds: The groups by kind.
+        wish: The requirement.
 
     Returns:
-        Part of each group; the same where nothing was missing.
+        Part of each group; unchanged if nothing was missing.
     """
     counts = np.zeros((len(kinds.members), len(wish.share)), np.int64)
     for kind, members in enumerate(kinds.members):
@@ -232,18 +224,18 @@ def keep_rare_grades(parts: dict[str, int], kinds: Kinds, wish: Wish) -> dict[st
         for kind, source, target in chain:
             counts[kind, source] -= 1
             counts[kind, target] += 1
-            # The last one taken: of a kind all are alike.
+            # The last one taken; groups of a kind are interchangeable.
             group = next(name for name in reversed(kinds.members[kind]) if moved[name] == source)
             moved[group] = target
     return moved
 
 
 Move = tuple[int, int, int]
-"""A group of a kind goes from one part to another: (kind, source, target)."""
+"""Move of one group of a kind between parts: (kind, source, target)."""
 
 
 class _Search:
-    """Looks for the shortest chain of moves that brings the parts nearer to the wish."""
+    """Search for the shortest chain of moves that improves the parts."""
 
     def __init__(self, kinds: Kinds, wish: Wish) -> None:
         self._holds, self._shape, self._wish = kinds.holds.astype(np.int64), kinds.shape, wish
@@ -252,10 +244,10 @@ class _Search:
         self._budget = 0
 
     def improvement(self, counts: Whole) -> list[Move]:
-        """Breadth first from ``counts`` (kinds, parts); empty if nothing is missing or nothing better found.
+        """Search breadth-first from ``counts`` (kinds, parts); return [] if there is no improvement.
 
-        Each step moves a group of a grade that is missing somewhere. That is enough to reach any better
-        assignment: of a grade that it serves better, at least one group is not yet where it is there.
+        Each step moves a group with a grade that is missing somewhere, which suffices to reach any better
+        assignment.
         """
         self._budget, start = MAX_STATES, int(self._missing(counts).sum())
         level: list[tuple[Whole, list[Move]]] = [(counts, [])] if start else []
@@ -274,7 +266,7 @@ class _Search:
         return []
 
     def _moves(self, state: Whole, seen: set[bytes]) -> Iterator[tuple[Move, Whole]]:
-        """All moves of a group with a grade that is missing somewhere, to assignments not seen before."""
+        """Yield moves of groups with a missing grade that lead to new assignments."""
         missing = self._missing(state) > 0
         for kind in np.flatnonzero(self._holds[:, missing].any(axis=1)):
             for source in np.flatnonzero(state[kind]):
@@ -288,7 +280,7 @@ class _Search:
                         yield (int(kind), int(source), target), moved
 
     def _missing(self, counts: Whole) -> Whole:
-        """(grades,) worth that is missing."""
+        """Return the missing worth of each grade, (grades,)."""
         covered = (self._holds.T @ counts) > 0
         missing: Whole = np.maximum(self._wish.goal - (covered * self._wish.worth).sum(axis=1), 0)
         return missing
@@ -299,30 +291,24 @@ class _Search:
 
 
 def _groups_of_grades(kinds: Kinds) -> Whole:
-    """(grades,) number of groups that hold each grade."""
+    """Return the number of groups that contain each grade, (grades,)."""
     sizes = np.array([len(members) for members in kinds.members], np.int64)
     groups: Whole = sizes @ kinds.holds.astype(np.int64)
     return groups
 
 
-CountsShots = npt.NDArray[np.int64]
-
-
 def shot_groups(groups: Iterable[tuple[str, int]], shots: int, seed: list[int]) -> set[str]:
-    """Choose groups until every grade has its shots, or has no group left.
+    """Choose groups until every grade has its shots or no group is left.
 
-    The number wanted of every grade rises from 1 to ``shots``, and groups are taken as they are needed: so
-    the choice for a smaller number is inside that for a larger one. Of the groups that have a grade which is
-    wanted, one is taken that adds least beyond what is wanted; among equal ones a seeded shuffle decides.
-    With photographs that are their own groups every grade gets exactly its shots, or all that there are.
+    The wanted number rises from 1 to ``shots`` and groups are added as needed, so the choice for a smaller
+    number is a subset of that for a larger one. Of the groups with a wanted grade the one with the fewest
+    surplus photographs is taken; ties are broken by a seeded shuffle. If each photograph is its own group,
+    every grade gets exactly its shots, or all its photographs.
 
     Args:
         groups: One pair (group, grade) for each graded photograph.
-        shots: Photographs wanted of each grade, at least 1.
-        seed: Seeds the shuffle.
-
-    Returns:
-        The groups taken.
+        shots: Number of photographs wanted of each grade, at least 1.
+        seed: Seed of the shuffle.
     """
     names, contents = _contents(groups, seed)
     total = contents.sum(axis=0)
@@ -339,8 +325,8 @@ def shot_groups(groups: Iterable[tuple[str, int]], shots: int, seed: list[int]) 
     return {name for name, chosen in zip(names, taken, strict=True) if chosen}
 
 
-def _contents(groups: Iterable[tuple[str, int]], seed: list[int]) -> tuple[list[str], CountsShots]:
-    """Groups in a random order that does not depend on the input's, and (groups, grades) photographs."""
+def _contents(groups: Iterable[tuple[str, int]], seed: list[int]) -> tuple[list[str], Whole]:
+    """Return groups in a random order and their number of photographs of each grade, (groups, grades)."""
     found = sorted(groups)
     names = sorted({group for group, _ in found})
     grades = sorted({grade for _, grade in found})
@@ -353,14 +339,14 @@ def _contents(groups: Iterable[tuple[str, int]], seed: list[int]) -> tuple[list[
 
 
 def draw_test_fold(graded: pd.DataFrame, spec: SplitSpec) -> set[str]:
-    """Groups of the test fold.
+    """Draw the groups of the test fold.
 
     Args:
-        graded: Columns group, grade, dataset of all photographs that can be tested.
-        spec: ``fold`` is a number.
+        graded: Columns group, grade, dataset of all graded, labelled photographs.
+        spec: Specification whose ``fold`` is a number.
     """
     kinds = _kinds(graded, spec.seed, 0)
-    times = order.sweep(kinds)
+    times = sweep(kinds)
     ends = np.arange(1, spec.folds + 1) / spec.folds
     folds = {group: int(np.searchsorted(ends, time)) for group, time in times.items()}
     folds = keep_rare_grades(folds, kinds, wish_for_folds(kinds, spec.folds))
@@ -371,9 +357,9 @@ def _validation_groups(side: pd.DataFrame, spec: SplitSpec) -> set[str]:
     if not spec.val_fraction:
         return set()
     kinds = _kinds(side, spec.seed, 1)
-    chosen = order.prefix(order.sweep(kinds, until=spec.val_fraction), spec.val_fraction)
+    chosen = prefix(sweep(kinds, until=spec.val_fraction), spec.val_fraction)
     parts = {group: int(group in chosen) for group in side["group"].unique()}
-    whole = order.steps_in(spec.val_fraction) / order.STEPS
+    whole = steps_in(spec.val_fraction) / STEPS
     parts = keep_rare_grades(parts, kinds, wish_for_validation(kinds, whole))
     return {group for group, part in parts.items() if part}
 
@@ -384,21 +370,21 @@ def _labelled_groups(side: pd.DataFrame, spec: SplitSpec) -> set[str]:
         return shot_groups(pairs, spec.shots, [spec.seed, 4])
     if spec.label_fraction == 1:
         return set(side["group"])
-    times = order.sweep(_kinds(side, spec.seed, 2), cover=True, until=spec.label_fraction)
-    return order.prefix(times, spec.label_fraction)
+    times = sweep(_kinds(side, spec.seed, 2), cover=True, until=spec.label_fraction)
+    return prefix(times, spec.label_fraction)
 
 
-def _kinds(photographs: pd.DataFrame, *seed: int) -> order.Kinds:
+def _kinds(photographs: pd.DataFrame, *seed: int) -> Kinds:
     columns = (photographs["group"], photographs["grade"].astype(int), photographs["dataset"])
-    return order.collect_kinds(zip(*columns, strict=True), seed)
+    return collect_kinds(zip(*columns, strict=True), seed)
 
 
 def draw_validation_and_training(side: pd.DataFrame, spec: SplitSpec) -> tuple[set[str], set[str]]:
-    """Groups of the training side that validate, and those whose labels train.
+    """Draw the validation groups and the labelled training groups of the training side.
 
     Args:
         side: Columns group, grade, dataset of its graded photographs.
-        spec: How to draw.
+        spec: Specification of the split.
     """
     if spec.val_within_fraction:
         side = side[side["group"].isin(_labelled_groups(side, spec))]

@@ -1,11 +1,11 @@
-"""A split that is given as a file: somebody else's published one, or the ``split.csv`` of a run.
+"""Split given as a file: a published one, or the ``split.csv`` of a run.
 
 A CSV file with a column ``image_id`` and one of
 
 - ``subset`` or ``split``: train, val, test (usual spellings), or unlabelled, external, excluded;
 - ``fold``: a whole number, the test fold of the photograph.
 
-A column ``grade`` is compared with the data's grades; other columns are not read.
+A column ``grade`` is compared with the grades of the data; other columns are ignored.
 """
 
 from collections import defaultdict
@@ -17,8 +17,9 @@ from typing import TypeVar
 import pandas as pd
 
 from drgrade.data.image_reader import IMAGE_EXTENSIONS
-from drgrade.data.sources.base import RowError, parse_grade, parse_split
+from drgrade.data.sources.base import parse_grade, parse_split
 from drgrade.data.sources.label_files import LabelFile, LabelRow, read_label_file
+from drgrade.data.sources.photo_finder import RowError
 from drgrade.data.splits.spec import SUBSETS, SplitSpec, examples
 from drgrade.errors import DataError
 
@@ -30,15 +31,15 @@ _SPELLINGS = {subset: subset for subset in SUBSETS} | {"unlabeled": "unlabelled"
 
 @dataclass(frozen=True)
 class SplitFile:
-    """A split file, matched with photographs.
+    """Split file matched with photographs.
 
     Attributes:
         path: The file.
-        subsets: What it says of each photograph that it names: one of :data:`SUBSETS`; of a file of folds,
-            ``test`` for the test fold and ``train`` for the others.
-        grades: What its column ``grade`` says, where it says something; None if it has no such column.
-        unknown: Its names that no photograph has.
-        folds: Its folds; none if it names subsets.
+        subsets: Subset of each photograph in the file, one of :data:`SUBSETS`. In a file of folds, "test"
+            for the test fold and "train" for the others.
+        grades: Values of the column ``grade``; None without that column.
+        unknown: Names in the file that no photograph has.
+        folds: Folds in the file; empty if it names subsets.
     """
 
     path: Path
@@ -49,26 +50,28 @@ class SplitFile:
 
     @property
     def validates(self) -> bool:
-        """Whether it names validation photographs."""
+        """Whether the file names validation photographs."""
         return "val" in self.subsets.values()
 
 
 def read_split_file(table: pd.DataFrame, spec: SplitSpec) -> SplitFile:
-    """Read ``spec.file`` and find its photographs.
+    """Read ``spec.file`` and match it with photographs.
 
-    A name may have the ending of an image file, or lack or have the data set's name in front (``idrid/...``),
-    as long as it fits one photograph only.
+    Names may have the extension of an image file and, with or without it, the data set as prefix
+    (``idrid/...``), if they match only one photograph.
 
     Args:
         table: Columns image_id, dataset, grade, duplicate of all photographs.
-        spec: ``file``, and ``fold`` for a file of folds.
+        spec: Specification with ``file``, and ``fold`` for a file of folds.
 
     Raises:
-        DataError: If the file cannot be read or used: which line, why, and what to do.
+        DataError: If the file cannot be read or used.
     """
     path = Path(str(spec.file))
     if not path.is_file():
-        raise DataError(f"split.file={path} is not there: give a CSV file with image_id and subset (or fold)")
+        raise DataError(
+            f"split.file={path} does not exist: give a CSV file with image_id and subset (or fold)"
+        )
     file = read_label_file(path)
     column = _place_column(file)
     rows, unknown = _matched(file, table)
@@ -102,12 +105,12 @@ def _place_column(file: LabelFile) -> str:
             "A split file needs image_id and subset (or fold): rename them"
         )
     if len(present) > 1:
-        raise DataError(f"{file.path} has the columns {' and '.join(present)}: keep the one that is meant")
+        raise DataError(f"{file.path} has the columns {' and '.join(present)}: keep one of them")
     return present[0]
 
 
 def _matched(file: LabelFile, table: pd.DataFrame) -> tuple[dict[str, list[LabelRow]], list[str]]:
-    """Rows by photograph, and names that fit none."""
+    """Return the rows of each photograph, and names that match no photograph."""
     ids = set(table["image_id"])
     aliases = _aliases(table)
     rows: defaultdict[str, list[LabelRow]] = defaultdict(list)
@@ -128,7 +131,7 @@ def _matched(file: LabelFile, table: pd.DataFrame) -> tuple[dict[str, list[Label
 
 
 def _aliases(table: pd.DataFrame) -> dict[str, set[str]]:
-    """Other names of the photographs: without ending, with or without the data set in front."""
+    """Return photographs by alternative names: without extension, with or without the data set."""
     found: defaultdict[str, set[str]] = defaultdict(set)
     for image_id, dataset in zip(table["image_id"], table["dataset"], strict=True):
         stem = _stem(image_id)
@@ -143,7 +146,7 @@ def _stem(name: str) -> str:
 
 
 def _one(path: Path, image_id: str, rows: list[LabelRow], parse: Callable[[LabelRow], _Value]) -> _Value:
-    """What the rows of a photograph say, if they agree."""
+    """Parse the rows of a photograph, which must agree."""
     values = {}
     for row in rows:
         try:
@@ -186,7 +189,7 @@ def _grades(path: Path, rows: dict[str, list[LabelRow]], table: pd.DataFrame) ->
 
 
 def _check_grades(path: Path, given: dict[str, int], table: pd.DataFrame) -> None:
-    """Of copies that disagree, any of the grades will do: another run may have settled it otherwise."""
+    """Compare grades with those of the data; for copies that disagree, any of their grades is accepted."""
     graded = table[table["grade"].notna()]
     cluster = graded["duplicate"].fillna("")
     by_cluster = graded.groupby("duplicate")["grade"].agg(set).to_dict()
@@ -198,6 +201,6 @@ def _check_grades(path: Path, given: dict[str, int], table: pd.DataFrame) -> Non
     if other:
         raise DataError(
             f"{path} has other grades than the data for {len(other)} of {len(given)} photographs "
-            f"{examples(other)}: it was made for other data, or other labels. To use its subsets all the "
-            "same, delete its column grade"
+            f"{examples(other)}: it was made for other data or labels. To use its subsets anyway, "
+            "delete its column grade"
         )

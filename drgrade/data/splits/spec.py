@@ -1,4 +1,4 @@
-"""The words of a split, and its settings."""
+"""Specification of a split, and settlement of grades that disagree between copies."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -14,13 +14,13 @@ _EXAMPLES = 3
 
 @dataclass(frozen=True)
 class Remark:
-    """One thing that a reader of the results should know about the split.
+    """Remark on a split for readers of the results.
 
     Attributes:
-        name: What is counted, as a key for ``metrics.json``: ``copies_of_test``.
-        count: How many.
+        name: Key in ``metrics.json``, such as ``copies_of_test``.
+        count: Number of cases.
         text: A sentence.
-        serious: Whether results may be wrong because of it: to be shown as a warning.
+        serious: Whether results may be wrong because of it, so that it is shown as a warning.
     """
 
     name: str
@@ -30,22 +30,24 @@ class Remark:
 
 
 def examples(names: Iterable[str]) -> str:
-    """The first few of some names in alphabetical order, in brackets."""
+    """Return the first few names in alphabetical order, in brackets."""
     found = sorted(names)
     return f"({', '.join(found[:_EXAMPLES])}{', ...' if len(found) > _EXAMPLES else ''})"
 
 
 def number(count: int, noun: str = "photograph") -> str:
-    """``1 photograph``, ``2 photographs``."""
+    """Return a count with its noun: ``1 photograph``, ``2 photographs``."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 SUBSETS = ("train", "unlabelled", "val", "test", "external", "excluded")
-"""``unlabelled``: training side, its grade is not to be used. ``external``: of a data set that is only tested
-on. ``excluded``: neither trained nor tested on, because its group is tested or validated on."""
+"""Subsets of a split.
+
+``unlabelled``: on the training side, grade not used. ``external``: of a data set for testing only.
+``excluded``: not used, because its group is in the test or validation set."""
 
 ROLES = ("labelled", "unlabelled", "external")
-"""What a data set is for: to be split; for pre-training only, whatever its grades; for testing only."""
+"""Use of a data set: to be split, for pre-training only, or for testing only."""
 
 PUBLISHED: Literal["published"] = "published"
 
@@ -54,20 +56,19 @@ Disagreeing = Literal["drop", "keep_one", "majority"]
 
 @dataclass(frozen=True)
 class SplitSpec:
-    """How to split.
+    """Specification of a split.
 
     Attributes:
-        fold: Test fold, 0 to ``folds - 1``, or ``"published"`` for the test set that came with the data. With
-            a ``file`` of folds, the file's number of the test fold.
+        fold: Test fold, 0 to ``folds - 1``, or "published" for the published test set. With a ``file`` of
+            folds, the number of the test fold in the file.
         folds: Number of test folds, at least 2.
         label_fraction: Share of the training labels that may be used, in (0, 1].
-        val_fraction: Share of the labels of the training side that validate, in [0, 1).
-        val_within_fraction: Take the validation labels out of the label fraction, instead of before it.
-        shots: Labelled training photographs of each grade (few-shot), instead of a fraction; None: the
-            fraction. See :mod:`drgrade.data.splits.draw`.
-        seed: Seed of the split; not the training seed.
-        disagreeing: What becomes of the grades of copies of one photograph that are graded differently:
-            ``drop`` all, ``keep_one`` (the first by image_id), or the strict ``majority`` for all.
+        val_fraction: Share of the labels of the training side used for validation, in [0, 1).
+        val_within_fraction: Take validation labels from the label fraction instead of before it.
+        shots: Number of labelled training photographs per grade (few-shot), instead of ``label_fraction``.
+        seed: Seed of the split, independent of the training seed.
+        disagreeing: Treatment of copies of a photograph with different grades: "drop" all grades, "keep_one"
+            (the first by image_id), or the strict "majority" for all.
         file: CSV file with the split, instead of ``fold``; see :mod:`drgrade.data.splits.files`.
     """
 
@@ -103,17 +104,18 @@ class SplitSpec:
     def _check_shots(self, shots: int) -> None:
         if not isinstance(shots, int) or isinstance(shots, bool) or shots < 1:
             raise ConfigError(
-                f"protocol.shots={shots} is not a whole number of at least 1; null: by label_fraction"
+                f"protocol.shots={shots} is not a whole number of at least 1; use null for label_fraction"
             )
         if self.label_fraction != 1:
             raise ConfigError(
-                f"label_fraction={self.label_fraction} with protocol.shots={shots}: labels are chosen by one "
-                "of them; leave label_fraction at 1.0, or set protocol.shots=null"
+                f"label_fraction={self.label_fraction} and protocol.shots={shots} exclude each other: leave "
+                "label_fraction at 1.0, or set protocol.shots=null"
             )
         if self.val_within_fraction:
             raise ConfigError(
-                f"protocol.val_within_fraction=true with protocol.shots={shots}: all shots train; "
-                "protocol.val_fraction=0 uses no other label"
+                f"protocol.val_within_fraction=true cannot be used with protocol.shots={shots}, as all "
+                "shots are "
+                "trained on; protocol.val_fraction=0 uses no other label"
             )
 
     def _check_fold(self) -> None:
@@ -128,13 +130,13 @@ class SplitSpec:
 
 
 def disagreeing_copies(table: pd.DataFrame) -> pd.Series:
-    """Whether the cluster of a photograph has several grades.
+    """Return which photographs are in a cluster of copies with several grades.
 
     Args:
         table: Columns duplicate (missing: no copies) and grade (missing: none).
 
     Returns:
-        Booleans, aligned with the table; true also for ungraded photographs of such a cluster.
+        Booleans aligned with the table; true also for ungraded photographs of such a cluster.
     """
     graded = table[table["duplicate"].notna() & table["grade"].notna()]
     grades = graded.groupby("duplicate")["grade"].nunique()
@@ -142,16 +144,16 @@ def disagreeing_copies(table: pd.DataFrame) -> pd.Series:
 
 
 def settle_grades(table: pd.DataFrame, how: Disagreeing) -> pd.Series:
-    """Grades after disagreement between copies is settled.
+    """Settle the grades of copies that disagree.
 
-    ``drop``: all copies lose their grade. ``keep_one``: the first by image_id keeps its grade, the others
-    lose theirs; if some are untouched, those are kept and no other. ``majority``: all graded copies get the
-    grade that more than half of them have; if there is none, all lose theirs.
+    The method "drop" removes the grades of all copies. The method "keep_one" keeps the grade of the first by
+    image_id, or only those of untouched copies if there are any. The method "majority" gives all graded
+    copies the grade of more than half of them; if there is none, all grades are removed.
 
     Args:
-        table: Columns image_id, duplicate, grade, and untouched: votes, but keeps its grade whatever the
-            others have. One row a photograph.
-        how: What to do.
+        table: One row per photograph with columns image_id, duplicate, grade, and untouched (takes part in
+            the vote but keeps its grade).
+        how: Method.
 
     Returns:
         Int64, aligned with the table.

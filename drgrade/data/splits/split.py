@@ -1,7 +1,7 @@
-"""Putting a split together.
+"""Splits of photographs into training, validation, test and external sets.
 
-First every photograph gets a place: what it is for by its role, the published test set, the test fold or the
-split file. Then validation and labels are drawn from those whose place is the training side.
+First every photograph gets a place from its role, the published test set, the test fold or the split file.
+Then validation and training labels are drawn from the training side.
 """
 
 import hashlib
@@ -15,27 +15,25 @@ from scipy.sparse.csgraph import connected_components
 
 from drgrade.data.splits.draw import draw_test_fold, draw_validation_and_training
 from drgrade.data.splits.files import SplitFile, read_split_file
+from drgrade.data.splits.remarks import remarks_on
 from drgrade.data.splits.spec import PUBLISHED, ROLES, Remark, SplitSpec, examples, settle_grades
-from drgrade.data.splits.warnings import remarks_on
 from drgrade.errors import ConfigError, DataError
 
 
 def groups_of(manifest: pd.DataFrame) -> pd.Series:
-    """Name the group of each photograph.
+    """Return the group of each photograph.
 
-    Groups are the connected components of two relations: same patient, and copies of one photograph. So two
-    patients who share a copied photograph are one group.
+    Groups are the connected components of two relations: same patient, and copies of one photograph. Two
+    patients who share a copied photograph are therefore one group.
 
     Args:
-        manifest: Columns image_id and patient_id (may be missing); ``duplicate``, where there is such a
-            column, names the cluster of copies that a photograph belongs to (missing: it has none); ``role``
-            (missing: labelled).
+        manifest: Columns image_id and patient_id (may be missing); optional ``duplicate`` (cluster of copies,
+            missing: none) and ``role`` (missing: labelled).
 
     Returns:
-        Strings, aligned with the manifest: ``patient:ID``; ``image:ID`` where no patient is known. A group
-        of several patients, or of several photographs without a patient, is called after the first of its
-        patients in alphabetical order, or else of its photographs; after labelled ones where it has any, so
-        that a copy in another data set does not rename it.
+        Strings aligned with the manifest: ``patient:ID``, or ``image:ID`` if the patient is unknown. A joined
+        group is named after its first patient in alphabetical order, else after its first photograph;
+        labelled ones come first, so that a copy in another data set does not rename it.
     """
     own = "image:" + manifest["image_id"].astype("string")
     names = ("patient:" + manifest["patient_id"].astype("string")).fillna(own)
@@ -46,7 +44,7 @@ def groups_of(manifest: pd.DataFrame) -> pd.Series:
 
 
 def _joined(names: pd.Series, clusters: pd.Series, labelled: set[str]) -> pd.Series:
-    """Rename groups that a cluster of copies joins."""
+    """Rename groups that are joined by a cluster of copies."""
     row, found = pd.factorize(names)
     unique = [str(name) for name in found]
     cluster, labels = pd.factorize(clusters)  # -1: none
@@ -67,7 +65,7 @@ def _joined(names: pd.Series, clusters: pd.Series, labelled: set[str]) -> pd.Ser
 def _components(
     group: npt.NDArray[np.intp], cluster: npt.NDArray[np.intp], groups: int, clusters: int
 ) -> npt.NDArray[np.int32]:
-    """Component of each group in the bipartite graph of groups and clusters, (groups,)."""
+    """Return the component of each group in the bipartite graph of groups and clusters, (groups,)."""
     size = groups + clusters
     edges = coo_array((np.ones(len(group), np.int8), (group, groups + cluster)), shape=(size, size))
     _, component = connected_components(edges.tocsr(), directed=False)
@@ -75,20 +73,20 @@ def _components(
 
 
 _SIDE, _POOL = "side", "pool"
-"""Places that a draw turns into subsets: labelled photographs of the training side; photographs of a data set
-that is only pre-trained on."""
+"""Places from which subsets are drawn: labelled photographs of the training side, and photographs of data
+sets for pre-training only."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """A split, and what a run has to say about it.
+    """A split with remarks on it.
 
     Attributes:
-        table: As :func:`make_split` returns it.
-        remarks: What a reader of the results should know.
-        training_side: Whether a photograph is on the training side, so that pre-training may see it: the
-            same whoever validates, and at every fraction.
-        foreign: Whether it is of an external data set, or in a group with one that is.
+        table: Result of :func:`make_split`.
+        remarks: Remarks for readers of the results.
+        training_side: Whether a photograph is on the training side and may be used for pre-training. It
+            depends on neither the validation set nor the label fraction.
+        foreign: Whether it belongs to an external data set, or to a group with a photograph that does.
     """
 
     table: pd.DataFrame
@@ -98,7 +96,7 @@ class Split:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Number of each remark, by its name; remarks that there was no need for are left out."""
+        """Count of each remark by name."""
         return {remark.name: remark.count for remark in self.remarks}
 
 
@@ -106,70 +104,61 @@ def make_split(manifest: pd.DataFrame, spec: SplitSpec) -> pd.DataFrame:
     """Assign every photograph to one subset.
 
     Args:
-        manifest: Columns image_id, grade (missing for ungraded), patient_id, split; one row a photograph.
-            Optional: ``duplicate``, the cluster of copies that a photograph belongs to (missing: none);
-            ``dataset``; ``role``, one of :data:`ROLES` (missing: labelled).
-        spec: How to split.
+        manifest: One row per photograph with columns image_id, grade (missing: ungraded), patient_id, split.
+            Optional: ``duplicate`` (cluster of copies, missing: none), ``dataset``, ``role`` (one of
+            :data:`ROLES`, missing: labelled).
+        spec: Specification of the split.
 
     Returns:
-        Columns image_id, group, grade, subset (one of :data:`SUBSETS`), in the order of the manifest. A grade
-        is missing where it must not be used. No group is in two of train/unlabelled, val and test or external
-        (a split file may put it there); nor, as fractions are of groups, in both train and unlabelled, unless
-        a photograph of it has no grade or is of another role.
+        Columns image_id, group, grade (missing if it must not be used), subset (one of :data:`SUBSETS`), in
+        the order of the manifest. Unless a split file requires it, no group is in two of train/unlabelled,
+        val and test/external. No group is in both train and unlabelled, except for ungraded photographs and
+        those of another role.
 
     Raises:
-        DataError: If a subset that is needed would be empty, the data have no published split, or the split
-            file cannot be used.
-        ConfigError: If the split file and ``val_within_fraction`` exclude each other.
+        DataError: If a required subset would be empty, the data have no published split, or the split file
+            cannot be used.
+        ConfigError: If the split file conflicts with ``val_within_fraction``.
     """
     return split_with_remarks(manifest, spec).table
 
 
 def ungraded_split(manifest: pd.DataFrame, spec: SplitSpec) -> pd.DataFrame:
-    """Sides of photographs of which none has a grade: they can be pre-trained on.
+    """Split ungraded photographs into those that pre-training may use and the others.
 
     Args:
         manifest: As for :func:`make_split`; grades are not used.
-        spec: Of which only ``fold`` and ``file`` matter.
+        spec: Specification, of which only ``fold`` and ``file`` are used.
 
     Returns:
-        As :func:`make_split`: unlabelled, or excluded where a photograph or one of its group is in the
-        published test set, or is external.
+        As :func:`make_split`, with the subset "unlabelled", or "excluded" for groups with a photograph that
+        is external or in the published test set.
 
     Raises:
-        DataError: If the data have no published split and ``fold`` asks for it, or the split file cannot be
-            used.
+        DataError: If ``fold`` is "published" and the data have no published split, or the split file cannot
+            be used.
     """
     return split_or_sides(_without_grades(manifest), spec).table
 
 
 def split_or_sides(manifest: pd.DataFrame, spec: SplitSpec) -> Split:
-    """The split of :func:`make_split`, or of :func:`ungraded_split` where no photograph has a grade.
-
-    Args:
-        manifest: As for :func:`make_split`.
-        spec: How to split.
-
-    Raises:
-        DataError: As those.
-        ConfigError: As :func:`make_split`.
-    """
+    """Return the split of :func:`make_split`, or of :func:`ungraded_split` if no photograph has a grade."""
     graded = has_grades(manifest)
     return split_with_remarks(manifest if graded else _without_grades(manifest), spec, need_grades=graded)
 
 
 def has_grades(manifest: pd.DataFrame) -> bool:
-    """Whether :func:`make_split` has anything to split: a graded photograph that is ``labelled``."""
+    """Return whether a labelled photograph has a grade, as :func:`make_split` requires."""
     return bool(_graded_and_labelled(_photographs(manifest)).any())
 
 
 def split_with_remarks(manifest: pd.DataFrame, spec: SplitSpec, *, need_grades: bool = True) -> Split:
-    """Split, and say what is noteworthy about it.
+    """Split photographs and collect remarks on the split.
 
     Args:
         manifest: As for :func:`make_split`.
-        spec: How to split.
-        need_grades: Refuse photographs of which none has a grade. If not, they are split as by
+        spec: Specification of the split.
+        need_grades: Raise an error if no photograph has a grade, instead of splitting as
             :func:`ungraded_split`.
 
     Raises:
@@ -179,14 +168,14 @@ def split_with_remarks(manifest: pd.DataFrame, spec: SplitSpec, *, need_grades: 
     table = _photographs(manifest)
     listed = read_split_file(table, spec) if spec.file is not None else None
     table["place"] = _places(table, spec, listed)
-    # Published test sets, of which a file's is one, and external data sets keep their grades.
+    # Published test sets (also those of a file) and external data sets keep their grades.
     table["untouched"] = (table["role"] == "external") | (table["place"] == "test")
     table["raw"], table["grade"] = table["grade"], _grades(table, spec, listed)
     graded = _graded_and_labelled(table)
     if need_grades and not graded.any():
         raise DataError(
             "no photograph has a grade: nothing to train or test on; "
-            "pre-training alone works: +experiment=rotation_pretrain"
+            "pre-training works without grades: +experiment=rotation_pretrain"
         )
     if listed is None and spec.fold != PUBLISHED:
         _place_test_fold(table, graded, spec)
@@ -202,10 +191,10 @@ def split_with_remarks(manifest: pd.DataFrame, spec: SplitSpec, *, need_grades: 
 
 
 def split_hash(split: pd.DataFrame) -> str:
-    """SHA-256 of a split, independent of the order of its rows.
+    """Return the SHA-256 of a split, independent of the order of rows.
 
     Args:
-        split: What :func:`make_split` returned, or a ``split.csv`` read back.
+        split: Result of :func:`make_split`, or a ``split.csv``.
 
     Returns:
         64 hexadecimal digits.
@@ -217,13 +206,13 @@ def split_hash(split: pd.DataFrame) -> str:
 
 
 def _without_grades(manifest: pd.DataFrame) -> pd.DataFrame:
-    """Those of pools stay: they are not used, but say which published test set is one."""
+    # Grades of pools are kept: they are not used, but show which published test sets are graded.
     role = manifest.get("role", pd.Series("labelled", index=manifest.index))
     return manifest.assign(grade=manifest["grade"].astype("Int64").where(role == "unlabelled"))
 
 
 def _photographs(manifest: pd.DataFrame) -> pd.DataFrame:
-    """Working table: all that is known of each photograph, indexed from 0."""
+    """Return the working table, indexed from 0."""
     missing = pd.Series(pd.NA, index=manifest.index, dtype="string")
     role = manifest.get("role", missing).astype("string").fillna("labelled")
     unknown = sorted(set(role) - set(ROLES))
@@ -258,7 +247,7 @@ def _graded_and_labelled(table: pd.DataFrame) -> pd.Series:
 
 
 def _places(table: pd.DataFrame, spec: SplitSpec, listed: SplitFile | None) -> pd.Series:
-    """What each photograph is for, as far as its role, the published test set or the file says."""
+    """Return the place of each photograph from its role, the published test set or the file."""
     place = table["role"].map({"labelled": _SIDE, "unlabelled": _POOL, "external": "external"})
     labelled = table["role"] == "labelled"
     if listed is not None:
@@ -274,14 +263,14 @@ def _places(table: pd.DataFrame, spec: SplitSpec, listed: SplitFile | None) -> p
 
 
 def _listed_places(table: pd.DataFrame, place: pd.Series, listed: SplitFile) -> pd.Series:
-    """As the file says; what it does not name is excluded, unless its role says what it is for."""
+    """Return places from the file; photographs missing from it are excluded unless their role decides."""
     named = table["image_id"].map(listed.subsets)
     external = table["role"] == "external"
     wrong = table["image_id"][external & named.notna() & ~named.isin(["external", "excluded"])]
     if len(wrong):
         raise DataError(
-            f"{listed.path} uses photographs of an external data set {examples(wrong)}: those are tested on "
-            "apart, and nothing else; delete their rows, or do not name the data set as external"
+            f"{listed.path} uses photographs of an external data set {examples(wrong)}: those are only "
+            "tested on; delete their rows, or remove the data set from data.external"
         )
     place = place.mask(named.notna() & ~external & (named != "train"), named)
     place = place.mask(external & (named == "excluded"), "excluded")
@@ -289,11 +278,11 @@ def _listed_places(table: pd.DataFrame, place: pd.Series, listed: SplitFile) -> 
 
 
 def _grades(table: pd.DataFrame, spec: SplitSpec, listed: SplitFile | None) -> pd.Series:
-    """Grades to be used."""
-    copies = table["duplicate"].mask(table["role"] == "external")  # they have no say about the others
+    """Return the grades to use."""
+    copies = table["duplicate"].mask(table["role"] == "external")  # they do not vote on other copies
     grades = settle_grades(table.assign(duplicate=copies), spec.disagreeing)
     if listed is not None and listed.grades is not None:
-        # Of a run's own file: settled by that run.
+        # The file of a run contains grades as settled by that run.
         given = table["image_id"].map(listed.grades).astype("Int64")
         grades = grades.mask((table["place"] == "test") & grades.notna() & given.notna(), given)
     return grades
@@ -305,11 +294,11 @@ def _place_test_fold(table: pd.DataFrame, graded: pd.Series, spec: SplitSpec) ->
 
 
 def _exclude_relatives(table: pd.DataFrame, obeyed: bool) -> None:
-    """Take photographs off the training side whose group is tested on; ``why`` says what for.
+    """Remove photographs from the training side whose group is tested on; column ``why`` has the reason.
 
     Args:
-        table: Changed: place; why is added.
-        obeyed: A file made the split: what it names stays where it says, unless the group is external.
+        table: Working table, changed in place.
+        obeyed: A file made the split: its photographs keep their place unless the group is external.
     """
     place = table["place"]
     on_side = place.isin([_SIDE, "val", "unlabelled"])
@@ -324,7 +313,7 @@ def _exclude_relatives(table: pd.DataFrame, obeyed: bool) -> None:
 
 
 def _related(table: pd.DataFrame, to: pd.Series) -> pd.Series:
-    """Whether a photograph is in the group of one of those."""
+    """Return which photographs are in a group with one of the given photographs."""
     return table["whole"].isin(table["whole"][to])
 
 
@@ -334,7 +323,7 @@ def _exclude(table: pd.DataFrame, which: pd.Series, why: str) -> None:
 
 
 def _drawn(table: pd.DataFrame, spec: SplitSpec, listed: SplitFile | None) -> pd.Series:
-    """Subset of each photograph."""
+    """Return the subset of each photograph."""
     place, graded = table["place"], table["grade"].notna()
     on_side = place == _SIDE
     drawn = spec if listed is None or not listed.validates else _without_validation(spec, listed)
@@ -348,11 +337,11 @@ def _drawn(table: pd.DataFrame, spec: SplitSpec, listed: SplitFile | None) -> pd
 
 
 def _without_validation(spec: SplitSpec, listed: SplitFile) -> SplitSpec:
-    """The file names the validation photographs: none are drawn."""
+    """Return the specification without a validation draw, as the file names the validation photographs."""
     if spec.val_within_fraction:
         raise ConfigError(
-            f"{listed.path} names validation photographs, so that protocol.val_within_fraction=true cannot "
-            "hold: set it to false, or call them train in the file"
+            f"{listed.path} names validation photographs, which conflicts with "
+            "protocol.val_within_fraction=true: set it to false, or call them train in the file"
         )
     return replace(spec, val_fraction=0.0)
 
@@ -363,18 +352,18 @@ def _check_usable(split: pd.DataFrame, spec: SplitSpec, listed: SplitFile | None
     for name, subsets in of_external.groupby("dataset")["subset"]:
         if "external" not in set(subsets):
             raise DataError(
-                f"data.external: {name} has no photograph with a grade, so that nothing can be tested on it; "
-                "ungraded photographs can be pre-trained on: data.unlabelled"
+                f"data.external: {name} has no photograph with a grade and cannot be tested on; use "
+                "data.unlabelled to pre-train on ungraded photographs"
             )
     if not counts.get("test", 0):
         raise DataError(_no_test(spec))
     if not counts.get("train", 0):
         raise DataError(
-            f"{_asked(spec)} leaves no photograph with a grade to train on: all are tested or validated on, "
-            "or belong to the group of one that is; test and validate on fewer"
+            f"{_setting(spec)} leaves no photograph with a grade to train on: all are in test or validation "
+            "groups; test and validate on fewer"
         )
     if listed is not None and listed.validates and not counts.get("val", 0):
-        raise DataError(f"no validation photograph that {_asked(spec)} names has a grade that can be used")
+        raise DataError(f"no validation photograph named by {_setting(spec)} has a usable grade")
     if spec.val_fraction and not counts.get("val", 0):
         raise DataError(
             f"protocol.val_fraction={spec.val_fraction} leaves no validation photograph; "
@@ -384,11 +373,11 @@ def _check_usable(split: pd.DataFrame, spec: SplitSpec, listed: SplitFile | None
 
 def _no_test(spec: SplitSpec) -> str:
     if spec.file is not None:
-        return f"{_asked(spec)} names no test photograph that has a grade; name some"
+        return f"{_setting(spec)} names no test photograph with a grade; add some"
     if spec.fold == PUBLISHED:
         return "fold=published: no photograph of the published test set has a grade; use fold=0"
-    return f"{_asked(spec)} of folds={spec.folds} has no test photograph; use fewer folds"
+    return f"{_setting(spec)} of folds={spec.folds} has no test photograph; use fewer folds"
 
 
-def _asked(spec: SplitSpec) -> str:
+def _setting(spec: SplitSpec) -> str:
     return f"split.file={spec.file}" if spec.file is not None else f"fold={spec.fold}"

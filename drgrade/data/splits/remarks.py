@@ -1,4 +1,4 @@
-"""Finds what a run has to say about its split."""
+"""Remarks on a split for readers of the results."""
 
 from collections.abc import Iterator
 
@@ -17,13 +17,12 @@ _SETTLED = {
 
 
 def remarks_on(table: pd.DataFrame, spec: SplitSpec, listed: SplitFile | None) -> tuple[Remark, ...]:
-    """All that is noteworthy about a split.
+    """Collect all remarks on a split.
 
     Args:
         table: Working table of :mod:`drgrade.data.splits.split`: image_id, group, grade (used), raw (grade
-            before disagreement was settled), untouched (keeps its grade then), role, patient, duplicate,
-            place, why, subset.
-        spec: How it was split.
+            before disagreement was settled), untouched, role, patient, duplicate, place, why, subset.
+        spec: Specification of the split.
         listed: The split file, if one was given.
     """
     found = [
@@ -46,26 +45,28 @@ def _on_file(table: pd.DataFrame, spec: SplitSpec, listed: SplitFile) -> Iterato
     count = int(named.sum())
     yield Remark("file_named", count, f"{path} splits {number(count)}{without}")
     left = table["image_id"][~named & (table["role"] == "labelled")]
-    text = f"excluded: {number(len(left))} that {path} does not name {examples(left)}"
+    text = f"excluded: {number(len(left))} not named by {path} {examples(left)}"
     yield Remark("file_unnamed", len(left), text)
     unknown = listed.unknown
-    text = f"{path} names {number(len(unknown))} that the data do not have {examples(unknown)}"
+    text = f"{path} names {number(len(unknown))} missing from the data {examples(unknown)}"
     yield Remark("file_unknown", len(unknown), text)
     sought = table["image_id"].map(listed.subsets).isin(["train", "val", "test", "external"])
     idle = table["image_id"][sought & table["grade"].isna() & (table["role"] != "unlabelled")]
-    text = f"without a grade to use: {number(len(idle))} that {path} trains or tests on {examples(idle)}"
+    text = f"without a usable grade: {number(len(idle))} that {path} assigns to a subset {examples(idle)}"
     yield Remark("file_ungraded", len(idle), text)
     said = table["image_id"].map(listed.subsets)
     idle = table["image_id"][(table["role"] == "labelled") & (said == "external")]
     text = (
-        f"neither trained nor tested on: {number(len(idle))} that {path} calls external, of a data set that "
-        f"is not named in data.external {examples(idle)}"
+        f"not used: {number(len(idle))} that {path} calls external, of a data set that is not in "
+        "data.external "
+        f"{examples(idle)}"
     )
     yield Remark("file_external", len(idle), text, serious=True)
     pool = table["image_id"][(table["role"] == "unlabelled") & said.isin(["train", "val", "test"])]
     text = (
-        f"{number(len(pool))} that {path} trains or tests on are of data.unlabelled, whose grades are not "
-        f"used {examples(pool)}"
+        f"{number(len(pool))} that {path} trains or tests on are in data.unlabelled, whose grades are not "
+        "used "
+        f"{examples(pool)}"
     )
     yield Remark("file_of_pool", len(pool), text, serious=True)
     yield _on_leaks(table, listed)
@@ -79,27 +80,27 @@ def _on_leaks(table: pd.DataFrame, listed: SplitFile) -> Remark:
     of_test = sum(group in tested for group in leaking)
     text = (
         f"{listed.path} puts {number(len(leaking), 'group')} (same patient, or copies) on two sides "
-        f"{examples(leaking)}, {of_test} of them on the test side; it is obeyed: results may be too good"
+        f"{examples(leaking)}, {of_test} of them on the test side; results may be too optimistic"
     )
     return Remark("file_leaking_groups", len(leaking), text, serious=True)
 
 
 def _on_exclusions(table: pd.DataFrame) -> Iterator[Remark]:
-    """Labelled photographs that leave the training side, and those of pools."""
+    """Remark on labelled photographs and pools that were removed from the training side."""
     for why, (key, whose) in _TESTED.items():
         left = table[(table["why"] == why) & (table["role"] == "labelled")]
         tested = table["place"] == "test" if why == "tested" else table["role"] == "external"
         copied = left["duplicate"].isin(table["duplicate"][tested].dropna())
         copies, relatives = left["image_id"][copied], left["image_id"][~copied]
-        off = "off the training side:"
-        text = f"{off} {number(len(copies))}, of which {whose} has copies {examples(copies)}"
+        off = "removed from the training side:"
+        text = f"{off} {number(len(copies))} with copies in {whose} {examples(copies)}"
         yield Remark(f"copies_of_{key}", len(copies), text)
-        text = f"{off} {number(len(relatives))} in groups with patients of {whose} {examples(relatives)}"
+        text = f"{off} {number(len(relatives))} of patients in {whose} {examples(relatives)}"
         yield Remark(f"patients_of_{key}", len(relatives), text)
     pool = table["image_id"][(table["role"] == "unlabelled") & (table["subset"] == "excluded")]
     text = (
-        f"excluded: {number(len(pool))} of unlabelled data sets, in their published test set or in groups "
-        f"with what is tested or validated on {examples(pool)}"
+        f"excluded: {number(len(pool))} of unlabelled data sets, in their published test set or in test or "
+        f"validation groups {examples(pool)}"
     )
     yield Remark("pool_excluded", len(pool), text)
 
@@ -130,7 +131,7 @@ def _on_joined_groups(table: pd.DataFrame) -> Remark:
 
 
 def _on_missing_grades(table: pd.DataFrame) -> Iterator[Remark]:
-    """Grades that a subset lacks."""
+    """Remark on grades missing from a subset."""
     graded = table[table["grade"].notna() & (table["role"] == "labelled")]
     grades = sorted(graded["grade"].unique())
     for subset in ("train", "val", "test"):
@@ -142,17 +143,18 @@ def _on_missing_grades(table: pd.DataFrame) -> Iterator[Remark]:
 
 
 def _on_shots(table: pd.DataFrame, shots: int) -> Iterator[Remark]:
-    """Grades that lack some of their shots, and what groups bring beyond them."""
+    """Remark on grades with fewer or more photographs than shots."""
     found = table[table["subset"].isin(["train", "unlabelled"]) & (table["role"] == "labelled")]
     graded = sorted(found["grade"].dropna().unique())
     counts = found["grade"][found["subset"] == "train"].value_counts().reindex(graded, fill_value=0)
     few = counts[counts < shots]
     listed = ", ".join(f"grade {grade}: {count}" for grade, count in few.items())
-    text = f"fewer than protocol.shots={shots} photographs to train on, so that all of them do: {listed}"
+    text = f"fewer than protocol.shots={shots} training photographs, so all are used: {listed}"
     yield Remark("shots_lacking", len(few), text)
     beyond = int((counts - shots).clip(lower=0).sum())
     text = (
-        f"{number(beyond)} more to train on than protocol.shots={shots} of each grade, because patients and "
-        "copies stay together"
+        f"{number(beyond)} more than protocol.shots={shots} per grade to train on, because patients and "
+        "copies "
+        "stay together"
     )
     yield Remark("shots_beyond", beyond, text)

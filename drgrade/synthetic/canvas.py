@@ -1,37 +1,81 @@
-"""From anatomy to pixels.
+"""Random streams, smooth noise, projection from anatomy to pixels, and a canvas for hard-edged shapes.
 
-Anatomical coordinates have their origin at the centre of the optic disc and the disc's radius as their unit;
-x points to the temple (towards the macula), y points down. They are the same for both eyes; the view mirrors.
+Anatomical coordinates have their origin at the centre of the optic disc and the radius of the disc as unit; x
+points to the temple (towards the macula), y points down. They are equal for both eyes; the view mirrors them.
 """
 
 from dataclasses import dataclass, field, replace
+from enum import IntEnum
 from functools import cached_property
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from drgrade.synthetic.noise import FloatImage
+FloatImage = npt.NDArray[np.float32]
+"""Image (H, W) or (H, W, 3), values in [0, 1] unless stated otherwise."""
 
 Points = npt.NDArray[np.float64]
 """(N, 2) points, x before y."""
 
 FOVEA = (5.0, 0.45)
-"""Where the fovea lies: 2.5 disc diameters towards the temple, slightly below the disc."""
+"""Position of the fovea: 2.5 disc diameters towards the temple, slightly below the disc."""
+
+
+class Stream(IntEnum):
+    """Purpose of a random generator; separates streams with the same seed and indices."""
+
+    PLAN = 1
+    PATIENT = 2
+    EYE = 3
+
+
+def stream(purpose: Stream, seed: int, *indices: int) -> np.random.Generator:
+    """Return the random generator of a purpose.
+
+    Args:
+        purpose: Purpose of the generator.
+        seed: Seed of the data set, at least 0.
+        *indices: Patient and eye, if they matter; at least 0.
+    """
+    # SeedSequence pads with zeros, so [1, 2] and [1, 2, 0] would be equal: hence + 1.
+    return np.random.default_rng([int(purpose), seed, *(index + 1 for index in indices)])
+
+
+def cloud(rng: np.random.Generator, shape: tuple[int, int], cells: int) -> FloatImage:
+    """Draw smooth noise by enlarging a small image of white noise.
+
+    Args:
+        rng: Random generator.
+        shape: Height and width in pixels.
+        cells: Number of noise cells along the height.
+
+    Returns:
+        (H, W) float32 with mean about 0 and standard deviation about 1/2.
+    """
+    height, width = shape
+    across = max(2, round(cells * width / height))
+    small = rng.standard_normal((cells, across), dtype=np.float32)
+    return np.asarray(cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC), np.float32) * 0.7
+
+
+def soften(picture: FloatImage, sigma: float) -> FloatImage:
+    """Blur with a Gaussian of ``sigma`` pixels."""
+    return np.asarray(cv2.GaussianBlur(picture, (0, 0), sigma), np.float32) if sigma > 0.05 else picture
 
 
 @dataclass(frozen=True)
 class View:
-    """How one photograph shows an eye.
+    """Projection of an eye to one photograph.
 
     Attributes:
-        shape: Height and width of the photograph in px.
-        centre: Centre (x, y) of the camera's round field in px.
-        radius: Radius of the field in px; the field may be cut by the frame.
+        shape: Height and width of the photograph in pixels.
+        centre: Centre (x, y) of the round field of the camera in pixels.
+        radius: Radius of the field in pixels; the frame may cut the field.
         reach: Radius of the field in disc radii.
-        aim: What lies at the field's centre, in anatomical coordinates.
-        tilt: Angle by which the head was tilted, in radians.
-        mirrored: True where the temple is on the left of the photograph, that is for a right eye.
+        aim: Anatomical coordinates of the centre of the field.
+        tilt: Tilt of the head in radians.
+        mirrored: True for a right eye, whose temple is on the left of the photograph.
     """
 
     shape: tuple[int, int]
@@ -50,12 +94,12 @@ class View:
 
     @property
     def unit(self) -> float:
-        """One disc radius in px."""
+        """One disc radius in pixels."""
         return self.radius / self.reach
 
     @property
     def supersampling(self) -> int:
-        """How many times finer than the photograph hard-edged shapes are drawn."""
+        """Supersampling factor of hard-edged shapes."""
         return int(np.clip(round(1024 / self.shape[0]), 1, 4))
 
     def to_pixels(self, points: npt.ArrayLike) -> Points:
@@ -80,18 +124,18 @@ class View:
 
     @cached_property
     def eccentricity(self) -> FloatImage:
-        """Distance of every pixel from the field's centre, (H, W); 1 is the rim of the field."""
+        """Distance of every pixel from the centre of the field, (H, W); 1 at its rim."""
         height, width = self.shape
         x = np.arange(width, dtype=np.float32)[None, :] - np.float32(self.centre[0])
         y = np.arange(height, dtype=np.float32)[:, None] - np.float32(self.centre[1])
         return np.asarray(np.sqrt(x * x + y * y) / np.float32(self.radius), np.float32)
 
     def distance(self, point: tuple[float, float], stretch: float = 1.0) -> FloatImage:
-        """Distance of every pixel from an anatomical point, (H, W), in disc radii.
+        """Return the distance of every pixel from an anatomical point in disc radii, (H, W).
 
         Args:
             point: The anatomical point.
-            stretch: Points above and below count as this much nearer, for upright ellipses.
+            stretch: Vertical distances are divided by this factor, for upright ellipses.
         """
         x, y = self.anatomy
         return np.sqrt(
@@ -99,14 +143,14 @@ class View:
         )
 
     def window(self, point: tuple[float, float], reach: float) -> tuple[tuple[slice, slice], "View"]:
-        """Cut out the surroundings of an anatomical point, to work on few pixels.
+        """Return the window around an anatomical point.
 
         Args:
-            point: The anatomical point; it is in the frame.
-            reach: How far the surroundings reach, in disc radii.
+            point: The anatomical point, inside the frame.
+            reach: Half the side of the window in disc radii.
 
         Returns:
-            The rows and columns, and the view of that part alone.
+            Rows and columns of the window, and its view.
         """
         (x, y), half = self.to_pixels([point])[0], reach * self.unit
         rows = slice(max(0, int(y - half)), min(self.shape[0], int(y + half) + 2))
@@ -116,7 +160,7 @@ class View:
         return (rows, columns), replace(self, shape=shape, centre=centre)
 
     def shows(self, pixels: Points, margin: float) -> npt.NDArray[np.bool_]:
-        """Tell which (N, 2) pixels are visible, at least ``margin`` field radii from field edge and frame."""
+        """Return which (N, 2) pixels are at least ``margin`` field radii inside the field and the frame."""
         height, width = self.shape
         edge = margin * self.radius
         inside = np.hypot(*(pixels - self.centre).T) < self.radius - edge
@@ -125,7 +169,7 @@ class View:
 
 
 class Canvas:
-    """A layer of hard-edged shapes, drawn finer than the photograph and then averaged down to coverage."""
+    """Layer of hard-edged shapes, drawn with supersampling and averaged to coverage."""
 
     def __init__(self, view: View) -> None:
         self._view = view
@@ -134,33 +178,33 @@ class Canvas:
         self._pixels = np.zeros((height * self._scale, width * self._scale), np.uint8)
 
     def _fixed_point(self, points: Points) -> npt.NDArray[np.int32]:
-        """Turn pixels of the photograph into OpenCV's fixed-point numbers with 4 fractional bits."""
+        """Convert pixels of the photograph to fixed-point coordinates with 4 fractional bits."""
         fine = (points + 0.5) * self._scale - 0.5
         return np.round(fine * 16).astype(np.int32).reshape(-1, 1, 2)
 
     def polygon(self, points: Points, value: float = 1.0) -> None:
-        """Fill the polygon through (N, 2) pixels with a coverage of ``value`` (0..1)."""
+        """Fill the polygon through (N, 2) pixels with coverage ``value`` in [0, 1]."""
         cv2.fillPoly(self._pixels, [self._fixed_point(points)], round(255 * value), cv2.LINE_8, 4)
 
     def line(self, points: Points, widths: npt.NDArray[np.float64], value: float = 1.0) -> None:
-        """Draw a line of changing width through (N, 2) pixels; ``widths`` (N,) are diameters in px."""
+        """Draw a line through (N, 2) pixels with diameters ``widths`` (N,) in pixels."""
         fine = widths * self._scale
         thickness = np.maximum(1, np.round(fine)).astype(int)
         fixed = self._fixed_point(points)
         breaks = np.flatnonzero(np.diff(thickness[:-1])) + 1
         for start, end in zip([0, *breaks], [*breaks, len(points) - 1], strict=True):
-            # A line thinner than a fine pixel is drawn one wide, and paler for it.
+            # A line thinner than one supersampled pixel is drawn one pixel wide and paler.
             shade = round(255 * value * min(1.0, float(fine[start])))
             width = int(thickness[start])
             cv2.polylines(self._pixels, [fixed[start : end + 1]], False, shade, width, cv2.LINE_8, 4)
 
     def coverage(self) -> FloatImage:
-        """Return how much of every pixel of the photograph is covered, (H, W) 0..1."""
+        """Return the covered share of every pixel, (H, W) in [0, 1]."""
         height, width = self._view.shape
         if self._scale == 1:
             small = cv2.GaussianBlur(self._pixels, (3, 3), 0.6)
         elif self._scale == 4:
-            # Halving twice is the same average, but OpenCV is several times faster at it.
+            # Halving twice gives the same average several times faster in OpenCV.
             half = cv2.resize(self._pixels, (2 * width, 2 * height), interpolation=cv2.INTER_AREA)
             small = cv2.resize(half, (width, height), interpolation=cv2.INTER_AREA)
         else:
