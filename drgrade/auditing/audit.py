@@ -1,4 +1,4 @@
-"""The audit as a whole."""
+"""Audit of a collection: all checks, their summary and figures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,18 +32,18 @@ _PACKAGES = ("drgrade", "numpy", "opencv-python-headless", "pandas", "pillow", "
 
 @dataclass(frozen=True)
 class Audit:
-    """What an audit found.
+    """Result of an audit.
 
     Attributes:
-        name: Of the first data set.
+        name: Name of the first data set.
         stores: The prepared data sets.
-        roots: Folder of each data set's photographs, where it lies now.
-        manifest: Their photographs, counted through.
+        roots: Present folder of the photographs of each data set.
+        manifest: Manifest of the collection.
         findings: Columns of :func:`~drgrade.auditing.findings.finding_table`.
         pairs: Columns of :func:`~drgrade.auditing.checks.pair_table`.
         qualities: Columns of :class:`~drgrade.data.quality.Quality`; row i is photograph i.
         probes: The shortcut probe of each data set with grades.
-        settings: What was asked for.
+        settings: Settings of the audit.
         searched: Whether copies were searched for.
     """
 
@@ -60,13 +60,13 @@ class Audit:
 
     @cached_property
     def counts(self) -> dict[str, int]:
-        """How many there are of each kind of finding, zeros included."""
+        """Number of findings of each kind, including zeros."""
         counted = self.findings["finding"].value_counts()
         return {kind: int(counted.get(kind, 0)) for kind in FINDINGS}
 
     @property
     def failing(self) -> list[str]:
-        """Kinds that were found and that ``fail_on`` names."""
+        """Kinds in ``fail_on`` that were found."""
         return [kind for kind, count in self.counts.items() if count and kind in self.settings.fail_on]
 
     @property
@@ -75,7 +75,7 @@ class Audit:
         return patients_comparable(self.manifest)
 
     def pixels(self, row: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """The prepared photograph of a row of the manifest, uint8 (S, S, 3)."""
+        """Return the prepared photograph of a row of the manifest, uint8 (S, S, 3)."""
         for store in self.stores:
             if row < len(store):
                 return np.asarray(store.images[row])
@@ -83,7 +83,7 @@ class Audit:
         raise IndexError(f"row {row} of {len(self.manifest)}")
 
     def summary(self) -> str:
-        """A few lines for the terminal."""
+        """Return a summary for the terminal."""
         names = ", ".join(store.name for store in self.stores)
         lines = [f"{len(self.manifest)} photographs of {names}"]
         lines += [
@@ -98,7 +98,7 @@ class Audit:
         return "\n".join([*lines, *(f"  {found.sentence}" for found in self.probes)])
 
     def facts(self) -> dict[str, Any]:
-        """One flat object: counts, the probes' results, hashes, thresholds and versions."""
+        """Return one flat dictionary: counts, results of the probes, hashes, settings and versions."""
         facts: dict[str, Any] = {
             "status": "failed" if self.failing else "passed",
             "failing": " ".join(self.failing),
@@ -135,12 +135,12 @@ def _probe_facts(found: Probe) -> dict[str, Any]:
 
 
 def audit(collection: Collection, settings: AuditThresholds | None = None, *, searched: bool = True) -> Audit:
-    """Look for everything that is wrong.
+    """Run all checks on a collection.
 
     Args:
-        collection: The data sets, prepared without normalisation of their light.
-        settings: Thresholds; None for the defaults.
-        searched: Whether the collection searches for copies; only to say so.
+        collection: Data sets prepared without illumination normalisation.
+        settings: Settings; None for the defaults.
+        searched: Whether the collection searches for copies; only for the report.
 
     Raises:
         DataError: If a source cannot be used.
@@ -175,7 +175,7 @@ def audit(collection: Collection, settings: AuditThresholds | None = None, *, se
 
 
 def _probes(manifest: pd.DataFrame, settings: AuditThresholds) -> list[Probe]:
-    """Probe each data set whose grades are used."""
+    """Run the shortcut probe on each data set whose grades are used."""
     graded = manifest[(manifest["role"] != "unlabelled") & manifest["grade"].notna()]
     names = list(dict.fromkeys(graded["dataset"]))
     if names:

@@ -1,4 +1,4 @@
-"""Copies: which photographs they are of, and what follows from it."""
+"""Checks of files, labels, copies, patients and image quality."""
 
 import re
 from collections.abc import Iterator
@@ -26,13 +26,13 @@ _BY_REASON = {
     "all black": "blank",
     "blank": "blank",
 }
-"""What the reasons of sources and of the preparation begin with: the finding that they are."""
+"""Kind of finding by the beginning of the reason of a problem."""
 
 _LINE = re.compile(r":\d+$")
 
 
 def file_findings(collection: Collection) -> Iterator[Finding]:
-    """What the preparation left out or converted, and photographs without a label, of all data sets."""
+    """Report photographs that were left out, converted or have no label, in all data sets."""
     for number, (store, (source, role)) in enumerate(zip(collection.stores, collection.roles, strict=True)):
         prefix = f"{store.name}/" if number else ""
         yield from problem_findings(store, prefix)
@@ -40,11 +40,11 @@ def file_findings(collection: Collection) -> Iterator[Finding]:
 
 
 def problem_findings(store: Store, prefix: str = "") -> Iterator[Finding]:
-    """What was wrong when a data set was prepared.
+    """Report the problems of a store.
 
     Args:
-        store: The data set.
-        prefix: Stands before its image_ids.
+        store: The store.
+        prefix: Prefix of its image_ids.
     """
     for image_id, path, reason, action in store.problems[list(PROBLEM_COLUMNS)].to_numpy(dtype=str).tolist():
         kind = "converted" if action == "converted" else _finding_of(reason, path)
@@ -56,12 +56,12 @@ def _finding_of(reason: str, path: str) -> str:
     for beginning, kind in _BY_REASON.items():
         if reason.startswith(beginning):
             return kind
-    # A row of a label file has a line, a photograph has none.
+    # The path of a row of a label file ends in a line number.
     return "label_invalid" if _LINE.search(path) else "unreadable"
 
 
 def _unlabelled(store: Store, source: Source, role: Role, prefix: str) -> Iterator[Finding]:
-    """Photographs that no row names, or that have no grade where their neighbours have one."""
+    """Report photographs without a row, and ungraded ones in a set that has grades."""
     if role == "unlabelled":
         return
     for path in source.unlisted():
@@ -69,7 +69,7 @@ def _unlabelled(store: Store, source: Source, role: Role, prefix: str) -> Iterat
         yield Finding("label_missing", name, dataset=store.name, detail="no row names it", path=path)
     split = store.manifest["split"].fillna("")
     graded = store.manifest["grade"].notna()
-    # All of a set without grades are so on purpose: the test set of a competition.
+    # A set without any grades is ungraded on purpose, as the test set of a competition.
     expected = graded.groupby(split).transform("any")
     for _, row in store.manifest[~graded & expected].iterrows():
         yield Finding(
@@ -83,10 +83,10 @@ def _unlabelled(store: Store, source: Source, role: Role, prefix: str) -> Iterat
 
 
 def counts_by_reason(findings: pd.DataFrame) -> dict[str, int]:
-    """How many findings have which kind of reason, the most frequent first.
+    """Count findings by reason, the most frequent first.
 
     Args:
-        findings: Column ``detail``.
+        findings: Table with a column ``detail``.
     """
     kinds = findings["detail"].str.split(r"[:(]", n=1, regex=True).str[0].str.strip()
     return {str(kind): int(count) for kind, count in kinds.value_counts().items()}
@@ -102,18 +102,18 @@ PAIR_COLUMNS = (
     "findings",
     *(name for column in _DESCRIBED for name in (column, f"other_{column}")),
 )
-"""Columns of ``pairs.csv``, in order; ``findings`` are separated by blanks."""
+"""Columns of ``pairs.csv``; ``findings`` are separated by blanks."""
 
 
 def pair_table(manifest: pd.DataFrame, duplicates: pd.DataFrame) -> pd.DataFrame:
     """Describe pairs of copies.
 
     Args:
-        manifest: Of a :class:`~drgrade.data.photographs.Collection`.
+        manifest: Manifest of a :class:`~drgrade.data.photographs.Collection`.
         duplicates: Columns first, second (rows of the manifest), kind, similarity, mirrored, turned.
 
     Returns:
-        :data:`PAIR_COLUMNS`, first and second; pairs with errors first, then the most similar.
+        Columns :data:`PAIR_COLUMNS`, first and second; pairs with errors first, then the most similar.
     """
     pairs = duplicates[["first", "second", *PAIR_COLUMNS[:4]]].reset_index(drop=True)
     for column in _DESCRIBED:
@@ -132,10 +132,10 @@ def pair_table(manifest: pd.DataFrame, duplicates: pd.DataFrame) -> pd.DataFrame
 
 
 def pair_findings(pairs: pd.DataFrame) -> Iterator[Finding]:
-    """What is wrong with pairs; one pair may be several findings.
+    """Report pairs of copies; one pair may have several findings.
 
     Args:
-        pairs: As :func:`pair_table` gives them.
+        pairs: Result of :func:`pair_table`.
     """
     shared = [name for name in Finding._fields if name in pairs]
     for pair in rows(pairs):
@@ -145,20 +145,20 @@ def pair_findings(pairs: pd.DataFrame) -> Iterator[Finding]:
 
 
 def rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows of a table, with None for what is missing."""
+    """Return the rows of a table as dictionaries, with None for missing values."""
     return [{str(name): plain(value) for name, value in row.items()} for row in table.to_dict("records")]
 
 
 def _kinds(pair: dict[str, Any]) -> list[str]:
-    """The findings that a pair is."""
+    """Return the kinds of findings of a pair."""
     kinds = ["identical" if pair["kind"] == "identical" else "near_duplicate"]
     if _differ(pair, "grade"):
         kinds.append("conflicting_grades")
     if pair["dataset"] != pair["other_dataset"]:
-        # Splits and patients of different data sets have nothing to do with each other.
+        # Splits and patients of different data sets are unrelated.
         return [*kinds, "across_datasets"]
     if _differ(pair, "split"):
-        # A published val is training side: drgrade draws validation from it and train.
+        # A published val belongs to the training side: drgrade draws validation from it and train.
         tested = "test" in (pair["split"], pair["other_split"])
         kinds.append("across_splits" if tested else "train_val_copies")
     if _differ(pair, "patient_id"):
@@ -189,7 +189,7 @@ def _detail(kind: str, pair: dict[str, Any]) -> str:
 
 
 _PATIENT = ["dataset", "patient_id"]
-_patients_DESCRIBED = ("image_id", "grade", "split", "path")
+_PATIENT_FIELDS = ("image_id", "grade", "split", "path")
 
 
 def patient_findings(manifest: pd.DataFrame) -> Iterator[Finding]:
@@ -218,29 +218,25 @@ def patient_findings(manifest: pd.DataFrame) -> Iterator[Finding]:
             "patient_across_splits",
             dataset=dataset,
             other_dataset=dataset,
-            **{name: pair[name] for name in _patients_DESCRIBED},
-            **{f"other_{name}": pair[f"{name}_other"] for name in _patients_DESCRIBED},
+            **{name: pair[name] for name in _PATIENT_FIELDS},
+            **{f"other_{name}": pair[f"{name}_other"] for name in _PATIENT_FIELDS},
             detail=f"patient {patient}: {listed}",
         )
 
 
 def patients_comparable(manifest: pd.DataFrame) -> bool:
-    """Whether a data set has a published split with two sides, and patients known on both.
-
-    Args:
-        manifest: As for :func:`patient_findings`.
-    """
+    """Return whether a data set has a published split with known patients on both sides."""
     known = _sided(manifest)
     return bool(set(known["dataset"][known["tested"]]) & set(known["dataset"][~known["tested"]]))
 
 
 def _sided(manifest: pd.DataFrame) -> pd.DataFrame:
-    """Photographs whose patient and published split are known, with a column ``tested``."""
+    """Return photographs with known patient and published split, with a column ``tested``."""
     known = manifest[manifest["patient_id"].notna() & manifest["split"].notna()]
     return known.assign(tested=(known["split"] == "test").astype(bool))
 
 
-_LEAST_RANKED = 20  # photographs that an outlier can be told from
+_LEAST_RANKED = 20  # photographs needed to detect an outlier
 
 
 def measure_all(store: Store) -> pd.DataFrame:
@@ -258,13 +254,13 @@ def measure_all(store: Store) -> pd.DataFrame:
 def quality_findings(
     manifest: pd.DataFrame, qualities: pd.DataFrame, image_size: int, settings: AuditThresholds
 ) -> Iterator[Finding]:
-    """Judge what was measured; of each kind the worst come first.
+    """Report photographs of poor quality, the worst of each kind first.
 
     Args:
         manifest: Row i describes photograph i.
-        qualities: Columns of :class:`Quality`, row i of photograph i.
+        qualities: Result of :func:`measure_all`.
         image_size: Side of the prepared photographs in pixels.
-        settings: The thresholds.
+        settings: Thresholds.
     """
     least = max(settings.tiny_below, image_size)
     blank = qualities["contrast"] < settings.blank_below
@@ -293,7 +289,7 @@ def quality_findings(
 
 
 def _out_of_focus(datasets: pd.Series, focus: pd.Series, settings: AuditThresholds) -> pd.Series:
-    """Blurred outright, or an outlier among the photographs of its data set."""
+    """Return which photographs are blurred, or outliers of their data set."""
     found = focus < settings.blurred_below
     logarithm = np.log(focus.where(focus > 0))
     for _, values in logarithm.groupby(datasets):

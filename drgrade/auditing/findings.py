@@ -1,4 +1,4 @@
-"""The words for what an audit finds, and the table of it."""
+"""Settings of an audit, kinds of findings and the table of findings."""
 
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
@@ -12,9 +12,9 @@ class Kind(NamedTuple):
     """One kind of finding.
 
     Attributes:
-        severity: ``error``: numbers on these data are wrong; ``warning``: look at it; ``note``: good to know.
-        title: For people.
-        meaning: What it is, and why it matters, in a sentence.
+        severity: "error" (results on these data are wrong), "warning" (needs a look) or "note".
+        title: Heading on the page.
+        meaning: Explanation in one or two sentences.
     """
 
     severity: Severity
@@ -31,81 +31,78 @@ FINDINGS: dict[str, Kind] = {
     "across_splits": Kind(
         "error",
         "Copies across the published test set",
-        "What is tested on was trained on. A split that drgrade draws keeps copies together.",
+        "Test photographs are also training photographs. A split drawn by drgrade keeps copies together.",
     ),
     "patient_across_splits": Kind(
         "error",
         "Patients across the published split",
-        "The test is on patients who were trained on. A split that drgrade draws keeps patients together.",
+        "Patients of the test set are also in training. A split drawn by drgrade keeps patients together.",
     ),
     "across_datasets": Kind(
         "error",
         "Copies across data sets",
-        "An external test on a photograph that was trained on is none.",
+        "A photograph of an external test set is also in training.",
     ),
     "unreadable": Kind(
         "error",
         "Unreadable files",
-        "The file is damaged, truncated or no photograph; it was left out.",
+        "The file is damaged, truncated or not a photograph; it was left out.",
     ),
     "image_missing": Kind(
         "error",
         "Labels without a photograph",
-        "A row of the label file names a file that is not there.",
+        "A row of the label file names a file that does not exist.",
     ),
     "label_invalid": Kind(
         "error",
         "Rows that cannot be used",
-        "The grade is none of 0-4, rows contradict each other, or a cell makes no sense.",
+        "The grade is not 0-4, rows contradict each other, or a cell is invalid.",
     ),
     "identical": Kind(
         "warning",
         "Identical files",
-        "Two files are the same byte for byte: the photograph counts twice.",
+        "Two files are equal byte for byte: the photograph counts twice.",
     ),
     "near_duplicate": Kind(
         "warning",
         "Near-duplicates",
-        "Two files show one exposure: encoded anew, resized, mirrored or slightly cropped.",
+        "Two files show one exposure, re-encoded, resized, mirrored or slightly cropped.",
     ),
     "across_patients": Kind(
         "warning",
         "Copies filed under two patients",
-        "One of the two patients is wrong, and so perhaps is the grouping of other photographs.",
+        "One of the two patients is wrong, and possibly the grouping of other photographs.",
     ),
     "train_val_copies": Kind(
         "warning",
         "Copies across published train and val",
-        "A checkpoint would be chosen on what was trained on, if the published val were used. drgrade draws "
-        "validation from both, and keeps copies together.",
+        "With the published val, a checkpoint would be chosen on training photographs. drgrade draws "
+        "validation "
+        "from both sets and keeps copies together.",
     ),
     "shortcut": Kind(
         "warning",
-        "Grade can be told without the retina",
-        "Size, file size, border and brightness alone predict the grade: a model may use them, too.",
+        "Grade can be predicted without the retina",
+        "Size, file size, border and brightness alone predict the grade, and a model may use them too.",
     ),
     "blank": Kind(
         "warning",
         "Blank photographs",
-        "There is no structure to be seen: black, of one colour, or fogged all over.",
+        "The photograph shows no structure: it is black, has one colour, or is fogged.",
     ),
     "dark": Kind("warning", "Dark photographs", "Even the bright parts of the retina are nearly black."),
-    "over_exposed": Kind(
-        "warning", "Over-exposed photographs", "A large part of the retina is so bright that nothing shows."
-    ),
+    "over_exposed": Kind("warning", "Over-exposed photographs", "A large part of the retina is saturated."),
     "out_of_focus": Kind(
         "warning",
         "Out-of-focus photographs",
-        "Fine detail is missing in comparison with coarse detail, at the size that is trained at.",
+        "Fine detail is missing relative to coarse detail at the size used for training.",
     ),
     "tiny": Kind(
         "warning",
         "Tiny photographs",
-        "The disc has fewer pixels than lesions need, or than the size that is trained at.",
+        "The disc has fewer pixels than lesions need, or than the size used for training.",
     ),
-    "label_repeated": Kind(
-        "note", "Repeated rows", "A row says again what another one says; it was left out."
-    ),
+    "label_repeated": Kind("note", "Repeated rows", "A row repeats another one; it was left out."),
     "label_missing": Kind(
         "note",
         "Photographs without a label",
@@ -114,30 +111,27 @@ FINDINGS: dict[str, Kind] = {
     "converted": Kind(
         "note",
         "Converted photographs",
-        "The photograph could be used after a conversion, such as from 16 bits.",
+        "The photograph was used after a conversion, for example from 16 bits.",
     ),
 }
-"""Every kind of finding, those that matter most first."""
+"""All kinds of findings, the most important first."""
 
 
 class Finding(NamedTuple):
-    """One row of ``findings.csv``; what does not apply is None.
+    """One row of ``findings.csv``; None for values that do not apply.
+
+    Fields that start with ``other_`` describe the second photograph of a pair or of a patient.
 
     Attributes:
         finding: One of :data:`FINDINGS`.
-        image_id: The photograph, as far as it is known.
-        other_image_id: The other one of a pair, or of a patient.
-        dataset: Data set of the photograph.
-        other_dataset: Data set of the other one.
+        image_id: Id of the photograph, if known.
+        dataset: Its data set.
         grade: Its grade.
-        other_grade: Grade of the other one.
-        split: Its split, as published.
-        other_split: Split of the other one.
-        similarity: Of a pair, 0-1.
-        detail: In words.
-        path: Its file, or the row of the label file, relative to the data set's folder.
-        other_path: File of the other one.
-        row: Row of the manifest; not written.
+        split: Its published split.
+        similarity: Similarity of a pair in [0, 1].
+        detail: Further details as text.
+        path: Its file, or the row of the label file, relative to the folder of the data set.
+        row: Row in the manifest; not written.
     """
 
     finding: str
@@ -163,11 +157,7 @@ _INTEGERS = ("grade", "other_grade", "row")
 
 
 def finding_table(findings: Iterable[Finding]) -> pd.DataFrame:
-    """Make a table with :data:`COLUMNS` and ``row``, in the order of :data:`FINDINGS`.
-
-    Args:
-        findings: Those of one kind stay in their order.
-    """
+    """Return a table with :data:`COLUMNS` and ``row``, sorted stably in the order of :data:`FINDINGS`."""
     order = list(FINDINGS)
     ordered = sorted(findings, key=lambda found: order.index(found.finding))
     table = pd.DataFrame(ordered, columns=list(Finding._fields), dtype=object)
@@ -177,7 +167,7 @@ def finding_table(findings: Iterable[Finding]) -> pd.DataFrame:
 
 
 def plain(value: Any) -> Any:
-    """A cell of a table as an ordinary Python value, None if it is missing."""
+    """Convert a cell of a table to a plain Python value, None if it is missing."""
     if value is None or pd.isna(value):
         return None
     return value.item() if hasattr(value, "item") else value

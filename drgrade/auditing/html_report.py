@@ -1,4 +1,4 @@
-"""The page: what was found, for those who would rather look than read. One file, and no script in it."""
+"""HTML page of an audit: one file without scripts."""
 
 import base64
 import json
@@ -54,7 +54,7 @@ _CHECKS: dict[str, tuple[str, ...]] = {
     "Labels": ("image_missing", "label_invalid", "label_missing", "label_repeated"),
     "Photographs": _GALLERIES,
 }
-"""The tiles, and the findings that each counts."""
+"""Findings counted by each tile."""
 
 _ANCHORS = {
     "Copies": "pairs",
@@ -69,7 +69,7 @@ _ANCHORS = {
 
 
 class Tile(NamedTuple):
-    """A check at a glance: ``state`` is good, note, warning, error or off."""
+    """Summary of a check; ``state`` is good, note, warning, error or off."""
 
     title: str
     figure: str
@@ -79,7 +79,7 @@ class Tile(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """A bar of the probe's chart; lengths are in units of the picture."""
+    """Bar of the chart of a probe; lengths are in units of the chart."""
 
     label: str
     value: str
@@ -92,13 +92,13 @@ class Bar(NamedTuple):
 
 
 def render(audit: Audit) -> str:
-    """Make the page.
+    """Render the page of an audit.
 
     Args:
-        audit: What was found.
+        audit: Result of the audit.
 
     Returns:
-        HTML. Its size is bounded: pairs, galleries and lists are capped, and say so.
+        HTML of bounded size: pairs, galleries and lists are truncated with a note.
     """
     picture = _pictures(audit)
     return fill_page(
@@ -171,7 +171,7 @@ def _probe_tile(audit: Audit) -> Tile:
     elif worst.p_value <= SIGNIFICANT:
         state, verdict = "note", "QWK without the retina: small, but no chance"
     else:
-        state, verdict = "good", "QWK without the retina: no more than chance"
+        state, verdict = "good", "QWK without the retina: not more than chance"
     return Tile("Shortcuts", f"{round(worst.qwk, 2) + 0.0:.2f}", verdict, state, "shortcuts")
 
 

@@ -1,8 +1,8 @@
-"""The shortcut probe: how well the grade can be told without looking at the retina.
+"""Shortcut probe: prediction of the grade without the retina.
 
-A small model sees six numbers of a photograph (:data:`FEATURES`), none of them from the structure of the
-retina, and predicts the grade in cross validation. Whatever quadratic weighted kappa (QWK) it reaches, a
-network may reach the same way: cameras and clinics differ both in their photographs and in their patients.
+A small model predicts the grade in cross-validation from six numbers of a photograph (:data:`FEATURES`) that
+do not depend on the structure of the retina. A network may reach the same quadratic weighted kappa (QWK) in
+the same way, because cameras and clinics differ in their photographs and in their patients.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ Folds = Sequence[tuple[Ints, Ints]]
 """(training rows, test rows) of each fold."""
 
 FEATURES = ("width", "height", "aspect", "file_size", "border", "brightness")
-"""What the probe sees. Border: share outside the disc. Brightness: mean over the whole photograph."""
+"""Inputs of the probe. Border: share outside the disc. Brightness: mean over the whole photograph."""
 
 SIGNIFICANT = 0.05
 
@@ -38,21 +38,21 @@ _SHUFFLES = 5  # of each feature, for its importance
 
 @dataclass(frozen=True)
 class Probe:
-    """What the probe found in one data set.
+    """Result of the shortcut probe on one data set.
 
     Attributes:
-        dataset: Its name.
-        photographs: How many graded photographs it took.
-        skipped: Why there is no result; "" if there is one. The rest is then NaN or empty.
-        qwk: Reached with all features, over the test folds together.
-        low: Lower end of the 95 % interval (bootstrap over groups, percentiles).
-        high: Upper end.
+        dataset: Name of the data set.
+        photographs: Number of graded photographs used.
+        skipped: Why there is no result; "" if there is one. Other values are then NaN or empty.
+        qwk: QWK with all features over all test folds.
+        low: Lower end of the 95 % interval (percentile bootstrap over groups).
+        high: Upper end of the interval.
         chance: Mean QWK with shuffled grades.
-        chance_high: Their 95th percentile.
-        p_value: Share of shuffled repeats, this one counted, that reach the QWK.
-        single: QWK by each feature alone; 0 for one that does not vary.
-        importance: By how much QWK falls if a feature is shuffled among the photographs of a test fold.
-        constant: Features that do not vary.
+        chance_high: 95th percentile of QWK with shuffled grades.
+        p_value: Permutation p-value.
+        single: QWK with each feature alone; 0 for constant features.
+        importance: Decrease of QWK when a feature is shuffled within the test folds.
+        constant: Constant features.
         left_out: Grades with too few photographs.
     """
 
@@ -72,34 +72,35 @@ class Probe:
 
     @property
     def sentence(self) -> str:
-        """What came out, in words."""
+        """Result as a sentence."""
         if self.skipped:
             return f"{self.dataset}: no shortcut probe, {self.skipped}"
         qwk, low, high = (
             f"{round(value, 2) + 0.0:.2f}" for value in (self.qwk, self.low, self.high)
         )  # no -0.00
         figures = f"{qwk} (95 % interval {low} to {high})"
-        found = f"{self.dataset}: a QWK of {figures} is reached without looking at the retina"
+        found = f"{self.dataset}: a QWK of {figures} is reached without the retina"
         if self.p_value > SIGNIFICANT:
-            return f"{found}, no more than chance (p = {self.p_value:.2f})"
+            return f"{found}, which is not more than chance (p = {self.p_value:.2f})"
         most = max(self.importance, key=lambda name: self.importance[name])
-        return f"{found}; chance is 0 (p = {self.p_value:.3f}). It rests most on {most.replace('_', ' ')}"
+        feature = most.replace("_", " ")
+        return f"{found}; chance is 0 (p = {self.p_value:.3f}). The most important feature is {feature}"
 
 
 def probe(manifest: pd.DataFrame, settings: AuditThresholds) -> Probe:
-    """Probe one data set.
+    """Run the shortcut probe on one data set.
 
-    Gradient-boosted trees regress the grade. Their predictions become grades by rank, so that in every test
-    fold the grades are as frequent as in its training folds: rounding would draw all to the middle. Folds are
+    Gradient-boosted trees regress the grade. Predictions are converted to grades by rank, so that grades are
+    as frequent in every test fold as in its training folds; rounding would favour middle grades. Folds are
     stratified by grade and keep groups (patients, copies) together.
 
     Args:
-        manifest: One data set's rows of a collection's manifest.
-        settings: Folds, repeats, seed, and how many photographs to take at most.
+        manifest: Rows of one data set in the manifest of a collection.
+        settings: Settings of the probe.
     """
     from threadpoolctl import threadpool_limits
 
-    # Models this small are slower on several threads, many times so where others use the cores.
+    # Such small models are slower on several threads.
     with threadpool_limits(limits=1):
         return _probe(manifest, settings)
 
@@ -142,19 +143,19 @@ def _probe(manifest: pd.DataFrame, settings: AuditThresholds) -> Probe:
 
 
 def probe_findings(probes: Sequence[Probe], settings: AuditThresholds) -> Iterator[Finding]:
-    """A finding for each data set whose probe is both large and significant."""
+    """Report data sets whose probe reaches a large and significant QWK."""
     for found in probes:
         if found.qwk >= settings.shortcut_above and found.p_value <= SIGNIFICANT:
             yield Finding("shortcut", dataset=found.dataset, detail=found.sentence)
 
 
 def kappa(grades: Ints, predicted: Ints, weights: Floats | None = None) -> float:
-    """Quadratic weighted kappa (Cohen 1968); 0 where a constant prediction leaves nothing to agree on.
+    """Compute quadratic weighted kappa (Cohen 1968); 0 if it is undefined.
 
     Args:
         grades: (N,), 0-4.
         predicted: (N,), 0-4.
-        weights: (N,) how often each photograph counts; None for once.
+        weights: (N,) multiplicity of each photograph; None for 1.
     """
     size = len(GRADES)
     confusion = np.bincount(size * grades + predicted, weights, size * size).reshape(size, size)
@@ -165,7 +166,7 @@ def kappa(grades: Ints, predicted: Ints, weights: Floats | None = None) -> float
 
 
 def _taken(graded: pd.DataFrame, settings: AuditThresholds) -> pd.DataFrame:
-    """All photographs, or whole groups of them drawn at random until there are enough."""
+    """Return all photographs, or random groups of them up to the largest number."""
     if len(graded) <= settings.probe_photographs:
         return graded
     group = np.unique(groups_of(graded).to_numpy(dtype=str), return_inverse=True)[1]
@@ -198,7 +199,7 @@ def _folds(grades: Ints, groups: Ints, settings: AuditThresholds) -> Folds:
 
 
 def _fit(values: Floats, grades: Ints, folds: Folds, seed: int) -> list["HistGradientBoostingRegressor"]:
-    """A model for each fold; none if there is nothing to see."""
+    """Fit a model for each fold; none without features."""
     if values.shape[1] == 0:
         return []
     from sklearn.ensemble import HistGradientBoostingRegressor
@@ -214,7 +215,7 @@ def _fit(values: Floats, grades: Ints, folds: Folds, seed: int) -> list["HistGra
 def _predict(
     models: list["HistGradientBoostingRegressor"], values: Floats, grades: Ints, folds: Folds
 ) -> Ints:
-    """Grades of all photographs, each by the model that has not seen it."""
+    """Predict the grade of each photograph with the model of its test fold."""
     predicted = np.zeros(len(grades), np.int64)
     for number, (train, test) in enumerate(folds):
         scores = models[number].predict(values[test]) if models else np.zeros(len(test))
@@ -223,7 +224,7 @@ def _predict(
 
 
 def _by_rank(scores: Floats, training_grades: Ints) -> Ints:
-    """Give scores the grades that keep the training grades' frequencies; equal scores get one grade."""
+    """Convert scores to grades with the frequencies of the training grades; equal scores get one grade."""
     shares = np.cumsum(np.bincount(training_grades, minlength=len(GRADES))) / len(training_grades)
     ranks = (rankdata(scores) - 0.5) / len(scores)
     return np.searchsorted(shares[:-1], ranks, side="right").astype(np.int64)
@@ -234,7 +235,7 @@ def _cross_validated(values: Floats, grades: Ints, folds: Folds, seed: int) -> f
 
 
 def _interval(grades: Ints, predicted: Ints, groups: Ints, settings: AuditThresholds) -> tuple[float, float]:
-    """95 % interval: whole groups are drawn with replacement, as photographs of one are not independent."""
+    """Return the 95 % interval from a bootstrap over groups, whose photographs are not independent."""
     rng = np.random.default_rng(settings.seed)
     number = int(groups.max()) + 1
     draws = (
@@ -246,7 +247,7 @@ def _interval(grades: Ints, predicted: Ints, groups: Ints, settings: AuditThresh
 
 
 def _chance(values: Floats, grades: Ints, groups: Ints, folds: Folds, settings: AuditThresholds) -> Floats:
-    """QWK of the same procedure, in the same folds, with shuffled grades; one for each repeat."""
+    """Return the QWK of each repeat with shuffled grades in the same folds."""
     rng = np.random.default_rng(settings.seed)
     repeats = (shuffle_groups(grades, groups, rng) for _ in range(settings.permutations))
     return np.array([_cross_validated(values, shuffled, folds, settings.seed) for shuffled in repeats])
@@ -255,7 +256,7 @@ def _chance(values: Floats, grades: Ints, groups: Ints, folds: Folds, settings: 
 def shuffle_groups(grades: Ints, groups: Ints, rng: np.random.Generator) -> Ints:
     """Exchange the grades of whole groups with those of groups of the same size.
 
-    Grades of one patient are alike; shuffling them one by one would make chance look narrower than it is
+    Grades of a patient are similar; shuffling single photographs would underestimate the spread under chance
     (whole-block exchangeability, Winkler et al. 2015, doi 10.1016/j.neuroimage.2015.05.092).
 
     Args:
@@ -276,7 +277,7 @@ def shuffle_groups(grades: Ints, groups: Ints, rng: np.random.Generator) -> Ints
 def _singles(
     features: pd.DataFrame, varying: Sequence[str], grades: Ints, folds: Folds, seed: int
 ) -> dict[str, float]:
-    """QWK by each feature alone."""
+    """Return the QWK with each feature alone."""
     return {
         name: _cross_validated(features[[name]].to_numpy(dtype=float), grades, folds, seed)
         if name in varying
@@ -293,7 +294,7 @@ def _importances(
     varying: Sequence[str],
     seed: int,
 ) -> dict[str, float]:
-    """By how much QWK falls on average when a feature is shuffled in the test folds (Breiman 2001)."""
+    """Return the mean decrease of QWK when a feature is shuffled in the test folds (Breiman 2001)."""
     whole = kappa(grades, _predict(models, values, grades, folds))
     rng = np.random.default_rng(seed)
     falls = dict.fromkeys(FEATURES, 0.0)

@@ -43,14 +43,14 @@ def test_a_camera_that_tells_the_grade_is_found():
     assert max(found.importance, key=found.importance.get) == "width"
     (finding,) = probe_findings([found], AuditThresholds())
     assert finding.finding == "shortcut"
-    assert "without looking at the retina" in finding.detail
+    assert "without the retina" in finding.detail
 
 
 def test_grades_at_random_give_chance():
     found = probe(manifest_of(), FAST)
     assert found.low < 0 < found.high
     assert found.p_value > 0.05
-    assert "no more than chance" in found.sentence
+    assert "not more than chance" in found.sentence
     assert list(probe_findings([found], AuditThresholds())) == []
 
 

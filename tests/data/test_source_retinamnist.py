@@ -97,7 +97,7 @@ def test_arrays_of_another_shape_are_refused_and_leave_nothing(root, changes):
 def test_a_truncated_file_is_refused(root):
     content = (root / "retinamnist.npz").read_bytes()
     (root / "retinamnist.npz").write_bytes(content[: len(content) // 2])
-    with pytest.raises(DataError, match=r"is damaged.*delete it and get it again"):
+    with pytest.raises(DataError, match=r"is damaged.*delete it and download it again"):
         RetinaMNIST(root, size=28).read()
 
 

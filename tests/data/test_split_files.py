@@ -153,7 +153,7 @@ def test_photographs_that_a_file_does_not_name_are_excluded(write):
     found = split_with_remarks(manifest, SplitSpec(file=write(table), val_fraction=0.0))
     assert found.table["subset"].tolist()[-3:] == ["train", "excluded", "excluded"]
     assert found.counts["file_unnamed"] == 2
-    assert any("does not name" in remark.text and "(i0028, i0029)" in remark.text for remark in found.remarks)
+    assert any("not named by" in remark.text and "(i0028, i0029)" in remark.text for remark in found.remarks)
 
 
 def test_names_that_the_data_do_not_have_are_counted(write):
@@ -246,7 +246,7 @@ def test_a_name_that_fits_two_photographs_is_refused(write):
     [
         ("image,subset\ni0000,test\n", "has no column image_id; its columns are image, subset"),
         ("image_id,set\ni0000,test\n", r"has no column subset \(or split, or fold\)"),
-        ("image_id,subset,fold\ni0000,test,1\n", "has the columns subset and fold: keep the one"),
+        ("image_id,subset,fold\ni0000,test,1\n", "has the columns subset and fold: keep one of them"),
         ("image_id,subset\ni0000,test\ni0001,tset\n", 'split.csv:3: i0001: split "tset" is not one of'),
         ("image_id,subset\ni0000,\n", "split.csv:2: i0000: no subset is given"),
         ("image_id,fold\ni0000,a\n", 'split.csv:2: i0000: fold "a" is not a number'),
@@ -256,7 +256,7 @@ def test_a_name_that_fits_two_photographs_is_refused(write):
             r"names i0000 more than once and differently \(line 2: test; line 3: train\)",
         ),
         ("image_id,subset\nx,test\ny,train\n", r"names none of the photographs: it has \(x, y\)"),
-        ("image_id,subset\ni0000,train\ni0001,train\n", "names no test photograph that has a grade"),
+        ("image_id,subset\ni0000,train\ni0001,train\n", "names no test photograph with a grade"),
         ("image_id,subset\ni0000,test\n", "leaves no photograph with a grade to train on"),
         ("image_id,subset\ni0000,test\ni0001,train\n", "val_fraction=0.05 leaves no validation"),
         (

@@ -120,9 +120,9 @@ def test_copies_and_patients_of_the_published_test_set_leave_the_training_side_a
     assert found.table["subset"][3] in ("train", "val")
     assert {"copies_of_test": 1, "patients_of_test": 1}.items() <= found.counts.items()
     said = [remark.text for remark in found.remarks]
-    begin = "off the training side: 1 photograph"
-    assert f"{begin}, of which the published test set has copies (i0001)" in said
-    assert f"{begin} in groups with patients of the published test set (i0002)" in said
+    begin = "removed from the training side: 1 photograph"
+    assert f"{begin} with copies in the published test set (i0001)" in said
+    assert f"{begin} of patients in the published test set (i0002)" in said
 
 
 def test_a_published_test_set_of_one_of_several_data_sets():
@@ -217,7 +217,7 @@ def test_an_external_photograph_has_no_say_where_copies_disagree():
         assert split["grade"].tolist()[:2] == [2, 3]
         assert split["subset"][0] == "external"
         found.add(split["subset"][1])
-    assert found == {"excluded", "test"}, "off the training side; in its test fold both are tests"
+    assert found == {"excluded", "test"}, "removed from the training side; in its test fold both are tests"
 
 
 def test_external_photographs_do_not_move_the_others():
