@@ -1,6 +1,4 @@
-"""Photographs that are there twice: the same file, or the same exposure saved anew.
+"""Search for duplicates: identical files, and copies of one exposure.
 
-:mod:`.thumbnail` makes the small picture that is kept of every photograph, :mod:`.features` what is compared,
-:mod:`.retrieval` finds the pairs worth a look, :mod:`.verification` looks at them, and :mod:`.search` is the
-whole. ``docs/audit-duplicates.md`` says how well it works.
+``docs/audit-duplicates.md`` describes the method and its evaluation.
 """

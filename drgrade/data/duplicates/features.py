@@ -1,10 +1,9 @@
-"""What is compared of two photographs: their detail, and how they are lit.
+"""Features of photographs for the search for duplicates: detail and illumination.
 
-Detail (vessels, lesions, the edge of the optic disc) is what a narrow band of spatial frequencies shows of
-the logarithm of the thumbnail, divided by its local contrast: neither re-encoding nor another size,
-brightness or gamma changes it much. The light is what is left when detail is blurred away. Two exposures of
-one eye agree in their detail but not in their light, as eye and flash are never aligned twice alike; copies
-agree in both.
+Detail (vessels, lesions, the edge of the optic disc) is a narrow band of spatial frequencies of the
+logarithm of the thumbnail, divided by its local contrast. Re-encoding, resizing, brightness and gamma hardly
+change it. The illumination remains when detail is blurred away. Two exposures of one eye agree in detail but
+not in illumination, because eye and flash are never aligned twice in the same way; copies agree in both.
 """
 
 from dataclasses import dataclass
@@ -22,10 +21,10 @@ Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
 COARSE_SIZE, FINE_SIZE, LIGHT_SIZE = 64, 128, 32
-"""Sides, in pixels, of the pictures that are retrieved and aligned by, compared in detail, and in light."""
+"""Sides in pixels of the images for retrieval and alignment, for fine detail, and for illumination."""
 
 LEAST_DIAMETER = 64.0
-"""A disc of fewer pixels across the original shows too little to be told from others."""
+"""Smallest diameter of the disc in pixels of the original that shows enough detail."""
 
 LEAST_CONTRAST = 0.0135
 """Least standard deviation of the coarse detail, in log units: below it there is hardly more than noise."""
@@ -34,7 +33,7 @@ LEAST_SPREAD = 0.08
 """Least share of the spectrum that takes part: below it there is a regular pattern, and no retina."""
 
 TURNS = 8
-"""Ways to lay a square: turned by 0, 90, 180, 270 degrees, and the same mirrored."""
+"""Orientations of a square: turned by 0, 90, 180, 270 degrees, and the same mirrored."""
 
 _COARSE_BAND = (0.8, 2.0)  # standard deviations, in px of the picture, of the two Gaussians of a band
 _FINE_BAND = (1.5, 4.0)
@@ -61,17 +60,17 @@ class Detail:
 
 
 def coarse_detail(thumbnail: Thumbnail) -> Detail:
-    """The detail that photographs are retrieved and aligned by, S = 64."""
+    """Return the detail for retrieval and alignment, S = 64."""
     return _detail(thumbnail, COARSE_SIZE, _COARSE_BAND)
 
 
 def fine_detail(thumbnail: Thumbnail) -> Detail:
-    """The detail that they are compared by once aligned, S = 128."""
+    """Return the detail for the comparison of aligned photographs, S = 128."""
     return _detail(thumbnail, FINE_SIZE, _FINE_BAND)
 
 
 def brightness(thumbnail: Thumbnail) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    """The logarithm of the brightness, float32 (32, 32), and where it is known."""
+    """Return the logarithm of the brightness, float32 (32, 32), and where it is known."""
     return _scaled(thumbnail, LIGHT_SIZE)
 
 
@@ -80,16 +79,16 @@ def light(brightness: Floats, known: npt.NDArray[np.bool_]) -> Floats:
 
     Args:
         brightness: float32 (32, 32).
-        known: What to make use of. Two photographs can only be compared if it is the same of both.
+        known: Pixels to use; must be equal for two photographs that are compared.
 
     Returns:
-        float32 (L,), at the L places that are known.
+        float32 (L,) at the L known pixels.
     """
     return _blur(brightness, known, _LIGHT_BLUR)[known]
 
 
 def _scaled(thumbnail: Thumbnail, size: int) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    """The logarithm of a thumbnail at another size, (S, S), and where it is known."""
+    """Return the logarithm of a resized thumbnail, (S, S), and where it is known."""
     share = cv2.resize((thumbnail > 0).astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
     grey = cv2.resize(thumbnail, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32)
     return np.log(grey + np.float32(_DARK)), (share > 0.999) & _inner(size)
@@ -97,13 +96,13 @@ def _scaled(thumbnail: Thumbnail, size: int) -> tuple[Floats, npt.NDArray[np.boo
 
 @cache
 def _inner(size: int) -> npt.NDArray[np.bool_]:
-    """The disc, less its rim; (S, S)."""
+    """Return the disc without its rim, (S, S)."""
     offsets = np.arange(size) + 0.5 - size / 2
     return np.asarray(np.square(offsets)[:, None] + np.square(offsets) < (_RIM * size / 2) ** 2)
 
 
 def _blur(picture: Floats, known: npt.NDArray[np.bool_], sigma: float) -> Floats:
-    """Gaussian blur of what is known alone (normalised convolution, Knutsson and Westin 1993)."""
+    """Blur known pixels with a Gaussian (normalised convolution, Knutsson and Westin 1993)."""
     weights = known.astype(np.float32)
     total = cv2.GaussianBlur(picture * weights, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)
     weight = cv2.GaussianBlur(weights, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)
@@ -123,14 +122,13 @@ def _detail(thumbnail: Thumbnail, size: int, band: tuple[float, float]) -> Detai
 
 
 def descriptor(detail: Detail) -> Floats:
-    """The spectrum of the coarse detail between 4 and 12 cycles across the disc.
+    """Return the spectrum of the coarse detail between 4 and 12 cycles across the disc.
 
-    The upper end is what survives the small differences between the discs that are found in a photograph and
-    in its cropped copy. The spectrum is that of the discrete cosine transform, so that a mirror image has the
-    same numbers with other signs: see :func:`turned`.
+    Higher frequencies differ between the discs found in a photograph and in its cropped copy. The spectrum
+    is a discrete cosine transform, so that a mirror image only changes signs; see :func:`turned`.
 
     Args:
-        detail: Of a thumbnail, S = 64.
+        detail: Detail of a thumbnail, S = 64.
 
     Returns:
         float32 (D,) of unit length; zeros if there is no detail.
@@ -142,7 +140,7 @@ def descriptor(detail: Detail) -> Floats:
 
 @cache
 def _band() -> tuple[Ints, Ints]:
-    """Rows and columns of the numbers of a spectrum that make up its descriptor, by parity."""
+    """Return rows and columns of the descriptor in the spectrum, sorted by parity."""
     row, column = np.divmod(np.arange(_HIGHEST**2), _HIGHEST)
     inside = (row**2 + column**2 >= _LOWEST**2) & (row**2 + column**2 < _HIGHEST**2)
     order = np.lexsort((column, row, column % 2, row % 2, ~inside))[: inside.sum()]
@@ -151,10 +149,9 @@ def _band() -> tuple[Ints, Ints]:
 
 @cache
 def parities() -> tuple[slice, slice, slice, slice]:
-    """Parts of a descriptor by the parity of row and column in the spectrum: both even, ..., both odd.
+    """Return the parts of a descriptor by parity of row and column: both even, ..., both odd.
 
-    To mirror a picture is to change the sign of some of these parts: left to right, of those with an odd
-    column; upside down, of those with an odd row.
+    Mirroring left to right changes the sign of the parts with odd columns, upside down that of odd rows.
     """
     row, column = _band()
     start = np.searchsorted(2 * (row % 2) + column % 2, np.arange(5))
@@ -172,25 +169,25 @@ def distinctive_descriptor(thumbnail: Thumbnail) -> Floats | None:
 
 
 def turned(descriptors: Floats, turn: int) -> Floats:
-    """The descriptors, (..., D), of the same thumbnails laid otherwise: see :func:`turn_picture`."""
+    """Return the descriptors, (..., D), of the thumbnails in another orientation: :func:`turn_picture`."""
     order, signs = _turn_of_spectrum(turn)
     return descriptors[..., order] * signs
 
 
 def turn_picture(picture: Thumbnail, turn: int) -> Thumbnail:
-    """Lay a square picture otherwise.
+    """Turn and mirror a square image.
 
     Args:
         picture: (S, S).
-        turn: 0 to 7: so many quarter turns counter-clockwise; from 4 on, ``turn - 4`` after mirroring left to
-            right.
+        turn: 0-3: number of counter-clockwise quarter turns; 4-7: ``turn - 4`` quarter turns after mirroring
+            left to right.
     """
     return np.ascontiguousarray(np.rot90(np.fliplr(picture) if turn >= 4 else picture, turn % 4))
 
 
 @cache
 def _turn_of_spectrum(turn: int) -> tuple[Ints, Floats]:
-    """Which number of a descriptor becomes which when the picture is turned, and with which sign."""
+    """Return the permutation and signs of a descriptor under a turn of the image."""
     band = _band()
     order = np.zeros((_HIGHEST, _HIGHEST), np.int64)
     order[band] = np.arange(len(band[0]))

@@ -1,4 +1,4 @@
-"""Find the photographs that are there twice."""
+"""Search for duplicates: retrieval of candidate pairs and their verification."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -25,13 +25,13 @@ from drgrade.data.duplicates.verification import CopyMatch, Portrait, compare
 from drgrade.progress import track
 
 LEAST_SCORE = 0.65
-"""Least correlation of two descriptors: copies have 0.8 or more, and one other pair in 10^5 has 0.65."""
+"""Smallest correlation of descriptors of candidates: copies have 0.8 or more, 1 in 10^5 other pairs 0.65."""
 
 MOST_PER_PHOTOGRAPH = 100
-"""Of one photograph's pairs with those that follow it, so many of the best are looked at.
+"""Largest number of candidates of a photograph among the following ones, the best first.
 
-Copies stay connected, as each is still paired with a later one; memory and time stay bounded where one
-photograph is there a thousand times.
+Clusters stay connected, because each copy is still paired with a later one, and memory and time are bounded
+if a photograph occurs a thousand times.
 """
 
 _Turns = tuple[int, int, int, int]
@@ -39,21 +39,19 @@ _Turns = tuple[int, int, int, int]
 _BLOCK = 2048  # photographs; the scores of a block take 16 MB
 
 _FAMILIES = ((0, (0, 4, 6, 2)), (5, (5, 3, 1, 7)))
-"""Photographs as they are, and transposed (turn 5): the turns by which these are laid as they are, mirrored
-left to right, mirrored upside down, and both."""
+"""Base orientation (none, or transposition: turn 5), and the turns that result if it is not mirrored,
+mirrored left to right, upside down, and both."""
 
 
 def candidates(descriptors: Floats) -> tuple[Ints, Ints, Ints]:
-    """Find the pairs that may be copies.
-
-    All pairs are scored for all 8 ways to lay the second, in blocks.
+    """Find pairs that may be copies, by scoring all pairs in all 8 orientations of the second.
 
     Args:
         descriptors: float32 (N, D), see :func:`~drgrade.data.duplicates.features.descriptor`.
 
     Returns:
-        The first photograph of each pair, the second (first < second), and the ``turn`` that lays the second
-        like the first; each int64 (P,), ordered by first and second.
+        First and second photograph of each pair (first < second) and the ``turn`` that gives the second the
+        orientation of the first; each int64 (P,), ordered by first and second.
     """
     if len(descriptors) == 0:
         empty = np.zeros(0, np.int64)
@@ -69,7 +67,7 @@ def candidates(descriptors: Floats) -> tuple[Ints, Ints, Ints]:
 def _block_pairs(
     descriptors: Floats, families: list[tuple[Floats, _Turns]], start: int
 ) -> tuple[Ints, Ints, Ints, Floats]:
-    """All pairs over the least score of which the first is in the block: first, second, turn, score."""
+    """Return pairs above the smallest score whose first is in the block: first, second, turn, score."""
     rows = descriptors[start : start + _BLOCK]
     parts = []
     for other in range(start, len(descriptors), _BLOCK):
@@ -82,10 +80,10 @@ def _block_pairs(
 
 
 def _scored(rows: Floats, columns: Floats, turns: _Turns) -> Iterator[tuple[Ints, Ints, Ints, Floats]]:
-    """Pairs of a block over the least score, for no, either or both mirror images of the columns.
+    """Yield pairs of a block above the smallest score, for all mirror images of the columns.
 
-    The score is a sum over the four parities of the spectrum, in which mirror images have other signs: one
-    matrix product does for four.
+    The score is a sum over the four parities of the spectrum with signs that depend on the mirror image, so
+    one matrix product serves four orientations.
     """
     even, across, down, both = (rows[:, part] @ columns[:, part].T for part in parities())
     none, left_right, upside_down, half_turn = turns
@@ -102,7 +100,7 @@ def _scored(rows: Floats, columns: Floats, turns: _Turns) -> Iterator[tuple[Ints
 
 
 def _best(first: Ints, second: Ints, turn: Ints, score: Floats) -> tuple[Ints, Ints, Ints]:
-    """Keep the best turn of each pair, and the best pairs of each first photograph."""
+    """Keep the best turn of each pair and the best pairs of each first photograph."""
     order = np.lexsort((turn, -score, second, first))
     first, second, turn, score = first[order], second[order], turn[order], score[order]
     best_turn = np.ones(len(first), bool)
@@ -116,12 +114,12 @@ def _best(first: Ints, second: Ints, turn: Ints, score: Floats) -> tuple[Ints, I
 
 
 DUPLICATES_VERSION = 1
-"""Raised whenever the same photographs would give other pairs: older findings are then not used again."""
+"""Raised whenever the same photographs would give other pairs, so that older results are not used."""
 
 IDENTICAL, NEAR = "identical", "near"
 
 MOST_LISTED = 50
-"""A file that is there more often is listed as pairs with its first row: all would be N²/2."""
+"""Files that occur more often are listed as pairs with their first row only, instead of N²/2 pairs."""
 
 _COLUMNS = {
     "first": "int64",
@@ -145,21 +143,19 @@ def find_duplicates(
     diameters: npt.NDArray[np.floating],
     progress: bool = False,
 ) -> pd.DataFrame:
-    """Find the files that are there twice, and the copies of one exposure.
+    """Find identical files and copies of one exposure.
 
-    A copy may be encoded anew, smaller, slightly cropped, a little brighter or darker, mirrored, and turned
-    by quarters. The two eyes of a patient, and two exposures of one eye, are no copies. Photographs that show
-    too little to tell are compared by their bytes only.
-
-    The result does not depend on the order of the photographs, but for files that are there more than
-    :data:`MOST_LISTED` times.
+    A copy may be re-encoded, resized, slightly cropped, slightly brighter or darker, mirrored, and turned by
+    quarters. The two eyes of a patient and two exposures of one eye are not copies. Photographs that show too
+    little detail are compared by their bytes only. The result does not depend on the order of the
+    photographs, except for files that occur more than :data:`MOST_LISTED` times.
 
     Args:
         thumbnails: uint8 (N, T, T), see :func:`~drgrade.data.duplicates.thumbnail.make_thumbnail`; may be
             memory-mapped.
         hashes: SHA-256 of each file, N of them.
         diameters: (N,), diameters of the discs in pixels of the original photographs.
-        progress: Whether to show on stderr how far it is.
+        progress: Show progress on stderr.
 
     Returns:
         One row for each pair, ordered by the first two columns:
@@ -170,11 +166,11 @@ def find_duplicates(
         - ``mirrored``: whether one is the mirror image of the other;
         - ``turned``: 0, 90, 180 or 270: the second, mirrored left to right if ``mirrored`` and then turned
           counter-clockwise by so many degrees, looks like the first;
-        - ``scale``: how much larger the retina is on the second thumbnail, about 1;
-        - ``shift``: of its centre, as a share of the diameter, about 0.
+        - ``scale``: size of the retina on the second thumbnail relative to the first, about 1;
+        - ``shift``: shift of its centre as a share of the diameter, about 0.
 
     Raises:
-        ValueError: If the three do not belong together.
+        ValueError: If the shapes do not match.
     """
     _check(thumbnails, hashes, diameters)
     copies = _copies(hashes)
@@ -195,14 +191,14 @@ def find_duplicates(
 
 
 def clusters(pairs: pd.DataFrame, count: int) -> Ints:
-    """Gather the photographs that pairs connect.
+    """Return the connected components of pairs.
 
     Args:
-        pairs: What :func:`find_duplicates` returned, or some rows of it.
+        pairs: Rows of the result of :func:`find_duplicates`.
         count: Number of photographs.
 
     Returns:
-        int64 (count,): the smallest row number of each one's cluster; its own if it has no duplicate.
+        int64 (count,): smallest row number in the cluster of each photograph; its own without duplicates.
     """
     return _smallest_connected(pairs["first"].to_numpy(), pairs["second"].to_numpy(), count)
 
@@ -227,7 +223,7 @@ def _check(
 
 
 def _copies(hashes: Sequence[str]) -> list[list[int]]:
-    """Rows of each file, in the order of their hashes: nothing that follows sees the order of the rows."""
+    """Return the rows of each file sorted by hash, so that results do not depend on the order of rows."""
     rows: dict[str, list[int]] = {}
     for row, digest in enumerate(hashes):
         rows.setdefault(digest, []).append(row)
@@ -250,7 +246,7 @@ def _near(
     diameters: npt.NDArray[np.floating],
     progress: bool,
 ) -> Iterator[tuple[int, int, int, CopyMatch]]:
-    """Find the copies among files: their numbers, how the second has to be laid, and how it then fits."""
+    """Find near-duplicates among files: numbers, turn of the second, and match."""
     large = [number for number, rows in enumerate(copies) if diameters[rows[0]] >= LEAST_DIAMETER]
     files, descriptors = _describe(thumbnails, copies, large, progress)
     first, second, turn = candidates(descriptors)

@@ -1,4 +1,4 @@
-"""Whether two photographs are one exposure: lay the second over the first and compare."""
+"""Verification of candidate pairs by alignment and comparison."""
 
 from dataclasses import dataclass
 
@@ -20,19 +20,19 @@ from drgrade.data.duplicates.features import (
 from drgrade.data.duplicates.thumbnail import Thumbnail
 
 LEAST_SIMILARITY = 0.8
-"""Least correlation of the fine detail of copies."""
+"""Smallest correlation of the fine detail of copies."""
 
 MOST_LIGHT = 0.012
-"""Most that the light of copies may differ, in log units: 1.2 %. Two flashes hardly ever agree so well."""
+"""Largest difference of the illumination of copies in log units (1.2 %); two flashes rarely agree so well."""
 
 MOST_ROTATION = 0.4
-"""Most that copies may be rotated against each other, in degrees; as far as that can be measured."""
+"""Largest measured rotation of copies in degrees."""
 
 MOST_SCALE = 0.03
-"""Most that the discs found in copies may differ in size, as logarithm of their ratio."""
+"""Largest logarithm of the ratio of the disc sizes of copies."""
 
 MOST_SHIFT = 0.02
-"""Most that the discs found in copies may differ in place, as share of their diameter."""
+"""Largest shift between the discs of copies as a share of the diameter."""
 
 _LEAST_COARSE_SIMILARITY = 0.75
 _LEAST_COMMON = 0.3  # share of the square that both must show
@@ -43,7 +43,7 @@ Affine = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Portrait:
-    """What is compared of one photograph.
+    """Features of one photograph for comparison.
 
     Attributes:
         coarse: See :func:`~drgrade.data.duplicates.features.coarse_detail`.
@@ -59,13 +59,13 @@ class Portrait:
 
     @classmethod
     def of(cls, thumbnail: Thumbnail) -> "Portrait":
-        """Compute it all."""
+        """Compute the features of a thumbnail."""
         return cls(coarse_detail(thumbnail), fine_detail(thumbnail), *brightness(thumbnail))
 
 
 @dataclass(frozen=True)
 class CopyMatch:
-    """How the second photograph lies over the first.
+    """Alignment and similarity of two photographs.
 
     Attributes:
         similarity: Correlation of the fine detail where both show something, -1..1.
