@@ -13,7 +13,7 @@ from drgrade.errors import ConfigError
 from drgrade.settings import DashboardSettings
 
 if TYPE_CHECKING:
-    from drgrade.reporting.dashboard.sweep import Sweep
+    from drgrade.reporting.dashboard.sweep import DashboardSweep
 
 
 def work(cfg: DictConfig) -> None:
@@ -29,16 +29,20 @@ def work(cfg: DictConfig) -> None:
     settings = DashboardSettings.read(cfg)
     if find_spec("wandb_workspaces") is None:
         raise ConfigError("drgrade dashboard needs a package: pip install 'drgrade[dashboard]'")
-    from drgrade.reporting.dashboard.publishing import publish, write_specifications
-    from drgrade.reporting.dashboard.sweep import read
-    from drgrade.reporting.dashboard.workspace import make_report, make_workspace
+    from drgrade.reporting.dashboard.sweep import read_dashboard_sweep
+    from drgrade.reporting.dashboard.workspace import (
+        build_report,
+        build_workspace,
+        publish,
+        write_specifications,
+    )
 
-    sweep = read(settings.sweep, settings.entity, settings.project)
+    sweep = read_dashboard_sweep(settings.sweep, settings.entity, settings.project)
     target = settings.sweep / "dashboard"
     offline = _is_offline(settings.offline)
     if not offline:
         sweep = _with_entity(sweep)
-    workspace, report = make_workspace(sweep), make_report(sweep)
+    workspace, report = build_workspace(sweep), build_report(sweep)
     files = write_specifications(workspace, report, target)
     print(f"{sweep.name}: {sweep.finished} of {sweep.cells} cells finished")
     if offline:
@@ -56,7 +60,7 @@ def _is_offline(setting: bool | None) -> bool:
     return os.environ.get("WANDB_MODE") in ("offline", "dryrun", "disabled") or not logged_in()
 
 
-def _with_entity(sweep: "Sweep") -> "Sweep":
+def _with_entity(sweep: "DashboardSweep") -> "DashboardSweep":
     """Fill in the user's own entity, which only W&B knows."""
     if sweep.entity:
         return sweep
@@ -67,7 +71,7 @@ def _with_entity(sweep: "Sweep") -> "Sweep":
     return replace(sweep, entity=wandb.Api().default_entity)
 
 
-def _how_to_publish(sweep: "Sweep", folder: Path) -> str:
+def _how_to_publish(sweep: "DashboardSweep", folder: Path) -> str:
     lines = ["Nothing is published; the files contain what would be. To publish:", "  wandb login"]
     if sweep.offline:
         lines.append(f"  wandb sync {' '.join(sweep.offline)}")

@@ -42,11 +42,11 @@ def make_report(settings: ReportSettings) -> Path:
 
     from drgrade.reporting import summary_text
     from drgrade.reporting.overview import overview_table
-    from drgrade.reporting.study import make_study
+    from drgrade.reporting.study import build_study
     from drgrade.reporting.tables import main_table
     from drgrade.reporting.writer import write_report
 
-    study = make_study(
+    study = build_study(
         settings.runs,
         resamples=settings.resamples,
         seed=settings.seed,

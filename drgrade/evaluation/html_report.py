@@ -13,13 +13,12 @@ from drgrade.files import write_text
 from drgrade.grades import REFERABLE
 from drgrade.html.templates import fill_page, stylesheet
 from drgrade.reporting.figures.canvas import ReportFigure, style, svg
-from drgrade.reporting.figures.confusion import draw_confusion
-from drgrade.reporting.figures.details import draw_calibration, draw_roc
+from drgrade.reporting.figures.details import draw_calibration, draw_confusion, draw_roc
 from drgrade.reporting.figures.svg import inline
 from drgrade.reporting.schema import Method, ResultRow, Study
-from drgrade.reporting.statistics import reliability, roc
 from drgrade.stats import formatting
 from drgrade.stats.bootstrap import confusions
+from drgrade.stats.curves import reliability_curve, roc_curve
 from drgrade.stats.estimates import Estimate, Interval
 
 PAGE = "evaluation.html"
@@ -133,8 +132,10 @@ def _row(key: str, shown: ReportedSet, source: MetricSource, ece: str) -> Result
         metrics={},
         confusion=confusions(source.predicted, grades),
         recall=(),
-        calibration=reliability(source.probabilities, grades, float(shown.metrics[f"{shown.name}/{ece}"])),
-        roc=roc(scores, grades >= REFERABLE),
+        calibration=reliability_curve(
+            source.probabilities, grades, float(shown.metrics[f"{shown.name}/{ece}"])
+        ),
+        roc=roc_curve(scores, grades >= REFERABLE),
         referable_auroc=shown.estimates[f"{shown.name}/referable_auroc"],
         labels=np.nan,
         seconds=np.nan,

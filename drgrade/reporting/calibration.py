@@ -1,8 +1,7 @@
-"""What the calibrations of runs are worth on their test photographs, before against after.
+"""Bootstrap of calibration metrics on test photographs, before and after calibration.
 
-The figures are those of :func:`drgrade.models.calibration.calibrated_metrics`, computed for all resamples of
-the bootstrap at once: each is made of sums over photographs, so the sums of a group are counted as often
-as it is drawn. The tests hold one against the other.
+The metrics are those of :func:`drgrade.models.calibration.calibrated_metrics`. Each is a function of sums
+over photographs, so all resamples are computed at once from the sums of each group.
 """
 
 from collections.abc import Sequence
@@ -11,24 +10,25 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from drgrade.grades import MIN_PROBABILITY, NUM_BINS, NUM_GRADES, REFERABLE
+from drgrade.grades import NUM_BINS, NUM_GRADES, REFERABLE
 from drgrade.models.calibration import TARGET_SENSITIVITIES
 from drgrade.runs.reader import Run
 from drgrade.stats.bootstrap import TestFold, draws, kappas
+from drgrade.stats.curves import confidence_bins, negative_log_likelihoods
 from drgrade.stats.estimates import Counts, Floats
 
 
 @dataclass(frozen=True, eq=False)
 class CalibrationScores:
-    """Figures of a calibration in each of B resamples.
+    """Metrics of a calibration in each of B resamples.
 
     Attributes:
         nll: (B, 2) negative log-likelihood before and after.
         ece: (B, 2) expected calibration error before and after.
-        qwk: (B,) of grades that are read by the fitted thresholds.
-        hits: (B, 2, T) photographs with referable DR that each of T operating points refers, and photographs
-            without that it does not; T is 0 where none was fitted.
-        totals: (B, 2) photographs with referable DR and without.
+        qwk: (B,) of the grades from the fitted thresholds.
+        hits: (B, 2, T) true positives and true negatives for referable DR at each of T operating points; T is
+            0 if none was fitted.
+        totals: (B, 2) photographs with and without referable DR.
     """
 
     nll: Floats
@@ -40,12 +40,12 @@ class CalibrationScores:
 
 @dataclass(frozen=True, eq=False)
 class CalibratedRun:
-    """A run whose calibration was fitted.
+    """Calibrated predictions of a run and their metrics.
 
     Attributes:
-        probabilities: (N, 5) calibrated, of its test photographs.
-        found: On the photographs themselves (B is 1).
-        samples: In each resample.
+        probabilities: (N, 5) calibrated probabilities of its test photographs.
+        found: Metrics of all test photographs (B is 1).
+        samples: Metrics of each resample.
     """
 
     probabilities: Floats
@@ -56,16 +56,16 @@ class CalibratedRun:
 def resample_calibrated(
     fold: TestFold, runs: Sequence[Run], resamples: int, seed: int
 ) -> list[CalibratedRun | None]:
-    """Compute the figures of the calibrations of a fold's runs.
+    """Compute the calibration metrics of all runs of a fold.
 
     Args:
-        fold: Its N test photographs.
-        runs: Of the fold.
+        fold: N test photographs.
+        runs: Runs of the fold.
         resamples: B.
-        seed: Of the bootstrap; the draws are those of :func:`drgrade.stats.bootstrap.resample`.
+        seed: Random seed; the draws are those of :func:`drgrade.stats.bootstrap.resample`.
 
     Returns:
-        One for each run; None where nothing was fitted.
+        One entry for each run; None if its calibration was not fitted.
     """
     fitted = [run for run in runs if run.calibration.photographs]
     if not fitted:
@@ -91,7 +91,7 @@ def _calibrated(run: Run) -> Floats:
 
 
 def _sums_by_group(fold: TestFold, run: Run, calibrated: Floats) -> Floats:
-    """What the figures are made of, summed over each group: (groups, K)."""
+    """Sum the terms of the metrics over each group: (groups, K)."""
     truth = fold.grades
     referable = truth >= REFERABLE
     expected = calibrated @ np.arange(NUM_GRADES)
@@ -101,8 +101,8 @@ def _sums_by_group(fold: TestFold, run: Run, calibrated: Floats) -> Floats:
     cuts = np.array([run.calibration.point(target).threshold for target in targets])
     referred = scores[:, None] >= cuts  # (N, T)
     columns = [
-        _loss(run.probabilities, truth)[:, None],
-        _loss(calibrated, truth)[:, None],
+        negative_log_likelihoods(run.probabilities, truth)[:, None],
+        negative_log_likelihoods(calibrated, truth)[:, None],
         _gaps(run.probabilities, truth),
         _gaps(calibrated, truth),
         np.eye(NUM_GRADES**2)[truth * NUM_GRADES + read],
@@ -117,23 +117,15 @@ def _sums_by_group(fold: TestFold, run: Run, calibrated: Floats) -> Floats:
     return sums
 
 
-def _loss(probabilities: Floats, truth: Counts) -> Floats:
-    """(N,) -log of the probability that the true grade was given."""
-    given = probabilities[np.arange(len(truth)), truth]
-    loss: Floats = -np.log(np.maximum(given, MIN_PROBABILITY))
-    return loss
-
-
 def _gaps(probabilities: Floats, truth: Counts) -> Floats:
-    """(N, bins): confidence less rightness of a photograph, in the bin of its confidence."""
-    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == truth
-    place = np.searchsorted(np.linspace(0, 1, NUM_BINS + 1)[1:-1], confidence, side="left")
-    gaps: Floats = np.eye(NUM_BINS)[place] * (confidence - right)[:, None]
+    """Return confidence minus correctness of each photograph in the column of its bin: (N, bins)."""
+    bins, confidence, correct = confidence_bins(probabilities, truth)
+    gaps: Floats = np.eye(NUM_BINS)[bins] * (confidence - correct)[:, None]
     return gaps
 
 
 def _figures(sums: Floats) -> CalibrationScores:
-    """From (B, K) sums, in the order of their columns."""
+    """Compute the metrics from (B, K) sums."""
     ends = np.cumsum([2, NUM_BINS, NUM_BINS, NUM_GRADES**2, 2])
     loss, before, after, cells, totals, hits = np.split(sums, ends, axis=1)
     count = totals.sum(axis=1)

@@ -1,4 +1,4 @@
-"""Refuses runs that must not be averaged or compared: of other data, other splits, or the same cell twice."""
+"""Checks that runs may be averaged and compared: same data, same splits, no cell with two results."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -12,20 +12,17 @@ from drgrade.stats.bootstrap import TestFold
 _APART = "report them separately: drgrade report FOLDER for each"
 
 _MOST_NAMED = 3
-"""Repeated runs that are named one by one."""
+"""Number of repeated runs up to which each is named."""
 
 Cell = tuple[str, float, str, int]
 """Method, label fraction, fold, seed."""
 
 
 def check_same_data(runs: Sequence[Run]) -> None:
-    """All runs have to be of the same photographs, grades and folds.
-
-    Args:
-        runs: Of a report.
+    """Check that all runs use the same photographs, grades and folds.
 
     Raises:
-        DataError: Naming two folders and what differs.
+        DataError: If they differ; the message names two folders and the difference.
     """
     facts: dict[str, Callable[[Run], object]] = {
         "data": lambda run: run.record["data"],
@@ -36,35 +33,34 @@ def check_same_data(runs: Sequence[Run]) -> None:
         "split.disagreeing": lambda run: run.config["split"]["disagreeing"],
         "split.file (whether there is one)": lambda run: run.config["split"]["file"] is not None,
         "kind of test set": lambda run: "published" if run.fold == "published" else "folds",
-        "folds": lambda run: run.config["folds"] if _folds_count(run) else "",
+        "folds": lambda run: run.config["folds"] if _has_fold_count(run) else "",
     }
     for name, fact in facts.items():
         first = runs[0]
         for run in runs[1:]:
             if fact(run) != fact(first):
                 raise DataError(
-                    f"{name} is {fact(first)} in {first.folder} and {fact(run)} in {run.folder}: figures of "
-                    f"different data or splits can be neither averaged nor compared; {_APART}"
+                    f"{name} is {fact(first)} in {first.folder} and {fact(run)} in {run.folder}: runs with "
+                    f"different data or splits cannot be averaged or compared; {_APART}"
                 )
 
 
-def _folds_count(run: Run) -> bool:
-    """Whether ``folds`` means anything: a file has its own folds, a published test set none."""
+def _has_fold_count(run: Run) -> bool:
+    """Return whether the setting ``folds`` applies: not with a split file or a published test set."""
     return run.fold != "published" and run.config["split"]["file"] is None
 
 
 def collect_folds(runs: Sequence[Run]) -> dict[str, TestFold]:
-    """The test photographs of each fold, which have to be the same in all its runs.
+    """Collect the test photographs of each fold.
 
     Args:
-        runs: Of a report.
+        runs: All runs of a report.
 
     Returns:
-        By name, numbers first and in order.
+        Folds by name, numbered folds first.
 
     Raises:
-        DataError: If runs of a fold were tested on different photographs, or a photograph is tested in two
-            folds.
+        DataError: If runs of a fold were tested on different photographs, or two folds share a photograph.
     """
     first: dict[str, Run] = {}
     for run in runs:
@@ -82,11 +78,7 @@ def collect_folds(runs: Sequence[Run]) -> dict[str, TestFold]:
 
 
 def fold_order(name: str) -> tuple[bool, int, str]:
-    """Sort key of folds: by number, then ``published``.
-
-    Args:
-        name: Of a fold.
-    """
+    """Return the sort key of a fold name: numbers first, then ``published``."""
     return not name.isdecimal(), int(name) if name.isdecimal() else 0, name
 
 
@@ -96,24 +88,24 @@ def _check_disjoint(runs: Mapping[str, Run]) -> None:
         for image_id in run.image_ids.tolist():
             if image_id in tested:
                 raise DataError(
-                    f"{image_id} is tested in two folds, by {tested[image_id].folder} and {run.folder}: that "
-                    f"is no cross validation; {_APART}"
+                    f"{image_id} is tested in two folds, by {tested[image_id].folder} and {run.folder}: the "
+                    f"folds are not disjoint; {_APART}"
                 )
             tested[image_id] = run
 
 
 def split_hashes(runs: Sequence[Run], protocol: Mapping[str, str]) -> dict[tuple[str, float, str], str]:
-    """The split of every cell, which has to be the same for all methods of a protocol.
+    """Collect the hash of each split.
 
     Args:
-        runs: Of a report.
-        protocol: Name of each method's protocol, by the method's key.
+        runs: All runs of a report.
+        protocol: Protocol of each method, by the key of the method.
 
     Returns:
         Split hash by (protocol, label fraction, fold).
 
     Raises:
-        DataError: If two runs of a protocol learnt from different labels at the same fraction and fold.
+        DataError: If two runs of a protocol were trained on different labels at the same fraction and fold.
     """
     first: dict[tuple[str, float, str], Run] = {}
     for run in runs:
@@ -122,7 +114,7 @@ def split_hashes(runs: Sequence[Run], protocol: Mapping[str, str]) -> dict[tuple
         if run.record["split_hash"] != other.record["split_hash"]:
             raise DataError(
                 f"protocol {cell[0]}, {100 * cell[1]:g} % of the labels, fold {cell[2]}: {other.folder} and "
-                f"{run.folder} learnt from different labels (split_hash "
+                f"{run.folder} were trained on different labels (split_hash "
                 f"{str(other.record['split_hash'])[:12]} and {str(run.record['split_hash'])[:12]}); {_APART}"
             )
     order = sorted(first, key=lambda cell: (cell[0], cell[1], fold_order(cell[2])))
@@ -130,50 +122,47 @@ def split_hashes(runs: Sequence[Run], protocol: Mapping[str, str]) -> dict[tuple
 
 
 def one_run_per_cell(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """Keep one of several runs of the same method, label fraction, fold and seed.
-
-    Nobody could tell which of them counts, so they have to agree: the first by path is kept, and a note names
-    the others.
+    """Keep the first of several runs with the same method, label fraction, fold and seed.
 
     Args:
-        runs: Of a report, in the order of their paths.
+        runs: All runs of a report, ordered by path.
 
     Returns:
-        The runs that count, and notes.
+        The runs that are kept, and notes on the others.
 
     Raises:
-        DataError: If runs of the same cell have different figures.
+        DataError: If runs of the same cell have different results.
     """
     by_cell: dict[Cell, list[Run]] = defaultdict(list)
     for run in runs:
         by_cell[run.method, run.label_fraction, run.fold, run.seed].append(run)
     for first, *others in by_cell.values():
         for other in others:
-            if not _same_figures(first, other):
+            if not _equal_results(first, other):
                 raise DataError(
                     f"{first.folder} and {other.folder} are the same method, label fraction, fold and seed, "
-                    f"with different figures (test/qwk {first.record['test/qwk']:.4f} and "
-                    f"{other.record['test/qwk']:.4f}): leave one out"
+                    f"with different results (test/qwk {first.record['test/qwk']:.4f} and "
+                    f"{other.record['test/qwk']:.4f}): remove one of them"
                 )
     repeats = [(first, other) for first, *others in by_cell.values() for other in others]
     return [first for first, *_ in by_cell.values()], _repeat_notes(repeats)
 
 
 def _repeat_notes(repeats: Sequence[tuple[Run, Run]]) -> list[str]:
-    """A line for each repeated run; where there are many, one for all."""
+    """Describe repeated runs one by one, or together if there are many."""
     if len(repeats) > _MOST_NAMED:
         first, other = repeats[0]
         return [
-            f"{len(repeats)} runs repeat others, with the same figures, and are not counted; for one, "
+            f"{len(repeats)} runs are duplicates with equal results and are left out; for example, "
             f"{other.folder} repeats {first.folder}."
         ]
     return [
-        f"{other.folder} repeats {first.folder}, with the same figures, and is not counted."
+        f"{other.folder} repeats {first.folder} with equal results and is left out."
         for first, other in repeats
     ]
 
 
-def _same_figures(one: Run, other: Run) -> bool:
+def _equal_results(one: Run, other: Run) -> bool:
     return (
         np.array_equal(one.image_ids, other.image_ids)
         and np.array_equal(one.predicted, other.predicted)

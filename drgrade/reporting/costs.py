@@ -1,4 +1,4 @@
-"""Whether methods were allowed the same: optimiser steps and photographs, as they were counted."""
+"""Costs of pre-training, training budgets of methods, and whether the budgets are equal."""
 
 import json
 from collections import defaultdict
@@ -16,20 +16,20 @@ from drgrade.reporting.schema import Budget, Method, PretrainingCost
 from drgrade.reporting.statistics import images_per_second
 from drgrade.runs.reader import Run, initial_encoder_dir
 from drgrade.runs.run_dir import read_provenance
-from drgrade.stats import formatting as words
+from drgrade.stats import formatting
 from drgrade.stats.estimates import Range
 
 
 def pretraining_costs(runs: Sequence[Run], methods: Sequence[str]) -> list[PretrainingCost]:
-    """Cost of every encoder, once, whatever the number of its runs.
+    """Return the cost of each pre-trained encoder once.
 
     Args:
-        runs: Of a report.
-        methods: Keys, in the order in which they are shown.
+        runs: All runs of a report.
+        methods: Keys of the methods in display order.
 
     Returns:
-        By method, then name; an encoder that several methods use stands with the first of them. What is not
-        known, because the folder is gone or holds a copy that does not say what it took, is NaN or None.
+        Costs by method and name; an encoder that several methods use belongs to the first of them. Values
+        that are not recorded in the folder of the encoder are NaN or None.
     """
     used: dict[Path, str] = {}
     for run in sorted(runs, key=lambda run: methods.index(run.method)):
@@ -41,12 +41,7 @@ def pretraining_costs(runs: Sequence[Run], methods: Sequence[str]) -> list[Pretr
 
 
 def pretraining_cost(encoder: Path, method: str) -> PretrainingCost:
-    """What the folder of an encoder says of its pre-training.
-
-    Args:
-        encoder: The folder.
-        method: Key of a method that uses it.
-    """
+    """Read the cost of pre-training from the folder of an encoder that ``method`` (key) uses."""
     facts = read_provenance(encoder)
     card = _card(encoder)
     seconds, speed, peak = facts.get("seconds"), images_per_second(facts), facts.get("peak_memory")
@@ -85,26 +80,19 @@ _NAMED = 3
 
 @dataclass(frozen=True)
 class Equality:
-    """What there is to say about budgets.
+    """Result of comparing budgets.
 
     Attributes:
-        said: Sentences on what is equal and what is not.
-        warnings: Those among them that warn.
+        sentences: All findings, including the warnings.
+        warnings: Inequalities that the notes repeat.
     """
 
-    said: Sequence[str]
+    sentences: Sequence[str]
     warnings: Sequence[str]
 
 
-def make_budgets(grouped: Grouped) -> list[Budget]:
-    """What each method was allowed.
-
-    Args:
-        grouped: Methods and their runs.
-
-    Returns:
-        A budget for each, in their order.
-    """
+def compute_budgets(grouped: Grouped) -> list[Budget]:
+    """Compute the budget of each method."""
     known: dict[Path, PretrainingCost] = {}
     return [_budget(method.key, grouped.runs[method.key], known) for method in grouped.methods]
 
@@ -134,11 +122,7 @@ def _budget(key: str, runs: Sequence[Run], known: dict[Path, PretrainingCost]) -
 
 
 def is_trained(run: Run) -> bool:
-    """Whether a run trains anything: a probe is fitted to frozen features at once.
-
-    Args:
-        run: Which.
-    """
+    """Return whether a run takes optimiser steps; probes do not."""
     return not run.config["protocol"].get("probe")
 
 
@@ -168,32 +152,24 @@ def _mean(found: Sequence[float]) -> float:
 
 
 def compare_budgets(grouped: Grouped, budgets: Sequence[Budget]) -> Equality:
-    """Say whether the methods were allowed the same.
-
-    Args:
-        grouped: Methods and their runs.
-        budgets: Of the methods.
-
-    Returns:
-        Sentences.
-    """
-    parts = [_on_pretraining(grouped, budgets), *_on_fine_tuning(grouped)]
+    """Describe whether the methods had equal budgets."""
+    parts = [_compare_pretraining(grouped, budgets), *_compare_fine_tuning(grouped)]
     return Equality(
-        [sentence for part in parts for sentence in part.said],
+        [sentence for part in parts for sentence in part.sentences],
         [sentence for part in parts for sentence in part.warnings],
     )
 
 
-def _on_pretraining(grouped: Grouped, budgets: Sequence[Budget]) -> Equality:
-    """Methods of several protocols that share their encoders are named once, by their lines."""
+def _compare_pretraining(grouped: Grouped, budgets: Sequence[Budget]) -> Equality:
+    """Compare pre-training budgets; methods of one line share encoders and are named once."""
     names = {method.key: method.name for method in grouped.methods}
     trained = [budget for budget in budgets if budget.encoders]
     if len({names[budget.method] for budget in trained}) < 2:
         return Equality([], [])
-    said, warnings = [], []
+    sentences, warnings = [], []
     unknown = {names[each.method] for each in trained if not np.isfinite(each.pretraining_images.low)}
     if unknown:
-        warnings.append(f"How long pre-training was is not recorded: {words.listed(sorted(unknown))}.")
+        warnings.append(f"The length of pre-training is not recorded: {formatting.listed(sorted(unknown))}.")
     figures: Mapping[str, Callable[[Budget], Range]] = {
         _STEPS: lambda budget: budget.pretraining_steps,
         _IMAGES: lambda budget: budget.pretraining_images,
@@ -204,9 +180,9 @@ def _on_pretraining(grouped: Grouped, budgets: Sequence[Budget]) -> Equality:
             continue
         low, high = _ends(ranges.values())
         if low == high:
-            said.append(f"Pre-training was equal: {words.number(low)} {what} with every pretext.")
+            sentences.append(f"Equal pre-training: {formatting.number(low)} {what} for each pretext.")
         else:
-            warnings.append(f"Pre-training was not equal: {_extremes(ranges)} {what}.")
+            warnings.append(f"Unequal pre-training: {_extremes(ranges)} {what}.")
     inputs = {
         names[each.method]: Range(
             each.pretraining_inputs.low / each.pretraining_images.low,
@@ -216,46 +192,49 @@ def _on_pretraining(grouped: Grouped, budgets: Sequence[Budget]) -> Equality:
         if np.isfinite(each.pretraining_inputs.low)
     }
     if inputs and len({round(each.low, 9) for each in inputs.values()}) > 1:
-        said.append(
-            "What the encoder saw of a photograph was not equal, nor the time that it took: "
-            f"{_extremes(inputs)} images of the whole size for each photograph and step."
+        sentences.append(
+            "The encoder processed different numbers of images per photograph and step (in units of a "
+            f"full-size image), so the pretexts took different time: {_extremes(inputs)}."
         )
-    return Equality([*warnings, *said], warnings)
+    return Equality([*warnings, *sentences], warnings)
 
 
-def _on_fine_tuning(grouped: Grouped) -> list[Equality]:
+def _compare_fine_tuning(grouped: Grouped) -> list[Equality]:
     by_protocol: dict[str, list[Method]] = defaultdict(list)
     for method in grouped.methods:
         if is_trained(grouped.runs[method.key][0]):
             by_protocol[method.protocol].append(method)
-    return [_of_protocol(protocol, methods, grouped.runs) for protocol, methods in by_protocol.items()]
+    return [_compare_protocol(protocol, methods, grouped.runs) for protocol, methods in by_protocol.items()]
 
 
-def _of_protocol(protocol: str, methods: Sequence[Method], runs: Mapping[str, Sequence[Run]]) -> Equality:
-    begin = f"Fine-tuning, protocol {protocol}: "
+def _compare_protocol(
+    protocol: str, methods: Sequence[Method], runs: Mapping[str, Sequence[Run]]
+) -> Equality:
+    prefix = f"Fine-tuning, protocol {protocol}: "
     own = [run for method in methods for run in runs[method.key]]
     figures = {_STEPS: _steps, _IMAGES: _images}
     known = {what: figure for what, figure in figures.items() if all(figure(run) is not None for run in own)}
     if not known:
-        return Equality([f"{begin}its length is not recorded."], [])
+        return Equality([f"{prefix}the number of steps is not recorded."], [])
     unequal = [what for what, figure in known.items() if _differs_between_methods(own, figure)]
     if unequal:
-        warning = f"{begin}{words.listed(unequal)} differ between methods at the same fraction and fold."
+        what = formatting.listed(unequal)
+        warning = f"{prefix}{what} differ between methods at the same label fraction and fold."
         return Equality([warning], [warning])
     ends = {what: _ends_of(own, figure) for what, figure in known.items()}
     if all(low == high for low, high in ends.values()):
-        each = " and ".join(f"{words.number(low)} {what}" for what, (low, _) in ends.items())
-        return Equality([f"{begin}{each} in every run, at every label fraction: equal."], [])
+        each = " and ".join(f"{formatting.number(low)} {what}" for what, (low, _) in ends.items())
+        return Equality([f"{prefix}equal, with {each} in each run at each label fraction."], [])
     least = min(run.label_fraction for run in own)
     most = max(run.label_fraction for run in own)
     growing = " and ".join(
-        f"{words.number(low)} to {words.number(high)} {what}" for what, (low, high) in ends.items()
+        f"{formatting.number(low)} to {formatting.number(high)} {what}" for what, (low, high) in ends.items()
     )
     return Equality(
         [
-            f"{begin}equal for all methods at the same fraction and fold, but not over the fractions: "
-            f"{growing} from {words.fraction(least)} to {words.fraction(most)} of the labels. "
-            "Low fractions are trained for fewer steps."
+            f"{prefix}equal for all methods at the same label fraction and fold, but not across fractions: "
+            f"{growing} from {formatting.fraction(least)} to {formatting.fraction(most)} of the labels. "
+            "Models with fewer labels are trained for fewer steps."
         ],
         [],
     )
@@ -279,11 +258,11 @@ def _ends(ranges: Iterable[Range]) -> tuple[float, float]:
 
 
 def _extremes(ranges: Mapping[str, Range]) -> str:
-    """``0.25 (mae) to 8 (dino; cpc)``."""
+    """Format the least and greatest range with names: ``0.25 (mae) to 8 (dino; cpc)``."""
     low, high = _ends(ranges.values())
     least = [name for name, each in ranges.items() if each.low == low]
     most = [name for name, each in ranges.items() if each.high == high]
-    return f"{words.number(low)} ({_few(least)}) to {words.number(high)} ({_few(most)})"
+    return f"{formatting.number(low)} ({_few(least)}) to {formatting.number(high)} ({_few(most)})"
 
 
 def _few(names: Sequence[str]) -> str:

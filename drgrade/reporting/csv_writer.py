@@ -1,4 +1,4 @@
-"""The figures of a report as CSV, with all their digits; what is not known is an empty cell."""
+"""CSV and JSON files of a report, with all digits; unknown values are empty or null."""
 
 import json
 import math
@@ -10,30 +10,28 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from drgrade.reporting import method_labels
-from drgrade.reporting.figures.confusion import row_shares
-from drgrade.reporting.schema import ReliabilityCurve, ResultRow, Study
-from drgrade.stats.estimates import Range
+from drgrade.reporting.figures.details import row_shares
+from drgrade.reporting.schema import ResultRow, Study
+from drgrade.stats.curves import ReliabilityCurve
+from drgrade.stats.estimates import Estimate, Range
 
 Record = dict[str, Any]
 
 
 def csv_files(study: Study) -> dict[str, str]:
-    """Make all CSV files.
-
-    Args:
-        study: What they say.
-
-    Returns:
-        Text by the file's name.
-    """
+    """Return the text of each CSV file by file name."""
     made = {
         "table.csv": [*_rows(study), *_published(study)],
         "folds.csv": list(_folds(study)),
         "comparisons.csv": list(_comparisons(study)),
         "confusion.csv": list(_confusion(study)),
-        "calibration.csv": list(_calibration(study)),
-        "calibrated.csv": list(_calibrated(study)),
+        "calibration.csv": [bin_ for row in study.rows for bin_ in _bins(study, row, row.calibration)],
+        "calibrated.csv": [
+            bin_
+            for row in study.rows
+            if row.calibrated
+            for bin_ in _bins(study, row, row.calibrated.reliability)
+        ],
         "temperatures.csv": list(_temperatures(study)),
         "operating_points.csv": list(_operating_points(study)),
         "recall.csv": list(_recall(study)),
@@ -44,9 +42,9 @@ def csv_files(study: Study) -> dict[str, str]:
     return {name: pd.DataFrame(records).to_csv(index=False) for name, records in made.items() if records}
 
 
-def _begin(study: Study, row: ResultRow) -> Record:
+def _row_keys(study: Study, row: ResultRow) -> Record:
     return {
-        "method": method_labels.labels(study)[row.method],
+        "method": study.labels[row.method],
         "key": row.method,
         "label_fraction": row.label_fraction,
     }
@@ -56,7 +54,7 @@ def _rows(study: Study) -> Iterator[Record]:
     methods = {method.key: method for method in study.methods}
     for row in study.rows:
         yield {
-            **_begin(study, row),
+            **_row_keys(study, row),
             "published": False,
             "source": "",
             "protocol": methods[row.method].protocol,
@@ -66,21 +64,17 @@ def _rows(study: Study) -> Iterator[Record]:
             "seeds": " ".join(map(str, row.seeds)),
             "complete": row.complete,
             "min": row.minimum,
-            "mean": row.mean.value,
-            "mean_low": row.mean.interval.low,
-            "mean_high": row.mean.interval.high,
+            **_estimate("mean", row.mean),
             "max": row.maximum,
             "sd": row.sd,
-            "referable_auroc": row.referable_auroc.value,
-            "referable_auroc_low": row.referable_auroc.interval.low,
-            "referable_auroc_high": row.referable_auroc.interval.high,
+            **_estimate("referable_auroc", row.referable_auroc),
             **row.metrics,
             **_changes(row),
         }
 
 
 def _changes(row: ResultRow) -> Record:
-    """Figures before and after calibration; QWK before is the mean."""
+    """Return metrics before and after calibration; QWK before is the mean of the row."""
     if row.calibrated is None:
         return {}
     record: Record = {"nll": row.calibrated.nll.before}
@@ -114,11 +108,11 @@ def _folds(study: Study) -> Iterator[Record]:
     for row in study.rows:
         for fold, qwk in row.folds.items():
             split = study.splits.get((protocols[row.method], row.label_fraction, fold), "")
-            yield {**_begin(study, row), "fold": fold, "qwk": qwk, "split_hash": split}
+            yield {**_row_keys(study, row), "fold": fold, "qwk": qwk, "split_hash": split}
 
 
 def _comparisons(study: Study) -> Iterator[Record]:
-    names = method_labels.labels(study)
+    names = study.labels
     for comparison in study.comparisons:
         yield {
             "first": names[comparison.first],
@@ -127,9 +121,7 @@ def _comparisons(study: Study) -> Iterator[Record]:
             "second_key": comparison.second,
             "label_fraction": comparison.label_fraction,
             "folds": comparison.folds,
-            "difference": comparison.difference.value,
-            "difference_low": comparison.difference.interval.low,
-            "difference_high": comparison.difference.interval.high,
+            **_estimate("difference", comparison.difference),
             "won": comparison.won,
             "p_value": comparison.p_value,
             "p_holm": comparison.p_holm,
@@ -141,7 +133,7 @@ def _confusion(study: Study) -> Iterator[Record]:
         shares = row_shares(row)
         for true, predicted in np.ndindex(row.confusion.shape):
             yield {
-                **_begin(study, row),
+                **_row_keys(study, row),
                 "grade": true,
                 "predicted": predicted,
                 "count": int(row.confusion[true, predicted]),
@@ -149,40 +141,30 @@ def _confusion(study: Study) -> Iterator[Record]:
             }
 
 
-def _calibration(study: Study) -> Iterator[Record]:
-    for row in study.rows:
-        yield from _bins(study, row, row.calibration)
-
-
-def _calibrated(study: Study) -> Iterator[Record]:
-    for row in study.rows:
-        if row.calibrated:
-            yield from _bins(study, row, row.calibrated.reliability)
-
-
 def _temperatures(study: Study) -> Iterator[Record]:
     for row in study.rows:
         if row.calibrated:
             for fold, temperature in row.calibrated.temperatures.items():
-                yield {**_begin(study, row), "fold": fold, "temperature": temperature}
+                yield {**_row_keys(study, row), "fold": fold, "temperature": temperature}
 
 
 def _operating_points(study: Study) -> Iterator[Record]:
     for row in study.rows:
         for point in row.calibrated.points if row.calibrated else ():
-            rates = {"sensitivity": point.sensitivity, "specificity": point.specificity}
-            record = {**_begin(study, row), "wanted": point.target, **_ends("threshold", point.threshold)}
-            for name, rate in rates.items():
-                ends = rate.interval
-                record |= {name: rate.value, f"{name}_low": ends.low, f"{name}_high": ends.high}
-            yield record
+            yield {
+                **_row_keys(study, row),
+                "wanted": point.target,
+                **_ends("threshold", point.threshold),
+                **_estimate("sensitivity", point.sensitivity),
+                **_estimate("specificity", point.specificity),
+            }
 
 
 def _bins(study: Study, row: ResultRow, found: ReliabilityCurve) -> Iterator[Record]:
     bins = zip(found.confidence, found.accuracy, found.count, strict=True)
     for number, (confidence, accuracy, count) in enumerate(bins):
         yield {
-            **_begin(study, row),
+            **_row_keys(study, row),
             "bin": number,
             "confidence": confidence,
             "accuracy": accuracy,
@@ -195,11 +177,9 @@ def _recall(study: Study) -> Iterator[Record]:
     for row in study.rows:
         for grade, recall in enumerate(row.recall):
             yield {
-                **_begin(study, row),
+                **_row_keys(study, row),
                 "grade": grade,
-                "recall": recall.value,
-                "recall_low": recall.interval.low,
-                "recall_high": recall.interval.high,
+                **_estimate("recall", recall),
                 "count": int(row.confusion[grade].sum()),
             }
 
@@ -207,13 +187,13 @@ def _recall(study: Study) -> Iterator[Record]:
 def _roc(study: Study) -> Iterator[Record]:
     for row in study.rows:
         for x, y in zip(row.roc.x, row.roc.y, strict=True):
-            yield {**_begin(study, row), "false_positive_rate": x, "true_positive_rate": y}
+            yield {**_row_keys(study, row), "false_positive_rate": x, "true_positive_rate": y}
 
 
 def _costs(study: Study) -> Iterator[Record]:
     for row in study.rows:
         yield {
-            **_begin(study, row),
+            **_row_keys(study, row),
             "what": "run",
             "seconds": row.seconds,
             "images_per_second": row.images_per_second,
@@ -222,7 +202,7 @@ def _costs(study: Study) -> Iterator[Record]:
 
 
 def _pretrainings(study: Study) -> Iterator[Record]:
-    names = method_labels.labels(study)
+    names = study.labels
     for cost in study.pretrainings:
         yield {
             "method": names.get(cost.method, cost.method),
@@ -239,7 +219,7 @@ def _pretrainings(study: Study) -> Iterator[Record]:
 
 
 def _budgets(study: Study) -> Iterator[Record]:
-    names = method_labels.labels(study)
+    names = study.labels
     for budget in study.budgets:
         for share in budget.steps:
             yield {
@@ -257,17 +237,17 @@ def _budgets(study: Study) -> Iterator[Record]:
             }
 
 
+def _estimate(name: str, estimate: Estimate) -> Record:
+    ends = estimate.interval
+    return {name: estimate.value, f"{name}_low": ends.low, f"{name}_high": ends.high}
+
+
 def _ends(name: str, ends: Range) -> Record:
     return {f"{name}_least": ends.low, f"{name}_greatest": ends.high}
 
 
 def render_json(study: Study, files: Sequence[str]) -> str:
-    """Write everything that a report says.
-
-    Args:
-        study: What it says; NaN becomes null, and ``splits`` a list of objects.
-        files: Names of the report's files, relative to its folder.
-    """
+    """Render a study as JSON; NaN becomes null, and ``splits`` a list of objects."""
     splits = [
         {"protocol": protocol, "label_fraction": share, "fold": fold, "split_hash": code}
         for (protocol, share, fold), code in study.splits.items()
@@ -279,10 +259,10 @@ def render_json(study: Study, files: Sequence[str]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON has words for.
+    """Convert a value to JSON types.
 
     Raises:
-        TypeError: If it has none.
+        TypeError: If the type is not supported.
     """
     if value is None or isinstance(value, str | bool | int):
         return value

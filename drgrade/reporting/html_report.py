@@ -1,4 +1,4 @@
-"""The page: one file that needs nothing else, for a screen, a phone and paper."""
+"""HTML page of a report: one file without external resources."""
 
 import base64
 import hashlib
@@ -8,46 +8,41 @@ from typing import Any
 from markupsafe import Markup
 
 from drgrade.html.templates import fill_page, resource
-from drgrade.reporting import summary_text as prose
-from drgrade.reporting import tables
+from drgrade.reporting import summary_text, tables
 from drgrade.reporting.figures.all_figures import ReportFigures
 from drgrade.reporting.figures.canvas import FEW, ReportFigure, svg
 from drgrade.reporting.figures.svg import inline
 from drgrade.reporting.schema import Study
 from drgrade.reporting.table import ReportTable
-from drgrade.stats import formatting as words
+from drgrade.stats import formatting
 
 _PACKAGE = "drgrade.reporting"
-_LONG = 45  # lines of a table that are shown without a click, if there is another table that says the most
-_MISSING_OPEN = 8  # so many unfinished runs are listed without a click
+_KINDS = ("confusions", "calibration", "recall", "roc")
+_LONG = 45  # lines; longer tables are folded
+_MISSING_OPEN = 8  # longer lists of missing runs are folded
 
 
 def render_page(study: Study, figures: ReportFigures) -> str:
-    """Make the page, inside :func:`drgrade.reporting.figures.canvas.style`.
+    """Render the page; call it inside :func:`drgrade.reporting.figures.canvas.style`.
 
-    Args:
-        study: What it says.
-        figures: Drawn of it.
-
-    Returns:
-        HTML. It loads nothing; its one script is named by its hash, so that no other can run.
+    The content security policy of the page allows only its own script, by hash.
     """
     script = resource(_PACKAGE, "templates/page.js")
     return fill_page(
         _PACKAGE,
         study=study,
         script=Markup(script),
-        script_hash=_hash(script),
-        summary=prose.summary(study),
-        unfinished=prose.unfinished(study),
+        script_hash=_script_hash(script),
+        summary=summary_text.summary(study),
+        unfinished=summary_text.unfinished(study),
         missing_open=len(study.missing) <= _MISSING_OPEN,
         tables=_tables(study),
-        computed=prose.COMPUTED,
-        uncalibrated=prose.calibration(study),
-        curves=[_drawn(picture) for picture in figures.curves],
+        computed=summary_text.COMPUTED,
+        uncalibrated=summary_text.calibration(study),
+        curves=[_embed(picture) for picture in figures.curves],
         panels=len(study.methods) > FEW,
         long=_LONG,
-        differences=[_drawn(picture) for picture in figures.differences],
+        differences=[_embed(picture) for picture in figures.differences],
         details=_details(figures),
         facts={**study.data, **study.provenance},
     )
@@ -61,21 +56,18 @@ def _tables(study: Study) -> Mapping[str, ReportTable]:
 def _details(figures: ReportFigures) -> list[dict[str, Any]]:
     return [
         {
-            "share": words.fraction(share),
-            "slug": words.fraction_slug(share),
-            "confusions": [_drawn(picture) for picture in details.confusions],
-            "calibration": [_drawn(picture) for picture in details.calibration],
-            "recall": [_drawn(picture) for picture in details.recall],
-            "roc": [_drawn(picture) for picture in details.roc],
+            "share": formatting.fraction(share),
+            "slug": formatting.fraction_slug(share),
+            **{kind: list(map(_embed, getattr(details, kind))) for kind in _KINDS},
         }
         for share, details in figures.details.items()
     ]
 
 
-def _drawn(picture: ReportFigure) -> Markup:
-    """A figure as a part of the page; what it says of itself was escaped as it was written as XML."""
+def _embed(picture: ReportFigure) -> Markup:
+    """Embed a figure; its text was escaped when it was written as XML."""
     return Markup(inline(svg(picture), picture.name, picture.tips, picture.alt))
 
 
-def _hash(script: str) -> str:
+def _script_hash(script: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")

@@ -7,7 +7,7 @@ import pandas as pd
 from drgrade.reporting.schema import Study
 from drgrade.reporting.table import ReportTable
 from drgrade.reporting.tables import all_tables
-from drgrade.stats import formatting as words
+from drgrade.stats import formatting
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -18,7 +18,7 @@ _SPECIAL = {
     "_": r"\_",
     "{": r"\{",
     "}": r"\}",
-    "[": "{[}",  # after \\ or \midrule a bare bracket begins an optional argument
+    "[": "{[}",  # a bare bracket after \\ or \midrule starts an optional argument
     "]": "{]}",
     "*": "{*}",
     "~": r"\textasciitilde{}",
@@ -28,10 +28,10 @@ _SPECIAL = {
     "|": r"\textbar{}",
     '"': r"\textquotedbl{}",
     "\N{PLUS-MINUS SIGN}": r"$\pm$",
-    words.MINUS: "$-$",
-    words.BETTER: r"$\uparrow$",
-    words.WORSE: r"$\downarrow$",
-    words.DASH: "--",
+    formatting.MINUS: "$-$",
+    formatting.BETTER: r"$\uparrow$",
+    formatting.WORSE: r"$\downarrow$",
+    formatting.DASH: "--",
 }
 _PAGE, _CHARACTER, _GAP = 455.0, 3.7, 6.0
 """Points: text width of A4 with 25 mm margins, a character in ``footnotesize``, space between columns."""
@@ -46,8 +46,8 @@ _HEAD = """\
 % {title}
 % Tables of a report of drgrade.
 % In the preamble: \\usepackage{{booktabs,longtable}} and \\usepackage[T1]{{fontenc}}.
-% Names in other scripts than the Latin one need XeLaTeX or LuaLaTeX, and a font that has them.
-% Figures lie beside this file, as in \\includegraphics{{figures/curve.pdf}}.
+% Names in non-Latin scripts need XeLaTeX or LuaLaTeX and a suitable font.
+% Figures are in the folder figures: \\includegraphics{{figures/curve.pdf}}.
 """
 
 

@@ -1,33 +1,27 @@
-"""A report as Markdown, to be committed beside its figures."""
+"""Markdown version of a report."""
 
 from collections.abc import Mapping
 
 from tabulate import tabulate
 
-from drgrade.reporting import summary_text as prose
-from drgrade.reporting import tables
+from drgrade.reporting import summary_text, tables
 from drgrade.reporting.figures.all_figures import ReportFigures
 from drgrade.reporting.figures.canvas import ReportFigure
 from drgrade.reporting.overview import overview_table
 from drgrade.reporting.schema import Missing, Study
 from drgrade.reporting.table import ReportTable
-from drgrade.stats import formatting as words
+from drgrade.stats import formatting
 from drgrade.stats.formatting import escape_markdown
 
 _MISSING_SHOWN = 50
 
 
 def render_markdown(study: Study, figures: ReportFigures) -> str:
-    """Write a report.
-
-    Args:
-        study: What it says.
-        figures: Drawn of it; their PNG files lie in ``figures/``.
-    """
+    """Render a report as Markdown; it refers to PNG files of the figures in ``figures/``."""
     overview = overview_table(study)
     parts = [
         f"# {escape_markdown(study.title)}",
-        escape_markdown(prose.summary(study)),
+        escape_markdown(summary_text.summary(study)),
         *_warnings(study),
         "## QWK",
         *([_table(overview)] if overview else []),
@@ -42,7 +36,7 @@ def render_markdown(study: Study, figures: ReportFigures) -> str:
         *([_table(tables.pretraining_table(study))] if study.pretrainings else []),
         *_provenance(study),
         "## How the numbers are computed",
-        "\n".join(f"- **{name}.** {escape_markdown(text)}" for name, text in prose.COMPUTED.items()),
+        "\n".join(f"- **{name}.** {escape_markdown(text)}" for name, text in summary_text.COMPUTED.items()),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -50,7 +44,7 @@ def render_markdown(study: Study, figures: ReportFigures) -> str:
 def _warnings(study: Study) -> list[str]:
     parts = []
     if study.missing:
-        parts.append(f"> **{escape_markdown(prose.unfinished(study))}**")
+        parts.append(f"> **{escape_markdown(summary_text.unfinished(study))}**")
         shown = "\n".join(_missing(run) for run in study.missing[:_MISSING_SHOWN])
         left = len(study.missing) - _MISSING_SHOWN
         parts.append(shown + (f"\n- and {left} more: study.json" if left > 0 else ""))
@@ -72,9 +66,9 @@ def _comparisons(study: Study, figures: ReportFigures) -> list[str]:
 
 
 def _details(study: Study, figures: ReportFigures) -> list[str]:
-    parts = ["## Further metrics", _table(tables.metrics_table(study)), _table(tables.recall_table(study))]
+    parts = ["## Other metrics", _table(tables.metrics_table(study)), _table(tables.recall_table(study))]
     for share, details in figures.details.items():
-        parts.append(f"## With {words.fraction(share)} of the labels")
+        parts.append(f"## With {formatting.fraction(share)} of the labels")
         parts.append("\n".join(_image(picture) for picture in details.confusions))
         shared = (*details.calibration, *details.recall, *details.roc)
         parts.append("\n".join(map(_image, shared)))
@@ -82,7 +76,7 @@ def _details(study: Study, figures: ReportFigures) -> list[str]:
 
 
 def _calibration(study: Study) -> list[str]:
-    head = ["## Calibration", *filter(None, [escape_markdown(prose.calibration(study))])]
+    head = ["## Calibration", *filter(None, [escape_markdown(summary_text.calibration(study))])]
     made = (tables.calibration_table, tables.thresholds_table, tables.operating_points_table)
     return [*head, *(_table(table) for table in (make(study) for make in made) if table.groups)]
 
@@ -90,8 +84,8 @@ def _calibration(study: Study) -> list[str]:
 def _budget(study: Study) -> list[str]:
     if not study.budgets:
         return []
-    said = "\n".join(f"- {escape_markdown(sentence)}" for sentence in study.equality)
-    return ["## Budget", *filter(None, [said]), _table(tables.budget_table(study))]
+    sentences = "\n".join(f"- {escape_markdown(sentence)}" for sentence in study.equality)
+    return ["## Budget", *filter(None, [sentences]), _table(tables.budget_table(study))]
 
 
 def _provenance(study: Study) -> list[str]:
@@ -112,7 +106,7 @@ def _image(picture: ReportFigure) -> str:
 
 
 def _table(table: ReportTable) -> str:
-    """Write a table with its caption above and its remarks below; group names are in the first column."""
+    """Format a table with its caption above and its remarks below."""
     grid = table.text("pipe", escape_markdown, strong="**{}**", paper="*{}*")
     below = [escape_markdown(remark) for remark in table.all_remarks]
     return "\n\n".join([f"{escape_markdown(table.caption)}.", grid, *below])

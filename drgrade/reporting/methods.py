@@ -1,4 +1,4 @@
-"""The methods of a report: which runs are of one method, and what it is called."""
+"""Methods of a report: their runs, names, order and references."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ _LAST = len(_INITS)
 _PROTOCOL = ("protocol.", "split.")
 _PROTOCOLS = ("published", "matched")
 _OF_PROTOCOL = (*_PROTOCOL, "grading.", "pretraining.", "pretrain_on", "trainer.max_epochs")
-"""What a protocol sets, or hands on."""
+"""Prefixes of settings that a protocol determines."""
 
 _TITLES = ("method", "init", "protocol.name")
 
@@ -33,8 +33,8 @@ class Grouped:
     """Runs by method.
 
     Attributes:
-        methods: In the order in which they are shown.
-        runs: Of each method, by its key.
+        methods: In display order.
+        runs: Runs of each method, by key.
     """
 
     methods: Sequence[Method]
@@ -42,20 +42,13 @@ class Grouped:
 
 
 def group(runs: Sequence[Run]) -> Grouped:
-    """Group runs by method.
-
-    Args:
-        runs: Of a report.
-
-    Returns:
-        The methods, and the runs of each.
-    """
+    """Group runs by method."""
     by_key: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         by_key[run.method].append(run)
     settings = {key: method_settings(of_key[0].config) for key, of_key in by_key.items()}
     protocols = _protocol_names(settings)
-    order = sorted(settings, key=lambda key: _place(settings[key], protocols[key], key))
+    order = sorted(settings, key=lambda key: _sort_key(settings[key], protocols[key], key))
     labels = _labels({key: settings[key] for key in order}, protocols)
     lines = _lines({key: settings[key] for key in order}, protocols, labels)
     references = _references({key: settings[key] for key in order}, protocols)
@@ -77,8 +70,8 @@ def group(runs: Sequence[Run]) -> Grouped:
     return Grouped(methods, by_key)
 
 
-def _place(settings: Settings, protocol: str, key: str) -> tuple[object, ...]:
-    """Fine-tuning before probes; what others are measured by last; pre-trained before the same without."""
+def _sort_key(settings: Settings, protocol: str, key: str) -> tuple[object, ...]:
+    """Sort key: fine-tuning before probes, baselines last, pre-trained weights before others."""
     places = {init: place for place, init in enumerate(_INITS)}
     init, name = str(settings["init"]), method_title(settings)
     measure = 2 if is_majority(settings) else int(name == init)
@@ -94,20 +87,20 @@ def _saw_test(runs: Sequence[Run]) -> bool | None:
 
 
 def _protocol_names(settings: Mapping[str, Settings]) -> dict[str, str]:
-    """Names of protocols; where settings were changed under one name, with what tells them apart."""
+    """Name the protocols; if several share a name, append the settings that distinguish them."""
     protocols = {key: _protocol(each) for key, each in settings.items()}
     by_name: dict[str, list[str]] = defaultdict(list)
     for key, protocol in protocols.items():
         by_name[str(protocol["protocol.name"])].append(key)
     names: dict[str, str] = {}
     for name, keys in by_name.items():
-        for key, words in _told_apart({key: protocols[key] for key in keys}).items():
-            names[key] = f"{name} ({words})" if words else name
+        for key, text in _distinguishing_settings({key: protocols[key] for key in keys}).items():
+            names[key] = f"{name} ({text})" if text else name
     return names
 
 
 def _protocol(settings: Settings) -> dict[str, object]:
-    """How fine-tuning runs. ``pretrain_on`` is the pre-training's, and absent where there is none."""
+    """Return the settings of fine-tuning; ``pretrain_on`` belongs to pre-training."""
     return {
         name: value
         for name, value in settings.items()
@@ -116,19 +109,19 @@ def _protocol(settings: Settings) -> dict[str, object]:
 
 
 def _labels(settings: Mapping[str, Settings], protocols: Mapping[str, str]) -> dict[str, str]:
-    """Title and first weights; then, only where methods would share that, the protocol; then settings."""
+    """Name methods by title and initial weights, then by protocol, then by settings, as far as needed."""
     labels = {key: _label(each) for key, each in settings.items()}
     for keys in _shared(labels):
         if len({protocols[key] for key in keys}) > 1:
             labels |= {key: f"{labels[key]}, {protocols[key]}" for key in keys}
     for keys in _shared(labels):
-        words = _told_apart({key: settings[key] for key in keys})
-        labels |= {key: f"{labels[key]}, {words[key]}" for key in keys}
+        texts = _distinguishing_settings({key: settings[key] for key in keys})
+        labels |= {key: f"{labels[key]}, {texts[key]}" for key in keys}
     return labels
 
 
 def _label(settings: Settings) -> str:
-    """Title and first weights, of which one may say it all."""
+    """Return title and initial weights; once if they are equal."""
     name, init = method_title(settings), str(settings["init"])
     if is_majority(settings):
         return name
@@ -138,23 +131,23 @@ def _label(settings: Settings) -> str:
 def _lines(
     settings: Mapping[str, Settings], protocols: Mapping[str, str], labels: Mapping[str, str]
 ) -> dict[str, str]:
-    """What methods are called apart from their protocols: once, where they differ in nothing else."""
+    """Name methods without their protocol; methods that differ only in it share the name."""
     lines = {key: _label(each) for key, each in settings.items()}
     for keys in _shared(lines):
-        if not _are_told_apart(keys, protocols):
+        if not _have_different_protocols(keys, protocols):
             others = {
                 key: {name: value for name, value in settings[key].items() if not _is_of_protocol(name)}
                 for key in keys
             }
-            words = _told_apart(others)
-            lines |= {key: ", ".join(filter(None, [lines[key], words[key]])) for key in keys}
+            texts = _distinguishing_settings(others)
+            lines |= {key: ", ".join(filter(None, [lines[key], texts[key]])) for key in keys}
     for keys in _shared(lines):
-        if not _are_told_apart(keys, protocols):
+        if not _have_different_protocols(keys, protocols):
             lines |= {key: labels[key] for key in keys}
     return lines
 
 
-def _are_told_apart(keys: Sequence[str], protocols: Mapping[str, str]) -> bool:
+def _have_different_protocols(keys: Sequence[str], protocols: Mapping[str, str]) -> bool:
     return len({protocols[key] for key in keys}) == len(keys)
 
 
@@ -167,9 +160,9 @@ def _pretext(settings: Settings) -> str:
 
 
 def _references(settings: Mapping[str, Settings], protocols: Mapping[str, str]) -> dict[str, str]:
-    """What each method is to be compared with: random weights, encoder and protocol being the same.
+    """Find the reference of each method: random weights of the same encoder under the same protocol.
 
-    Of several such methods it is the one that has most other settings in common.
+    If there are several, the one with the most other settings in common is chosen.
     """
     found: dict[str, str] = {}
     for key, each in settings.items():
@@ -184,12 +177,12 @@ def _references(settings: Mapping[str, Settings], protocols: Mapping[str, str]) 
             and not is_majority(its)
         ]
         if similar:
-            found[key] = max(similar, key=partial(_shares, settings, each))
+            found[key] = max(similar, key=partial(_count_shared, settings, each))
     return found
 
 
-def _shares(settings: Mapping[str, Settings], one: Settings, key: str) -> int:
-    """How many settings of one method another has, with the same value."""
+def _count_shared(settings: Mapping[str, Settings], one: Settings, key: str) -> int:
+    """Count the settings that two methods have in common."""
     other = settings[key]
     return sum(name in other and other[name] == value for name, value in one.items())
 
@@ -203,28 +196,28 @@ def _init(init: str) -> str:
 
 
 def _shared(labels: Mapping[str, str]) -> list[list[str]]:
-    """Keys of the methods that share a label."""
+    """Return groups of keys with equal labels."""
     by_label: dict[str, list[str]] = defaultdict(list)
     for key, label in labels.items():
         by_label[label].append(key)
     return [keys for keys in by_label.values() if len(keys) > 1]
 
 
-def _told_apart(settings: Mapping[str, Settings]) -> dict[str, str]:
-    """As few settings as tell things apart, in words; empty if they are all the same."""
+def _distinguishing_settings(settings: Mapping[str, Settings]) -> dict[str, str]:
+    """Describe each method by the fewest settings that distinguish them; empty if all are equal."""
     names = differing_settings(list(settings.values()), or_missing=True)
     chosen: list[str] = []
-    while names and len(_kinds(settings, chosen)) < len(_kinds(settings, names)):
-        # The setting that tells most apart; of equal ones the most telling, which comes first.
-        chosen.append(max(names, key=lambda name: len(_kinds(settings, [*chosen, name]))))
-    return {key: ", ".join(_word(name, each) for name in chosen) for key, each in settings.items()}
+    while names and len(_distinct_values(settings, chosen)) < len(_distinct_values(settings, names)):
+        # The setting with the most different values; differing_settings returns important ones first.
+        chosen.append(max(names, key=lambda name: len(_distinct_values(settings, [*chosen, name]))))
+    return {key: ", ".join(_setting_text(name, each) for name in chosen) for key, each in settings.items()}
 
 
-def _kinds(settings: Mapping[str, Settings], names: Sequence[str]) -> set[tuple[str, ...]]:
-    return {tuple(_word(name, each) for name in names) for each in settings.values()}
+def _distinct_values(settings: Mapping[str, Settings], names: Sequence[str]) -> set[tuple[str, ...]]:
+    return {tuple(_setting_text(name, each) for name in names) for each in settings.values()}
 
 
-def _word(name: str, settings: Settings) -> str:
+def _setting_text(name: str, settings: Settings) -> str:
     if name not in settings:
         return f"no {name.removesuffix('._target_')}"
     shown, value = short_setting(name, settings[name])

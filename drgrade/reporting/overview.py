@@ -1,17 +1,17 @@
-"""The table that sets methods, protocols and papers beside each other: nothing but means."""
+"""Overview table: mean QWK of methods, with protocols side by side and papers below."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from drgrade.reporting.schema import Method, PublishedRow, ResultRow, Study
 from drgrade.reporting.table import Column, Group, ReportTable
-from drgrade.stats import formatting as words
+from drgrade.stats import formatting
 
 PAPERS = "papers"
 _FEW = 4
 _P = 0.05
 _PUBLISHED = "published"
-"""The protocol that the papers follow, as far as they say."""
+"""Protocol of the papers."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class Block:
     """Columns of one protocol.
 
     Attributes:
-        name: Of the protocol.
-        protocols: It, and those of probes whose runs learn from the same labels at every fraction and fold.
-        fractions: Label fractions, rising.
+        name: Name of the protocol.
+        protocols: This protocol, and probes that use the same labels at each fraction and fold.
+        fractions: Label fractions, ascending.
     """
 
     name: str
@@ -30,24 +30,19 @@ class Block:
 
 
 def overview_table(study: Study) -> ReportTable | None:
-    """Mean QWK of each method, its protocols beside each other, and under it what papers say of the same.
-
-    Args:
-        study: The whole.
-
-    Returns:
-        The table; None where the main table is as short.
-    """
+    """Build the overview; return None if the main table is as short."""
     found = blocks(study)
     if len(study.methods) <= _FEW and len(found) < 2:
         return None
-    placed = _placed(study, found)
+    placed = _arrange(study, found)
     papers = [row for row in study.published if row.beside in {name for name, _ in placed}]
-    columns = [Column(words.fraction(share), over=block.name) for block in found for share in block.fractions]
+    columns = [
+        Column(formatting.fraction(share), over=block.name) for block in found for share in block.fractions
+    ]
     own_columns = bool(papers) and all(block.name != _PUBLISHED for block in found)
     shares = sorted({row.label_fraction for row in papers}) if own_columns else []
-    columns += [Column(words.fraction(share), over=PAPERS) for share in shares]
-    better = _better(study)
+    columns += [Column(formatting.fraction(share), over=PAPERS) for share in shares]
+    better = _significance_marks(study)
     groups = []
     for (name, apart), methods in placed.items():
         lines = [_line(study, methods, found, better) + [""] * len(shares)]
@@ -60,26 +55,17 @@ def overview_table(study: Study) -> ReportTable | None:
 
 
 def blocks(study: Study) -> list[Block]:
-    """Put the columns of probes together with those of a fine-tuning that learns from the same labels.
-
-    Args:
-        study: The whole.
-
-    Returns:
-        A block for each other protocol, in the order of the methods.
-    """
+    """Group the protocols into blocks of columns; probes join a protocol that uses the same labels."""
     probing = {budget.method for budget in study.budgets if not budget.trained}
     trained = {method.protocol for method in study.methods if method.key not in probing}
-    together: list[list[str]] = []
+    columns: list[list[str]] = []
     for protocol in dict.fromkeys(method.protocol for method in study.methods):
-        same = [
-            names for names in together if names[0] in trained and _same_labels(study, names[0], protocol)
-        ]
+        same = [names for names in columns if names[0] in trained and _same_labels(study, names[0], protocol)]
         if protocol in trained or not same:
-            together.append([protocol])
+            columns.append([protocol])
         else:
             same[-1].append(protocol)
-    return [_block(study, names) for names in together]
+    return [_block(study, names) for names in columns]
 
 
 def _block(study: Study, names: Sequence[str]) -> Block:
@@ -98,8 +84,8 @@ def _splits(study: Study, protocol: str) -> dict[tuple[float, str], str]:
     return {(share, fold): code for (name, share, fold), code in study.splits.items() if name == protocol}
 
 
-def _placed(study: Study, found: Sequence[Block]) -> dict[tuple[str, str], dict[str, Method]]:
-    """Lines of the table: (name, protocol if it is not that of its block): method by block."""
+def _arrange(study: Study, found: Sequence[Block]) -> dict[tuple[str, str], dict[str, Method]]:
+    """Return the lines of the table: (name, protocol if it is not that of its block) to method by block."""
     placed: dict[tuple[str, str], dict[str, Method]] = {}
     for method in study.methods:
         block = next(block for block in found if method.protocol in block.protocols)
@@ -108,8 +94,8 @@ def _placed(study: Study, found: Sequence[Block]) -> dict[tuple[str, str], dict[
     return placed
 
 
-def _better(study: Study) -> Mapping[tuple[str, float], str]:
-    """Marks of the methods that differ from their reference."""
+def _significance_marks(study: Study) -> Mapping[tuple[str, float], str]:
+    """Return the marks of methods that differ significantly from their reference."""
     references = {method.key: method.reference for method in study.methods}
     marks = {}
     for each in study.comparisons:
@@ -118,7 +104,7 @@ def _better(study: Study) -> Mapping[tuple[str, float], str]:
         for method, other, sign in ((each.first, each.second, 1), (each.second, each.first, -1)):
             if references.get(method) == other:
                 ahead = sign * each.difference.value > 0
-                marks[method, each.label_fraction] = words.BETTER if ahead else words.WORSE
+                marks[method, each.label_fraction] = formatting.BETTER if ahead else formatting.WORSE
     return marks
 
 
@@ -139,14 +125,14 @@ def _line(
 def _cell(row: ResultRow | None, mark: str) -> str:
     if row is None:
         return ""
-    return f"{words.decimal(row.mean.value)}{'' if row.complete else '*'}{mark}"
+    return f"{formatting.decimal(row.mean.value)}{'' if row.complete else '*'}{mark}"
 
 
 def _papers(rows: Sequence[PublishedRow], found: Sequence[Block], shares: Sequence[float]) -> list[Group]:
-    """A line for each paper, in the columns of the published protocol if there are any, else in their own."""
+    """Return one line for each paper, in the columns of the published protocol or in its own columns."""
     groups = []
     for label in dict.fromkeys(row.label for row in rows):
-        means = {row.label_fraction: words.decimal(row.mean) for row in rows if row.label == label}
+        means = {row.label_fraction: formatting.decimal(row.mean) for row in rows if row.label == label}
         cells = [
             means.get(share, "") if block.name == _PUBLISHED else ""
             for block in found
@@ -159,21 +145,25 @@ def _papers(rows: Sequence[PublishedRow], found: Sequence[Block], shares: Sequen
 
 
 def _caption(study: Study) -> str:
-    papers = " and, under it, of papers" if any(row.beside for row in study.published) else ""
+    papers = ", with published results below it" if any(row.beside for row in study.published) else ""
     return (
-        f"Mean QWK over the folds, by protocol and share of the labels, of each method{papers}; "
-        "folds, intervals and further figures are in the tables below"
+        f"Mean QWK over the folds of each method, by protocol and label fraction{papers}; the tables below "
+        "contain folds, intervals and other metrics"
     )
 
 
 def _remarks(study: Study, groups: Sequence[Group]) -> list[str]:
     text = "".join(cell for group in groups for line in group.lines for cell in line)
     remarks = []
-    if words.BETTER in text or words.WORSE in text or any(method.reference for method in study.methods):
+    if (
+        formatting.BETTER in text
+        or formatting.WORSE in text
+        or any(method.reference for method in study.methods)
+    ):
         remarks.append(
-            f"{words.BETTER} {words.WORSE}: better or worse than random weights of the same encoder, by the "
-            f"same protocol; p (Holm) below {_P}."
+            f"{formatting.BETTER} {formatting.WORSE}: better or worse than random initialisation of the same "
+            f"encoder under the same protocol, with p (Holm) below {_P}."
         )
     if "*" in text:
-        remarks.append("*: runs of this row are missing.")
+        remarks.append("*: some runs of this row are missing.")
     return remarks

@@ -1,4 +1,4 @@
-"""Finds the runs below folders, and the runs that a sweep should have."""
+"""Search for runs below folders, and for the runs that sweeps list."""
 
 import json
 import os
@@ -13,15 +13,15 @@ from drgrade.runs.run_dir import CONFIG, METRICS
 from drgrade.sweeps.cells import SWEEP, read_sweep
 
 _NOT_SEARCHED = ("checkpoints", "wandb", "stores", "tensorboard", "mlruns")
-"""They hold no runs and maybe many files. Folders whose names begin with a dot are not searched either."""
+"""Folders without runs; folders whose names start with a dot are not searched either."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """What lies below the folders of a report.
+class FoundRuns:
+    """Runs below the folders of a report.
 
     Attributes:
-        cells: Runs, begun or not, in the order of their absolute paths.
+        cells: Started and listed runs, ordered by absolute path.
         commands: Command of each sweep.
     """
 
@@ -29,17 +29,17 @@ class Found:
     commands: Sequence[str]
 
 
-def find_cells(folders: Sequence[Path]) -> Found:
-    """Find runs.
+def find_cells(folders: Sequence[Path]) -> FoundRuns:
+    """Find all runs in folders.
 
     Args:
         folders: Runs, sweeps, or folders that contain them at any depth.
 
     Returns:
-        Each run once, however often it was named.
+        Each run once.
 
     Raises:
-        DataError: If a folder is not there, or a ``sweep.json`` cannot be read.
+        DataError: If a folder does not exist, or a ``sweep.json`` cannot be read.
     """
     cells: dict[Path, RunLocation] = {}
     commands: set[str] = set()
@@ -53,16 +53,16 @@ def find_cells(folders: Sequence[Path]) -> Found:
                 cells_of_sweep = read_sweep(place)
                 commands.add(_command(place))
                 for listed in cells_of_sweep:
-                    # What the sweep says of a cell is more than what its folder says.
+                    # The sweep knows the overrides of a cell; its folder may not.
                     cell = RunLocation(place / listed.name, place.resolve(), listed.overrides)
                     cells[cell.folder.resolve()] = cell
             else:
                 cells.setdefault(place.resolve(), RunLocation(place))
-    return Found([cells[place] for place in sorted(cells)], sorted(commands))
+    return FoundRuns([cells[place] for place in sorted(cells)], sorted(commands))
 
 
 def _places(folder: Path) -> Iterator[Path]:
-    """Folders of runs and sweeps at or below a folder."""
+    """Yield the folders of runs and sweeps at or below a folder."""
     for place, names, files in os.walk(folder):
         path = Path(place)
         is_run = METRICS in files or CONFIG in files or (path / HYDRA_CONFIG).is_file()
@@ -73,6 +73,6 @@ def _places(folder: Path) -> Iterator[Path]:
 
 
 def _command(sweep: Path) -> str:
-    """Command line of a sweep whose cells could be read."""
+    """Return the command line of a sweep."""
     record = json.loads((sweep / SWEEP).read_text(encoding="utf-8"))
     return shlex.join(map(str, record.get("command", [])))

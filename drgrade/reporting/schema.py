@@ -1,34 +1,35 @@
-"""What a report says, as plain data: made by :mod:`drgrade.reporting.study`, shown by the writers.
+"""Data of a report: computed by :mod:`drgrade.reporting.study`, formatted by the writers.
 
-A *method* is everything that is equal in all its runs: encoder, pretext, first weights, head, protocol and
-all other settings but the axes (label fraction, fold, seed). A *row* is a method at a label fraction. Its
-*folds* are the runs whose mean is reported; several seeds of a fold are averaged before anything else.
+A *method* comprises everything that its runs have in common: encoder, pretext, initial weights, head,
+protocol and all other settings except label fraction, fold and seed. A *row* is a method at a label fraction.
+Results are averaged over the *folds* of a row; several seeds of a fold are averaged first.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from drgrade.stats.estimates import Counts, Estimate, Floats, Range
+from drgrade.stats.curves import ReliabilityCurve, RocCurve
+from drgrade.stats.estimates import Counts, Estimate, Range
+from drgrade.stats.formatting import MINUS
 
 
 @dataclass(frozen=True)
 class Method:
-    """What the rows of one method have in common.
+    """A method.
 
     Attributes:
-        key: Unique and stable, from its settings; safe in a file name.
-        label: What people call it, as short as the other methods of the report allow.
-        protocol: ``published``, ``matched``, or another protocol's name; where a report has several under
-            one name, with the settings that tell them apart: ``published (epochs=5)``.
+        key: Unique and stable identifier, from the settings; safe in file names.
+        label: Display name, as short as the other methods of the report allow.
+        protocol: ``published``, ``matched``, or another protocol; if several protocols of a report share a
+            name, with the settings that distinguish them: ``published (epochs=5)``.
         init: ``random``, ``imagenet``, ``ssl`` or a path.
-        settings: The settings in which it differs from any other method of the report, apart from
-            ``method``, ``init`` and ``protocol.name``: ``head: CornHead`` for a class,
-            ``protocol.epochs: 20`` for others.
-        saw_test: Whether pre-training saw test photographs, without grades; None: not known.
-        line: What people call it apart from its protocol: methods of one line are the same, fine-tuned by
-            several protocols; empty: as ``label``.
-        pretext: Name of the pretext that it was pre-trained with; empty where that is not known.
+        settings: Settings that differ between methods of the report, apart from ``method``, ``init`` and
+            ``protocol.name``: ``head: CornHead`` for a class, ``protocol.epochs: 20`` for others.
+        saw_test: Pre-training used the test photographs, without grades; None if unknown.
+        line: Display name without the protocol: methods of one line differ only in the protocol; empty if
+            equal to ``label``.
+        pretext: Name of the pretext; empty if there is none or it is unknown.
         reference: Key of the method that it is compared with; empty if there is none.
     """
 
@@ -44,49 +45,25 @@ class Method:
 
     @property
     def name(self) -> str:
-        """What it is called beside methods of other lines."""
+        """Display name without the protocol."""
         return self.line or self.label
 
-
-@dataclass(frozen=True)
-class RocCurve:
-    """A line in a figure: ROC (false against true positive rate) or another one.
-
-    Attributes:
-        x: (N,); empty where the figure is not defined, as ``y``.
-        y: (N,).
-    """
-
-    x: Floats
-    y: Floats
-
-
-@dataclass(frozen=True)
-class ReliabilityCurve:
-    """Confidence against accuracy, in the bins of the expected calibration error.
-
-    Attributes:
-        confidence: (bins,) mean of the largest probability; NaN where a bin is empty.
-        accuracy: (bins,) share of those photographs whose grade had that probability; NaN where a bin is
-            empty.
-        count: (bins,) photographs.
-        ece: Expected calibration error, mean over folds.
-    """
-
-    confidence: Floats
-    accuracy: Floats
-    count: Counts
-    ece: float
+    @property
+    def pretraining_remark(self) -> str:
+        """Remark on the use of test photographs in pre-training; empty if they were not used."""
+        if self.saw_test is None:
+            return "unknown whether pre-training used the test photographs"
+        return "pre-training used the test photographs, without their grades" if self.saw_test else ""
 
 
 @dataclass(frozen=True)
 class Change:
-    """A figure before and after calibration, mean over the folds.
+    """A metric before and after calibration, mean over the folds.
 
     Attributes:
-        before: As the model is.
-        after: Calibrated, or read by the fitted thresholds.
-        difference: After minus before; the interval is of the paired bootstrap.
+        before: For the raw probabilities and the grades of the head.
+        after: For the calibrated probabilities or the grades from the fitted thresholds.
+        difference: After minus before; the interval is from the paired bootstrap.
     """
 
     before: float
@@ -96,13 +73,13 @@ class Change:
 
 @dataclass(frozen=True)
 class Reached:
-    """What an operating point for referable DR reaches on the test photographs of all folds together.
+    """Test results of an operating point for referable DR, over the photographs of all folds.
 
     Attributes:
-        target: Sensitivity that it had to reach on the validation photographs.
-        threshold: Calibrated P(grade >= 2) from which on a photograph is referred, over the runs.
-        sensitivity: Reached; NaN where there are no such photographs, as ``specificity``.
-        specificity: Reached.
+        target: Sensitivity that was required on the validation photographs.
+        threshold: Calibrated P(grade >= 2) above which a photograph is referred, over the runs.
+        sensitivity: On the test photographs; NaN if there are no photographs with referable DR.
+        specificity: On the test photographs; NaN if there are no photographs without referable DR.
     """
 
     target: float
@@ -113,17 +90,17 @@ class Reached:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What the calibrations of a row's runs are worth on the test photographs.
+    """Test results of the calibrations of the runs of a row.
 
     Attributes:
-        photographs: Validation photographs that a run was calibrated on.
-        temperatures: By fold, mean over its seeds.
-        thresholds: Where grade 1, 2, 3 and 4 begin on the line of the expected grade, over the runs.
+        photographs: Number of validation photographs used for calibration.
+        temperatures: By fold, mean over the seeds.
+        thresholds: Lower limits of grades 1 to 4 on the expected grade, over the runs.
         nll: Negative log-likelihood.
         ece: Expected calibration error.
-        qwk: As the head reads grades, and by the fitted thresholds.
+        qwk: For the grades of the head and for those from the fitted thresholds.
         reliability: Of the calibrated probabilities, over all folds.
-        points: Operating points; empty where a run has none.
+        points: Operating points; empty if a run has none.
     """
 
     photographs: Range
@@ -138,32 +115,31 @@ class Calibrated:
 
 @dataclass(frozen=True)
 class ResultRow:
-    """A method at a label fraction.
+    """Results of a method at a label fraction.
 
     Attributes:
         method: Key of the method.
         label_fraction: In (0, 1].
-        folds: QWK of every fold, mean over its seeds, by the fold's name.
-        seeds: Seeds that every fold has (their number differs between folds only in a half-finished sweep).
+        folds: QWK of each fold, mean over its seeds.
+        seeds: Seeds that all folds have in common.
         minimum: Over the folds.
-        mean: Over the folds, with its interval (bootstrap of groups inside folds).
+        mean: Over the folds; the interval is from the bootstrap of groups inside folds.
         maximum: Over the folds.
         sd: Sample standard deviation over the folds (n - 1); NaN for a single fold.
-        metrics: Mean over the folds of the other test metrics, from the stored predictions: ``accuracy``,
-            ``auroc``, ``mae``, ``ece``, ... (see :func:`drgrade.metrics.functional.grading_metrics`).
-        confusion: (5, 5) summed over folds and seeds; rows are the true grade.
-        recall: Per grade, over all folds; NaN value where the grade does not occur.
-        calibration: Over all folds.
-        roc: Referable DR (grade >= 2), one curve over the pooled photographs of all folds.
-        referable_auroc: Mean over the folds, with its interval.
-        labels: Training labels of a run, mean over the folds.
-        seconds: Wall-clock seconds of training, mean over the runs; NaN where not known.
-        images_per_second: Mean over the runs; NaN where not known.
-        peak_memory: Bytes, the highest of all runs; None where not known.
-        complete: Whether no run of the row is missing: none of its sweep's cells, no fold that another row of
-            the report has, no seed of a fold that another of its folds has.
-        calibrated: What the calibrations of its runs are worth; None where a run has none.
-        uncalibrated: Why a run has none; empty otherwise.
+        metrics: Means over the folds of the other test metrics, computed from the stored predictions (see
+            :func:`drgrade.metrics.functional.grading_metrics`).
+        confusion: (5, 5) sum over folds and seeds; rows are true grades.
+        recall: Of each grade, over all folds; NaN if the grade does not occur.
+        calibration: Reliability curve over all folds.
+        roc: ROC curve for referable DR (grade >= 2) over the photographs of all folds.
+        referable_auroc: Mean over the folds.
+        labels: Number of training labels of a run, mean over the folds.
+        seconds: Wall-clock time of training, mean over the runs; NaN if unknown.
+        images_per_second: Mean over the runs; NaN if unknown.
+        peak_memory: Bytes, maximum over the runs; None if unknown.
+        complete: No run is missing: no cell of the sweep, no fold of other rows, no seed of other folds.
+        calibrated: Results of the calibrations; None if a run has none.
+        uncalibrated: Reason why a run has no calibration; else empty.
     """
 
     method: str
@@ -191,18 +167,19 @@ class ResultRow:
 
 @dataclass(frozen=True)
 class MethodComparison:
-    """Two methods at a label fraction, over the folds and seeds that both have.
+    """Comparison of two methods at a label fraction, over the folds and seeds that both have.
 
     Attributes:
-        first: Key of a method.
-        second: Key of the other.
+        first: Key of the first method.
+        second: Key of the second method.
         label_fraction: In (0, 1].
         folds: Number of common folds.
-        difference: Mean QWK of first minus second; interval from a paired bootstrap of groups inside folds.
-        won: Share of the folds in which the first is better; a tie counts half.
-        p_value: Two-sided, from the same bootstrap: twice the smaller share of resamples on one side of zero;
-            never 0, at least 2 / (resamples + 1).
-        p_holm: The same, corrected by Holm's method for the number of comparisons of the report.
+        difference: Mean QWK, first minus second; the interval is from a paired bootstrap of groups inside
+            folds.
+        won: Share of folds in which the first is better; a tie counts half.
+        p_value: Two-sided (:func:`drgrade.stats.significance.two_sided_p_value`).
+        p_holm: Corrected for all comparisons of the report
+            (:func:`drgrade.stats.significance.holm_correction`).
     """
 
     first: str
@@ -214,20 +191,24 @@ class MethodComparison:
     p_value: float
     p_holm: float = float("nan")
 
+    def title(self, labels: Mapping[str, str]) -> str:
+        """Return the names of the two methods with a minus sign between them."""
+        return f"{labels[self.first]} {MINUS} {labels[self.second]}"
+
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """Figures of a paper, which were not computed here.
+    """Result of a paper.
 
     Attributes:
-        label: Method, as the paper has it.
-        source: Paper, data and protocol, in a phrase.
+        label: Method, as named in the paper.
+        source: Paper, data and protocol.
         label_fraction: In (0, 1].
-        minimum: None where the paper does not give it, as ``maximum``.
         mean: QWK.
+        minimum: None if the paper does not report it, as ``maximum``.
         maximum: See ``minimum``.
-        of: What tells the method: ``init``, ``pretext`` and ``encoder``.
-        beside: The line (:attr:`Method.line`) of the report that is the same method; empty if there is none.
+        of: ``init``, ``pretext`` and ``encoder`` of the method.
+        beside: Line (:attr:`Method.line`) of the same method in the report; empty if there is none.
     """
 
     label: str
@@ -242,17 +223,17 @@ class PublishedRow:
 
 @dataclass(frozen=True)
 class PretrainingCost:
-    """What pre-training one encoder took.
+    """Cost of pre-training one encoder.
 
     Attributes:
-        method: Key of the method that uses it.
+        method: Key of the first method that uses the encoder.
         encoder: Name of its folder.
-        seconds: Wall-clock; NaN where not known: the encoder's folder is gone, or does not say.
-        images_per_second: Photographs, not their views; NaN where not known.
-        peak_memory: Bytes; None where not known.
-        steps: Optimiser steps; None where not known, as the following.
-        images: Photographs that went through them, each time counted.
-        encoder_inputs: Images that the encoder saw of each, in units of a whole one.
+        seconds: Wall-clock time; NaN if unknown.
+        images_per_second: Photographs, not views; NaN if unknown.
+        peak_memory: Bytes; None if unknown.
+        steps: Optimiser steps; None if unknown, as the following.
+        images: Photographs processed, counting repetitions.
+        encoder_inputs: Encoder inputs per photograph, in units of a full-size image.
     """
 
     method: str
@@ -267,19 +248,19 @@ class PretrainingCost:
 
 @dataclass(frozen=True)
 class Budget:
-    """What the runs of a method, and the encoders that they began with, were allowed.
+    """Training budget of a method.
 
     Attributes:
         method: Key of the method.
-        encoders: How many pre-trained encoders its runs began with; 0: it is not pre-trained.
+        encoders: Number of pre-trained encoders of its runs; 0 if it is not pre-trained.
         pretraining_steps: Optimiser steps of an encoder.
-        pretraining_images: Photographs that an encoder learnt from, each time counted.
-        pretraining_inputs: Images that the encoder saw of them, in units of a whole one.
-        pretraining_seconds: Mean over the encoders; NaN where not known.
-        trained: Whether the runs train anything: a probe is fitted at once.
+        pretraining_images: Photographs that an encoder processed, counting repetitions.
+        pretraining_inputs: Inputs of the encoder, in units of a full-size image.
+        pretraining_seconds: Mean over the encoders; NaN if unknown.
+        trained: The runs take optimiser steps; False for probes.
         steps: Optimiser steps of a run, by label fraction.
-        images: Photographs that went through them, by label fraction.
-        seconds: Of a run, mean; NaN where not known.
+        images: Photographs processed by a run, counting repetitions, by label fraction.
+        seconds: Mean over the runs; NaN if unknown.
     """
 
     method: str
@@ -296,12 +277,12 @@ class Budget:
 
 @dataclass(frozen=True)
 class Missing:
-    """A run that should be there and is not finished.
+    """An expected run without a result.
 
     Attributes:
-        name: Of its folder, or what would be run.
-        status: ``failed``, ``interrupted``, ``unfinished`` (begun, without a result) or ``not begun``.
-        reason: Why, where it is known.
+        name: Name of its folder.
+        status: ``failed``, ``interrupted``, ``unfinished`` (started, without a result) or ``not begun``.
+        reason: Cause, if known.
     """
 
     name: str
@@ -311,26 +292,25 @@ class Missing:
 
 @dataclass(frozen=True)
 class Study:
-    """Everything that a report says.
+    """Content of a report.
 
     Attributes:
-        title: Of the page.
-        runs: Finished runs that the figures come from.
-        missing: Runs that are not finished.
-        data: Facts about the data, in the order in which they are shown: name, hash, photographs, image size,
-            ...
-        provenance: Facts about how it was made: commands, commits, versions, hardware, seeds.
-        splits: Split hash of every label fraction and fold, by (protocol, fraction, fold).
-        grades: Test photographs of each grade, over all folds.
-        methods: In the order in which they are shown.
+        title: Title of the page.
+        runs: Folders of the finished runs.
+        missing: Runs without a result.
+        data: Facts about the data in display order: name, hash, number of photographs, image size, ...
+        provenance: Commands, commits, versions, hardware, seeds.
+        splits: Split hash by (protocol, label fraction, fold).
+        grades: Number of test photographs of each grade, over all folds.
+        methods: In display order.
         rows: By method, then label fraction.
-        comparisons: Of pairs of methods, at every fraction that both have.
-        published: Rows of papers.
+        comparisons: Of pairs of methods, at each label fraction that both have.
+        published: Results of papers.
         pretrainings: Cost of each encoder.
-        notes: Sentences that a reader of the figures has to know.
-        compared: A sentence on which pairs are compared.
-        budgets: Of each method.
-        equality: Sentences on whether the methods were allowed the same.
+        notes: Caveats.
+        compared: Sentence that describes the compared pairs.
+        budgets: One for each method.
+        equality: Sentences that compare the budgets of the methods.
     """
 
     title: str
@@ -349,3 +329,18 @@ class Study:
     compared: str = ""
     budgets: Sequence[Budget] = field(default_factory=tuple)
     equality: Sequence[str] = field(default_factory=tuple)
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Display name of each method, by key."""
+        return {method.key: method.label for method in self.methods}
+
+    @property
+    def label_fractions(self) -> list[float]:
+        """Label fractions of the rows, ascending."""
+        return sorted({row.label_fraction for row in self.rows})
+
+    def rows_of(self, method: str) -> list[ResultRow]:
+        """Return the rows of a method (key), by ascending label fraction."""
+        rows = [row for row in self.rows if row.method == method]
+        return sorted(rows, key=lambda row: row.label_fraction)

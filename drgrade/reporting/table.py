@@ -1,4 +1,4 @@
-"""Tables of a report as text cells; the writers turn them into HTML, Markdown, LaTeX and plain text."""
+"""Tables of text cells, which the writers turn into HTML, Markdown, LaTeX and plain text."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from itertools import groupby
 
 from tabulate import tabulate
 
-from drgrade.stats import formatting as words
+from drgrade.stats import formatting
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Group:
         name: Heading of the group.
         remark: Remark on all lines; may be empty.
         lines: Cells, one per column.
-        published: The figures come from a paper and were not computed here.
+        published: The values are from a paper.
     """
 
     name: str
@@ -58,7 +58,7 @@ class ReportTable:
         group_column: Heading of the column of group names.
         columns: The other columns.
         groups: Groups in display order.
-        remarks: Sentences below the table, such as the reasons for missing figures.
+        remarks: Sentences below the table, such as the reasons for missing values.
         inline: Every group is a single line, with its name in front.
     """
 
@@ -125,13 +125,13 @@ class ReportTable:
 
 @dataclass
 class Dashes:
-    """Reasons why figures are missing, collected while a table is made."""
+    """Reasons for missing values of a table."""
 
     reasons: list[str] = field(default_factory=list)
 
     def cell(self, text: str, why: str) -> str:
         """Return ``text``; if it is a dash, record the reason ``why``."""
-        if text == words.DASH:
+        if text == formatting.DASH:
             self.note(why)
         return text
 
@@ -142,5 +142,5 @@ class Dashes:
 
     @property
     def remarks(self) -> list[str]:
-        """One sentence with all reasons; empty if no figure is missing."""
-        return [f"{words.DASH}: {'; '.join(self.reasons)}."] if self.reasons else []
+        """One sentence with all reasons; empty if no value is missing."""
+        return [f"{formatting.DASH}: {'; '.join(self.reasons)}."] if self.reasons else []

@@ -1,10 +1,9 @@
-"""The tables of a report."""
+"""Tables of a report."""
 
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from drgrade.reporting import method_labels
 from drgrade.reporting.overview import overview_table
 from drgrade.reporting.schema import (
     Budget,
@@ -17,7 +16,7 @@ from drgrade.reporting.schema import (
     Study,
 )
 from drgrade.reporting.table import Column, Dashes, Group, ReportTable
-from drgrade.stats import formatting as words
+from drgrade.stats import formatting
 from drgrade.stats.estimates import Range
 
 METRICS = {
@@ -29,72 +28,71 @@ METRICS = {
     "referable_sensitivity": "sensitivity",
     "referable_specificity": "specificity",
 }
-"""Metrics in the table of further metrics, before any others that the runs have; those of one grade
-(``auroc_3``) are in ``table.csv`` alone."""
+"""First columns of the table of other metrics; those of one grade (``auroc_3``) are only in ``table.csv``."""
 
 FEW_METHODS = 6
-"""Of more methods a single operating point is shown, that of :data:`MAIN_TARGET`."""
+"""Number of methods above which only the operating point :data:`MAIN_TARGET` is shown."""
 
 MAIN_TARGET = 0.9
-"""Sensitivity; one of :data:`drgrade.models.calibration.TARGET_SENSITIVITIES`."""
+"""One of :data:`drgrade.models.calibration.TARGET_SENSITIVITIES`."""
 
 _OF_ONE_GRADE = re.compile(r".*_\d+")
 _ELSEWHERE = ("qwk", "referable_auroc")
 
 
 def main_table(study: Study) -> ReportTable:
-    """QWK of each method at each fraction, over the folds; published rows come last, marked."""
+    """QWK of each method at each label fraction, followed by published results."""
     dashes = Dashes()
     names = ("labels", "folds", "min", "mean", "max", "95 %", "sd", "count")
     columns = [Column(name, strong=name == "mean") for name in names]
     groups = [
-        Group(method.label, _remark(method), [_main_line(row, dashes) for row in _rows(study, method)])
+        Group(method.label, _remark(method), [_main_line(row, dashes) for row in study.rows_of(method.key)])
         for method in study.methods
     ]
     for label in dict.fromkeys(row.label for row in study.published):
         rows = [row for row in study.published if row.label == label]
-        sources = words.listed(list(dict.fromkeys(row.source for row in rows)))
+        sources = formatting.listed(list(dict.fromkeys(row.source for row in rows)))
         lines = [_published_line(row, dashes) for row in rows]
-        groups.append(Group(label, f"not computed here: {sources}", lines, published=True))
+        groups.append(Group(label, f"results of the paper: {sources}", lines, published=True))
     remarks = list(dashes.remarks)
     if not all(row.complete for row in study.rows):
-        remarks.insert(0, "*: runs of this row are missing.")
+        remarks.insert(0, "*: some runs of this row are missing.")
     caption = (
-        "QWK on the test photographs: least, mean, greatest and standard deviation (sd) over the folds, and "
-        "the 95 % interval of the mean; count: labels that a run was trained on"
+        "QWK on the test photographs: minimum, mean, maximum and standard deviation (sd) over the folds, "
+        "with the 95 % interval of the mean; count: number of training labels of a run"
     )
     return ReportTable("qwk", caption, "method", columns, groups, remarks)
 
 
 def _main_line(row: ResultRow, dashes: Dashes) -> list[str]:
     return [
-        words.fraction(row.label_fraction),
+        formatting.fraction(row.label_fraction),
         f"{len(row.folds)}{'' if row.complete else '*'}",
-        words.decimal(row.minimum),
-        words.decimal(row.mean.value),
-        words.decimal(row.maximum),
-        dashes.cell(words.interval(row.mean.interval), "too few photographs for an interval"),
-        dashes.cell(words.decimal(row.sd), "one fold has no standard deviation"),
-        dashes.cell(words.count(row.labels), "not recorded"),
+        formatting.decimal(row.minimum),
+        formatting.decimal(row.mean.value),
+        formatting.decimal(row.maximum),
+        dashes.cell(formatting.interval(row.mean.interval), "too few photographs for an interval"),
+        dashes.cell(formatting.decimal(row.sd), "a single fold has no standard deviation"),
+        dashes.cell(formatting.count(row.labels), "not recorded"),
     ]
 
 
 def _published_line(row: PublishedRow, dashes: Dashes) -> list[str]:
-    dashes.note("not given by the paper")
+    dashes.note("not reported in the paper")
     return [
-        words.fraction(row.label_fraction),
-        words.DASH,
-        words.DASH if row.minimum is None else words.decimal(row.minimum),
-        words.decimal(row.mean),
-        words.DASH if row.maximum is None else words.decimal(row.maximum),
-        words.DASH,
-        words.DASH,
-        words.DASH,
+        formatting.fraction(row.label_fraction),
+        formatting.DASH,
+        formatting.DASH if row.minimum is None else formatting.decimal(row.minimum),
+        formatting.decimal(row.mean),
+        formatting.DASH if row.maximum is None else formatting.decimal(row.maximum),
+        formatting.DASH,
+        formatting.DASH,
+        formatting.DASH,
     ]
 
 
 def metrics_table(study: Study) -> ReportTable:
-    """All other test metrics, and AUROC for referable DR with its interval."""
+    """Other test metrics, and AUROC for referable DR with its interval."""
     dashes = Dashes()
     found = {
         name
@@ -107,20 +105,23 @@ def metrics_table(study: Study) -> ReportTable:
     columns += [Column("referable AUROC"), Column("95 %")]
 
     def line(row: ResultRow) -> list[str]:
-        values = [words.decimal(row.metrics.get(name, math.nan)) for name in names]
-        referable = [words.decimal(row.referable_auroc.value), words.interval(row.referable_auroc.interval)]
-        cells = [dashes.cell(text, "not defined on these photographs") for text in [*values, *referable]]
-        return [words.fraction(row.label_fraction), *cells]
+        values = [formatting.decimal(row.metrics.get(name, math.nan)) for name in names]
+        referable = [
+            formatting.decimal(row.referable_auroc.value),
+            formatting.interval(row.referable_auroc.interval),
+        ]
+        cells = [dashes.cell(text, "undefined on these photographs") for text in [*values, *referable]]
+        return [formatting.fraction(row.label_fraction), *cells]
 
     caption = (
         "Other metrics on the test photographs, mean over the folds; sensitivity, specificity and referable "
-        "AUROC are of referable DR (grade 2 and above), the interval is of the AUROC"
+        "AUROC are for referable DR (grade >= 2); the 95 % interval is that of the referable AUROC"
     )
     return _by_method(study, "metrics", caption, columns, line, dashes)
 
 
 def calibration_table(study: Study) -> ReportTable:
-    """What a temperature is worth; empty if no run was calibrated, as the two that follow."""
+    """Effect of temperature scaling; empty if no run was calibrated."""
     dashes = Dashes()
     columns = [Column("labels"), Column("photographs", over="fitted on"), Column("T")]
     columns += [
@@ -132,53 +133,52 @@ def calibration_table(study: Study) -> ReportTable:
     def line(row: ResultRow) -> list[str]:
         found = row.calibrated
         if found is None:
-            return _not_calibrated(row, columns, dashes)
+            return _uncalibrated_line(row, columns, dashes)
         temperatures = found.temperatures.values()
         return [
-            words.fraction(row.label_fraction),
-            words.span(found.photographs),
+            formatting.fraction(row.label_fraction),
+            formatting.span(found.photographs),
             _decimals(Range(min(temperatures), max(temperatures)), 2),
             *_change(found.nll, dashes),
             *_change(found.ece, dashes),
         ]
 
     caption = (
-        "Calibration: a temperature T, fitted on the validation photographs of each run, and what it is "
-        "worth on the test photographs; negative log-likelihood (NLL) and expected calibration error "
-        "(ECE), mean over the folds; a negative difference is better"
+        "Temperature scaling: temperature T, fitted on the validation photographs of each run; negative "
+        "log-likelihood (NLL) and expected calibration error (ECE) on the test photographs before and after "
+        "scaling, mean over the folds; a negative difference is an improvement"
     )
-    return _of_calibrated(study, "calibration", caption, columns, line, dashes)
+    return _calibration_by_method(study, "calibration", caption, columns, line, dashes)
 
 
 def thresholds_table(study: Study) -> ReportTable:
-    """What fitted thresholds are worth."""
+    """Effect of fitted thresholds between grades; empty if no run was calibrated."""
     dashes = Dashes()
     columns = [Column("labels")]
     columns += [Column(name, over="QWK") for name in ("head", "thresholds", "difference (95 %)")]
-    columns += [Column(str(grade), over="from which expected grade on") for grade in range(1, 5)]
+    columns += [Column(str(grade), over="lower limit of grade") for grade in range(1, 5)]
 
     def line(row: ResultRow) -> list[str]:
         found = row.calibrated
         if found is None:
-            return _not_calibrated(row, columns, dashes)
+            return _uncalibrated_line(row, columns, dashes)
         begin = [_decimals(each, 2) for each in found.thresholds]
-        return [words.fraction(row.label_fraction), *_change(found.qwk, dashes), *begin]
+        return [formatting.fraction(row.label_fraction), *_change(found.qwk, dashes), *begin]
 
     caption = (
-        "Grades read by thresholds on the calibrated expected grade, which were fitted for QWK on the "
-        "validation photographs, against the head's own reading; QWK on the test photographs, mean over "
-        "the folds"
+        "Thresholds on the calibrated expected grade, fitted for QWK on the validation photographs, compared "
+        "with the grades of the head; QWK on the test photographs, mean over the folds"
     )
-    return _of_calibrated(study, "thresholds", caption, columns, line, dashes)
+    return _calibration_by_method(study, "thresholds", caption, columns, line, dashes)
 
 
 def operating_points_table(study: Study) -> ReportTable:
-    """What operating points for referable DR reach; one of them alone where there are many methods."""
+    """Test results of operating points for referable DR; a single one if there are many methods."""
     dashes = Dashes()
     columns = [
         Column("labels"),
-        Column("wanted"),
-        Column("refer from"),
+        Column("target"),
+        Column("threshold"),
         Column("sensitivity"),
         Column("95 %"),
     ]
@@ -188,25 +188,27 @@ def operating_points_table(study: Study) -> ReportTable:
     def lines(row: ResultRow) -> list[list[str]]:
         found = row.calibrated
         if found is None:
-            return [_not_calibrated(row, columns, dashes)]
+            return [_uncalibrated_line(row, columns, dashes)]
         if not found.points:
-            dashes.note("validation photographs with and without referable DR are needed")
-            return [[words.fraction(row.label_fraction), *[words.DASH] * (len(columns) - 1)]]
+            dashes.note("the validation photographs do not include both referable and other grades")
+            return [[formatting.fraction(row.label_fraction), *[formatting.DASH] * (len(columns) - 1)]]
         shown = [point for point in found.points if not many or point.target == MAIN_TARGET]
         return [_point(row, point, dashes) for point in shown]
 
     caption = (
-        "Operating points for referable DR: the sensitivity that was wanted on the validation "
-        "photographs, the calibrated probability of grade 2 and above from which on a photograph is "
-        "referred, and what that reaches on the test photographs of all folds"
+        "Operating points for referable DR: target sensitivity on the validation photographs; threshold on "
+        "the calibrated probability of grade >= 2; sensitivity and specificity on the test photographs of "
+        "all folds"
     )
-    table = _of_calibrated(study, "operating_points", caption, columns, lambda row: lines(row)[0], dashes)
+    table = _calibration_by_method(
+        study, "operating_points", caption, columns, lambda row: lines(row)[0], dashes
+    )
     groups = [
-        Group(method.label, "", [line for row in _rows(study, method) for line in lines(row)])
+        Group(method.label, "", [line for row in study.rows_of(method.key) for line in lines(row)])
         for method in study.methods
         if table.groups
     ]
-    more = [f"Other sensitivities than {words.percent(MAIN_TARGET)} are in operating_points.csv."]
+    more = [f"Target sensitivities other than {formatting.percent(MAIN_TARGET)} are in operating_points.csv."]
     return ReportTable(
         table.name, caption, "method", columns, groups, [*dashes.remarks, *(more if many and groups else [])]
     )
@@ -214,35 +216,35 @@ def operating_points_table(study: Study) -> ReportTable:
 
 def _point(row: ResultRow, point: Reached, dashes: Dashes) -> list[str]:
     rates = [
-        dashes.cell(text, "no such photograph tested")
+        dashes.cell(text, "no such test photographs")
         for rate in (point.sensitivity, point.specificity)
-        for text in (words.decimal(rate.value), words.interval(rate.interval))
+        for text in (formatting.decimal(rate.value), formatting.interval(rate.interval))
     ]
-    wanted, cut = words.percent(point.target), _decimals(point.threshold, 3)
-    return [words.fraction(row.label_fraction), wanted, cut, *rates]
+    wanted, cut = formatting.percent(point.target), _decimals(point.threshold, 3)
+    return [formatting.fraction(row.label_fraction), wanted, cut, *rates]
 
 
 def _change(change: Change, dashes: Dashes) -> list[str]:
-    ends = words.interval(change.difference.interval)
-    difference = words.signed(change.difference.value)
-    if ends == words.DASH:
+    ends = formatting.interval(change.difference.interval)
+    difference = formatting.signed(change.difference.value)
+    if ends == formatting.DASH:
         dashes.note("too few photographs for an interval")
-    shown = difference if ends == words.DASH else f"{difference} ({ends})"
-    return [words.decimal(change.before), words.decimal(change.after), shown]
+    shown = difference if ends == formatting.DASH else f"{difference} ({ends})"
+    return [formatting.decimal(change.before), formatting.decimal(change.after), shown]
 
 
 def _decimals(ends: Range, places: int) -> str:
-    """The least and the greatest of several numbers; one, if they look the same."""
-    low, high = words.decimal(ends.low, places), words.decimal(ends.high, places)
+    """Format minimum and maximum; a single number if both look the same."""
+    low, high = formatting.decimal(ends.low, places), formatting.decimal(ends.high, places)
     return low if low == high else f"{low} to {high}"
 
 
-def _not_calibrated(row: ResultRow, columns: Sequence[Column], dashes: Dashes) -> list[str]:
+def _uncalibrated_line(row: ResultRow, columns: Sequence[Column], dashes: Dashes) -> list[str]:
     dashes.note(row.uncalibrated)
-    return [words.fraction(row.label_fraction), *[words.DASH] * (len(columns) - 1)]
+    return [formatting.fraction(row.label_fraction), *[formatting.DASH] * (len(columns) - 1)]
 
 
-def _of_calibrated(
+def _calibration_by_method(
     study: Study,
     name: str,
     caption: str,
@@ -250,7 +252,7 @@ def _of_calibrated(
     line: Callable[[ResultRow], list[str]],
     dashes: Dashes,
 ) -> ReportTable:
-    """Without groups, so that it is left out, where no run was calibrated."""
+    """Build a table by method; without groups if no run was calibrated."""
     if all(row.calibrated is None for row in study.rows):
         return ReportTable(name, caption, "method", columns, [], [])
     return _by_method(study, name, caption, columns, line, dashes)
@@ -259,41 +261,56 @@ def _of_calibrated(
 def recall_table(study: Study) -> ReportTable:
     """Recall of each grade."""
     dashes = Dashes()
-    columns = [Column("labels"), *(Column(f"{grade} {name}") for grade, name in enumerate(words.GRADE_NAMES))]
+    columns = [
+        Column("labels"),
+        *(Column(f"{grade} {name}") for grade, name in enumerate(formatting.GRADE_NAMES)),
+    ]
 
     def line(row: ResultRow) -> list[str]:
-        values = [dashes.cell(words.estimate(value, 2), "no such photograph tested") for value in row.recall]
-        return [words.fraction(row.label_fraction), *values]
+        values = [
+            dashes.cell(formatting.estimate(value, 2), "no such test photographs") for value in row.recall
+        ]
+        return [formatting.fraction(row.label_fraction), *values]
 
     return _by_method(study, "recall", "Recall of each grade, with its 95 % interval", columns, line, dashes)
 
 
 def costs_table(study: Study) -> ReportTable:
-    """What the runs took."""
+    """Cost of fine-tuning."""
     dashes = Dashes()
     columns = [Column(name) for name in ("labels", "images/s", "time of a run", "peak memory")]
 
     def line(row: ResultRow) -> list[str]:
-        cells = [words.speed(row.images_per_second), words.hours(row.seconds), words.memory(row.peak_memory)]
-        return [words.fraction(row.label_fraction), *(dashes.cell(text, "not recorded") for text in cells)]
+        cells = [
+            formatting.speed(row.images_per_second),
+            formatting.hours(row.seconds),
+            formatting.memory(row.peak_memory),
+        ]
+        return [
+            formatting.fraction(row.label_fraction),
+            *(dashes.cell(text, "not recorded") for text in cells),
+        ]
 
-    caption = "Cost of fine-tuning: means over the runs, the highest memory"
+    caption = "Cost of fine-tuning: mean over the runs; maximum for memory"
     return _by_method(study, "costs", caption, columns, line, dashes)
 
 
 def budget_table(study: Study) -> ReportTable:
-    """What each method was allowed, a method in a line."""
+    """Training budget of each method."""
     dashes = Dashes()
-    before, after = "pre-training of an encoder", "fine-tuning of a run"
+    before, after = "pre-training (per encoder)", "fine-tuning (per run)"
     columns = [
-        *(Column(name, over=before) for name in ("encoders", "steps", "photographs", "images seen", "time")),
+        *(
+            Column(name, over=before)
+            for name in ("encoders", "steps", "photographs", "encoder inputs", "time")
+        ),
         *(Column(name, over=after) for name in ("steps", "photographs", "time")),
     ]
-    names = method_labels.labels(study)
+    names = study.labels
     groups = [Group(names[budget.method], "", [_budget_line(budget, dashes)]) for budget in study.budgets]
     caption = (
-        "What each method was allowed, as it was counted: optimiser steps; photographs that went through "
-        "them, each time counted; images that the encoder saw of them, in units of a whole one"
+        "Training budget as counted by the runs: optimiser steps; photographs processed, counting "
+        "repetitions; inputs of the encoder, in units of a full-size image"
     )
     return ReportTable("budget", caption, "method", columns, groups, dashes.remarks, inline=True)
 
@@ -302,17 +319,17 @@ def _budget_line(budget: Budget, dashes: Dashes) -> list[str]:
     unknown = "not recorded"
     why = unknown if budget.encoders else "not pre-trained here"
     pretraining = [
-        str(budget.encoders) if budget.encoders else words.DASH,
-        words.span(budget.pretraining_steps),
-        words.span(budget.pretraining_images),
-        words.span(budget.pretraining_inputs),
-        words.hours(budget.pretraining_seconds),
+        str(budget.encoders) if budget.encoders else formatting.DASH,
+        formatting.span(budget.pretraining_steps),
+        formatting.span(budget.pretraining_images),
+        formatting.span(budget.pretraining_inputs),
+        formatting.hours(budget.pretraining_seconds),
     ]
     cells = [dashes.cell(text, why) for text in pretraining]
     for spans in (budget.steps, budget.images):
-        text = words.span(_over_fractions(spans)) if budget.trained else words.DASH
-        cells.append(dashes.cell(text, unknown if budget.trained else "a probe, which takes no steps"))
-    return [*cells, dashes.cell(words.hours(budget.seconds), unknown)]
+        text = formatting.span(_over_fractions(spans)) if budget.trained else formatting.DASH
+        cells.append(dashes.cell(text, unknown if budget.trained else "a probe takes no optimiser steps"))
+    return [*cells, dashes.cell(formatting.hours(budget.seconds), unknown)]
 
 
 def _over_fractions(spans: Mapping[float, Range]) -> Range:
@@ -323,26 +340,26 @@ def _over_fractions(spans: Mapping[float, Range]) -> Range:
 
 
 def pretraining_table(study: Study) -> ReportTable:
-    """What pre-training took, an encoder in a line."""
-    dashes, names = Dashes(), method_labels.labels(study)
+    """Cost of pre-training each encoder."""
+    dashes, names = Dashes(), study.labels
     columns = [Column("encoder", number=False)]
     columns += [Column(name) for name in ("images/s", "time", "peak memory")]
     groups = []
     for key in dict.fromkeys(cost.method for cost in study.pretrainings):
         lines = []
         for cost in (cost for cost in study.pretrainings if cost.method == key):
-            cells = [words.speed(cost.images_per_second), words.hours(cost.seconds)]
-            cells.append(words.memory(cost.peak_memory))
-            why = "not recorded in the encoder's folder, or the folder is gone"
+            cells = [formatting.speed(cost.images_per_second), formatting.hours(cost.seconds)]
+            cells.append(formatting.memory(cost.peak_memory))
+            why = "not recorded in the folder of the encoder, or the folder is missing"
             lines.append([cost.encoder, *(dashes.cell(text, why) for text in cells)])
         groups.append(Group(names.get(key, key), "", lines))
-    caption = "Cost of pre-training, once for each encoder; photographs, not their views"
+    caption = "Cost of pre-training each encoder; images are photographs, not views"
     return ReportTable("pretraining", caption, "method", columns, groups, dashes.remarks)
 
 
 def comparisons_table(study: Study) -> ReportTable:
-    """Differences of two methods at each fraction."""
-    dashes, names = Dashes(), method_labels.labels(study)
+    """Differences between methods at each label fraction."""
+    dashes, names = Dashes(), study.labels
     columns = [
         Column(name, strong=name == "difference")
         for name in ("labels", "difference", "95 %", "folds", "won", "p", "p (Holm)")
@@ -350,8 +367,8 @@ def comparisons_table(study: Study) -> ReportTable:
     groups: dict[str, list[list[str]]] = {}
     for comparison in study.comparisons:
         line = _comparison_line(comparison, dashes)
-        groups.setdefault(method_labels.pair(comparison, names), []).append(line)
-    caption = "Difference of QWK of two methods over the same folds, first minus second"
+        groups.setdefault(comparison.title(names), []).append(line)
+    caption = "Difference in QWK between two methods over the same folds, first minus second"
     return ReportTable(
         "comparisons",
         caption,
@@ -364,20 +381,22 @@ def comparisons_table(study: Study) -> ReportTable:
 
 def _comparison_line(comparison: MethodComparison, dashes: Dashes) -> list[str]:
     return [
-        words.fraction(comparison.label_fraction),
-        words.signed(comparison.difference.value),
-        dashes.cell(words.interval(comparison.difference.interval), "too few photographs for an interval"),
+        formatting.fraction(comparison.label_fraction),
+        formatting.signed(comparison.difference.value),
+        dashes.cell(
+            formatting.interval(comparison.difference.interval), "too few photographs for an interval"
+        ),
         str(comparison.folds),
-        words.percent(comparison.won),
+        formatting.percent(comparison.won),
         *(
-            dashes.cell(words.p_value(value), "too few photographs for a p-value")
+            dashes.cell(formatting.p_value(value), "too few photographs for a p-value")
             for value in (comparison.p_value, comparison.p_holm)
         ),
     ]
 
 
 def splits_table(study: Study) -> ReportTable:
-    """Hashes of the splits: runs with the same hash were trained and tested on the same photographs."""
+    """Hashes of the splits."""
     folds = sorted({fold for _, _, fold in study.splits}, key=lambda fold: (len(fold), fold))
     dashes = Dashes()
     groups = []
@@ -385,9 +404,9 @@ def splits_table(study: Study) -> ReportTable:
         shares = sorted({share for name, share, _ in study.splits if name == protocol})
         lines = [
             [
-                words.fraction(share),
+                formatting.fraction(share),
                 *(
-                    dashes.cell(study.splits.get((protocol, share, fold), words.DASH)[:12], "no run")
+                    dashes.cell(study.splits.get((protocol, share, fold), formatting.DASH)[:12], "no run")
                     for fold in folds
                 ),
             ]
@@ -395,11 +414,13 @@ def splits_table(study: Study) -> ReportTable:
         ]
         groups.append(Group(protocol, "", lines))
     columns = [Column("labels"), *(Column(f"fold {fold}", number=False) for fold in folds)]
-    return ReportTable("splits", "Split hashes, first 12 digits", "protocol", columns, groups, dashes.remarks)
+    return ReportTable(
+        "splits", "First 12 digits of the split hashes", "protocol", columns, groups, dashes.remarks
+    )
 
 
 def all_tables(study: Study) -> list[ReportTable]:
-    """The tables with something in them, in the order of the report."""
+    """Return all tables that are not empty, in display order."""
     overview = overview_table(study)
     made: Iterable[ReportTable] = (
         *([overview] if overview else []),
@@ -426,16 +447,10 @@ def _by_method(
     dashes: Dashes,
 ) -> ReportTable:
     groups = [
-        Group(method.label, "", [line(row) for row in _rows(study, method)]) for method in study.methods
+        Group(method.label, "", [line(row) for row in study.rows_of(method.key)]) for method in study.methods
     ]
     return ReportTable(name, caption, "method", columns, groups, dashes.remarks)
 
 
-def _rows(study: Study, method: Method) -> list[ResultRow]:
-    return sorted((row for row in study.rows if row.method == method.key), key=lambda row: row.label_fraction)
-
-
 def _remark(method: Method) -> str:
-    return ", ".join(
-        filter(None, [f"protocol {method.protocol}", method_labels.what_pretraining_saw(method)])
-    )
+    return ", ".join(filter(None, [f"protocol {method.protocol}", method.pretraining_remark]))

@@ -1,4 +1,4 @@
-"""Writing a report's folder."""
+"""Files of a report."""
 
 import json
 import re
@@ -20,20 +20,20 @@ _OURS = re.compile(r"(figures/)?[\w.-]+\.(png|pdf|csv)")
 
 
 def write_report(study: Study, folder: Path) -> Path:
-    """Write all files of a report, each of them whole or not at all.
+    """Write all files of a report atomically.
 
-    Figures and tables that an earlier report left there and this one has not are removed; nothing else is
-    touched.
+    Figures and tables of an earlier report in the folder that this report does not have are removed; other
+    files are not touched.
 
     Args:
-        study: What the report says.
-        folder: Where.
+        study: Content of the report.
+        folder: Target folder.
 
     Returns:
-        The page.
+        Path of the HTML page.
 
     Raises:
-        DataError: If it cannot be written.
+        DataError: If a file cannot be written.
     """
     try:
         with style():
@@ -44,26 +44,25 @@ def write_report(study: Study, folder: Path) -> Path:
                 LATEX: render_latex(study),
                 **csv_files(study),
             }
-            pictures = _pictures(figures)
-        earlier = _earlier(folder)
-        for name, data in pictures.items():
+            images = _render_figures(figures)
+        earlier = _earlier_files(folder)
+        for name, data in images.items():
             write_bytes(folder / name, data)
         for name, text in texts.items():
             write_text(folder / name, text)
-        written = {*texts, *pictures, RECORD}
+        written = {*texts, *images, RECORD}
         write_text(folder / RECORD, render_json(study, sorted(written)))
         for name in earlier - written:
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise DataError(
-            f"cannot write the report to {folder}: {error.strerror or error}. Choose another folder with "
-            "out=DIR"
+            f"cannot write the report to {folder}: {error.strerror or error}. Set another folder with out=DIR"
         ) from error
     return folder / PAGE
 
 
-def _pictures(figures: ReportFigures) -> dict[str, bytes]:
-    """All figures as files: PNG for Markdown, PDF for LaTeX."""
+def _render_figures(figures: ReportFigures) -> dict[str, bytes]:
+    """Render all figures as PNG for Markdown and PDF for LaTeX."""
     return {
         f"{FIGURES}/{picture.name}.{ending}": write(picture)
         for picture in figures.all
@@ -71,11 +70,11 @@ def _pictures(figures: ReportFigures) -> dict[str, bytes]:
     }
 
 
-def _earlier(folder: Path) -> set[str]:
-    """Names of the figures and tables of an earlier report in a folder."""
+def _earlier_files(folder: Path) -> set[str]:
+    """Return the names of the figures and tables of an earlier report in a folder."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):  # no report, or a file of that name that is none
+    except (FileNotFoundError, ValueError):  # no earlier report
         return set()
     names = record.get("files") if isinstance(record, dict) else None
     return {name for name in names or () if isinstance(name, str) and _OURS.fullmatch(name)}

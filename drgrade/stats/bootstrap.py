@@ -1,9 +1,8 @@
-"""The bootstrap of groups inside folds.
+"""Bootstrap of groups inside folds.
 
-Photographs of one patient, and copies, are not independent, so whole groups are drawn: in every fold as many
-as there are, with replacement. All runs of a fold get the same draws, whatever their method, label fraction
-or seed, so that their differences can be looked at resample by resample. The draws depend on the seed and on
-the fold alone, not on the order of folders, rows or lines.
+Photographs of one patient and near-duplicates are not independent, so whole groups are drawn with
+replacement: in every fold as many as it has. All runs of a fold share the same draws, so their differences
+are paired. The draws depend only on the seed and the name of the fold.
 
 Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 8 and 13 (percentile interval);
 Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 3.8 (clusters).
@@ -16,22 +15,21 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from drgrade.grades import MIN_PROBABILITY, NUM_BINS, REFERABLE
-from drgrade.stats.estimates import Counts, Floats, Interval
-
-Booleans = npt.NDArray[np.bool_]
+from drgrade.grades import NUM_BINS, REFERABLE
+from drgrade.stats.curves import confidence_bins, negative_log_likelihoods
+from drgrade.stats.estimates import Booleans, Counts, Floats, Interval
 
 
 def confusions(predicted: Counts, grades: Counts, num_grades: int = 5) -> Counts:
-    """Confusion matrices.
+    """Count confusion matrices.
 
     Args:
-        predicted: (..., N) grades.
-        grades: (N,) the truth.
+        predicted: (..., N) predicted grades.
+        grades: (N,) true grades.
         num_grades: G.
 
     Returns:
-        (..., G, G); rows are the truth.
+        (..., G, G); rows are true grades.
     """
     cells = grades * num_grades + predicted
     counted: Counts = (cells[..., None] == np.arange(num_grades**2)).sum(axis=-2, dtype=np.int64)
@@ -39,13 +37,13 @@ def confusions(predicted: Counts, grades: Counts, num_grades: int = 5) -> Counts
 
 
 def kappas(confusion: Counts | Floats) -> Floats:
-    """Quadratic weighted kappa of each matrix.
+    """Compute the quadratic weighted kappa of each confusion matrix.
 
     Args:
         confusion: (..., G, G) counts.
 
     Returns:
-        (...); 0 where a single grade occurs in truth and predictions, as in
+        (...); 0 if truth and predictions contain a single grade, as in
         :func:`drgrade.metrics.functional.quadratic_weighted_kappa`.
     """
     counts = np.asarray(confusion, dtype=np.float64)
@@ -59,16 +57,16 @@ def kappas(confusion: Counts | Floats) -> Floats:
 
 
 def aurocs(scores: Floats, positive: Booleans, weights: Floats) -> Floats:
-    """Area under the ROC curve under each weighting: a tie counts half.
+    """Compute the area under the ROC curve for each weighting; a tie counts half.
 
     Args:
         scores: (N,), higher means more likely positive.
         positive: (N,).
-        weights: (N, B) whole numbers: how often each photograph occurs. In this order because whole rows are
-            gathered, which is much faster than columns.
+        weights: (N, B) number of times each photograph occurs. Photographs come first because gathering rows
+            is faster than gathering columns.
 
     Returns:
-        (B,); 0.5 where positives or negatives are missing, as in :func:`drgrade.metrics.functional.auroc`.
+        (B,); 0.5 if there are no positives or no negatives, as in :func:`drgrade.metrics.functional.auroc`.
     """
     yes, no = np.flatnonzero(positive), np.flatnonzero(~positive)
     no = no[np.argsort(scores[no], kind="stable")]
@@ -82,21 +80,21 @@ def aurocs(scores: Floats, positive: Booleans, weights: Floats) -> Floats:
 
 
 _CHUNK = 4_000_000
-"""Numbers held at a time, about: 32 MB."""
+"""Approximate number of values held in memory at a time (32 MB)."""
 
 
 @dataclass(frozen=True, eq=False)
 class TestFold:
-    """The test photographs of a fold.
+    """Test photographs of a fold.
 
     Attributes:
-        name: Of the fold.
+        name: Name of the fold.
         image_ids: (N,) sorted.
-        groups: (N,) 0 to the number of groups - 1, in the order of the groups' names.
+        groups: (N,) group numbers, 0 to the number of groups - 1, in the order of the group names.
         grades: (N,).
     """
 
-    __test__ = False  # no test case, though pytest would think so
+    __test__ = False  # keeps pytest from collecting it
 
     name: str
     image_ids: npt.NDArray[np.str_]
@@ -111,12 +109,12 @@ class TestFold:
 
 @dataclass(frozen=True, eq=False)
 class Resampled:
-    """Figures of R runs of a fold in each of B resamples.
+    """Metrics of R runs of a fold in each of B resamples.
 
     Attributes:
         qwk: (R, B).
         auroc: (R, B) of referable DR.
-        hits: (R, B, 5) photographs of each grade that were called right.
+        hits: (R, B, 5) correctly graded photographs of each grade.
         totals: (B, 5) photographs of each grade.
     """
 
@@ -127,15 +125,15 @@ class Resampled:
 
 
 def draws(fold: TestFold, resamples: int, seed: int) -> Iterator[Floats]:
-    """How often each group is drawn.
+    """Draw groups with replacement.
 
     Args:
-        fold: The fold.
+        fold: Test photographs.
         resamples: B.
-        seed: Of the bootstrap.
+        seed: Random seed.
 
     Yields:
-        (b, groups) whole numbers, each row with the sum ``groups``; b adds up to B.
+        (b, groups) number of times each group is drawn; each row sums to ``groups``, and the b sum to B.
     """
     name = int.from_bytes(hashlib.sha256(fold.name.encode()).digest()[:8], "big")
     rng = np.random.default_rng([seed, name])
@@ -151,17 +149,17 @@ def draws(fold: TestFold, resamples: int, seed: int) -> Iterator[Floats]:
 def resample(
     fold: TestFold, predicted: Counts, probabilities: Floats, resamples: int, seed: int
 ) -> Resampled:
-    """Resample the test photographs of a fold, for all its runs alike.
+    """Compute the metrics of all runs of a fold in the same resamples.
 
     Args:
-        fold: The fold, with N photographs.
-        predicted: (R, N) of each run.
+        fold: N test photographs.
+        predicted: (R, N) predicted grades of each run.
         probabilities: (R, N, 5).
         resamples: B.
-        seed: Of the bootstrap.
+        seed: Random seed.
 
     Returns:
-        Figures of each run in each resample.
+        Metrics of each run in each resample.
     """
     runs, grades = len(predicted), probabilities.shape[-1]
     called = cells_by_group(fold, predicted, grades)  # (groups, R * 25)
@@ -188,16 +186,7 @@ def resample(
 
 
 def cells_by_group(fold: TestFold, predicted: Counts, grades: int) -> Floats:
-    """Confusion counts of each group and run.
-
-    Args:
-        fold: The fold, with N photographs.
-        predicted: (R, N) of each run.
-        grades: G.
-
-    Returns:
-        (groups, R * G * G).
-    """
+    """Count the confusion matrices of each group: (R, N) predicted grades to (groups, R * G * G)."""
     runs = len(predicted)
     width = runs * grades**2
     column = np.arange(runs)[:, None] * grades**2 + fold.grades * grades + predicted  # (R, N)
@@ -206,26 +195,26 @@ def cells_by_group(fold: TestFold, predicted: Counts, grades: int) -> Floats:
 
 
 def interval_if_spread(samples: Floats) -> Interval:
-    """Percentile interval of a figure that moves.
+    """Return the percentile interval, or NaN if all resamples are equal.
 
-    Args:
-        samples: (B,) as for :func:`interval`.
-
-    Returns:
-        NaN also where all resamples agree: no resample of misses has a hit, but other photographs may.
+    The bootstrap cannot estimate the uncertainty of, for example, a recall of 0.
     """
     ends = interval(samples)
     return ends if ends.low < ends.high else Interval(float("nan"), float("nan"))
 
 
 def interval(samples: Floats) -> Interval:
-    """Percentile interval.
+    """Return the 2.5th and the 97.5th percentile.
 
     Args:
-        samples: (B,) the figure in each resample; NaN where a resample does not define it.
+        samples: (B,) value in each resample; NaN values are left out.
 
     Returns:
-        From the 2.5th to the 97.5th percentile; NaN if no resample defines it.
+        The interval; NaN if all samples are NaN.
+
+    Example:
+        >>> interval(np.arange(101.0))
+        Interval(low=2.5, high=97.5)
     """
     defined = samples[~np.isnan(samples)]
     if not len(defined):
@@ -245,24 +234,24 @@ METRICS = (
     "ece",
     "nll",
 )
-"""What is resampled."""
+"""Metrics of :func:`resample_metrics`."""
 
 
 def resample_metrics(
     fold: TestFold, predicted: Counts, probabilities: Floats, resamples: int, seed: int
 ) -> Mapping[str, Floats]:
-    """Compute the metrics of each resample.
+    """Compute all metrics of one set of predictions in each resample.
 
     Args:
-        fold: The photographs, N of them.
-        predicted: (N,) grades.
-        probabilities: (N, G), rows with sum 1.
+        fold: N test photographs.
+        predicted: (N,) predicted grades.
+        probabilities: (N, G), rows sum to 1.
         resamples: B.
-        seed: Of the bootstrap; the same for all that is to be compared.
+        seed: Random seed; use the same for all that is compared.
 
     Returns:
-        By :data:`METRICS`: (B,) each. NaN where a resample does not define it: it has no photograph, or only
-        photographs, of referable DR, or a single grade.
+        (B,) values of each of :data:`METRICS`. NaN where a resample does not define the metric because it
+        contains a single grade, or photographs on one side of the referable threshold only.
     """
     grades = probabilities.shape[1]
     called = cells_by_group(fold, predicted[None], grades)  # (groups, G * G)
@@ -283,24 +272,22 @@ def resample_metrics(
 
 
 def _gaps_by_group(fold: TestFold, probabilities: Floats) -> Floats:
-    """Sum of confidence minus rightness of each group in each bin: (groups, bins)."""
-    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == fold.grades
-    place = np.searchsorted(np.linspace(0, 1, NUM_BINS + 1)[1:-1], confidence, side="left")
+    """Sum confidence minus correctness of each group in each bin: (groups, bins)."""
+    bins, confidence, correct = confidence_bins(probabilities, fold.grades)
     cells = np.bincount(
-        fold.groups * NUM_BINS + place, weights=confidence - right, minlength=fold.num_groups * NUM_BINS
+        fold.groups * NUM_BINS + bins, weights=confidence - correct, minlength=fold.num_groups * NUM_BINS
     )
     return cells.astype(np.float64).reshape(-1, NUM_BINS)
 
 
 def _likelihood_by_group(fold: TestFold, probabilities: Floats) -> Floats:
-    """Sum of -log of the probability of the true grade, of each group: (groups,)."""
-    given = probabilities[np.arange(len(probabilities)), fold.grades]
-    loss: Floats = -np.log(np.maximum(given, MIN_PROBABILITY))
+    """Sum the negative log-likelihoods of each group: (groups,)."""
+    loss = negative_log_likelihoods(probabilities, fold.grades)
     return np.bincount(fold.groups, weights=loss, minlength=fold.num_groups).astype(np.float64)
 
 
 def _from_confusion(confusion: Floats) -> dict[str, Floats]:
-    """Metrics that the confusion matrices (B, G, G) hold."""
+    """Compute the metrics that depend on the confusion matrices (B, G, G) alone."""
     places = np.arange(confusion.shape[-1])
     distance = np.abs(places[:, None] - places[None, :])
     total = confusion.sum(axis=(1, 2))
@@ -316,7 +303,7 @@ def _from_confusion(confusion: Floats) -> dict[str, Floats]:
 
 
 def _ratio(part: Floats, whole: Floats) -> Floats:
-    """Of the sums over the last axis; NaN where the whole is nothing."""
+    """Divide sums over the last axis; NaN where the denominator is 0."""
     total = whole.sum(axis=-1)
     return np.where(total > 0, part.sum(axis=-1) / np.maximum(total, 1), np.nan)
 
@@ -324,7 +311,7 @@ def _ratio(part: Floats, whole: Floats) -> Floats:
 def _discrimination(
     fold: TestFold, probabilities: Floats, weights: Floats, true: Floats
 ) -> dict[str, Floats]:
-    """AUROCs under the weights (N, B), with ``true`` (B, G) photographs of each grade."""
+    """Compute AUROCs for the weights (N, B); ``true`` (B, G) counts the photographs of each grade."""
     total, occurs = true.sum(axis=1), true > 0
     single = np.stack(
         [aurocs(probabilities[:, k], fold.grades == k, weights) for k in range(probabilities.shape[1])],

@@ -1,4 +1,4 @@
-"""Estimates."""
+"""Array types, intervals and estimates."""
 
 from dataclasses import dataclass
 
@@ -6,9 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
-
-
 Counts = npt.NDArray[np.int64]
+Booleans = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95 % interval."""
+    """A value with its 95 % interval."""
 
     value: float
     interval: Interval
@@ -29,7 +28,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Range:
-    """The least and the greatest of several numbers; both are NaN where none is known."""
+    """The minimum and maximum of several numbers; both are NaN if no number is known."""
 
     low: float
     high: float

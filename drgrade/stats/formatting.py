@@ -1,4 +1,4 @@
-"""How a report writes numbers and names: the same in the page, in tables and in figures."""
+"""Formatting of numbers and names in pages, tables and figures."""
 
 import math
 import re
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from drgrade.stats.estimates import Estimate, Interval, Range
 
 DASH = "\N{EN DASH}"
-"""Stands for a figure that there is not; a table that has one says why."""
+"""Marks a missing value; tables explain the reason."""
 
 MINUS = "\N{MINUS SIGN}"
 BETTER, WORSE = "\N{UPWARDS ARROW}", "\N{DOWNWARDS ARROW}"
@@ -18,12 +18,7 @@ _MIB, _GIB = 2.0**20, 2.0**30
 
 
 def decimal(value: float, places: int = 3) -> str:
-    """Write a number, or a dash if it is NaN.
-
-    Args:
-        value: Any number.
-        places: Decimals.
-    """
+    """Format a number with a fixed number of decimals; a dash if it is not finite."""
     if not math.isfinite(value):
         return DASH
     text = f"{abs(value):.{places}f}"
@@ -31,66 +26,66 @@ def decimal(value: float, places: int = 3) -> str:
 
 
 def signed(value: float, places: int = 3) -> str:
-    """Write a difference, with its sign."""
+    """Format a difference with its sign."""
     text = decimal(value, places)
     return text if text.startswith((MINUS, DASH)) or not float(text) else f"+{text}"
 
 
 def interval(ends: Interval, places: int = 3) -> str:
-    """Write an interval, or a dash if there is none."""
+    """Format an interval; a dash if it is not finite."""
     if not (math.isfinite(ends.low) and math.isfinite(ends.high)):
         return DASH
     return f"{decimal(ends.low, places)} to {decimal(ends.high, places)}"
 
 
 def estimate(figure: Estimate, places: int = 3) -> str:
-    """Write a figure with its interval in brackets."""
+    """Format a value with its interval in brackets."""
     value, ends = decimal(figure.value, places), interval(figure.interval, places)
     return value if ends == DASH else f"{value} ({ends})"
 
 
 def percent(share: float, places: int = 0) -> str:
-    """Write a share of one in per cent."""
+    """Format a proportion in per cent."""
     return DASH if not math.isfinite(share) else f"{decimal(100 * share, places)} %"
 
 
 def fraction(share: float) -> str:
-    """Write a label fraction in per cent, with no more digits than it has: ``5 %``, ``2.5 %``."""
+    """Format a label fraction in per cent without trailing zeros: ``5 %``, ``2.5 %``."""
     return f"{100 * share:.6g} %"
 
 
 def fraction_slug(share: float) -> str:
-    """A label fraction as a part of a file's name: ``5pct``, ``2.5pct``."""
+    """Format a label fraction for file names: ``5pct``, ``2.5pct``."""
     return f"{100 * share:.6g}pct"
 
 
 def p_value(value: float) -> str:
-    """Write a p-value."""
+    """Format a p-value."""
     return f"< {_LEAST_P}" if value < _LEAST_P else decimal(value)
 
 
 def count(value: float) -> str:
-    """Write a number of things; a mean that is not whole keeps one decimal."""
+    """Format a count; a fractional mean below 100 gets one decimal."""
     if not math.isfinite(value):
         return DASH
     return f"{value:.0f}" if float(value).is_integer() or value >= 100 else f"{value:.1f}"
 
 
 def number(value: float) -> str:
-    """Write a number of things, with commas between thousands; what is not whole with three digits."""
+    """Format a number with thousands separators; a fractional one with three digits."""
     if not math.isfinite(value):
         return DASH
     return f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 1000 else f"{value:.3g}"
 
 
 def span(ends: Range) -> str:
-    """Write the least and the greatest of several numbers: one, if they are the same."""
+    """Format minimum and maximum; a single number if they are equal."""
     low, high = number(ends.low), number(ends.high)
     return low if low == high else f"{low} to {high}"
 
 
 def hours(seconds: float) -> str:
-    """Write a duration: seconds, minutes or hours, whichever reads best; a dash if it is NaN."""
+    """Format a duration in seconds, minutes or hours; a dash if it is NaN."""
     if not math.isfinite(seconds):
         return DASH
     if seconds < 9.95:
@@ -103,32 +98,32 @@ def hours(seconds: float) -> str:
 
 
 def speed(images_per_second: float) -> str:
-    """Write a number of photographs in a second."""
+    """Format a number of photographs per second."""
     return decimal(images_per_second, 1 if images_per_second < 10 else 0)
 
 
 def memory(size: int | None) -> str:
-    """Write a number of bytes in MiB or GiB; a dash if it is None."""
+    """Format a number of bytes in MiB or GiB; a dash if it is None."""
     if size is None:
         return DASH
     return f"{size / _MIB:.0f} MiB" if size < _GIB else f"{size / _GIB:.1f} GiB"
 
 
-def listed(things: Sequence[str]) -> str:
-    """Join words: ``a``, ``a and b``, ``a, b and c``; with semicolons where a thing has commas of its own."""
-    if any("," in thing for thing in things):
-        return "; ".join(things)
-    return " and ".join(filter(None, [", ".join(things[:-1]), *things[-1:]]))
+def listed(items: Sequence[str]) -> str:
+    """Join items: ``a``, ``a and b``, ``a, b and c``; with semicolons if an item contains a comma."""
+    if any("," in item for item in items):
+        return "; ".join(items)
+    return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
 
 
-def plural(number: int, thing: str) -> str:
-    """``1 run``, ``2 runs``."""
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+def plural(number: int, noun: str) -> str:
+    """Format a count with its noun: ``1 run``, ``2 runs``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~#$&])")
 
 
 def escape_markdown(text: str) -> str:
-    """Escape what Markdown (or HTML in it) would take for markup."""
+    """Escape Markdown and HTML markup."""
     return _SPECIAL.sub(r"\\\1", " ".join(text.split()))

@@ -1,4 +1,4 @@
-"""What a dashboard has to know of a sweep; read from its folder."""
+"""Facts about a sweep that a dashboard shows."""
 
 import json
 import shlex
@@ -18,18 +18,17 @@ _OFFLINE = "wandb/offline-run-*"
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """A sweep, as W&B knows it.
+class DashboardSweep:
+    """A sweep in W&B.
 
     Attributes:
-        name: The group of its runs.
-        entity: User or team; None: not said.
-        project: Where its runs are.
-        cells: How many it is to have.
-        finished: How many are finished.
-        worst: Whether photographs were asked for.
-        offline: Patterns of the folders of W&B's runs that were offline, those of pre-trainings included,
-            as a shell reads them.
+        name: W&B group of its runs.
+        entity: User or team; None for the default.
+        project: W&B project of its runs.
+        cells: Number of cells.
+        finished: Number of finished cells.
+        worst: The runs log their worst photographs.
+        offline: Shell patterns of the folders of offline W&B runs, including pre-training.
     """
 
     name: str
@@ -41,35 +40,34 @@ class Sweep:
     offline: tuple[str, ...]
 
 
-def read(folder: Path, entity: str | None = None, project: str | None = None) -> Sweep:
-    """Read a sweep's folder.
+def read_dashboard_sweep(
+    folder: Path, entity: str | None = None, project: str | None = None
+) -> DashboardSweep:
+    """Read the folder of a sweep.
 
     Args:
-        folder: With ``sweep.json`` and a folder for each cell.
-        entity: Wins over what the cells were run with.
-        project: Wins over what the cells were run with.
-
-    Returns:
-        The sweep.
+        folder: Folder with ``sweep.json`` and a folder for each cell.
+        entity: Overrides the entity of the cells.
+        project: Overrides the project of the cells.
 
     Raises:
-        DataError: If it is no sweep's folder, or none of its cells was watched by W&B.
+        DataError: If the folder is not that of a sweep, or no cell logged to W&B.
     """
     if not (folder / SWEEP).is_file():
-        raise DataError(f"{folder} is not a sweep's folder: there is no {SWEEP} in it")
+        raise DataError(f"{folder} is not the folder of a sweep: it has no {SWEEP}")
     cells = read_sweep(folder)
     loggers = [found for cell in cells if (found := _logger(folder / cell.name)) is not None]
     if not loggers:
         raise DataError(
-            f"{folder}: none of its {len(cells)} cells was watched by W&B; run the sweep with logger=wandb"
+            f"{folder}: none of its {len(cells)} cells logged to W&B; run the sweep with logger=wandb"
         )
     projects = {(logger["entity"], logger["project"]) for logger in loggers}
     if len(projects) > 1 and project is None:
         listed = ", ".join(f"{named or ''}/{where}" for named, where in sorted(projects, key=str))
         raise DataError(
-            f"{folder}: its cells are in several projects of W&B ({listed}): choose one with project="
+            f"{folder}: its cells are in several W&B projects ({listed}): select one with project="
         )
-    return Sweep(
+    return DashboardSweep(
         name=str(json.loads((folder / SWEEP).read_text(encoding="utf-8")).get("name", folder.name)),
         entity=entity or loggers[0]["entity"],
         project=project or loggers[0]["project"] or _DEFAULT_PROJECT,
@@ -88,21 +86,19 @@ def _offline(folder: Path, cells: Sequence[Cell]) -> tuple[str, ...]:
 
 
 def _encoder(cell: Path) -> Path | None:
-    """Folder of the pre-training that a finished cell began with."""
+    """Return the encoder folder of a finished cell."""
     path = cell / PROVENANCE
     if not path.is_file():
         return None
     try:
         named = json.loads(path.read_text(encoding="utf-8")).get("encoder")
     except (ValueError, AttributeError) as error:
-        raise DataError(
-            f"{path} cannot be read ({error}); remove it and repeat the sweep's command"
-        ) from error
+        raise DataError(f"{path} cannot be read ({error}); remove it and run the sweep again") from error
     return Path(named) if named else None
 
 
 def _logger(cell: Path) -> dict[str, Any] | None:
-    """Settings of a cell's logger if that is W&B's; None if it is another one or the cell was not begun."""
+    """Return the settings of the W&B logger of a cell; None for other loggers or if it has not started."""
     if not (cell / CONFIG).is_file():
         return None
     cfg = OmegaConf.load(cell / CONFIG)

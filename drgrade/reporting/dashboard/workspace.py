@@ -1,17 +1,21 @@
-"""Panels that the workspace and the report share. Their names are those that the runs log under."""
+"""W&B workspace and report of a sweep: construction and publication."""
 
+import json
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import wandb_workspaces.reports.v2.interface as wr
 import wandb_workspaces.workspaces as ws
 from wandb_workspaces import expr
 
-from drgrade.reporting.dashboard import workspace as panels
-from drgrade.reporting.dashboard.sweep import Sweep
+from drgrade.errors import DataError
+from drgrade.files import write_text
+from drgrade.reporting.dashboard.sweep import DashboardSweep
 
 FRACTION = "label_fraction"
 LINE = "curve"
-"""Config entry of a run: which line of the label-efficiency curve it is a point of."""
+"""Config entry of a run that names its line in the label-efficiency curve."""
 
 _GRADES = range(5)
 _WIDE, _HALF, _HIGH = 24, 12, 10
@@ -27,7 +31,7 @@ _SYSTEM = {
 
 
 def efficiency() -> list[Any]:
-    """Test QWK against the label fraction: mean and range of every line, and every single run."""
+    """Panels of test QWK against the label fraction."""
     return [
         wr.LinePlot(
             title="test QWK by label fraction, mean and range",
@@ -64,7 +68,7 @@ def efficiency() -> list[Any]:
 
 
 def confusion() -> list[Any]:
-    """Confusion matrix and curves per grade, of the test photographs of the runs that are chosen."""
+    """Confusion matrix, ROC and precision-recall curves on the test photographs."""
     area = {"x-axis-title": "", "y-axis-title": ""}
     return [
         _chart(
@@ -92,26 +96,26 @@ def confusion() -> list[Any]:
 
 
 def training() -> list[Any]:
-    """Curves over the epochs."""
+    """Learning curves of grading."""
     names = ("val/qwk", "val/auroc", "val/loss", "train/loss")
     recalls = [f"val/recall_{grade}" for grade in _GRADES]
     return _grid([_curve(name, [name]) for name in names] + [_curve("val recall by grade", recalls)])
 
 
 def pretraining() -> list[Any]:
-    """Curves of the pretext."""
+    """Learning curves of pre-training."""
     return _grid([_curve(name, [name]) for name in ("train/loss", "val/loss", "val/accuracy")])
 
 
 def system() -> list[Any]:
-    """What the machine did, by minute."""
+    """System metrics by minute."""
     return _grid(
         [wr.LinePlot(title=title, x="RelativeTime(Process)", y=[key]) for title, key in _SYSTEM.items()]
     )
 
 
-def worst(sweep: Sweep) -> list[Any]:
-    """The table of the worst photographs, if the sweep has any."""
+def worst(sweep: DashboardSweep) -> list[Any]:
+    """Table of the worst photographs, if the runs log them."""
     table = wr.WeavePanelSummaryTable(table_name="test/worst", layout=wr.Layout(w=_WIDE, h=2 * _HIGH))
     return [table] if sweep.worst else []
 
@@ -121,7 +125,7 @@ def _curve(title: str, names: list[str]) -> Any:
 
 
 def _chart(key: str, preset: str, fields: dict[str, str], strings: dict[str, str], layout: wr.Layout) -> Any:
-    """One of W&B's own charts over a table that the runs log as ``KEY_table``."""
+    """Return a W&B chart of the table ``KEY_table``."""
     return wr.CustomChart(
         query={"summaryTable": {"tableKey": f"{key}_table"}},
         chart_name=preset,
@@ -132,7 +136,7 @@ def _chart(key: str, preset: str, fields: dict[str, str], strings: dict[str, str
 
 
 def _grid(panels: list[Any]) -> list[Any]:
-    """Two in a row."""
+    """Arrange panels in two columns."""
     for number, panel in enumerate(panels):
         row, column = divmod(number, 2)
         panel.layout = wr.Layout(x=column * _HALF, y=row * _HIGH, w=_HALF, h=_HIGH)
@@ -142,8 +146,8 @@ def _grid(panels: list[Any]) -> list[Any]:
 _COLUMNS = (
     "run:displayName",
     "run:state",
-    f"config:{panels.LINE}.value",
-    f"config:{panels.FRACTION}.value",
+    f"config:{LINE}.value",
+    f"config:{FRACTION}.value",
     "config:fold.value",
     "config:seed.value",
     "summary:test/qwk",
@@ -154,27 +158,20 @@ _COLUMNS = (
     "summary:status",
     "config:split_hash.value",
 )
-"""Of the table of runs."""
+"""Columns of the table of runs."""
 
 _TITLE = 128
-"""Characters that a report's title may have."""
+"""Maximum length of the title of a report."""
 
 
-def make_workspace(sweep: Sweep) -> ws.Workspace:
-    """Build the workspace: all panels over all runs of the sweep, pre-training included.
-
-    Args:
-        sweep: Whose runs.
-
-    Returns:
-        The workspace; nothing is sent.
-    """
+def build_workspace(sweep: DashboardSweep) -> ws.Workspace:
+    """Build a workspace with all runs of the sweep, including pre-training; nothing is sent."""
     sections = {
-        "Label efficiency": panels.efficiency(),
-        "Confusion and curves": panels.confusion(),
-        "Worst photographs": panels.worst(sweep),
-        "Training": panels.training(),
-        "System": panels.system(),
+        "Label efficiency": efficiency(),
+        "Confusion and curves": confusion(),
+        "Worst photographs": worst(sweep),
+        "Training": training(),
+        "System": system(),
     }
     return ws.Workspace(
         entity=sweep.entity or "",
@@ -185,30 +182,23 @@ def make_workspace(sweep: Sweep) -> ws.Workspace:
         ],
         settings=ws.WorkspaceSettings(x_axis="epoch", max_runs=100),
         runset_settings=ws.RunsetSettings(
-            filters=expr.And(_of(sweep)),
+            filters=expr.And(_group_filter(sweep)),
             order=[expr.Ordering(expr.Metric("Name"), ascending=True)],
             pinned_columns=list(_COLUMNS),
         ),
     )
 
 
-def make_report(sweep: Sweep) -> wr.Report:
-    """Build the report: the curve, the table of runs, confusion, training, pre-training, the machine.
-
-    Args:
-        sweep: Whose runs.
-
-    Returns:
-        The report; nothing is sent.
-    """
+def build_report(sweep: DashboardSweep) -> wr.Report:
+    """Build a report with label efficiency, runs, confusion, training and system; nothing is sent."""
     graded = _runs(sweep, "grading", "cells")
     parts = [
-        ("Label efficiency and runs", graded, panels.efficiency(), False),
-        ("Confusion and curves per grade", graded, panels.confusion(), True),
-        ("Worst photographs", graded, panels.worst(sweep), True),
-        ("Training", graded, panels.training(), True),
-        ("Pre-training", _runs(sweep, "pretext", "pre-training"), panels.pretraining(), False),
-        ("System", graded, panels.system(), True),
+        ("Label efficiency and runs", graded, efficiency(), False),
+        ("Confusion and curves per grade", graded, confusion(), True),
+        ("Worst photographs", graded, worst(sweep), True),
+        ("Training", graded, training(), True),
+        ("Pre-training", _runs(sweep, "pretext", "pre-training"), pretraining(), False),
+        ("System", graded, system(), True),
     ]
     blocks: list[Any] = [wr.P(_summary(sweep)), wr.TableOfContents()]
     for title, runs, shown, bare in parts:
@@ -218,30 +208,102 @@ def make_report(sweep: Sweep) -> wr.Report:
         entity=sweep.entity or "",
         project=sweep.project,
         title=sweep.name[:_TITLE],
-        description="Made by drgrade dashboard",
+        description="Created by drgrade dashboard",
         blocks=blocks,
         width="fluid",
     )
 
 
-def _of(sweep: Sweep) -> expr.FilterExpr:
+def _group_filter(sweep: DashboardSweep) -> expr.FilterExpr:
     return expr.Metric("Group") == sweep.name
 
 
-def _runs(sweep: Sweep, job_type: str, name: str) -> wr.Runset:
-    """The sweep's runs of a kind, in the report's own project."""
+def _runs(sweep: DashboardSweep, job_type: str, name: str) -> wr.Runset:
+    """Return the runs of a job type in the project of the report."""
     return wr.Runset(
         name=name,
-        filters=expr.And(_of(sweep), expr.Metric("JobType") == job_type),
+        filters=expr.And(_group_filter(sweep), expr.Metric("JobType") == job_type),
         order=[wr.OrderBy(wr.Metric("Name"), ascending=True)],
         pinned_columns=list(_COLUMNS),
         visible_columns=list(_COLUMNS),
     )
 
 
-def _summary(sweep: Sweep) -> str:
-    state = f"{sweep.finished} of {sweep.cells} cells were finished when this page was made"
+def _summary(sweep: DashboardSweep) -> str:
     return (
-        f"Runs of the sweep {sweep.name}; {state}. Figures with intervals and comparisons come from drgrade "
-        "report, which computes them from the stored predictions; this page shows the runs as they went."
+        f"Runs of the sweep {sweep.name}; {sweep.finished} of {sweep.cells} cells were finished when this "
+        "page was created. For confidence intervals and comparisons, use drgrade report."
     )
+
+
+WORKSPACE, REPORT, PUBLISHED = "workspace.json", "report.json", "published.json"
+
+
+@dataclass(frozen=True)
+class Links:
+    """URLs of a published dashboard."""
+
+    workspace: str
+    report: str
+
+
+def write_specifications(workspace: ws.Workspace, report: wr.Report, folder: Path) -> list[Path]:
+    """Write the specifications that would be sent to W&B; return the two files."""
+    view, page = workspace._to_model(), report._to_model()  # type: ignore[no-untyped-call]
+    specifications = {
+        WORKSPACE: {
+            "entity": view.entity,
+            "project": view.project,
+            "name": view.display_name,
+            "spec": view.spec,
+        },
+        REPORT: {"entity": page.project.entity_name, "project": page.project.name, "name": page.display_name}
+        | {"spec": page.spec},
+    }
+    files = []
+    for name, whole in specifications.items():
+        spec = json.loads(whole.pop("spec").model_dump_json(by_alias=True, exclude_none=True))
+        write_text(folder / name, json.dumps({**whole, "spec": spec}, indent=2) + "\n")
+        files.append(folder / name)
+    return files
+
+
+def publish(workspace: ws.Workspace, report: wr.Report, folder: Path) -> Links:
+    """Save the workspace and the report in W&B, replacing those that an earlier command published.
+
+    Args:
+        workspace: Workspace with an entity.
+        report: Report with an entity.
+        folder: Folder of ``published.json``, which records the ids.
+
+    Raises:
+        DataError: If ``published.json`` cannot be read.
+    """
+    restore_ids(workspace, report, folder)
+    workspace.save()  # type: ignore[no-untyped-call]
+    report.save()
+    links = Links(workspace.url, report.url)
+    record = {
+        "workspace": {"url": links.workspace, "name": workspace._internal_name, "id": workspace._internal_id},
+        "report": {"url": links.report, "id": report.id},
+    }
+    write_text(folder / PUBLISHED, json.dumps(record, indent=2) + "\n")
+    return links
+
+
+def restore_ids(workspace: ws.Workspace, report: wr.Report, folder: Path) -> None:
+    """Give the workspace and the report the ids of those published earlier, if there are any.
+
+    Raises:
+        DataError: If ``published.json`` cannot be read.
+    """
+    path = folder / PUBLISHED
+    if not path.is_file():
+        return
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        workspace._internal_name = record["workspace"]["name"]
+        workspace._internal_id = record["workspace"]["id"]
+        report.id = record["report"]["id"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} cannot be read ({error!r}); remove it to publish a new dashboard") from error

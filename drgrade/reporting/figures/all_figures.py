@@ -1,27 +1,18 @@
-"""Figures of a report, drawn once with matplotlib and used by the page, Markdown and LaTeX."""
+"""Figures of a report, drawn once and used by the page, Markdown and LaTeX."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from drgrade.reporting import method_labels
 from drgrade.reporting.figures.canvas import ReportFigure, numbered, parts
-from drgrade.reporting.figures.confusion import draw_confusion
 from drgrade.reporting.figures.curve import draw_curves
-from drgrade.reporting.figures.details import draw_calibration, draw_recall, draw_roc
+from drgrade.reporting.figures.details import draw_calibration, draw_confusion, draw_recall, draw_roc
 from drgrade.reporting.figures.differences import draw_differences
 from drgrade.reporting.schema import ResultRow, Study
 
 
 @dataclass(frozen=True)
 class Details:
-    """Figures of all methods at one label fraction.
-
-    Attributes:
-        confusions: One for each method.
-        calibration: One for every six methods, as the following.
-        recall: See ``calibration``.
-        roc: See ``calibration``.
-    """
+    """Figures of one label fraction: a confusion matrix per method; others with up to six methods."""
 
     confusions: Sequence[ReportFigure]
     calibration: Sequence[ReportFigure]
@@ -53,17 +44,13 @@ class ReportFigures:
 
 
 def draw_figures(study: Study) -> ReportFigures:
-    """Draw all figures, inside :func:`style`.
-
-    Args:
-        study: What they show.
-    """
-    details = {share: _details(study, share) for share in method_labels.fractions(study)}
+    """Draw all figures; call it inside :func:`drgrade.reporting.figures.canvas.style`."""
+    details = {share: _details(study, share) for share in study.label_fractions}
     return ReportFigures(draw_curves(study), draw_differences(study), details)
 
 
 def _details(study: Study, share: float) -> Details:
-    names = method_labels.labels(study)
+    names = study.labels
     rows = [row for row in study.rows if row.label_fraction == share]
     shared = parts(rows)
     endings = [numbered("", number, len(shared)) for number in range(len(shared))]

@@ -1,7 +1,7 @@
-"""QWK against the label fraction, where there are too many methods for one pair of axes.
+"""QWK against the label fraction.
 
-Each method has axes of its own, of one height, with the same curve of what it is compared with in all of them
-(small multiples: Tufte, The Visual Display of Quantitative Information, 1983).
+With many methods, each line of methods has its own axes, which share the scale and show the curve of the
+reference (small multiples: Tufte, The Visual Display of Quantitative Information, 1983).
 """
 
 import textwrap
@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
-from drgrade.reporting import method_labels
 from drgrade.reporting.figures.canvas import (
     COLOURS,
     FEW,
@@ -24,19 +23,19 @@ from drgrade.reporting.figures.canvas import (
     Look,
     ReportFigure,
     add_legend,
-    begin,
     dodge,
     legend_entry,
     looks,
+    new_figure,
     numbered,
     place,
     point,
 )
 from drgrade.reporting.schema import Method, PublishedRow, ResultRow, Study
-from drgrade.stats import formatting as words
+from drgrade.stats import formatting
 
 _COLUMNS, _ROWS = 2, 4
-"""Of panels in a figure: what fits on a printed page."""
+"""Columns and rows of panels in a figure that fits on a printed page."""
 
 _PANEL = 1.62  # inches
 _MARGIN = 0.35
@@ -47,7 +46,7 @@ _ROOM = 0.35
 
 @dataclass(frozen=True)
 class _Panel:
-    """What stands in one pair of axes: a line's methods, one for each protocol, and papers."""
+    """Content of one pair of axes: the methods of a line, one for each protocol, and published results."""
 
     name: str
     methods: Sequence[Method]
@@ -55,14 +54,7 @@ class _Panel:
 
 
 def draw_panels(study: Study) -> list[ReportFigure]:
-    """Draw each line of methods in axes of its own.
-
-    Args:
-        study: The whole.
-
-    Returns:
-        Figures of eight panels at most, each with the legend.
-    """
+    """Draw each line of methods in its own axes, at most eight per figure."""
     panels = [
         _Panel(
             name,
@@ -80,7 +72,7 @@ def draw_panels(study: Study) -> list[ReportFigure]:
 
 
 def _limits(study: Study) -> tuple[float, float]:
-    """Of the vertical axis, the same in all panels."""
+    """Return the limits of the vertical axis, which all panels share."""
     shown = [row.mean.interval for row in study.rows]
     values = [value for each in shown for value in (each.low, each.high) if np.isfinite(value)]
     values += [row.mean.value for row in study.rows]
@@ -93,8 +85,8 @@ def _page(study: Study, panels: Sequence[_Panel], name: str, limits: tuple[float
     figure = Figure(
         figsize=(WIDTH, _PANEL * rows + _MARGIN), layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02)
     )
-    names = words.listed([panel.name for panel in panels])
-    alt = f"QWK on the test photographs against the share of labels, for {names}; numbers are in table.csv"
+    names = formatting.listed([panel.name for panel in panels])
+    alt = f"QWK on the test photographs against the label fraction, for {names}; values in table.csv"
     picture = ReportFigure(name, alt, figure)
     axes = figure.subplots(rows, _COLUMNS, sharex=True, sharey=True, squeeze=False)
     protocols = list(dict.fromkeys(method.protocol for method in study.methods))
@@ -123,10 +115,10 @@ def _draw(
 ) -> None:
     for number, method in enumerate(panel.methods):
         look, aside = looks[method.protocol], dodge(number, len(panel.methods), _ROOM)
-        reference = _rows(study, method.reference)
+        reference = study.rows_of(method.reference)
         if reference:
             _line(axes, reference, look.colour, ":", 1.0)
-        _method(picture, axes, _rows(study, method.key), method, look, aside)
+        _method(picture, axes, study.rows_of(method.key), method, look, aside)
     for label in dict.fromkeys(row.label for row in panel.papers):
         rows = sorted((row for row in panel.papers if row.label == label), key=lambda row: row.label_fraction)
         look = papers[label]
@@ -141,8 +133,8 @@ def _draw(
         )
         for row in rows:
             artist = point(axes, place(row.label_fraction), row.mean, look, size=3.5, zorder=1.8)
-            where = f"published: {label}, {words.fraction(row.label_fraction)} of the labels"
-            picture.tell(artist, where, f"mean {words.decimal(row.mean)}", row.source)
+            where = f"published: {label}, {formatting.fraction(row.label_fraction)} of the labels"
+            picture.add_tip(artist, where, f"mean {formatting.decimal(row.mean)}", row.source)
     axes.set_title(textwrap.fill(panel.name, _TITLE_CHARACTERS), fontsize=_SMALL, pad=3)
 
 
@@ -154,12 +146,12 @@ def _method(
         at, ends = place(row.label_fraction) + aside, row.mean.interval
         axes.plot([at, at], [ends.low, ends.high], color=look.colour, linewidth=2.6, alpha=0.35, zorder=2)
         artist = point(axes, at, row.mean.value, look, size=4.5, zorder=5)
-        picture.tell(
+        picture.add_tip(
             artist,
-            f"{method.label}, {words.fraction(row.label_fraction)} of the labels",
-            f"mean {words.decimal(row.mean.value)}, 95 % {words.interval(ends)}",
-            f"{words.plural(len(row.folds), 'fold')}: "
-            f"{words.decimal(row.minimum)} to {words.decimal(row.maximum)}",
+            f"{method.label}, {formatting.fraction(row.label_fraction)} of the labels",
+            f"mean {formatting.decimal(row.mean.value)}, 95 % {formatting.interval(ends)}",
+            f"{formatting.plural(len(row.folds), 'fold')}: "
+            f"{formatting.decimal(row.minimum)} to {formatting.decimal(row.maximum)}",
         )
 
 
@@ -168,10 +160,6 @@ def _line(
 ) -> None:
     places = [place(row.label_fraction) + aside for row in rows]
     axes.plot(places, [row.mean.value for row in rows], style, color=colour, linewidth=width, zorder=3)
-
-
-def _rows(study: Study, key: str) -> list[ResultRow]:
-    return sorted((row for row in study.rows if row.method == key), key=lambda row: row.label_fraction)
 
 
 def _axes(axes: np.ndarray, shares: Sequence[float], limits: tuple[float, float], count: int) -> None:
@@ -183,7 +171,7 @@ def _axes(axes: np.ndarray, shares: Sequence[float], limits: tuple[float, float]
         own.grid(visible=False, axis="x")
         if limits[0] < 0:
             own.axhline(0, color=SOFT, linewidth=0.8, zorder=1)
-        # The last panel of a column that is not filled up has its own labels.
+        # The lowest panel of each column has tick labels.
         lowest = count - _COLUMNS <= number < count
         own.tick_params(labelbottom=lowest)
         if lowest:
@@ -199,7 +187,7 @@ def _legend(
     entries = [(legend_entry(look), f"protocol {name}") for name, look in looks.items() if name in shown]
     if any(method.reference for panel in panels for method in panel.methods):
         dotted = Line2D([], [], color=SOFT, linestyle=":")
-        entries.append((dotted, "random weights, same encoder and protocol"))
+        entries.append((dotted, "random initialisation, same encoder and protocol"))
     published = {row.label for panel in panels for row in panel.papers}
     entries += [
         (legend_entry(look, "--"), f"published: {label}")
@@ -210,25 +198,23 @@ def _legend(
 
 
 _HEIGHT = 3.2
-_curve_ROOM = 0.55  # of the distance between a fraction and its double
-_BESIDE = 0.055  # folds stand beside their mean
+_CURVE_ROOM = 0.55  # of the distance between a fraction and twice that fraction
+_BESIDE = 0.055  # distance of folds from their mean
 
 
 def draw_curves(study: Study) -> list[ReportFigure]:
-    """Draw QWK against the label fraction: all methods in one pair of axes, or each in its own if many."""
+    """Draw QWK against the label fraction: in one pair of axes, or in panels if there are many methods."""
     return [draw_curve(study)] if len(study.methods) <= FEW else draw_panels(study)
 
 
 def draw_curve(study: Study) -> ReportFigure:
-    """Draw a line through the means of each method, with intervals and folds; published ones are dashed."""
-    picture, axes = begin("curve", _alt(study), _HEIGHT)
-    names, style = method_labels.labels(study), looks(study)
+    """Draw the means of each method with intervals and folds; published results are dashed."""
+    picture, axes = new_figure("curve", _alt(study), _HEIGHT)
+    names, style = study.labels, looks(study)
     legend = []
     for number, method in enumerate(study.methods):
-        rows = sorted(
-            (row for row in study.rows if row.method == method.key), key=lambda row: row.label_fraction
-        )
-        aside = dodge(number, len(study.methods), _curve_ROOM)
+        rows = study.rows_of(method.key)
+        aside = dodge(number, len(study.methods), _CURVE_ROOM)
         _curve_method(picture, axes, rows, names[method.key], style[method.key], aside)
         legend.append((legend_entry(style[method.key]), method.label))
     for number, label in enumerate(dict.fromkeys(row.label for row in study.published)):
@@ -243,8 +229,8 @@ def draw_curve(study: Study) -> ReportFigure:
 
 
 def _alt(study: Study) -> str:
-    names = words.listed([method.label for method in study.methods])
-    return f"QWK on the test photographs against the share of labels, for {names}"
+    names = formatting.listed([method.label for method in study.methods])
+    return f"QWK on the test photographs against the label fraction, for {names}"
 
 
 def _curve_method(
@@ -254,19 +240,19 @@ def _curve_method(
     axes.plot(places, [row.mean.value for row in rows], color=look.colour, zorder=3)
     dot = Look(look.colour, "o")
     for at, row in zip(places, rows, strict=True):
-        where = f"{label}, {words.fraction(row.label_fraction)} of the labels"
+        where = f"{label}, {formatting.fraction(row.label_fraction)} of the labels"
         ends = row.mean.interval
         axes.plot([at, at], [ends.low, ends.high], color=look.colour, linewidth=3.2, alpha=0.4, zorder=2)
         for fold, value in row.folds.items():
             artist = point(axes, at + _BESIDE, value, dot, size=3.2, alpha=0.75, zorder=4)
-            picture.tell(artist, where, f"fold {fold}: {words.decimal(value)}")
+            picture.add_tip(artist, where, f"fold {fold}: {formatting.decimal(value)}")
         artist = point(axes, at, row.mean.value, look, zorder=5)
-        picture.tell(
+        picture.add_tip(
             artist,
             where,
-            f"mean {words.decimal(row.mean.value)}, 95 % {words.interval(ends)}",
-            f"{words.plural(len(row.folds), 'fold')}: "
-            f"{words.decimal(row.minimum)} to {words.decimal(row.maximum)}",
+            f"mean {formatting.decimal(row.mean.value)}, 95 % {formatting.interval(ends)}",
+            f"{formatting.plural(len(row.folds), 'fold')}: "
+            f"{formatting.decimal(row.minimum)} to {formatting.decimal(row.maximum)}",
         )
 
 
@@ -277,22 +263,22 @@ def _published(picture: ReportFigure, axes: Axes, rows: list[PublishedRow], look
         places, [row.mean for row in rows], "--", color=look.colour, linewidth=0.9, alpha=0.6, zorder=1.5
     )
     for at, row in zip(places, rows, strict=True):
-        lines = [f"published: {row.label}, {words.fraction(row.label_fraction)} of the labels"]
-        lines.append(f"mean {words.decimal(row.mean)}")
+        lines = [f"published: {row.label}, {formatting.fraction(row.label_fraction)} of the labels"]
+        lines.append(f"mean {formatting.decimal(row.mean)}")
         if row.minimum is not None and row.maximum is not None:
             axes.plot([at, at], [row.minimum, row.maximum], ":", color=look.colour, linewidth=1, zorder=1.5)
-            lines[-1] += f", folds {words.decimal(row.minimum)} to {words.decimal(row.maximum)}"
+            lines[-1] += f", folds {formatting.decimal(row.minimum)} to {formatting.decimal(row.maximum)}"
         artist = point(axes, at, row.mean, look, size=4.0, zorder=1.8)
-        picture.tell(artist, *lines, row.source)
+        picture.add_tip(artist, *lines, row.source)
 
 
 def _curve_axes(axes: Axes, shares: Iterable[float]) -> None:
     ticks = sorted(set(shares))
-    axes.set_xticks([place(share) for share in ticks], [words.fraction(share) for share in ticks])
+    axes.set_xticks([place(share) for share in ticks], [formatting.fraction(share) for share in ticks])
     if ticks:
-        axes.set_xlim(place(ticks[0]) - _curve_ROOM, place(ticks[-1]) + _curve_ROOM)
+        axes.set_xlim(place(ticks[0]) - _CURVE_ROOM, place(ticks[-1]) + _CURVE_ROOM)
     axes.grid(visible=False, axis="x")
     if axes.get_ylim()[0] < 0:
         axes.axhline(0, color=SOFT, linewidth=0.8, zorder=1)
-    axes.set_xlabel("share of the training labels")
+    axes.set_xlabel("label fraction")
     axes.set_ylabel("QWK on test photographs")

@@ -1,24 +1,27 @@
-"""Figures of all methods at one label fraction: recall of the grades, calibration, ROC."""
+"""Figures of one label fraction: confusion matrices, recall, calibration, ROC."""
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 
-from drgrade.reporting import method_labels
 from drgrade.reporting.figures.canvas import (
+    HEAT,
+    PAPER,
     SOFT,
-    Look,
     ReportFigure,
     add_legend,
-    begin,
     dodge,
     legend_entry,
     looks,
+    new_figure,
     point,
 )
-from drgrade.reporting.schema import ReliabilityCurve, ResultRow, RocCurve, Study
-from drgrade.stats import formatting as words
+from drgrade.reporting.schema import ResultRow, Study
+from drgrade.stats import formatting
+from drgrade.stats.curves import ReliabilityCurve, RocCurve
 from drgrade.stats.estimates import Floats
 
 _SQUARE, _FLAT = 3.4, 2.6
@@ -27,15 +30,9 @@ _ROC_POINTS = 11
 
 
 def draw_recall(study: Study, rows: Sequence[ResultRow], part: str = "") -> ReportFigure:
-    """Draw the recall of each grade, with its interval.
-
-    Args:
-        study: The whole.
-        rows: Methods at one label fraction.
-        part: Which of several figures, as ``-2``.
-    """
+    """Draw the recall of each grade with its interval; ``part`` is a suffix of the name, such as ``-2``."""
     picture, axes = _begin("recall", "Recall of each grade with 95 % intervals", rows, _FLAT, part)
-    names, style = method_labels.labels(study), looks(study)
+    names, style = study.labels, looks(study)
     for number, row in enumerate(rows):
         for grade, recall in enumerate(row.recall):
             if not np.isfinite(recall.value):
@@ -44,13 +41,13 @@ def draw_recall(study: Study, rows: Sequence[ResultRow], part: str = "") -> Repo
             ends, colour = recall.interval, style[row.method].colour
             axes.plot([x, x], [ends.low, ends.high], color=colour, linewidth=3.2, alpha=0.4)
             artist = point(axes, x, recall.value, style[row.method], size=5.0)
-            picture.tell(
+            picture.add_tip(
                 artist,
-                f"{names[row.method]}, grade {grade} ({words.GRADE_NAMES[grade]})",
-                f"recall {words.decimal(recall.value)}, 95 % {words.interval(ends)}",
-                f"{words.plural(int(row.confusion[grade].sum()), 'test photograph')}",
+                f"{names[row.method]}, grade {grade} ({formatting.GRADE_NAMES[grade]})",
+                f"recall {formatting.decimal(recall.value)}, 95 % {formatting.interval(ends)}",
+                f"{formatting.plural(int(row.confusion[grade].sum()), 'test photograph')}",
             )
-    labels = [f"{grade}\n{name}" for grade, name in enumerate(words.GRADE_NAMES)]
+    labels = [f"{grade}\n{name}" for grade, name in enumerate(formatting.GRADE_NAMES)]
     axes.set_xticks(range(len(labels)), labels)
     axes.set(xlim=(-0.5, len(labels) - 0.5), ylim=(-0.02, 1.02), xlabel="true grade", ylabel="recall")
     axes.grid(visible=False, axis="x")
@@ -59,25 +56,17 @@ def draw_recall(study: Study, rows: Sequence[ResultRow], part: str = "") -> Repo
 
 
 def draw_calibration(study: Study, rows: Sequence[ResultRow], part: str = "") -> ReportFigure:
-    """Draw accuracy against confidence; a model whose probabilities can be believed lies on the diagonal.
-
-    Calibrated ones are drawn below, in axes of their own, if there are any.
-
-    Args:
-        study: The whole.
-        rows: Methods at one label fraction.
-        part: Which of several figures, as ``-2``.
-    """
+    """Draw reliability diagrams of the raw and, if there are any, of the calibrated probabilities."""
     picture, axes = _begin("calibration", "Accuracy against confidence", rows, _SQUARE, part)
-    names, style = method_labels.labels(study), looks(study)
+    names, style = study.labels, looks(study)
     calibrated = [(row, row.calibrated.reliability) for row in rows if row.calibrated]
     if calibrated:
         picture.figure.set_figheight(2 * _SQUARE)
-        axes.set(title="as the model is")
+        axes.set(title="uncalibrated")
         axes.set_subplotspec(picture.figure.add_gridspec(2, 1)[0])
     _reliability(picture, axes, study, [(row, row.calibration) for row in rows])
     if calibrated:
-        below = picture.figure.add_subplot(2, 1, 2, title="calibrated on the validation photographs")
+        below = picture.figure.add_subplot(2, 1, 2, title="calibrated on validation photographs")
         _reliability(picture, below, study, calibrated)
     entries = [(legend_entry(style[row.method]), f"{names[row.method]} ({_ece(row)})") for row in rows]
     add_legend(picture.figure, entries)
@@ -85,14 +74,16 @@ def draw_calibration(study: Study, rows: Sequence[ResultRow], part: str = "") ->
 
 
 def _ece(row: ResultRow) -> str:
-    before = f"ECE {words.decimal(row.calibration.ece)}"
-    return f"{before}, calibrated {words.decimal(row.calibrated.ece.after)}" if row.calibrated else before
+    before = f"ECE {formatting.decimal(row.calibration.ece)}"
+    return (
+        f"{before}, calibrated {formatting.decimal(row.calibrated.ece.after)}" if row.calibrated else before
+    )
 
 
 def _reliability(
     picture: ReportFigure, axes: Axes, study: Study, curves: Sequence[tuple[ResultRow, ReliabilityCurve]]
 ) -> None:
-    names, style = method_labels.labels(study), looks(study)
+    names, style = study.labels, looks(study)
     _diagonal(axes)
     for row, found in curves:
         look = style[row.method]
@@ -101,40 +92,33 @@ def _reliability(
             if not count:
                 continue
             artist = point(axes, confidence, accuracy, look, size=5.0)
-            picture.tell(
+            picture.add_tip(
                 artist,
-                f"{names[row.method]}, {words.plural(int(count), 'photograph')}",
-                f"mean confidence {words.decimal(confidence)}, accuracy {words.decimal(accuracy)}",
+                f"{names[row.method]}, {formatting.plural(int(count), 'photograph')}",
+                f"mean confidence {formatting.decimal(confidence)}, accuracy {formatting.decimal(accuracy)}",
             )
     axes.set(xlabel="confidence (largest probability)", ylabel="accuracy")
 
 
 def draw_roc(study: Study, rows: Sequence[ResultRow], part: str = "") -> ReportFigure:
-    """Draw sensitivity against false positives for referable DR.
-
-    Args:
-        study: The whole.
-        rows: Methods at one label fraction.
-        part: Which of several figures, as ``-2``.
-    """
-    picture, axes = _begin("roc", "ROC of referable DR, grade 2 and above", rows, _SQUARE, part)
-    names, style = method_labels.labels(study), looks(study)
+    """Draw ROC curves for referable DR."""
+    picture, axes = _begin("roc", "ROC curve for referable DR (grade >= 2)", rows, _SQUARE, part)
+    names, style = study.labels, looks(study)
     _diagonal(axes)
     for row in rows:
         axes.plot(row.roc.x, row.roc.y, color=style[row.method].colour, linewidth=1.4)
         for x, y in _spread(row.roc):
-            small = Look(style[row.method].colour, style[row.method].marker)
-            artist = point(axes, x, y, small, size=4.0, markeredgewidth=0.5)
-            picture.tell(
+            artist = point(axes, x, y, style[row.method], size=4.0, markeredgewidth=0.5)
+            picture.add_tip(
                 artist,
-                f"{names[row.method]}, AUROC {words.estimate(row.referable_auroc)}",
-                f"sensitivity {words.decimal(y)} at specificity {words.decimal(1 - x)}",
+                f"{names[row.method]}, AUROC {formatting.estimate(row.referable_auroc)}",
+                f"sensitivity {formatting.decimal(y)} at specificity {formatting.decimal(1 - x)}",
             )
     axes.set(xlabel="false positive rate (1 - specificity)", ylabel="sensitivity")
     entries = [
         (
             legend_entry(style[row.method]),
-            f"{names[row.method]}: AUROC {words.estimate(row.referable_auroc)}",
+            f"{names[row.method]}: AUROC {formatting.estimate(row.referable_auroc)}",
         )
         for row in rows
     ]
@@ -146,8 +130,8 @@ def _begin(
     name: str, alt: str, rows: Sequence[ResultRow], height: float, part: str
 ) -> tuple[ReportFigure, Axes]:
     share = rows[0].label_fraction
-    alt = f"{alt}, with {words.fraction(share)} of the labels; the numbers are in {name}.csv"
-    return begin(f"{name}-{words.fraction_slug(share)}{part}", alt, height)
+    alt = f"{alt}, with {formatting.fraction(share)} of the labels; values in {name}.csv"
+    return new_figure(f"{name}-{formatting.fraction_slug(share)}{part}", alt, height)
 
 
 def _diagonal(axes: Axes) -> None:
@@ -156,10 +140,70 @@ def _diagonal(axes: Axes) -> None:
 
 
 def _spread(curve: RocCurve) -> list[tuple[float, float]]:
-    """Points of a curve, spread along it, so that it can be read without a mark at each of its thousands."""
+    """Return points spread evenly along a curve, which get tooltips."""
     if len(curve.x) < 2:
         return []
     length = np.concatenate([[0.0], np.cumsum(np.abs(np.diff(curve.x)) + np.abs(np.diff(curve.y)))])
     wanted: Floats = np.linspace(0, length[-1], _ROC_POINTS + 2)[1:-1]
     chosen = sorted({int(np.abs(length - place).argmin()) for place in wanted})
     return [(float(curve.x[number]), float(curve.y[number])) for number in chosen]
+
+
+_MATRIX_WIDTH, _MATRIX_HEIGHT = 2.6, 2.55
+_TITLE_LINE, _TITLE_CHARACTERS = 0.17, 36
+
+
+def draw_confusion(row: ResultRow, label: str) -> ReportFigure:
+    """Draw the counts of a row; the colour shows the share of the true grade."""
+    share_of_labels = formatting.fraction(row.label_fraction)
+    title = textwrap.fill(label, _TITLE_CHARACTERS)
+    picture, axes = new_figure(
+        f"confusion-{formatting.fraction_slug(row.label_fraction)}-{row.method}",
+        f"Confusion matrix of {label} with {share_of_labels} of the labels; values in confusion.csv",
+        _MATRIX_HEIGHT + _TITLE_LINE * (title.count("\n") + 1),
+        _MATRIX_WIDTH,
+    )
+    shares = row_shares(row)
+    for true, predicted in np.ndindex(row.confusion.shape):
+        _cell(picture, axes, row, shares, true, predicted)
+    grades = range(len(row.confusion))
+    axes.set(xlim=(-0.5, grades[-1] + 0.5), ylim=(grades[-1] + 0.5, -0.5), aspect="equal")
+    axes.set(xticks=grades, yticks=grades, xlabel="predicted grade", ylabel="true grade", title=title)
+    axes.tick_params(length=0)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    return picture
+
+
+def row_shares(row: ResultRow) -> Floats:
+    """Divide confusion counts (5, 5) by their row sums; NaN in rows of grades that do not occur."""
+    totals = row.confusion.sum(axis=1, keepdims=True)
+    nothing = np.full(row.confusion.shape, np.nan)
+    return np.asarray(np.divide(row.confusion, totals, out=nothing, where=totals > 0))
+
+
+def _cell(
+    picture: ReportFigure, axes: Axes, row: ResultRow, shares: Floats, true: int, predicted: int
+) -> None:
+    count, share = int(row.confusion[true, predicted]), float(shares[true, predicted])
+    ground = axes.add_patch(
+        Rectangle((predicted - 0.5, true - 0.5), 1, 1, facecolor=PAPER, edgecolor="none", linewidth=0)
+    )
+    axes.add_patch(
+        Rectangle(
+            (predicted - 0.47, true - 0.47),
+            0.94,
+            0.94,
+            facecolor=HEAT,
+            alpha=np.nan_to_num(share) * 0.95 + 0.05,
+            linewidth=0,
+        )
+    )
+    text = f"{count}\n{formatting.percent(share)}"
+    axes.text(predicted, true, text, ha="center", va="center", fontsize=6.8, linespacing=1.25)
+    verdict = "correct" if true == predicted else f"predicted as grade {predicted}"
+    picture.add_tip(
+        ground,
+        f"grade {true} ({formatting.GRADE_NAMES[true]}), {verdict}",
+        f"{count} of {int(row.confusion[true].sum())}, {formatting.percent(share, 1)}",
+    )

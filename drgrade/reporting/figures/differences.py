@@ -1,4 +1,4 @@
-"""Differences of two methods, with their intervals."""
+"""Forest plots of differences between methods."""
 
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,10 +6,9 @@ from itertools import groupby
 
 from matplotlib.axes import Axes
 
-from drgrade.reporting import method_labels
-from drgrade.reporting.figures.canvas import INK, PAPER, SOFT, Look, ReportFigure, begin, point
+from drgrade.reporting.figures.canvas import INK, PAPER, SOFT, Look, ReportFigure, new_figure, point
 from drgrade.reporting.schema import MethodComparison, Study
-from drgrade.stats import formatting as words
+from drgrade.stats import formatting
 
 _LINE = 0.19  # inches of a line of the figure
 _MARGIN = 0.55
@@ -17,12 +16,12 @@ _AT_MOST = 36  # lines of one figure: what fits on a printed page
 _TITLE_CHARACTERS = 44
 
 _Pair = tuple[str, list[MethodComparison]]
-"""The name of a pair of methods, wrapped, and its comparisons."""
+"""Wrapped name of a pair of methods, and its comparisons."""
 
 
 def draw_differences(study: Study) -> list[ReportFigure]:
-    """Draw each pair of methods at each fraction, with its interval; many pairs take several figures."""
-    names = method_labels.labels(study)
+    """Draw the difference of each pair at each label fraction, on several pages if needed."""
+    names = study.labels
     pairs = [
         (_wrapped(comparisons[0], names), comparisons)
         for _, group in groupby(study.comparisons, key=lambda item: (item.first, item.second))
@@ -36,11 +35,11 @@ def draw_differences(study: Study) -> list[ReportFigure]:
 
 
 def _wrapped(comparison: MethodComparison, names: Mapping[str, str]) -> str:
-    """Name a pair, if it is long with a line for each method at least."""
-    title = method_labels.pair(comparison, names)
+    """Return the name of a pair; a long one takes at least one line per method."""
+    title = comparison.title(names)
     if len(title) <= _TITLE_CHARACTERS:
         return title
-    parts = (f"{names[comparison.first]} {words.MINUS}", names[comparison.second])
+    parts = (f"{names[comparison.first]} {formatting.MINUS}", names[comparison.second])
     return "\n".join(textwrap.fill(part, _TITLE_CHARACTERS) for part in parts)
 
 
@@ -59,16 +58,16 @@ def _pages(pairs: Sequence[_Pair]) -> Iterator[list[_Pair]]:
 
 
 def _draw(pairs: Sequence[_Pair], name: str) -> ReportFigure:
-    alt = f"Differences of QWK with 95 % intervals: {'; '.join(title for title, _ in pairs)}"
+    alt = f"Differences in QWK with 95 % intervals: {'; '.join(title for title, _ in pairs)}"
     lines = sum(title.count("\n") + 1 + len(group) for title, group in pairs)
-    picture, axes = begin(name, " ".join(alt.split()), _MARGIN + _LINE * lines)
+    picture, axes = new_figure(name, " ".join(alt.split()), _MARGIN + _LINE * lines)
     ticks: dict[float, str] = {}
     line = 0
     for title, group in pairs:
         _title(axes, line, title)
         line += title.count("\n") + 1
         for comparison in group:
-            ticks[line] = words.fraction(comparison.label_fraction)
+            ticks[line] = formatting.fraction(comparison.label_fraction)
             _line(picture, axes, line, comparison, " ".join(title.split()))
             line += 1
     axes.set_yticks(list(ticks), list(ticks.values()))
@@ -76,12 +75,12 @@ def _draw(pairs: Sequence[_Pair], name: str) -> ReportFigure:
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
     axes.axvline(0, color=SOFT, linewidth=1, zorder=1)
-    axes.set_xlabel("difference of QWK, first minus second")
+    axes.set_xlabel("difference in QWK, first minus second")
     return picture
 
 
 def _title(axes: Axes, line: int, title: str) -> None:
-    """Write a pair above its lines; a paper-coloured ground keeps the grid away from it."""
+    """Write the name of a pair above its lines, on a background that hides the grid."""
     text = axes.text(
         0.005,
         line - 0.5,
@@ -100,10 +99,10 @@ def _line(picture: ReportFigure, axes: Axes, line: int, comparison: MethodCompar
     look = Look(INK if apart else SOFT, "o")
     axes.plot([ends.low, ends.high], [line, line], color=look.colour, linewidth=1.4)
     artist = point(axes, comparison.difference.value, line, look, markerfacecolor=look.colour)
-    picture.tell(
+    picture.add_tip(
         artist,
-        f"{title}, {words.fraction(comparison.label_fraction)} of the labels",
-        f"{words.signed(comparison.difference.value)}, 95 % {words.interval(ends)}",
-        f"better in {words.percent(comparison.won)} of {words.plural(comparison.folds, 'fold')}, "
-        f"p {words.p_value(comparison.p_value)}",
+        f"{title}, {formatting.fraction(comparison.label_fraction)} of the labels",
+        f"{formatting.signed(comparison.difference.value)}, 95 % {formatting.interval(ends)}",
+        f"better in {formatting.percent(comparison.won)} of {formatting.plural(comparison.folds, 'fold')}, "
+        f"p {formatting.p_value(comparison.p_value)}",
     )

@@ -1,4 +1,4 @@
-"""From matplotlib's SVG to one that is a part of the page: its colours, its text, and values on hover."""
+"""SVG of matplotlib figures, adapted for embedding in HTML pages."""
 
 import re
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ VARIABLES = {
     HEAT: "heat",
     **{colour: f"series-{number}" for number, colour in enumerate(COLOURS)},
 }
-"""Colours of the figures, and the variables of the page's stylesheet that take their place."""
+"""CSS variables that replace the colours of the figures."""
 
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 _FAMILY = re.compile(r"\s*font-family:[^;]*;?")
@@ -24,29 +24,29 @@ _SHORTHAND = re.compile(r"font:\s*((?:bold|\d+)\s+)?([\d.]+px)\s+[^;]*")
 
 
 def inline(svg: str, prefix: str, tips: Mapping[str, str], alt: str) -> str:
-    """Make a figure a part of a page.
+    """Adapt an SVG for embedding in a page.
 
-    Colours become variables of the stylesheet, so that it is legible on dark ground; text takes the page's
-    font; ids are unique in the page; parts that have values get them as a title, and can have the focus.
+    Colours become CSS variables, so that figures work on a dark background; text uses the font of the page;
+    ids are unique in the page; parts with values get a title and can have the keyboard focus.
 
     Args:
         svg: From :func:`drgrade.reporting.figures.canvas.svg`.
-        prefix: For the ids; unique in the page.
+        prefix: Prefix of ids; unique in the page.
         tips: Text by id of the part.
-        alt: What the figure shows.
+        alt: Description of the figure.
 
     Returns:
-        An ``<svg>`` element without width and height: it is as wide as its place.
+        An ``<svg>`` element without width and height, which fills its container.
 
     Raises:
-        ValueError: If a part is not in the figure.
+        ValueError: If a part does not exist in the figure.
     """
     root = ET.fromstring(svg)
     _drop(root, {f"{{{_SVG}}}metadata", f"{{{_SVG}}}style"})
     found = {element.get("id"): element for element in root.iter()}
     for gid, text in tips.items():
         if gid not in found:
-            raise ValueError(f"there is no {gid} in the figure {prefix}")
+            raise ValueError(f"figure {prefix} has no element {gid}")
         _give_tip(found[gid], text, first=gid == next(iter(tips)))
     for element in root.iter():
         _restyle(element)
@@ -72,7 +72,7 @@ def _give_tip(element: ET.Element, text: str, first: bool) -> None:
     element.insert(0, title)
     element.set("class", "tip")
     element.set("role", "img")
-    # One stop of the tabulator for a figure; the arrow keys go on from there.
+    # The tab key reaches each figure once; arrow keys move within it.
     element.set("tabindex", "0" if first else "-1")
 
 
@@ -99,13 +99,13 @@ def _without_family(match: re.Match[str]) -> str:
 
 
 def _rounded(numbers: str) -> str:
-    """Hundredths of a point are finer than any screen, and the page is smaller by a third."""
+    """Round coordinates to hundredths of a point, which reduces the page by a third."""
     rounded = re.sub(r"-?\d+\.\d{3,}", lambda match: f"{float(match.group()):.2f}", numbers)
     return " ".join(rounded.split())
 
 
 def _rename(root: ET.Element, prefix: str) -> None:
-    """Make ids unique; those that nothing refers to are left out."""
+    """Make ids unique, and remove those that are not referenced."""
     used = set()
     for element in root.iter():
         for value in element.attrib.values():

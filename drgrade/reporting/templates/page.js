@@ -1,12 +1,12 @@
 "use strict";
-// Values of a point, bar or cell on hover, tap and keyboard focus; the choice of a label fraction.
+// Tooltips of figures on hover, tap and keyboard focus; selection of a label fraction.
 document.documentElement.classList.add("js");
 const box = document.getElementById("tip");
-const NEAR = 18; // px around a point that count as it: a finger is not finer
+const NEAR = 18; // px around a point that activate its tooltip on touch
 let shown = null;
 
 for (const part of document.querySelectorAll(".tip")) {
-  const title = part.querySelector("title"); // the browser would show it a second time
+  const title = part.querySelector("title"); // prevents the native tooltip
   part.dataset.tip = title.textContent;
   part.setAttribute("aria-label", title.textContent.replaceAll("\n", ", "));
   title.remove();

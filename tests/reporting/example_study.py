@@ -10,11 +10,10 @@ from drgrade.reporting.schema import (
     Missing,
     PretrainingCost,
     PublishedRow,
-    ReliabilityCurve,
     ResultRow,
-    RocCurve,
     Study,
 )
+from drgrade.stats.curves import ReliabilityCurve, RocCurve
 from drgrade.stats.estimates import Estimate, Interval
 
 FRACTIONS = (0.05, 0.1, 0.25, 0.5, 1.0)
@@ -45,7 +44,7 @@ def around(value, width):
     return Estimate(value, Interval(value - width, value + width))
 
 
-def make_row(method, fraction, mean, rng, missing=False):
+def compute_row(method, fraction, mean, rng, missing=False):
     spread = 0.06 * (1.2 - fraction)
     values = rng.normal(mean, spread, 5)
     values += mean - values.mean()
@@ -96,7 +95,7 @@ def make_row(method, fraction, mean, rng, missing=False):
 def make_rows():
     rng = np.random.default_rng(0)
     return [
-        make_row(key, fraction, mean, rng, missing=(key, fraction) == ("msssl-ssl", 0.5))
+        compute_row(key, fraction, mean, rng, missing=(key, fraction) == ("msssl-ssl", 0.5))
         for key, means in MEANS.items()
         for fraction, mean in zip(FRACTIONS, means, strict=True)
     ]
@@ -170,5 +169,5 @@ def example_study() -> Study:
             PretrainingCost("rotation-ssl", "rotation-densenet121-1a2b", 41_000.0, 640.0, 7_800_000_000),
             PretrainingCost("msssl-ssl", "rotation-msssl-3c4d", 88_000.0, NAN, None),
         ],
-        notes=["Pre-training of rotation, ssl saw the test photographs, without their grades."],
+        notes=["Pre-training of rotation, ssl used the test photographs, without their grades."],
     )

@@ -25,7 +25,7 @@ from synthetic import (
 
 from drgrade.errors import DataError
 from drgrade.reporting.published import published_rows
-from drgrade.reporting.study import make_study
+from drgrade.reporting.study import build_study
 
 
 def refused(tmp_path, message, **options) -> str:
@@ -33,7 +33,7 @@ def refused(tmp_path, message, **options) -> str:
     write_runs(tmp_path / "one", [ROTATION], [1.0])
     write_runs(tmp_path / "other", [RANDOM], [1.0], **options)
     with pytest.raises(DataError, match=message) as error:
-        make_study([tmp_path])
+        build_study([tmp_path])
     text = str(error.value)
     assert str(tmp_path / "one") in text
     assert str(tmp_path / "other") in text
@@ -67,14 +67,14 @@ def test_other_preparation_and_splits_are_refused(tmp_path, name, value):
     runs = write_runs(tmp_path, [RANDOM], [1.0])
     change_config(runs[1], **{name: value})
     with pytest.raises(DataError, match=name.replace("__", ".")):
-        make_study([tmp_path])
+        build_study([tmp_path])
 
 
 def test_a_split_from_a_file_does_not_mix_with_drawn_folds(tmp_path):
     runs = write_runs(tmp_path, [RANDOM], [1.0])
     change_config(runs[1], split__file="folds.csv")
     with pytest.raises(DataError, match=r"split\.file"):
-        make_study([tmp_path])
+        build_study([tmp_path])
 
 
 def test_other_test_photographs_in_a_fold_are_refused_whatever_the_config_says(tmp_path):
@@ -83,7 +83,7 @@ def test_other_test_photographs_in_a_fold_are_refused_whatever_the_config_says(t
     for run in other:
         change_config(run, split__seed=0)
     with pytest.raises(DataError, match=r"fold 0: .* were not tested on the same photographs") as error:
-        make_study([tmp_path])
+        build_study([tmp_path])
     assert str(one[0]) in str(error.value)
     assert str(other[0]) in str(error.value)
 
@@ -93,7 +93,7 @@ def test_other_groups_are_refused(tmp_path):
     split = pd.read_csv(runs[0] / "split.csv", dtype=str)
     split.assign(group=split["image_id"]).to_csv(runs[0] / "split.csv", index=False)
     with pytest.raises(DataError, match="groups differ"):
-        make_study([tmp_path])
+        build_study([tmp_path])
 
 
 def test_a_photograph_in_two_test_folds_is_refused(tmp_path):
@@ -106,14 +106,14 @@ def test_a_photograph_in_two_test_folds_is_refused(tmp_path):
         if "fold-0" not in run.name:
             remove_run(run)
     with pytest.raises(DataError, match="is tested in two folds"):
-        make_study([tmp_path])
+        build_study([tmp_path])
 
 
 def test_other_training_labels_under_one_protocol_are_refused(tmp_path):
     runs = write_runs(tmp_path, [ROTATION, RANDOM], [1.0])
     change_json(runs[0] / "metrics.json", split_hash="f" * 64)
-    with pytest.raises(DataError, match="learnt from different labels") as error:
-        make_study([tmp_path])
+    with pytest.raises(DataError, match="were trained on different labels") as error:
+        build_study([tmp_path])
     assert "100 % of the labels, fold 0" in str(error.value)
     assert "f" * 12 in str(error.value)
 
@@ -121,7 +121,7 @@ def test_other_training_labels_under_one_protocol_are_refused(tmp_path):
 def test_two_protocols_may_have_different_training_labels_and_are_never_averaged(tmp_path):
     matched = FakeMethod((*RANDOM.overrides, "protocol=matched"), skill=0.9)
     write_runs(tmp_path, [RANDOM, matched], [1.0])
-    study = make_study([tmp_path], resamples=20)
+    study = build_study([tmp_path], resamples=20)
     assert len(study.rows) == 2
     assert study.splits["published", 1.0, "0"] != study.splits["matched", 1.0, "0"]
     for row, protocol in zip(study.rows, ("published", "matched"), strict=True):
@@ -134,9 +134,9 @@ def test_two_protocols_may_have_different_training_labels_and_are_never_averaged
 
 def test_a_run_twice_with_the_same_figures_counts_once(tmp_path):
     write_runs(tmp_path / "a", [RANDOM], [1.0])
-    alone = make_study([tmp_path], resamples=20)
+    alone = build_study([tmp_path], resamples=20)
     write_runs(tmp_path / "b", [RANDOM], [1.0])
-    both = make_study([tmp_path], resamples=20)
+    both = build_study([tmp_path], resamples=20)
     assert both.runs == alone.runs
     assert both.rows[0].mean == alone.rows[0].mean
     assert sum("repeats" in note for note in both.notes) == 3
@@ -145,16 +145,16 @@ def test_a_run_twice_with_the_same_figures_counts_once(tmp_path):
 def test_many_runs_that_are_there_twice_are_one_note(tmp_path):
     for name in ("a", "b"):
         write_runs(tmp_path / name, [RANDOM], [0.5, 1.0])
-    (note,) = (note for note in make_study([tmp_path], resamples=20).notes if "repeat" in note)
-    assert note.startswith("6 runs repeat others")
+    (note,) = (note for note in build_study([tmp_path], resamples=20).notes if "repeat" in note)
+    assert note.startswith("6 runs are duplicates")
     assert str(tmp_path / "b") in note
 
 
 def test_a_run_twice_with_different_figures_is_refused(tmp_path):
     one = write_runs(tmp_path / "a", [RANDOM], [1.0])
     other = write_runs(tmp_path / "b", [dataclasses.replace(RANDOM, skill=0.9)], [1.0])
-    with pytest.raises(DataError, match="different figures") as error:
-        make_study([tmp_path])
+    with pytest.raises(DataError, match="different results") as error:
+        build_study([tmp_path])
     assert str(one[0]) in str(error.value)
     assert str(other[0]) in str(error.value)
 
@@ -165,7 +165,7 @@ def test_a_half_finished_sweep_is_reported_and_says_what_is_missing(tmp_path):
     stop_run(runs[3])  # pre-trained, 100 %
     for run in (runs[6], runs[7], runs[8]):  # all of random, 10 %
         remove_run(run)
-    study = make_study([tmp_path], resamples=20)
+    study = build_study([tmp_path], resamples=20)
     assert [(missing.name, missing.status) for missing in study.missing] == sorted(
         [(runs[0].name, "failed"), (runs[3].name, "unfinished")]
         + [(run.name, "not begun") for run in runs[6:9]]
@@ -179,8 +179,8 @@ def test_a_half_finished_sweep_is_reported_and_says_what_is_missing(tmp_path):
         (1.0, ["0", "1", "2"], True),
     ]
     assert study.notes[0] == (
-        "Rows that lack runs: rotation, pre-trained, 10 % (of folds 1, 2); "
-        "rotation, pre-trained, 100 % (of folds 1, 2)."
+        "Incomplete rows: rotation, pre-trained, 10 % (folds 1, 2 only); "
+        "rotation, pre-trained, 100 % (folds 1, 2 only)."
     )
     assert [comparison.folds for comparison in study.comparisons] == [2]
 
@@ -189,14 +189,14 @@ def test_a_row_is_incomplete_if_a_seed_of_its_sweep_has_not_begun(tmp_path):
     runs = write_runs(tmp_path, [ROTATION, RANDOM], [1.0], seeds=(0, 1))
     for run in runs[1:6:2]:  # seed 1 of the pre-trained one, in all folds: nothing but the sweep knows
         remove_run(run)
-    study = make_study([tmp_path], resamples=20)
+    study = build_study([tmp_path], resamples=20)
     assert [(row.seeds, row.complete) for row in study.rows] == [([0], False), ([0, 1], True)]
 
 
 def test_a_row_with_fewer_folds_than_others_is_incomplete_without_a_sweep_too(tmp_path):
     runs = write_runs(tmp_path, [ROTATION, RANDOM], [1.0], sweep=None)
     remove_run(runs[0])
-    study = make_study([tmp_path], resamples=20)
+    study = build_study([tmp_path], resamples=20)
     assert [row.complete for row in study.rows] == [False, True]
     assert not study.missing
 
@@ -206,7 +206,7 @@ def test_a_failed_attempt_that_was_repeated_elsewhere_is_not_missing(tmp_path):
     runs = write_runs(tmp_path / "second", [RANDOM], [1.0], sweep=None)
     for run in runs[1:]:
         remove_run(run)
-    study = make_study([tmp_path], resamples=20)
+    study = build_study([tmp_path], resamples=20)
     assert not study.missing
     assert study.rows[0].complete
     assert any("is replaced by" in note for note in study.notes)
@@ -215,7 +215,7 @@ def test_a_failed_attempt_that_was_repeated_elsewhere_is_not_missing(tmp_path):
 def test_names_of_missing_runs_say_which_sweep_where_there_are_several(tmp_path):
     for name, method in (("one", ROTATION), ("two", RANDOM)):
         fail_run(write_runs(tmp_path / name, [method], [1.0])[0])
-    names = [missing.name for missing in make_study([tmp_path], resamples=20).missing]
+    names = [missing.name for missing in build_study([tmp_path], resamples=20).missing]
     assert [name.split("/")[0] for name in names] == ["one", "two"]
 
 
@@ -223,7 +223,7 @@ def test_names_of_missing_runs_say_which_sweep_where_there_are_several(tmp_path)
 @given(st.permutations(range(12)))
 def test_neither_the_order_of_folders_nor_of_lines_changes_a_figure(parts, order):
     folders, expected = parts
-    found = make_study([folders[number] for number in order], resamples=50)
+    found = build_study([folders[number] for number in order], resamples=50)
     assert_same(found, expected)
 
 
@@ -232,7 +232,7 @@ def parts(tmp_path_factory):
     """Runs one by one, and the study of all of them; then the lines of every file are shuffled."""
     folder = tmp_path_factory.mktemp("study")
     runs = write_runs(folder, sweep=None)
-    expected = make_study([folder], resamples=50)
+    expected = build_study([folder], resamples=50)
     for run in runs:
         for file in ("split.csv", "predictions.csv"):
             table = pd.read_csv(run / file, dtype=str, keep_default_na=False)
@@ -260,24 +260,24 @@ def assert_same(one, other):
 
 def test_a_sweep_of_its_own_gives_the_same_figures_as_among_others(tmp_path):
     write_runs(tmp_path / "one", [ROTATION], [1.0])
-    alone = make_study([tmp_path / "one"], resamples=50).rows[0]
+    alone = build_study([tmp_path / "one"], resamples=50).rows[0]
     write_runs(tmp_path / "two", [RANDOM], [0.1, 1.0])
-    among = make_study([tmp_path], resamples=50).rows[0]
+    among = build_study([tmp_path], resamples=50).rows[0]
     assert_same(among, alone)
 
 
 def test_another_seed_draws_others(tmp_path):
     write_runs(tmp_path, [RANDOM], [1.0])
-    one, other = (make_study([tmp_path], resamples=50, seed=seed).rows[0] for seed in (0, 1))
+    one, other = (build_study([tmp_path], resamples=50, seed=seed).rows[0] for seed in (0, 1))
     assert one.mean.value == other.mean.value
     assert one.mean.interval != other.mean.interval
 
 
 def test_facts_say_where_figures_come_from(tmp_path):
     runs = write_runs(tmp_path / "study", seeds=(0, 3))
-    study = make_study([tmp_path / "study"], resamples=20, title="A title")
+    study = build_study([tmp_path / "study"], resamples=20, title="A title")
     assert study.title == "A title"
-    assert make_study([tmp_path / "study"], resamples=20).title == "Grading with few labels: demo"
+    assert build_study([tmp_path / "study"], resamples=20).title == "Grading with few labels: demo"
     assert study.data["data set"] == "demo"
     assert study.data["photographs"] == "90"
     assert study.data["image size"] == "96 px"
@@ -297,7 +297,7 @@ def test_facts_say_where_figures_come_from(tmp_path):
 def test_single_runs_say_their_own_command(tmp_path):
     write_runs(tmp_path, [RANDOM], [1.0], sweep=None)
     assert (
-        make_study([tmp_path], resamples=20).provenance["commands"] == "train.py method=rotation init=random"
+        build_study([tmp_path], resamples=20).provenance["commands"] == "train.py method=rotation init=random"
     )
 
 
@@ -308,30 +308,31 @@ def test_notes_say_what_a_reader_has_to_know(tmp_path):
     change_json(runs[1] / "provenance.json", versions={"python": "3.12", "torch": "2.9"})
     for run in runs:
         change_json(run / "metrics.json", data_external="messidor2")
-    notes = make_study([tmp_path], resamples=20).notes
+    notes = build_study([tmp_path], resamples=20).notes
     for expected in (
-        "Pre-training saw the test photographs, without their grades: rotation, pre-trained.",
-        "Whether pre-training saw the test photographs is not known: other, ImageNet weights.",
-        "Protocol published: validation labels (5 % of the training side) come on top of the label fraction.",
-        "The runs were made by 2 different commits.",
-        "Some runs were made by code with changes that are in no commit (marked +).",
-        "The runs were made with 2 different sets of package versions.",
-        "The published figures are of other photographs (aptos2019) than these (demo).",
-        "The table is of the test photographs; external data sets (messidor2) are not in it.",
+        "Pre-training used the test photographs, without their grades: rotation, pre-trained.",
+        "It is unknown whether pre-training used the test photographs: other, ImageNet weights.",
+        "Protocol published: validation labels (5 % of the training photographs) are not counted in the "
+        "label fraction.",
+        "The runs used 2 different commits.",
+        "Some runs used code with uncommitted changes (marked +).",
+        "The runs used 2 different sets of package versions.",
+        "Published results are for aptos2019, not for demo.",
+        "The report does not include results on external data sets (messidor2).",
     ):
         assert expected in notes
 
 
 def test_validation_within_the_fraction_is_said(tmp_path):
     write_runs(tmp_path, [FakeMethod((*RANDOM.overrides, "protocol.val_within_fraction=true"))], [1.0])
-    notes = make_study([tmp_path], resamples=20).notes
-    assert "Protocol published: validation labels are taken out of the label fraction." in notes
+    notes = build_study([tmp_path], resamples=20).notes
+    assert "Protocol published: validation labels are part of the label fraction." in notes
 
 
 def test_published_figures_of_the_same_data_need_no_note(tmp_path):
     for run in write_runs(tmp_path, [RANDOM], [1.0]):
         change_json(run / "metrics.json", data="aptos2019")
-    assert not any("published figures" in note for note in make_study([tmp_path], resamples=20).notes)
+    assert not any("Published results" in note for note in build_study([tmp_path], resamples=20).notes)
 
 
 def test_pretraining_costs_are_told_once_for_each_encoder(tmp_path):
@@ -344,7 +345,7 @@ def test_pretraining_costs_are_told_once_for_each_encoder(tmp_path):
         dataclasses.replace(RANDOM, encoder=str(gone)),
     ]
     write_runs(tmp_path / "study", methods)
-    study = make_study([tmp_path / "study"], resamples=20)
+    study = build_study([tmp_path / "study"], resamples=20)
     cost, unknown = study.pretrainings
     assert (unknown.encoder, unknown.peak_memory) == ("gone", None)
     assert np.isnan([unknown.seconds, unknown.images_per_second]).all()
@@ -371,14 +372,14 @@ def test_an_encoders_folder_is_found_from_wherever_the_report_is_made(tmp_path, 
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
-    (cost,) = make_study([tmp_path / "outputs"], resamples=20).pretrainings
+    (cost,) = build_study([tmp_path / "outputs"], resamples=20).pretrainings
     assert (cost.encoder, cost.seconds) == ("rotation-x", 50)
 
 
 def test_folds_without_a_grade_are_named(tmp_path):
     write_runs(tmp_path, [RANDOM], [1.0], photographs=24)
-    study = make_study([tmp_path], resamples=20)
-    (note,) = (note for note in study.notes if "test photographs of every grade" in note)
+    study = build_study([tmp_path], resamples=20)
+    (note,) = (note for note in study.notes if "no test photographs of some grades" in note)
     for fold in range(3):
         tested = pd.read_csv(next(tmp_path.glob(f"*fold-{fold}*")) / "predictions.csv")["grade"]
         for grade in range(5):
@@ -390,12 +391,18 @@ def test_a_row_of_two_pretrainings_is_told(tmp_path):
     runs = write_runs(tmp_path, [ROTATION], [1.0])
     for run in runs:
         change_json(run / "metrics.json", encoder_hash="a")
-    assert not any("different weights" in note for note in make_study([tmp_path], resamples=20).notes)
+    assert not any(
+        "started from different encoders" in note for note in build_study([tmp_path], resamples=20).notes
+    )
     change_json(runs[0] / "metrics.json", encoder_hash="b")
-    assert any("different weights" in note for note in make_study([tmp_path], resamples=20).notes)
+    assert any(
+        "started from different encoders" in note for note in build_study([tmp_path], resamples=20).notes
+    )
     for run in runs:  # each fold has its own
         change_config(run, pretrain_on="train")
-    assert not any("different weights" in note for note in make_study([tmp_path], resamples=20).notes)
+    assert not any(
+        "started from different encoders" in note for note in build_study([tmp_path], resamples=20).notes
+    )
 
 
 def test_published_rows_are_the_papers():

@@ -188,16 +188,15 @@ def test_folders_with_blanks_can_be_pasted_into_a_shell(sweep, tmp_path, capsys)
 
 
 def test_what_was_published_is_replaced_by_the_next_one(sweep):
-    from drgrade.reporting.dashboard.publishing import PUBLISHED, take_up
-    from drgrade.reporting.dashboard.sweep import read
-    from drgrade.reporting.dashboard.workspace import make_report, make_workspace
+    from drgrade.reporting.dashboard.sweep import read_dashboard_sweep
+    from drgrade.reporting.dashboard.workspace import PUBLISHED, build_report, build_workspace, restore_ids
 
     folder = sweep("logger=wandb")
-    found = read(folder, entity="clinic")
-    workspace, report = make_workspace(found), make_report(found)
+    found = read_dashboard_sweep(folder, entity="clinic")
+    workspace, report = build_workspace(found), build_report(found)
     record = {"workspace": {"name": "nw-abc-v", "id": "w1"}, "report": {"id": "r1"}}
     (folder / PUBLISHED).write_text(json.dumps(record))
-    take_up(workspace, report, folder)
+    restore_ids(workspace, report, folder)
     assert (workspace._to_model().name, workspace._to_model().id, report._to_model().id) == (
         "nw-abc-v",
         "w1",
@@ -205,11 +204,11 @@ def test_what_was_published_is_replaced_by_the_next_one(sweep):
     )
     (folder / PUBLISHED).write_text("{}")
     with pytest.raises(DataError, match="remove it"):
-        take_up(workspace, report, folder)
+        restore_ids(workspace, report, folder)
 
 
 def test_a_folder_that_is_no_sweep_of_wandb_is_refused(sweep, tmp_path):
-    with pytest.raises(DataError, match=r"no sweep\.json"):
+    with pytest.raises(DataError, match=r"has no sweep\.json"):
         work(compose("dashboard", sweep=tmp_path))
     with pytest.raises(DataError, match="logger=wandb"):
         work(compose("dashboard", sweep=sweep("logger=csv")))

@@ -10,8 +10,8 @@ from scipy import stats
 from sklearn import metrics
 from synthetic import RANDOM, ROTATION, change_json, remove_run, write_runs
 
-from drgrade.reporting.statistics import roc
-from drgrade.reporting.study import make_study
+from drgrade.reporting.study import build_study
+from drgrade.stats.curves import roc_curve
 
 SEEDS = (0, 1)
 FOLDS = (0, 1, 2)
@@ -27,7 +27,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def study(folder):
-    return make_study([folder], resamples=200)
+    return build_study([folder], resamples=200)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_roc_equals_scikit_learns(row, tables):
 def test_roc_leaves_out_only_points_on_a_straight_line():
     rng = np.random.default_rng(0)
     scores, positive = rng.integers(0, 300, 200) / 300, rng.random(200) < 0.3
-    curve = roc(scores, positive)
+    curve = roc_curve(scores, positive)
     false, true, _ = metrics.roc_curve(positive, scores, drop_intermediate=False)
     slopes = np.diff(curve.y) / np.maximum(np.diff(curve.x), 1e-15)
     assert len(curve.x) < len(false)
@@ -119,7 +119,7 @@ def test_roc_leaves_out_only_points_on_a_straight_line():
 
 
 def test_roc_of_one_class_is_empty():
-    curve = roc(np.array([0.1, 0.2]), np.array([True, True]))
+    curve = roc_curve(np.array([0.1, 0.2]), np.array([True, True]))
     assert len(curve.x) == len(curve.y) == 0
 
 
@@ -191,7 +191,7 @@ def test_costs_and_labels_are_means_over_runs(row, folder):
 
 def test_a_single_fold_has_no_standard_deviation(tmp_path):
     write_runs(tmp_path, [RANDOM], [1.0], folds=("published",))
-    study = make_study([tmp_path], resamples=50)
+    study = build_study([tmp_path], resamples=50)
     (row,) = study.rows
     assert math.isnan(row.sd)
     assert row.minimum == row.mean.value == row.maximum
@@ -203,7 +203,7 @@ def test_a_single_fold_has_no_standard_deviation(tmp_path):
 def test_a_fold_with_more_seeds_does_not_count_more(tmp_path):
     runs = write_runs(tmp_path, [ROTATION], [1.0], seeds=SEEDS, sweep=None)
     remove_run(runs[1])  # fold 0, seed 1
-    (row,) = make_study([tmp_path], resamples=50).rows
+    (row,) = build_study([tmp_path], resamples=50).rows
     assert row.mean.value == pytest.approx(np.mean(list(row.folds.values())))
     assert row.seeds == [0]
     assert not row.complete
@@ -219,7 +219,7 @@ def test_a_grade_that_does_not_occur_has_no_recall(tmp_path):
         table = pd.read_csv(run / "predictions.csv")
         split = pd.read_csv(run / "split.csv", dtype={"image_id": str})
         change_json(run / "metrics.json", **{"test/qwk": qwk(table), "split_hash": split_hash(split)})
-    (row,) = make_study([tmp_path], resamples=50).rows
+    (row,) = build_study([tmp_path], resamples=50).rows
     assert np.isnan(row.recall[4].value)
     assert np.isnan(row.recall[4].interval.low)
     assert row.recall[3].value == pytest.approx(row.confusion[3, 3] / row.confusion[3].sum())

@@ -12,7 +12,7 @@ from example_study import example_study
 from drgrade.reporting.figures.all_figures import draw_figures
 from drgrade.reporting.figures.canvas import style
 from drgrade.reporting.html_report import render_page
-from drgrade.stats import formatting as words
+from drgrade.stats import formatting
 
 HOSTILE = '"><img src=x onerror=alert(1)></title></script><script>alert(2)</script>'
 VOID = {"meta", "br", "input", "link", "img"}
@@ -81,17 +81,17 @@ def page(html):
 
 def test_the_main_table_has_the_studys_numbers(study, page):
     for row in study.rows:
-        mean = words.decimal(row.mean.value)
+        mean = formatting.decimal(row.mean.value)
         line = next(line for line in page.rows if len(line) == 8 and line[3] == mean)
         assert line == [
-            words.fraction(row.label_fraction),
+            formatting.fraction(row.label_fraction),
             f"{len(row.folds)}{'' if row.complete else '*'}",
-            words.decimal(row.minimum),
+            formatting.decimal(row.minimum),
             mean,
-            words.decimal(row.maximum),
-            words.interval(row.mean.interval),
-            words.decimal(row.sd),
-            words.count(row.labels),
+            formatting.decimal(row.maximum),
+            formatting.interval(row.mean.interval),
+            formatting.decimal(row.sd),
+            formatting.count(row.labels),
         ]
 
 
@@ -100,16 +100,16 @@ def test_published_rows_are_marked(study, html):
     assert part
     text = part.partition("</table>")[0]
     assert "rotation (Taleb et al.)" in text
-    assert "not computed here: 2022, APTOS 2019, 5 folds, published protocol" in text
+    assert "results of the paper: 2022, APTOS 2019, 5 folds, published protocol" in text
     means = re.findall(r'class="number strong">([^<]+)<', text)
-    assert means == [words.decimal(row.mean) for row in study.published]
+    assert means == [formatting.decimal(row.mean) for row in study.published]
     assert html.count('<span class="badge note">published</span>') == 2
 
 
 def test_comparisons_have_the_studys_numbers(study, page):
     differences = [line[1] for line in page.rows if len(line) == 7 and line[0].endswith("%")]
     assert differences[: len(study.comparisons)] == [
-        words.signed(each.difference.value) for each in study.comparisons
+        formatting.signed(each.difference.value) for each in study.comparisons
     ]
 
 
@@ -153,7 +153,7 @@ def test_tables_and_figures_can_be_used_without_seeing_them(page, html):
 
 
 def test_what_is_missing_stands_at_the_top(html, page):
-    assert "Half finished: 1 of 100 runs has no result (1 failed)." in html
+    assert "Incomplete: 1 of 100 runs has no result (1 failed)." in html
     assert ": failed," in page.text
     assert "CUDA out of memory <at step 7>" in page.text
 
@@ -161,7 +161,7 @@ def test_what_is_missing_stands_at_the_top(html, page):
 def test_a_finished_sweep_has_no_warning(study):
     alone = replace(study, missing=[], rows=study.rows[:1], comparisons=[], notes=[], pretrainings=[])
     html = render(alone)
-    assert "Half finished" not in html
+    assert "Incomplete" not in html
     assert "banner" not in html.partition("<body>")[2]
     assert 'id="comparisons"' not in html
     Page(html)

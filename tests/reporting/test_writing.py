@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drgrade.errors import DataError
-from drgrade.reporting import latex, markdown, method_labels
+from drgrade.reporting import latex, markdown
 from drgrade.reporting.csv_writer import csv_files, render_json
 from drgrade.reporting.latex import render_latex
 from drgrade.reporting.markdown import render_markdown
@@ -22,7 +22,7 @@ from drgrade.reporting.schema import Method, Missing
 from drgrade.reporting.summary_text import summary, unfinished
 from drgrade.reporting.tables import all_tables, costs_table, main_table, metrics_table, recall_table
 from drgrade.reporting.writer import write_report
-from drgrade.stats import formatting as words
+from drgrade.stats import formatting
 from drgrade.stats.estimates import Interval
 
 HOSTILE = r"a_b & 50 % $x$ #1 {\tiny} ~ ^ <i>|</i> `c` *d* [e](f)"
@@ -168,8 +168,12 @@ def test_markdown_has_the_main_table(folder, study):
     rows = [row for row in study.rows if row.label_fraction in (0.05, 1.0)]
     assert lines[0] == ["method", "labels", "folds", "min", "mean", "max", "95 %", "sd", "count"]
     for line, row in zip(lines[1:], rows, strict=False):
-        interval = f"{row.mean.interval.low:.3f} to {row.mean.interval.high:.3f}".replace("-", words.MINUS)
-        numbers = [f"{v:.3f}".replace("-", words.MINUS) for v in (row.minimum, row.mean.value, row.maximum)]
+        interval = f"{row.mean.interval.low:.3f} to {row.mean.interval.high:.3f}".replace(
+            "-", formatting.MINUS
+        )
+        numbers = [
+            f"{v:.3f}".replace("-", formatting.MINUS) for v in (row.minimum, row.mean.value, row.maximum)
+        ]
         assert line[1] == f"{100 * row.label_fraction:.0f} %"
         assert line[3:8] == [*numbers, interval, f"{row.sd:.3f}"]
     published = [line for line in lines if line[0].endswith("(published)")]
@@ -179,14 +183,14 @@ def test_markdown_has_the_main_table(folder, study):
 def test_markdown_has_the_comparisons(folder, study):
     lines = markdown_rows((folder / "report.md").read_text(), "Comparisons")[1:]
     expected = [each for each in study.comparisons if each.label_fraction in (0.05, 1.0)]
-    differences = [line[2].replace(words.MINUS, "-") for line in lines]
+    differences = [line[2].replace(formatting.MINUS, "-") for line in lines]
     assert differences == [f"{each.difference.value:+.3f}" for each in expected]
     assert [line[4] for line in lines] == [str(each.folds) for each in expected]
 
 
 def test_markdown_says_what_is_missing(folder):
     text = (folder / "report.md").read_text()
-    assert "Half finished: 1 of 100 runs has no result (1 failed)." in text
+    assert "Incomplete: 1 of 100 runs has no result (1 failed)." in text
     assert r"msssl-ssl\_0.5\_fold-4: failed, CUDA out of memory \<at step 7\>" in text
 
 
@@ -198,27 +202,27 @@ def test_nothing_says_nan(folder):
 def test_every_dash_has_its_reason(study):
     for table in all_tables(study):
         dashes = [
-            cell for group in table.groups for line in group.lines for cell in line if cell == words.DASH
+            cell for group in table.groups for line in group.lines for cell in line if cell == formatting.DASH
         ]
-        assert bool(dashes) == any(remark.startswith(words.DASH) for remark in table.remarks), table.name
+        assert bool(dashes) == any(remark.startswith(formatting.DASH) for remark in table.remarks), table.name
 
 
 def test_a_single_fold_has_no_standard_deviation_and_says_so(study):
     row = replace(study.rows[0], folds={"published": 0.3}, sd=math.nan)
     table = main_table(replace(study, rows=[row], published=[]))
-    assert table.groups[0].lines[0][6] == words.DASH
-    assert "one fold has no standard deviation" in table.remarks[0]
+    assert table.groups[0].lines[0][6] == formatting.DASH
+    assert "a single fold has no standard deviation" in table.remarks[0]
 
 
 def test_what_was_not_recorded_is_said(study):
     table = costs_table(study)
     line = table.groups[1].lines[FRACTIONS.index(0.1)]
-    assert line == ["10 %", words.DASH, words.DASH, words.DASH]
-    assert table.remarks == [f"{words.DASH}: not recorded."]
+    assert line == ["10 %", formatting.DASH, formatting.DASH, formatting.DASH]
+    assert table.remarks == [f"{formatting.DASH}: not recorded."]
 
 
 def test_a_grade_that_was_not_tested_has_no_recall(study):
-    assert recall_table(study).groups[3].lines[0][4] == words.DASH
+    assert recall_table(study).groups[3].lines[0][4] == formatting.DASH
 
 
 def test_metrics_of_one_grade_do_not_widen_the_table(study):
@@ -365,49 +369,49 @@ def test_the_terminals_table_is_aligned(study):
     ("value", "text"),
     [
         (0.12345, "0.123"),
-        (-0.5, f"{words.MINUS}0.500"),
+        (-0.5, f"{formatting.MINUS}0.500"),
         (-0.0004, "0.000"),
         (0.0, "0.000"),
-        (math.nan, words.DASH),
-        (math.inf, words.DASH),
+        (math.nan, formatting.DASH),
+        (math.inf, formatting.DASH),
     ],
 )
 def test_numbers(value, text):
-    assert words.decimal(value) == text
+    assert formatting.decimal(value) == text
 
 
 @pytest.mark.parametrize(
     ("made", "text"),
     [
-        (words.signed(0.1), "+0.100"),
-        (words.signed(-0.1), f"{words.MINUS}0.100"),
-        (words.signed(0.0001), "0.000"),
-        (words.fraction(0.05), "5 %"),
-        (words.fraction(0.025), "2.5 %"),
-        (words.fraction(1 / 3), "33.3333 %"),
-        (words.fraction_slug(1.0), "100pct"),
-        (words.p_value(0.0005), "< 0.001"),
-        (words.p_value(0.04), "0.040"),
-        (words.p_value(math.nan), words.DASH),
-        (words.hours(0.42), "0.4 s"),
-        (words.hours(42), "42 s"),
-        (words.hours(600), "10 min"),
-        (words.hours(9000), "2.5 h"),
-        (words.hours(1_000_000), "278 h"),
-        (words.hours(math.nan), words.DASH),
-        (words.memory(None), words.DASH),
-        (words.memory(300 * 2**20), "300 MiB"),
-        (words.memory(5 * 2**30), "5.0 GiB"),
-        (words.speed(9.87), "9.9"),
-        (words.speed(412.3), "412"),
-        (words.count(5), "5"),
-        (words.count(22.25), "22.2"),
-        (words.count(732.25), "732"),
-        (words.interval(Interval(math.nan, 1.0)), words.DASH),
-        (words.listed([]), ""),
-        (words.listed(["a"]), "a"),
-        (words.listed(["a", "b", "c"]), "a, b and c"),
-        (words.listed(["a, b", "c"]), "a, b; c"),
+        (formatting.signed(0.1), "+0.100"),
+        (formatting.signed(-0.1), f"{formatting.MINUS}0.100"),
+        (formatting.signed(0.0001), "0.000"),
+        (formatting.fraction(0.05), "5 %"),
+        (formatting.fraction(0.025), "2.5 %"),
+        (formatting.fraction(1 / 3), "33.3333 %"),
+        (formatting.fraction_slug(1.0), "100pct"),
+        (formatting.p_value(0.0005), "< 0.001"),
+        (formatting.p_value(0.04), "0.040"),
+        (formatting.p_value(math.nan), formatting.DASH),
+        (formatting.hours(0.42), "0.4 s"),
+        (formatting.hours(42), "42 s"),
+        (formatting.hours(600), "10 min"),
+        (formatting.hours(9000), "2.5 h"),
+        (formatting.hours(1_000_000), "278 h"),
+        (formatting.hours(math.nan), formatting.DASH),
+        (formatting.memory(None), formatting.DASH),
+        (formatting.memory(300 * 2**20), "300 MiB"),
+        (formatting.memory(5 * 2**30), "5.0 GiB"),
+        (formatting.speed(9.87), "9.9"),
+        (formatting.speed(412.3), "412"),
+        (formatting.count(5), "5"),
+        (formatting.count(22.25), "22.2"),
+        (formatting.count(732.25), "732"),
+        (formatting.interval(Interval(math.nan, 1.0)), formatting.DASH),
+        (formatting.listed([]), ""),
+        (formatting.listed(["a"]), "a"),
+        (formatting.listed(["a", "b", "c"]), "a, b and c"),
+        (formatting.listed(["a, b", "c"]), "a, b; c"),
     ],
 )
 def test_words(made, text):
@@ -429,5 +433,5 @@ def test_statuses_are_counted_in_their_order(study):
 
 
 def test_a_method_says_what_its_pretraining_saw():
-    assert method_labels.what_pretraining_saw(Method("k", "l", "p", "ssl", {}, False)) == ""
-    assert "not known" in method_labels.what_pretraining_saw(Method("k", "l", "p", "ssl", {}, None))
+    assert Method("k", "l", "p", "ssl", {}, False).pretraining_remark == ""
+    assert "unknown" in Method("k", "l", "p", "ssl", {}, None).pretraining_remark

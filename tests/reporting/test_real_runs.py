@@ -9,7 +9,7 @@ import yaml
 from synthetic import RANDOM, write_runs
 
 from drgrade.config import CONF
-from drgrade.reporting.study import make_study
+from drgrade.reporting.study import build_study
 from drgrade.runs.settings import flat
 
 TINY = (
@@ -42,7 +42,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def test_real_runs_make_a_study(folder):
-    study = make_study([folder], resamples=50)
+    study = build_study([folder], resamples=50)
     (row,) = study.rows
     for fold in ("0", "1"):
         metrics = json.loads((folder / f"fold-{fold}" / "metrics.json").read_text())

@@ -20,7 +20,7 @@ from drgrade.reporting.html_report import render_page
 from drgrade.reporting.latex import render_latex
 from drgrade.reporting.markdown import render_markdown
 from drgrade.reporting.run_finder import find_cells
-from drgrade.reporting.study import make_study
+from drgrade.reporting.study import build_study
 from drgrade.reporting.tables import all_tables, operating_points_table
 from drgrade.runs.reader import read_run
 from drgrade.runs.run_dir import read_calibration
@@ -39,7 +39,7 @@ def calibrated(tmp_path):
 
 
 def study_of(*folders):
-    return make_study(list(folders), resamples=100)
+    return build_study(list(folders), resamples=100)
 
 
 def own_figures(run):
@@ -141,7 +141,7 @@ def test_a_single_run_has_every_writer_say_it(calibrated):
         page, text = render_page(study, figures), render_markdown(study, figures)
     for written in (page, text, render_latex(study)):
         assert "Operating points for referable DR" in written
-    assert "calibrated on the validation photographs" in page
+    assert "calibrated on validation photographs" in page
     points = pd.read_csv(io.StringIO(csv_files(study)["operating_points.csv"]))
     assert points["wanted"].tolist() == list(TARGET_SENSITIVITIES)
     own = own_figures(calibrated[0])
@@ -170,5 +170,5 @@ def test_of_many_methods_one_operating_point_is_shown_and_the_others_are_in_the_
 def test_a_damaged_calibration_is_refused(calibrated):
     path = calibrated[0] / "calibration.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "temperature": -1}))
-    with pytest.raises(DataError, match=r"calibration\.json: the calibration is damaged: its temperature"):
+    with pytest.raises(DataError, match=r"calibration\.json: the calibration is damaged: the temperature"):
         study_of(calibrated[0].parent)

@@ -23,7 +23,7 @@ from synthetic import (
 
 from drgrade.errors import DataError
 from drgrade.reporting.run_finder import find_cells
-from drgrade.reporting.study import make_study
+from drgrade.reporting.study import build_study
 from drgrade.runs.reader import LeftOut, Run, RunLocation, Unfinished, read_run
 
 
@@ -253,10 +253,10 @@ def test_what_is_no_grading_run_is_left_out_with_a_note(tmp_path):
         "runs that were not to be tested",
         "evaluations of other runs",
     ]
-    study = make_study([tmp_path], resamples=20)
+    study = build_study([tmp_path], resamples=20)
     assert len(study.runs) == 2
     assert not study.missing
-    assert sum(note.startswith("Not counted") for note in study.notes) == 4
+    assert sum(note.startswith("Left out") for note in study.notes) == 4
 
 
 def test_a_failed_pretraining_is_no_missing_run(tmp_path):
@@ -266,25 +266,25 @@ def test_a_failed_pretraining_is_no_missing_run(tmp_path):
     (runs[0] / "config.yaml").unlink()
     (runs[0] / ".hydra").mkdir()
     (runs[0] / ".hydra" / "config.yaml").write_text(yaml.safe_dump({**config, "task": "pretext"}))
-    assert not make_study([tmp_path], resamples=20).missing
+    assert not build_study([tmp_path], resamples=20).missing
 
 
 def test_nothing_to_report_says_what_there_is(tmp_path):
     for run in write_runs(tmp_path / "study", [RANDOM], [1.0]):
         fail_run(run)
     with pytest.raises(DataError, match=r"no finished grading run .*3 failed"):
-        make_study([tmp_path])
+        build_study([tmp_path])
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no runs at all"):
-        make_study([tmp_path / "empty"])
+        build_study([tmp_path / "empty"])
     with pytest.raises(DataError, match="is not a folder"):
-        make_study([tmp_path / "nowhere"])
+        build_study([tmp_path / "nowhere"])
 
 
 def test_a_broken_list_of_cells_is_refused(sweep):
     (sweep / "sweep.json").write_text("[]")
     with pytest.raises(DataError, match=r"sweep\.json"):
-        make_study([sweep])
+        build_study([sweep])
 
 
 def test_older_runs_without_cost_are_read(tmp_path):
@@ -293,10 +293,10 @@ def test_older_runs_without_cost_are_read(tmp_path):
         provenance = json.loads((run / "provenance.json").read_text())
         kept = {name: provenance[name] for name in ("command", "versions", "commit", "seconds", "images")}
         (run / "provenance.json").write_text(json.dumps(kept))
-    (row,) = make_study([tmp_path], resamples=20).rows
+    (row,) = build_study([tmp_path], resamples=20).rows
     assert (row.seconds, row.images_per_second, row.peak_memory) == (60, kept["images"] / 60, None)
     for run in runs:
         (run / "provenance.json").unlink()
-    (row,) = make_study([tmp_path], resamples=20).rows
+    (row,) = build_study([tmp_path], resamples=20).rows
     assert math.isnan(row.seconds)
     assert math.isnan(row.images_per_second)

@@ -6,12 +6,12 @@ import pytest
 import yaml
 from synthetic import RANDOM, ROTATION, FakeMethod, change_config, write_runs
 
-from drgrade.reporting.study import make_study
+from drgrade.reporting.study import build_study
 from drgrade.runs.settings import WITHOUT_EFFECT, flat, method_key, method_settings
 
 
 def labels(folder) -> list[str]:
-    return [method.label for method in make_study([folder], resamples=10).methods]
+    return [method.label for method in build_study([folder], resamples=10).methods]
 
 
 def config_of(run) -> dict:
@@ -93,9 +93,9 @@ def test_what_does_not_change_an_encoder_does_not_make_another_method_either():
 
 
 def test_a_key_is_safe_in_a_file_name_and_does_not_depend_on_the_report(tmp_path, run):
-    key = make_study([run], resamples=10).methods[0].key
+    key = build_study([run], resamples=10).methods[0].key
     write_runs(tmp_path / "both", [RANDOM, ROTATION], [1.0])
-    assert key in [method.key for method in make_study([tmp_path / "both"], resamples=10).methods]
+    assert key in [method.key for method in build_study([tmp_path / "both"], resamples=10).methods]
     assert re.fullmatch(r"rotation-ssl-published-[0-9a-f]{8}", key)
 
 
@@ -107,7 +107,7 @@ def test_the_pretext_does_not_count_where_nothing_is_pretrained(tmp_path):
 
 def test_pretrained_stands_before_random(tmp_path):
     write_runs(tmp_path, [RANDOM, ROTATION], [1.0])
-    study = make_study([tmp_path], resamples=10)
+    study = build_study([tmp_path], resamples=10)
     assert [method.label for method in study.methods] == ["rotation, pre-trained", "rotation, random init"]
     assert [method.init for method in study.methods] == ["ssl", "random"]
     assert [method.saw_test for method in study.methods] == [True, False]
@@ -121,7 +121,7 @@ def test_without_a_name_a_method_is_called_by_its_encoder(tmp_path):
 
 def test_two_protocols_are_two_rows_and_say_so(tmp_path):
     write_runs(tmp_path, [RANDOM, FakeMethod((*RANDOM.overrides, "protocol=matched"))], [1.0])
-    study = make_study([tmp_path], resamples=10)
+    study = build_study([tmp_path], resamples=10)
     assert [method.label for method in study.methods] == [
         "rotation, random init, published",
         "rotation, random init, matched",
@@ -133,7 +133,7 @@ def test_two_protocols_are_two_rows_and_say_so(tmp_path):
 
 def test_a_changed_protocol_is_another_one(tmp_path):
     write_runs(tmp_path, [RANDOM, FakeMethod((*RANDOM.overrides, "protocol.epochs=5"))], [1.0])
-    study = make_study([tmp_path], resamples=10)
+    study = build_study([tmp_path], resamples=10)
     assert sorted(method.protocol for method in study.methods) == [
         "published (epochs=20)",
         "published (epochs=5)",
@@ -154,7 +154,7 @@ def test_methods_that_would_share_a_label_are_told_apart_by_the_fewest_settings(
         ],
         [1.0],
     )
-    study = make_study([tmp_path], resamples=10)
+    study = build_study([tmp_path], resamples=10)
     assert sorted(method.label for method in study.methods) == [
         "rotation, random init, lr=0.001, head=CumulativeHead",
         "rotation, random init, lr=0.001, head=SoftmaxHead",

@@ -12,16 +12,16 @@ from synthetic import change_json
 
 import drgrade.reporting.html_report as page_module
 from drgrade.errors import ConfigError
-from drgrade.reporting import method_labels, overview
+from drgrade.reporting import overview
 from drgrade.reporting.csv_writer import csv_files, render_json
 from drgrade.reporting.figures.all_figures import draw_figures
 from drgrade.reporting.figures.canvas import FEW, style
 from drgrade.reporting.html_report import render_page
 from drgrade.reporting.latex import render_latex
 from drgrade.reporting.markdown import render_markdown
-from drgrade.reporting.study import make_study
+from drgrade.reporting.study import build_study
 from drgrade.reporting.tables import budget_table
-from drgrade.stats import formatting as words
+from drgrade.stats import formatting
 from drgrade.stats.estimates import Interval
 
 PRETEXTS = ("rotation", "simclr", "mae")
@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def study(folder):
-    return make_study([folder], resamples=200)
+    return build_study([folder], resamples=200)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_rows_are_called_what_people_call_them(study):
 
 
 def test_each_is_compared_with_random_weights_of_its_encoder_and_protocol(study):
-    names = method_labels.labels(study)
+    names = study.labels
     pairs = {(names[each.first], names[each.second]) for each in study.comparisons}
     expected = set()
     for protocol in ("matched", "published"):
@@ -81,30 +81,30 @@ def test_each_is_compared_with_random_weights_of_its_encoder_and_protocol(study)
         expected.add((f"mae, pre-trained, {protocol}", f"vit, random init, {protocol}"))
     assert pairs == expected
     assert len(study.comparisons) == len(expected) * len(FRACTIONS)
-    assert "random weights of the same encoder" in study.compared
+    assert "random initialisation of the same encoder" in study.compared
 
 
 def test_all_pairs_or_one_method_can_be_asked_for(folder):
-    every = make_study([folder], resamples=20, compare="all")
+    every = build_study([folder], resamples=20, compare="all")
     count = len(every.methods)
     assert len(every.comparisons) == count * (count - 1) / 2 * len(FRACTIONS)
-    assert any("no p (Holm) can be below" in note for note in every.notes)
-    line = make_study([folder], resamples=20, compare="simclr, pre-trained")
-    names, protocols = method_labels.labels(line), {each.key: each.protocol for each in line.methods}
+    assert any("p (Holm) cannot be below" in note for note in every.notes)
+    line = build_study([folder], resamples=20, compare="simclr, pre-trained")
+    names, protocols = line.labels, {each.key: each.protocol for each in line.methods}
     assert {names[each.second] for each in line.comparisons} == {
         "simclr, pre-trained, matched",
         "simclr, pre-trained, published",
     }
     assert all(protocols[each.first] == protocols[each.second] for each in line.comparisons)
-    one = make_study([folder], resamples=20, compare="majority class")
-    assert {method_labels.labels(one)[each.second] for each in one.comparisons} == {"majority class"}
+    one = build_study([folder], resamples=20, compare="majority class")
+    assert {one.labels[each.second] for each in one.comparisons} == {"majority class"}
     assert len(one.comparisons) == (count - 1) * len(FRACTIONS)
     with pytest.raises(ConfigError, match="simclr, pre-trained, matched"):
-        make_study([folder], resamples=20, compare="simclar")
+        build_study([folder], resamples=20, compare="simclar")
 
 
 def test_p_values_are_corrected_for_what_is_compared_only(folder, study):
-    every = make_study([folder], resamples=200, compare="all")
+    every = build_study([folder], resamples=200, compare="all")
     wide = {(each.first, each.second, each.label_fraction): each for each in every.comparisons}
     wide |= {(each.second, each.first, each.label_fraction): each for each in every.comparisons}
     for each in study.comparisons:
@@ -142,14 +142,14 @@ def test_protocols_stand_beside_each_other_and_probes_with_those_of_the_same_lab
         ("published", ["published"]),
         ("matched", ["matched", "linear", "majority"]),
     ]
-    means = {(row.method, row.label_fraction): words.decimal(row.mean.value) for row in study.rows}
+    means = {(row.method, row.label_fraction): formatting.decimal(row.mean.value) for row in study.rows}
     methods = by_label(study)
     (found,) = cells(study, "rotation, pre-trained")
     for protocol in ("matched", "published"):
         for share in FRACTIONS:
             key = methods[f"rotation, pre-trained, {protocol}"].key
-            text = found[f"{protocol}: {words.fraction(share)}"]
-            assert text.rstrip(words.BETTER + words.WORSE) == means[key, share]
+            text = found[f"{protocol}: {formatting.fraction(share)}"]
+            assert text.rstrip(formatting.BETTER + formatting.WORSE) == means[key, share]
     (probe,) = cells(study, "random init, linear")
     assert probe["matched: 10 %"] == means[methods["random init, linear"].key, 0.1]
     assert probe["published: 10 %"] == ""
@@ -170,7 +170,7 @@ def test_papers_stand_under_the_method_that_they_are_of(study):
 
 def test_without_the_published_protocol_papers_have_columns_of_their_own(tmp_path):
     folder = write_table(tmp_path, protocols=("matched",), **SIZE)
-    study = make_study([folder], resamples=20)
+    study = build_study([folder], resamples=20)
     (paper,) = cells(study, "rotation (2022)")
     assert paper["papers: 5 %"] == "0.294"
     assert paper["matched: 100 %"] == ""
@@ -178,14 +178,18 @@ def test_without_the_published_protocol_papers_have_columns_of_their_own(tmp_pat
 
 def test_arrows_mark_what_differs_from_random_weights(study):
     chosen = study.comparisons[0]
-    for p_holm, value, mark in ((0.01, 0.2, words.BETTER), (0.01, -0.2, words.WORSE), (0.2, 0.2, "")):
+    for p_holm, value, mark in (
+        (0.01, 0.2, formatting.BETTER),
+        (0.01, -0.2, formatting.WORSE),
+        (0.2, 0.2, ""),
+    ):
         difference = dataclasses.replace(chosen.difference, value=value, interval=Interval(-1, 1))
         changed = dataclasses.replace(chosen, p_holm=p_holm, difference=difference)
         rest = [dataclasses.replace(each, p_holm=1.0) for each in study.comparisons[1:]]
         found = dataclasses.replace(study, comparisons=[changed, *rest])
         text = "".join(cell for group in overview.overview_table(found).groups for cell in group.lines[0])
-        assert text.count(words.BETTER) == (mark == words.BETTER)
-        assert text.count(words.WORSE) == (mark == words.WORSE)
+        assert text.count(formatting.BETTER) == (mark == formatting.BETTER)
+        assert text.count(formatting.WORSE) == (mark == formatting.WORSE)
 
 
 def test_a_small_report_of_one_protocol_has_no_such_table(study):
@@ -197,20 +201,20 @@ def test_a_small_report_of_one_protocol_has_no_such_table(study):
 
 def test_equal_budgets_are_said_to_be_equal(study):
     text = "\n".join(study.equality)
-    assert f"Pre-training was equal: {STEPS} optimiser steps with every pretext." in text
-    assert f"Pre-training was equal: {32 * STEPS:,} photographs with every pretext." in text
-    assert "0.25 (mae, pre-trained) to 4 (rotation, pre-trained) images" in text
-    assert re.search(r"protocol matched: 200 optimiser steps and 6,400 photographs in every run", text)
-    assert "protocol published: equal for all methods at the same fraction and fold, but not over" in text
+    assert f"Equal pre-training: {STEPS} optimiser steps for each pretext." in text
+    assert f"Equal pre-training: {32 * STEPS:,} photographs for each pretext." in text
+    assert "0.25 (mae, pre-trained) to 4 (rotation, pre-trained)." in text
+    assert re.search(r"protocol matched: equal, with 200 optimiser steps and 6,400 photographs in", text)
+    assert "protocol published: equal for all methods at the same label fraction and fold, but" in text
     assert "linear" not in text  # a probe takes no steps
-    assert not any("not equal" in note for note in study.notes)
+    assert not any("Unequal" in note for note in study.notes)
 
 
 def test_a_longer_pretraining_is_warned_of(folder, encoders):
     change_json(encoders / "simclr-0" / "encoder.json", steps=2 * STEPS)
-    study = make_study([folder], resamples=20)
+    study = build_study([folder], resamples=20)
     warning = (
-        f"Pre-training was not equal: {STEPS} (mae, pre-trained; rotation, pre-trained; simclr, pre-trained) "
+        f"Unequal pre-training: {STEPS} (mae, pre-trained; rotation, pre-trained; simclr, pre-trained) "
         f"to {2 * STEPS} (simclr, pre-trained) optimiser steps."
     )
     assert warning in study.notes
@@ -220,18 +224,18 @@ def test_a_longer_pretraining_is_warned_of(folder, encoders):
 def test_a_pretraining_that_does_not_say_is_told(folder, encoders):
     for path in encoders.glob("mae-*/*.json"):
         path.unlink()
-    study = make_study([folder], resamples=20)
-    assert "How long pre-training was is not recorded: mae, pre-trained." in study.notes
+    study = build_study([folder], resamples=20)
+    assert "The length of pre-training is not recorded: mae, pre-trained." in study.notes
 
 
 def test_unequal_fine_tuning_is_warned_of(tmp_path):
     folder = write_table(tmp_path, protocols=("matched",), **SIZE)
     run = next(folder.glob("*pretext-simclr*label_fraction-0.1*fold-1*"))
     change_json(run / "provenance.json", steps=7)
-    notes = make_study([folder], resamples=20).notes
+    notes = build_study([folder], resamples=20).notes
     assert any(
-        note == "Fine-tuning, protocol matched: optimiser steps differ between methods at the same fraction "
-        "and fold."
+        note == "Fine-tuning, protocol matched: optimiser steps differ between methods at the same "
+        "label fraction and fold."
         for note in notes
     )
 
@@ -241,18 +245,18 @@ def test_the_table_of_budgets_has_what_the_cards_say(study):
     lines = {group.name: group.lines[0] for group in table.groups}
     steps, images = f"{STEPS}", f"{32 * STEPS:,}"
     for name in PRETEXTS:
-        seen = words.number(32 * STEPS * INPUTS[name])
+        seen = formatting.number(32 * STEPS * INPUTS[name])
         found = lines[f"{name}, pre-trained, matched"]
         assert found[:4] == ["2", steps, images, seen]
         assert found[5:7] == ["200", "6,400"]
-    assert lines["random init, matched"][:5] == [words.DASH] * 5
-    assert lines["random init, linear"][5:7] == [words.DASH] * 2
+    assert lines["random init, matched"][:5] == [formatting.DASH] * 5
+    assert lines["random init, linear"][5:7] == [formatting.DASH] * 2
     assert " to " in lines["random init, published"][5]
 
 
 def test_budgets_count_an_encoder_once_whatever_the_number_of_its_runs(study):
     assert {budget.encoders for budget in study.budgets} == {0, 2}
-    names = method_labels.labels(study)
+    names = study.labels
     for budget in study.budgets:
         assert budget.trained == (
             "linear" not in names[budget.method] and "majority" not in names[budget.method]

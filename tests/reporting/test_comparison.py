@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from synthetic import RANDOM, ROTATION, FakeMethod, remove_run, write_runs
 
-from drgrade.reporting.comparison import holm, two_sided
-from drgrade.reporting.study import make_study
+from drgrade.reporting.study import build_study
+from drgrade.stats.significance import holm_correction, two_sided_p_value
 
 TWIN = FakeMethod(("method=twin", "init=random"), skill=RANDOM.skill)
 """Another name, the same predictions."""
@@ -19,7 +19,7 @@ TWIN = FakeMethod(("method=twin", "init=random"), skill=RANDOM.skill)
 def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     write_runs(folder, [ROTATION, RANDOM, TWIN], [0.1, 1.0], seeds=(0, 1))
-    return make_study([folder], resamples=400, compare="all")
+    return build_study([folder], resamples=400, compare="all")
 
 
 def find(study, first, second, fraction):
@@ -69,7 +69,7 @@ def test_only_common_folds_and_seeds_are_compared(tmp_path):
     pretrained, random = runs[:6], runs[6:]  # fold 0 seed 0, fold 0 seed 1, fold 1 seed 0, ...
     for run in (pretrained[1], random[3], random[4], random[5]):
         remove_run(run)
-    (found,) = make_study([tmp_path], resamples=100).comparisons
+    (found,) = build_study([tmp_path], resamples=100).comparisons
     assert found.folds == 2
     gaps = [qwk(pretrained[0]) - qwk(random[0]), qwk(pretrained[2]) - qwk(random[2])]
     assert found.difference.value == pytest.approx(np.mean(gaps), abs=1e-12)
@@ -83,21 +83,21 @@ def test_methods_without_a_common_fold_are_not_compared_and_a_note_says_so(tmp_p
     runs = write_runs(tmp_path, [ROTATION, RANDOM], [1.0])
     for run in (runs[1], runs[2], runs[3]):
         remove_run(run)
-    study = make_study([tmp_path], resamples=20)
+    study = build_study([tmp_path], resamples=20)
     assert not study.comparisons
     assert any(note.startswith("Not compared at 100 % of the labels") for note in study.notes)
 
 
 def test_swapping_the_methods_mirrors_the_comparison():
     samples = np.random.default_rng(0).normal(0.1, 0.1, 999)
-    assert two_sided(samples) == two_sided(-samples)
-    assert two_sided(np.abs(samples) + 1) == 2 / 1000
-    assert two_sided(np.zeros(99)) == 1
+    assert two_sided_p_value(samples) == two_sided_p_value(-samples)
+    assert two_sided_p_value(np.abs(samples) + 1) == 2 / 1000
+    assert two_sided_p_value(np.zeros(99)) == 1
 
 
 def test_p_value_is_near_the_normal_ones_for_normal_differences():
     samples = np.random.default_rng(1).normal(2, 1, 200_000)
-    assert two_sided(samples) == pytest.approx(2 * stats.norm.sf(2), abs=0.002)
+    assert two_sided_p_value(samples) == pytest.approx(2 * stats.norm.sf(2), abs=0.002)
 
 
 @given(st.lists(st.floats(0, 1), max_size=12))
@@ -109,4 +109,4 @@ def test_holm_equals_a_naive_one(p_values):
         steps = [other * (len(p_values) - place) for place, other in enumerate(smaller) if other <= p]
         first = [other * (len(p_values) - smaller.index(other)) for other in smaller if other <= p]
         expected.append(min(1.0, max(max(steps), max(first))))
-    assert holm(p_values) == pytest.approx(expected)
+    assert holm_correction(p_values) == pytest.approx(expected)

@@ -8,16 +8,15 @@ import numpy as np
 import pytest
 from example_study import example_study
 
-from drgrade.reporting import method_labels
 from drgrade.reporting.figures.all_figures import draw_figures
 from drgrade.reporting.figures.canvas import COLOURS, MARKERS, dodge, looks, png, style, svg
-from drgrade.reporting.figures.confusion import draw_confusion, row_shares
 from drgrade.reporting.figures.curve import draw_curve
-from drgrade.reporting.figures.details import draw_roc
+from drgrade.reporting.figures.details import draw_confusion, draw_roc, row_shares
 from drgrade.reporting.figures.differences import draw_differences
 from drgrade.reporting.figures.svg import VARIABLES, inline
-from drgrade.reporting.schema import Method, RocCurve
-from drgrade.stats import formatting as words
+from drgrade.reporting.schema import Method
+from drgrade.stats import formatting
+from drgrade.stats.curves import RocCurve
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +95,8 @@ def test_differences_stand_where_they_are(study, figures):
             x
             for tip, (x, _) in places.items()
             if tip.startswith(
-                f"{method_labels.pair(comparison, method_labels.labels(study))}, "
-                f"{words.fraction(comparison.label_fraction)} of the labels\n"
+                f"{comparison.title(study.labels)}, "
+                f"{formatting.fraction(comparison.label_fraction)} of the labels\n"
             )
         ]
         assert x == pytest.approx(comparison.difference.value)

@@ -1,0 +1,102 @@
+"""ROC and reliability curves, and the sums that calibration errors and likelihoods are made of."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from drgrade.grades import MIN_PROBABILITY, NUM_BINS
+from drgrade.stats.estimates import Booleans, Counts, Floats
+
+
+@dataclass(frozen=True)
+class RocCurve:
+    """True positive rate ``y`` (N,) against false positive rate ``x`` (N,); empty if undefined."""
+
+    x: Floats
+    y: Floats
+
+
+@dataclass(frozen=True)
+class ReliabilityCurve:
+    """Accuracy against confidence in the bins of the expected calibration error.
+
+    Attributes:
+        confidence: (bins,) mean of the largest probability; NaN in an empty bin.
+        accuracy: (bins,) share of photographs whose most probable grade is correct; NaN in an empty bin.
+        count: (bins,) number of photographs.
+        ece: Expected calibration error, mean over the folds.
+    """
+
+    confidence: Floats
+    accuracy: Floats
+    count: Counts
+    ece: float
+
+
+def confidence_bins(probabilities: Floats, grades: Counts) -> tuple[Counts, Floats, Booleans]:
+    """Assign photographs to equal-width bins of their largest probability; a bin includes its upper edge.
+
+    Args:
+        probabilities: (N, G).
+        grades: (N,) true grades.
+
+    Returns:
+        Bin, confidence and correctness of each photograph, (N,) each.
+    """
+    confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == grades
+    bins = np.searchsorted(np.linspace(0, 1, NUM_BINS + 1)[1:-1], confidence, side="left")
+    return bins, confidence, correct
+
+
+def negative_log_likelihoods(probabilities: Floats, grades: Counts) -> Floats:
+    """Return -log of the probability of each true grade, clipped at :data:`drgrade.grades.MIN_PROBABILITY`.
+
+    Args:
+        probabilities: (N, G).
+        grades: (N,) true grades.
+    """
+    likelihoods: Floats = probabilities[np.arange(len(grades)), grades]
+    return np.asarray(-np.log(np.maximum(likelihoods, MIN_PROBABILITY)))
+
+
+def reliability_curve(probabilities: Floats, grades: Counts, ece: float) -> ReliabilityCurve:
+    """Compute mean confidence and accuracy in each bin.
+
+    Args:
+        probabilities: (N, G).
+        grades: (N,) true grades.
+        ece: Expected calibration error that is reported with the curve.
+    """
+    bins, confidence, correct = confidence_bins(probabilities, grades)
+    count = np.bincount(bins, minlength=NUM_BINS)
+    with np.errstate(invalid="ignore"):  # 0 / 0: the bin is empty
+        mean_confidence = np.bincount(bins, weights=confidence, minlength=NUM_BINS) / count
+        accuracy = np.bincount(bins, weights=correct, minlength=NUM_BINS) / count
+    return ReliabilityCurve(mean_confidence, accuracy, count.astype(np.int64), ece)
+
+
+def roc_curve(scores: Floats, positive: Booleans) -> RocCurve:
+    """Compute the ROC curve from (0, 0) to (1, 1) without points on a straight line between others.
+
+    Unlike :func:`sklearn.metrics.roc_curve`, it removes all collinear points, not only equidistant ones.
+
+    Args:
+        scores: (N,), higher means more likely positive.
+        positive: (N,).
+
+    Returns:
+        The curve; empty if there are no positives or no negatives.
+
+    Example:
+        >>> roc_curve(np.array([0.1, 0.4, 0.35, 0.8]), np.array([False, False, True, True])).y
+        array([0. , 0.5, 0.5, 1. , 1. ])
+    """
+    if positive.all() or not positive.any():
+        return RocCurve(np.zeros(0), np.zeros(0))
+    order = np.argsort(-scores, kind="stable")
+    last = np.flatnonzero(np.r_[np.diff(scores[order]) != 0, True])  # last photograph of each threshold
+    true = np.r_[0, np.cumsum(positive[order])[last]]
+    false = np.r_[0, np.cumsum(~positive[order])[last]]
+    rise, run = np.diff(true), np.diff(false)
+    bends = np.r_[True, rise[1:] * run[:-1] != rise[:-1] * run[1:], True]
+    return RocCurve(false[bends] / false[-1], true[bends] / true[-1])
