@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,14 @@ import numpy as np
 import pandas as pd
 
 from drgrade.reporting.figures.details import row_shares
-from drgrade.reporting.schema import ResultRow, Study
+from drgrade.reporting.schema import (
+    Budget,
+    MethodComparison,
+    PretrainingCost,
+    PublishedRow,
+    ResultRow,
+    Study,
+)
 from drgrade.stats.curves import ReliabilityCurve
 from drgrade.stats.estimates import Estimate, Range
 
@@ -20,57 +27,48 @@ Record = dict[str, Any]
 
 def csv_files(study: Study) -> dict[str, str]:
     """Return the text of each CSV file by file name."""
-    made = {
-        "table.csv": [*_rows(study), *_published(study)],
-        "folds.csv": list(_folds(study)),
-        "comparisons.csv": list(_comparisons(study)),
-        "confusion.csv": list(_confusion(study)),
-        "calibration.csv": [bin_ for row in study.rows for bin_ in _bins(study, row, row.calibration)],
-        "calibrated.csv": [
-            bin_
+    files = {
+        name: [
+            _method_keys(study, row.method) | {"label_fraction": row.label_fraction} | record
             for row in study.rows
-            if row.calibrated
-            for bin_ in _bins(study, row, row.calibrated.reliability)
-        ],
-        "temperatures.csv": list(_temperatures(study)),
-        "operating_points.csv": list(_operating_points(study)),
-        "recall.csv": list(_recall(study)),
-        "roc.csv": list(_roc(study)),
-        "costs.csv": [*_costs(study), *_pretrainings(study)],
-        "budget.csv": list(_budgets(study)),
+            for record in records(study, row)
+        ]
+        for name, records in _PER_ROW.items()
     }
-    return {name: pd.DataFrame(records).to_csv(index=False) for name, records in made.items() if records}
+    files["table.csv"] += map(_published, study.published)
+    files["costs.csv"] += [_pretraining(study, cost) for cost in study.pretrainings]
+    files["comparisons.csv"] = [_comparison(study, comparison) for comparison in study.comparisons]
+    files["budget.csv"] = [
+        _method_keys(study, budget.method) | {"label_fraction": share} | _budget(budget, share)
+        for budget in study.budgets
+        for share in budget.steps
+    ]
+    return {name: pd.DataFrame(records).to_csv(index=False) for name, records in files.items() if records}
 
 
-def _row_keys(study: Study, row: ResultRow) -> Record:
-    return {
-        "method": study.labels[row.method],
-        "key": row.method,
-        "label_fraction": row.label_fraction,
+def _method_keys(study: Study, key: str) -> Record:
+    return {"method": study.labels.get(key, key), "key": key}
+
+
+def _row(study: Study, row: ResultRow) -> Iterator[Record]:
+    method = next(method for method in study.methods if method.key == row.method)
+    yield {
+        "published": False,
+        "source": "",
+        "protocol": method.protocol,
+        "init": method.init,
+        "labels": row.labels,
+        "folds": len(row.folds),
+        "seeds": " ".join(map(str, row.seeds)),
+        "complete": row.complete,
+        "min": row.minimum,
+        **_estimate("mean", row.mean),
+        "max": row.maximum,
+        "sd": row.sd,
+        **_estimate("referable_auroc", row.referable_auroc),
+        **row.metrics,
+        **_changes(row),
     }
-
-
-def _rows(study: Study) -> Iterator[Record]:
-    methods = {method.key: method for method in study.methods}
-    for row in study.rows:
-        yield {
-            **_row_keys(study, row),
-            "published": False,
-            "source": "",
-            "protocol": methods[row.method].protocol,
-            "init": methods[row.method].init,
-            "labels": row.labels,
-            "folds": len(row.folds),
-            "seeds": " ".join(map(str, row.seeds)),
-            "complete": row.complete,
-            "min": row.minimum,
-            **_estimate("mean", row.mean),
-            "max": row.maximum,
-            "sd": row.sd,
-            **_estimate("referable_auroc", row.referable_auroc),
-            **row.metrics,
-            **_changes(row),
-        }
 
 
 def _changes(row: ResultRow) -> Record:
@@ -89,152 +87,110 @@ def _changes(row: ResultRow) -> Record:
     return record
 
 
-def _published(study: Study) -> Iterator[Record]:
-    for row in study.published:
-        yield {
-            "method": row.label,
-            "label_fraction": row.label_fraction,
-            "published": True,
-            "source": row.source,
-            "beside": row.beside,
-            "min": row.minimum,
-            "mean": row.mean,
-            "max": row.maximum,
-        }
+def _published(row: PublishedRow) -> Record:
+    return {
+        "method": row.label,
+        "label_fraction": row.label_fraction,
+        "published": True,
+        "source": row.source,
+        "beside": row.beside,
+        "min": row.minimum,
+        "mean": row.mean,
+        "max": row.maximum,
+    }
 
 
-def _folds(study: Study) -> Iterator[Record]:
-    protocols = {method.key: method.protocol for method in study.methods}
-    for row in study.rows:
-        for fold, qwk in row.folds.items():
-            split = study.splits.get((protocols[row.method], row.label_fraction, fold), "")
-            yield {**_row_keys(study, row), "fold": fold, "qwk": qwk, "split_hash": split}
+def _folds(study: Study, row: ResultRow) -> Iterator[Record]:
+    protocol = next(method.protocol for method in study.methods if method.key == row.method)
+    for fold, qwk in row.folds.items():
+        split = study.splits.get((protocol, row.label_fraction, fold), "")
+        yield {"fold": fold, "qwk": qwk, "split_hash": split}
 
 
-def _comparisons(study: Study) -> Iterator[Record]:
-    names = study.labels
-    for comparison in study.comparisons:
-        yield {
-            "first": names[comparison.first],
-            "second": names[comparison.second],
-            "first_key": comparison.first,
-            "second_key": comparison.second,
-            "label_fraction": comparison.label_fraction,
-            "folds": comparison.folds,
-            **_estimate("difference", comparison.difference),
-            "won": comparison.won,
-            "p_value": comparison.p_value,
-            "p_holm": comparison.p_holm,
-        }
+def _comparison(study: Study, comparison: MethodComparison) -> Record:
+    return {
+        "first": study.labels[comparison.first],
+        "second": study.labels[comparison.second],
+        "first_key": comparison.first,
+        "second_key": comparison.second,
+        "label_fraction": comparison.label_fraction,
+        "folds": comparison.folds,
+        **_estimate("difference", comparison.difference),
+        "won": comparison.won,
+        "p_value": comparison.p_value,
+        "p_holm": comparison.p_holm,
+    }
 
 
-def _confusion(study: Study) -> Iterator[Record]:
-    for row in study.rows:
-        shares = row_shares(row)
-        for true, predicted in np.ndindex(row.confusion.shape):
-            yield {
-                **_row_keys(study, row),
-                "grade": true,
-                "predicted": predicted,
-                "count": int(row.confusion[true, predicted]),
-                "share": float(shares[true, predicted]),
-            }
+def _confusion(study: Study, row: ResultRow) -> Iterator[Record]:
+    shares = row_shares(row)
+    for true, predicted in np.ndindex(row.confusion.shape):
+        count, share = int(row.confusion[true, predicted]), float(shares[true, predicted])
+        yield {"grade": true, "predicted": predicted, "count": count, "share": share}
 
 
-def _temperatures(study: Study) -> Iterator[Record]:
-    for row in study.rows:
-        if row.calibrated:
-            for fold, temperature in row.calibrated.temperatures.items():
-                yield {**_row_keys(study, row), "fold": fold, "temperature": temperature}
-
-
-def _operating_points(study: Study) -> Iterator[Record]:
-    for row in study.rows:
-        for point in row.calibrated.points if row.calibrated else ():
-            yield {
-                **_row_keys(study, row),
-                "wanted": point.target,
-                **_ends("threshold", point.threshold),
-                **_estimate("sensitivity", point.sensitivity),
-                **_estimate("specificity", point.specificity),
-            }
-
-
-def _bins(study: Study, row: ResultRow, found: ReliabilityCurve) -> Iterator[Record]:
-    bins = zip(found.confidence, found.accuracy, found.count, strict=True)
+def _bins(curve: ReliabilityCurve) -> Iterator[Record]:
+    bins = zip(curve.confidence, curve.accuracy, curve.count, strict=True)
     for number, (confidence, accuracy, count) in enumerate(bins):
         yield {
-            **_row_keys(study, row),
             "bin": number,
             "confidence": confidence,
             "accuracy": accuracy,
             "count": int(count),
-            "ece": found.ece,
+            "ece": curve.ece,
         }
 
 
-def _recall(study: Study) -> Iterator[Record]:
-    for row in study.rows:
-        for grade, recall in enumerate(row.recall):
-            yield {
-                **_row_keys(study, row),
-                "grade": grade,
-                **_estimate("recall", recall),
-                "count": int(row.confusion[grade].sum()),
-            }
+def _temperatures(study: Study, row: ResultRow) -> Iterator[Record]:
+    for fold, temperature in row.calibrated.temperatures.items() if row.calibrated else ():
+        yield {"fold": fold, "temperature": temperature}
 
 
-def _roc(study: Study) -> Iterator[Record]:
-    for row in study.rows:
-        for x, y in zip(row.roc.x, row.roc.y, strict=True):
-            yield {**_row_keys(study, row), "false_positive_rate": x, "true_positive_rate": y}
-
-
-def _costs(study: Study) -> Iterator[Record]:
-    for row in study.rows:
+def _operating_points(study: Study, row: ResultRow) -> Iterator[Record]:
+    for point in row.calibrated.points if row.calibrated else ():
         yield {
-            **_row_keys(study, row),
-            "what": "run",
-            "seconds": row.seconds,
-            "images_per_second": row.images_per_second,
-            "peak_memory_bytes": row.peak_memory,
+            "wanted": point.target,
+            **_ends("threshold", point.threshold),
+            **_estimate("sensitivity", point.sensitivity),
+            **_estimate("specificity", point.specificity),
         }
 
 
-def _pretrainings(study: Study) -> Iterator[Record]:
-    names = study.labels
-    for cost in study.pretrainings:
-        yield {
-            "method": names.get(cost.method, cost.method),
-            "key": cost.method,
-            "what": "pre-training",
-            "encoder": cost.encoder,
-            "seconds": cost.seconds,
-            "images_per_second": cost.images_per_second,
-            "peak_memory_bytes": cost.peak_memory,
-            "steps": cost.steps,
-            "images": cost.images,
-            "encoder_inputs": cost.encoder_inputs,
-        }
+def _recall(study: Study, row: ResultRow) -> Iterator[Record]:
+    for grade, recall in enumerate(row.recall):
+        yield {"grade": grade, **_estimate("recall", recall), "count": int(row.confusion[grade].sum())}
 
 
-def _budgets(study: Study) -> Iterator[Record]:
-    names = study.labels
-    for budget in study.budgets:
-        for share in budget.steps:
-            yield {
-                "method": names[budget.method],
-                "key": budget.method,
-                "label_fraction": share,
-                "encoders": budget.encoders,
-                "pretraining_seconds": budget.pretraining_seconds,
-                "trained": budget.trained,
-                **_ends("pretraining_steps", budget.pretraining_steps),
-                **_ends("pretraining_images", budget.pretraining_images),
-                **_ends("pretraining_inputs", budget.pretraining_inputs),
-                **_ends("steps", budget.steps[share]),
-                **_ends("images", budget.images[share]),
-            }
+def _roc(study: Study, row: ResultRow) -> Iterator[Record]:
+    for x, y in zip(row.roc.x, row.roc.y, strict=True):
+        yield {"false_positive_rate": x, "true_positive_rate": y}
+
+
+def _costs(cost: ResultRow | PretrainingCost) -> Record:
+    return {
+        "seconds": cost.seconds,
+        "images_per_second": cost.images_per_second,
+        "peak_memory_bytes": cost.peak_memory,
+    }
+
+
+def _pretraining(study: Study, cost: PretrainingCost) -> Record:
+    keys = {**_method_keys(study, cost.method), "what": "pre-training", "encoder": cost.encoder}
+    counts = {"steps": cost.steps, "images": cost.images, "encoder_inputs": cost.encoder_inputs}
+    return {**keys, **_costs(cost), **counts}
+
+
+def _budget(budget: Budget, share: float) -> Record:
+    return {
+        "encoders": budget.encoders,
+        "pretraining_seconds": budget.pretraining_seconds,
+        "trained": budget.trained,
+        **_ends("pretraining_steps", budget.pretraining_steps),
+        **_ends("pretraining_images", budget.pretraining_images),
+        **_ends("pretraining_inputs", budget.pretraining_inputs),
+        **_ends("steps", budget.steps[share]),
+        **_ends("images", budget.images[share]),
+    }
 
 
 def _estimate(name: str, estimate: Estimate) -> Record:
@@ -244,6 +200,21 @@ def _estimate(name: str, estimate: Estimate) -> Record:
 
 def _ends(name: str, ends: Range) -> Record:
     return {f"{name}_least": ends.low, f"{name}_greatest": ends.high}
+
+
+_PER_ROW: Mapping[str, Callable[[Study, ResultRow], Iterable[Record]]] = {
+    "table.csv": _row,
+    "folds.csv": _folds,
+    "confusion.csv": _confusion,
+    "calibration.csv": lambda _, row: _bins(row.calibration),
+    "calibrated.csv": lambda _, row: _bins(row.calibrated.reliability) if row.calibrated else (),
+    "temperatures.csv": _temperatures,
+    "operating_points.csv": _operating_points,
+    "recall.csv": _recall,
+    "roc.csv": _roc,
+    "costs.csv": lambda _, row: [{"what": "run", **_costs(row)}],
+}
+"""Records of each row of the main table, by file."""
 
 
 def render_json(study: Study, files: Sequence[str]) -> str:

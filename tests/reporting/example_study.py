@@ -44,7 +44,7 @@ def around(value, width):
     return Estimate(value, Interval(value - width, value + width))
 
 
-def compute_row(method, fraction, mean, rng, missing=False):
+def make_row(method, fraction, mean, rng, missing=False):
     spread = 0.06 * (1.2 - fraction)
     values = rng.normal(mean, spread, 5)
     values += mean - values.mean()
@@ -95,7 +95,7 @@ def compute_row(method, fraction, mean, rng, missing=False):
 def make_rows():
     rng = np.random.default_rng(0)
     return [
-        compute_row(key, fraction, mean, rng, missing=(key, fraction) == ("msssl-ssl", 0.5))
+        make_row(key, fraction, mean, rng, missing=(key, fraction) == ("msssl-ssl", 0.5))
         for key, means in MEANS.items()
         for fraction, mean in zip(FRACTIONS, means, strict=True)
     ]
