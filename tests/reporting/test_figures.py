@@ -140,7 +140,7 @@ def test_cells_of_a_confusion_matrix_show_count_and_share(study, figures):
     tips = list(figures.details[0.05].confusions[0].tips.values())
     assert len(tips) == 25
     count, total = row.confusion[1, 0], row.confusion[1].sum()
-    assert f"grade 1 (mild), taken for grade 0\n{count} of {total}, {100 * count / total:.1f} %" in tips
+    assert f"grade 1 (mild), predicted as grade 0\n{count} of {total}, {100 * count / total:.1f} %" in tips
 
 
 def test_row_shares_are_of_the_true_grade(study):
@@ -235,5 +235,5 @@ def test_what_a_tip_says_is_escaped(figures):
 
 
 def test_a_tip_without_a_part_is_an_error(figures):
-    with style(), pytest.raises(ValueError, match="no hit-999"):
+    with style(), pytest.raises(ValueError, match="no element hit-999"):
         inline(svg(figures.curves[0]), "x", {"hit-999": "?"}, "alt")

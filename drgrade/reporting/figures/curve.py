@@ -118,41 +118,48 @@ def _draw(
         reference = study.rows_of(method.reference)
         if reference:
             _line(axes, reference, look.colour, ":", 1.0)
-        _method(picture, axes, study.rows_of(method.key), method, look, aside)
+        rows = study.rows_of(method.key)
+        _line(axes, rows, look.colour, "-", 1.4, aside)
+        _means(picture, axes, rows, method.label, look, aside, width=2.6, alpha=0.35, size=4.5)
     for label in dict.fromkeys(row.label for row in panel.papers):
-        rows = sorted((row for row in panel.papers if row.label == label), key=lambda row: row.label_fraction)
-        look = papers[label]
-        axes.plot(
-            [place(row.label_fraction) for row in rows],
-            [row.mean for row in rows],
-            "--",
-            color=look.colour,
-            linewidth=0.9,
-            alpha=0.7,
-            zorder=1.5,
+        _published(
+            picture,
+            axes,
+            [row for row in panel.papers if row.label == label],
+            papers[label],
+            3.5,
+            ranges=False,
         )
-        for row in rows:
-            artist = point(axes, place(row.label_fraction), row.mean, look, size=3.5, zorder=1.8)
-            where = f"published: {label}, {formatting.fraction(row.label_fraction)} of the labels"
-            picture.add_tip(artist, where, f"mean {formatting.decimal(row.mean)}", row.source)
     axes.set_title(textwrap.fill(panel.name, _TITLE_CHARACTERS), fontsize=_SMALL, pad=3)
 
 
-def _method(
-    picture: ReportFigure, axes: Axes, rows: Sequence[ResultRow], method: Method, look: Look, aside: float
+def _means(
+    picture: ReportFigure,
+    axes: Axes,
+    rows: Sequence[ResultRow],
+    label: str,
+    look: Look,
+    aside: float,
+    width: float,
+    alpha: float,
+    size: float,
 ) -> None:
-    _line(axes, rows, look.colour, "-", 1.4, aside)
+    """Draw means with intervals and tooltips."""
     for row in rows:
         at, ends = place(row.label_fraction) + aside, row.mean.interval
-        axes.plot([at, at], [ends.low, ends.high], color=look.colour, linewidth=2.6, alpha=0.35, zorder=2)
-        artist = point(axes, at, row.mean.value, look, size=4.5, zorder=5)
+        axes.plot([at, at], [ends.low, ends.high], color=look.colour, linewidth=width, alpha=alpha, zorder=2)
+        artist = point(axes, at, row.mean.value, look, size=size, zorder=5)
         picture.add_tip(
             artist,
-            f"{method.label}, {formatting.fraction(row.label_fraction)} of the labels",
+            _where(label, row),
             f"mean {formatting.decimal(row.mean.value)}, 95 % {formatting.interval(ends)}",
             f"{formatting.plural(len(row.folds), 'fold')}: "
             f"{formatting.decimal(row.minimum)} to {formatting.decimal(row.maximum)}",
         )
+
+
+def _where(label: str, row: ResultRow | PublishedRow) -> str:
+    return f"{label}, {formatting.fraction(row.label_fraction)} of the labels"
 
 
 def _line(
@@ -219,7 +226,9 @@ def draw_curve(study: Study) -> ReportFigure:
         legend.append((legend_entry(style[method.key]), method.label))
     for number, label in enumerate(dict.fromkeys(row.label for row in study.published)):
         look = Look(SOFT, MARKERS[number % len(MARKERS)])
-        _published(picture, axes, [row for row in study.published if row.label == label], look)
+        _published(
+            picture, axes, [row for row in study.published if row.label == label], look, 4.0, ranges=True
+        )
         legend.append((legend_entry(look, "--"), f"published: {label}"))
     _curve_axes(
         axes, [*(row.label_fraction for row in study.rows), *(r.label_fraction for r in study.published)]
@@ -236,40 +245,29 @@ def _alt(study: Study) -> str:
 def _curve_method(
     picture: ReportFigure, axes: Axes, rows: list[ResultRow], label: str, look: Look, aside: float
 ) -> None:
-    places = [place(row.label_fraction) + aside for row in rows]
-    axes.plot(places, [row.mean.value for row in rows], color=look.colour, zorder=3)
-    dot = Look(look.colour, "o")
-    for at, row in zip(places, rows, strict=True):
-        where = f"{label}, {formatting.fraction(row.label_fraction)} of the labels"
-        ends = row.mean.interval
-        axes.plot([at, at], [ends.low, ends.high], color=look.colour, linewidth=3.2, alpha=0.4, zorder=2)
+    _line(axes, rows, look.colour, "-", 1.5, aside)
+    for row in rows:
         for fold, value in row.folds.items():
-            artist = point(axes, at + _BESIDE, value, dot, size=3.2, alpha=0.75, zorder=4)
-            picture.add_tip(artist, where, f"fold {fold}: {formatting.decimal(value)}")
-        artist = point(axes, at, row.mean.value, look, zorder=5)
-        picture.add_tip(
-            artist,
-            where,
-            f"mean {formatting.decimal(row.mean.value)}, 95 % {formatting.interval(ends)}",
-            f"{formatting.plural(len(row.folds), 'fold')}: "
-            f"{formatting.decimal(row.minimum)} to {formatting.decimal(row.maximum)}",
-        )
+            at, dot = place(row.label_fraction) + aside + _BESIDE, Look(look.colour, "o")
+            artist = point(axes, at, value, dot, size=3.2, alpha=0.75, zorder=4)
+            picture.add_tip(artist, _where(label, row), f"fold {fold}: {formatting.decimal(value)}")
+    _means(picture, axes, rows, label, look, aside, width=3.2, alpha=0.4, size=6.0)
 
 
-def _published(picture: ReportFigure, axes: Axes, rows: list[PublishedRow], look: Look) -> None:
+def _published(
+    picture: ReportFigure, axes: Axes, rows: Sequence[PublishedRow], look: Look, size: float, ranges: bool
+) -> None:
     rows = sorted(rows, key=lambda row: row.label_fraction)
     places = [place(row.label_fraction) for row in rows]
-    axes.plot(
-        places, [row.mean for row in rows], "--", color=look.colour, linewidth=0.9, alpha=0.6, zorder=1.5
-    )
+    means = [row.mean for row in rows]
+    axes.plot(places, means, "--", color=look.colour, linewidth=0.9, alpha=0.65, zorder=1.5)
     for at, row in zip(places, rows, strict=True):
-        lines = [f"published: {row.label}, {formatting.fraction(row.label_fraction)} of the labels"]
-        lines.append(f"mean {formatting.decimal(row.mean)}")
-        if row.minimum is not None and row.maximum is not None:
+        text = f"mean {formatting.decimal(row.mean)}"
+        if ranges and row.minimum is not None and row.maximum is not None:
             axes.plot([at, at], [row.minimum, row.maximum], ":", color=look.colour, linewidth=1, zorder=1.5)
-            lines[-1] += f", folds {formatting.decimal(row.minimum)} to {formatting.decimal(row.maximum)}"
-        artist = point(axes, at, row.mean, look, size=4.0, zorder=1.8)
-        picture.add_tip(artist, *lines, row.source)
+            text += f", folds {formatting.decimal(row.minimum)} to {formatting.decimal(row.maximum)}"
+        artist = point(axes, at, row.mean, look, size=size, zorder=1.8)
+        picture.add_tip(artist, _where(f"published: {row.label}", row), text, row.source)
 
 
 def _curve_axes(axes: Axes, shares: Iterable[float]) -> None:
