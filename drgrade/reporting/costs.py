@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,12 @@ import numpy as np
 from drgrade.errors import DataError
 from drgrade.models.encoder_file import CARD
 from drgrade.reporting.methods import Grouped
-from drgrade.reporting.schema import Budget, Method, PretrainingCost
+from drgrade.reporting.schema import Budget, PretrainingCost
 from drgrade.reporting.statistics import images_per_second
 from drgrade.runs.reader import Run, initial_encoder_dir
 from drgrade.runs.run_dir import read_provenance
-from drgrade.stats import formatting
 from drgrade.stats.estimates import Range
+from drgrade.stats.formatting import fraction, listed, number, span
 
 
 def pretraining_costs(runs: Sequence[Run], methods: Sequence[str]) -> list[PretrainingCost]:
@@ -79,16 +79,11 @@ _NAMED = 3
 
 
 @dataclass(frozen=True)
-class Equality:
-    """Result of comparing budgets.
+class BudgetFinding:
+    """A sentence on the equality of budgets; warnings are repeated in the notes."""
 
-    Attributes:
-        sentences: All findings, including the warnings.
-        warnings: Inequalities that the notes repeat.
-    """
-
-    sentences: Sequence[str]
-    warnings: Sequence[str]
+    text: str
+    warning: bool = False
 
 
 def compute_budgets(grouped: Grouped) -> list[Budget]:
@@ -104,19 +99,19 @@ def _budget(key: str, runs: Sequence[Run], known: dict[Path, PretrainingCost]) -
             known[folder] = pretraining_cost(folder, key)
     encoders = [known[folder] for folder in folders]
     by_fraction: dict[float, list[Run]] = defaultdict(list)
-    for run in runs:
+    for run in sorted(runs, key=lambda run: run.label_fraction):
         by_fraction[run.label_fraction].append(run)
     seconds = [float(run.provenance["seconds"]) for run in runs if run.provenance.get("seconds") is not None]
     return Budget(
         method=key,
         encoders=len(encoders),
-        pretraining_steps=_range(each.steps for each in encoders),
-        pretraining_images=_range(each.images for each in encoders),
-        pretraining_inputs=_range(_inputs(each) for each in encoders),
+        pretraining_steps=Range.of(each.steps for each in encoders),
+        pretraining_images=Range.of(each.images for each in encoders),
+        pretraining_inputs=Range.of(_inputs(each) for each in encoders),
         pretraining_seconds=_mean([each.seconds for each in encoders if np.isfinite(each.seconds)]),
         trained=is_trained(runs[0]),
-        steps={share: _range(map(_steps, of_share)) for share, of_share in sorted(by_fraction.items())},
-        images={share: _range(map(_images, of_share)) for share, of_share in sorted(by_fraction.items())},
+        steps={share: Range.of(map(_steps, of_share)) for share, of_share in by_fraction.items()},
+        images={share: Range.of(map(_images, of_share)) for share, of_share in by_fraction.items()},
         seconds=_mean(seconds),
     )
 
@@ -130,142 +125,99 @@ def _inputs(cost: PretrainingCost) -> float | None:
     return None if cost.images is None or cost.encoder_inputs is None else cost.images * cost.encoder_inputs
 
 
-def _steps(run: Run) -> int | None:
-    return _whole(run.provenance.get("steps"))
+def _steps(run: Run) -> float | None:
+    return _number(run.provenance.get("steps"))
 
 
-def _images(run: Run) -> int | None:
-    return _whole(run.provenance.get("images"))
-
-
-def _whole(value: object) -> int | None:
-    return int(value) if isinstance(value, int | float) else None
-
-
-def _range(values: Iterable[float | None]) -> Range:
-    found = [float(value) for value in values if value is not None]
-    return Range(min(found), max(found)) if found else Range(float("nan"), float("nan"))
+def _images(run: Run) -> float | None:
+    return _number(run.provenance.get("images"))
 
 
 def _mean(found: Sequence[float]) -> float:
     return float(np.mean(found)) if found else float("nan")
 
 
-def compare_budgets(grouped: Grouped, budgets: Sequence[Budget]) -> Equality:
+def compare_budgets(grouped: Grouped, budgets: Sequence[Budget]) -> list[BudgetFinding]:
     """Describe whether the methods had equal budgets."""
-    parts = [_compare_pretraining(grouped, budgets), *_compare_fine_tuning(grouped)]
-    return Equality(
-        [sentence for part in parts for sentence in part.sentences],
-        [sentence for part in parts for sentence in part.warnings],
-    )
+    by_protocol: dict[str, list[Run]] = defaultdict(list)
+    for method in grouped.methods:
+        if is_trained(grouped.runs[method.key][0]):
+            by_protocol[method.protocol] += grouped.runs[method.key]
+    pretraining = sorted(_compare_pretraining(grouped, budgets), key=lambda finding: not finding.warning)
+    return [*pretraining, *(_compare_runs(protocol, runs) for protocol, runs in by_protocol.items())]
 
 
-def _compare_pretraining(grouped: Grouped, budgets: Sequence[Budget]) -> Equality:
+def _compare_pretraining(grouped: Grouped, budgets: Sequence[Budget]) -> Iterator[BudgetFinding]:
     """Compare pre-training budgets; methods of one line share encoders and are named once."""
     names = {method.key: method.name for method in grouped.methods}
-    trained = [budget for budget in budgets if budget.encoders]
-    if len({names[budget.method] for budget in trained}) < 2:
-        return Equality([], [])
-    sentences, warnings = [], []
-    unknown = {names[each.method] for each in trained if not np.isfinite(each.pretraining_images.low)}
+    trained = {names[budget.method]: budget for budget in budgets if budget.encoders}
+    if len(trained) < 2:
+        return
+    unknown = sorted(name for name, budget in trained.items() if np.isnan(budget.pretraining_images.low))
     if unknown:
-        warnings.append(f"The length of pre-training is not recorded: {formatting.listed(sorted(unknown))}.")
-    figures: Mapping[str, Callable[[Budget], Range]] = {
-        _STEPS: lambda budget: budget.pretraining_steps,
-        _IMAGES: lambda budget: budget.pretraining_images,
-    }
-    for what, figure in figures.items():
-        ranges = {names[each.method]: figure(each) for each in trained if np.isfinite(figure(each).low)}
-        if not ranges:
-            continue
-        low, high = _ends(ranges.values())
-        if low == high:
-            sentences.append(f"Equal pre-training: {formatting.number(low)} {what} for each pretext.")
-        else:
-            warnings.append(f"Unequal pre-training: {_extremes(ranges)} {what}.")
+        yield BudgetFinding(f"The length of pre-training is not recorded: {listed(unknown)}.", True)
+    steps = {name: budget.pretraining_steps for name, budget in trained.items()}
+    images = {name: budget.pretraining_images for name, budget in trained.items()}
+    for what, ranges in ((_STEPS, steps), (_IMAGES, images)):
+        ranges = {name: each for name, each in ranges.items() if np.isfinite(each.low)}
+        ends = Range.union(ranges.values())
+        if ends.low == ends.high:
+            yield BudgetFinding(f"Equal pre-training: {number(ends.low)} {what} for each pretext.")
+        elif ranges:
+            yield BudgetFinding(f"Unequal pre-training: {_extremes(ranges)} {what}.", True)
     inputs = {
-        names[each.method]: Range(
-            each.pretraining_inputs.low / each.pretraining_images.low,
-            each.pretraining_inputs.high / each.pretraining_images.high,
+        name: Range(
+            budget.pretraining_inputs.low / budget.pretraining_images.low,
+            budget.pretraining_inputs.high / budget.pretraining_images.high,
         )
-        for each in trained
-        if np.isfinite(each.pretraining_inputs.low)
+        for name, budget in trained.items()
+        if np.isfinite(budget.pretraining_inputs.low)
     }
-    if inputs and len({round(each.low, 9) for each in inputs.values()}) > 1:
-        sentences.append(
+    if len({round(each.low, 9) for each in inputs.values()}) > 1:
+        yield BudgetFinding(
             "The encoder processed different numbers of images per photograph and step (in units of a "
             f"full-size image), so the pretexts took different time: {_extremes(inputs)}."
         )
-    return Equality([*warnings, *sentences], warnings)
 
 
-def _compare_fine_tuning(grouped: Grouped) -> list[Equality]:
-    by_protocol: dict[str, list[Method]] = defaultdict(list)
-    for method in grouped.methods:
-        if is_trained(grouped.runs[method.key][0]):
-            by_protocol[method.protocol].append(method)
-    return [_compare_protocol(protocol, methods, grouped.runs) for protocol, methods in by_protocol.items()]
-
-
-def _compare_protocol(
-    protocol: str, methods: Sequence[Method], runs: Mapping[str, Sequence[Run]]
-) -> Equality:
+def _compare_runs(protocol: str, runs: Sequence[Run]) -> BudgetFinding:
+    """Compare the steps and photographs of the runs of a protocol."""
     prefix = f"Fine-tuning, protocol {protocol}: "
-    own = [run for method in methods for run in runs[method.key]]
     figures = {_STEPS: _steps, _IMAGES: _images}
-    known = {what: figure for what, figure in figures.items() if all(figure(run) is not None for run in own)}
+    known = {what: figure for what, figure in figures.items() if all(figure(run) is not None for run in runs)}
     if not known:
-        return Equality([f"{prefix}the number of steps is not recorded."], [])
-    unequal = [what for what, figure in known.items() if _differs_between_methods(own, figure)]
+        return BudgetFinding(f"{prefix}the number of steps is not recorded.")
+    unequal = [what for what, figure in known.items() if _differs_between_methods(runs, figure)]
     if unequal:
-        what = formatting.listed(unequal)
-        warning = f"{prefix}{what} differ between methods at the same label fraction and fold."
-        return Equality([warning], [warning])
-    ends = {what: _ends_of(own, figure) for what, figure in known.items()}
-    if all(low == high for low, high in ends.values()):
-        each = " and ".join(f"{formatting.number(low)} {what}" for what, (low, _) in ends.items())
-        return Equality([f"{prefix}equal, with {each} in each run at each label fraction."], [])
-    least = min(run.label_fraction for run in own)
-    most = max(run.label_fraction for run in own)
-    growing = " and ".join(
-        f"{formatting.number(low)} to {formatting.number(high)} {what}" for what, (low, high) in ends.items()
-    )
-    return Equality(
-        [
-            f"{prefix}equal for all methods at the same label fraction and fold, but not across fractions: "
-            f"{growing} from {formatting.fraction(least)} to {formatting.fraction(most)} of the labels. "
-            "Models with fewer labels are trained for fewer steps."
-        ],
-        [],
+        text = f"{prefix}{listed(unequal)} differ between methods at the same label fraction and fold."
+        return BudgetFinding(text, True)
+    ends = {what: Range.of(map(figure, runs)) for what, figure in known.items()}
+    counts = " and ".join(f"{span(each)} {what}" for what, each in ends.items())
+    if all(each.low == each.high for each in ends.values()):
+        return BudgetFinding(f"{prefix}equal, with {counts} in each run at each label fraction.")
+    shares = Range.of(run.label_fraction for run in runs)
+    return BudgetFinding(
+        f"{prefix}equal for all methods at the same label fraction and fold, but not across fractions: "
+        f"{counts} from {fraction(shares.low)} to {fraction(shares.high)} of the labels. "
+        "Models with fewer labels are trained for fewer steps."
     )
 
 
-def _differs_between_methods(runs: Sequence[Run], figure: Callable[[Run], int | None]) -> bool:
-    found: dict[tuple[float, str, int], set[int | None]] = defaultdict(set)
+def _differs_between_methods(runs: Sequence[Run], figure: Callable[[Run], float | None]) -> bool:
+    found: dict[tuple[float, str, int], set[float | None]] = defaultdict(set)
     for run in runs:
         found[run.label_fraction, run.fold, run.seed].add(figure(run))
     return any(len(values) > 1 for values in found.values())
 
 
-def _ends_of(runs: Sequence[Run], figure: Callable[[Run], int | None]) -> tuple[float, float]:
-    found = _range(map(figure, runs))
-    return found.low, found.high
-
-
-def _ends(ranges: Iterable[Range]) -> tuple[float, float]:
-    found = list(ranges)
-    return min(each.low for each in found), max(each.high for each in found)
-
-
 def _extremes(ranges: Mapping[str, Range]) -> str:
     """Format the least and greatest range with names: ``0.25 (mae) to 8 (dino; cpc)``."""
-    low, high = _ends(ranges.values())
-    least = [name for name, each in ranges.items() if each.low == low]
-    most = [name for name, each in ranges.items() if each.high == high]
-    return f"{formatting.number(low)} ({_few(least)}) to {formatting.number(high)} ({_few(most)})"
+    ends = Range.union(ranges.values())
+    least = [name for name, each in ranges.items() if each.low == ends.low]
+    most = [name for name, each in ranges.items() if each.high == ends.high]
+    return f"{number(ends.low)} ({_few(least)}) to {number(ends.high)} ({_few(most)})"
 
 
 def _few(names: Sequence[str]) -> str:
-    unique = list(dict.fromkeys(names))
-    more = f" and {len(unique) - _NAMED} more" if len(unique) > _NAMED else ""
-    return "; ".join(unique[:_NAMED]) + more
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return "; ".join(names[:_NAMED]) + more

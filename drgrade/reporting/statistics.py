@@ -209,12 +209,12 @@ def _calibrated(results: Sequence[Result]) -> Calibrated | None:
     after = np.concatenate([calibrated.probabilities for _, calibrated in found])
     grades = np.concatenate([result.run.grades for result in results])
     return Calibrated(
-        photographs=_range([each.photographs for each in fitted]),
+        photographs=Range.of(each.photographs for each in fitted),
         temperatures={
             fold: float(value)
             for fold, value in over_folds(results, lambda result: result.run.calibration.temperature).items()
         },
-        thresholds=[_range(values) for values in zip(*(each.thresholds for each in fitted), strict=True)],
+        thresholds=[Range.of(values) for values in zip(*(each.thresholds for each in fitted), strict=True)],
         nll=_change(
             results, lambda result: own[id(result)].found.nll[0], lambda result: own[id(result)].samples.nll
         ),
@@ -238,10 +238,6 @@ def _change(
     return Change(before, after, Estimate(after - before, ends))
 
 
-def _range(values: Sequence[float]) -> Range:
-    return Range(float(min(values)), float(max(values)))
-
-
 def _reached(fitted: Sequence[Fitted], found: Sequence[CalibratedRun]) -> list[Reached]:
     """Evaluate the operating points over the photographs of all folds and seeds together."""
     if not all(each.points for each in fitted):
@@ -255,7 +251,10 @@ def _reached(fitted: Sequence[Fitted], found: Sequence[CalibratedRun]) -> list[R
 
     return [
         Reached(
-            target, _range([each.point(target).threshold for each in fitted]), rate(0, place), rate(1, place)
+            target,
+            Range.of([each.point(target).threshold for each in fitted]),
+            rate(0, place),
+            rate(1, place),
         )
         for place, target in enumerate(TARGET_SENSITIVITIES)
     ]

@@ -59,13 +59,13 @@ def build_study(
     pairs, compared = pairs_to_compare(grouped.methods, compare)
     comparisons = compare_all(by_cell, pairs)
     budgets = compute_budgets(grouped)
-    equality = compare_budgets(grouped, budgets)
-    missing = _missing(unfinished)
+    findings = compare_budgets(grouped, budgets)
+    warnings = [finding.text for finding in findings if finding.warning]
     notes = collect_notes(grouped, rows, pairs, comparisons, folds, resamples)
     return Study(
         title=title or f"Grading with few labels: {runs[0].record['data']}",
         runs=[run.folder for run in runs],
-        missing=missing,
+        missing=_missing(unfinished),
         data=data_facts(runs, folds),
         provenance=provenance_facts(runs, read.commands, resamples, seed),
         splits=splits,
@@ -77,8 +77,8 @@ def build_study(
         pretrainings=pretraining_costs(runs, keys),
         compared=compared,
         budgets=budgets,
-        equality=equality.sentences,
-        notes=[*equality.warnings, *notes, *repeats, *replaced, *left_out_notes(read.left_out)],
+        equality=[finding.text for finding in findings],
+        notes=[*warnings, *notes, *repeats, *replaced, *left_out_notes(read.left_out)],
     )
 
 

@@ -2,22 +2,41 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from drgrade.reporting.overview import overview_table
 from drgrade.reporting.schema import (
     Budget,
+    Calibrated,
     Change,
     Method,
     MethodComparison,
+    PretrainingCost,
     PublishedRow,
     Reached,
     ResultRow,
     Study,
 )
 from drgrade.reporting.table import Column, Dashes, Group, ReportTable
-from drgrade.stats import formatting
 from drgrade.stats.estimates import Range
+from drgrade.stats.formatting import (
+    DASH,
+    GRADE_NAMES,
+    count,
+    decimal,
+    estimate,
+    fraction,
+    hours,
+    interval,
+    listed,
+    memory,
+    p_value,
+    percent,
+    signed,
+    span,
+    speed,
+)
 
 METRICS = {
     "accuracy": "accuracy",
@@ -38,6 +57,7 @@ MAIN_TARGET = 0.9
 
 _OF_ONE_GRADE = re.compile(r".*_\d+")
 _ELSEWHERE = ("qwk", "referable_auroc")
+_CHANGE = ("before", "after", "difference (95 %)")
 
 
 def main_table(study: Study) -> ReportTable:
@@ -51,7 +71,7 @@ def main_table(study: Study) -> ReportTable:
     ]
     for label in dict.fromkeys(row.label for row in study.published):
         rows = [row for row in study.published if row.label == label]
-        sources = formatting.listed(list(dict.fromkeys(row.source for row in rows)))
+        sources = listed(list(dict.fromkeys(row.source for row in rows)))
         lines = [_published_line(row, dashes) for row in rows]
         groups.append(Group(label, f"results of the paper: {sources}", lines, published=True))
     remarks = list(dashes.remarks)
@@ -66,34 +86,33 @@ def main_table(study: Study) -> ReportTable:
 
 def _main_line(row: ResultRow, dashes: Dashes) -> list[str]:
     return [
-        formatting.fraction(row.label_fraction),
+        fraction(row.label_fraction),
         f"{len(row.folds)}{'' if row.complete else '*'}",
-        formatting.decimal(row.minimum),
-        formatting.decimal(row.mean.value),
-        formatting.decimal(row.maximum),
-        dashes.cell(formatting.interval(row.mean.interval), "too few photographs for an interval"),
-        dashes.cell(formatting.decimal(row.sd), "a single fold has no standard deviation"),
-        dashes.cell(formatting.count(row.labels), "not recorded"),
+        decimal(row.minimum),
+        decimal(row.mean.value),
+        decimal(row.maximum),
+        dashes.cell(interval(row.mean.interval), "too few photographs for an interval"),
+        dashes.cell(decimal(row.sd), "a single fold has no standard deviation"),
+        dashes.cell(count(row.labels), "not recorded"),
     ]
 
 
 def _published_line(row: PublishedRow, dashes: Dashes) -> list[str]:
     dashes.note("not reported in the paper")
     return [
-        formatting.fraction(row.label_fraction),
-        formatting.DASH,
-        formatting.DASH if row.minimum is None else formatting.decimal(row.minimum),
-        formatting.decimal(row.mean),
-        formatting.DASH if row.maximum is None else formatting.decimal(row.maximum),
-        formatting.DASH,
-        formatting.DASH,
-        formatting.DASH,
+        fraction(row.label_fraction),
+        DASH,
+        DASH if row.minimum is None else decimal(row.minimum),
+        decimal(row.mean),
+        DASH if row.maximum is None else decimal(row.maximum),
+        DASH,
+        DASH,
+        DASH,
     ]
 
 
 def metrics_table(study: Study) -> ReportTable:
     """Other test metrics, and AUROC for referable DR with its interval."""
-    dashes = Dashes()
     found = {
         name
         for row in study.rows
@@ -101,198 +120,123 @@ def metrics_table(study: Study) -> ReportTable:
         if name not in _ELSEWHERE and not _OF_ONE_GRADE.fullmatch(name)
     }
     names = [*(name for name in METRICS if name in found), *sorted(found - METRICS.keys())]
-    columns = [Column("labels"), *(Column(METRICS.get(name, name.replace("_", " "))) for name in names)]
+    columns = [Column(METRICS.get(name, name.replace("_", " "))) for name in names]
     columns += [Column("referable AUROC"), Column("95 %")]
 
-    def line(row: ResultRow) -> list[str]:
-        values = [formatting.decimal(row.metrics.get(name, math.nan)) for name in names]
-        referable = [
-            formatting.decimal(row.referable_auroc.value),
-            formatting.interval(row.referable_auroc.interval),
-        ]
-        cells = [dashes.cell(text, "undefined on these photographs") for text in [*values, *referable]]
-        return [formatting.fraction(row.label_fraction), *cells]
+    def line(row: ResultRow, dashes: Dashes) -> list[str]:
+        cells = [decimal(row.metrics.get(name, math.nan)) for name in names]
+        cells += [decimal(row.referable_auroc.value), interval(row.referable_auroc.interval)]
+        return [dashes.cell(text, "undefined on these photographs") for text in cells]
 
     caption = (
         "Other metrics on the test photographs, mean over the folds; sensitivity, specificity and referable "
         "AUROC are for referable DR (grade >= 2); the 95 % interval is that of the referable AUROC"
     )
-    return _by_method(study, "metrics", caption, columns, line, dashes)
+    return _by_method(study, "metrics", caption, columns, line)
 
 
 def calibration_table(study: Study) -> ReportTable:
     """Effect of temperature scaling; empty if no run was calibrated."""
-    dashes = Dashes()
-    columns = [Column("labels"), Column("photographs", over="fitted on"), Column("T")]
-    columns += [
-        Column(name, over=over)
-        for over in ("NLL", "ECE")
-        for name in ("before", "after", "difference (95 %)")
-    ]
+    columns = [Column("photographs", over="fitted on"), Column("T")]
+    columns += [Column(name, over=over) for over in ("NLL", "ECE") for name in _CHANGE]
 
-    def line(row: ResultRow) -> list[str]:
-        found = row.calibrated
-        if found is None:
-            return _uncalibrated_line(row, columns, dashes)
+    def line(found: Calibrated, dashes: Dashes) -> list[list[str]]:
         temperatures = found.temperatures.values()
-        return [
-            formatting.fraction(row.label_fraction),
-            formatting.span(found.photographs),
-            _decimals(Range(min(temperatures), max(temperatures)), 2),
-            *_change(found.nll, dashes),
-            *_change(found.ece, dashes),
-        ]
+        cells = [span(found.photographs), _decimals(Range.of(temperatures), 2)]
+        return [[*cells, *_change(found.nll, dashes), *_change(found.ece, dashes)]]
 
     caption = (
         "Temperature scaling: temperature T, fitted on the validation photographs of each run; negative "
         "log-likelihood (NLL) and expected calibration error (ECE) on the test photographs before and after "
         "scaling, mean over the folds; a negative difference is an improvement"
     )
-    return _calibration_by_method(study, "calibration", caption, columns, line, dashes)
+    return _calibration_by_method(study, "calibration", caption, columns, line)
 
 
 def thresholds_table(study: Study) -> ReportTable:
     """Effect of fitted thresholds between grades; empty if no run was calibrated."""
-    dashes = Dashes()
-    columns = [Column("labels")]
-    columns += [Column(name, over="QWK") for name in ("head", "thresholds", "difference (95 %)")]
+    columns = [Column(name, over="QWK") for name in ("head", "thresholds", "difference (95 %)")]
     columns += [Column(str(grade), over="lower limit of grade") for grade in range(1, 5)]
 
-    def line(row: ResultRow) -> list[str]:
-        found = row.calibrated
-        if found is None:
-            return _uncalibrated_line(row, columns, dashes)
-        begin = [_decimals(each, 2) for each in found.thresholds]
-        return [formatting.fraction(row.label_fraction), *_change(found.qwk, dashes), *begin]
+    def line(found: Calibrated, dashes: Dashes) -> list[list[str]]:
+        return [[*_change(found.qwk, dashes), *(_decimals(each, 2) for each in found.thresholds)]]
 
     caption = (
         "Thresholds on the calibrated expected grade, fitted for QWK on the validation photographs, compared "
         "with the grades of the head; QWK on the test photographs, mean over the folds"
     )
-    return _calibration_by_method(study, "thresholds", caption, columns, line, dashes)
+    return _calibration_by_method(study, "thresholds", caption, columns, line)
 
 
 def operating_points_table(study: Study) -> ReportTable:
     """Test results of operating points for referable DR; a single one if there are many methods."""
-    dashes = Dashes()
-    columns = [
-        Column("labels"),
-        Column("target"),
-        Column("threshold"),
-        Column("sensitivity"),
-        Column("95 %"),
-    ]
-    columns += [Column("specificity"), Column("95 %")]
+    names = ("target", "threshold", "sensitivity", "95 %", "specificity", "95 %")
+    columns = [Column(name) for name in names]
     many = len(study.methods) > FEW_METHODS
 
-    def lines(row: ResultRow) -> list[list[str]]:
-        found = row.calibrated
-        if found is None:
-            return [_uncalibrated_line(row, columns, dashes)]
+    def lines(found: Calibrated, dashes: Dashes) -> list[list[str]]:
         if not found.points:
             dashes.note("the validation photographs do not include both referable and other grades")
-            return [[formatting.fraction(row.label_fraction), *[formatting.DASH] * (len(columns) - 1)]]
+            return [[DASH] * len(columns)]
         shown = [point for point in found.points if not many or point.target == MAIN_TARGET]
-        return [_point(row, point, dashes) for point in shown]
+        return [_point(point, dashes) for point in shown]
 
     caption = (
         "Operating points for referable DR: target sensitivity on the validation photographs; threshold on "
         "the calibrated probability of grade >= 2; sensitivity and specificity on the test photographs of "
         "all folds"
     )
-    table = _calibration_by_method(
-        study, "operating_points", caption, columns, lambda row: lines(row)[0], dashes
-    )
-    groups = [
-        Group(method.label, "", [line for row in study.rows_of(method.key) for line in lines(row)])
-        for method in study.methods
-        if table.groups
-    ]
-    more = [f"Target sensitivities other than {formatting.percent(MAIN_TARGET)} are in operating_points.csv."]
-    return ReportTable(
-        table.name, caption, "method", columns, groups, [*dashes.remarks, *(more if many and groups else [])]
-    )
+    table = _calibration_by_method(study, "operating_points", caption, columns, lines)
+    others = f"Target sensitivities other than {percent(MAIN_TARGET)} are in operating_points.csv."
+    return replace(table, remarks=[*table.remarks, others]) if many and table.groups else table
 
 
-def _point(row: ResultRow, point: Reached, dashes: Dashes) -> list[str]:
+def _point(point: Reached, dashes: Dashes) -> list[str]:
     rates = [
         dashes.cell(text, "no such test photographs")
         for rate in (point.sensitivity, point.specificity)
-        for text in (formatting.decimal(rate.value), formatting.interval(rate.interval))
+        for text in (decimal(rate.value), interval(rate.interval))
     ]
-    wanted, cut = formatting.percent(point.target), _decimals(point.threshold, 3)
-    return [formatting.fraction(row.label_fraction), wanted, cut, *rates]
+    return [percent(point.target), _decimals(point.threshold, 3), *rates]
 
 
 def _change(change: Change, dashes: Dashes) -> list[str]:
-    ends = formatting.interval(change.difference.interval)
-    difference = formatting.signed(change.difference.value)
-    if ends == formatting.DASH:
+    ends, difference = interval(change.difference.interval), signed(change.difference.value)
+    if ends == DASH:
         dashes.note("too few photographs for an interval")
-    shown = difference if ends == formatting.DASH else f"{difference} ({ends})"
-    return [formatting.decimal(change.before), formatting.decimal(change.after), shown]
+    else:
+        difference = f"{difference} ({ends})"
+    return [decimal(change.before), decimal(change.after), difference]
 
 
 def _decimals(ends: Range, places: int) -> str:
     """Format minimum and maximum; a single number if both look the same."""
-    low, high = formatting.decimal(ends.low, places), formatting.decimal(ends.high, places)
+    low, high = decimal(ends.low, places), decimal(ends.high, places)
     return low if low == high else f"{low} to {high}"
-
-
-def _uncalibrated_line(row: ResultRow, columns: Sequence[Column], dashes: Dashes) -> list[str]:
-    dashes.note(row.uncalibrated)
-    return [formatting.fraction(row.label_fraction), *[formatting.DASH] * (len(columns) - 1)]
-
-
-def _calibration_by_method(
-    study: Study,
-    name: str,
-    caption: str,
-    columns: Sequence[Column],
-    line: Callable[[ResultRow], list[str]],
-    dashes: Dashes,
-) -> ReportTable:
-    """Build a table by method; without groups if no run was calibrated."""
-    if all(row.calibrated is None for row in study.rows):
-        return ReportTable(name, caption, "method", columns, [], [])
-    return _by_method(study, name, caption, columns, line, dashes)
 
 
 def recall_table(study: Study) -> ReportTable:
     """Recall of each grade."""
-    dashes = Dashes()
-    columns = [
-        Column("labels"),
-        *(Column(f"{grade} {name}") for grade, name in enumerate(formatting.GRADE_NAMES)),
-    ]
+    columns = [Column(f"{grade} {name}") for grade, name in enumerate(GRADE_NAMES)]
 
-    def line(row: ResultRow) -> list[str]:
-        values = [
-            dashes.cell(formatting.estimate(value, 2), "no such test photographs") for value in row.recall
-        ]
-        return [formatting.fraction(row.label_fraction), *values]
+    def line(row: ResultRow, dashes: Dashes) -> list[str]:
+        return [dashes.cell(estimate(value, 2), "no such test photographs") for value in row.recall]
 
-    return _by_method(study, "recall", "Recall of each grade, with its 95 % interval", columns, line, dashes)
+    return _by_method(study, "recall", "Recall of each grade, with its 95 % interval", columns, line)
 
 
 def costs_table(study: Study) -> ReportTable:
     """Cost of fine-tuning."""
-    dashes = Dashes()
-    columns = [Column(name) for name in ("labels", "images/s", "time of a run", "peak memory")]
-
-    def line(row: ResultRow) -> list[str]:
-        cells = [
-            formatting.speed(row.images_per_second),
-            formatting.hours(row.seconds),
-            formatting.memory(row.peak_memory),
-        ]
-        return [
-            formatting.fraction(row.label_fraction),
-            *(dashes.cell(text, "not recorded") for text in cells),
-        ]
-
+    columns = [Column(name) for name in ("images/s", "time of a run", "peak memory")]
     caption = "Cost of fine-tuning: mean over the runs; maximum for memory"
-    return _by_method(study, "costs", caption, columns, line, dashes)
+    return _by_method(
+        study, "costs", caption, columns, lambda row, dashes: _cost_cells(row, "not recorded", dashes)
+    )
+
+
+def _cost_cells(cost: ResultRow | PretrainingCost, why: str, dashes: Dashes) -> list[str]:
+    cells = [speed(cost.images_per_second), hours(cost.seconds), memory(cost.peak_memory)]
+    return [dashes.cell(text, why) for text in cells]
 
 
 def budget_table(study: Study) -> ReportTable:
@@ -319,24 +263,17 @@ def _budget_line(budget: Budget, dashes: Dashes) -> list[str]:
     unknown = "not recorded"
     why = unknown if budget.encoders else "not pre-trained here"
     pretraining = [
-        str(budget.encoders) if budget.encoders else formatting.DASH,
-        formatting.span(budget.pretraining_steps),
-        formatting.span(budget.pretraining_images),
-        formatting.span(budget.pretraining_inputs),
-        formatting.hours(budget.pretraining_seconds),
+        str(budget.encoders) if budget.encoders else DASH,
+        span(budget.pretraining_steps),
+        span(budget.pretraining_images),
+        span(budget.pretraining_inputs),
+        hours(budget.pretraining_seconds),
     ]
     cells = [dashes.cell(text, why) for text in pretraining]
     for spans in (budget.steps, budget.images):
-        text = formatting.span(_over_fractions(spans)) if budget.trained else formatting.DASH
+        text = span(Range.union(spans.values())) if budget.trained else DASH
         cells.append(dashes.cell(text, unknown if budget.trained else "a probe takes no optimiser steps"))
-    return [*cells, dashes.cell(formatting.hours(budget.seconds), unknown)]
-
-
-def _over_fractions(spans: Mapping[float, Range]) -> Range:
-    known = [span for span in spans.values() if math.isfinite(span.low)]
-    if not known:
-        return Range(math.nan, math.nan)
-    return Range(min(span.low for span in known), max(span.high for span in known))
+    return [*cells, dashes.cell(hours(budget.seconds), unknown)]
 
 
 def pretraining_table(study: Study) -> ReportTable:
@@ -344,15 +281,19 @@ def pretraining_table(study: Study) -> ReportTable:
     dashes, names = Dashes(), study.labels
     columns = [Column("encoder", number=False)]
     columns += [Column(name) for name in ("images/s", "time", "peak memory")]
-    groups = []
-    for key in dict.fromkeys(cost.method for cost in study.pretrainings):
-        lines = []
-        for cost in (cost for cost in study.pretrainings if cost.method == key):
-            cells = [formatting.speed(cost.images_per_second), formatting.hours(cost.seconds)]
-            cells.append(formatting.memory(cost.peak_memory))
-            why = "not recorded in the folder of the encoder, or the folder is missing"
-            lines.append([cost.encoder, *(dashes.cell(text, why) for text in cells)])
-        groups.append(Group(names.get(key, key), "", lines))
+    why = "not recorded in the folder of the encoder, or the folder is missing"
+    groups = [
+        Group(
+            names.get(key, key),
+            "",
+            [
+                [cost.encoder, *_cost_cells(cost, why, dashes)]
+                for cost in study.pretrainings
+                if cost.method == key
+            ],
+        )
+        for key in dict.fromkeys(cost.method for cost in study.pretrainings)
+    ]
     caption = "Cost of pre-training each encoder; images are photographs, not views"
     return ReportTable("pretraining", caption, "method", columns, groups, dashes.remarks)
 
@@ -381,15 +322,13 @@ def comparisons_table(study: Study) -> ReportTable:
 
 def _comparison_line(comparison: MethodComparison, dashes: Dashes) -> list[str]:
     return [
-        formatting.fraction(comparison.label_fraction),
-        formatting.signed(comparison.difference.value),
-        dashes.cell(
-            formatting.interval(comparison.difference.interval), "too few photographs for an interval"
-        ),
+        fraction(comparison.label_fraction),
+        signed(comparison.difference.value),
+        dashes.cell(interval(comparison.difference.interval), "too few photographs for an interval"),
         str(comparison.folds),
-        formatting.percent(comparison.won),
+        percent(comparison.won),
         *(
-            dashes.cell(formatting.p_value(value), "too few photographs for a p-value")
+            dashes.cell(p_value(value), "too few photographs for a p-value")
             for value in (comparison.p_value, comparison.p_holm)
         ),
     ]
@@ -404,9 +343,9 @@ def splits_table(study: Study) -> ReportTable:
         shares = sorted({share for name, share, _ in study.splits if name == protocol})
         lines = [
             [
-                formatting.fraction(share),
+                fraction(share),
                 *(
-                    dashes.cell(study.splits.get((protocol, share, fold), formatting.DASH)[:12], "no run")
+                    dashes.cell(study.splits.get((protocol, share, fold), DASH)[:12], "no run")
                     for fold in folds
                 ),
             ]
@@ -443,13 +382,41 @@ def _by_method(
     name: str,
     caption: str,
     columns: Sequence[Column],
-    line: Callable[[ResultRow], list[str]],
-    dashes: Dashes,
+    line: Callable[[ResultRow, Dashes], list[str]],
 ) -> ReportTable:
+    """Build a table with one line per row of the main table, after a column with the label fraction."""
+    dashes = Dashes()
     groups = [
-        Group(method.label, "", [line(row) for row in study.rows_of(method.key)]) for method in study.methods
+        Group(
+            method.label,
+            "",
+            [[fraction(row.label_fraction), *line(row, dashes)] for row in study.rows_of(method.key)],
+        )
+        for method in study.methods
     ]
-    return ReportTable(name, caption, "method", columns, groups, dashes.remarks)
+    return ReportTable(name, caption, "method", [Column("labels"), *columns], groups, dashes.remarks)
+
+
+def _calibration_by_method(
+    study: Study,
+    name: str,
+    caption: str,
+    columns: Sequence[Column],
+    lines: Callable[[Calibrated, Dashes], list[list[str]]],
+) -> ReportTable:
+    """Build a table with lines for each calibrated row; without groups if no run was calibrated."""
+    dashes, groups = Dashes(), []
+    for method in study.methods:
+        group: list[list[str]] = []
+        for row in study.rows_of(method.key):
+            if row.calibrated is None:
+                dashes.note(row.uncalibrated)
+            cells = lines(row.calibrated, dashes) if row.calibrated else [[DASH] * len(columns)]
+            group += [[fraction(row.label_fraction), *line] for line in cells]
+        groups.append(Group(method.label, "", group))
+    if all(row.calibrated is None for row in study.rows):
+        return ReportTable(name, caption, "method", columns, [], [])
+    return ReportTable(name, caption, "method", [Column("labels"), *columns], groups, dashes.remarks)
 
 
 def _remark(method: Method) -> str:

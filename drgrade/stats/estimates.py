@@ -1,5 +1,7 @@
 """Array types, intervals and estimates."""
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,3 +34,19 @@ class Range:
 
     low: float
     high: float
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> "Range":
+        """Return the range of the values that are neither None nor NaN.
+
+        Example:
+            >>> Range.of([3, None, 1.0])
+            Range(low=1.0, high=3.0)
+        """
+        known = [float(value) for value in values if value is not None and not math.isnan(value)]
+        return cls(min(known, default=math.nan), max(known, default=math.nan))
+
+    @classmethod
+    def union(cls, ranges: Iterable["Range"]) -> "Range":
+        """Return the range that spans all ranges; unknown ones are ignored."""
+        return cls.of(end for each in ranges for end in (each.low, each.high))
