@@ -9,9 +9,9 @@ import numpy as np
 from drgrade.errors import ConfigError
 from drgrade.reporting.schema import Method, MethodComparison
 from drgrade.reporting.statistics import Result, mean_over_folds, over_folds
-from drgrade.stats import formatting
 from drgrade.stats.bootstrap import interval
 from drgrade.stats.estimates import Estimate
+from drgrade.stats.formatting import listed
 from drgrade.stats.significance import holm_correction, two_sided_p_value
 
 REFERENCE, ALL = "reference", "all"
@@ -55,7 +55,7 @@ def _with_one(methods: Sequence[Method], name: str) -> list[Pair]:
     if chosen:
         return [(method.key, chosen[0].key) for method in methods if method != chosen[0]]
     if not lines:
-        known = formatting.listed([f"{each!r}" for each in dict.fromkeys(method.label for method in methods)])
+        known = listed([f"{each!r}" for each in dict.fromkeys(method.label for method in methods)])
         raise ConfigError(f"compare={name} is neither {REFERENCE}, {ALL} nor a method of the report: {known}")
     return [
         (method.key, lines[method.protocol].key)

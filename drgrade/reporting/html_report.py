@@ -14,7 +14,7 @@ from drgrade.reporting.figures.canvas import FEW, ReportFigure, svg
 from drgrade.reporting.figures.svg import inline
 from drgrade.reporting.schema import Study
 from drgrade.reporting.table import ReportTable
-from drgrade.stats import formatting
+from drgrade.stats.formatting import fraction, fraction_slug
 
 _PACKAGE = "drgrade.reporting"
 _KINDS = ("confusions", "calibration", "recall", "roc")
@@ -56,8 +56,8 @@ def _tables(study: Study) -> Mapping[str, ReportTable]:
 def _details(figures: ReportFigures) -> list[dict[str, Any]]:
     return [
         {
-            "share": formatting.fraction(share),
-            "slug": formatting.fraction_slug(share),
+            "share": fraction(share),
+            "slug": fraction_slug(share),
             **{kind: list(map(_embed, getattr(details, kind))) for kind in _KINDS},
         }
         for share, details in figures.details.items()

@@ -7,7 +7,7 @@ import pandas as pd
 from drgrade.reporting.schema import Study
 from drgrade.reporting.table import ReportTable
 from drgrade.reporting.tables import all_tables
-from drgrade.stats import formatting
+from drgrade.stats.formatting import BETTER, DASH, MINUS, WORSE
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -28,10 +28,10 @@ _SPECIAL = {
     "|": r"\textbar{}",
     '"': r"\textquotedbl{}",
     "\N{PLUS-MINUS SIGN}": r"$\pm$",
-    formatting.MINUS: "$-$",
-    formatting.BETTER: r"$\uparrow$",
-    formatting.WORSE: r"$\downarrow$",
-    formatting.DASH: "--",
+    MINUS: "$-$",
+    BETTER: r"$\uparrow$",
+    WORSE: r"$\downarrow$",
+    DASH: "--",
 }
 _PAGE, _CHARACTER, _GAP = 455.0, 3.7, 6.0
 """Points: text width of A4 with 25 mm margins, a character in ``footnotesize``, space between columns."""

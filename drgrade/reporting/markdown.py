@@ -10,8 +10,7 @@ from drgrade.reporting.figures.canvas import ReportFigure
 from drgrade.reporting.overview import overview_table
 from drgrade.reporting.schema import Missing, Study
 from drgrade.reporting.table import ReportTable
-from drgrade.stats import formatting
-from drgrade.stats.formatting import escape_markdown
+from drgrade.stats.formatting import escape_markdown, fraction
 
 _MISSING_SHOWN = 50
 
@@ -68,7 +67,7 @@ def _comparisons(study: Study, figures: ReportFigures) -> list[str]:
 def _details(study: Study, figures: ReportFigures) -> list[str]:
     parts = ["## Other metrics", _table(tables.metrics_table(study)), _table(tables.recall_table(study))]
     for share, details in figures.details.items():
-        parts.append(f"## With {formatting.fraction(share)} of the labels")
+        parts.append(f"## With {fraction(share)} of the labels")
         parts.append("\n".join(_image(picture) for picture in details.confusions))
         shared = (*details.calibration, *details.recall, *details.roc)
         parts.append("\n".join(map(_image, shared)))

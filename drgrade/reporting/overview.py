@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from drgrade.reporting.schema import Method, PublishedRow, ResultRow, Study
 from drgrade.reporting.table import Column, Group, ReportTable
-from drgrade.stats import formatting
+from drgrade.stats.formatting import BETTER, WORSE, decimal, fraction
 
 PAPERS = "papers"
 _FEW = 4
@@ -36,12 +36,10 @@ def overview_table(study: Study) -> ReportTable | None:
         return None
     placed = _arrange(study, found)
     papers = [row for row in study.published if row.beside in {name for name, _ in placed}]
-    columns = [
-        Column(formatting.fraction(share), over=block.name) for block in found for share in block.fractions
-    ]
+    columns = [Column(fraction(share), over=block.name) for block in found for share in block.fractions]
     own_columns = bool(papers) and all(block.name != _PUBLISHED for block in found)
     shares = sorted({row.label_fraction for row in papers}) if own_columns else []
-    columns += [Column(formatting.fraction(share), over=PAPERS) for share in shares]
+    columns += [Column(fraction(share), over=PAPERS) for share in shares]
     better = _significance_marks(study)
     groups = []
     for (name, apart), methods in placed.items():
@@ -104,7 +102,7 @@ def _significance_marks(study: Study) -> Mapping[tuple[str, float], str]:
         for method, other, sign in ((each.first, each.second, 1), (each.second, each.first, -1)):
             if references.get(method) == other:
                 ahead = sign * each.difference.value > 0
-                marks[method, each.label_fraction] = formatting.BETTER if ahead else formatting.WORSE
+                marks[method, each.label_fraction] = BETTER if ahead else WORSE
     return marks
 
 
@@ -125,14 +123,14 @@ def _line(
 def _cell(row: ResultRow | None, mark: str) -> str:
     if row is None:
         return ""
-    return f"{formatting.decimal(row.mean.value)}{'' if row.complete else '*'}{mark}"
+    return f"{decimal(row.mean.value)}{'' if row.complete else '*'}{mark}"
 
 
 def _papers(rows: Sequence[PublishedRow], found: Sequence[Block], shares: Sequence[float]) -> list[Group]:
     """Return one line for each paper, in the columns of the published protocol or in its own columns."""
     groups = []
     for label in dict.fromkeys(row.label for row in rows):
-        means = {row.label_fraction: formatting.decimal(row.mean) for row in rows if row.label == label}
+        means = {row.label_fraction: decimal(row.mean) for row in rows if row.label == label}
         cells = [
             means.get(share, "") if block.name == _PUBLISHED else ""
             for block in found
@@ -155,13 +153,9 @@ def _caption(study: Study) -> str:
 def _remarks(study: Study, groups: Sequence[Group]) -> list[str]:
     text = "".join(cell for group in groups for line in group.lines for cell in line)
     remarks = []
-    if (
-        formatting.BETTER in text
-        or formatting.WORSE in text
-        or any(method.reference for method in study.methods)
-    ):
+    if BETTER in text or WORSE in text or any(method.reference for method in study.methods):
         remarks.append(
-            f"{formatting.BETTER} {formatting.WORSE}: better or worse than random initialisation of the same "
+            f"{BETTER} {WORSE}: better or worse than random initialisation of the same "
             f"encoder under the same protocol, with p (Holm) below {_P}."
         )
     if "*" in text:

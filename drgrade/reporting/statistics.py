@@ -119,9 +119,8 @@ def compute_row(results: Sequence[Result], complete: bool) -> ResultRow:
     Returns:
         The row; it is also incomplete if its folds have different seeds.
     """
-    folds = {
-        fold: float(qwk) for fold, qwk in over_folds(results, lambda result: result.metrics["qwk"]).items()
-    }
+    by_fold = over_folds(results, lambda result: result.metrics["qwk"])
+    folds = {fold: float(qwk) for fold, qwk in by_fold.items()}
     values = list(folds.values())
     seeds = _seeds(results)
     costs = [result.run.provenance for result in results]
@@ -143,9 +142,7 @@ def compute_row(results: Sequence[Result], complete: bool) -> ResultRow:
             float(mean_over_folds(results, lambda result: result.metrics["referable_auroc"])),
             interval(mean_over_folds(results, lambda result: result.auroc)),
         ),
-        labels=float(
-            mean_over_folds(results, lambda result: float((result.run.split["subset"] == "train").sum()))
-        ),
+        labels=float(mean_over_folds(results, lambda one: float((one.run.split["subset"] == "train").sum()))),
         seconds=_mean([float(fact["seconds"]) for fact in costs if fact.get("seconds") is not None]),
         images_per_second=_mean([speed for fact in costs if (speed := images_per_second(fact)) is not None]),
         peak_memory=max(
@@ -168,11 +165,9 @@ def _seeds(results: Sequence[Result]) -> dict[str, set[int]]:
 
 
 def _other_metrics(results: Sequence[Result]) -> dict[str, float]:
-    def of_name(name: str) -> Callable[[Result], float]:
-        return lambda result: result.metrics[name]
-
     names = [name for name in results[0].metrics if name != "qwk"]
-    return {name: float(mean_over_folds(results, of_name(name))) for name in names}
+    means = mean_over_folds(results, lambda result: np.array([result.metrics[name] for name in names]))
+    return dict(zip(names, means.tolist(), strict=True))
 
 
 def _confusion(results: Sequence[Result]) -> Counts:
@@ -198,34 +193,31 @@ def _calibration(results: Sequence[Result]) -> ReliabilityCurve:
 
 
 def _calibrated(results: Sequence[Result]) -> Calibrated | None:
-    found = [(result, result.calibrated) for result in results if result.calibrated is not None]
-    if len(found) < len(results):
+    if any(result.calibrated is None for result in results):
         return None
-    own = {id(result): calibrated for result, calibrated in found}
+
+    def own(result: Result) -> CalibratedRun:
+        assert result.calibrated is not None
+        return result.calibrated
+
     fitted = [result.run.calibration for result in results]
-    ece = _change(
-        results, lambda result: own[id(result)].found.ece[0], lambda result: own[id(result)].samples.ece
-    )
-    after = np.concatenate([calibrated.probabilities for _, calibrated in found])
+    ece = _change(results, lambda one: own(one).found.ece[0], lambda one: own(one).samples.ece)
+    temperatures = over_folds(results, lambda result: result.run.calibration.temperature)
+    probabilities = np.concatenate([own(result).probabilities for result in results])
     grades = np.concatenate([result.run.grades for result in results])
     return Calibrated(
         photographs=Range.of(each.photographs for each in fitted),
-        temperatures={
-            fold: float(value)
-            for fold, value in over_folds(results, lambda result: result.run.calibration.temperature).items()
-        },
+        temperatures={fold: float(value) for fold, value in temperatures.items()},
         thresholds=[Range.of(values) for values in zip(*(each.thresholds for each in fitted), strict=True)],
-        nll=_change(
-            results, lambda result: own[id(result)].found.nll[0], lambda result: own[id(result)].samples.nll
-        ),
+        nll=_change(results, lambda one: own(one).found.nll[0], lambda one: own(one).samples.nll),
         ece=ece,
         qwk=_change(
             results,
-            lambda result: np.array([result.metrics["qwk"], own[id(result)].found.qwk[0]]),
-            lambda result: np.stack([result.qwk, own[id(result)].samples.qwk], axis=1),
+            lambda one: np.array([one.metrics["qwk"], own(one).found.qwk[0]]),
+            lambda one: np.stack([one.qwk, own(one).samples.qwk], axis=1),
         ),
-        reliability=reliability_curve(after, grades, ece.after),
-        points=_reached(fitted, [calibrated for _, calibrated in found]),
+        reliability=reliability_curve(probabilities, grades, ece.after),
+        points=_reached(fitted, list(map(own, results))),
     )
 
 
@@ -249,15 +241,9 @@ def _reached(fitted: Sequence[Fitted], found: Sequence[CalibratedRun]) -> list[R
     def rate(kind: int, place: int) -> Estimate:
         return Estimate(float(values[0, kind, place]), interval(samples[:, kind, place]))
 
-    return [
-        Reached(
-            target,
-            Range.of([each.point(target).threshold for each in fitted]),
-            rate(0, place),
-            rate(1, place),
-        )
-        for place, target in enumerate(TARGET_SENSITIVITIES)
-    ]
+    thresholds = [Range.of(run.point(target).threshold for run in fitted) for target in TARGET_SENSITIVITIES]
+    points = enumerate(zip(TARGET_SENSITIVITIES, thresholds, strict=True))
+    return [Reached(target, limits, rate(0, place), rate(1, place)) for place, (target, limits) in points]
 
 
 def _rates(figures: Sequence[CalibrationScores]) -> Floats:

@@ -3,7 +3,7 @@
 from collections import Counter
 
 from drgrade.reporting.schema import Study
-from drgrade.stats import formatting
+from drgrade.stats.formatting import fraction, listed, plural
 
 _STATUS_ORDER = ("failed", "interrupted", "unfinished", "not begun")
 
@@ -73,19 +73,19 @@ COMPUTED = {
 
 def summary(study: Study) -> str:
     """Summarise the report in a paragraph."""
-    shares = formatting.listed([formatting.fraction(share) for share in study.label_fractions])
+    shares = listed([fraction(share) for share in study.label_fractions])
     folds = len({fold for row in study.rows for fold in row.folds})
     seeds = len({seed for row in study.rows for seed in row.seeds})
     tested = int(study.grades.sum())
     data = study.data.get("data set") or study.data.get("name") or next(iter(study.data.values()), "")
     labels = [method.label for method in study.methods]
-    named = formatting.listed(labels) if len(labels) <= _MANY else f"{len(labels)} methods"
+    named = listed(labels) if len(labels) <= _MANY else f"{len(labels)} methods"
     sentences = [
         f"Grading of diabetic retinopathy (grades 0 to 4) by {named} with {shares} of the labels"
         f"{f' of {data}' if data else ''}.",
-        f"Results are computed from the stored predictions of {formatting.plural(len(study.runs), 'run')}: "
-        f"{formatting.plural(len(study.methods), 'method')}, {formatting.plural(folds, 'test fold')}, "
-        f"{formatting.plural(seeds, 'seed')}, {formatting.plural(tested, 'test photograph')} in all folds.",
+        f"Results are computed from the stored predictions of {plural(len(study.runs), 'run')}: "
+        f"{plural(len(study.methods), 'method')}, {plural(folds, 'test fold')}, "
+        f"{plural(seeds, 'seed')}, {plural(tested, 'test photograph')} in all folds.",
     ]
     if study.published:
         sentences.append("Results from papers are marked as published.")
@@ -96,7 +96,7 @@ def calibration(study: Study) -> str:
     """Return the reason why no run was calibrated; empty if one was."""
     if any(row.calibrated for row in study.rows):
         return ""
-    reasons = formatting.listed(list(dict.fromkeys(row.uncalibrated for row in study.rows)))
+    reasons = listed(list(dict.fromkeys(row.uncalibrated for row in study.rows)))
     return f"No run was calibrated: {reasons}."
 
 
@@ -109,8 +109,8 @@ def unfinished(study: Study) -> str:
         *(status for status in _STATUS_ORDER if status in counts),
         *sorted(counts.keys() - set(_STATUS_ORDER)),
     ]
-    kinds = formatting.listed([f"{counts[status]} {status}" for status in ordered])
-    total = formatting.plural(len(study.runs) + len(study.missing), "run")
+    kinds = listed([f"{counts[status]} {status}" for status in ordered])
+    total = plural(len(study.runs) + len(study.missing), "run")
     have = "has" if len(study.missing) == 1 else "have"
     return (
         f"Incomplete: {len(study.missing)} of {total} {have} no result ({kinds}). Rows with missing runs are "

@@ -6,7 +6,7 @@ from itertools import groupby
 
 from tabulate import tabulate
 
-from drgrade.stats import formatting
+from drgrade.stats.formatting import DASH
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Dashes:
 
     def cell(self, text: str, why: str) -> str:
         """Return ``text``; if it is a dash, record the reason ``why``."""
-        if text == formatting.DASH:
+        if text == DASH:
             self.note(why)
         return text
 
@@ -143,4 +143,4 @@ class Dashes:
     @property
     def remarks(self) -> list[str]:
         """One sentence with all reasons; empty if no value is missing."""
-        return [f"{formatting.DASH}: {'; '.join(self.reasons)}."] if self.reasons else []
+        return [f"{DASH}: {'; '.join(self.reasons)}."] if self.reasons else []

@@ -19,6 +19,11 @@ LINE = "curve"
 
 _GRADES = range(5)
 _WIDE, _HALF, _HIGH = 24, 12, 10
+_MEAN_AND_RANGE: dict[str, Any] = {
+    "groupby_aggfunc": "mean",
+    "groupby_rangefunc": "minmax",
+    "max_runs_to_show": 500,
+}
 
 _SYSTEM = {
     "GPU, %": "system/gpu.0.gpu",
@@ -41,9 +46,7 @@ def efficiency() -> list[Any]:
             title_x="label fraction",
             title_y="test QWK",
             groupby=wr.Config(LINE),
-            groupby_aggfunc="mean",
-            groupby_rangefunc="minmax",
-            max_runs_to_show=500,
+            **_MEAN_AND_RANGE,
             layout=wr.Layout(x=0, y=0, w=_HALF, h=_HIGH),
         ),
         wr.ScatterPlot(
@@ -59,9 +62,7 @@ def efficiency() -> list[Any]:
             metrics=[wr.SummaryMetric("test/qwk")],
             orientation="v",
             groupby=wr.Config(FRACTION),
-            groupby_aggfunc="mean",
-            groupby_rangefunc="minmax",
-            max_runs_to_show=500,
+            **_MEAN_AND_RANGE,
             layout=wr.Layout(x=0, y=_HIGH, w=_WIDE, h=_HIGH),
         ),
     ]
@@ -69,28 +70,19 @@ def efficiency() -> list[Any]:
 
 def confusion() -> list[Any]:
     """Confusion matrix, ROC and precision-recall curves on the test photographs."""
-    area = {"x-axis-title": "", "y-axis-title": ""}
+    matrix = {name: name for name in ("Actual", "Predicted", "nPredictions")}
+    roc = {"x": "fpr", "y": "tpr", "class": "class"}
+    precision_recall = {"x": "recall", "y": "precision", "class": "class"}
+    curve, blank = "wandb/area-under-curve/v0", {"x-axis-title": "", "y-axis-title": ""}
     return [
+        _chart(0, "test/confusion", "wandb/confusion_matrix/v1", matrix, {"title": "confusion, test"}),
+        _chart(8, "test/roc", curve, roc, blank | {"title": "ROC, test"}),
         _chart(
-            "test/confusion",
-            "wandb/confusion_matrix/v1",
-            {"Actual": "Actual", "Predicted": "Predicted", "nPredictions": "nPredictions"},
-            {"title": "confusion, test"},
-            wr.Layout(x=0, y=0, w=8, h=_HIGH),
-        ),
-        _chart(
-            "test/roc",
-            "wandb/area-under-curve/v0",
-            {"x": "fpr", "y": "tpr", "class": "class"},
-            area | {"title": "ROC, test"},
-            wr.Layout(x=8, y=0, w=8, h=_HIGH),
-        ),
-        _chart(
+            16,
             "test/precision_recall",
-            "wandb/area-under-curve/v0",
-            {"x": "recall", "y": "precision", "class": "class"},
-            area | {"title": "precision and recall, test"},
-            wr.Layout(x=16, y=0, w=8, h=_HIGH),
+            curve,
+            precision_recall,
+            blank | {"title": "precision and recall, test"},
         ),
     ]
 
@@ -124,14 +116,14 @@ def _curve(title: str, names: list[str]) -> Any:
     return wr.LinePlot(title=title, x="epoch", y=list(names))
 
 
-def _chart(key: str, preset: str, fields: dict[str, str], strings: dict[str, str], layout: wr.Layout) -> Any:
+def _chart(x: int, key: str, preset: str, fields: dict[str, str], strings: dict[str, str]) -> Any:
     """Return a W&B chart of the table ``KEY_table``."""
     return wr.CustomChart(
         query={"summaryTable": {"tableKey": f"{key}_table"}},
         chart_name=preset,
         chart_fields=fields,
         chart_strings=strings,
-        layout=layout,
+        layout=wr.Layout(x=x, y=0, w=8, h=_HIGH),
     )
 
 
@@ -160,8 +152,7 @@ _COLUMNS = (
 )
 """Columns of the table of runs."""
 
-_TITLE = 128
-"""Maximum length of the title of a report."""
+_TITLE = 128  # maximum length of the title of a report
 
 
 def build_workspace(sweep: DashboardSweep) -> ws.Workspace:

@@ -32,7 +32,7 @@ from drgrade.reporting.figures.canvas import (
     point,
 )
 from drgrade.reporting.schema import Method, PublishedRow, ResultRow, Study
-from drgrade.stats import formatting
+from drgrade.stats.formatting import decimal, fraction, interval, listed, plural
 
 _COLUMNS, _ROWS = 2, 4
 """Columns and rows of panels in a figure that fits on a printed page."""
@@ -85,7 +85,7 @@ def _page(study: Study, panels: Sequence[_Panel], name: str, limits: tuple[float
     figure = Figure(
         figsize=(WIDTH, _PANEL * rows + _MARGIN), layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02)
     )
-    names = formatting.listed([panel.name for panel in panels])
+    names = listed([panel.name for panel in panels])
     alt = f"QWK on the test photographs against the label fraction, for {names}; values in table.csv"
     picture = ReportFigure(name, alt, figure)
     axes = figure.subplots(rows, _COLUMNS, sharex=True, sharey=True, squeeze=False)
@@ -152,14 +152,13 @@ def _means(
         picture.add_tip(
             artist,
             _where(label, row),
-            f"mean {formatting.decimal(row.mean.value)}, 95 % {formatting.interval(ends)}",
-            f"{formatting.plural(len(row.folds), 'fold')}: "
-            f"{formatting.decimal(row.minimum)} to {formatting.decimal(row.maximum)}",
+            f"mean {decimal(row.mean.value)}, 95 % {interval(ends)}",
+            f"{plural(len(row.folds), 'fold')}: {decimal(row.minimum)} to {decimal(row.maximum)}",
         )
 
 
 def _where(label: str, row: ResultRow | PublishedRow) -> str:
-    return f"{label}, {formatting.fraction(row.label_fraction)} of the labels"
+    return f"{label}, {fraction(row.label_fraction)} of the labels"
 
 
 def _line(
@@ -238,7 +237,7 @@ def draw_curve(study: Study) -> ReportFigure:
 
 
 def _alt(study: Study) -> str:
-    names = formatting.listed([method.label for method in study.methods])
+    names = listed([method.label for method in study.methods])
     return f"QWK on the test photographs against the label fraction, for {names}"
 
 
@@ -250,7 +249,7 @@ def _curve_method(
         for fold, value in row.folds.items():
             at, dot = place(row.label_fraction) + aside + _BESIDE, Look(look.colour, "o")
             artist = point(axes, at, value, dot, size=3.2, alpha=0.75, zorder=4)
-            picture.add_tip(artist, _where(label, row), f"fold {fold}: {formatting.decimal(value)}")
+            picture.add_tip(artist, _where(label, row), f"fold {fold}: {decimal(value)}")
     _means(picture, axes, rows, label, look, aside, width=3.2, alpha=0.4, size=6.0)
 
 
@@ -262,17 +261,17 @@ def _published(
     means = [row.mean for row in rows]
     axes.plot(places, means, "--", color=look.colour, linewidth=0.9, alpha=0.65, zorder=1.5)
     for at, row in zip(places, rows, strict=True):
-        text = f"mean {formatting.decimal(row.mean)}"
+        text = f"mean {decimal(row.mean)}"
         if ranges and row.minimum is not None and row.maximum is not None:
             axes.plot([at, at], [row.minimum, row.maximum], ":", color=look.colour, linewidth=1, zorder=1.5)
-            text += f", folds {formatting.decimal(row.minimum)} to {formatting.decimal(row.maximum)}"
+            text += f", folds {decimal(row.minimum)} to {decimal(row.maximum)}"
         artist = point(axes, at, row.mean, look, size=size, zorder=1.8)
         picture.add_tip(artist, _where(f"published: {row.label}", row), text, row.source)
 
 
 def _curve_axes(axes: Axes, shares: Iterable[float]) -> None:
     ticks = sorted(set(shares))
-    axes.set_xticks([place(share) for share in ticks], [formatting.fraction(share) for share in ticks])
+    axes.set_xticks([place(share) for share in ticks], [fraction(share) for share in ticks])
     if ticks:
         axes.set_xlim(place(ticks[0]) - _CURVE_ROOM, place(ticks[-1]) + _CURVE_ROOM)
     axes.grid(visible=False, axis="x")

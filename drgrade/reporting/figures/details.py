@@ -20,9 +20,18 @@ from drgrade.reporting.figures.canvas import (
     point,
 )
 from drgrade.reporting.schema import ResultRow, Study
-from drgrade.stats import formatting
 from drgrade.stats.curves import ReliabilityCurve, RocCurve
 from drgrade.stats.estimates import Floats
+from drgrade.stats.formatting import (
+    GRADE_NAMES,
+    decimal,
+    estimate,
+    fraction,
+    fraction_slug,
+    interval,
+    percent,
+    plural,
+)
 
 _SQUARE, _FLAT = 3.4, 2.6
 _ROOM = 0.7  # of the distance between two grades
@@ -43,11 +52,11 @@ def draw_recall(study: Study, rows: Sequence[ResultRow], part: str = "") -> Repo
             artist = point(axes, x, recall.value, style[row.method], size=5.0)
             picture.add_tip(
                 artist,
-                f"{names[row.method]}, grade {grade} ({formatting.GRADE_NAMES[grade]})",
-                f"recall {formatting.decimal(recall.value)}, 95 % {formatting.interval(ends)}",
-                f"{formatting.plural(int(row.confusion[grade].sum()), 'test photograph')}",
+                f"{names[row.method]}, grade {grade} ({GRADE_NAMES[grade]})",
+                f"recall {decimal(recall.value)}, 95 % {interval(ends)}",
+                f"{plural(int(row.confusion[grade].sum()), 'test photograph')}",
             )
-    labels = [f"{grade}\n{name}" for grade, name in enumerate(formatting.GRADE_NAMES)]
+    labels = [f"{grade}\n{name}" for grade, name in enumerate(GRADE_NAMES)]
     axes.set_xticks(range(len(labels)), labels)
     axes.set(xlim=(-0.5, len(labels) - 0.5), ylim=(-0.02, 1.02), xlabel="true grade", ylabel="recall")
     axes.grid(visible=False, axis="x")
@@ -74,10 +83,8 @@ def draw_calibration(study: Study, rows: Sequence[ResultRow], part: str = "") ->
 
 
 def _ece(row: ResultRow) -> str:
-    before = f"ECE {formatting.decimal(row.calibration.ece)}"
-    return (
-        f"{before}, calibrated {formatting.decimal(row.calibrated.ece.after)}" if row.calibrated else before
-    )
+    before = f"ECE {decimal(row.calibration.ece)}"
+    return f"{before}, calibrated {decimal(row.calibrated.ece.after)}" if row.calibrated else before
 
 
 def _reliability(
@@ -94,8 +101,8 @@ def _reliability(
             artist = point(axes, confidence, accuracy, look, size=5.0)
             picture.add_tip(
                 artist,
-                f"{names[row.method]}, {formatting.plural(int(count), 'photograph')}",
-                f"mean confidence {formatting.decimal(confidence)}, accuracy {formatting.decimal(accuracy)}",
+                f"{names[row.method]}, {plural(int(count), 'photograph')}",
+                f"mean confidence {decimal(confidence)}, accuracy {decimal(accuracy)}",
             )
     axes.set(xlabel="confidence (largest probability)", ylabel="accuracy")
 
@@ -111,14 +118,14 @@ def draw_roc(study: Study, rows: Sequence[ResultRow], part: str = "") -> ReportF
             artist = point(axes, x, y, style[row.method], size=4.0, markeredgewidth=0.5)
             picture.add_tip(
                 artist,
-                f"{names[row.method]}, AUROC {formatting.estimate(row.referable_auroc)}",
-                f"sensitivity {formatting.decimal(y)} at specificity {formatting.decimal(1 - x)}",
+                f"{names[row.method]}, AUROC {estimate(row.referable_auroc)}",
+                f"sensitivity {decimal(y)} at specificity {decimal(1 - x)}",
             )
     axes.set(xlabel="false positive rate (1 - specificity)", ylabel="sensitivity")
     entries = [
         (
             legend_entry(style[row.method]),
-            f"{names[row.method]}: AUROC {formatting.estimate(row.referable_auroc)}",
+            f"{names[row.method]}: AUROC {estimate(row.referable_auroc)}",
         )
         for row in rows
     ]
@@ -130,8 +137,8 @@ def _begin(
     name: str, alt: str, rows: Sequence[ResultRow], height: float, part: str
 ) -> tuple[ReportFigure, Axes]:
     share = rows[0].label_fraction
-    alt = f"{alt}, with {formatting.fraction(share)} of the labels; values in {name}.csv"
-    return new_figure(f"{name}-{formatting.fraction_slug(share)}{part}", alt, height)
+    alt = f"{alt}, with {fraction(share)} of the labels; values in {name}.csv"
+    return new_figure(f"{name}-{fraction_slug(share)}{part}", alt, height)
 
 
 def _diagonal(axes: Axes) -> None:
@@ -155,10 +162,10 @@ _TITLE_LINE, _TITLE_CHARACTERS = 0.17, 36
 
 def draw_confusion(row: ResultRow, label: str) -> ReportFigure:
     """Draw the counts of a row; the colour shows the share of the true grade."""
-    share_of_labels = formatting.fraction(row.label_fraction)
+    share_of_labels = fraction(row.label_fraction)
     title = textwrap.fill(label, _TITLE_CHARACTERS)
     picture, axes = new_figure(
-        f"confusion-{formatting.fraction_slug(row.label_fraction)}-{row.method}",
+        f"confusion-{fraction_slug(row.label_fraction)}-{row.method}",
         f"Confusion matrix of {label} with {share_of_labels} of the labels; values in confusion.csv",
         _MATRIX_HEIGHT + _TITLE_LINE * (title.count("\n") + 1),
         _MATRIX_WIDTH,
@@ -199,11 +206,11 @@ def _cell(
             linewidth=0,
         )
     )
-    text = f"{count}\n{formatting.percent(share)}"
+    text = f"{count}\n{percent(share)}"
     axes.text(predicted, true, text, ha="center", va="center", fontsize=6.8, linespacing=1.25)
     verdict = "correct" if true == predicted else f"predicted as grade {predicted}"
     picture.add_tip(
         ground,
-        f"grade {true} ({formatting.GRADE_NAMES[true]}), {verdict}",
-        f"{count} of {int(row.confusion[true].sum())}, {formatting.percent(share, 1)}",
+        f"grade {true} ({GRADE_NAMES[true]}), {verdict}",
+        f"{count} of {int(row.confusion[true].sum())}, {percent(share, 1)}",
     )

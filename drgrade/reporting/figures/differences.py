@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from drgrade.reporting.figures.canvas import INK, PAPER, SOFT, Look, ReportFigure, new_figure, point
 from drgrade.reporting.schema import MethodComparison, Study
-from drgrade.stats import formatting
+from drgrade.stats.formatting import MINUS, fraction, interval, p_value, percent, plural, signed
 
 _LINE = 0.19  # inches of a line of the figure
 _MARGIN = 0.55
@@ -39,7 +39,7 @@ def _wrapped(comparison: MethodComparison, names: Mapping[str, str]) -> str:
     title = comparison.title(names)
     if len(title) <= _TITLE_CHARACTERS:
         return title
-    parts = (f"{names[comparison.first]} {formatting.MINUS}", names[comparison.second])
+    parts = (f"{names[comparison.first]} {MINUS}", names[comparison.second])
     return "\n".join(textwrap.fill(part, _TITLE_CHARACTERS) for part in parts)
 
 
@@ -67,7 +67,7 @@ def _draw(pairs: Sequence[_Pair], name: str) -> ReportFigure:
         _title(axes, line, title)
         line += title.count("\n") + 1
         for comparison in group:
-            ticks[line] = formatting.fraction(comparison.label_fraction)
+            ticks[line] = fraction(comparison.label_fraction)
             _line(picture, axes, line, comparison, " ".join(title.split()))
             line += 1
     axes.set_yticks(list(ticks), list(ticks.values()))
@@ -101,8 +101,8 @@ def _line(picture: ReportFigure, axes: Axes, line: int, comparison: MethodCompar
     artist = point(axes, comparison.difference.value, line, look, markerfacecolor=look.colour)
     picture.add_tip(
         artist,
-        f"{title}, {formatting.fraction(comparison.label_fraction)} of the labels",
-        f"{formatting.signed(comparison.difference.value)}, 95 % {formatting.interval(ends)}",
-        f"better in {formatting.percent(comparison.won)} of {formatting.plural(comparison.folds, 'fold')}, "
-        f"p {formatting.p_value(comparison.p_value)}",
+        f"{title}, {fraction(comparison.label_fraction)} of the labels",
+        f"{signed(comparison.difference.value)}, 95 % {interval(ends)}",
+        f"better in {percent(comparison.won)} of {plural(comparison.folds, 'fold')}, "
+        f"p {p_value(comparison.p_value)}",
     )
