@@ -1,4 +1,4 @@
-"""A small finished sweep, made up once."""
+"""Fixtures of the report tests."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from synthetic import write_runs
 
 @pytest.fixture
 def sweep(tmp_path) -> Path:
-    """A sweep of two methods, two fractions and three folds, all finished; the test may break it."""
+    """Write a finished sweep of two methods, two fractions and three folds; tests may damage it."""
     folder = tmp_path / "study"
     write_runs(folder)
     return folder

@@ -1,4 +1,4 @@
-"""A report's contents made up by hand: four methods, five fractions, five folds, with a hole."""
+"""An example study with four methods, five fractions, five folds and one missing run."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A made-up table of pretexts: 16 rows, five fractions, five folds, in one protocol or two."""
+"""A synthetic sweep of pretexts: 16 rows, five fractions, five folds, one or two protocols."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ INPUTS = {
     "dino": 3.5,
     "mae": 0.25,
 }
-"""Images that each encoder sees of a photograph."""
+"""Encoder inputs per photograph."""
 
 STEPS = 300
 
@@ -34,7 +34,7 @@ def write_table(
     photographs: int = 200,
     steps: int = STEPS,
 ) -> Path:
-    """Write a sweep as ``pretext_table`` leaves it, and the cards of its encoders beside it.
+    """Write a sweep like that of ``pretext_table``, and the cards of its encoders.
 
     Args:
         folder: Receives ``sweep`` and ``encoders``.
@@ -74,5 +74,5 @@ def write_table(
 
 
 def pretext_config(name: str) -> str:
-    """The config of a pretext."""
+    """Return the config name of a pretext."""
     return name

@@ -1,4 +1,4 @@
-"""Run folders as a real sweep leaves them, without the training: graders of chosen skill, no photographs."""
+"""Synthetic run folders: predictions of a given accuracy, without training and photographs."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ SHARES = (0.45, 0.1, 0.25, 0.1, 0.1)
 
 @dataclass(frozen=True)
 class FakeMethod:
-    """A method of a made-up study.
+    """A method of a synthetic study.
 
     Attributes:
         overrides: What tells it from others on the command line: ``("init=ssl",)``; composed for real.
@@ -100,7 +100,7 @@ def write_runs(
 
 
 def fail_run(run: Path, error: str = "RuntimeError: out of memory", status: str = "failed") -> None:
-    """Make a finished run one that failed (or was interrupted) after it began."""
+    """Turn a finished run into a failed or interrupted one."""
     for name in ("predictions.csv", "confusion.csv", "provenance.json"):
         (run / name).unlink()
     reason = {"error": error} if status == "failed" else {}
@@ -108,18 +108,18 @@ def fail_run(run: Path, error: str = "RuntimeError: out of memory", status: str 
 
 
 def stop_run(run: Path) -> None:
-    """Make a finished run one that is still going, or was killed."""
+    """Turn a finished run into one without a result."""
     for name in ("predictions.csv", "confusion.csv", "provenance.json", "metrics.json"):
         (run / name).unlink()
 
 
 def remove_run(run: Path) -> None:
-    """Make a finished run one that has not begun."""
+    """Turn a finished run into one that has not started."""
     shutil.rmtree(run)
 
 
 def change_json(path: Path, **changes: Any) -> None:
-    """Change entries of ``metrics.json``, ``provenance.json``, ...; None of a missing one adds it as null."""
+    """Change entries of a JSON file; None adds null."""
     record = json.loads(path.read_text())
     path.write_text(json.dumps({**record, **changes}, indent=2))
 
@@ -137,7 +137,7 @@ def change_config(run: Path, **changes: Any) -> None:
 
 
 def _photographs(count: int, folds: int, seed: int) -> pd.DataFrame:
-    """Photographs in groups of one or two; every fold has all grades if there are enough."""
+    """Make photographs in groups of one or two; with enough photographs, each fold has all grades."""
     rng = np.random.default_rng([seed, 1])
     sizes = np.random.default_rng(0).integers(1, 3, size=count)
     group = np.repeat(np.arange(count), sizes)[:count]
@@ -190,7 +190,7 @@ def _steps(cfg: DictConfig, photographs: int) -> int:
 
 
 def write_encoder(folder: Path, steps: int, encoder_inputs: float, seconds: float = 100.0) -> None:
-    """Write what tells the budget of a pre-training, without weights."""
+    """Write the card and provenance of an encoder, without weights."""
     images = 32 * steps
     card = {"steps": steps, "images": images, "encoder_inputs": encoder_inputs}
     cost = {"seconds": seconds, "images": images, "peak_memory": 10**9, "devices": 1}
@@ -231,7 +231,7 @@ def _composed(overrides: tuple[str, ...]) -> DictConfig:
 def _config(
     overrides: tuple[str, ...], fraction: float, fold: int | str, folds: int, seed: int, split_seed: int
 ) -> DictConfig:
-    """Resolved; cached, because that takes longer than everything else."""
+    """Return the resolved config; cached because composing is slow."""
     cfg = _composed(overrides).copy()
     cfg.label_fraction, cfg.fold, cfg.folds, cfg.seed = fraction, fold, max(2, folds), seed
     cfg.split.seed = split_seed
@@ -245,7 +245,7 @@ def _config_text(*args: Any) -> str:
 
 
 def calibrate_run(run: Path, seed: int = 0, count: int = 60) -> None:
-    """Give a run the calibration of a grader that is too sure of itself, on photographs that are drawn."""
+    """Write the calibration of an overconfident grader, fitted on random predictions."""
     rng = np.random.default_rng(seed)
     grades = rng.choice(5, size=count, p=SHARES)
     distance = np.abs(np.arange(5) - (grades + rng.normal(0, 1, count))[:, None])

@@ -1,4 +1,4 @@
-"""The vectorised bootstrap, against loops and scikit-learn."""
+"""The vectorised bootstrap agrees with naive loops and scikit-learn."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ GRADES = arrays.arrays(np.int64, st.integers(1, 40), elements=st.integers(0, 4))
 
 
 def make_fold(count: int, seed: int = 0, name: str = "0") -> tuple[TestFold, np.ndarray, np.ndarray]:
-    """A fold of ``count`` photographs in groups of one to three, and two runs on it."""
+    """Make a fold of ``count`` photographs in groups of one to three, and two runs."""
     rng = np.random.default_rng(seed)
     _, groups = np.unique(rng.integers(0, count // 2, count), return_inverse=True)
     grades = rng.integers(0, 5, count)
@@ -105,7 +105,7 @@ def test_draws_depend_on_fold_and_seed_only_and_not_on_how_they_are_held(monkeyp
         assert np.array_equal(getattr(in_parts, name), getattr(at_once, name))
 
 
-def test_a_run_is_resampled_alike_whatever_other_runs_there_are():
+def test_resamples_of_a_run_do_not_depend_on_other_runs():
     fold, predicted, probabilities = make_fold(30)
     both = resample(fold, predicted, probabilities, 60, seed=0)
     alone = resample(fold, predicted[1:], probabilities[1:], 60, seed=0)
@@ -121,7 +121,7 @@ def test_interval_is_of_percentiles_and_leaves_out_what_is_not_defined():
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say():
-    """Right with chance 0.7, else one off; photographs in pairs that share their error: 95 % within noise."""
+    """Correct with probability 0.7, else off by one; pairs of photographs share their error."""
     rng = np.random.default_rng(5)
 
     def sample(groups: int) -> tuple[np.ndarray, np.ndarray]:

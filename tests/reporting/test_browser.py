@@ -1,4 +1,4 @@
-"""The page in headless Chromium: values on hover, tap and focus, a phone's width, print, no errors.
+"""The page in headless Chromium: tooltips on hover, tap and focus, narrow screens, print, no errors.
 
 Chromium prints the document as it is after scripts have run (``--dump-dom``), so each test adds a script of
 its own to a copy of the page, which does what a reader would do and writes what came of it into the document.
@@ -54,18 +54,18 @@ def html():
 
 
 def chromium(*arguments):
-    """Run it; its messages are about a missing desktop."""
+    """Run Chromium; its messages concern a missing desktop."""
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
 def without_policy(html):
-    """The page's policy would not let the test's script run."""
+    """Remove the content security policy, which blocks the script of the test."""
     return re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html)
 
 
 def ask(html, folder, script, *arguments):
-    """Do something in the page, after it has loaded; ``said`` comes back."""
+    """Run a script after the page has loaded; return ``said``."""
     after = f"<script>{HELPERS}</script>"
     done = "document.body.insertAdjacentHTML('beforeend', '<pre id=said></pre>');"
     done += "document.getElementById('said').textContent = JSON.stringify(said);"
@@ -111,7 +111,7 @@ def test_hovering_a_point_shows_its_values(html, tmp_path):
     assert said["after"]["hidden"]
 
 
-def test_a_tap_beside_a_point_shows_the_nearest_one(html, tmp_path):
+def test_a_tap_near_a_point_shows_its_values(html, tmp_path):
     said = ask(
         html,
         tmp_path,
@@ -191,7 +191,7 @@ def test_nothing_is_wider_than_the_screen(html, tmp_path, width):
 
 @pytest.fixture(scope="module")
 def long_html():
-    """Nine methods of two protocols, with what they were allowed."""
+    """Nine methods of two protocols, with their budgets."""
     study = example_study()
     methods, rows = [], []
     for number in range(9):
@@ -234,7 +234,7 @@ def test_nothing_of_many_methods_is_wider_than_the_screen(long_html, tmp_path, w
 
 
 def ask_inside_frame(html, folder, width):
-    """A window of Chromium has a least width; a frame has none."""
+    """Use a frame, because windows of Chromium have a minimum width."""
     (folder / "inner.html").write_text(html)
     script = """
       const inner = document.querySelector("iframe").contentDocument, root = inner.documentElement;
@@ -273,7 +273,7 @@ def ask_inside_frame(html, folder, width):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_can_be_read_on_its_ground(html, tmp_path, scheme):
-    """WCAG: a contrast of 4.5 for text and, in the figures, of 3 for lines and points."""
+    """WCAG requires a contrast of 4.5 for text and of 3 for lines and points."""
     said = ask(
         html,
         tmp_path,
@@ -299,7 +299,7 @@ def test_text_can_be_read_on_its_ground(html, tmp_path, scheme):
 
 
 def contrast(one, other):
-    """Contrast of two colours as WCAG 2 defines it."""
+    """Compute the contrast of two colours (WCAG 2)."""
     lighter, darker = sorted((luminance(one), luminance(other)), reverse=True)
     return (lighter + 0.05) / (darker + 0.05)
 

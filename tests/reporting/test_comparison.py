@@ -1,4 +1,4 @@
-"""Paired comparisons, against loops and scipy."""
+"""Paired comparisons agree with naive loops and scipy."""
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ from drgrade.reporting.study import build_study
 from drgrade.stats.significance import holm_correction, two_sided_p_value
 
 TWIN = FakeMethod(("method=twin", "init=random"), skill=RANDOM.skill)
-"""Another name, the same predictions."""
+"""Another method with equal predictions."""
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_the_difference_is_that_of_the_rows_and_folds_are_counted(study):
 
 
 def test_pairing_uses_the_same_draws_for_both(study):
-    """Twins differ from a third method by the same amount in every resample."""
+    """Methods with equal predictions differ from a third method equally in each resample."""
     one = find(study, "rotation, pre-trained", "rotation, random init", 1.0)
     other = find(study, "rotation, pre-trained", "twin, random init", 1.0)
     assert (one.difference, one.p_value) == (other.difference, other.p_value)
@@ -79,7 +79,7 @@ def qwk(run) -> float:
     return pd.read_json(run / "metrics.json", typ="series")["test/qwk"]
 
 
-def test_methods_without_a_common_fold_are_not_compared_and_a_note_says_so(tmp_path):
+def test_methods_without_a_common_fold_are_not_compared_with_a_note(tmp_path):
     runs = write_runs(tmp_path, [ROTATION, RANDOM], [1.0])
     for run in (runs[1], runs[2], runs[3]):
         remove_run(run)

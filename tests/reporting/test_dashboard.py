@@ -1,4 +1,4 @@
-"""The dashboard: real objects of wandb-workspaces, as W&B is sent them, compared with what runs log."""
+"""The specifications sent to W&B agree with the metrics that runs log."""
 
 import json
 import shlex
@@ -22,7 +22,7 @@ CELLS = ("init-ssl_fold-0", "init-random_fold-0", "init-random_fold-1")
 
 @pytest.fixture
 def sweep(compose, tmp_path, monkeypatch):
-    """``sweep("logger=wandb")``: a sweep of three cells of which one is finished and one not begun."""
+    """``sweep("logger=wandb")``: write a sweep of three cells: finished, unfinished, not started."""
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
@@ -42,7 +42,7 @@ def sweep(compose, tmp_path, monkeypatch):
 
 @pytest.fixture
 def written(sweep, capsys):
-    """``written("logger=wandb")``: what the command prints, and the two specifications that it writes."""
+    """``written("logger=wandb")``: return the output of the command and both specifications."""
 
     def make(*overrides, **settings):
         folder = sweep(*overrides)
@@ -57,7 +57,7 @@ def written(sweep, capsys):
 
 
 def find(node, wanted):
-    """All values of a key, however deep."""
+    """Yield all values of a key at any depth."""
     if isinstance(node, dict):
         for key, value in node.items():
             if key == wanted:
@@ -151,7 +151,7 @@ def _arguments(config):
     return [each for found in find(config, "args") for each in found]
 
 
-def test_offline_it_says_how_to_publish(written):
+def test_offline_output_explains_how_to_publish(written):
     said, workspace, _ = written("logger=wandb", entity="clinic", project="eyes")
     assert (workspace["entity"], workspace["project"]) == ("clinic", "eyes")
     assert "1 of 3 cells finished" in said

@@ -1,4 +1,4 @@
-"""Figures: what is drawn is what the study says, and every part shows its values."""
+"""Figures show the values of the study, with tooltips."""
 
 import re
 from dataclasses import replace
@@ -31,7 +31,7 @@ def figures(study):
 
 
 def drawn(picture):
-    """Place of every part that shows values: text -> (x, y) in the units of the axes."""
+    """Return the data coordinates of each part with a tooltip, by text."""
     places = {}
     for line in picture.figure.axes[0].lines:
         if line.get_gid() in picture.tips:
@@ -47,7 +47,7 @@ def test_the_curve_has_every_fold_mean_and_published_figure_at_its_height(study,
     assert heights == pytest.approx(sorted(expected))
 
 
-def test_a_point_of_the_curve_says_what_it_is(study, figures):
+def test_points_of_the_curve_have_tooltips(study, figures):
     row = next(row for row in study.rows if (row.method, row.label_fraction) == ("msssl-ssl", 0.25))
     tips = set(figures.curves[0].tips.values())
     assert f"MsSSL, ssl, 25 % of the labels\nfold 3: {row.folds['3']:.3f}" in tips
@@ -87,7 +87,7 @@ def test_forty_two_methods_look_different(study):
     assert len(set(looks(replace(study, methods=methods)).values())) == len(COLOURS) * len(MARKERS) == 42
 
 
-def test_differences_stand_where_they_are(study, figures):
+def test_differences_are_drawn_at_their_values(study, figures):
     places = drawn(figures.differences[0])
     assert len(places) == len(study.comparisons)
     for comparison in study.comparisons:
@@ -226,7 +226,7 @@ def test_references_inside_an_inline_figure_hold(figures):
     assert all(name.startswith("one-") for name in ids)
 
 
-def test_what_a_tip_says_is_escaped(figures):
+def test_tooltips_are_escaped(figures):
     first = next(iter(figures.curves[0].tips))
     with style():
         text = inline(svg(figures.curves[0]), "x", {first: "</title><script>alert(1)</script>"}, 'a "b" <c>')

@@ -1,4 +1,4 @@
-"""Which runs are of one method, and what methods are called."""
+"""Grouping of runs by method, and names of methods."""
 
 import re
 
@@ -20,12 +20,12 @@ def config_of(run) -> dict:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run that was pre-trained."""
+    """A pre-trained run."""
     return write_runs(tmp_path_factory.mktemp("one"), [ROTATION], [1.0])[0]
 
 
 def changed(config: dict, name: str, value: object) -> dict:
-    """A copy with another value; ``a__b`` is ``a.b``."""
+    """Return a copy with changed values; ``a__b`` is ``a.b``."""
     first, _, rest = name.partition("__")
     return {**config, first: changed(config[first], rest, value) if rest else value}
 
@@ -80,7 +80,7 @@ def test_axes_places_names_and_devices_do_not_make_another_method(run, name):
 
 
 @pytest.mark.parametrize("name", OTHER)
-def test_whatever_changes_a_result_makes_another_method(run, name):
+def test_settings_that_change_results_distinguish_methods(run, name):
     config = config_of(run)
     assert method_key(changed(config, name, OTHER[name])) != method_key(config)
 
@@ -105,7 +105,7 @@ def test_the_pretext_does_not_count_where_nothing_is_pretrained(tmp_path):
     assert labels(tmp_path / "a") == ["rotation, random init"]
 
 
-def test_pretrained_stands_before_random(tmp_path):
+def test_pretrained_methods_come_before_random_ones(tmp_path):
     write_runs(tmp_path, [RANDOM, ROTATION], [1.0])
     study = build_study([tmp_path], resamples=10)
     assert [method.label for method in study.methods] == ["rotation, pre-trained", "rotation, random init"]
@@ -119,7 +119,7 @@ def test_without_a_name_a_method_is_called_by_its_encoder(tmp_path):
     assert labels(tmp_path) == ["MsSSL, ImageNet weights", "densenet121, random init"]
 
 
-def test_two_protocols_are_two_rows_and_say_so(tmp_path):
+def test_two_protocols_are_two_rows(tmp_path):
     write_runs(tmp_path, [RANDOM, FakeMethod((*RANDOM.overrides, "protocol=matched"))], [1.0])
     study = build_study([tmp_path], resamples=10)
     assert [method.label for method in study.methods] == [
@@ -142,7 +142,7 @@ def test_a_changed_protocol_is_another_one(tmp_path):
     assert {method.settings["protocol.epochs"] for method in study.methods} == {5, 20}
 
 
-def test_methods_that_would_share_a_label_are_told_apart_by_the_fewest_settings(tmp_path):
+def test_equal_labels_are_extended_by_the_fewest_settings(tmp_path):
     more = ("head=softmax", "optimizer.lr=0.5")
     write_runs(
         tmp_path,

@@ -1,4 +1,4 @@
-"""Every metric of every resample is that of the photographs that were drawn."""
+"""Metrics of a resample equal those of the drawn photographs."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def test_what_a_resample_does_not_define_is_left_open():
 
 
 def test_decisions_on_one_set_are_resampled_alike():
-    """So that their differences can be looked at resample by resample."""
+    """Paired differences require equal draws."""
     fold, predicted, probabilities = drawn(1)
     first = resample_metrics(fold, predicted, probabilities, 50, 0)
     other = resample_metrics(fold, np.zeros_like(predicted), probabilities, 50, 0)

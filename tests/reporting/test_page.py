@@ -1,4 +1,4 @@
-"""The page: one file, its numbers, its structure."""
+"""Numbers and structure of the HTML page."""
 
 import base64
 import hashlib
@@ -19,7 +19,7 @@ VOID = {"meta", "br", "input", "link", "img"}
 
 
 class Page(HTMLParser):
-    """Tags, attributes and the cells of tables; complains of tags that do not match."""
+    """Collects tags, attributes and table cells; fails on unmatched tags."""
 
     def __init__(self, html):
         super().__init__()
@@ -60,7 +60,7 @@ def render(study):
 
 @pytest.fixture(scope="module")
 def study():
-    """Two fractions are enough."""
+    """Use two label fractions only."""
     study = example_study()
     return replace(
         study,
@@ -152,7 +152,7 @@ def test_tables_and_figures_can_be_used_without_seeing_them(page, html):
     assert "<html lang=" in html
 
 
-def test_what_is_missing_stands_at_the_top(html, page):
+def test_missing_runs_are_listed_at_the_top(html, page):
     assert "Incomplete: 1 of 100 runs has no result (1 failed)." in html
     assert ": failed," in page.text
     assert "CUDA out of memory <at step 7>" in page.text

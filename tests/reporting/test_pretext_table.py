@@ -1,4 +1,4 @@
-"""A table of pretexts: what is compared, protocols beside each other and papers, budgets, many methods."""
+"""Reports with many methods: comparisons, overview table, published results, budgets, figures."""
 
 import dataclasses
 import io
@@ -47,7 +47,7 @@ def figures(study):
 
 @pytest.fixture
 def encoders(folder):
-    """The folder of the encoders; what a test changes there is put back."""
+    """Return the folder of the encoders, and restore it after the test."""
     place = folder.parent / "encoders"
     before = {path: path.read_text() for path in place.glob("*/*.json")}
     yield place
@@ -131,13 +131,13 @@ def test_protocols_of_probes_alone_have_columns_of_their_own(study):
 
 
 def cells(study, name):
-    """A line of the first table: heading of the column: cell."""
+    """Return the lines of a method in the overview table: heading to cell."""
     table = overview.overview_table(study)
     titles = [column.title for column in table.columns]
     return [dict(zip(titles, group.lines[0], strict=True)) for group in table.groups if group.name == name]
 
 
-def test_protocols_stand_beside_each_other_and_probes_with_those_of_the_same_labels(study):
+def test_protocols_are_side_by_side_and_probes_share_columns(study):
     assert [(block.name, list(block.protocols)) for block in overview.blocks(study)] == [
         ("published", ["published"]),
         ("matched", ["matched", "linear", "majority"]),
@@ -155,7 +155,7 @@ def test_protocols_stand_beside_each_other_and_probes_with_those_of_the_same_lab
     assert probe["published: 10 %"] == ""
 
 
-def test_papers_stand_under_the_method_that_they_are_of(study):
+def test_published_results_follow_the_matching_method(study):
     table = overview.overview_table(study)
     names = [group.name for group in table.groups]
     place = names.index("rotation, pre-trained")
@@ -199,7 +199,7 @@ def test_a_small_report_of_one_protocol_has_no_such_table(study):
     assert overview.overview_table(dataclasses.replace(study, methods=matched, rows=rows)) is None
 
 
-def test_equal_budgets_are_said_to_be_equal(study):
+def test_equal_budgets_are_reported(study):
     text = "\n".join(study.equality)
     assert f"Equal pre-training: {STEPS} optimiser steps for each pretext." in text
     assert f"Equal pre-training: {32 * STEPS:,} photographs for each pretext." in text
@@ -221,7 +221,7 @@ def test_a_longer_pretraining_is_warned_of(folder, encoders):
     assert warning in study.equality
 
 
-def test_a_pretraining_that_does_not_say_is_told(folder, encoders):
+def test_unknown_pretraining_length_is_reported(folder, encoders):
     for path in encoders.glob("mae-*/*.json"):
         path.unlink()
     study = build_study([folder], resamples=20)
@@ -254,7 +254,7 @@ def test_the_table_of_budgets_has_what_the_cards_say(study):
     assert " to " in lines["random init, published"][5]
 
 
-def test_budgets_count_an_encoder_once_whatever_the_number_of_its_runs(study):
+def test_budgets_count_each_encoder_once(study):
     assert {budget.encoders for budget in study.budgets} == {0, 2}
     names = study.labels
     for budget in study.budgets:

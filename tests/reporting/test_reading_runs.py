@@ -1,4 +1,4 @@
-"""What lies in folders, and what is refused."""
+"""Search for runs, and errors in damaged runs."""
 
 import json
 import math
@@ -193,7 +193,7 @@ def test_a_cost_that_is_no_number_is_refused(run):
         read_run(RunLocation(run))
 
 
-def test_a_failed_run_need_not_say_which_cell_it_was(run):
+def test_a_failed_run_may_lack_its_cell(run):
     fail_run(run)
     config = yaml.safe_load((run / "config.yaml").read_text())
     del config["fold"]
@@ -210,7 +210,7 @@ def test_an_unreadable_file_is_named(run, file):
         read_run(RunLocation(run))
 
 
-def test_unfinished_runs_say_how_far_they_came(tmp_path):
+def test_unfinished_runs_report_their_progress(tmp_path):
     runs = write_runs(tmp_path, [RANDOM], [0.1, 1.0])
     fail_run(runs[0], "RuntimeError: out of memory")
     fail_run(runs[1], status="interrupted")
@@ -269,7 +269,7 @@ def test_a_failed_pretraining_is_no_missing_run(tmp_path):
     assert not build_study([tmp_path], resamples=20).missing
 
 
-def test_nothing_to_report_says_what_there_is(tmp_path):
+def test_error_without_finished_runs_lists_the_others(tmp_path):
     for run in write_runs(tmp_path / "study", [RANDOM], [1.0]):
         fail_run(run)
     with pytest.raises(DataError, match=r"no finished grading run .*3 failed"):

@@ -1,4 +1,4 @@
-"""Runs that were trained, so that what the other tests make up is what a run leaves."""
+"""Trained runs have the same files as the synthetic runs of the other tests."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ TINY = (
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Two folds of a random init, on the smallest scale."""
+    """Train two folds with random initialisation at a tiny scale."""
     from drgrade.training.run import train
 
     folder = tmp_path_factory.mktemp("real")
@@ -53,7 +53,7 @@ def test_real_runs_make_a_study(folder):
     assert study.data["folds"] == "0, 1 of 5"
 
 
-def test_made_up_runs_have_what_real_ones_have(folder, tmp_path):
+def test_synthetic_runs_have_the_files_of_trained_runs(folder, tmp_path):
     real, made_up = folder / "fold-0", write_runs(tmp_path, [RANDOM], [1.0])[0]
     read = {file.name for file in made_up.iterdir()}
     assert read <= {file.name for file in real.iterdir()}

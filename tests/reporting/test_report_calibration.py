@@ -1,4 +1,4 @@
-"""What a report says of the calibration of its runs, against the runs' own figures and naive resampling."""
+"""Calibration in reports agrees with the metrics of the runs and with naive resampling."""
 
 import io
 import json
@@ -122,7 +122,7 @@ def test_runs_that_were_made_before_are_reported_as_ever(tmp_path):
         assert said in render_markdown(study, figures)
 
 
-def test_a_row_with_a_run_that_was_not_calibrated_has_dashes_and_says_why(tmp_path):
+def test_uncalibrated_rows_have_dashes_and_a_reason(tmp_path):
     runs = write_runs(tmp_path, [ROTATION, RANDOM], [1.0], folds=[0, 1])
     for run in runs[:3]:
         calibrate_run(run)
@@ -134,7 +134,7 @@ def test_a_row_with_a_run_that_was_not_calibrated_has_dashes_and_says_why(tmp_pa
         assert "made before runs were calibrated" in tables[name].remarks[0]
 
 
-def test_a_single_run_has_every_writer_say_it(calibrated):
+def test_all_writers_report_the_calibration_of_a_single_run(calibrated):
     study = study_of(calibrated[0])
     with style():
         figures = draw_figures(study)

@@ -21,7 +21,7 @@ def report(runs, **settings):
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
-    """A sweep of two methods, one fraction, three folds, that lacks two runs."""
+    """Write a sweep of two methods, one fraction and three folds without two of its runs."""
     folder = tmp_path_factory.mktemp("sweeps") / "study"
     runs = write_runs(folder, fractions=(0.1,))
     fail_run(runs[1])
@@ -31,7 +31,7 @@ def sweep(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reported(sweep):
-    """The command as a user gives it."""
+    """Run the command in a subprocess."""
     command = [
         sys.executable,
         "-c",
@@ -56,7 +56,7 @@ def test_the_table_is_printed(reported):
     assert "(published)" in reported.stdout
 
 
-def test_a_half_finished_sweep_says_so(reported, sweep):
+def test_an_unfinished_sweep_is_reported(reported, sweep):
     assert "2 of 6 runs have no result (1 failed and 1 not begun)" in reported.stdout
     assert "2 of 6 runs have no result" in (sweep / "report" / "report.html").read_text()
 

@@ -1,4 +1,4 @@
-"""Rows of the table, against scikit-learn, scipy and NumPy on the files that runs left."""
+"""Rows agree with scikit-learn, scipy and NumPy on the stored predictions."""
 
 import math
 from pathlib import Path
@@ -38,7 +38,7 @@ def row(study):
 
 @pytest.fixture(scope="module")
 def tables(folder) -> dict[tuple[int, int], pd.DataFrame]:
-    """predictions.csv of that row, by fold and seed."""
+    """Read predictions.csv of the row, by fold and seed."""
     return {(fold, seed): read(folder, fold, seed) for fold in FOLDS for seed in SEEDS}
 
 
@@ -48,7 +48,7 @@ def read(folder: Path, fold: int, seed: int) -> pd.DataFrame:
 
 
 def over_folds(tables, figure) -> list[float]:
-    """A figure of each fold, mean over its seeds."""
+    """Compute a value of each fold, mean over its seeds."""
     return [float(np.mean([figure(tables[fold, seed]) for seed in SEEDS])) for fold in FOLDS]
 
 
@@ -140,7 +140,7 @@ def test_calibration_is_a_table_of_bins(row, tables):
 
 
 def test_the_interval_equals_a_naive_loop_over_resamples(folder, study, row, tables):
-    """The same draws, but photographs repeated one by one, and scikit-learn's kappa."""
+    """Repeat the drawn photographs one by one and use the kappa of scikit-learn."""
     samples = []
     by_fold = {fold: counts_of_groups(folder, fold) for fold in FOLDS}
     for b in range(200):
@@ -160,7 +160,7 @@ def test_the_interval_equals_a_naive_loop_over_resamples(folder, study, row, tab
 
 
 def counts_of_groups(folder, fold) -> tuple[list[list[str]], np.ndarray]:
-    """Photographs of each test group of a fold, by the group's name, and how often each is drawn."""
+    """Return the test photographs of each group of a fold, and how often each group is drawn."""
     from drgrade.stats.bootstrap import TestFold, draws
 
     split = pd.read_csv(

@@ -1,4 +1,4 @@
-"""The whole study: what is refused, what a half-finished sweep says, facts and notes."""
+"""Errors, unfinished sweeps, facts and notes of a study."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ from drgrade.reporting.study import build_study
 
 
 def refused(tmp_path, message, **options) -> str:
-    """Two sweeps that must not stand in one table."""
+    """Check that two sweeps cannot be reported together."""
     write_runs(tmp_path / "one", [ROTATION], [1.0])
     write_runs(tmp_path / "other", [RANDOM], [1.0], **options)
     with pytest.raises(DataError, match=message) as error:
@@ -77,7 +77,7 @@ def test_a_split_from_a_file_does_not_mix_with_drawn_folds(tmp_path):
         build_study([tmp_path])
 
 
-def test_other_test_photographs_in_a_fold_are_refused_whatever_the_config_says(tmp_path):
+def test_other_test_photographs_in_a_fold_are_refused_with_equal_configs(tmp_path):
     one = write_runs(tmp_path / "one", [ROTATION], [1.0])
     other = write_runs(tmp_path / "other", [RANDOM], [1.0], split_seed=1)
     for run in other:
@@ -159,7 +159,7 @@ def test_a_run_twice_with_different_figures_is_refused(tmp_path):
     assert str(other[0]) in str(error.value)
 
 
-def test_a_half_finished_sweep_is_reported_and_says_what_is_missing(tmp_path):
+def test_an_unfinished_sweep_lists_its_missing_runs(tmp_path):
     runs = write_runs(tmp_path / "study", [ROTATION, RANDOM], [0.1, 1.0])
     fail_run(runs[0], "RuntimeError: out of memory")  # pre-trained, 10 %
     stop_run(runs[3])  # pre-trained, 100 %
@@ -212,7 +212,7 @@ def test_a_failed_attempt_that_was_repeated_elsewhere_is_not_missing(tmp_path):
     assert any("is replaced by" in note for note in study.notes)
 
 
-def test_names_of_missing_runs_say_which_sweep_where_there_are_several(tmp_path):
+def test_names_of_missing_runs_contain_the_sweep_if_there_are_several(tmp_path):
     for name, method in (("one", ROTATION), ("two", RANDOM)):
         fail_run(write_runs(tmp_path / name, [method], [1.0])[0])
     names = [missing.name for missing in build_study([tmp_path], resamples=20).missing]
@@ -229,7 +229,7 @@ def test_neither_the_order_of_folders_nor_of_lines_changes_a_figure(parts, order
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    """Runs one by one, and the study of all of them; then the lines of every file are shuffled."""
+    """Return runs with shuffled lines, and the study computed before shuffling."""
     folder = tmp_path_factory.mktemp("study")
     runs = write_runs(folder, sweep=None)
     expected = build_study([folder], resamples=50)
@@ -241,7 +241,7 @@ def parts(tmp_path_factory):
 
 
 def assert_same(one, other):
-    """Equal to the last bit, arrays included."""
+    """Assert bitwise equality, including arrays."""
     if dataclasses.is_dataclass(one):
         for field in dataclasses.fields(one):
             assert_same(getattr(one, field.name), getattr(other, field.name))
@@ -273,7 +273,7 @@ def test_another_seed_draws_others(tmp_path):
     assert one.mean.interval != other.mean.interval
 
 
-def test_facts_say_where_figures_come_from(tmp_path):
+def test_facts_contain_data_and_provenance(tmp_path):
     runs = write_runs(tmp_path / "study", seeds=(0, 3))
     study = build_study([tmp_path / "study"], resamples=20, title="A title")
     assert study.title == "A title"
@@ -294,14 +294,14 @@ def test_facts_say_where_figures_come_from(tmp_path):
     assert len(study.splits) == 2 * 3
 
 
-def test_single_runs_say_their_own_command(tmp_path):
+def test_facts_contain_the_command_of_single_runs(tmp_path):
     write_runs(tmp_path, [RANDOM], [1.0], sweep=None)
     assert (
         build_study([tmp_path], resamples=20).provenance["commands"] == "train.py method=rotation init=random"
     )
 
 
-def test_notes_say_what_a_reader_has_to_know(tmp_path):
+def test_notes_contain_caveats(tmp_path):
     unknown = FakeMethod(("method=other", "init=imagenet"), saw_test=None)
     runs = write_runs(tmp_path, [ROTATION, RANDOM, unknown], [1.0])
     change_json(runs[0] / "provenance.json", commit="b" * 40 + "+")
@@ -323,7 +323,7 @@ def test_notes_say_what_a_reader_has_to_know(tmp_path):
         assert expected in notes
 
 
-def test_validation_within_the_fraction_is_said(tmp_path):
+def test_validation_within_the_fraction_is_noted(tmp_path):
     write_runs(tmp_path, [FakeMethod((*RANDOM.overrides, "protocol.val_within_fraction=true"))], [1.0])
     notes = build_study([tmp_path], resamples=20).notes
     assert "Protocol published: validation labels are part of the label fraction." in notes
@@ -335,7 +335,7 @@ def test_published_figures_of_the_same_data_need_no_note(tmp_path):
     assert not any("Published results" in note for note in build_study([tmp_path], resamples=20).notes)
 
 
-def test_pretraining_costs_are_told_once_for_each_encoder(tmp_path):
+def test_pretraining_costs_are_listed_once_per_encoder(tmp_path):
     encoder, gone = tmp_path / "encoders" / "rotation-x", tmp_path / "encoders" / "gone"
     encoder.mkdir(parents=True)
     facts = {"seconds": 50.0, "images": 500, "devices": 1}
@@ -387,7 +387,7 @@ def test_folds_without_a_grade_are_named(tmp_path):
             assert bool(named) == (grade not in set(tested))
 
 
-def test_a_row_of_two_pretrainings_is_told(tmp_path):
+def test_different_encoders_of_a_method_are_noted(tmp_path):
     runs = write_runs(tmp_path, [ROTATION], [1.0])
     for run in runs:
         change_json(run / "metrics.json", encoder_hash="a")

@@ -1,4 +1,4 @@
-"""Markdown, CSV, LaTeX, JSON and the terminal's table say what the study says."""
+"""Markdown, CSV, LaTeX, JSON and plain text contain the values of the study."""
 
 import io
 import json
@@ -35,7 +35,7 @@ def study():
 
 @pytest.fixture(scope="module")
 def folder(study, tmp_path_factory):
-    """A report as it is written: a small one, since every figure takes its time."""
+    """Write a small report, because drawing figures is slow."""
     rows = [row for row in study.rows if row.label_fraction in (0.05, 1.0)]
     comparisons = [each for each in study.comparisons if each.label_fraction in (0.05, 1.0)]
     folder = tmp_path_factory.mktemp("report") / "made" / "deep"
@@ -48,7 +48,7 @@ def read(study, name):
 
 
 def markdown_rows(text, title):
-    """Cells of the table below a heading."""
+    """Return the cells of the table below a heading."""
     part = text.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
     lines = [line for line in part.splitlines() if line.startswith("| ")]
     return [[cell.strip().replace("**", "") for cell in line.strip("| ").split(" | ")] for line in lines]
@@ -95,7 +95,7 @@ def test_what_an_earlier_report_left_is_removed_and_nothing_else(study, tmp_path
     assert (tmp_path / "notes.txt").exists()
 
 
-def test_a_folder_that_cannot_be_written_is_said(study, tmp_path):
+def test_a_folder_that_cannot_be_written_is_an_error(study, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"cannot write the report to .*out=DIR"):
         write_report(replace(study, rows=study.rows[:1], comparisons=[]), tmp_path / "file" / "report")
@@ -188,13 +188,13 @@ def test_markdown_has_the_comparisons(folder, study):
     assert [line[4] for line in lines] == [str(each.folds) for each in expected]
 
 
-def test_markdown_says_what_is_missing(folder):
+def test_markdown_lists_missing_runs(folder):
     text = (folder / "report.md").read_text()
     assert "Incomplete: 1 of 100 runs has no result (1 failed)." in text
     assert r"msssl-ssl\_0.5\_fold-4: failed, CUDA out of memory \<at step 7\>" in text
 
 
-def test_nothing_says_nan(folder):
+def test_no_file_contains_nan(folder):
     for name in ("report.html", "report.md", "tables.tex", "study.json"):
         assert not re.search(r"\bnan\b", (folder / name).read_text(), re.IGNORECASE), name
 
@@ -207,14 +207,14 @@ def test_every_dash_has_its_reason(study):
         assert bool(dashes) == any(remark.startswith(formatting.DASH) for remark in table.remarks), table.name
 
 
-def test_a_single_fold_has_no_standard_deviation_and_says_so(study):
+def test_a_single_fold_has_a_dash_for_the_standard_deviation(study):
     row = replace(study.rows[0], folds={"published": 0.3}, sd=math.nan)
     table = main_table(replace(study, rows=[row], published=[]))
     assert table.groups[0].lines[0][6] == formatting.DASH
     assert "a single fold has no standard deviation" in table.remarks[0]
 
 
-def test_what_was_not_recorded_is_said(study):
+def test_unrecorded_costs_are_dashes_with_a_reason(study):
     table = costs_table(study)
     line = table.groups[1].lines[FRACTIONS.index(0.1)]
     assert line == ["10 %", formatting.DASH, formatting.DASH, formatting.DASH]
@@ -262,12 +262,12 @@ def test_what_json_cannot_hold_is_an_error(study):
 
 
 def tokens(text):
-    """LaTeX as commands, single characters and braces; comments are left out."""
+    """Split LaTeX into commands, characters and braces, without comments."""
     return re.findall(r"\\[a-zA-Z]+\*?|\\.|.", re.sub(r"(?<!\\)%.*", "", text), re.DOTALL)
 
 
 def check_latex(text):
-    """Braces, math and environments are closed; tables have as many cells in each line as columns."""
+    """Assert that braces, math and environments are closed and lines have as many cells as columns."""
     depth, opened = 0, []
     for token in tokens(text):
         depth += (token == "{") - (token == "}")
@@ -304,7 +304,7 @@ def test_latex_is_well_formed_and_has_the_numbers(folder, study):
 
 
 def test_a_latex_line_never_begins_with_an_argument(study):
-    """TeX would take ``[`` after a rule or a line's end for one; it did not end."""
+    """TeX reads ``[`` after a rule or the end of a line as an optional argument."""
     method = replace(study.methods[0], label="[a] *b")
     text = render_latex(replace(study, methods=[method, *study.methods[1:]]))
     assert not [line for line in text.splitlines() if line.startswith(("[", "*"))]
@@ -342,7 +342,7 @@ def tables_below(text, title):
 
 
 def render_markdown_only(study):
-    """Markdown without the time that many figures take."""
+    """Render Markdown without drawing figures."""
     from drgrade.reporting.figures.all_figures import ReportFigures
     from drgrade.reporting.figures.canvas import ReportFigure
 
@@ -432,6 +432,6 @@ def test_statuses_are_counted_in_their_order(study):
     assert unfinished(replace(study, missing=[])) == ""
 
 
-def test_a_method_says_what_its_pretraining_saw():
+def test_pretraining_remarks_of_methods():
     assert Method("k", "l", "p", "ssl", {}, False).pretraining_remark == ""
     assert "unknown" in Method("k", "l", "p", "ssl", {}, None).pretraining_remark
