@@ -10,7 +10,12 @@ from drgrade.data.datamodules import GradingDataModule
 from drgrade.files import write_text
 from drgrade.metrics.distributed import Predictions
 from drgrade.metrics.functional import confusion_matrix, quadratic_weighted_kappa
-from drgrade.models.calibration import Calibration, calibrated_metrics, cross_fitted_metrics, fit_calibration
+from drgrade.models.calibration import (
+    Calibration,
+    calibrated_metrics,
+    cross_fitted_metrics,
+    fit_calibration,
+)
 from drgrade.runs.run_dir import CALIBRATION, write_validation
 from drgrade.tasks.grading import GradingTask
 from drgrade.training.distributed import is_main_process, wait_for_all

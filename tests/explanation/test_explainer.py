@@ -7,8 +7,15 @@ import torch.nn.functional as F
 
 from drgrade.data.normalisation import normalise
 from drgrade.errors import ConfigError
-from drgrade.explanation.attribution import attention_map, grad_cam, rollout, weighted_rollout
-from drgrade.explanation.explainer import TARGETS, Explainer, available_maps
+from drgrade.explanation.explainer import (
+    TARGETS,
+    Explainer,
+    attention_map,
+    available_maps,
+    grad_cam,
+    rollout,
+    weighted_rollout,
+)
 from drgrade.models.encoder import Encoder, TimmEncoder
 from drgrade.models.feature_maps import MapLayer
 from drgrade.prediction.grader import Grader

@@ -26,13 +26,7 @@ from drgrade.exporting import export as job
 from drgrade.exporting import graph as torch_file
 from drgrade.exporting import onnx_file
 from drgrade.exporting.export import export
-from drgrade.exporting.graph import (
-    OUTPUTS,
-    ExportedGrader,
-    ParityError,
-    check_parity,
-    random_discs,
-)
+from drgrade.exporting.graph import OUTPUTS, ExportedGrader, ParityError, check_parity, random_discs
 from drgrade.models.encoder import TimmEncoder
 from drgrade.models.grading_model import GradingModel
 from drgrade.models.heads import CornHead, CumulativeHead, RegressionHead, SoftmaxHead

@@ -1,8 +1,7 @@
 import torch
 import torch.nn.functional as F
 
-from drgrade.models.msssl import resize
-from drgrade.models.msssl_blocks import CBAM, ChannelAttention, DeepLearner, FeaturePyramid, SpatialAttention
+from drgrade.models.msssl import CBAM, ChannelAttention, DeepLearner, FeaturePyramid, SpatialAttention, resize
 
 
 def test_channel_attention_is_equation_2_of_the_paper():

@@ -11,7 +11,12 @@ from torch.utils.data import DataLoader
 
 from drgrade.data.datamodules import PretextDataModule
 from drgrade.metrics.distributed import gather_rows
-from drgrade.metrics.functional import confusion_matrix, effective_rank, feature_std, quadratic_weighted_kappa
+from drgrade.metrics.functional import (
+    confusion_matrix,
+    effective_rank,
+    feature_std,
+    quadratic_weighted_kappa,
+)
 from drgrade.models.encoder import Encoder
 from drgrade.models.probes import knn_shares
 from drgrade.tasks.pretext import PretextTask
