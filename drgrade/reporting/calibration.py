@@ -67,27 +67,16 @@ def resample_calibrated(
     Returns:
         One entry for each run; None if its calibration was not fitted.
     """
-    fitted = [run for run in runs if run.calibration.photographs]
-    if not fitted:
-        return [None] * len(runs)
-    after = {id(run): _calibrated(run) for run in fitted}
-    sums = [_sums_by_group(fold, run, after[id(run)]) for run in fitted]
-    parts: list[list[CalibrationScores]] = [[] for _ in fitted]
-    for counts in draws(fold, resamples, seed):
-        for own, of_run in zip(sums, parts, strict=True):
-            of_run.append(_figures(counts @ own))
-    made = {
-        id(run): CalibratedRun(
-            after[id(run)], _figures(own.sum(axis=0, keepdims=True)), _concatenated(of_run)
-        )
-        for run, own, of_run in zip(fitted, sums, parts, strict=True)
-    }
-    return [made.get(id(run)) for run in runs]
+    return [
+        _resample_run(fold, run, resamples, seed) if run.calibration.photographs else None for run in runs
+    ]
 
 
-def _calibrated(run: Run) -> Floats:
-    found: Floats = run.calibration.probabilities(torch.from_numpy(run.probabilities)).numpy()
-    return found
+def _resample_run(fold: TestFold, run: Run, resamples: int, seed: int) -> CalibratedRun:
+    probabilities = run.calibration.probabilities(torch.from_numpy(run.probabilities)).numpy()
+    sums = _sums_by_group(fold, run, probabilities)
+    samples = [_figures(counts @ sums) for counts in draws(fold, resamples, seed)]
+    return CalibratedRun(probabilities, _figures(sums.sum(axis=0, keepdims=True)), _concatenate(samples))
 
 
 def _sums_by_group(fold: TestFold, run: Run, calibrated: Floats) -> Floats:
@@ -134,8 +123,6 @@ def _figures(sums: Floats) -> CalibrationScores:
     return CalibrationScores(loss / count[:, None], ece, qwk, hits.reshape(len(sums), 2, -1), totals)
 
 
-def _concatenated(parts: Sequence[CalibrationScores]) -> CalibrationScores:
-    def joined(name: str) -> Floats:
-        return np.concatenate([getattr(part, name) for part in parts])
-
-    return CalibrationScores(*map(joined, ("nll", "ece", "qwk", "hits", "totals")))
+def _concatenate(parts: Sequence[CalibrationScores]) -> CalibrationScores:
+    names = ("nll", "ece", "qwk", "hits", "totals")
+    return CalibrationScores(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))

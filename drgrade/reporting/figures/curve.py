@@ -122,14 +122,8 @@ def _draw(
         _line(axes, rows, look.colour, "-", 1.4, aside)
         _means(picture, axes, rows, method.label, look, aside, width=2.6, alpha=0.35, size=4.5)
     for label in dict.fromkeys(row.label for row in panel.papers):
-        _published(
-            picture,
-            axes,
-            [row for row in panel.papers if row.label == label],
-            papers[label],
-            3.5,
-            ranges=False,
-        )
+        rows_of_paper = [row for row in panel.papers if row.label == label]
+        _published(picture, axes, rows_of_paper, papers[label], 3.5, ranges=False)
     axes.set_title(textwrap.fill(panel.name, _TITLE_CHARACTERS), fontsize=_SMALL, pad=3)
 
 
