@@ -1,1 +1,1 @@
-"""Templates and styles shared by all HTML pages."""
+"""Templates and styles of HTML pages."""

@@ -1,1 +1,1 @@
-"""Reports: from the folders of runs to tables, figures and pages."""
+"""Reports of runs: tables, figures, HTML page and W&B dashboard."""

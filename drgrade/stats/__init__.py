@@ -1,1 +1,1 @@
-"""Bootstrap, intervals and number formatting."""
+"""Bootstrap, significance tests, curves and number formatting."""

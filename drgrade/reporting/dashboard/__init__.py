@@ -1,1 +1,1 @@
-"""A sweep's workspace and report in Weights & Biases."""
+"""W&B dashboard of a sweep."""

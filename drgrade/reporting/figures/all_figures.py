@@ -21,7 +21,7 @@ class Details:
 
     @property
     def all(self) -> list[ReportFigure]:
-        """All of them."""
+        """All figures."""
         return [*self.confusions, *self.calibration, *self.recall, *self.roc]
 
 
@@ -35,7 +35,7 @@ class ReportFigures:
 
     @property
     def all(self) -> list[ReportFigure]:
-        """All of them."""
+        """All figures."""
         return [
             *self.curves,
             *self.differences,
