@@ -328,8 +328,8 @@ def test_the_page_loads_nothing_and_shows_every_count(finished_run, elsewhere, r
     assert "25 photographs in" in page
     assert "no medical device" in page
     confusion = pd.read_csv(folder / "confusion.csv", index_col=0).to_numpy()
-    cells = re.findall(r"grade (\d) \(\w+\), (right|taken for grade \d)\n(\d+) of", page)
+    cells = re.findall(r"grade (\d) \(\w+\), (correct|predicted as grade \d)\n(\d+) of", page)
     assert len(cells) == 25
     for true, verdict, count in cells:
-        called = true if verdict == "right" else verdict[-1]
+        called = true if verdict == "correct" else verdict[-1]
         assert confusion[int(true), int(called)] == int(count)
