@@ -21,7 +21,7 @@ MARGIN = 118
 
 def choose(photographs: list[PlannedPhotograph], grade: int) -> list[PlannedPhotograph]:
     """Choose photographs of one grade from as many cameras as possible."""
-    # Every row starts with another camera, so that the columns look mixed.
+    # Each row starts with a different camera, so that each column shows several cameras.
     of_grade = sorted((p for p in photographs if p.grade == grade), key=lambda p: (p.camera + 3 * grade) % 8)
     by_camera = {photograph.camera: photograph for photograph in reversed(of_grade)}
     chosen = list(reversed(by_camera.values()))
@@ -51,7 +51,7 @@ def label(grade: int) -> npt.NDArray[np.uint8]:
 
 
 def main() -> None:
-    """Write the sheet."""
+    """Write the contact sheet."""
     parser = argparse.ArgumentParser(description=__doc__)
     default = Path(__file__).parents[1] / "docs" / "images" / "demo.jpg"
     parser.add_argument("--out", type=Path, default=default, help="file to write")

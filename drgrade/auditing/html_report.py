@@ -1,4 +1,4 @@
-"""HTML page of an audit: one file without scripts."""
+"""Output folder of an audit: tables and an HTML page without scripts."""
 
 import base64
 import json
@@ -117,7 +117,7 @@ def render(audit: Audit) -> str:
 
 
 def _pictures(audit: Audit) -> Callable[[int], str]:
-    """A function from a row of the manifest to the photograph as a data URI; each is encoded once."""
+    """Return a cached function that encodes the photograph of a manifest row as a data URI."""
 
     @cache
     def picture(row: int) -> str:
@@ -131,7 +131,7 @@ def _pictures(audit: Audit) -> Callable[[int], str]:
 
 
 def _verdict(audit: Audit) -> tuple[str, str]:
-    """State and sentence at the top of the page."""
+    """Return the state and the sentence at the top of the page."""
     if audit.failing:
         listed = ", ".join(f"{FINDINGS[kind].title.lower()} ({audit.counts[kind]})" for kind in audit.failing)
         return "error", f"Failed: {listed}"
@@ -209,7 +209,7 @@ def _pairs(audit: Audit, picture: Callable[[int], str]) -> dict[str, Any]:
 
 
 def _note(pair: dict[str, Any]) -> str:
-    """How the second photograph of a near-duplicate differs."""
+    """Describe how the second photograph of a near-duplicate differs."""
     if pair["kind"] == "identical":
         return ""
     notes = ["mirrored"] if pair["mirrored"] else []
@@ -222,7 +222,7 @@ def _of_kind(audit: Audit, kind: str) -> pd.DataFrame:
 
 
 def _patients(audit: Audit) -> dict[str, Any]:
-    """Patients on both sides of a published split, for a table."""
+    """Return the table of patients on both sides of a published split."""
     found = _of_kind(audit, "patient_across_splits")
     return {"rows": rows(found.head(_IN_LIST)), "total": len(found), "compared": audit.patients_compared}
 
@@ -237,7 +237,7 @@ def _gallery(audit: Audit, kind: str, picture: Callable[[int], str]) -> dict[str
 
 
 def _list(audit: Audit, kind: str) -> dict[str, Any] | None:
-    """Findings of which there is no picture."""
+    """Return the findings without a photograph in the store."""
     found = _of_kind(audit, kind)
     unseen = found[found["row"].isna()]
     if unseen.empty:
@@ -250,7 +250,7 @@ _CHART_LEFT, _CHART_WIDTH, _BAR_STEP = 110.0, 360.0, 26.0
 
 
 def _chart(found: Probe) -> dict[str, Any]:
-    """What the template needs to draw a probe: QWK from 0 to 1 on the horizontal axis."""
+    """Return the chart of a probe for the template, with QWK on the horizontal axis."""
     if found.skipped:
         return {"probe": found, "bars": []}
     ordered = sorted(FEATURES, key=lambda name: -found.single[name])
@@ -288,7 +288,7 @@ def _sorted(values: dict[str, float]) -> Sequence[str]:
 
 
 def _at(qwk: float) -> float:
-    """Place of a QWK on the axis, which begins at -0.2."""
+    """Return the position of a QWK on the axis, which starts at -0.2."""
     return round(_CHART_LEFT + _CHART_WIDTH * (min(max(qwk, -0.2), 1.0) + 0.2) / 1.2, 1)
 
 
@@ -297,17 +297,18 @@ QUALITY_FILE, FACTS_FILE = "quality.csv", "audit.json"
 
 
 def write_audit(audit: Audit, folder: Path) -> Path:
-    """Write an audit's folder, whole or not at all; an earlier audit in it is replaced.
+    """Write the folder of an audit atomically; replace an earlier audit in it.
 
     Args:
-        audit: What was found.
-        folder: Where: ``index.html``, ``findings.csv``, ``pairs.csv``, ``quality.csv``, ``audit.json``.
+        audit: Result of the audit.
+        folder: Output folder: ``index.html``, ``findings.csv``, ``pairs.csv``, ``quality.csv`` and
+            ``audit.json``.
 
     Returns:
-        The page.
+        Path of the page.
 
     Raises:
-        ConfigError: If the folder is there and holds something else.
+        ConfigError: If the folder exists and holds something other than an audit.
         DataError: If it cannot be written.
     """
     check_target(folder)
@@ -329,10 +330,10 @@ def write_audit(audit: Audit, folder: Path) -> Path:
 
 
 def check_target(folder: Path) -> None:
-    """Check that nothing but an audit would be replaced.
+    """Check that the folder is missing, empty or an audit.
 
     Raises:
-        ConfigError: If something would.
+        ConfigError: If it holds something else.
     """
     if (
         folder.exists()
@@ -354,7 +355,7 @@ def _write(audit: Audit, folder: Path) -> None:
 def _replace(unfinished: Path, folder: Path) -> None:
     if folder.is_dir():
         old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-        os.replace(folder, old)  # noqa: PTH105  (Path.replace is the same; an empty folder may be replaced)
+        os.replace(folder, old)  # noqa: PTH105  (Path.replace is equivalent; the target is an empty folder)
         unfinished.rename(folder)
         shutil.rmtree(old)
     else:

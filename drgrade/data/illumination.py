@@ -1,8 +1,7 @@
-"""Normalisation of the illumination of a crop, chosen by ``data.illumination``; a store holds one kind.
+"""Normalisation of the illumination of a crop, selected by ``data.illumination``.
 
-A fundus photograph is lit unevenly, and each one differently. The functions take a crop and where it shows
-the disc as recorded (:func:`drgrade.data.geometry.recorded_mask`), look at nothing outside, and leave black
-there.
+The functions take a crop and the mask of the recorded disc (:func:`drgrade.data.geometry.recorded_mask`).
+They ignore the pixels outside the mask and return black there.
 """
 
 from collections.abc import Callable
@@ -19,22 +18,22 @@ Mask = npt.NDArray[np.bool_]
 Illumination = Callable[[Pixels, Mask], Pixels]
 
 GRAHAM_GAIN, GRAHAM_SIGMA, GRAHAM_GREY = 4.0, 1 / 30, 128.0
-"""Factor on the difference from the local mean, the blur's standard deviation in radii of the disc, and the
-level that the local mean becomes."""
+"""Factor on the difference from the local mean, standard deviation of the blur in radii of the disc, and
+level that the local mean is mapped to."""
 
 CLAHE_CLIP, CLAHE_GRID = 2.0, 8
-"""Largest count of a level in a tile as a multiple of the mean count; number of tiles along each side."""
+"""Clip limit as a multiple of the mean count of a level in a tile; number of tiles along each side."""
 
-_RIM = 0.03  # width in radii: there the disc fades into the surround
+_RIM = 0.03  # width, in radii, of the edge where the disc fades into the surround
 
 
 def ben_graham(crop: Pixels, mask: Mask) -> Pixels:
-    """Subtract the local mean colour, as the winner of the Kaggle competition of 2015 did.
+    """Subtract the local mean colour.
 
-    B. Graham, Kaggle Diabetic Retinopathy Detection competition report, 2015: 4 I - 4 (G * I) + 128 for
-    each channel, with a Gaussian G whose standard deviation is 1/30 of the disc's radius. Here the mean is
-    one over the disc only (normalised convolution: G * (w I) / (G * w), with w = 1 inside), so that the black
-    surround causes no glow along the rim.
+    B. Graham, Kaggle Diabetic Retinopathy Detection competition report (winner), 2015: 4 I - 4 (G * I) + 128
+    for each channel, with a Gaussian G whose standard deviation is 1/30 of the disc's radius. Here the mean
+    is taken over the disc only (normalised convolution: G * (w I) / (G * w), with w = 1 inside), so that the
+    black surround causes no glow along the rim.
 
     Args:
         crop: RGB, uint8 of shape (S, S, 3).
@@ -46,7 +45,7 @@ def ben_graham(crop: Pixels, mask: Mask) -> Pixels:
     radius = len(crop) / 2
     weight = _without_rim(mask, radius).astype(np.float32)[..., None]
     total = _blurred(weight * crop, GRAHAM_SIGMA * radius)
-    # Further than the kernel reaches from any pixel that counts there is nothing to subtract.
+    # Beyond the reach of the kernel from any pixel with weight, nothing is subtracted.
     share = _blurred(weight, GRAHAM_SIGMA * radius)[..., None]
     mean = np.divide(total, share, out=crop.astype(np.float32), where=share > 1e-6)
     result = GRAHAM_GAIN * (crop - mean) + GRAHAM_GREY
@@ -54,10 +53,10 @@ def ben_graham(crop: Pixels, mask: Mask) -> Pixels:
 
 
 def clahe(crop: Pixels, mask: Mask) -> Pixels:
-    """Equalise the histogram of lightness locally, with limited contrast; colours stay.
+    """Equalise the histogram of lightness locally with limited contrast; keep the colours.
 
-    K. Zuiderveld, Graphics Gems IV, 1994, on the L channel of CIELAB, with OpenCV's tiles and limit. Before
-    that the disc is continued beyond its edge by reflection, so that no tile counts the black surround.
+    K. Zuiderveld, Graphics Gems IV, 1994, on the L channel of CIELAB, with OpenCV's tiles and limit. The
+    disc is first extended beyond its edge by reflection, so that no tile counts the black surround.
 
     Args:
         crop: RGB, uint8 of shape (S, S, 3).
@@ -73,14 +72,14 @@ def clahe(crop: Pixels, mask: Mask) -> Pixels:
 
 
 ILLUMINATIONS: dict[str, Illumination | None] = {"none": None, "ben_graham": ben_graham, "clahe": clahe}
-"""The choices for ``data.illumination``; None leaves the crop as it is."""
+"""Choices of ``data.illumination``; None keeps the crop unchanged."""
 
 
 def check_illumination(name: str) -> None:
-    """Stop at a wrong name before anything has been prepared.
+    """Check the value of ``data.illumination``.
 
     Raises:
-        ConfigError: If ``data.illumination`` has no such choice.
+        ConfigError: If the name is unknown.
     """
     if name not in ILLUMINATIONS:
         raise ConfigError(f"data.illumination={name} is unknown: choose one of {', '.join(ILLUMINATIONS)}")
@@ -92,13 +91,13 @@ def illuminate(name: str, crop: Pixels, disc: Disc) -> Pixels:
     Args:
         name: One of :data:`ILLUMINATIONS`.
         crop: RGB, uint8 of shape (S, S, 3), cut out by :func:`drgrade.data.geometry.crop_disc`.
-        disc: The disc that it was cut out with.
+        disc: Disc of the crop.
 
     Returns:
         uint8 of shape (S, S, 3).
 
     Raises:
-        ConfigError: If there is no such name.
+        ConfigError: If the name is unknown.
     """
     check_illumination(name)
     normalise = ILLUMINATIONS[name]
@@ -106,17 +105,17 @@ def illuminate(name: str, crop: Pixels, disc: Disc) -> Pixels:
 
 
 def reflected(crop: Pixels, mask: Mask) -> Pixels:
-    """Continue what is inside a mask beyond its edge.
+    """Extend the inside of a mask beyond its edge by reflection.
 
     Args:
         crop: uint8 of shape (S, S, C).
         mask: (S, S).
 
     Returns:
-        The crop; outside the mask every pixel shows the one that lies as far beyond the nearest pixel inside,
-        or, if that is not inside, the nearest pixel. Unchanged where the mask is empty.
+        The crop, in which each pixel outside the mask is replaced by its reflection at the nearest pixel
+        inside, or by the nearest pixel if the reflection is not inside. Unchanged if the mask is empty.
     """
-    from scipy import ndimage  # the processes that prepare a store import nothing that they do not need
+    from scipy import ndimage  # imported here to keep the start of preparation workers fast
 
     if not mask.any():
         return crop
@@ -128,7 +127,7 @@ def reflected(crop: Pixels, mask: Mask) -> Pixels:
 
 
 def _without_rim(mask: Mask, radius: float) -> Mask:
-    """The mask less the rim, where the disc fades into the surround and does not show the retina's colour."""
+    """Remove the rim from a mask, where the disc fades into the surround."""
     place = (np.arange(len(mask)) + 0.5) / radius - 1
     return np.asarray(mask & (place[:, None] ** 2 + place**2 <= (1 - _RIM) ** 2))
 

@@ -1,4 +1,4 @@
-"""Reading one photograph from disk, whatever the camera, viewer or archive made of it."""
+"""Reading of single photographs from disk, with conversion to upright 8-bit RGB."""
 
 import hashlib
 import struct
@@ -17,15 +17,15 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from drgrade.errors import DataError
 
 MAX_PIXELS = 100_000_000
-"""Larger photographs are refused before anything is decoded; a fundus camera writes 5-25 million."""
+"""Limit in pixels; larger photographs are refused before decoding. Fundus cameras write 5-25 million."""
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".ppm")
-"""File name endings that are taken for photographs, in lower case."""
+"""Extensions of photographs, in lower case."""
 
 NO_PERMISSION = "no permission to read the file"
 
 NO_MEMORY = "not enough memory to decode it"
-"""The one reason that another attempt may not find again."""
+"""The only reason that may not recur in another attempt."""
 
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "PPM", "GIF")
 _EXIF_ORIENTATION = 0x0112
@@ -40,13 +40,13 @@ _DECODER_ERRORS = (
     struct.error,
     zlib.error,
 )
-"""What Pillow's decoders raise on damaged files."""
+"""Exceptions raised by Pillow's decoders on damaged files."""
 
 _pillow_settings = threading.RLock()
 
 
 class UnreadablePhotograph(DataError):
-    """A file is not a photograph that can be used; the message is the reason, without the path."""
+    """Unusable file; the message is the reason, without the path."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class DecodedImage:
 
     Attributes:
         pixels: RGB, uint8 of shape (H, W, 3), upright.
-        conversions: What had to be changed to get there, in words; empty for an ordinary 8-bit RGB file.
+        conversions: Descriptions of the conversions; empty for an ordinary 8-bit RGB file.
         full_size: (width, height) in pixels of the upright photograph at full size. ``pixels`` may be
-            smaller: see ``at_least`` of :func:`read_photograph`.
+            smaller: see ``at_least`` in :func:`read_photograph`.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -70,9 +70,9 @@ def read_photograph(path: Path, *, max_pixels: int = MAX_PIXELS, at_least: int |
 
     Args:
         path: The file.
-        max_pixels: Refuse larger photographs from their header, before memory is spent on them.
-        at_least: If given, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, several times faster, as
-            long as its shorter side keeps at least this many pixels.
+        max_pixels: Limit in pixels; larger photographs are refused after reading the header.
+        at_least: If given, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, which is several times
+            faster, as long as its shorter side keeps at least this many pixels.
 
     Raises:
         UnreadablePhotograph: If the file is missing, empty, truncated, damaged, too large or not an image.
@@ -85,17 +85,17 @@ def read_photograph(path: Path, *, max_pixels: int = MAX_PIXELS, at_least: int |
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file's content, as hexadecimal digits.
+    """Return the SHA-256 of a file's content as hexadecimal digits.
 
     Raises:
-        UnreadablePhotograph: If it cannot be read.
+        UnreadablePhotograph: If the file cannot be read.
     """
     with _errors_as_reasons(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _decode(image: Image.Image, max_pixels: int, at_least: int | None) -> DecodedImage:
-    """Decode an image of which only the header has been read."""
+    """Decode an opened image."""
     width, height = image.size
     if width * height > max_pixels:
         raise UnreadablePhotograph(
@@ -118,10 +118,10 @@ def _decode(image: Image.Image, max_pixels: int, at_least: int | None) -> Decode
 
 @contextmanager
 def _strict_pillow() -> Iterator[None]:
-    """Have Pillow refuse truncated files and leave the pixel limit to us, whatever other code has set.
+    """Configure Pillow to refuse truncated files and disable its pixel limit; restore both afterwards.
 
-    Both are globals of Pillow: its own limit is fixed, warns instead of refusing below twice the limit,
-    and does not know ``max_pixels``.
+    Both settings are globals of Pillow. Its pixel limit is replaced by ``max_pixels`` because it only warns
+    below twice the limit.
     """
     with _pillow_settings:
         truncated, limit = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
@@ -134,7 +134,7 @@ def _strict_pillow() -> Iterator[None]:
 
 @contextmanager
 def _errors_as_reasons(path: Path) -> Iterator[None]:
-    """Turn what goes wrong with a file into :class:`UnreadablePhotograph`."""
+    """Convert errors of a file to :class:`UnreadablePhotograph`."""
     try:
         yield
     except FileNotFoundError:
@@ -153,7 +153,7 @@ def _errors_as_reasons(path: Path) -> Iterator[None]:
 
 @cache
 def _known_formats() -> tuple[str, ...]:
-    """Those of our formats that this build of Pillow reads."""
+    """Return the supported formats that this build of Pillow reads."""
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
@@ -180,11 +180,11 @@ def _speaks_of_an_early_end(text: str) -> bool:
 
 
 def _shrink_while_decoding(image: Image.Image, at_least: int) -> None:
-    """Ask libjpeg for the smallest of 1/1 .. 1/8 whose shorter side keeps ``at_least`` pixels."""
+    """Select the smallest JPEG decoding scale, 1 to 1/8, whose shorter side keeps ``at_least`` pixels."""
     shorter = min(image.size)
     scale = max((s for s in (1, 2, 4, 8) if shorter // s >= at_least), default=1)
     if scale > 1:
-        # draft() takes the size it may not fall below. Mode None leaves the colours alone.
+        # draft() takes the minimum size. Mode None keeps the colours.
         image.draft(None, (image.width // scale, image.height // scale))
 
 
@@ -194,7 +194,7 @@ def _frame_notes(image: Image.Image) -> list[str]:
 
 
 def _is_sixteen_bit(image: Image.Image) -> bool:
-    """Whether the file holds 16 bits per channel, of which Pillow silently keeps 8 when it loads colour."""
+    """Return True for 16 bits per channel; Pillow silently reduces them to 8 when it loads colour."""
     tiles = getattr(image, "tile", None) or []
     return image.mode.startswith("I") or any(";16" in str(tile[-1]) for tile in tiles)
 
@@ -203,10 +203,10 @@ def _to_rgb(image: Image.Image, sixteen_bit: bool) -> tuple[npt.NDArray[np.uint8
     """Convert any mode to (H, W, 3) uint8.
 
     Returns:
-        The pixels, and what was changed.
+        The pixels, and descriptions of the conversions.
 
     Raises:
-        ValueError: For modes without a meaning as a photograph (floating point).
+        ValueError: For floating-point pixels.
     """
     changes = ["16 bit to 8 bit"] if sixteen_bit else []
     if image.mode.startswith("I"):
@@ -227,14 +227,14 @@ def _to_rgb(image: Image.Image, sixteen_bit: bool) -> tuple[npt.NDArray[np.uint8
 
 
 def _to_eight_bit(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
-    """Reduce 16-bit grey values; cameras that record 12 bits store them in the lower 12 of 16."""
+    """Reduce 16-bit grey values to 8 bits; cameras that record 12 bits store them in the lower 12 of 16."""
     clipped = np.clip(values.astype(np.int64), 0, 65535)
     shift = 4 if clipped.max(initial=0) < 4096 else 8
     return (clipped >> shift).astype(np.uint8)
 
 
 def _without_alpha(image: Image.Image) -> tuple[Image.Image, str]:
-    """Drop the alpha channel; what is transparent becomes black, like the surround of a fundus photograph."""
+    """Drop the alpha channel; transparent pixels become black, like the surround of a fundus photograph."""
     colour = "L" if image.mode.lower().startswith("l") else "RGB"
     image = image.convert("LA" if colour == "L" else "RGBA")
     alpha = image.getchannel("A")

@@ -1,4 +1,4 @@
-"""Contact sheets of prepared photographs with the fitted discs drawn in, to look at with one's own eyes."""
+"""Contact sheets of prepared photographs with the fitted discs, for visual inspection."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,11 +16,11 @@ from drgrade.errors import ConfigError, DataError
 Pixels = npt.NDArray[np.uint8]
 
 COLUMNS, ROWS = 8, 6
-"""Photographs on one sheet."""
+"""Columns and rows of photographs on a sheet."""
 
 _PHOTO, _CROP, _LABEL, _GAP = (204, 148), 92, 15, 4  # sizes in pixels
 _DISC, _CLEAR, _TEXT, _PAPER = (255, 60, 60), (80, 255, 80), (235, 235, 235), (60, 60, 60)
-_BRIGHTER = 0.6  # exponent: a dark rim is to be seen
+_BRIGHTER = 0.6  # exponent that makes dark rims visible
 _QUALITY = 92
 _NAME = "preview-{:03d}.jpg"
 _FIXED_POINT = 4  # bits after the point in OpenCV's drawing
@@ -35,27 +35,27 @@ def write_preview(
     *,
     max_pixels: int = MAX_PIXELS,
 ) -> list[Path]:
-    """Write contact sheets of a prepared store: the photographs with their discs, and what was cut out.
+    """Write contact sheets of a prepared store: the photographs with their discs, and the crops.
 
-    Red is the fitted circle (an ellipse in a squashed file), green the largest centred circle that the camera
-    recorded. The photographs are drawn brighter than they are, the crops beside them are not. One sheet and
-    one photograph are in memory at a time. Sheets of an earlier preview in the same folder are replaced.
+    The fitted circle (an ellipse in a squashed file) is red, the largest centred circle that the camera
+    recorded is green. The photographs are brightened, the crops are not. One sheet and one photograph are in
+    memory at a time. Sheets of an earlier preview in the same folder are replaced.
 
     Args:
         manifest: Row i describes image i; columns image_id, path, grade, width, height, circle_x, circle_y,
             circle_r, clear, stretch.
         root: Folder that the paths are relative to.
-        images: The crops, RGB of shape (N, S, S, 3).
-        folder: Where the sheets are written; it is made if need be.
-        number: How many photographs, spread evenly over the manifest; all if there are no more.
-        max_pixels: Refuse larger photographs.
+        images: Crops, RGB, uint8 of shape (N, S, S, 3).
+        folder: Output folder; created if missing.
+        number: Number of photographs, spread evenly over the manifest; at most all are used.
+        max_pixels: Limit in pixels of a photograph; larger ones are refused.
 
     Returns:
-        The sheets, ``COLUMNS * ROWS`` photographs on each.
+        Paths of the sheets, each with up to ``COLUMNS * ROWS`` photographs.
 
     Raises:
         ConfigError: If ``number`` is not positive.
-        DataError: If a photograph cannot be read any more, or the folder cannot be written to.
+        DataError: If a photograph cannot be read or the folder cannot be written.
     """
     if number < 1:
         raise ConfigError(f"preview={number} is no number of photographs: 1 or more, or leave it out")
@@ -79,14 +79,14 @@ def draw_disc(
     clear: float,
     size: tuple[int, int],
 ) -> Pixels:
-    """Draw a disc and its clear circle into a photograph that is fitted, with all of the disc, into a box.
+    """Fit a photograph and its whole disc into a box and draw the disc and its clear circle.
 
     Args:
         pixels: RGB, uint8 of shape (H, W, 3).
-        centre: Of the disc, x and y in pixels.
-        radius: Of the disc, vertically, in pixels.
+        centre: Centre (x, y) of the disc in pixels.
+        radius: Vertical radius of the disc in pixels.
         stretch: Horizontal over vertical radius.
-        clear: Radius of the clear circle as a share of the disc's.
+        clear: Radius of the clear circle as a share of the disc's radius.
         size: (width, height) of the box in pixels.
 
     Returns:
@@ -111,7 +111,7 @@ def draw_disc(
 
 
 def _tile(row: "pd.Series[Any]", root: Path, crop: Pixels, max_pixels: int) -> Pixels:
-    """One photograph with its disc, its crop, and a line of text."""
+    """Return a photograph with its disc, its crop, and a line of text."""
     path = root / str(row["path"])
     try:
         pixels = read_photograph(path, max_pixels=max_pixels, at_least=_PHOTO[1]).pixels
@@ -144,14 +144,14 @@ def _label(row: "pd.Series[Any]") -> str:
 
 
 def _labelled(tile: Pixels, text: str, y: int) -> Pixels:
-    """Write a line of text; Pillow's font knows more than ASCII."""
+    """Write a line of text with Pillow, whose font supports more than ASCII."""
     image = Image.fromarray(tile)
     ImageDraw.Draw(image).text((2, y), text, fill=_TEXT, font=ImageFont.load_default(11))
     return np.array(image)
 
 
 def _sheets(tiles: Iterator[Pixels]) -> Iterator[Pixels]:
-    """Lay tiles out on sheets, row by row; the last one is as high as it needs to be."""
+    """Arrange tiles on sheets, row by row; the last sheet has only the rows that it needs."""
     sheet: list[Pixels] = []
     for tile in tiles:
         sheet.append(tile)
@@ -171,7 +171,7 @@ def _laid_out(tiles: list[Pixels]) -> Pixels:
 
 
 def _save(sheet: Pixels, path: Path) -> Path:
-    """Write a JPEG that is either not there or whole."""
+    """Write a JPEG atomically."""
     unfinished = path.with_name(f".{path.name}.unfinished")
     Image.fromarray(sheet).save(unfinished, format="JPEG", quality=_QUALITY)
     return unfinished.replace(path)
@@ -183,12 +183,12 @@ def _resized(pixels: Pixels, size: tuple[int, int]) -> Pixels:
 
 
 def _paste(onto: Pixels, what: Pixels, x: int, y: int) -> None:
-    """Put a picture into a larger one, in place; what reaches over its edges is cut off."""
+    """Copy an image into a larger one in place, cropped at its right and lower edges."""
     x, y = max(x, 0), max(y, 0)
     part = what[: onto.shape[0] - y, : onto.shape[1] - x]
     onto[y : y + part.shape[0], x : x + part.shape[1]] = part
 
 
 def _fixed(x: float, y: float) -> tuple[int, int]:
-    """Coordinates of OpenCV's drawing: pixel centres at integers, in fixed point."""
+    """Return fixed-point coordinates for OpenCV's drawing, with pixel centres at integers."""
     return round(x * 2**_FIXED_POINT), round(y * 2**_FIXED_POINT)

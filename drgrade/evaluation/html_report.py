@@ -36,7 +36,7 @@ class ReportedSet:
         estimates: Metrics of the set with intervals, by name in ``metrics.json``.
         name: ``test`` or ``external/NAME``.
         bootstrap: Bootstrap of the intervals.
-        raw: Predictions with the probabilities as the heads output them.
+        raw: Predictions with the uncalibrated probabilities of the heads.
         calibrated: Predictions with calibrated probabilities; None without a calibration.
     """
 
@@ -56,8 +56,8 @@ def write_page(
     Args:
         folder: Output folder.
         sets: One set or several, the test set first.
-        facts: Title to value of what was tested.
-        notes: Caveats.
+        facts: Titles and values that describe the model and the data.
+        notes: Caveats shown on the page.
     """
     with style():
         shown = [_set(each) for each in sets]
@@ -111,12 +111,12 @@ def _pictures(shown: ReportedSet) -> list[ReportFigure]:
 
 
 def _drawn(picture: ReportFigure, name: str) -> Markup:
-    """Return a figure as part of the page; its text was escaped when it was written as XML."""
+    """Return a figure for the page; its text is escaped when it is written as XML."""
     return Markup(inline(svg(picture), f"{name.replace('/', '-')}-{picture.name}", picture.tips, picture.alt))
 
 
 def _row(key: str, shown: ReportedSet, source: MetricSource, ece: str) -> ResultRow:
-    """Return the row of a report that the figures are drawn from."""
+    """Return the report row that holds the data of the figures."""
     grades = shown.bootstrap.fold.grades
     scores = source.probabilities[:, REFERABLE:].sum(axis=1)
     nothing = Estimate(float("nan"), _NONE)

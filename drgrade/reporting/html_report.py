@@ -23,7 +23,7 @@ _MISSING_OPEN = 8  # longer lists of missing runs are folded
 
 
 def render_page(study: Study, figures: ReportFigures) -> str:
-    """Render the page; call it inside :func:`drgrade.reporting.figures.canvas.style`.
+    """Render the page. Call it inside :func:`drgrade.reporting.figures.canvas.style`.
 
     The content security policy of the page allows only its own script, by hash.
     """
@@ -65,7 +65,7 @@ def _details(figures: ReportFigures) -> list[dict[str, Any]]:
 
 
 def _embed(picture: ReportFigure) -> Markup:
-    """Embed a figure; its text was escaped when it was written as XML."""
+    """Return a figure for the page; its text is escaped when it is written as XML."""
     return Markup(inline(svg(picture), picture.name, picture.tips, picture.alt))
 
 
