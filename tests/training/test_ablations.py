@@ -1,9 +1,10 @@
 """The experiments on MsSSL differ from msssl_10pct in what their names say, and in nothing else."""
 
+import hydra
 import pytest
 from omegaconf import OmegaConf
 
-from drgrade.config import CONF
+from drgrade.config import CONF, initialized_hydra
 from drgrade.runs.settings import changed_settings
 
 PARTS = ("vit", "fpn", "deep_learner", "cbam")
@@ -40,5 +41,6 @@ def test_the_rows_of_the_ablation_table_are_these_experiments(compose):
 
 
 def test_the_ablation_table_runs_over_all_fractions_and_folds():
-    sweeper = OmegaConf.load(CONF / "experiment" / "msssl_ablation_table.yaml").hydra.sweeper
-    assert sweeper.params == {"fold": "0,1,2,3,4", "label_fraction": "0.05,0.1,0.25,0.5,1.0"}
+    with initialized_hydra():
+        cfg = hydra.compose("train", ["+experiment=msssl_ablation_table"], return_hydra_config=True)
+    assert cfg.hydra.sweeper.params == {"fold": "0,1,2,3,4", "label_fraction": "0.05,0.1,0.25,0.5,1.0"}
