@@ -115,7 +115,9 @@ class Audit:
         for found in self.probes:
             facts |= _probe_facts(found)
         facts |= {
-            f"settings/{name}": value for name, value in vars(self.settings).items() if name != "fail_on"
+            f"settings/{name}": int(value) if isinstance(value, float) and value.is_integer() else value
+            for name, value in vars(self.settings).items()
+            if name != "fail_on"
         }
         facts["settings/fail_on"] = " ".join(self.settings.fail_on)
         return facts | {f"versions/{package}": version(package) for package in _PACKAGES}
