@@ -1,4 +1,4 @@
-"""A tiny pre-training that is stopped after its first epoch and taken up again, beside one never stopped."""
+"""Tiny pre-training that is interrupted after its first epoch and resumed, and one without interruption."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ from drgrade.training.run import train
 
 
 class PowerCut(Callback):
-    """Ends a training at the start of its second epoch."""
+    """Callback that fails at the start of the second epoch."""
 
     def on_train_epoch_start(self, trainer, pl_module):
         if trainer.current_epoch == 1:
@@ -25,11 +25,11 @@ class PowerCut(Callback):
 def interrupted_and_straight(
     compose: Callable[..., DictConfig], folder: Path, monkeypatch: pytest.MonkeyPatch, *settings: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Run a pre-training twice.
+    """Run a pre-training without and with an interruption.
 
     Returns:
-        Of the one never stopped and of the other: ``metrics``, ``state`` of the last checkpoint, and the
-        ``encoder`` left behind.
+        For the uninterrupted and the resumed run: ``metrics``, ``state`` of the last checkpoint, and the
+        saved ``encoder``.
     """
     straight = train(compose(*settings, f"paths.encoders={folder / 'first'}", run="straight"))
     original = pretraining.make_trainer

@@ -1,4 +1,4 @@
-"""Runs a function on two processes that are joined by gloo, and hands back what each returned."""
+"""Run a function on two processes with the gloo backend."""
 
 import multiprocessing
 import tempfile
@@ -11,7 +11,7 @@ from torch import distributed
 from torch import multiprocessing as mp
 
 WORLD = 2
-# Processes are forked from a server that has imported what takes seconds, once for all tests of a worker.
+# Processes are forked from a server that has imported slow modules, once for all tests of a worker.
 multiprocessing.set_forkserver_preload(["torch", "timm", "drgrade.models", "lightly.loss", "torchmetrics"])
 
 
@@ -19,11 +19,11 @@ def on_two_ranks(function: Callable[..., Any], *arguments: Any) -> list[Any]:
     """Call ``function(rank, *arguments)`` on two processes.
 
     Args:
-        function: Of a module's top level: it is pickled.
-        *arguments: Picklable.
+        function: Top-level function of a module, so that it can be pickled.
+        *arguments: Picklable values.
 
     Returns:
-        What each rank returned: tensors, numbers, or lists and dictionaries of them.
+        Results of the ranks: tensors, numbers, or lists and dictionaries of them.
     """
     with tempfile.TemporaryDirectory() as folder:
         arguments = (Path(folder), function, arguments)

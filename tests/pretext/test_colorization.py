@@ -33,12 +33,12 @@ def test_bins_are_those_that_colours_fall_into(grid):
     steps = centres / grid
     np.testing.assert_allclose(steps, steps.round(), atol=1e-6)
     assert len(np.unique(steps.round(), axis=0)) == len(centres)
-    # Of a lattice of colours in the middle of the cube and on its faces, each is in one of the bins.
+    # Each colour of a lattice in the middle of the cube and on its faces belongs to one of the bins.
     levels = np.linspace(0, 255, 24).round() / 255
     lattice = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(-1, 1, 3)
     reached = {tuple(each) for each in (rgb2lab(lattice)[:, 0, 1:] / grid).round().astype(int)}
     known = {tuple(each) for each in steps.round().astype(int)}
-    assert len(reached - known) <= 0.005 * len(known)  # rounding, right at the border of a bin
+    assert len(reached - known) <= 0.005 * len(known)  # rounding at the border of a bin
     assert len(reached) > 0.6 * len(known)
 
 
@@ -46,7 +46,7 @@ def test_every_bin_is_the_colour_of_something_that_can_be_shown():
     centres = gamut_bins(10).double().numpy()
     lightness = np.arange(0, 101, 2.0)
     lab = np.stack([np.insert(np.tile(each, (51, 1)), 0, lightness, axis=1) for each in centres])
-    with warnings.catch_warnings(action="ignore"):  # what is out of gamut is cut
+    with warnings.catch_warnings(action="ignore"):  # colours out of gamut are clipped
         shown = rgb2lab(lab2rgb(lab))[..., 1:]
     nearest = np.abs(shown - centres[:, None]).max(axis=2).min(axis=1)
     assert nearest.max() < 2 * 10
@@ -84,7 +84,7 @@ def test_the_weights_are_the_papers(seed, mix):
     found = class_weights(torch.tensor(histogram), mix).numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert (share * found).sum() == pytest.approx(1)
-    assert (np.diff(found[np.argsort(share)]) <= 1e-9).all()  # the rarer, the heavier
+    assert (np.diff(found[np.argsort(share)]) <= 1e-9).all()  # rarer bins have larger weights
 
 
 def test_without_a_colour_seen_or_fully_mixed_all_weigh_the_same():
@@ -182,7 +182,7 @@ def test_the_distribution_is_kept_in_a_checkpoint_and_the_bins_are_not():
 
 
 def test_rare_colours_get_their_share_of_the_gradient():
-    """One colour in a hundred: with all colours alike it is given up, rebalanced it is found."""
+    """A colour in 1 of 100 cells is predicted with rebalancing only."""
 
     class Brightness(nn.Module):
         num_map_features = num_features = 1

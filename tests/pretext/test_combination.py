@@ -20,7 +20,7 @@ from drgrade.training.run import train
 
 
 class Distance(Pretext):
-    """Brings the features of two views together; counts its steps."""
+    """Pretext that reduces the distance of the features of two views and counts its steps."""
 
     scores = ("distance",)
     num_views = 2
@@ -41,7 +41,7 @@ class Distance(Pretext):
 
 
 class Teaching(Distance):
-    """Leaves another encoder behind than the trained one."""
+    """Pretext that saves another encoder than the trained one."""
 
     def __init__(self, encoder):
         super().__init__(encoder)
@@ -86,7 +86,7 @@ def test_weights_weigh_gradients():
         return torch.cat([each.grad.flatten() for each in encoder.parameters()])
 
     both, more = gradient(1, 1), gradient(3, 1)
-    alone = (more - both) / 2  # of rotation
+    alone = (more - both) / 2  # loss of rotation
     torch.testing.assert_close(gradient(2, 1), both + alone, rtol=1e-3, atol=1e-6)
     assert alone.norm() > 1e-3
 
@@ -165,7 +165,7 @@ def test_views_are_those_of_the_parts_one_after_the_other():
 
 
 def common_settings():
-    """What conf/pretext/base.yaml sets besides what a pretext is."""
+    """Settings of conf/pretext/base.yaml for the length of the training and the optimiser."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         base = hydra.compose("train", ["pretext=base"]).pretext
     return {str(name) for name in base} - {"name", "head", "views"}
@@ -177,7 +177,7 @@ def test_a_part_is_rid_of_all_that_every_pretext_sets():
 
 
 def combinations():
-    """Files of conf/pretext that put others together."""
+    """Files of conf/pretext that combine pretexts."""
     files = sorted((CONF / "pretext").glob("*.yaml"))
     return [file.stem for file in files if "combination/base" in file.read_text()]
 

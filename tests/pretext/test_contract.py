@@ -46,7 +46,7 @@ def test_every_file_has_a_tiny_pretext():
 
 @pytest.mark.parametrize(("name", "encoder"), PAIRS)
 def test_every_parameter_gets_a_gradient_and_no_teacher_does(name, encoder):
-    """Drawn twice: timm starts some normalisations at zero, and a few ReLUs may all be off."""
+    """Use two draws: timm initialises some normalisations with zero, and a few ReLUs may be inactive."""
     missing = []
     for seed in (0, 1):
         made, pretext = build(name, encoder, seed=seed)
@@ -55,7 +55,7 @@ def test_every_parameter_gets_a_gradient_and_no_teacher_does(name, encoder):
                 if parameter_name.endswith("weight") and parameter.ndim == 1:
                     parameter.fill_(1)
             for parameter_name, parameter in pretext.named_parameters():
-                if parameter_name.startswith("teacher."):  # unlike its student
+                if parameter_name.startswith("teacher."):  # make it differ from its student
                     parameter += 0.1 * torch.randn_like(parameter)
         missing.append(set(without_gradient(pretext, made, views_for(name, 8, seed=seed))))
         teacher = [each for key, each in pretext.named_parameters() if key.startswith("teacher.")]
@@ -89,7 +89,7 @@ def test_the_encoder_keeps_its_weights_mode_and_parameters(name):
 def test_evaluation_draws_the_same_and_leaves_the_generator_of_training_alone(name):
     encoder, pretext = build(name)
     encoder.eval()
-    if name in (*PATCHES, "inpainting", "mae"):  # the others draw nothing
+    if name in (*PATCHES, "inpainting", "mae"):  # the others are deterministic
         assert pretext(encoder, views_for(name))[0] != pretext(encoder, views_for(name))[0]
     pretext.eval()
     state = torch.get_rng_state()
@@ -139,9 +139,9 @@ def test_a_batch_of_one_is_refused_where_photographs_are_compared(name, training
 def test_a_batch_is_learnt_by_heart(name):
     encoder, side = ("vit", SIDE) if name in ("mae", "moco_v3") else ("cnn", 32 if name in DENSE else SIDE)
     made, pretext = build(name, encoder, side)
-    pretext.eval()  # the same draws in every step
+    pretext.eval()  # equal random numbers in every step
     seen = [pictures(8)] if name == "mae" else views_for(name, 8, side)
-    if len(seen) > 1:  # views of one photograph resemble each other
+    if len(seen) > 1:  # views of one photograph are similar
         seen = [
             seen[0],
             *(seen[0] + 0.3 * each if each.shape == seen[0].shape else each for each in seen[1:]),
@@ -179,7 +179,7 @@ def configured(compose):
 
 
 def task(cfg):
-    """As drgrade.training.pretraining makes it."""
+    """Build the task as drgrade.training.pretraining does."""
     seed_everything(cfg.pretext.seed)
     made = instantiate(cfg.pretraining.task, encoder=make_encoder(cfg))
     assert isinstance(made, PretextTask)
@@ -188,7 +188,7 @@ def task(cfg):
 
 @pytest.fixture(scope="module")
 def batches():
-    """``batches(cfg)``: views to learn from and views to validate on, the same for all encoders."""
+    """``batches(cfg)``: training and validation views, the same for all encoders."""
     kept = {}
 
     def of(cfg):
@@ -250,7 +250,7 @@ def test_a_run_logs_its_scores_and_leaves_the_encoder_alone(name, compose):
 
 @pytest.mark.parametrize("name", ["moco_v3", "dino", "colorization"])
 def test_a_resumed_run_ends_as_one_never_stopped(name, compose, tmp_path, monkeypatch):
-    """These keep a state besides their weights: teacher, centre, distribution of colours."""
+    """These pretexts have a state besides their weights: teacher, centre, distribution of colours."""
     settings = [f"pretext={name}", "task=pretext", "pretext.epochs=2"]
     settings += ["pretext.local_views=2"] if name == "dino" else []
     straight, resumed = interrupted_and_straight(compose, tmp_path, monkeypatch, *settings)

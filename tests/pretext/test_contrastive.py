@@ -54,7 +54,7 @@ def test_views_that_are_embedded_together_share_the_statistics_of_the_batch():
     head = projection_head([encoder.num_features, 8])
     found = torch.cat(embed(encoder, head, seen))
     torch.testing.assert_close(found.mean(dim=0), torch.zeros(8), atol=1e-5, rtol=0)
-    assert embed(encoder, head, seen[:1])[0].mean(dim=0).abs().max() < 1e-5  # alone, its own statistics
+    assert embed(encoder, head, seen[:1])[0].mean(dim=0).abs().max() < 1e-5  # normalised on its own
     assert found[:3].mean(dim=0).abs().max() > 1e-3
 
 
@@ -66,7 +66,7 @@ def test_a_single_process_has_all_rows_there_are():
 
 
 def _pretexts():
-    """An encoder without batch statistics, and every pretext that gathers, each made anew from one seed."""
+    """Return an encoder without batch statistics and all pretexts that gather, each built with one seed."""
     made = {}
     for name in ("simclr", "exemplar"):
         torch.manual_seed(0)
@@ -84,12 +84,12 @@ def _learnt(encoder, pretext, seen):
 
 
 def _of_rank(rank, seen):
-    """Photographs of a process as the sampler deals them: every second one."""
+    """Return the photographs of a process as the sampler distributes them: every second one."""
     return [view[rank::WORLD] for view in seen]
 
 
 def _uneven(rank, seen):
-    """Three photographs for one process, two for the other."""
+    """Distribute three photographs to one process and two to the other."""
     return [view[:3] if rank == 0 else view[3:5] for view in seen]
 
 
@@ -101,7 +101,7 @@ def _on_a_rank(rank, rows, seen):
     for name, (encoder, pretext) in _pretexts().items():
         found[name] = _learnt(encoder, pretext, _of_rank(rank, seen))
         pretext.eval()
-        for _ in range(2 - rank):  # one batch more on the first process
+        for _ in range(2 - rank):  # one more batch on the first process
             found[f"{name} in validation"] = pretext(encoder, _uneven(rank, seen))[0].detach()
     return found
 
@@ -133,7 +133,7 @@ def test_two_processes_learn_what_one_would_from_the_joined_batch(ranks, name):
     largest = max(each.abs().max() for each in joined["gradients"])
     assert largest > 1e-4
     for one, *two in zip(joined["gradients"], *(found[name]["gradients"] for found in ranks), strict=True):
-        # DDP takes the mean of the gradients of all processes.
+        # DDP averages the gradients of all processes.
         torch.testing.assert_close(torch.stack(two).mean(dim=0), one, rtol=1e-3, atol=1e-5 * float(largest))
 
 

@@ -20,7 +20,7 @@ def still(size=SIDE, grid=5, **options):
 
 
 def by_hand(pretext, encoder, images):
-    """Loss and scores, one prediction at a time."""
+    """Compute loss and scores prediction by prediction."""
     grid, skip = pretext.patches.grid, pretext.skip
     codes = [
         pretext.project(encoder(pretext.patches(image[None])[0])).view(grid, grid, -1) for image in images
@@ -76,7 +76,7 @@ def test_a_context_sees_its_row_and_those_above_and_nothing_below(layers):
 def test_what_is_predicted_shows_no_pixel_of_its_context():
     pretext = CPC(Means(), overlapping(96))
     patches = pretext.patches
-    assert patches.smallest_gap(1) < 0  # neighbours do overlap
+    assert patches.smallest_gap(1) < 0  # neighbours overlap
     corners = patches.corners(300, torch.device("cpu")).view(300, 5, 5, 2)[..., 0]
     for row in range(5 - 1 - pretext.skip):
         lowest = corners[:, : row + 1].amax() + patches.cut
@@ -91,8 +91,8 @@ def test_identical_codes_give_the_loss_of_a_guess():
 
 
 def of_a_batch(images):
-    """Loss and the gradient of every parameter of a pretext that draws nothing, on an encoder without
-    batch normalisation."""
+    """Return the loss and the gradients of a deterministic pretext, on an encoder without batch
+    normalisation."""
     torch.manual_seed(0)
     encoder = vit()
     pretext = CPC(encoder, still(), code=8)
@@ -107,7 +107,7 @@ def of_a_batch(images):
 
 
 def of_a_rank(rank, images):
-    """What of_a_batch gives for the rank's half of the photographs; validation losses of 2 or 1 batches."""
+    """Return of_a_batch for a rank's half of the photographs, and losses of 2 or 1 validation batches."""
     trained = of_a_batch(images.chunk(WORLD)[rank])
     encoder = Means()
     pretext = CPC(encoder, still(), code=8).eval()
@@ -125,11 +125,11 @@ def test_two_processes_are_one_with_the_joined_batch(ranks):
     (images,) = views(batch=4)
     expected, found = of_a_batch(images), [rank["trained"] for rank in ranks]
     for name, value in expected.items():
-        # As DistributedDataParallel does it: the mean of the gradients.
+        # DistributedDataParallel averages the gradients.
         mean = torch.stack([each[name] for each in found]).mean(dim=0)
         torch.testing.assert_close(mean, value, rtol=1e-4, atol=1e-6, msg=name)
     alone = of_a_batch(images[:2])
-    assert found[0]["loss"] > alone["loss"]  # negatives of the other process count
+    assert found[0]["loss"] > alone["loss"]  # negatives of the other process are included
 
 
 def test_processes_with_unequal_numbers_of_batches_do_not_wait_for_each_other_in_validation(ranks):
@@ -137,7 +137,7 @@ def test_processes_with_unequal_numbers_of_batches_do_not_wait_for_each_other_in
 
 
 def test_rows_lie_next_to_each_other_where_they_are_gathered(monkeypatch):
-    """NCCL refuses others ("Tensors must be contiguous"); gloo, which tests run on, takes them."""
+    """NCCL rejects others ("Tensors must be contiguous"); gloo, which the tests use, accepts them."""
     sent = []
 
     def gather(rows):

@@ -1,6 +1,6 @@
-"""Two views of a photograph must not find each other by silhouette or mean colour.
+"""Test that silhouette and mean colour do not identify the partner of a view.
 
-Every test has its control: views without the protection do find each other by the same. Among 64 photographs,
+Every test has a control: they identify the partner of views without the protection. Among 64 photographs,
 chance is 1/64.
 """
 
@@ -39,7 +39,7 @@ def pairs(stores):
 
 
 def marked(store):
-    """The photographs of a store with everything white that was recorded, and black all that was not."""
+    """Return the photographs of a store, white inside the recorded area and black outside."""
     y, x = np.mgrid[:64, :64] - 31.5
     radius = np.hypot(x, y) / 32
     for clear in store.manifest["clear"]:
@@ -88,7 +88,7 @@ def test_so_do_mean_and_spread_of_the_colours_in_the_metric_that_serves_best(pai
     assert jittered.share < at_most
 
 
-# --- the measure itself
+# --- the measurement
 
 
 @pytest.mark.parametrize("batch", [2, 10])
@@ -106,6 +106,6 @@ def test_views_that_know_nothing_of_each_other_are_matched_by_chance():
 def test_the_best_metric_finds_what_jitter_left_alone():
     rng = np.random.default_rng(0)
     kept, jittered = rng.normal(size=(300, 1, 1)).repeat(2, axis=1), 30 * rng.normal(size=(300, 2, 2))
-    mixed = np.concatenate([kept + jittered[..., :1], jittered], axis=-1)  # kept is a difference of two
+    mixed = np.concatenate([kept + jittered[..., :1], jittered], axis=-1)  # kept is their difference
     assert matched(mixed).share < 0.1
     assert by_best_metric(mixed).share > 0.9

@@ -17,7 +17,7 @@ from drgrade.pretext.saliency import Saliency
 
 
 class Cells(Encoder):
-    """A map of as many cells as asked for: means of pixels, and a layer on them."""
+    """Encoder with a feature map of a given size: a layer on the means of pixels."""
 
     num_features = num_map_features = 5
 
@@ -87,7 +87,7 @@ def test_the_four_parts_of_a_single_cell_can_differ():
     torch.manual_seed(0)
     encoder, view = Cells(1), torch.randn(1, 3, 32, 32)
     decoder = Decoder("saliency", encoder, 1, 32, stride=4, width=32)
-    inner = decoder(encoder.feature_map(view), view)[0, 0, 2:6, 2:6]  # away from the border, which pads
+    inner = decoder(encoder.feature_map(view), view)[0, 0, 2:6, 2:6]  # away from the padded border
     assert inner.std() > 0.01
 
 

@@ -1,7 +1,7 @@
-"""Maps that are predicted must not be told from the place or from the silhouette.
+"""Test that position and silhouette do not predict the target maps of dense pretexts.
 
-Every test has its control: of the prepared photograph as it is, rim and corners in view, most of the map is
-told from nothing but the place. Shares are those of the variance of maps of held-out photographs.
+Every test has a control: with the rim and corners of the prepared photograph, the position alone predicts
+most of the map. Shares are shares of the variance of the maps of held-out photographs.
 """
 
 import numpy as np

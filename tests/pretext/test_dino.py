@@ -25,7 +25,7 @@ def crops(local_views, batch=4, side=32, local_size=16):
 
 
 def apart(pretext, seed=3):
-    """Give the teacher weights of its own, and the centre a value."""
+    """Set the weights of the teacher and the centre to values that differ from the initial ones."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for each in pretext.teacher.parameters():
@@ -64,7 +64,7 @@ def test_the_loss_is_that_of_a_loop_over_pairs_of_views(local_views):
 
 
 def distilled(seed, **options):
-    """Features of 16 photographs, and how much the teacher's words tell of which it is, in nats."""
+    """Return features of 16 photographs; mutual information of photograph and teacher's output in nats."""
     encoder, pretext = made(
         seed=seed, output_dim=32, hidden=64, bottleneck=16, momentum=0.9, freeze_last_layer=0, **options
     )
@@ -217,12 +217,12 @@ def test_views_of_the_configurations_show_nothing_that_was_not_recorded(override
     y, x = np.mgrid[: sides[0], : sides[0]] - (sides[0] - 1) / 2
     for clear in (0.6, 0.86, 1.0):
         inside = (np.hypot(x, y) <= clear * sides[0] / 2)[..., None]
-        green, red = np.array([0, 90, 0]), np.array([255, 0, 255])  # no jitter turns the one into the other
+        green, red = np.array([0, 90, 0]), np.array([255, 0, 255])  # jitter cannot turn one into the other
         marked = np.where(inside, green, red).astype(np.uint8)
         for seed in (None, *range(15)):
             seen = see(marked, clear, seed)
             assert [view.shape[0] for view in seen] == sides
-            # Each view is of one colour: jitter changes it everywhere alike.
+            # Each view has one colour, because the jitter is the same for all pixels.
             assert all(np.ptp(view.reshape(-1, 3), axis=0).max() <= 3 for view in seen)
     encoder = instantiate(cfg.encoder, _convert_="all")
     pretext = instantiate(cfg.pretext.head, _convert_="all")(encoder)

@@ -22,13 +22,13 @@ MARGIN = 0.2
 
 
 def squared_distance(a, b):
-    """Of two vectors after each was brought to length 1."""
+    """Return the squared distance of two vectors after normalisation to length 1."""
     a, b = ([x / sum(y * y for y in one) ** 0.5 for x in one] for one in (a.tolist(), b.tolist()))
     return sum((x - y) ** 2 for x, y in zip(a, b, strict=True))
 
 
 def naive(anchors, positives):
-    """Loss, accuracy and share of active triplets, triplet by triplet; semi-hard negatives."""
+    """Compute loss, accuracy and share of active triplets in a loop, with semi-hard negatives."""
     total, active, right = 0.0, 0, []
     for i, anchor in enumerate(anchors):
         near = squared_distance(anchor, positives[i])
@@ -82,7 +82,7 @@ def test_a_negative_as_near_as_the_positive_is_not_beyond_it():
 
 
 class Fixed(nn.Module):
-    """A head whose embeddings are those given, whatever it is shown."""
+    """Head that returns given embeddings for any input."""
 
     def __init__(self, embeddings):
         super().__init__()
@@ -94,7 +94,7 @@ class Fixed(nn.Module):
 
 def test_embeddings_that_are_all_alike_cost_the_margin_and_are_no_success():
     pretext = Exemplar(vit(32), margin=MARGIN)
-    pretext.head = Fixed(torch.eye(4)[:1].repeat(8, 1))  # exactly of length 1: no rounding decides
+    pretext.head = Fixed(torch.eye(4)[:1].repeat(8, 1))  # exactly of length 1, so that rounding has no effect
     loss, scores = pretext(vit(32), views(2, batch=4, side=32))
     assert loss.item() == pytest.approx(MARGIN)
     assert scores["accuracy"] == 0
@@ -154,7 +154,7 @@ def test_a_whole_run_leaves_an_encoder_without_the_head_and_can_end_validation_o
     cfg = compose("pretext=exemplar", "task=pretext", "pretext.val_fraction=0.1", "pretext.batch_size=6")
     metrics = train(cfg)
     held_out = (pd.read_csv(f"{cfg.paths.run}/split.csv")["subset"] == "val").sum()
-    assert held_out == 7  # a batch of 6 and one of 1
+    assert held_out == 7  # one batch of 6 and one of 1
     assert metrics["status"] == "finished"
     assert 0 <= metrics["val/accuracy"] <= 1
     assert 0 <= metrics["val/loss"] <= 4 + MARGIN

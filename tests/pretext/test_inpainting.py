@@ -35,13 +35,13 @@ def test_holes_are_rectangles_inside_the_view_and_leave_some_of_it(seed, count, 
             assert torch.equal(hole, rows[:, None] & columns[None, :])
             for line, pixels_across in ((rows, size[0]), (columns, size[1])):
                 where = line.nonzero().flatten()
-                assert where[-1] - where[0] + 1 == len(where)  # in one piece
+                assert where[-1] - where[0] + 1 == len(where)  # contiguous
                 assert len(where) <= max(1, longest * pixels_across)
 
 
 def test_holes_are_spread_over_the_whole_view():
     holes = draw_holes(4000, (20, 20), 1, (0.2, 0.4), CPU, seeded(0)).float().mean(dim=0)
-    assert holes.min() > 0  # each pixel is hidden at times, also in the corners
+    assert holes.min() > 0  # each pixel is hidden in some draws, also in the corners
     torch.testing.assert_close(holes, holes.flip(0), atol=0.04, rtol=0)
     torch.testing.assert_close(holes, holes.T, atol=0.04, rtol=0)
 
@@ -71,7 +71,7 @@ def test_nothing_inside_the_holes_is_seen(make):
 
 
 def test_nothing_outside_the_holes_counts():
-    """No use in passing pixels on: what the prediction is elsewhere changes neither loss nor gradient."""
+    """The prediction outside the holes changes neither loss nor gradient."""
     torch.manual_seed(0)
     encoder, images = cnn().eval(), pictures()
     pretext = Inpainting(encoder, 64, width=16).eval()
@@ -84,7 +84,7 @@ def test_nothing_outside_the_holes_counts():
 
 
 def fitted(image, hole, degree=2):
-    """Polynomial through the pixels of one image outside its hole, by numpy."""
+    """Fit a polynomial to the pixels of one image outside its hole with numpy."""
     rows, columns = (np.linspace(-1, 1, side) for side in image.shape[1:])
     y, x = np.meshgrid(rows, columns, indexing="ij")
     terms = np.stack([y**i * x**j for i in range(4) for j in range(4) if i + j <= degree], axis=-1)

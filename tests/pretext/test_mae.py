@@ -71,7 +71,7 @@ def test_what_is_left_out_cannot_be_seen_and_what_is_kept_is():
 def test_the_loss_is_the_squared_error_of_a_loop(normalise):
     torch.manual_seed(0)
     encoder = vit()
-    pretext = MAE(encoder, normalise=normalise).eval()  # the same draw each time
+    pretext = MAE(encoder, normalise=normalise).eval()  # the same mask in every call
     images = views()[0] + torch.tensor([2.0, 0.0, -2.0]).view(3, 1, 1)
     keep, left_out = draw(pretext)
     predicted = pretext.reconstruct(encoder, images, keep, left_out)
@@ -94,7 +94,7 @@ def test_the_loss_is_the_squared_error_of_a_loop(normalise):
 
 def test_the_error_is_that_of_masked_patches_only():
     class Told(MAE):
-        """Is wrong by one wherever it says anything."""
+        """Pretext whose predictions have an error of one."""
 
         def reconstruct(self, encoder, images, keep, left_out):
             self.asked = left_out
@@ -178,7 +178,7 @@ def test_the_decoder_can_be_chosen():
         {"normalise": "rows"},
         {"mask_ratio": 0.0},
         {"mask_ratio": 1.0},
-        {"mask_ratio": 0.99},  # of 16 patches: none would be left
+        {"mask_ratio": 0.99},  # no visible patch left out of 16
     ],
 )
 def test_settings_that_make_no_sense_are_refused(setting):
@@ -241,6 +241,6 @@ def test_one_patch_for_all_explains_nothing_and_with_the_published_normalisation
 
 
 def black_patches(images):
-    """Of each patch of 8 pixels whether all of it is black."""
+    """Return for each patch of 8 pixels whether all of it is black."""
     count, side = len(images), images.shape[1] // 8
     return images.reshape(count, side, 8, side, 8 * 3).max(axis=(2, 4)) < 24

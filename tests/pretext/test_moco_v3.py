@@ -44,7 +44,7 @@ def test_the_loss_of_keys_that_are_all_alike_is_chance():
 
 def test_each_view_is_compared_with_the_momentum_encoders_other_view():
     encoder, pretext = made()
-    with torch.no_grad():  # a teacher unlike its student
+    with torch.no_grad():  # make the teacher differ from its student
         for each in pretext.teacher.encoder.parameters():
             each += 0.1 * torch.randn_like(each)
     pretext.eval()

@@ -1,6 +1,6 @@
-"""Where a patch lies must not be told from its colour, its light, or from edges that go on in the next one.
+"""Test that colour, brightness and continuing edges do not reveal the position of a patch.
 
-Every test has its control: unprotected, the same network or the same solver does tell it. Accuracies are
+Every test has a control: without protection the same network or solver finds the position. Accuracies are
 those of held-out photographs.
 """
 
@@ -47,7 +47,7 @@ def score(views, pretext, protection, part, epochs=4):
 def test_edges_that_touch_go_on_in_each_other_and_protected_ones_hardly(views, name, pretext):
     matching = MATCHING[pretext]
     touching, apart = matching.chance
-    count = 200 if pretext == "cpc" else None  # which has many patches in each
+    count = 200 if pretext == "cpc" else None  # which has many patches per photograph
     bare = matched(pretext, UNPROTECTED, views(name, UNPROTECTED)[:count, -1])
     protected = matched(pretext, PROTECTED, views(name, PROTECTED)[:count, -1])
     assert bare.share > touching + 0.6
@@ -56,7 +56,7 @@ def test_edges_that_touch_go_on_in_each_other_and_protected_ones_hardly(views, n
 
 @pytest.mark.parametrize("name", DATA)
 def test_a_gap_and_jitter_alone_do_not_hide_the_edges(views, name):
-    """Light goes on across a gap: each patch has to be normalised and levelled for itself."""
+    """Brightness is continuous across a gap, so each patch is normalised and levelled separately."""
     apart = PROTECTIONS["gap, jitter"]
     assert matched("jigsaw", apart, views(name, apart)[:, -1]).share > 0.3
 
@@ -94,7 +94,7 @@ def test_the_whole_patch_still_tells(views):
 
 
 def test_unprotected_the_mean_colour_tells_whose_patch_it_is(views):
-    """If it told the place alone, one guess in as many as there are photographs would be right."""
+    """If it revealed the position only, the accuracy would be divided by the number of photographs."""
     seen = views("idrid", UNPROTECTED)
     train, test = halves(len(seen))
     told = solves(TASKS["cpc"], UNPROTECTED, PARTS["mean colour"], seen[train, :1], seen[test, -1], epochs=4)

@@ -28,7 +28,7 @@ def made(size, grid, gap, jitter, **options):
     try:
         return Patches(size, grid, gap, jitter, **options)
     except ConfigError as error:
-        assert "leaves patches of" in str(error)  # noqa: PT017 - too small to be cut; nothing else is wrong
+        assert "leaves patches of" in str(error)  # noqa: PT017 - too small; the only allowed reason
         return None
 
 
@@ -46,9 +46,7 @@ def test_patches_lie_in_the_view_and_keep_their_distance(layout):
         for apart in range(1, grid):
             distance = along[:, apart:].amin(dim=(0, 2)) - along[:, :-apart].amax(dim=(0, 2)) - patches.cut
             assert distance.min() >= patches.smallest_gap(apart), axis
-    assert (
-        patches.smallest_gap() >= gap * patches.cut - 2 - 1e-9
-    )  # whole pixels: of the side, the room, the start
+    assert patches.smallest_gap() >= gap * patches.cut - 2 - 1e-9  # rounding to whole pixels
 
 
 @settings(max_examples=60, deadline=None)
@@ -128,7 +126,7 @@ def test_resizing_keeps_a_plane_a_plane(size, tolerance):
     y, x = torch.meshgrid(torch.arange(size) + 0.5, torch.arange(size) + 0.5, indexing="ij")
     made = resize_patches(((2 * y - 3 * x) / size)[None, None, None], 32)
     to = (torch.arange(32) + 0.5) / 32
-    inner = slice(3, -3)  # at the edge interpolation repeats the last pixel
+    inner = slice(3, -3)  # interpolation repeats the last pixel at the edge
     np.testing.assert_allclose(
         made[0, 0, 0, inner, inner], (2 * to[:, None] - 3 * to)[inner, inner], atol=tolerance
     )

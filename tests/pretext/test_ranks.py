@@ -1,4 +1,4 @@
-"""Teachers, centres, colour statistics and gathered rows on two processes, which must be equal on both."""
+"""Test that teachers, centres, colour statistics and gathered rows are equal on two processes."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ PRETEXTS = {"moco_v3": moco, "dino": dino}
 
 
 class Step(nn.Module):
-    """A training step, which is wrapped as the trainer wraps it."""
+    """Training step as a module, so that it can be wrapped as the trainer does."""
 
     def __init__(self, pretext, encoder, batch_norm, seed):
         super().__init__()
@@ -47,20 +47,20 @@ class Step(nn.Module):
 
 
 def one_step(pretext, rank, world):
-    """Loss and gradients of a joined batch, or of a share of it."""
+    """Return loss and gradients of a joined batch, or of a part of it."""
     step = Step(pretext, "vit", batch_norm=False, seed=0)
     wrapped = DistributedDataParallel(step, find_unused_parameters=True) if world > 1 else step
     loss = wrapped(
         [view[rank * BATCH // world : (rank + 1) * BATCH // world] for view in views(2, BATCH, 32)], 0.5
     )
     loss.backward()
-    step.pretext.before_step(step.encoder, 0.6)  # moves the centre
+    step.pretext.before_step(step.encoder, 0.6)  # updates the centre
     gradients = {name: each.grad for name, each in step.named_parameters() if each.grad is not None}
     return {"loss": loss.item(), "gradients": gradients, **step.centre()}
 
 
 def several_steps(pretext, encoder, rank):
-    """Weights after some steps from weights that differ: DDP makes them equal."""
+    """Return the weights after some steps from different initial weights, which DDP makes equal."""
     step = Step(pretext, encoder, batch_norm=True, seed=rank)
     start = {name: each.detach().clone() for name, each in step.named_parameters()}
     wrapped = DistributedDataParallel(step, find_unused_parameters=True)
@@ -74,7 +74,7 @@ def several_steps(pretext, encoder, rank):
 
 
 def colours(rank, world):
-    """The distribution of colours after three batches, of which this process has its share."""
+    """Return the distribution of colours after three batches, split over the processes."""
     torch.manual_seed(0)
     encoder = cnn()
     pretext = Colorization(encoder, SIDE, width=16)
@@ -84,7 +84,7 @@ def colours(rank, world):
 
 
 def shares(rank):
-    """Seven rows dealt to two processes, one of them to both."""
+    """Distribute seven rows to two processes, one of them to both."""
     index = torch.tensor([0, 2, 4, 6] if rank == 0 else [1, 3, 5, 6])
     return gather_rows(index, index[:, None] * torch.tensor([1.0, 10.0]))
 
@@ -129,7 +129,7 @@ def test_teacher_student_and_centre_of_two_processes_are_equal_to_the_last_bit(r
     assert first["weights"].keys() == second["weights"].keys()
     for parameter, tensor in first["weights"].items():
         assert torch.equal(tensor, second["weights"][parameter]), parameter
-    assert not all(torch.equal(first["weights"][n], first["start"][n]) for n in teachers)  # they have moved
+    assert not all(torch.equal(first["weights"][n], first["start"][n]) for n in teachers)  # they have changed
     for part in ("centre", "pending"):
         if part in first:
             assert torch.equal(first[part], second[part])

@@ -13,7 +13,7 @@ def still(size=SIDE, **options):
 
 def test_target_t_is_the_neighbour_in_reading_order_around_the_middle():
     y, x = torch.meshgrid(torch.arange(60.0), torch.arange(60.0), indexing="ij")
-    places = torch.stack([y, x, y]).expand(2, -1, -1, -1) - 29.5  # from the middle
+    places = torch.stack([y, x, y]).expand(2, -1, -1, -1) - 29.5  # relative to the centre
     encoder = Means()
     pretext = RelativePatch(encoder, still(60, level=False, normalise=False), hidden=())
     pretext(encoder, [places])

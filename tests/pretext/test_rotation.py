@@ -9,7 +9,7 @@ from drgrade.pretext.rotation import Rotation, four_turns, rotation_scores
 
 
 class Pixels(Encoder):
-    """Features of an image: a layer on its pixels."""
+    """Encoder with a linear layer on the pixels of an image."""
 
     def __init__(self, size=8, features=16):
         super().__init__()

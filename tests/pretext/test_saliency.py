@@ -15,7 +15,7 @@ from drgrade.pretext.saliency import Saliency, correlations, frequency_tuned, st
 
 
 def naive(image):
-    """Equation 4 of the paper for one image (H, W, 3) in [0, 1]."""
+    """Compute equation 4 of the paper for one image (H, W, 3) in [0, 1]."""
     lab = rgb2lab(image)
     kernel = np.array([1, 4, 6, 4, 1]) / 16
     blurred = convolve1d(convolve1d(lab, kernel, axis=0, mode="mirror"), kernel, axis=1, mode="mirror")
@@ -84,7 +84,7 @@ def test_the_loss_is_the_cross_entropy_of_every_cell():
 
 
 def test_a_layer_that_only_works_on_pooled_features_gets_none():
-    # dinov2-like models that normalise what they have pooled: the map does not go through that layer.
+    # dinov2-like models normalise pooled features: the map does not pass through this layer.
     encoder = TimmEncoder("test_vit", 64, class_token=False, global_pool="avg")
     pretext = Saliency(encoder, 64, width=16)
     pretext(encoder, [pictures()])[0].backward()

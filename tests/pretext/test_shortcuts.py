@@ -1,6 +1,6 @@
-"""The rotation must not be told from the silhouette, from the rim, or from outside the mask.
+"""Test that silhouette, rim and the area outside the mask do not reveal the rotation.
 
-Every test has its control: on an unprotected crop the same network tells the rotation from the same part.
+Every test has a control: on an unprotected crop the same network predicts the rotation from the same part.
 Accuracies are those of held-out photographs; chance is 25 %.
 """
 
@@ -47,7 +47,7 @@ def views(stores):
 
 
 def accuracy(shown, epochs, per_photograph=2):
-    """Of a network that was trained on the views of half the photographs, on the last view of the others."""
+    """Train on the views of half the photographs; return the accuracy on the last view of the others."""
     train, test = halves(len(shown))
     score = tells(shown[train, :per_photograph], shown[test, -1], epochs)
     assert 4 * len(test) >= 300
@@ -105,7 +105,7 @@ def test_all_photographs_have_one_silhouette_and_no_padding_under_it(stores, nam
         for i, image in enumerate(store.images):
             view = MaskedView(level=False)(np.array(image), clear[i], seed)
             np.testing.assert_array_equal((view != FILL).any(axis=-1), mask)
-            # Black under the mask only where the photograph itself is black, well inside what was recorded.
+            # Pixels under the mask are black only where the photograph is black, inside the recorded area.
             black = (view.max(axis=-1) < 8) & mask
             recorded = np.array(image)[circular_mask(64, min(0.92, 0.9 * clear[i]))]
             assert not black.any() or (recorded.max(axis=-1) < 8).any()

@@ -14,7 +14,7 @@ from drgrade.training.run import train
 
 
 def naive(first, second, temperature):
-    """Loss and accuracy view by view: equation 1 of Chen et al., every pair in both directions."""
+    """Compute loss and accuracy view by view: equation 1 of Chen et al., both directions of every pair."""
     photographs = len(first)
     everyone = [*first.tolist(), *second.tolist()]
     norms = [math.sqrt(sum(x * x for x in one)) for one in everyone]
@@ -41,7 +41,7 @@ def test_loss_and_accuracy_are_those_of_a_loop_over_all_views(temperature, batch
     encoder = vit().eval()
     pretext = SimCLR(encoder, temperature=temperature, batch_norm=False).train(training)
     first, second = views(2, batch)
-    near = first + 0.5 * second  # some partners are the nearest, some are not
+    near = first + 0.5 * second  # only some partners are the nearest
     loss, scores = pretext(encoder, [first, near])
     wanted, accuracy = naive(*embed(encoder, pretext.head, [first, near]), temperature)
     assert loss.item() == pytest.approx(wanted, rel=1e-4)
@@ -61,7 +61,7 @@ def test_the_accuracy_is_that_of_the_loop_however_far_the_views_are_apart(batch,
 def test_the_accuracy_counts_the_views_of_other_processes_too():
     pairs = torch.eye(4)[:, None].repeat(1, 2, 1)
     assert partner_accuracy(pairs[2:], pairs, start=2) == 1
-    assert partner_accuracy(pairs[2:], torch.cat([pairs[2:], pairs[2:]]), start=2) == 0  # as near elsewhere
+    assert partner_accuracy(pairs[2:], torch.cat([pairs[2:], pairs[2:]]), start=2) == 0  # ties do not count
     assert partner_accuracy(pairs[1:], torch.cat([pairs[3:], pairs[1:]]), start=1) == pytest.approx(2 / 3)
 
 

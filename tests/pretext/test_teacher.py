@@ -107,7 +107,7 @@ def test_in_training_the_teacher_normalises_by_its_own_batch_and_keeps_statistic
         said = teacher(images * 3 + 1)
     assert said.mean(dim=0).abs().max() < 1e-4  # normalised by this batch
     torch.testing.assert_close(teacher.head[1].running_mean, entering[-1].mean(dim=0), atol=1e-3, rtol=1e-3)
-    assert torch.equal(student[1].running_mean, torch.zeros(6))  # the student has seen nothing
+    assert torch.equal(student[1].running_mean, torch.zeros(6))  # the student has processed no batch
     teacher.eval()
     assert not torch.allclose(teacher(images).mean(dim=0), torch.zeros(6), atol=0.1)  # not by this one
     before = {name: each.clone() for name, each in teacher.named_buffers()}

@@ -40,7 +40,8 @@ def vit(side: int = SIDE) -> Encoder:
 def msssl(side: int = SIDE) -> Encoder:
     """A two-branch encoder of 72 features, one map cell per 4 pixels.
 
-    All of it learns from the first step: no block begins as the identity, and no attention is one dead ReLU.
+    Every parameter gets a gradient from the first step: no block is initialised as the identity, and no
+    attention consists of one inactive ReLU.
     """
     learning = {"zero_init_last": False}
     return MsSSL(
@@ -88,13 +89,13 @@ PRETEXTS: dict[str, Callable[[Encoder, int], Pretext]] = {
 
 
 def views(count: int = 1, batch: int = 4, side: int = SIDE, seed: int = 0) -> list[Tensor]:
-    """Normalised noise: ``count`` views of ``batch`` photographs."""
+    """Return normalised noise: ``count`` views of ``batch`` photographs."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(batch, 3, side, side, generator=generator) for _ in range(count)]
 
 
 def pictures(batch: int = 4, side: int = SIDE, seed: int = 0) -> Tensor:
-    """Normalised smooth pictures, each with a bright reddish disc somewhere on a ground of its own colour."""
+    """Return normalised smooth images, each with a bright reddish disc on a background of its own colour."""
     generator = torch.Generator().manual_seed(seed)
     line = torch.linspace(-1, 1, side)
     y, x = torch.meshgrid(line, line, indexing="ij")
@@ -106,7 +107,7 @@ def pictures(batch: int = 4, side: int = SIDE, seed: int = 0) -> Tensor:
 
 
 def views_for(name: str, batch: int = 4, side: int = SIDE, seed: int = 0) -> list[Tensor]:
-    """Views that a pretext of :data:`PRETEXTS` accepts."""
+    """Return views that a pretext of :data:`PRETEXTS` accepts."""
     if name in ("colorization", "inpainting", "saliency"):
         return [pictures(batch, side, seed)]
     if name == "dino":
@@ -115,7 +116,7 @@ def views_for(name: str, batch: int = 4, side: int = SIDE, seed: int = 0) -> lis
 
 
 class Means(Encoder):
-    """A linear layer on the mean of each channel; keeps the images that it was shown."""
+    """Encoder with a linear layer on the mean of each channel; stores the images it receives."""
 
     num_features = 5
 
@@ -129,7 +130,7 @@ class Means(Encoder):
 
 
 def without_gradient(pretext: Pretext, encoder: Encoder, seen: Sequence[Tensor]) -> list[str]:
-    """Names of the parameters that should learn from one batch and get no gradient."""
+    """Return names of the trainable parameters that get no gradient from one batch."""
     loss, _ = pretext(encoder, seen)
     loss.backward()
     return [
@@ -143,7 +144,7 @@ def without_gradient(pretext: Pretext, encoder: Encoder, seen: Sequence[Tensor])
 def losses(
     pretext: Pretext, encoder: Encoder, seen: Sequence[Tensor], steps: int = 30, lr: float = 1e-2
 ) -> list[float]:
-    """Losses while encoder and pretext learn one batch by heart."""
+    """Return the losses while encoder and pretext overfit one batch."""
     learning = [p for module in (encoder, pretext) for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(learning, lr=lr)
     found = []
