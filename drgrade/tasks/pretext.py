@@ -61,7 +61,7 @@ class PretextTask(Task):
         if largest < self.pretext.min_photographs:
             raise ConfigError(
                 f"{type(self.pretext).__name__} needs batches of at least {self.pretext.min_photographs} "
-                f"photographs, and the largest validation batch of {photographs} photographs has {largest}: "
+                f"photographs, and the largest batch of the {photographs} held-out photographs has {largest}: "
                 "raise pretext.val_fraction or pretext.batch_size, or set pretext.val_fraction=0"
             )
 

@@ -72,7 +72,7 @@ def test_a_search_resumes_and_never_tests(search, call_here, tmp_path, metrics):
         assert metrics(run)["status"] == "finished"
         assert not (run / "predictions.csv").exists()
         assert not [name for name in metrics(run) if name.startswith(("test/", "external/"))]
-        with pytest.raises(ConfigError, match="stay unseen"):
+        with pytest.raises(ConfigError, match="stay unused"):
             read_run(run)
     assert len({trial.params["optimizer.lr"] for trial in trials}) == 3
     check_report(folder, trials)

@@ -114,7 +114,7 @@ def test_a_collapsed_encoder_is_said_to_be_one(caplog):
     assert "collapsed" in caplog.text
 
 
-@pytest.mark.parametrize("settings", [{"every": 0}, {"knn": 0}])
-def test_settings_out_of_range_are_refused(settings):
-    with pytest.raises(ConfigError, match=next(iter(settings))):
-        FeatureMonitor(**settings)
+@pytest.mark.parametrize("setting", ["every", "knn"])
+def test_settings_out_of_range_are_refused(setting, compose):
+    with pytest.raises(ConfigError, match=f"callbacks.features.{setting}=0"):
+        train(compose("task=pretext", f"callbacks.features.{setting}=0"))

@@ -62,7 +62,7 @@ def test_a_ddp_run_pretrains_trains_and_tests(command, tmp_path):
     )
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["status"] == "finished"
-    assert output.count("pre-training it once") == 1
+    assert output.count("pre-training for") == 1
     predictions, split = (pd.read_csv(tmp_path / "run" / f"{name}.csv") for name in ("predictions", "split"))
     assert sorted(predictions["image_id"]) == sorted(split["image_id"][split["subset"] == "test"])
     assert json.loads((tmp_path / "run" / "provenance.json").read_text())["devices"] == 2
