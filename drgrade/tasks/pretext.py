@@ -61,8 +61,8 @@ class PretextTask(Task):
         if largest < self.pretext.min_photographs:
             raise ConfigError(
                 f"{type(self.pretext).__name__} needs batches of at least {self.pretext.min_photographs} "
-                f"photographs, and the largest batch of the {photographs} held-out photographs has {largest}: "
-                "raise pretext.val_fraction or pretext.batch_size, or set pretext.val_fraction=0"
+                f"photographs, and the largest batch of the {photographs} held-out photographs has "
+                f"{largest}: raise pretext.val_fraction or pretext.batch_size, or set pretext.val_fraction=0"
             )
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
