@@ -52,23 +52,33 @@ def _set(run, **settings):
     OmegaConf.save(cfg, run / "config.yaml")
 
 
+def _predict(run, predicted, probabilities):
+    """Replace the predictions of a run, and its metrics accordingly."""
+    predictions = pd.read_csv(run / "predictions.csv")
+    predictions["predicted"] = predicted
+    predictions[[f"p{k}" for k in range(5)]] = probabilities
+    predictions.to_csv(run / "predictions.csv", index=False)
+    as_tensors = (torch.tensor(predictions[name].tolist()) for name in ("predicted", "grade"))
+    metrics = grading_metrics(torch.from_numpy(probabilities), *as_tensors)
+    record = read_metrics(run) | {f"test/{name}": value for name, value in metrics.items()}
+    (run / "metrics.json").write_text(json.dumps(record))
+    return run
+
+
 @pytest.fixture
 def varied(run_copy):
-    """The same with predictions of all grades: the tiny model says the same of every photograph."""
-    predictions = pd.read_csv(run_copy / "predictions.csv")
+    """The plain run with predictions of all grades."""
+    grades = pd.read_csv(run_copy / "predictions.csv")["grade"].to_numpy()
     rng = np.random.default_rng(0)
-    grades = predictions["grade"].to_numpy()
-    predictions["predicted"] = np.where(
-        rng.random(len(grades)) < 0.6, grades, rng.integers(0, 5, len(grades))
-    )
-    probabilities = rng.dirichlet(np.ones(5), len(grades)).round(6)
-    predictions[[f"p{k}" for k in range(5)]] = probabilities
-    predictions.to_csv(run_copy / "predictions.csv", index=False)
-    as_tensors = (torch.tensor(each.tolist()) for each in (predictions["predicted"], grades))
-    metrics = grading_metrics(torch.from_numpy(probabilities), *as_tensors)
-    record = read_metrics(run_copy) | {f"test/{name}": value for name, value in metrics.items()}
-    (run_copy / "metrics.json").write_text(json.dumps(record))
-    return run_copy
+    predicted = np.where(rng.random(len(grades)) < 0.6, grades, rng.integers(0, 5, len(grades)))
+    return _predict(run_copy, predicted, rng.dirichlet(np.ones(5), len(grades)).round(6))
+
+
+@pytest.fixture
+def constant(run_copy):
+    """The plain run with the same prediction for every photograph."""
+    count = len(pd.read_csv(run_copy / "predictions.csv"))
+    return _predict(run_copy, 1, np.tile([0.1, 0.6, 0.1, 0.1, 0.1], (count, 1)))
 
 
 def _text(run):
@@ -91,9 +101,10 @@ def test_its_head_is_what_the_hub_reads(varied):
     assert parsed.text.lstrip().startswith("# ")
 
 
-def test_a_figure_that_no_resample_can_move_has_no_interval(card):
+def test_a_figure_that_no_resample_can_move_has_no_interval(constant):
+    card = _text(constant)
     (qwk,) = (each for each in ModelCard(card).data.eval_results if each.metric_type == "cohen_kappa")
-    assert qwk.metric_value == 0  # the tiny model says the same of every photograph
+    assert qwk.metric_value == 0
     assert "interval_95" not in qwk.metric_args
     assert "nan" not in card
 
@@ -150,7 +161,7 @@ def test_it_names_no_place_and_no_photograph(finished_run, card):
 def test_the_data_set_is_that_of_the_config(run_copy):
     _set(run_copy, data__source___target_="drgrade.data.sources.messidor2.Messidor2", data__name="messidor2")
     text = _text(run_copy)
-    assert "not to be passed on" in text
+    assert "no redistribution" in text
     assert "doi 10.5566/ias.1155" in text
     assert ModelCard(text).data.license == "other"
     assert ModelCard(text).data.license_link.startswith("https://www.adcis.net")
