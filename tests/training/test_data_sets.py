@@ -171,7 +171,7 @@ def test_what_is_noteworthy_about_a_split_is_said_and_counted(shared, tmp_path, 
     assert split["subset"][["copy", "1"]].tolist() == ["test", "excluded"]
     assert split["grade"]["copy"] == str((manifest["grade"][1] + 1) % 5)
     assert [value for name, value in record.items() if name.startswith("split/")]
-    assert any("the published test set has copies" in message for message in caplog.messages)
+    assert any("copies in the published test set" in message for message in caplog.messages)
 
 
 def test_a_pretraining_does_not_go_on_with_another_split(compose, tmp_path):

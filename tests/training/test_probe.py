@@ -183,7 +183,7 @@ def test_shots_train_on_as_many_of_each_grade_and_are_told(run):
     assert ((counts >= 2) & (counts <= 3)).all()
     with pytest.raises(InstantiationException) as refused:
         run("few_shot", "label_fraction=0.5")
-    assert "label_fraction=0.5 with protocol.shots=5" in explain(refused.value)
+    assert "label_fraction=0.5 and protocol.shots=5" in explain(refused.value)
 
 
 @pytest.mark.parametrize("head", ["cumulative", "softmax", "corn", "regression"])
