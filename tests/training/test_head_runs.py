@@ -63,7 +63,6 @@ def test_focal_regression_is_refused(compose):
         train(compose("init=random", "head=regression", "head.focal_gamma=2"))
 
 
-@pytest.mark.xfail(strict=False, reason="the tiny run fits the rounding thresholds; to be examined")
 def test_a_run_with_fitted_thresholds_is_evaluated_as_it_was_tested(compose, tmp_path):
     record = train(compose(*FITTED, "optimizer.lr=1e-2", "trainer.max_epochs=6"))
     run = tmp_path / "run"
