@@ -174,7 +174,7 @@ def test_the_tasks_of_a_job_are_the_ranks_of_one_run(call, sweep, slurm, tmp_pat
         assert_complete(cell(tmp_path, fraction), processes=2)
         assert (cell(tmp_path, fraction) / "train.log").read_text().count("finished:") == 1
     logs = [(cell(tmp_path, fraction) / "train.log").read_text() for fraction in ("0.5", "1.0")]
-    assert sum(log.count("pre-training it once") for log in logs) == 1
+    assert sum(log.count("encoder: not found for these settings; pre-training") for log in logs) == 1
     assert len(list((tmp_path / "encoders").glob("*/encoder.safetensors"))) == 1
 
 
