@@ -31,7 +31,7 @@ from drgrade.overrides import as_override
 from drgrade.runs.run_dir import AUTO
 from drgrade.runs.settings import identity_settings
 from drgrade.sweeps.cells import FINISHED, Progress, log_file, progress
-from drgrade.training.callbacks.pruning import Pruning, open_storage, open_trial
+from drgrade.sweeps.pruning import Pruning, open_storage, open_trial
 
 if TYPE_CHECKING:
     from drgrade.sweeps.search import SearchSweeper

@@ -22,8 +22,7 @@ from drgrade.models.encoder import Encoder
 from drgrade.models.encoder_file import load_encoder
 from drgrade.runs.run_dir import BEST, LAST, start_run_dir
 from drgrade.tasks.grading import GradingTask
-from drgrade.training.callbacks.ema import MovingAverage
-from drgrade.training.callbacks.progress import Clock
+from drgrade.training.callbacks import Clock, MovingAverage
 from drgrade.training.distributed import cluster_environment, is_main_process
 
 log = logging.getLogger(__name__)

@@ -247,7 +247,7 @@ def test_a_trial_that_is_over_anyway_is_not_pruned(warm_up, status, compose, tmp
     study = optuna.create_study(study_name="search", storage=storage, direction="maximize")
     trial = study.ask()
     callback = {
-        "_target_": "drgrade.training.callbacks.pruning.Pruning",
+        "_target_": "drgrade.sweeps.pruning.Pruning",
         "metric": "val/qwk",
         "trial": trial.number,
         "study": "search",
@@ -265,7 +265,7 @@ def test_a_trial_that_is_over_anyway_is_not_pruned(warm_up, status, compose, tmp
 
 def test_an_unreachable_study_is_one_clear_line_without_its_password(compose, tmp_path):
     callback = {
-        "_target_": "drgrade.training.callbacks.pruning.Pruning",
+        "_target_": "drgrade.sweeps.pruning.Pruning",
         "metric": "val/qwk",
         "trial": 3,
         "study": "search",

@@ -16,7 +16,7 @@ from drgrade.errors import ConfigError
 from drgrade.evaluation.evaluation import evaluate
 from drgrade.training import run as run_module
 from drgrade.training.build import instantiate, make_encoder
-from drgrade.training.callbacks.ema import MovingAverage
+from drgrade.training.callbacks import MovingAverage
 from drgrade.training.run import train
 
 DECAY = 0.7
@@ -145,7 +145,7 @@ def test_double_precision_is_averaged_in_double_precision(compose, tmp_path):
 
 @pytest.mark.parametrize("decay", [0, 1, 1.5, -0.1, True])
 def test_a_decay_out_of_range_is_refused(decay):
-    with pytest.raises(ConfigError, match=rf"protocol\.ema_decay={decay} is not between 0 and 1"):
+    with pytest.raises(ConfigError, match=rf"protocol\.ema_decay={decay} is not in "):
         MovingAverage(decay)
 
 

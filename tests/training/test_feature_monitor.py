@@ -10,9 +10,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from drgrade.data.normalisation import normalise
 from drgrade.errors import ConfigError
 from drgrade.metrics.functional import effective_rank, feature_std
+from drgrade.training import callbacks
 from drgrade.training.build import instantiate, make_encoder, make_photographs
-from drgrade.training.callbacks import feature_monitor
-from drgrade.training.callbacks.feature_monitor import FeatureMonitor
+from drgrade.training.callbacks import FeatureMonitor
 from drgrade.training.run import train
 
 PRETRAINING = ("+experiment=rotation_pretrain", "pretext.val_fraction=0.3")
@@ -86,13 +86,13 @@ def test_watching_changes_nothing_that_is_learnt(compose, tmp_path):
 )
 def test_the_last_validation_is_looked_at_however_the_length_is_set(compose, monkeypatch, length, looked_at):
     epochs = []
-    original = feature_monitor.encode_photographs
+    original = callbacks.encode_photographs
 
     def noted(encoder, loader, data, task):
         epochs.append(task.current_epoch + 1)
         return original(encoder, loader, data, task)
 
-    monkeypatch.setattr(feature_monitor, "encode_photographs", noted)
+    monkeypatch.setattr(callbacks, "encode_photographs", noted)
     train(compose(*PRETRAINING, "callbacks.features.every=20", *length))
     assert epochs == looked_at
 

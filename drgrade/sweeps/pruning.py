@@ -9,7 +9,7 @@ from pytorch_lightning.callbacks import Callback
 from drgrade.errors import ConfigError
 from drgrade.tasks.grading import GradingTask
 
-if TYPE_CHECKING:  # Optuna is an optional dependency
+if TYPE_CHECKING:
     from optuna import Study
     from optuna.pruners import BasePruner
     from optuna.storages import RDBStorage
