@@ -25,7 +25,7 @@ from drgrade.training import features as features_module
 from drgrade.training import probe
 from drgrade.training.build import make_encoder, seed_everything
 from drgrade.training.run import train
-from drgrade.training.tracking.evaluation import Evaluation
+from drgrade.training.tracking.tracker import Evaluation
 
 PROTOCOLS = ("linear", "knn", "few_shot", "majority")
 TINY_ENCODER = ("encoder=timm", "encoder.name=test_resnet")

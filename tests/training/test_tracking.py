@@ -9,8 +9,8 @@ import torch
 from sklearn import metrics as reference
 
 from drgrade.metrics.distributed import Predictions
-from drgrade.training.tracking.evaluation import Evaluation, draw_evaluation
-from drgrade.training.tracking.tracker import describe_run
+from drgrade.training.tracking.evaluation import draw_evaluation
+from drgrade.training.tracking.tracker import Evaluation, describe_run
 
 
 def evaluation(seed=0, size=500, grades=5):

@@ -13,9 +13,10 @@ from lightning_fabric.utilities.logger import _flatten_dict
 from pytorch_lightning.loggers import Logger, MLFlowLogger
 
 from drgrade.errors import ConfigError
-from drgrade.training.tracking.evaluation import Evaluation, draw_evaluation
+from drgrade.training.tracking.evaluation import draw_evaluation
 from drgrade.training.tracking.tracker import (
     Ending,
+    Evaluation,
     RunDescription,
     describe_run,
     final_name,

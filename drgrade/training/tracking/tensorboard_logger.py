@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from drgrade.training.tracking.evaluation import Evaluation, draw_evaluation
-from drgrade.training.tracking.tracker import Ending
+from drgrade.training.tracking.evaluation import draw_evaluation
+from drgrade.training.tracking.tracker import Ending, Evaluation
 
 
 class TensorBoardTracker(TensorBoardLogger):

@@ -1,12 +1,15 @@
 """Track a run in an experiment logger, from its first settings until its outcome is known."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
 
@@ -14,9 +17,9 @@ from drgrade.data.photographs import Collection
 from drgrade.errors import DataError
 from drgrade.files import write_text
 from drgrade.metrics.distributed import Predictions
+from drgrade.metrics.functional import confusion_matrix
 from drgrade.training.build import instantiate
 from drgrade.training.distributed import is_main_process
-from drgrade.training.tracking.evaluation import Evaluation
 
 Ending = Literal["finished", "failed", "interrupted"]
 
@@ -236,3 +239,131 @@ def _tag(name: str, value: str) -> str:
     text = value if name in ("method", "data", "protocol", "label_fraction") else f"{name}={value}"
     half = _MAX_TAG_LENGTH // 2
     return text if len(text) <= _MAX_TAG_LENGTH else f"{text[: half - 1]}…{text[-half:]}"
+
+
+@dataclass(frozen=True)
+class GradeCurve:
+    """A curve of one grade against the rest, with P points.
+
+    Attributes:
+        grade: The grade.
+        x: (P,) in [0, 1].
+        y: (P,) in [0, 1].
+    """
+
+    grade: int
+    x: Floats
+    y: Floats
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A photograph with a wrong predicted grade.
+
+    Attributes:
+        image_id: Name in the manifest.
+        grade: True grade.
+        predicted: Predicted grade.
+        probabilities: (5,).
+        image: (S, S, 3) uint8, from the store.
+    """
+
+    image_id: str
+    grade: int
+    predicted: int
+    probabilities: Floats
+    image: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results on one set.
+
+    Attributes:
+        name: ``val``, ``test`` or ``external/NAME``.
+        predictions: Predictions on all its photographs.
+        collection: Photographs whose rows the predictions name.
+        step: Number of optimiser steps before the evaluation.
+    """
+
+    name: str
+    predictions: Predictions
+    collection: Collection
+    step: int
+
+    @cached_property
+    def confusion(self) -> Counts:
+        """(5, 5) counts; rows are the true grade."""
+        counts: Counts = confusion_matrix(self.predictions.predicted, self.predictions.grades).numpy()
+        return counts
+
+    @cached_property
+    def roc(self) -> list[GradeCurve]:
+        """True against false positive rate, for each grade that some photographs have and some do not."""
+        from sklearn.metrics import roc_curve
+
+        def curve(truth: npt.NDArray[np.bool_], scores: Floats) -> tuple[Floats, Floats]:
+            false_positive, true_positive, _ = roc_curve(truth, scores)
+            return false_positive, true_positive
+
+        return self._curves(curve)
+
+    @cached_property
+    def precision_recall(self) -> list[GradeCurve]:
+        """Precision against recall, for the same grades as :attr:`roc`."""
+        from sklearn.metrics import precision_recall_curve
+
+        def curve(truth: npt.NDArray[np.bool_], scores: Floats) -> tuple[Floats, Floats]:
+            precision, recall, _ = precision_recall_curve(truth, scores)
+            return recall, precision
+
+        return self._curves(curve)
+
+    def worst(self, count: int) -> list[Mistake]:
+        """Return the photographs with the largest error, ties by the probability of the true grade.
+
+        Args:
+            count: Maximum number; correct predictions are not included.
+
+        Returns:
+            Mistakes, the worst first.
+        """
+        found = self.predictions
+        grades, predicted = found.grades.numpy(), found.predicted.numpy()
+        probabilities = found.probabilities.double().numpy()
+        distance = np.abs(predicted - grades)
+        order = np.lexsort((probabilities[np.arange(len(grades)), grades], -distance))
+        ids = self.collection.photographs["image_id"]
+        return [
+            Mistake(str(ids.iloc[row]), int(grades[k]), int(predicted[k]), probabilities[k], self._image(row))
+            for k in order[:count]
+            if distance[k]
+            for row in [int(found.index[k])]
+        ]
+
+    def _curves(
+        self, curve: Callable[[npt.NDArray[np.bool_], Floats], tuple[Floats, Floats]]
+    ) -> list[GradeCurve]:
+        grades = self.predictions.grades.numpy()
+        probabilities = self.predictions.probabilities.double().numpy()
+        found = []
+        for grade in range(probabilities.shape[1]):
+            truth = grades == grade
+            if truth.any() and not truth.all():
+                x, y = curve(truth, probabilities[:, grade])
+                kept = np.unique(np.linspace(0, len(x) - 1, _MAX_POINTS).round().astype(int))
+                found.append(GradeCurve(grade, x[kept], y[kept]))
+        return found
+
+    def _image(self, row: int) -> npt.NDArray[np.uint8]:
+        for store in self.collection.stores:
+            if row < len(store):
+                return np.array(store.images[row])
+            row -= len(store)
+        raise IndexError(row)
+
+
+def caption(mistake: Mistake) -> str:
+    """Describe a mistake in one line."""
+    probability = mistake.probabilities[mistake.grade]
+    return f"grade {mistake.grade} (p = {probability:.2f}), predicted {mistake.predicted}"

@@ -12,10 +12,12 @@ from urllib.parse import urlparse
 
 from pytorch_lightning.loggers import Logger, WandbLogger
 
-from drgrade.training.tracking.evaluation import Evaluation, GradeCurve, caption
 from drgrade.training.tracking.tracker import (
     Ending,
+    Evaluation,
+    GradeCurve,
     RunDescription,
+    caption,
     describe_run,
     final_name,
     read_run_id,
