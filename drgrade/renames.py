@@ -20,8 +20,8 @@ RENAMED = {
     "drgrade.tasks.PretextTask": "drgrade.tasks.pretext.PretextTask",
     "drgrade.training.feature_watch.FeatureWatch": "drgrade.training.callbacks.FeatureMonitor",
     "drgrade.training.pruning.Pruning": "drgrade.sweeps.pruning.Pruning",
-    "drgrade.training.loggers.mlflow_logger": "drgrade.training.tracking.mlflow_logger.mlflow_logger",
-    "drgrade.training.loggers.tensorboard_logger": "drgrade.training.tracking.tensorboard_logger.TensorBoardTracker",
+    "drgrade.training.loggers.mlflow_logger": "drgrade.training.tracking.figure_loggers.mlflow_logger",
+    "drgrade.training.loggers.tensorboard_logger": "drgrade.training.tracking.figure_loggers.TensorBoardTracker",
     "drgrade.training.loggers.wandb_logger": "drgrade.training.tracking.wandb_logger.wandb_logger",
     "drgrade.pretext.combination.views_of": "drgrade.pretext.combination.combine_views",
 }

@@ -107,7 +107,7 @@ def test_how_a_run_ended(compose, monkeypatch, runs, error, status):
 def test_cells_that_start_together_share_one_new_data_base(tmp_path):
     code = (
         "import sys\n"
-        "from drgrade.training.tracking.mlflow_logger import mlflow_logger\n"
+        "from drgrade.training.tracking.figure_loggers import mlflow_logger\n"
         "names = ('method', 'model', 'encoder', 'data', 'protocol', 'init', 'scale', 'fold')\n"
         "about = {**dict.fromkeys(names, 'x'), 'label_fraction': 1.0, 'pretrain_on': 'all'}\n"
         "logger = mlflow_logger('drgrade', sys.argv[1], save_dir=sys.argv[2], name='n', group=None,"

@@ -9,7 +9,7 @@ import torch
 from sklearn import metrics as reference
 
 from drgrade.metrics.distributed import Predictions
-from drgrade.training.tracking.evaluation import draw_evaluation
+from drgrade.training.tracking.figure_loggers import draw_evaluation
 from drgrade.training.tracking.tracker import Evaluation, describe_run
 
 

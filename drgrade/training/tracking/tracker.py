@@ -21,6 +21,8 @@ from drgrade.metrics.functional import confusion_matrix
 from drgrade.training.build import instantiate
 from drgrade.training.distributed import is_main_process
 
+Floats = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
 Ending = Literal["finished", "failed", "interrupted"]
 
 TRACKING = "tracking.json"
@@ -29,25 +31,117 @@ TRACKING = "tracking.json"
 _MAX_TAG_LENGTH = 64
 """W&B rejects longer tags."""
 
+_MAX_POINTS = 200
+"""Points of a curve; W&B draws at most 10,000 rows of a table."""
+
+
+@dataclass(frozen=True)
+class GradeCurve:
+    """A curve of one grade against the rest: ``x`` and ``y`` are (P,) in [0, 1]."""
+
+    grade: int
+    x: Floats
+    y: Floats
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A photograph with a wrong predicted grade: probabilities (5,), image (S, S, 3) uint8 from the store."""
+
+    image_id: str
+    grade: int
+    predicted: int
+    probabilities: Floats
+    image: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results on one set.
+
+    Attributes:
+        name: ``val``, ``test`` or ``external/NAME``.
+        predictions: Predictions on all its photographs.
+        collection: Photographs whose rows the predictions name.
+        step: Number of optimiser steps before the evaluation.
+    """
+
+    name: str
+    predictions: Predictions
+    collection: Collection
+    step: int
+
+    @cached_property
+    def confusion(self) -> Counts:
+        """(5, 5) counts; rows are the true grade."""
+        counts: Counts = confusion_matrix(self.predictions.predicted, self.predictions.grades).numpy()
+        return counts
+
+    @cached_property
+    def roc(self) -> list[GradeCurve]:
+        """True against false positive rate, for each grade that some photographs have and some do not."""
+        from sklearn.metrics import roc_curve
+
+        return self._curves(lambda truth, scores: roc_curve(truth, scores)[:2])
+
+    @cached_property
+    def precision_recall(self) -> list[GradeCurve]:
+        """Precision against recall, for the same grades as :attr:`roc`."""
+        from sklearn.metrics import precision_recall_curve
+
+        return self._curves(lambda truth, scores: precision_recall_curve(truth, scores)[1::-1])
+
+    def worst(self, count: int) -> list[Mistake]:
+        """Return up to ``count`` mistakes: the largest error first, then the least probable true grade."""
+        grades, predicted = self.predictions.grades.numpy(), self.predictions.predicted.numpy()
+        probabilities = self.predictions.probabilities.double().numpy()
+        distance = np.abs(predicted - grades)
+        order = np.lexsort((probabilities[np.arange(len(grades)), grades], -distance))
+        ids = self.collection.photographs["image_id"]
+        mistakes = []
+        for k in order[:count][distance[order[:count]] > 0]:
+            row = int(self.predictions.index[k])
+            grade, called = int(grades[k]), int(predicted[k])
+            mistakes.append(Mistake(str(ids.iloc[row]), grade, called, probabilities[k], self._image(row)))
+        return mistakes
+
+    def _curves(
+        self, curve: Callable[[npt.NDArray[np.bool_], Floats], tuple[Floats, Floats]]
+    ) -> list[GradeCurve]:
+        grades = self.predictions.grades.numpy()
+        probabilities = self.predictions.probabilities.double().numpy()
+        curves = []
+        for grade in range(probabilities.shape[1]):
+            truth = grades == grade
+            if truth.any() and not truth.all():
+                x, y = curve(truth, probabilities[:, grade])
+                kept = np.unique(np.linspace(0, len(x) - 1, _MAX_POINTS).round().astype(int))
+                curves.append(GradeCurve(grade, x[kept], y[kept]))
+        return curves
+
+    def _image(self, row: int) -> npt.NDArray[np.uint8]:
+        for store in self.collection.stores:
+            if row < len(store):
+                return np.array(store.images[row])
+            row -= len(store)
+        raise IndexError(row)
+
+
+def caption(mistake: Mistake) -> str:
+    """Describe a mistake in one line."""
+    probability = mistake.probabilities[mistake.grade]
+    return f"grade {mistake.grade} (p = {probability:.2f}), predicted {mistake.predicted}"
+
 
 @runtime_checkable
 class Tracker(Protocol):
     """A logger that draws evaluations and records how the run ended."""
 
     def log_evaluation(self, evaluation: Evaluation) -> None:
-        """Log confusion matrix, curves and worst photographs of an evaluated set.
-
-        Args:
-            evaluation: Results on validation, test or external photographs.
-        """
+        """Log confusion matrix, curves and worst photographs of an evaluated set."""
 
     def finish_run(self, ending: Ending, record: Mapping[str, object]) -> None:
-        """Close the run.
-
-        Args:
-            ending: How the run ended.
-            record: Content of ``metrics.json``.
-        """
+        """Close the run and log its outcome; ``record`` is the content of ``metrics.json``."""
 
 
 @dataclass
@@ -92,14 +186,19 @@ def tracked_run(
     try:
         yield tracked
     except BaseException as error:
-        interrupted = not isinstance(error, Exception)
-        ending: Ending = "interrupted" if interrupted else "failed"
-        reason = {} if interrupted else {"error": f"{type(error).__name__}: {error}"}
         if isinstance(logger, Tracker):
-            logger.finish_run(ending, {"status": ending, **reason})
+            record = failure_record(error)
+            logger.finish_run(cast(Ending, record["status"]), record)
         raise
     if isinstance(logger, Tracker):
         logger.finish_run("finished", tracked.record)
+
+
+def failure_record(error: BaseException) -> dict[str, str]:
+    """Return the content of ``metrics.json`` for a run that ended with an exception."""
+    if not isinstance(error, Exception):  # Ctrl-C, or the end of the process
+        return {"status": "interrupted"}
+    return {"status": "failed", "error": f"{type(error).__name__}: {error}"}
 
 
 def log_evaluation(
@@ -129,20 +228,13 @@ def final_name(name: str) -> str:
 
 
 def read_run_id(folder: Path, service: str) -> str | None:
-    """Read the id that a service has given to a run.
-
-    Args:
-        folder: The run's folder.
-        service: ``wandb`` or ``mlflow``.
-
-    Returns:
-        None if the service does not know the run.
+    """Read the id that a service (``wandb`` or ``mlflow``) has given to a run; None if it has given none.
 
     Raises:
         DataError: If ``tracking.json`` is damaged.
     """
-    found = _read_run_ids(folder).get(service)
-    return None if found is None else str(found)
+    run_id = _read_run_ids(folder).get(service)
+    return None if run_id is None else str(run_id)
 
 
 def write_run_id(folder: Path, service: str, run_id: str) -> None:
@@ -204,7 +296,7 @@ def describe_run(
     about: Mapping[str, Any],
     tags: Sequence[str] = (),
 ) -> RunDescription:
-    """Describe a run by its settings.
+    """Describe a run by its settings; a pre-training without those of fine-tuning.
 
     Args:
         save_dir: The run's folder.
@@ -214,9 +306,6 @@ def describe_run(
         about: method, model and encoder (the first that is not None names the method), data, protocol, init,
             label_fraction, fold, scale and pretrain_on.
         tags: Further tags.
-
-    Returns:
-        The description; that of a pre-training leaves out settings of fine-tuning.
     """
     folder = Path(save_dir)
     facts = {
@@ -239,131 +328,3 @@ def _tag(name: str, value: str) -> str:
     text = value if name in ("method", "data", "protocol", "label_fraction") else f"{name}={value}"
     half = _MAX_TAG_LENGTH // 2
     return text if len(text) <= _MAX_TAG_LENGTH else f"{text[: half - 1]}…{text[-half:]}"
-
-
-@dataclass(frozen=True)
-class GradeCurve:
-    """A curve of one grade against the rest, with P points.
-
-    Attributes:
-        grade: The grade.
-        x: (P,) in [0, 1].
-        y: (P,) in [0, 1].
-    """
-
-    grade: int
-    x: Floats
-    y: Floats
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """A photograph with a wrong predicted grade.
-
-    Attributes:
-        image_id: Name in the manifest.
-        grade: True grade.
-        predicted: Predicted grade.
-        probabilities: (5,).
-        image: (S, S, 3) uint8, from the store.
-    """
-
-    image_id: str
-    grade: int
-    predicted: int
-    probabilities: Floats
-    image: npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Results on one set.
-
-    Attributes:
-        name: ``val``, ``test`` or ``external/NAME``.
-        predictions: Predictions on all its photographs.
-        collection: Photographs whose rows the predictions name.
-        step: Number of optimiser steps before the evaluation.
-    """
-
-    name: str
-    predictions: Predictions
-    collection: Collection
-    step: int
-
-    @cached_property
-    def confusion(self) -> Counts:
-        """(5, 5) counts; rows are the true grade."""
-        counts: Counts = confusion_matrix(self.predictions.predicted, self.predictions.grades).numpy()
-        return counts
-
-    @cached_property
-    def roc(self) -> list[GradeCurve]:
-        """True against false positive rate, for each grade that some photographs have and some do not."""
-        from sklearn.metrics import roc_curve
-
-        def curve(truth: npt.NDArray[np.bool_], scores: Floats) -> tuple[Floats, Floats]:
-            false_positive, true_positive, _ = roc_curve(truth, scores)
-            return false_positive, true_positive
-
-        return self._curves(curve)
-
-    @cached_property
-    def precision_recall(self) -> list[GradeCurve]:
-        """Precision against recall, for the same grades as :attr:`roc`."""
-        from sklearn.metrics import precision_recall_curve
-
-        def curve(truth: npt.NDArray[np.bool_], scores: Floats) -> tuple[Floats, Floats]:
-            precision, recall, _ = precision_recall_curve(truth, scores)
-            return recall, precision
-
-        return self._curves(curve)
-
-    def worst(self, count: int) -> list[Mistake]:
-        """Return the photographs with the largest error, ties by the probability of the true grade.
-
-        Args:
-            count: Maximum number; correct predictions are not included.
-
-        Returns:
-            Mistakes, the worst first.
-        """
-        found = self.predictions
-        grades, predicted = found.grades.numpy(), found.predicted.numpy()
-        probabilities = found.probabilities.double().numpy()
-        distance = np.abs(predicted - grades)
-        order = np.lexsort((probabilities[np.arange(len(grades)), grades], -distance))
-        ids = self.collection.photographs["image_id"]
-        return [
-            Mistake(str(ids.iloc[row]), int(grades[k]), int(predicted[k]), probabilities[k], self._image(row))
-            for k in order[:count]
-            if distance[k]
-            for row in [int(found.index[k])]
-        ]
-
-    def _curves(
-        self, curve: Callable[[npt.NDArray[np.bool_], Floats], tuple[Floats, Floats]]
-    ) -> list[GradeCurve]:
-        grades = self.predictions.grades.numpy()
-        probabilities = self.predictions.probabilities.double().numpy()
-        found = []
-        for grade in range(probabilities.shape[1]):
-            truth = grades == grade
-            if truth.any() and not truth.all():
-                x, y = curve(truth, probabilities[:, grade])
-                kept = np.unique(np.linspace(0, len(x) - 1, _MAX_POINTS).round().astype(int))
-                found.append(GradeCurve(grade, x[kept], y[kept]))
-        return found
-
-    def _image(self, row: int) -> npt.NDArray[np.uint8]:
-        for store in self.collection.stores:
-            if row < len(store):
-                return np.array(store.images[row])
-            row -= len(store)
-        raise IndexError(row)
-
-
-def caption(mistake: Mistake) -> str:
-    """Describe a mistake in one line."""
-    probability = mistake.probabilities[mistake.grade]
-    return f"grade {mistake.grade} (p = {probability:.2f}), predicted {mistake.predicted}"
