@@ -13,11 +13,13 @@ Example:
 """
 
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drgrade.errors import DrgradeError
-from drgrade.version import __version__
+
+__version__ = version("drgrade")
 
 if TYPE_CHECKING:
     from drgrade.auditing.audit import Audit

@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,7 +43,6 @@ from drgrade.prediction.checkpoint import TrainedModel, load_model
 from drgrade.prediction.results import NOTICE
 from drgrade.runs.run_dir import CONFIG, versions
 from drgrade.settings import ExportSettings
-from drgrade.version import __version__
 
 ENDINGS: Mapping[Literal["onnx", "torch"], str] = {"onnx": ".onnx", "torch": ".pt2"}
 
@@ -288,7 +288,7 @@ def describe(trained: TrainedModel) -> dict[str, Any]:
             for name, value in record.items()
             if "/" in name and isinstance(value, int | float)
         },
-        "made_with": {"drgrade": __version__, **versions()},
+        "made_with": versions(),
     }
 
 
@@ -302,7 +302,7 @@ def _flat_entries(description: Mapping[str, Any]) -> dict[str, str]:
         "data": str(run.get("data", "")),
         "data_hash": str(run.get("data_hash", "")),
         "weights_sha256": str(run["weights_sha256"]),
-        "drgrade_version": __version__,
+        "drgrade_version": version("drgrade"),
     }
 
 

@@ -6,6 +6,7 @@ no photograph, no patient and no path, so that it can be published.
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,6 @@ from drgrade.stats import formatting
 from drgrade.stats.bootstrap import confusions
 from drgrade.stats.estimates import Estimate
 from drgrade.stats.formatting import escape_markdown
-from drgrade.version import __version__
 
 MODEL_CARD = "model_card.md"
 """File in a run's folder; in a published folder the card is ``README.md``."""
@@ -105,7 +105,7 @@ def render_model_card(
         notice=NOTICE,
         place=place,
         resamples=resamples,
-        version=__version__,
+        version=version("drgrade"),
         fmt=formatting,
         md=escape_markdown,
         model=_escaped(_model(run)),

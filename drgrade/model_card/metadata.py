@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
+from importlib.metadata import version
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +13,13 @@ import yaml
 from drgrade.errors import ConfigError
 from drgrade.model_card.facts import RunFiles, UsedDataSet
 from drgrade.stats.estimates import Estimate
-from drgrade.version import __version__
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
 
 DRGRADE = (
-    f"The drgrade developers, drgrade: diabetic-retinopathy grading with few labels, version {__version__}"
+    "The drgrade developers, drgrade: diabetic-retinopathy grading with few labels, "
+    f"version {version('drgrade')}"
 )
 """As in ``CITATION.cff``."""
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from drgrade.prediction.grader import Grader
 from drgrade.prediction.inputs import InputFile, InputState
 from drgrade.prediction.results import NOTICE, PredictionRow
 from drgrade.runs.run_dir import CALIBRATION, versions
-from drgrade.version import __version__
 
 MANIFEST = "prediction.json"
 DATABASE = ".progress.sqlite"
@@ -46,7 +46,7 @@ def describe_job(grader: Grader, inputs: Sequence[str], **settings: object) -> J
         "settings": settings,
         "runs": [_hashes(member) for member in grader.members],
         "preparation": asdict(grader.preparation),
-        "drgrade": __version__,
+        "drgrade": version("drgrade"),
     }
 
 

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,6 @@ from drgrade.prediction.published_folder import (
 from drgrade.runs.run_dir import SEEN, read_finished
 from drgrade.runs.settings import strip_private
 from drgrade.stats.formatting import GRADE_NAMES, plural
-from drgrade.version import __version__
 
 HUB = "hf://"
 """Prefix of repositories on the hub, as in ``hf://user/name``."""
@@ -180,7 +180,7 @@ def push_to_hub(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
         _write(Path(run), folder, seen, training_features, licence, repository)
-        api = huggingface_hub.HfApi(token=token, library_name=LIBRARY, library_version=__version__)
+        api = huggingface_hub.HfApi(token=token, library_name=LIBRARY, library_version=version("drgrade"))
         with _hub_errors(f"{repository} cannot be pushed to the Hugging Face hub"):
             made = api.create_repo(repo_id=repository, private=private, exist_ok=True, repo_type="model")
             done = api.upload_folder(
@@ -243,7 +243,7 @@ def _write(
     described = {
         "library_name": LIBRARY,
         "format": FORMAT,
-        "version": __version__,
+        "version": version("drgrade"),
         "grades": list(GRADE_NAMES),
         "normalisation": {"mean": list(MEAN), "std": list(STD)},
         "settings": settings,

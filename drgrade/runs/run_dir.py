@@ -21,7 +21,6 @@ from drgrade.errors import ConfigError, DataError
 from drgrade.files import write_text
 from drgrade.renames import current
 from drgrade.runs.settings import changed_settings
-from drgrade.version import __version__
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,6 +47,7 @@ AUTO = "auto"
 """Value of ``resume``: resume from the run's own folder if it holds a started run."""
 
 _PACKAGES = (
+    "drgrade",
     "torch",
     "torchvision",
     "timm",
@@ -327,7 +327,7 @@ def write_provenance(folder: Path, **facts: object) -> None:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python, drgrade and the installed packages that results depend on."""
-    found = {"python": platform.python_version(), "drgrade": __version__}
+    found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
             found[package] = version(package)

@@ -16,6 +16,7 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 from tiny_run import REPOSITORY, TINY
 
+from drgrade import __version__
 from drgrade.config import CONF
 from drgrade.errors import ConfigError, DataError
 from drgrade.metrics.functional import grading_metrics
@@ -28,7 +29,6 @@ from drgrade.prediction.grader import Grader
 from drgrade.runs.run_dir import read_metrics
 from drgrade.stats import formatting
 from drgrade.training.run import train
-from drgrade.version import __version__
 
 EXAMPLE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 

@@ -1,3 +1,0 @@
-"""Version of drgrade."""
-
-__version__ = "0.1.0"
