@@ -1,8 +1,9 @@
-"""The config folder: compose a config, list groups, read comments, make further data sets by name."""
+"""Compose configs from the YAML files in ``conf/``; read their groups and comments; write overrides."""
 
 import difflib
+import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ from typing import Any
 import hydra
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from drgrade.errors import ConfigError
-from drgrade.overrides import as_override
 
 CONF = next(
     folder
@@ -76,27 +79,19 @@ def nearest(word: str, known: list[str]) -> str:
 
 def setting_names(node: DictConfig, prefix: str = "") -> list[str]:
     """Return every setting of a config as ``a.b.c``, parents first; nothing is resolved."""
-    found = []
+    names = []
     for name in map(str, node):
-        found.append(f"{prefix}{name}")
+        names.append(f"{prefix}{name}")
         child = node._get_node(name)
         if isinstance(child, DictConfig) and not (
             child._is_none() or child._is_interpolation() or child._is_missing()
         ):
-            found += setting_names(child, f"{prefix}{name}.")
-    return found
+            names += setting_names(child, f"{prefix}{name}.")
+    return names
 
 
 def refuse_missing(cfg: DictConfig, config: str = "train") -> None:
-    """Refuse a config in which a required value is not given.
-
-    Args:
-        cfg: A composed config.
-        config: Its name in ``conf/``.
-
-    Raises:
-        ConfigError: Naming the setting and what it is.
-    """
+    """Raise ConfigError if a required value is not given in a composed config."""
     for name in sorted(setting_names(cfg)):
         parent, _, key = name.rpartition(".")
         if OmegaConf.is_missing(OmegaConf.select(cfg, parent) if parent else cfg, key):
@@ -112,15 +107,7 @@ def groups(config: str) -> dict[str, str | None]:
 
 
 def refuse_new_settings(config: str, overrides: Iterable[str]) -> None:
-    """Refuse ``+anything=value`` where nothing reads ``anything``: Hydra would accept ``+experimnt=x``.
-
-    Args:
-        config: Name of a config in ``conf/``.
-        overrides: Of the command line.
-
-    Raises:
-        ConfigError: If one adds a setting at the top level.
-    """
+    """Raise ConfigError for ``+name=value`` where nothing reads ``name``; Hydra would accept ``+experimnt=x``."""
     own = OmegaConf.load(CONF / f"{config}.yaml")
     known = sorted({*groups(config), *map(str, own), *(["experiment", "scale"] if config == "train" else [])})
     for override in overrides:
@@ -158,13 +145,13 @@ def comments(path: Path) -> dict[str, str]:
 
 
 def meaning(config: str, setting: str) -> str:
-    """Return what the YAML files say about a setting; empty if they say nothing."""
+    """Return the comment on a setting in the YAML files; empty if there is none."""
     group, _, rest = setting.partition(".")
     files = [
         (CONF / f"{config}.yaml", setting),
         *((path, rest) for path in sorted((CONF / group).glob("*.yaml"))),
     ]
-    return next((found for path, name in files if (found := comments(path).get(name))), "")
+    return next((comment for path, name in files if (comment := comments(path).get(name))), "")
 
 
 def further_sources(cfg: DictConfig) -> dict[str, list[Any]]:
@@ -181,14 +168,10 @@ def further_sources(cfg: DictConfig) -> dict[str, list[Any]]:
     Raises:
         ConfigError: If an item is not such a name, or has a setting that the data set does not have.
     """
-    return {role: [_source(role, item, cfg) for item in _items(role, cfg)] for role in ROLES}
-
-
-def _items(role: str, cfg: DictConfig) -> Iterator[Any]:
-    items = OmegaConf.select(cfg, f"data.{role}", default=[])
-    if not OmegaConf.is_list(items):
-        raise ConfigError(f"data.{role}={items} is not a list: data.{role}=[eyepacs,ddr]")
-    return iter(items)
+    return {
+        role: [_source(role, item, cfg) for item in OmegaConf.select(cfg, f"data.{role}", default=[])]
+        for role in ROLES
+    }
 
 
 def _source(role: str, item: Any, cfg: DictConfig) -> Any:
@@ -217,3 +200,95 @@ def _source(role: str, item: Any, cfg: DictConfig) -> Any:
         return instantiate(whole.data.source)
     except OmegaConfBaseException as error:
         raise ConfigError(f"data.{role}, data={name}: {error}") from error
+
+
+def as_override(value: object) -> str:
+    """Return a value as the right side of an override ``setting=...``, so that Hydra reads the same one.
+
+    Args:
+        value: Text, path, number, truth value, None, or a list or mapping of such; keys are plain words.
+
+    Raises:
+        TypeError: If it is of another kind.
+
+    Example:
+        >>> as_override(["a (copy)", None, True])
+        "['a (copy)',null,true]"
+    """
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{as_override(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, str | os.PathLike):
+        return "'" + _escaped(os.fspath(value)) + "'"
+    if isinstance(value, Sequence):
+        return "[" + ",".join(as_override(item) for item in value) + "]"
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    raise TypeError(f"{value!r} cannot be written as an override")
+
+
+def _escaped(text: str) -> str:
+    """Escape quotes. Backslashes count only before a quote, and at the end, where a quote follows."""
+    return re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
+
+
+def quote(argument: str, many: bool, sweeps: bool) -> str:
+    """Quote the value of an override that is a text or a path, where Hydra would read something else.
+
+    Args:
+        argument: ``name=value``.
+        many: The setting is a list, written with commas; a value that is an existing path is one item.
+        sweeps: Commas separate the values of a sweep, unless the value is an existing path.
+
+    Example:
+        >>> quote("data.root=/photos/ddr (copy)", many=False, sweeps=True)
+        "data.root='/photos/ddr (copy)'"
+    """
+    name, _, value = argument.partition("=")
+    if value.startswith("~/"):
+        value = os.path.expanduser(value)  # noqa: PTH111 - a Path would drop a slash at the end
+    exists = os.path.lexists(value)
+    read = _parsed(f"{name}={value}")
+    if value in ("", "null") or read == value:
+        return f"{name}={value}"
+    explicit = read is not None and (value[0] in "'\"[" or sweeps)
+    if explicit and not exists:
+        return argument
+    if many and not exists:
+        return f"{name}={as_override([part.strip() for part in value.split(',') if part.strip()])}"
+    return f"{name}={as_override(value)}"
+
+
+def with_paths(overrides: Sequence[str], setting: str, paths: Sequence[str]) -> list[str]:
+    """Add positional paths to the overrides, as further values of a setting."""
+    begin = f"{setting}="
+    values: list[str] = []
+    for override in overrides:
+        if override.startswith(begin):
+            read = _parsed(override)
+            values += read if isinstance(read, list) else [str(read)]
+    values += paths
+    value = values[0] if len(values) == 1 else values
+    return [*(each for each in overrides if not each.startswith(begin)), begin + as_override(value)]
+
+
+def is_sweep(argument: str) -> bool:
+    """Return True if Hydra would sweep over the values of an override."""
+    override = _override(argument)
+    return override is not None and override.is_sweep_override()
+
+
+def _parsed(argument: str) -> Any:
+    """Return the value that Hydra reads; None if it cannot read one."""
+    override = _override(argument)
+    return None if override is None else override.value()
+
+
+def _override(argument: str) -> Override | None:
+    try:
+        return OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return None

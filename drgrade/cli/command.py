@@ -32,12 +32,13 @@ from drgrade.config import (
     header,
     initialized_hydra,
     nearest,
+    quote,
     refuse_missing,
     refuse_new_settings,
     setting_names,
+    with_paths,
 )
 from drgrade.errors import ConfigError, DrgradeError
-from drgrade.overrides import quote, with_paths
 
 _FULL_ERROR = os.environ.setdefault("DRGRADE_FULL_ERROR", os.environ.get("HYDRA_FULL_ERROR", "0")) == "1"
 """True if the user wants stack traces. Started processes read it under a name of its own, because :func:`run`

@@ -14,9 +14,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from drgrade.checked_settings import CheckedSettings
 from drgrade.cli.command import explain
-from drgrade.config import initialized_hydra, refuse_missing, refuse_new_settings
+from drgrade.config import as_override, initialized_hydra, refuse_missing, refuse_new_settings
 from drgrade.errors import ConfigError, DrgradeError
-from drgrade.overrides import as_override
 
 
 @contextmanager

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from drgrade.cli.command import arguments, fail, run
-from drgrade.config import choices, nearest
+from drgrade.config import choices, is_sweep, nearest
 from drgrade.errors import ConfigError, DrgradeError
-from drgrade.overrides import is_sweep
 from drgrade.progress import format_duration
 from drgrade.settings import ReportSettings, ReproduceSettings, TrainSettings
 

@@ -27,8 +27,8 @@ from drgrade.runs.run_dir import read_finished, write_config, write_metrics, wri
 from drgrade.settings import EvaluateSettings
 from drgrade.stats.bootstrap import METRICS
 from drgrade.stats.estimates import Estimate, Floats
+from drgrade.training.build import silence_known_warnings
 from drgrade.training.distributed import is_main_process
-from drgrade.training.warning_filters import silence_known_warnings
 
 _WITHOUT_EFFECT = {"labelled": [], "unlabelled": [], "external": [], "balanced": False}
 """Settings of a data set that have no effect in an evaluation, with their neutral values."""

@@ -18,12 +18,12 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback
 
+from drgrade.config import as_override
 from drgrade.data.datamodules import PretextDataModule
 from drgrade.data.photographs import Photographs
 from drgrade.errors import ConfigError, DrgradeError
 from drgrade.files import write_text
 from drgrade.models.encoder_file import CARD
-from drgrade.overrides import as_override
 from drgrade.progress import format_duration, say, track
 from drgrade.sweeps.cells import Cell, error_line
 from drgrade.sweeps.inline import InlineLauncher

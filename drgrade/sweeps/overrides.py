@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from drgrade.overrides import as_override
+from drgrade.config import as_override
 
 AXES = ("init", "label_fraction", "fold", "seed")
 """Settings whose further values extend a sweep; they are not part of its name."""

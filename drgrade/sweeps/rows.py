@@ -11,9 +11,8 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 
-from drgrade.config import nearest
+from drgrade.config import as_override, nearest
 from drgrade.errors import ConfigError
-from drgrade.overrides import as_override
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 """Pattern of a row's name, which begins the folder names of its cells."""

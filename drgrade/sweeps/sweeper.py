@@ -22,9 +22,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from drgrade.config import initialized_hydra, refuse_missing
+from drgrade.config import as_override, initialized_hydra, refuse_missing
 from drgrade.errors import ConfigError, DrgradeError
-from drgrade.overrides import as_override
 from drgrade.runs.run_dir import AUTO, read_config
 from drgrade.runs.settings import changed_settings
 from drgrade.sweeps.cells import FINISHED, Cell, cell_name, failures, progress, write_sweep

@@ -25,9 +25,9 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState
 
+from drgrade.config import as_override
 from drgrade.errors import ConfigError
 from drgrade.files import write_text
-from drgrade.overrides import as_override
 from drgrade.runs.run_dir import AUTO
 from drgrade.runs.settings import identity_settings
 from drgrade.sweeps.cells import FINISHED, Progress, log_file, progress

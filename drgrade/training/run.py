@@ -37,6 +37,7 @@ from drgrade.training.build import (
     make_trainer,
     open_run_dir,
     seed_everything,
+    silence_known_warnings,
 )
 from drgrade.training.cache import RunCache
 from drgrade.training.calibration import calibrate, calibrated_figures, fit_thresholds
@@ -45,7 +46,6 @@ from drgrade.training.init_weights import find_initial_encoder, run_facts
 from drgrade.training.pretraining import pretrain_run
 from drgrade.training.probe import check_probe, fit_probe
 from drgrade.training.tracking.tracker import log_evaluation, tracked_run
-from drgrade.training.warning_filters import silence_known_warnings
 
 log = logging.getLogger(__name__)
 

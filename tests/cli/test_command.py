@@ -12,9 +12,8 @@ from tiny_run import REPOSITORY
 
 from drgrade.checked_settings import declared, describe
 from drgrade.cli.command import arguments, help_text
-from drgrade.config import compose
+from drgrade.config import as_override, compose
 from drgrade.errors import ConfigError
-from drgrade.overrides import as_override
 from drgrade.settings import (
     COMMANDS,
     AppSettings,

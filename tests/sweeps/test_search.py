@@ -19,11 +19,10 @@ from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from drgrade.config import CONF
+from drgrade.config import CONF, as_override
 from drgrade.data.datamodules import GradingDataModule
 from drgrade.errors import ConfigError
 from drgrade.evaluation.evaluation import read_run
-from drgrade.overrides import as_override
 from drgrade.sweeps import search as search_module
 from drgrade.sweeps.search import SearchSweeper
 from drgrade.sweeps.trials import read_space
