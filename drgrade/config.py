@@ -107,7 +107,7 @@ def groups(config: str) -> dict[str, str | None]:
 
 
 def refuse_new_settings(config: str, overrides: Iterable[str]) -> None:
-    """Raise ConfigError for ``+name=value`` where nothing reads ``name``; Hydra would accept ``+experimnt=x``."""
+    """Raise ConfigError for ``+name=value`` where nothing reads ``name``; Hydra accepts ``+experimnt=x``."""
     own = OmegaConf.load(CONF / f"{config}.yaml")
     known = sorted({*groups(config), *map(str, own), *(["experiment", "scale"] if config == "train" else [])})
     for override in overrides:
@@ -130,7 +130,7 @@ def header(path: Path) -> str:
 
 def comments(path: Path) -> dict[str, str]:
     """Return the settings of a YAML file that have a comment on their line: ``a.b.c`` and the comment."""
-    found: dict[str, str] = {}
+    meanings: dict[str, str] = {}
     parents: list[tuple[int, str]] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         key = re.match(r"( *)(\w+):(?: |$)", line)
@@ -140,8 +140,8 @@ def comments(path: Path) -> dict[str, str]:
         parents = [(indent, name) for indent, name in parents if indent < depth] + [(depth, key[2])]
         comment = re.search(r"\s# (.*)", line)
         if comment and parents[0][1] not in ("defaults", "hydra"):
-            found[".".join(name for _, name in parents)] = comment[1]
-    return found
+            meanings[".".join(name for _, name in parents)] = comment[1]
+    return meanings
 
 
 def meaning(config: str, setting: str) -> str:
@@ -232,7 +232,7 @@ def as_override(value: object) -> str:
 
 def _escaped(text: str) -> str:
     """Escape quotes. Backslashes count only before a quote, and at the end, where a quote follows."""
-    return re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
+    return re.sub(r"(\\*)('|\Z)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text)
 
 
 def quote(argument: str, many: bool, sweeps: bool) -> str:

@@ -63,7 +63,7 @@ class RunLocation:
     Attributes:
         folder: The run's folder.
         sweep: Absolute folder of its sweep; None for a single run.
-        overrides: Overrides that the sweep sets for it; empty where they are not known.
+        overrides: Overrides that the sweep sets for it, if they are known.
     """
 
     folder: Path
@@ -89,8 +89,8 @@ class Run:
         record: ``metrics.json``.
         provenance: ``provenance.json``.
         split: ``split.csv``: columns image_id, group and subset as text, grade (NaN if missing).
-        image_ids: (N,) test photographs, sorted; the other arrays have the same order.
-        groups: (N,) group of each photograph.
+        image_ids: (N,) test photographs, sorted, as in the other arrays.
+        groups: (N,).
         grades: (N,) true grades.
         predicted: (N,) predicted grades.
         probabilities: (N, 5).
@@ -148,7 +148,7 @@ class Unfinished:
         location: Its location.
         status: ``not begun``, ``unfinished``, or the status in ``metrics.json``.
         reason: Explanation; may be empty.
-        config: Its composed config if it names a cell of the table, else None.
+        config: Its composed config if that names a cell of the table, else None.
     """
 
     location: RunLocation
@@ -159,25 +159,14 @@ class Unfinished:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A folder that is not part of a table of runs.
-
-    Attributes:
-        folder: The folder.
-        why: Kind of folder, in the plural: ``pre-training runs``.
-    """
+    """A folder that is not part of a table of runs; ``why`` is its kind, in the plural (``pre-training runs``)."""
 
     folder: Path
     why: str
 
 
 def read_run(location: RunLocation) -> Run | Unfinished | LeftOut:
-    """Read the run in a folder.
-
-    Args:
-        location: Location of the run.
-
-    Returns:
-        The run, or the reason why there is none.
+    """Read the run in a folder, or return the reason why there is none.
 
     Raises:
         DataError: If files of a finished run are damaged or contradict each other.
@@ -309,10 +298,10 @@ def _read_yaml(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        found = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
     except yaml.YAMLError as error:
         raise DataError(f"{path} is damaged ({error}): {_REPAIR}") from error
-    return current(found) if isinstance(found, dict) else None
+    return current(content) if isinstance(content, dict) else None
 
 
 def _read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
@@ -329,7 +318,7 @@ def _read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def initial_encoder_dir(run: Path, provenance: Mapping[str, Any]) -> Path | None:
-    """Return the folder of the pre-trained encoder that a run started from.
+    """Return the folder of the pre-trained encoder that a run started from; it may be gone.
 
     A relative path is looked up from the folder in which the run was started. That is usually a parent of the
     run's folder, and may not be the present working directory.
@@ -337,12 +326,9 @@ def initial_encoder_dir(run: Path, provenance: Mapping[str, Any]) -> Path | None
     Args:
         run: The run's folder.
         provenance: Its ``provenance.json``.
-
-    Returns:
-        The folder, which may be gone; None if the run started from no encoder.
     """
     if not provenance.get("encoder"):
         return None
     named = Path(str(provenance["encoder"]))
-    found = next((place / named for place in run.resolve().parents if (place / named).exists()), named)
-    return (found.parent if found.is_file() else found).resolve()
+    path = next((place / named for place in run.resolve().parents if (place / named).exists()), named)
+    return (path.parent if path.is_file() else path).resolve()

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -28,18 +29,14 @@ if TYPE_CHECKING:
     from drgrade.metrics.distributed import Predictions
     from drgrade.models.calibration import Calibration
 
-METRICS, CONFIG, SPLIT, HASHES, SEEN, PREDICTIONS, CONFUSION, PROVENANCE, CALIBRATION, VALIDATION = (
+METRICS, CONFIG, PROVENANCE, CALIBRATION = (
     "metrics.json",
     "config.yaml",
-    "split.csv",
-    "photographs.json",
-    "seen.txt",
-    "predictions.csv",
-    "confusion.csv",
     "provenance.json",
     "calibration.json",
-    "validation.csv",
 )
+SPLIT, HASHES, SEEN = "split.csv", "photographs.json", "seen.txt"
+PREDICTIONS, CONFUSION, VALIDATION = "predictions.csv", "confusion.csv", "validation.csv"
 LAST, BEST = "last", "best"
 """Names of the checkpoints, and values of ``protocol.checkpoint``."""
 
@@ -47,16 +44,8 @@ AUTO = "auto"
 """Value of ``resume``: resume from the run's own folder if it holds a started run."""
 
 _PACKAGES = (
-    "drgrade",
-    "torch",
-    "torchvision",
-    "timm",
-    "pytorch-lightning",
-    "torchmetrics",
-    "hydra-core",
-    "albumentations",
-    "numpy",
-    "opencv-python-headless",
+    *("drgrade", "torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics"),
+    *("hydra-core", "albumentations", "numpy", "opencv-python-headless"),
 )
 
 
@@ -101,37 +90,37 @@ def read_config(folder: Path) -> DictConfig:
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
-    """Read ``metrics.json``.
-
-    Args:
-        folder: The run's folder.
-
-    Returns:
-        Its content; empty if there is no such file.
+    """Read ``metrics.json``; empty if there is no such file.
 
     Raises:
         DataError: If the file is not a JSON object.
     """
-    path = folder / METRICS
+    return read_json(folder / METRICS, "remove it to run this again")
+
+
+def read_json(path: Path, repair: str) -> dict[str, Any]:
+    """Read a file with a JSON object; empty if there is no such file.
+
+    Args:
+        path: The file.
+        repair: What to do about a damaged file, for the message.
+
+    Raises:
+        DataError: If the file is not a JSON object.
+    """
     if not path.is_file():
         return {}
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(f"{path} cannot be read ({error}); remove it to run this again") from error
-    if not isinstance(record, dict):
-        raise DataError(f"{path} is not a JSON object; remove it to run this again")
-    return record
+        raise DataError(f"{path} cannot be read ({error}); {repair}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} is not a JSON object; {repair}")
+    return content
 
 
 def read_finished(folder: Path) -> tuple[DictConfig, dict[str, Any]]:
-    """Read config and metrics of a finished grading run.
-
-    Args:
-        folder: The run's folder.
-
-    Returns:
-        The config, and the content of ``metrics.json``.
+    """Read ``config.yaml`` and ``metrics.json`` of a finished grading run.
 
     Raises:
         ConfigError: If the folder holds no finished grading run.
@@ -148,38 +137,21 @@ def read_finished(folder: Path) -> tuple[DictConfig, dict[str, Any]]:
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
-    """Read ``provenance.json``.
-
-    Args:
-        folder: The run's folder.
-
-    Returns:
-        Its content; empty if there is no such file.
+    """Read ``provenance.json``; empty if there is no such file.
 
     Raises:
         DataError: If the file is damaged.
     """
-    path = folder / PROVENANCE
-    if not path.is_file():
-        return {}
-    try:
-        found = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{path} is damaged ({error}): run it again, or leave it out") from error
+    path, repair = folder / PROVENANCE, "run it again, or leave it out"
+    content = read_json(path, repair)
     for name in ("seconds", "images", "images_per_second", "peak_memory", "devices"):
-        if not isinstance(found.get(name), int | float | None):
-            raise DataError(f"{path} is damaged ({name} is not a number): run it again, or leave it out")
-    return found
+        if not isinstance(content.get(name), int | float | None):
+            raise DataError(f"{path} is damaged ({name} is not a number): {repair}")
+    return content
 
 
 def read_calibration(folder: Path) -> "Calibration":
-    """Read ``calibration.json``.
-
-    Args:
-        folder: The run's folder.
-
-    Returns:
-        The calibration; the identity if there is no such file.
+    """Read ``calibration.json``; the identity if there is no such file.
 
     Raises:
         DataError: If the file is damaged.
@@ -302,12 +274,7 @@ def _predictions_csv(predictions: "Predictions", image_ids: "pd.Series") -> str:
 
 
 def write_provenance(folder: Path, **facts: object) -> None:
-    """Write ``provenance.json``: command, versions, hardware, and facts that depend on time.
-
-    Args:
-        folder: The run's folder.
-        **facts: Further facts, JSON-serialisable.
-    """
+    """Write ``provenance.json``: command, versions, hardware, and further facts that depend on time."""
     import torch
 
     record = {
@@ -327,13 +294,11 @@ def write_provenance(folder: Path, **facts: object) -> None:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python, drgrade and the installed packages that results depend on."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+        with suppress(PackageNotFoundError):
+            installed[package] = version(package)
+    return installed
 
 
 def _commit() -> str | None:

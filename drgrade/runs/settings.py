@@ -1,4 +1,4 @@
-"""Compare the settings of runs: may a run be resumed with a config, and do two runs use the same method?"""
+"""Compare the settings of runs: on resume, and to find runs of the same method."""
 
 import hashlib
 import json
@@ -18,16 +18,7 @@ Settings = Mapping[str, object]
 """``a.b``: value, of a resolved config."""
 
 FREE_TO_CHANGE = (
-    "resume",
-    "download",
-    "paths",
-    "trainer",
-    "logger",
-    "callbacks",
-    "hydra",
-    "name",
-    "method",
-    "sweep",
+    *("resume", "download", "paths", "trainer", "logger", "callbacks", "hydra", "name", "method", "sweep"),
 )
 """Settings that may differ when a run is resumed: names, places, hardware, length and logging."""
 
@@ -57,14 +48,7 @@ WITHOUT_EFFECT = (
 
 
 def identity_settings(cfg: DictConfig) -> dict[str, Any]:
-    """Return the settings that identify a run.
-
-    Args:
-        cfg: The run's config.
-
-    Returns:
-        ``{"a.b": value}``, without the settings that are free to change.
-    """
+    """Return the settings that identify a run as ``{"a.b": value}``, without those that are free to change."""
     # Interpolations may point anywhere: resolve everything before leaving anything out.
     container = canonical(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
     data = container.get("data", {})
@@ -80,16 +64,13 @@ def identity_settings(cfg: DictConfig) -> dict[str, Any]:
 
 
 def changed_settings(before: DictConfig, now: DictConfig, *, finished: bool = False) -> list[str]:
-    """List the settings in which two configs describe different runs.
+    """Describe the settings in which two configs describe different runs, in a phrase for each.
 
     Args:
         before: Config of an earlier run.
         now: Config of this run.
         finished: The earlier run is finished and is to be reused: length and precision of the training, which
             may change when a run is resumed, must be equal too.
-
-    Returns:
-        A phrase for each setting; empty if one run can stand for the other.
     """
     first, second = identity_settings(before), identity_settings(now)
     if finished:
@@ -132,13 +113,7 @@ _PRETRAINING = ("pretext", "pretraining", "pretrain_on", "protocol.pretrain_on")
 
 
 def flat(config: Mapping[str, Any]) -> dict[str, object]:
-    """Flatten nested mappings.
-
-    Args:
-        config: A resolved config.
-
-    Returns:
-        ``{"a.b": value}``; lists and empty mappings are values.
+    """Flatten nested mappings; lists and empty mappings are values.
 
     Example:
         >>> flat({"a": {"b": 1, "c": [2, 3]}})
@@ -163,9 +138,6 @@ def method_settings(config: Mapping[str, Any]) -> dict[str, object]:
 
     Args:
         config: Resolved config of a run.
-
-    Returns:
-        Settings sorted by name.
     """
     ignored = (*_AXES, *_NAMES_AND_PLACES, *_COMPARED_ELSEWHERE, *_NOT_OF_A_METHOD)
     init = config.get("init")
@@ -185,14 +157,7 @@ def _is_below(name: str, nodes: Sequence[str]) -> bool:
 
 
 def method_key(config: Mapping[str, Any]) -> str:
-    """Return the key of a run's method: title, init, protocol and a hash of the method's settings.
-
-    Args:
-        config: Resolved config of a run.
-
-    Returns:
-        Letters, digits and hyphens.
-    """
+    """Return the key of a run's method: title, init, protocol and a hash of the settings, with hyphens."""
     settings = method_settings(config)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     init = PurePath(str(settings["init"])).name
@@ -217,28 +182,25 @@ def is_majority(settings: Settings) -> bool:
 
 
 def differing_settings(methods: Sequence[Settings], or_missing: bool = False) -> list[str]:
-    """List the settings in which methods differ, those that users set directly first.
+    """List the names of settings in which methods differ, those that users set directly first.
 
     A value that interpolation has passed to several settings is listed once, under the shortest name.
 
     Args:
         methods: Settings of each method.
         or_missing: Also list settings that only some methods have, with the same value; they come last.
-
-    Returns:
-        Names of settings.
     """
     names = sorted({name for method in methods for name in method}, key=_rank)
-    found: dict[str, str] = {}
+    differing: dict[str, str] = {}
     missing: dict[str, str] = {}
     for name in names:
         values = [as_text(method[name]) if name in method else None for method in methods]
         distinct = set(values)
         if len(distinct - {None}) > 1:
-            found.setdefault(json.dumps(values), name)
+            differing.setdefault(json.dumps(values), name)
         elif or_missing and len(distinct) > 1:
             missing.setdefault(json.dumps(values), name)
-    return [*found.values(), *missing.values()]
+    return [*differing.values(), *missing.values()]
 
 
 def _rank(name: str) -> tuple[bool, int, int, str]:
@@ -264,14 +226,7 @@ PUBLIC_TEXT = re.compile(r"[\w .,+=()-]*")
 
 
 def strip_private(value: Any) -> Any:
-    """Replace strings that may be a path, an address or code by None, and all ``weights``.
-
-    Args:
-        value: Mappings, lists, strings and numbers, as in JSON.
-
-    Returns:
-        A copy.
-    """
+    """Return a copy in which strings that may be a path, an address or code, and all ``weights``, are None."""
     if isinstance(value, Mapping):
         return {str(name): None if name == "weights" else strip_private(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from drgrade.config import refuse_new_settings
 from drgrade.errors import ConfigError, DrgradeError
+from drgrade.settings import TrainSettings
 from drgrade.sweeps.cells import OUTPUT
 from drgrade.sweeps.launcher import ComposedCell, ProgressLog, compose_cells
 from drgrade.sweeps.subprocesses import interruptible
@@ -81,6 +82,7 @@ def run_cell(cell: ComposedCell, cache: "RunCache") -> JobReturn:
     cell.folder.mkdir(parents=True, exist_ok=True)
     with _log_to(cell.folder / OUTPUT):
         try:
+            TrainSettings.read(cfg)
             done.status, done.return_value = JobStatus.COMPLETED, train(cfg, cache)
         except Exception as error:  # any error: it must not stop the other cells
             done.status, done.return_value = JobStatus.FAILED, _log_error(error)

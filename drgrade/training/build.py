@@ -4,6 +4,7 @@ import logging
 import random
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,22 @@ from drgrade.training.distributed import cluster_environment, is_main_process
 
 log = logging.getLogger(__name__)
 
+_HARMLESS = (
+    # Lightning 2.6 calls torch >= 2.10 in a way that torch deprecates.
+    r".*isinstance\(treespec, LeafSpec\)",
+    # On two cores, loading is fastest in the training process; num_workers=auto has chosen that.
+    r".*does not have many workers",
+    # A checkpoint is tested without the callbacks that have written it.
+    r"Be aware that when using `ckpt_path`, callbacks used to create",
+    # A resumed run writes into its own folder.
+    r".*Checkpoint directory .* exists and is not empty",
+    # Metrics are computed from results that are already gathered from all processes.
+    r"It is recommended to use `self.log\('(val|test)/.*sync_dist=True",
+    # drgrade.training.distributed detects the processes itself.
+    r"The `srun` command is available on your system",
+)
+"""Texts of known warnings, as regular expressions."""
+
 
 def instantiate(node: DictConfig, **arguments: Any) -> Any:
     """Instantiate a config node; lists and dictionaries become plain Python ones.
@@ -35,9 +52,6 @@ def instantiate(node: DictConfig, **arguments: Any) -> Any:
     Args:
         node: Config with ``_target_``.
         **arguments: Further arguments, passed unchanged.
-
-    Returns:
-        The object.
 
     Raises:
         ConfigError: If the class or function rejects an argument.
@@ -58,17 +72,7 @@ def seed_everything(seed: int) -> None:
 
 
 def make_photographs(cfg: DictConfig) -> Photographs:
-    """Make the photographs of a run: stores and split are made on first use.
-
-    Args:
-        cfg: The run's config.
-
-    Returns:
-        The photographs.
-
-    Raises:
-        ConfigError: If a further data set is unknown.
-    """
+    """Make the photographs of a run; stores and split are made on first use."""
     photographs = instantiate(cfg.photographs, **further_sources(cfg))
     assert isinstance(photographs, Photographs)
     return photographs
@@ -81,9 +85,6 @@ def make_encoder(cfg: DictConfig, initial: Path | None = None) -> Encoder:
         cfg: The run's config. With ``init: imagenet`` the weights are those in the file ``encoder.weights``,
             or are downloaded.
         initial: Folder or file of a pre-trained encoder to load.
-
-    Returns:
-        The encoder.
 
     Raises:
         EncoderError: If the pre-trained encoder does not fit, or the model does not exist.
@@ -99,18 +100,7 @@ def make_encoder(cfg: DictConfig, initial: Path | None = None) -> Encoder:
 
 
 def make_task(cfg: DictConfig, encoder: Encoder) -> GradingTask:
-    """Make the task of a grading run; its head is the protocol's probe if there is one.
-
-    Args:
-        cfg: The run's config.
-        encoder: Encoder of the task.
-
-    Returns:
-        The task.
-
-    Raises:
-        ConfigError: If a setting of the task is invalid.
-    """
+    """Make the task of a grading run; its head is the protocol's probe if there is one."""
     probe = cfg.protocol.get("probe")
     head = {} if probe is None else {"head": instantiate(probe)}
     task = instantiate(cfg.grading.task, encoder=encoder, **head)
@@ -125,13 +115,13 @@ def is_probe(cfg: DictConfig) -> bool:
 
 def weights_files(encoder: DictConfig) -> dict[str, str]:
     """Return the weights files in an encoder's config, as ``{"part.weights": path}``."""
-    found: dict[str, str] = {}
+    files: dict[str, str] = {}
     for name, value in encoder.items():
         if isinstance(value, DictConfig):
-            found |= {f"{name!s}.{setting}": path for setting, path in weights_files(value).items()}
+            files |= {f"{name!s}.{setting}": path for setting, path in weights_files(value).items()}
         elif name == "weights" and value:
-            found["weights"] = str(value)
-    return found
+            files["weights"] = str(value)
+    return files
 
 
 def without_weights(encoder: DictConfig) -> DictConfig:
@@ -148,16 +138,13 @@ def make_trainer(
     callbacks: Sequence[Callback] = (),
     logger: Logger | Literal[False] = False,
 ) -> tuple[pl.Trainer, Clock]:
-    """Make the trainer with the callbacks of the config.
+    """Make the trainer with the callbacks of the config; return also the clock among its callbacks.
 
     Args:
         cfg: The run's config.
         folder: The run's folder.
         callbacks: Further callbacks: those that write checkpoints.
         logger: Receives the metrics.
-
-    Returns:
-        The trainer, and the clock among its callbacks.
     """
     clock = Clock()
     every: list[Callback] = [*(instantiate(node) for node in cfg.callbacks.values()), clock, *callbacks]
@@ -179,38 +166,16 @@ def make_trainer(
 
 
 def checkpoint_callbacks(folder: Path, monitor: str | None = None) -> list[Callback]:
-    """Make the callbacks that keep the last epoch and the best one.
-
-    Args:
-        folder: The run's folder; checkpoints go to ``checkpoints/`` in it.
-        monitor: Metric to maximise; None to keep only the last epoch.
-
-    Returns:
-        One or two callbacks.
-    """
-    folder = folder / "checkpoints"
-    last = ModelCheckpoint(folder, filename=LAST, save_on_train_epoch_end=True, enable_version_counter=False)
+    """Make the callbacks that write ``checkpoints/last.ckpt`` and, to maximise a metric, ``best.ckpt``."""
+    keep = partial(ModelCheckpoint, folder / "checkpoints", enable_version_counter=False)
+    last = keep(filename=LAST, save_on_train_epoch_end=True)
     if monitor is None:
         return [last]
-    best = ModelCheckpoint(
-        folder,
-        filename=BEST,
-        monitor=monitor,
-        mode="max",
-        save_on_train_epoch_end=False,
-        enable_version_counter=False,
-    )
-    return [last, best]
+    return [last, keep(filename=BEST, monitor=monitor, mode="max", save_on_train_epoch_end=False)]
 
 
 def open_run_dir(cfg: DictConfig, photographs: Photographs, folder: Path, checkpoint: Path | None) -> None:
     """Log the split of a grading run and write what is known before training into its folder.
-
-    Args:
-        cfg: The run's config.
-        photographs: Photographs of the run.
-        folder: The run's folder.
-        checkpoint: Checkpoint that the run resumes from.
 
     Raises:
         DataError: If the resumed run used other photographs or another split.
@@ -228,22 +193,6 @@ def open_run_dir(cfg: DictConfig, photographs: Photographs, folder: Path, checkp
     start_run_dir(folder, cfg, split, hashes, photographs.manifest["file_sha256"][learnt], checkpoint)
     if cfg.data.unlabelled and cfg.init != "ssl":
         log.warning("data.unlabelled is not used: init=%s pre-trains nothing (init=ssl does)", cfg.init)
-
-
-_HARMLESS = (
-    # Lightning 2.6 calls torch >= 2.10 in a way that torch deprecates.
-    r".*isinstance\(treespec, LeafSpec\)",
-    # On two cores, loading is fastest in the training process; num_workers=auto has chosen that.
-    r".*does not have many workers",
-    # A checkpoint is tested without the callbacks that have written it.
-    r"Be aware that when using `ckpt_path`, callbacks used to create",
-    # A resumed run writes into its own folder.
-    r".*Checkpoint directory .* exists and is not empty",
-    # Metrics are computed from results that are already gathered from all processes.
-    r"It is recommended to use `self.log\('(val|test)/.*sync_dist=True",
-    # drgrade.training.distributed detects the processes itself.
-    r"The `srun` command is available on your system",
-)
 
 
 def silence_known_warnings() -> None:

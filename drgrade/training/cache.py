@@ -1,7 +1,6 @@
-"""Photographs and encoders shared by runs of one process.
+"""Photographs and encoders shared by runs of one process: the cells of a sweep of probes.
 
-A single run has nothing to share. The cells of a sweep of probes run one after the other in one process;
-reading the photographs and making the encoder for every cell would take longer than the cell itself.
+Reading the photographs and making the encoder would take longer than the cell itself.
 """
 
 import hashlib
@@ -50,17 +49,7 @@ class RunCache:
         self._encoders: dict[str, InitialEncoder] = {}
 
     def photographs(self, cfg: DictConfig) -> Photographs:
-        """Return the photographs of a run; stores are read and duplicates searched once.
-
-        Args:
-            cfg: The run's config.
-
-        Returns:
-            Stores and split.
-
-        Raises:
-            ConfigError: If a further data set is unknown, or the split is invalid.
-        """
+        """Return the photographs of a run; stores are read and duplicates searched once."""
         settings = cast(dict[str, Any], OmegaConf.to_container(cfg.photographs, resolve=True))
         settings.pop("split")
         key = json.dumps([settings, *(_plain(cfg.data.get(role, [])) for role in ROLES)])
@@ -81,9 +70,6 @@ class RunCache:
             cfg: The run's config.
             initial: Folder or file of a pre-trained encoder; None for the weights that ``init`` names.
 
-        Returns:
-            The encoder.
-
         Raises:
             EncoderError: If the pre-trained encoder does not fit, or the model does not exist.
         """
@@ -100,14 +86,7 @@ class RunCache:
 
 
 def weights_hash(encoder: Encoder) -> str:
-    """Hash an encoder's tensors, buffers included.
-
-    Args:
-        encoder: On any device.
-
-    Returns:
-        SHA-256 as 64 hexadecimal digits.
-    """
+    """Return the SHA-256 of an encoder's tensors, buffers included; the device does not matter."""
     digest = hashlib.sha256()
     for name, tensor in sorted(encoder.state_dict().items()):
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())

@@ -26,12 +26,6 @@ def fit_thresholds(
 ) -> dict[str, float]:
     """Fit the head's thresholds to the validation photographs and store them in the checkpoint.
 
-    Args:
-        trainer: Trainer that runs the validation.
-        task: Task that receives weights and thresholds.
-        data: Data module with the validation photographs.
-        checkpoint: The chosen checkpoint; it is written again with the thresholds.
-
     Returns:
         ``threshold_1``, ... and ``val/qwk_fitted``, which is optimistic because the thresholds are fitted to
         the same photographs. ``val/qwk`` is computed without fitted thresholds.
@@ -65,7 +59,7 @@ def calibrate(
     Every process may call: all fit the same calibration, and the first one writes it.
 
     Args:
-        folder: The run's folder; receives ``calibration.json`` and ``validation.csv``.
+        folder: Receives ``calibration.json`` and ``validation.csv``.
         predictions: Predictions of the chosen checkpoint; None without validation photographs.
         split: image_id and group of every row of the manifest.
 
@@ -87,15 +81,6 @@ def calibrate(
 
 
 def calibrated_figures(name: str, predictions: Predictions, calibration: Calibration) -> dict[str, float]:
-    """Compute the metrics of calibrated predictions on one set.
-
-    Args:
-        name: Name of the set: ``test`` or ``external/NAME``.
-        predictions: Predictions on all its photographs.
-        calibration: Calibration of the run.
-
-    Returns:
-        Metrics of :func:`drgrade.models.calibration.calibrated_metrics`, with the prefix ``NAME/``.
-    """
+    """Return :func:`~drgrade.models.calibration.calibrated_metrics` of a set, with its name as prefix."""
     figures = calibrated_metrics(predictions.probabilities, predictions.grades, calibration)
     return {f"{name}/{metric}": value for metric, value in figures.items()}

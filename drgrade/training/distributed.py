@@ -36,10 +36,7 @@ def started_by_torchrun() -> bool:
 
 
 def started_by_slurm() -> bool:
-    """Return True if SLURM has started this process as one of several tasks of a job step.
-
-    In a step of one task, Lightning starts the further processes itself.
-    """
+    """Return True if SLURM has started several processes; in a step of one task Lightning starts them."""
     return not started_by_torchrun() and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
 
 
@@ -73,9 +70,6 @@ def cluster_environment() -> "ClusterEnvironment":
 def check_process_count(trainer: "DictConfig") -> None:
     """Compare the number of processes that torchrun or SLURM has started with the trainer's.
 
-    Args:
-        trainer: Config of the trainer.
-
     Raises:
         ConfigError: If several processes would each do a whole run in one folder, or if the processes would
             wait for others that do not exist.
@@ -100,11 +94,7 @@ def check_process_count(trainer: "DictConfig") -> None:
 
 
 def require_single_process() -> None:
-    """Raise an error in one of several processes, for a command that must be started once.
-
-    Raises:
-        ConfigError: If torchrun or SLURM has started several processes.
-    """
+    """Raise ConfigError if torchrun or SLURM has started several processes of a command."""
     if started_together():
         raise ConfigError(
             "a sweep is started once, without torchrun and without srun: it starts the processes of its "
@@ -113,13 +103,7 @@ def require_single_process() -> None:
 
 
 def broadcast(message: str | None = None) -> str:
-    """Send a message of the first process to all others; every process must call, in the same order.
-
-    Args:
-        message: Message of the first process; ignored in the others.
-
-    Returns:
-        The message of the first process.
+    """Return the message of the first process; every process must call, in the same order.
 
     Raises:
         DrgradeError: If the first process has ended.
@@ -165,9 +149,6 @@ def announce_pretraining(key: str) -> Iterator[None]:
 
     Processes that Lightning starts run the same script from its beginning and read the key from their
     environment; processes that were started together wait for it (:func:`announced_pretraining`).
-
-    Args:
-        key: Name of the encoder's folder.
     """
     if started_together():
         broadcast(key)
@@ -199,9 +180,6 @@ def announced_pretraining() -> str | None:
 @contextmanager
 def lock_run_dir(folder: Path) -> Iterator[None]:
     """Lock a run's folder against a second run; the lock of a killed process is free again.
-
-    Args:
-        folder: The run's folder; created if missing.
 
     Raises:
         ConfigError: If another process holds the lock.

@@ -1,7 +1,6 @@
 """Features of a frozen encoder for all photographs of a store, computed once and kept in a file.
 
-They depend on the weights and settings of the encoder, the pixels and the precision only, so runs with other
-label fractions, folds and protocols use the same file.
+Runs with other label fractions, folds and protocols use the same file.
 """
 
 import copy
@@ -64,32 +63,19 @@ class Features:
     seconds: float
 
     def of(self, rows: npt.NDArray[np.int64]) -> Tensor:
-        """Return the features of some photographs.
-
-        Args:
-            rows: (M,) rows of the manifest.
-
-        Returns:
-            (M, D) float32.
-        """
-        found = np.empty((len(rows), self.arrays[0].shape[1]), np.float32)
+        """Return the features (M, D) float32 of (M,) rows of the manifest."""
+        features = np.empty((len(rows), self.arrays[0].shape[1]), np.float32)
         for array, start in zip(self.arrays, self.starts, strict=True):
             here = (rows >= start) & (rows < start + len(array))
-            found[here] = array[rows[here] - start]
-        return torch.from_numpy(found)
+            features[here] = array[rows[here] - start]
+        return torch.from_numpy(features)
 
 
 def find_or_compute(cfg: DictConfig, photographs: Photographs, initial: InitialEncoder) -> Features:
     """Return the features of a run's photographs, encoded in evaluation mode without augmentation.
 
-    Args:
-        cfg: The run's config.
-        photographs: Photographs of the run.
-        initial: Encoder of the run.
-
-    Returns:
-        The features, from ``paths.outputs/features``; computed if missing. If several runs need the same
-        features, one computes them and the others wait.
+    They are read from ``paths.outputs/features``, and computed if missing. If several runs need the same
+    features, one computes them and the others wait.
 
     Raises:
         DataError: If they cannot be stored there.
@@ -112,16 +98,7 @@ def find_or_compute(cfg: DictConfig, photographs: Photographs, initial: InitialE
 
 
 def features_file(cfg: DictConfig, store: Store, initial: InitialEncoder) -> Path:
-    """Return the path of a store's features.
-
-    Args:
-        cfg: The run's config.
-        store: The photographs.
-        initial: The encoder.
-
-    Returns:
-        A file below ``paths.outputs/features``, named by encoder, data set, size and key.
-    """
+    """Return the path of a store's features, named by encoder, data set, size and key."""
     settings = canonical(_settings(cfg, store, initial))
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     encoder = str(cfg.encoder._target_).rsplit(".", 1)[-1].lower()
@@ -162,9 +139,9 @@ def _compute_once(cfg: DictConfig, path: Path, store: Store, initial: InitialEnc
             log.info("waiting for another run that computes the same features (%s)", path)
             lock.acquire()
         try:
-            found = _read(path, store, initial.encoder)
-            if found is not None:
-                return found, False
+            array = _read(path, store, initial.encoder)
+            if array is not None:
+                return array, False
             _compute(cfg, path, store, initial)
         finally:
             lock.release()
@@ -198,12 +175,12 @@ def _compute(cfg: DictConfig, path: Path, store: Store, initial: InitialEncoder)
 
 
 def encode(cfg: DictConfig, store: Store, encoder: Encoder, array: Floats) -> None:
-    """Encode every photograph of a store.
+    """Encode every photograph of a store with a copy of an encoder: the precision may convert weights.
 
     Args:
         cfg: The run's config: device, precision, batch size, memory format.
-        store: The photographs.
-        encoder: Not changed: a copy is used, because the precision may convert weights.
+        store: N photographs.
+        encoder: Not changed.
         array: (N, D), receives the features.
     """
     count = len(store)
@@ -222,8 +199,7 @@ def encode(cfg: DictConfig, store: Store, encoder: Encoder, array: Floats) -> No
     )
     assert isinstance(trainer, pl.Trainer)
     task = _Encoding(copy.deepcopy(encoder), array, channels_last=cfg.channels_last)
-    batches = _TrackedLoader(loader, f"batches of the {count} photographs of {store.name}")
-    trainer.predict(task, batches, return_predictions=False)
+    trainer.predict(task, _TrackedLoader(loader, store), return_predictions=False)
 
 
 class _Encoding(pl.LightningModule):
@@ -245,11 +221,12 @@ class _Encoding(pl.LightningModule):
 class _TrackedLoader:
     """A loader that shows its progress."""
 
-    def __init__(self, loader: DataLoader[Any], of: str) -> None:
-        self._loader, self._of = loader, of
+    def __init__(self, loader: DataLoader[Any], store: Store) -> None:
+        self._loader, self._store = loader, store
 
     def __len__(self) -> int:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Any]:
-        return track(self._loader, len(self), "encoding", self._of)
+        batches = f"batches of the {len(self._store)} photographs of {self._store.name}"
+        return track(self._loader, len(self), "encoding", batches)

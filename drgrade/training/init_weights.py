@@ -27,10 +27,6 @@ log = logging.getLogger(__name__)
 def find_initial_encoder(cfg: DictConfig, photographs: Photographs) -> Path | None:
     """Find the pre-trained encoder that a grading run starts from; pre-train it if ``init`` is ``ssl``.
 
-    Args:
-        cfg: Config of a grading run.
-        photographs: Photographs of the run.
-
     Returns:
         Folder or file of the encoder; None for ``init=random`` and ``init=imagenet``.
 
@@ -63,10 +59,6 @@ def find_or_pretrain(cfg: DictConfig, photographs: Photographs) -> Path:
     first process decides, and the others join the pre-training, whether Lightning starts them during it or
     torchrun or SLURM has started them before.
 
-    Args:
-        cfg: Config of a grading run.
-        photographs: Photographs of the run.
-
     Returns:
         A folder with ``encoder.safetensors`` and ``encoder.json``.
 
@@ -88,16 +80,7 @@ def find_or_pretrain(cfg: DictConfig, photographs: Photographs) -> Path:
 
 
 def pretext_config(cfg: DictConfig, photographs: Photographs) -> DictConfig:
-    """Return the config of the pre-training that a grading run needs.
-
-    Args:
-        cfg: Config of a grading run.
-        photographs: Photographs of the run.
-
-    Returns:
-        The config with ``task: pretext``, the first weights and the length of the pretext, and the encoder's
-        folder as the run's folder.
-    """
+    """Return the config of the pre-training that a grading run needs; its folder is that of the encoder."""
     pretext = cfg.copy()
     OmegaConf.set_struct(pretext, False)
     pretext.task, pretext.init, pretext.resume = "pretext", cfg.pretext.init, None
@@ -136,15 +119,10 @@ def _last_checkpoint(folder: Path) -> Path | None:
 
 
 def run_facts(cfg: DictConfig, photographs: Photographs, initial: Path | None) -> dict[str, Any]:
-    """Return what a run's metrics depend on: cell of the table, and hashes of data, split and first weights.
+    """Return what a run's metrics depend on, for ``metrics.json``.
 
-    Args:
-        cfg: The run's config.
-        photographs: Photographs of the run.
-        initial: Return value of :func:`find_initial_encoder`.
-
-    Returns:
-        Entries of ``metrics.json``.
+    These are the cell of the table, and the hashes of data, split and first weights; ``initial`` is the
+    result of :func:`find_initial_encoder`.
     """
     facts = {name: cfg[name] for name in ("label_fraction", "fold", "folds", "seed")}
     facts |= {"protocol": cfg.protocol.name, "data": cfg.data.name}
@@ -180,12 +158,7 @@ def _has_weights(encoder: DictConfig) -> bool:
 def pretraining_saw_test(weights: Path, photographs: Photographs) -> bool | None:
     """Return True if an encoder was pre-trained on photographs that a run tests on, compared by file content.
 
-    Args:
-        weights: File ``encoder.safetensors``, with ``seen.txt`` beside it.
-        photographs: Photographs of the run.
-
-    Returns:
-        None without ``seen.txt``.
+    ``seen.txt`` lies beside the file with the weights; without it the result is None.
     """
     seen = weights.with_name(SEEN)
     if not seen.is_file():

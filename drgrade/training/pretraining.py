@@ -51,14 +51,7 @@ def pretrain_run(
 ) -> dict[str, Any]:
     """Pre-train as a run of its own, and copy the encoder to where ``init=ssl`` finds it.
 
-    Args:
-        cfg: Config with ``task: pretext``.
-        photographs: Photographs to pre-train on.
-        folder: The run's folder.
-        checkpoint: Checkpoint to resume from.
-
-    Returns:
-        The content of ``metrics.json``.
+    The arguments and the result are those of :func:`pretrain`.
     """
     metrics = pretrain(cfg, photographs, folder, checkpoint)
     if is_main_process():
@@ -139,14 +132,8 @@ def pretrain(
 def first_weights(cfg: DictConfig) -> str:
     """Return the first weights of a pre-training: ``init``, or ``pretext.init`` if ``init`` is ``random``.
 
-    Args:
-        cfg: Config with ``task: pretext``.
-
-    Returns:
-        ``random`` or ``imagenet``.
-
     Raises:
-        ConfigError: If ``init`` has another value.
+        ConfigError: If ``init`` is neither ``random`` nor ``imagenet``.
     """
     if cfg.init not in ("random", "imagenet"):
         raise ConfigError(f"init={cfg.init}: pre-training starts from init=random or init=imagenet")
@@ -167,12 +154,7 @@ def _check_finite(task: PretextTask, metrics: dict[str, Any], folder: Path) -> N
 def encoder_dir(cfg: DictConfig, photographs: Photographs) -> Path:
     """Return the folder below ``paths.encoders`` where the encoder of a pre-training is kept.
 
-    Args:
-        cfg: Config with ``task: pretext``.
-        photographs: Photographs to pre-train on.
-
-    Returns:
-        The folder, named by pretext, encoder, data set, size and key.
+    It is named by pretext, encoder, data set, size and key.
     """
     data = instantiate(cfg.pretraining.datamodule, photographs=photographs)
     encoder = str(cfg.encoder._target_).rsplit(".", 1)[-1].lower()
@@ -183,15 +165,7 @@ def encoder_dir(cfg: DictConfig, photographs: Photographs) -> Path:
 
 
 def encoder_key(cfg: DictConfig, data: PretextDataModule) -> str:
-    """Hash everything that a pre-trained encoder depends on.
-
-    Args:
-        cfg: Config with ``task: pretext``.
-        data: Data module of the pre-training.
-
-    Returns:
-        64 hexadecimal digits.
-    """
+    """Return the SHA-256 of everything that a pre-trained encoder depends on."""
     settings = {**_encoder_settings(cfg), "photographs": data.photographs_hash()}
     return hashlib.sha256(json.dumps(canonical(settings), sort_keys=True).encode()).hexdigest()
 

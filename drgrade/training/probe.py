@@ -1,7 +1,6 @@
 """Fit a probe to the features of a frozen encoder, instead of fine-tuning.
 
-The run writes the same files as any grading run. Its checkpoint holds the encoder with the probe as its head,
-so everything that uses a trained run can use this one.
+The run writes the same files as any grading run; its checkpoint holds the encoder with the probe as its head.
 """
 
 import logging
@@ -53,13 +52,7 @@ _BATCH_SIZE = 1024
 
 @dataclass(frozen=True)
 class GradedFeatures:
-    """Features and grades of the N photographs of a subset.
-
-    Attributes:
-        rows: (N,) rows of the manifest, ascending.
-        features: (N, D), or (N, 0) for a probe that needs none.
-        grades: (N,) int64.
-    """
+    """N photographs of a subset: rows (N,) of the manifest, grades (N,), features (N, D), or (N, 0)."""
 
     rows: npt.NDArray[np.int64]
     features: Tensor
@@ -67,14 +60,7 @@ class GradedFeatures:
 
 
 def check_probe(cfg: DictConfig) -> None:
-    """Check that no setting is without effect where a probe is fitted.
-
-    Args:
-        cfg: Config with ``task: grading`` and a probe.
-
-    Raises:
-        ConfigError: With the setting and what to do.
-    """
+    """Raise ConfigError for a setting that has no effect where a probe is fitted."""
     name = cfg.protocol.name
     if "strategy" in cfg.trainer:
         raise ConfigError(
@@ -121,9 +107,6 @@ def fit_probe(
 
     Returns:
         The content of ``metrics.json``.
-
-    Raises:
-        DrgradeError: If a setting, a photograph or an encoder cannot be used.
     """
     frozen = cache.encoder(cfg, initial)
     task = make_task(cfg, frozen.encoder).eval()
@@ -190,8 +173,8 @@ def _evaluate(
     figures = {"train/loss": float(head.loss(_logits(head, train), train.grades))}
     validated: Predictions | None = None
     if len(val.rows):
-        found, validated = _grade(head, val, "val")
-        figures |= found
+        metrics, validated = _grade(head, val, "val")
+        figures |= metrics
         log_evaluation(loggers, "val", validated, photographs, step=0)
     calibration, cross_fitted = calibrate(folder, validated, photographs.split)
     figures |= cross_fitted
@@ -199,8 +182,8 @@ def _evaluate(
     for dataset in [None, *external] if cfg.test else []:
         name = "test" if dataset is None else f"external/{dataset}"
         graded = select(photographs, features, "external" if dataset else "test", dataset)
-        found, predictions = _grade(head, graded, name)
-        figures |= found | calibrated_figures(name, predictions, calibration)
+        metrics, predictions = _grade(head, graded, name)
+        figures |= metrics | calibrated_figures(name, predictions, calibration)
         write_predictions(folder, predictions, photographs.split["image_id"], dataset or "")
         log_evaluation(loggers, name, predictions, photographs, step=0)
     for each in loggers:
@@ -217,8 +200,8 @@ def _grade(head: FittedHead, graded: GradedFeatures, name: str) -> tuple[dict[st
     collector = GradingMetrics()
     rows = torch.from_numpy(graded.rows)
     collector.update(rows, head.probabilities(logits), predict(logits), graded.grades)
-    found = {**collector.compute(), "loss": float(head.loss(logits, graded.grades))}
-    return {f"{name}/{metric}": value for metric, value in found.items()}, collector.predictions()
+    metrics = {**collector.compute(), "loss": float(head.loss(logits, graded.grades))}
+    return {f"{name}/{metric}": value for metric, value in metrics.items()}, collector.predictions()
 
 
 @torch.no_grad()

@@ -25,7 +25,6 @@ from drgrade.runs.run_dir import (
     write_predictions,
     write_provenance,
 )
-from drgrade.settings import TrainSettings
 from drgrade.tasks.grading import GradingTask
 from drgrade.training.build import (
     checkpoint_callbacks,
@@ -45,7 +44,7 @@ from drgrade.training.distributed import is_main_process, lock_run_dir
 from drgrade.training.init_weights import find_initial_encoder, run_facts
 from drgrade.training.pretraining import pretrain_run
 from drgrade.training.probe import check_probe, fit_probe
-from drgrade.training.tracking.tracker import log_evaluation, tracked_run
+from drgrade.training.tracking.tracker import failure_record, log_evaluation, tracked_run
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +53,8 @@ def train(cfg: DictConfig, cache: RunCache | None = None) -> dict[str, Any]:
     """Train and test one run, and write its files.
 
     Args:
-        cfg: The composed config (``conf/train.yaml``).
+        cfg: The composed config (``conf/train.yaml``), whose types and ranges are already checked
+            (:class:`drgrade.settings.TrainSettings`).
         cache: Photographs and encoders shared with other runs of this process; None for a single run.
 
     Returns:
@@ -85,15 +85,7 @@ def train(cfg: DictConfig, cache: RunCache | None = None) -> dict[str, Any]:
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """Check types and ranges of the settings, and that they are consistent.
-
-    Args:
-        cfg: The run's config.
-
-    Raises:
-        ConfigError: Naming the setting, its value, and what is allowed.
-    """
-    TrainSettings.read(cfg)
+    """Raise ConfigError if settings contradict each other or have no effect."""
     if cfg.trainer.devices != 1 and "strategy" not in cfg.trainer:
         raise ConfigError(
             f"trainer.devices={cfg.trainer.devices}: for several devices use trainer=ddp or trainer=ddp_cpu"
@@ -116,9 +108,6 @@ def fine_tune(
 
     Returns:
         The content of ``metrics.json``.
-
-    Raises:
-        DrgradeError: If a setting, a photograph or an encoder cannot be used.
     """
     seed_everything(cfg.seed)
     data = instantiate(cfg.grading.datamodule, photographs=photographs)
@@ -168,17 +157,7 @@ def choose_checkpoint(cfg: DictConfig, folder: Path) -> Path:
 def validate(
     trainer: pl.Trainer, task: GradingTask, data: GradingDataModule, checkpoint: Path
 ) -> dict[str, float]:
-    """Validate one checkpoint.
-
-    Args:
-        trainer: Trainer that runs the validation.
-        task: Task that receives the weights.
-        data: Data module with the validation photographs.
-        checkpoint: Checkpoint to validate.
-
-    Returns:
-        ``val/...``; empty if there are no validation photographs.
-    """
+    """Load a checkpoint into the task, validate it, and return ``val/...``; empty without photographs."""
     data.setup()
     if not data.val_dataloader():
         return {}
@@ -206,8 +185,8 @@ def test(
         task: Task that receives the weights.
         data: Data module with the test photographs.
         checkpoint: Checkpoint to test.
-        folder: Receives ``predictions.csv`` and ``confusion.csv``, and for an external data set
-            ``predictions_NAME.csv`` and ``confusion_NAME.csv``.
+        folder: Receives ``predictions.csv`` and ``confusion.csv``, with the suffix ``_NAME`` for an external
+            data set.
         calibration: Calibration of the run; its metrics are reported with the others.
         kept: Receives the predictions on each set, with the key ``test`` or ``external/NAME``.
 
@@ -240,10 +219,8 @@ def _failure_recorded(folder: Path, checkpoint: Path | None) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        interrupted = not isinstance(error, Exception)
         if is_main_process() and not _is_finished(folder):
-            reason = {} if interrupted else {"error": f"{type(error).__name__}: {error}"}
-            write_metrics(folder, {"status": "interrupted" if interrupted else "failed", **reason})
+            write_metrics(folder, failure_record(error))
         if isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from error  # Lightning has replaced it by an ordinary exit
         raise

@@ -14,10 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
 
 from drgrade.data.photographs import Collection
-from drgrade.errors import DataError
 from drgrade.files import write_text
 from drgrade.metrics.distributed import Predictions
 from drgrade.metrics.functional import confusion_matrix
+from drgrade.runs.run_dir import read_json
 from drgrade.training.build import instantiate
 from drgrade.training.distributed import is_main_process
 
@@ -243,16 +243,7 @@ def write_run_id(folder: Path, service: str, run_id: str) -> None:
 
 
 def _read_run_ids(folder: Path) -> dict[str, Any]:
-    path = folder / TRACKING
-    if not path.is_file():
-        return {}
-    try:
-        ids = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} cannot be read ({error}); remove it to log the run as a new one") from error
-    if not isinstance(ids, dict):
-        raise DataError(f"{path} is not a JSON object; remove it to log the run as a new one")
-    return ids
+    return read_json(folder / TRACKING, "remove it to log the run as a new one")
 
 
 @dataclass(frozen=True)
