@@ -159,7 +159,7 @@ class Unfinished:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A folder that is not part of a table of runs; ``why`` is its kind, in the plural (``pre-training runs``)."""
+    """A folder that is not part of a table of runs; ``why`` is its kind, as ``pre-training runs``."""
 
     folder: Path
     why: str
