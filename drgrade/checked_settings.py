@@ -44,7 +44,7 @@ Resamples = Annotated[int, Ge(100)]
 
 
 class CheckedSettings(BaseModel):
-    """Settings of a command or of a group; further settings in the config are not looked at.
+    """Settings of a command or of a group; further settings in the config are ignored.
 
     Attributes:
         config: Name of the command's file in ``conf/``.
@@ -60,11 +60,7 @@ class CheckedSettings(BaseModel):
 
     @classmethod
     def compose(cls, *overrides: str, **settings: object) -> Self:
-        """Compose the command's config and check it.
-
-        Args:
-            *overrides: As on the command line, ``"a.b=value"``.
-            **settings: Settings at the top level.
+        """Compose the command's config with overrides (``"a.b=value"``) and top-level settings, and check it.
 
         Raises:
             ConfigError: If a setting is unknown or missing, or its value is not allowed.
@@ -88,18 +84,20 @@ _ABSENT = object()
 
 
 def _values(model: type[CheckedSettings], cfg: DictConfig) -> dict[str, Any]:
-    """Values of the declared settings, as plain Python objects; those that are not given are left out."""
-    found: dict[str, Any] = {}
+    """Return the declared settings that are given, as plain Python objects."""
+    values: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         try:
             value = cfg.get(name, _ABSENT)
         except InterpolationResolutionError:  # Hydra's own settings exist in its jobs only
             continue
         if _is_group(field.annotation) and isinstance(value, DictConfig):
-            found[name] = _values(cast(Any, field.annotation), value)
+            values[name] = _values(cast(Any, field.annotation), value)
         elif value is not _ABSENT:
-            found[name] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-    return found
+            values[name] = (
+                OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+            )
+    return values
 
 
 def _message(model: Any, error: ErrorDetails) -> str:
@@ -145,10 +143,7 @@ _SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 
 def describe(kind: Any) -> str:
-    """Describe a type in words.
-
-    Args:
-        kind: An annotation of this module.
+    """Describe an annotation of this module in words.
 
     Example:
         >>> describe(Count | Literal["auto"])
@@ -177,17 +172,17 @@ def describe(kind: Any) -> str:
 def declared(model: type[CheckedSettings], prefix: str = "") -> dict[str, Any]:
     """Return the declared settings of a command, ``a.b.c``, with their annotations."""
     hints = get_type_hints(model, include_extras=True)
-    found: dict[str, Any] = {}
+    annotations: dict[str, Any] = {}
     for name in model.model_fields:
         if _is_group(hints[name]):
-            found |= declared(hints[name], f"{prefix}{name}.")
+            annotations |= declared(hints[name], f"{prefix}{name}.")
         else:
-            found[prefix + name] = hints[name]
-    return found
+            annotations[prefix + name] = hints[name]
+    return annotations
 
 
 def holds_text(kind: Any) -> Literal["one", "many"] | None:
-    """Return whether an annotation is text or a path, or a list of these."""
+    """Return ``one`` for the annotation of a text or path, ``many`` for a list of these, else None."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin is list:
         return "many" if holds_text(parts[0]) else None

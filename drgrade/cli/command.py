@@ -1,4 +1,4 @@
-"""What all commands share: read the command line, compose and check the config, print help and errors."""
+"""Run a command: read the command line, compose and check the config, print help and errors."""
 
 import os
 import re
@@ -45,17 +45,20 @@ _FULL_ERROR = os.environ.setdefault("DRGRADE_FULL_ERROR", os.environ.get("HYDRA_
 changes Hydra's variable."""
 
 _WITH_VALUE = {
-    "--cfg",
-    "-c",
-    "--package",
-    "-p",
-    "--config-path",
-    "-cp",
-    "--config-name",
-    "-cn",
-    "--config-dir",
+    *(
+        "--cfg",
+        "-c",
+        "--package",
+        "-p",
+        "--config-path",
+        "-cp",
+        "--config-name",
+        "-cn",
+        "--config-dir",
+        "-cd",
+    ),
+    *("--info", "-i", "--experimental-rerun", "--shell-completion"),
 }
-_WITH_VALUE |= {"-cd", "--info", "-i", "--experimental-rerun", "--shell-completion"}
 """Options of Hydra that take a value."""
 
 _running: list[type[CheckedSettings]] = []
@@ -92,17 +95,10 @@ def run(function: Callable[[DictConfig], object], settings: type[CheckedSettings
 
 
 def arguments(given: Sequence[str], settings: type[CheckedSettings]) -> list[str]:
-    """Rewrite a command line for Hydra.
+    """Rewrite a command line for Hydra: options, then overrides.
 
     Values of text and path settings are quoted where necessary, and positional paths become the value of the
     setting that receives them.
-
-    Args:
-        given: Arguments of the command line.
-        settings: Settings of the command.
-
-    Returns:
-        Options first, then overrides: Hydra does not accept overrides both before and after an option.
 
     Raises:
         ConfigError: If an argument is neither an option nor a setting, and the command takes no paths.
@@ -132,7 +128,7 @@ def arguments(given: Sequence[str], settings: type[CheckedSettings]) -> list[str
 
 
 def _is_setting(argument: str, settings: type[CheckedSettings], kinds: Container[str]) -> bool:
-    """Return whether an argument is an override; a path may contain an equals sign, too."""
+    """Return True if an argument is an override; a path may contain an equals sign, too."""
     if argument.startswith("~") and not os.path.lexists(argument):
         return True
     name, equals, _ = argument.partition("=")
@@ -150,7 +146,7 @@ def _share_run_folder(config: str) -> None:
         return
     own = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(CONF / f"{config}.yaml")))
     now = datetime.now()
-    folder = re.sub(r"\$\{now:([^}]+)\}", lambda found: now.strftime(found[1]), own["hydra"]["run"]["dir"])
+    folder = re.sub(r"\$\{now:([^}]+)\}", lambda match: now.strftime(match[1]), own["hydra"]["run"]["dir"])
     sys.argv.append(f"hydra.run.dir={broadcast(folder)}")
 
 
@@ -182,14 +178,7 @@ def _job(
 
 
 def explain(error: BaseException) -> str | None:
-    """Describe an error that the user can correct.
-
-    Args:
-        error: What was raised.
-
-    Returns:
-        The description, or None for an error of the program.
-    """
+    """Describe an error that the user can correct; return None for an error of the program."""
     for cause in _causes(error):
         if isinstance(cause, DrgradeError):
             return str(cause)  # with its line breaks: for a missing data set it shows the layout
@@ -264,9 +253,7 @@ def _known_settings() -> list[str]:
 def help_text(settings: type[CheckedSettings], given: Sequence[str] = ()) -> str:
     """Return the help of a command, from the comments in its YAML files.
 
-    Args:
-        settings: Settings of the command.
-        given: Arguments of the command line; the settings of a group chosen there are listed, too.
+    The settings of a group that is chosen on the command line (``given``) are listed, too.
     """
     config = CONF / f"{settings.config}.yaml"
     own = groups(settings.config)

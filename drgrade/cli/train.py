@@ -20,11 +20,7 @@ from drgrade.sweeps.sweeper import SweepOutcome, outcome
 
 
 def work(cfg: DictConfig) -> None:
-    """Train one model, or start the cell of a sweep.
-
-    Args:
-        cfg: The composed config.
-    """
+    """Train one model, or start the cell of a sweep."""
     from drgrade.training.distributed import check_process_count, is_main_process, started_together
 
     log = logging.getLogger("drgrade")
@@ -43,7 +39,7 @@ def work(cfg: DictConfig) -> None:
 
 
 def is_sweep() -> bool:
-    """Return whether this run is a cell of a sweep (``-m``)."""
+    """Return True if this run is a cell of a sweep (``-m``)."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
@@ -53,9 +49,6 @@ def run_alone(hydra_cfg: Any) -> None:
     Lightning starts the further processes of a DDP run by repeating the command line. That of a sweep would
     start the whole sweep in each of them, and that of a launcher's worker is not a command of drgrade.
 
-    Args:
-        hydra_cfg: Hydra's config of the cell.
-
     Raises:
         DrgradeError: If the cell failed.
     """
@@ -63,8 +56,8 @@ def run_alone(hydra_cfg: Any) -> None:
     command = cell_command([*own, *hydra_cfg.overrides.task], Path(hydra_cfg.runtime.output_dir))
     status = subprocess.run(command, check=False).returncode
     if status:
-        found = progress(Path(hydra_cfg.runtime.output_dir))
-        raise DrgradeError(f"{found.status} (exit status {status}): {found.reason or 'see above'}")
+        cell = progress(Path(hydra_cfg.runtime.output_dir))
+        raise DrgradeError(f"{cell.status} (exit status {status}): {cell.reason or 'see above'}")
 
 
 def headline(cfg: DictConfig) -> str:
@@ -87,12 +80,8 @@ def headline(cfg: DictConfig) -> str:
 
 def summary(metrics: dict[str, object], folder: str) -> str:
     """Return the last lines of output: the main metrics and the folder of the run."""
-    shown = [
-        name
-        for name in ("test/qwk", "test/accuracy", "test/auroc", "test/mae", "val/qwk", "val/accuracy")
-        if name in metrics
-    ]
-    figures = "  ".join(f"{name} {metrics[name]:.4f}" for name in shown)
+    names = ("test/qwk", "test/accuracy", "test/auroc", "test/mae", "val/qwk", "val/accuracy")
+    figures = "  ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics)
     return f"{metrics['status']}: {figures}\n{folder}"
 
 
@@ -112,7 +101,7 @@ def main() -> None:
 
 
 def _report(done: SweepOutcome) -> None:
-    """Say what a sweep came to; status 1 if a cell is not finished."""
+    """Write the report of a sweep and list its failures; exit with status 1 if a cell is not finished."""
     log = logging.getLogger("drgrade")
     try:
         if done.report:

@@ -29,14 +29,10 @@ if TYPE_CHECKING:
     from drgrade.metrics.distributed import Predictions
     from drgrade.models.calibration import Calibration
 
-METRICS, CONFIG, PROVENANCE, CALIBRATION = (
-    "metrics.json",
-    "config.yaml",
-    "provenance.json",
-    "calibration.json",
-)
+CONFIG, METRICS, PROVENANCE = "config.yaml", "metrics.json", "provenance.json"
 SPLIT, HASHES, SEEN = "split.csv", "photographs.json", "seen.txt"
-PREDICTIONS, CONFUSION, VALIDATION = "predictions.csv", "confusion.csv", "validation.csv"
+PREDICTIONS, CONFUSION = "predictions.csv", "confusion.csv"
+VALIDATION, CALIBRATION = "validation.csv", "calibration.json"
 LAST, BEST = "last", "best"
 """Names of the checkpoints, and values of ``protocol.checkpoint``."""
 

@@ -48,7 +48,7 @@ WITHOUT_EFFECT = (
 
 
 def identity_settings(cfg: DictConfig) -> dict[str, Any]:
-    """Return the settings that identify a run as ``{"a.b": value}``, without those that are free to change."""
+    """Return the settings that identify a run as ``{"a.b": value}``, without those free to change."""
     # Interpolations may point anywhere: resolve everything before leaving anything out.
     container = canonical(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
     data = container.get("data", {})
@@ -226,7 +226,7 @@ PUBLIC_TEXT = re.compile(r"[\w .,+=()-]*")
 
 
 def strip_private(value: Any) -> Any:
-    """Return a copy in which strings that may be a path, an address or code, and all ``weights``, are None."""
+    """Return a copy in which strings that may be a path, an address or code, and ``weights``, are None."""
     if isinstance(value, Mapping):
         return {str(name): None if name == "weights" else strip_private(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

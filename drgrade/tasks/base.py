@@ -102,10 +102,7 @@ class Task(pl.LightningModule):
     def log_means(self, subset: str, values: Mapping[str, Tensor], weight: int) -> None:
         """Add batch means to the epoch means, which are exact for every division into batches and processes.
 
-        Args:
-            subset: ``train``, ``val`` or ``test``.
-            values: Means over the batch.
-            weight: Number of terms of the means, usually the images of the batch.
+        ``weight`` is the number of terms of the means, usually the images of the batch.
         """
         for name, value in values.items():
             mean = self._means[f"{subset}/{name}"]

@@ -123,25 +123,25 @@ class GradingTask(Task):
         self.log_means("train", {"loss": loss}, len(grades))
         return loss
 
+    def on_validation_epoch_start(self) -> None:
+        """Reset the validation metrics."""
+        self._collector("val").reset()
+
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Add a batch to the validation metrics."""
         self._evaluate(batch, "val")
 
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Add a batch to the test metrics."""
-        self._evaluate(batch, "test")
-
-    def on_validation_epoch_start(self) -> None:
-        """Reset the validation metrics."""
-        self._collector("val").reset()
+    def on_validation_epoch_end(self) -> None:
+        """Compute the metrics over the whole validation set."""
+        self._log_metrics("val")
 
     def on_test_epoch_start(self) -> None:
         """Reset the test metrics."""
         self._collector("test").reset()
 
-    def on_validation_epoch_end(self) -> None:
-        """Compute the metrics over the whole validation set."""
-        self._log_metrics("val")
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Add a batch to the test metrics."""
+        self._evaluate(batch, "test")
 
     def on_test_epoch_end(self) -> None:
         """Compute the metrics over the whole test set."""
