@@ -94,9 +94,8 @@ def _values(model: type[CheckedSettings], cfg: DictConfig) -> dict[str, Any]:
         if _is_group(field.annotation) and isinstance(value, DictConfig):
             values[name] = _values(cast(Any, field.annotation), value)
         elif value is not _ABSENT:
-            values[name] = (
-                OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-            )
+            is_node = OmegaConf.is_config(value)
+            values[name] = OmegaConf.to_container(value, resolve=True) if is_node else value
     return values
 
 

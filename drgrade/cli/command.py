@@ -45,19 +45,8 @@ _FULL_ERROR = os.environ.setdefault("DRGRADE_FULL_ERROR", os.environ.get("HYDRA_
 changes Hydra's variable."""
 
 _WITH_VALUE = {
-    *(
-        "--cfg",
-        "-c",
-        "--package",
-        "-p",
-        "--config-path",
-        "-cp",
-        "--config-name",
-        "-cn",
-        "--config-dir",
-        "-cd",
-    ),
-    *("--info", "-i", "--experimental-rerun", "--shell-completion"),
+    *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn"),
+    *("--config-dir", "-cd", "--info", "-i", "--experimental-rerun", "--shell-completion"),
 }
 """Options of Hydra that take a value."""
 
