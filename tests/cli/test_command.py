@@ -31,7 +31,7 @@ def read(override: str) -> object:
 @pytest.mark.parametrize(
     "path", ["my eyes", "a,b", "lr=0.1", "[x] (y)", "it's", "-", "2024", "*.jpg", "a: b"]
 )
-def test_a_path_needs_no_quotes(path):
+def test_paths_need_no_quotes(path):
     for name in ("out", "device"):
         (override,) = arguments([f"{name}={path}"], PredictSettings)
         assert read(override) == path
@@ -39,7 +39,7 @@ def test_a_path_needs_no_quotes(path):
     assert read(override) in (path, [path], path.split(","))
 
 
-def test_a_value_that_is_an_existing_path_is_one_path(tmp_path, monkeypatch):
+def test_existing_path_is_one_value(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert read(arguments(["checkpoint=a,b=1"], AppSettings)[0]) == ["a", "b=1"]
     (tmp_path / "a,b=1").mkdir()
@@ -50,7 +50,7 @@ def test_a_value_that_is_an_existing_path_is_one_path(tmp_path, monkeypatch):
     assert arguments(["init=ssl,random", "seed=0,1"], TrainSettings) == ["init=ssl,random", "seed=0,1"]
 
 
-def test_what_is_quoted_already_stays_and_home_is_expanded(monkeypatch):
+def test_quoted_values_are_kept_and_home_is_expanded(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     given = ["out='a b'", "checkpoint=[a,b]", 'data.root="/x/(y)"', "title=null"]
     assert arguments(given, ReportSettings)[:2] == given[:2]
@@ -74,13 +74,13 @@ def test_positional_paths_become_a_setting(tmp_path, monkeypatch):
 
 
 @given(st.text(st.characters(blacklist_categories=["Cs", "Cc"]), min_size=1))
-def test_written_values_come_back(text):
+def test_written_values_are_read_unchanged(text):
     assert read(f"out={as_override(text)}") == text
     assert read(f"out={as_override([text, 1, None, True])}") == [text, 1, None, True]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_has_purpose_usage_two_examples_and_defaults(name):
+def test_help_has_purpose_usage_examples_and_defaults(name):
     shown = help_text(COMMANDS[name])
     purpose, rest = shown.split("\n\nusage: ", 1) if "\n\nusage: " in shown else ("", shown)
     assert purpose
@@ -117,14 +117,14 @@ def test_help_needs_no_torch_and_lists_the_settings_of_a_chosen_group():
         ("split.disagreeing=keep", "split.disagreeing=keep is not allowed; did you mean keep_one?"),
     ],
 )
-def test_a_value_that_is_not_allowed_is_named_with_what_is(override, says):
+def test_invalid_value_error_lists_what_is_allowed(override, says):
     with pytest.raises(ConfigError) as error:
         TrainSettings.read(compose("train", override))
     assert str(error.value).startswith(says)
 
 
 @pytest.mark.parametrize("name", ["train", "prepare", "audit", "reproduce"])
-def test_every_default_is_allowed_and_every_declared_setting_exists(name):
+def test_defaults_are_valid_and_declared_settings_exist(name):
     cfg = compose(name)
     COMMANDS[name].read(cfg)
     other_choices = ("data.", "head.", "logger.", "protocol.probe_sees_val")
@@ -134,7 +134,7 @@ def test_every_default_is_allowed_and_every_declared_setting_exists(name):
         assert key in node or setting.startswith(other_choices) or setting == "paths.run", setting
 
 
-def test_the_page_of_the_configuration_is_up_to_date():
+def test_configuration_page_is_up_to_date():
     tool = [sys.executable, str(REPOSITORY / "tools" / "configuration_tables.py"), "--check"]
     subprocess.run(tool, check=True)
 

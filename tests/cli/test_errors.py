@@ -49,7 +49,7 @@ def run(monkeypatch, capfd, overrides, tmp_path):
         ("seed=", "seed"),
     ],
 )
-def test_a_wrong_override_is_one_clear_line(argument, hint, run):
+def test_wrong_override_is_a_one_line_error(argument, hint, run):
     status, errors = run(*argument.split(), "logger=none", tiny=False)
     lines = [line for line in errors.splitlines() if line.strip()]
     assert status == 1
@@ -59,7 +59,7 @@ def test_a_wrong_override_is_one_clear_line(argument, hint, run):
     assert len(lines) == 1
 
 
-def test_a_data_set_that_is_not_there_is_one_message_with_where_to_get_it(run, tmp_path):
+def test_missing_data_set_error_tells_where_to_get_it(run, tmp_path):
     status, errors = run("data=eyepacs", f"paths.data={tmp_path}", "logger=none", tiny=False)
     first, *rest = [line for line in errors.splitlines() if line.strip()]
     assert status == 1
@@ -69,7 +69,7 @@ def test_a_data_set_that_is_not_there_is_one_message_with_where_to_get_it(run, t
     assert "Traceback" not in errors
 
 
-def test_an_encoder_that_does_not_fit_is_one_clear_line(run, tmp_path):
+def test_unfitting_encoder_is_a_one_line_error(run, tmp_path):
     (tmp_path / "encoder.safetensors").write_bytes(b"")
     status, errors = run(f"init={tmp_path / 'encoder.safetensors'}")
     assert status == 1
@@ -77,7 +77,7 @@ def test_an_encoder_that_does_not_fit_is_one_clear_line(run, tmp_path):
     assert "Traceback" not in errors
 
 
-def test_an_error_of_the_program_keeps_its_stack_trace(monkeypatch, tmp_path):
+def test_program_errors_keep_their_stack_trace(monkeypatch, tmp_path):
     def broken(cfg):
         raise RuntimeError("a bug")
 
@@ -87,7 +87,7 @@ def test_an_error_of_the_program_keeps_its_stack_trace(monkeypatch, tmp_path):
         command.run(broken, TrainSettings)
 
 
-def test_the_first_lines_say_demo_scale_and_the_command_for_real_data(compose):
+def test_headline_names_scale_and_command_for_real_data(compose):
     text = headline(compose("+experiment=msssl_10pct"))
     assert "demo scale" in text
     assert "python train.py +experiment=msssl_10pct data=idrid data.root=DIR scale=paper" in text
@@ -106,7 +106,7 @@ def test_the_drgrade_command_lists_its_commands(arguments, status, words, monkey
     assert words in output.out + output.err
 
 
-def test_prepare_makes_a_store_and_says_what_is_in_it(shared, tmp_path):
+def test_prepare_makes_a_store_and_summarises_it(shared, tmp_path):
     arguments = [*shared, "data.count=60", "data.size=64", "data.image_size=32"]
     command = [sys.executable, "-m", "drgrade.cli.prepare", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)

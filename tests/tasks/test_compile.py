@@ -11,7 +11,7 @@ from drgrade.tasks.schedules import constant
 
 
 @pytest.mark.parametrize("pretext", [Rotation, partial(Saliency, image_size=64)])
-def test_every_method_that_a_pretext_calls_is_compiled(monkeypatch, pretext):
+def test_all_encoder_methods_used_by_pretexts_are_compiled(monkeypatch, pretext):
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append("forward"))
     monkeypatch.setattr(torch, "compile", lambda method: compiled.append(method.__name__) or method)

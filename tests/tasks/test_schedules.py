@@ -19,12 +19,12 @@ def rates(schedule, steps):
     return seen
 
 
-def test_constant_stays():
+def test_constant_schedule_does_not_change():
     assert rates(constant, 7) == [2.0] * 7
 
 
 @pytest.mark.parametrize(("steps", "warmup"), [(100, 0.05), (40, 0.25), (10, 0.0), (1, 0.05)])
-def test_cosine_rises_linearly_and_falls_as_half_a_cosine(steps, warmup):
+def test_cosine_schedule_has_linear_warmup_and_cosine_decay(steps, warmup):
     seen = rates(lambda optimizer, total: cosine(optimizer, total, warmup=warmup, floor=0.1), steps)
     rising = max(1, round(warmup * steps)) if warmup else 0
     for step, rate in enumerate(seen):

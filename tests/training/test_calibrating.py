@@ -1,4 +1,4 @@
-"""Runs keep a calibration, and report what it is worth on photographs that it was not fitted on."""
+"""Calibration of runs: fitted on validation photographs, reported, kept in the run folder."""
 
 import json
 
@@ -29,7 +29,7 @@ def names(record, name):
     return {key.removeprefix(f"{name}/") for key in record if key.startswith(f"{name}/")}
 
 
-def test_a_run_reports_what_its_calibration_is_worth(compose, tmp_path):
+def test_run_reports_calibrated_metrics(compose, tmp_path):
     record = train(compose(*RUN))
     run = tmp_path / "run"
     calibration = read_calibration(run)
@@ -48,7 +48,7 @@ def test_a_run_reports_what_its_calibration_is_worth(compose, tmp_path):
     assert record["test/qwk_thresholds"] == pytest.approx(np.nan_to_num(kappa), abs=1e-9)
 
 
-def test_it_is_fitted_on_validation_photographs_alone_and_judged_there_by_those_left_out(compose, tmp_path):
+def test_calibration_is_fitted_and_cross_validated_on_validation_photographs(compose, tmp_path):
     record = train(compose(*RUN, "test=false"))
     run = tmp_path / "run"
     split = pd.read_csv(run / "split.csv", dtype=str).set_index("image_id")
@@ -63,7 +63,7 @@ def test_it_is_fitted_on_validation_photographs_alone_and_judged_there_by_those_
         assert record[f"val/{name}"] == pytest.approx(value, abs=1e-3)
 
 
-def test_without_validation_photographs_nothing_is_calibrated(compose, tmp_path):
+def test_calibration_is_the_identity_without_validation_photographs(compose, tmp_path):
     record = train(compose("init=random", "protocol=published", "protocol.val_fraction=0"))
     run = tmp_path / "run"
     assert read_calibration(run) == Calibration()
@@ -72,7 +72,7 @@ def test_without_validation_photographs_nothing_is_calibrated(compose, tmp_path)
     assert not names(record, "val")
 
 
-def test_testing_a_run_again_gives_the_same_figures(compose, tmp_path):
+def test_evaluating_a_run_again_gives_the_same_metrics(compose, tmp_path):
     record = train(compose(*RUN))
     paths = [f"checkpoint={tmp_path / 'run'}", f"paths.run={tmp_path / 'again'}", f"paths.outputs={tmp_path}"]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
@@ -80,7 +80,7 @@ def test_testing_a_run_again_gives_the_same_figures(compose, tmp_path):
     assert {**record, "evaluated": str(tmp_path / "run")} == again
 
 
-def test_a_run_that_was_made_before_is_tested_again_without_a_calibration(compose, tmp_path):
+def test_old_run_without_calibration_is_evaluated(compose, tmp_path):
     train(compose(*RUN))
     (tmp_path / "run" / "calibration.json").unlink()
     assert "run it again" in read_calibration(tmp_path / "run").note
@@ -94,14 +94,14 @@ def test_a_run_that_was_made_before_is_tested_again_without_a_calibration(compos
 
 
 @pytest.mark.parametrize("probe", ["linear", "majority"])
-def test_a_probe_is_calibrated_too(probe, compose, tmp_path):
+def test_probe_is_calibrated(probe, compose, tmp_path):
     record = train(compose(f"protocol={probe}", "init=random", "protocol.val_fraction=0.3"))
     assert names(record, "test") >= FIGURES
     assert names(record, "val") >= {"nll", "brier"}
     assert read_calibration(tmp_path / "run").photographs > 10
 
 
-def test_figures_of_the_model_itself_stay_as_they_are(compose, monkeypatch):
+def test_calibration_does_not_change_uncalibrated_metrics(compose, monkeypatch):
     """To the last bit, whatever the calibration says."""
     from drgrade.training import calibration as calibrating
 

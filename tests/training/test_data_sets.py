@@ -41,7 +41,7 @@ def item(root, name="elsewhere"):
     return f"{{data: folder, name: {name}, root: {root}}}"
 
 
-def test_further_data_sets_are_named_or_described(compose, other):
+def test_further_data_sets_are_given_by_name_or_settings(compose, other):
     cfg = compose(f"data.unlabelled=[ddr,{item(other)}]", "paths.data=/somewhere")
     sources = further_sources(cfg)
     assert (sources["labelled"], sources["external"]) == ([], [])
@@ -69,18 +69,18 @@ def test_further_data_sets_are_named_or_described(compose, other):
         ("data.labelled=[demo]", r"demo occurs twice"),
     ],
 )
-def test_what_is_no_data_set_is_refused(compose, setting, message):
+def test_invalid_further_data_set_is_refused(compose, setting, message):
     with pytest.raises(ConfigError, match=message):
         make_photographs(compose(setting))
 
 
-def test_a_data_set_that_is_not_there_says_where_to_get_it(compose, tmp_path):
+def test_missing_data_set_error_names_its_source(compose, tmp_path):
     with pytest.raises(DataError, match=r"kaggle competitions download") as error:
         train(compose(*GRADING, "data.unlabelled=[eyepacs]", f"paths.data={tmp_path}/none"))
     assert str(tmp_path / "none" / "eyepacs") in str(error.value)
 
 
-def test_an_external_data_set_is_tested_on_after_the_test_set(compose, other, tmp_path):
+def test_external_data_set_is_tested_after_the_test_set(compose, other, tmp_path):
     metrics = train(compose(*GRADING, f"data.external=[{item(other)}]"))
     alone = train(compose(*GRADING, run="alone"))
     for name in ("qwk", "accuracy", "loss", "auroc"):
@@ -100,7 +100,7 @@ def test_an_external_data_set_is_tested_on_after_the_test_set(compose, other, tm
     )
 
 
-def test_a_run_with_external_data_is_tested_again_from_its_folder(compose, other, tmp_path):
+def test_run_with_external_data_is_evaluated_from_its_folder(compose, other, tmp_path):
     metrics = train(compose(*GRADING, f"data.external=[{item(other)}]"))
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose_any(
@@ -116,7 +116,7 @@ def test_a_run_with_external_data_is_tested_again_from_its_folder(compose, other
     assert {k: v for k, v in again.items() if "/" in k} == {k: v for k, v in metrics.items() if "/" in k}
 
 
-def test_pools_join_the_pretraining_and_nothing_else(compose, other, tmp_path):
+def test_unlabelled_pools_join_only_the_pretraining(compose, other, tmp_path):
     cfg = compose(
         "+experiment=msssl_pretrain",
         "pretext=rotation",
@@ -131,7 +131,7 @@ def test_pools_join_the_pretraining_and_nothing_else(compose, other, tmp_path):
     assert len(seen) == (split["subset"] != "test").sum()
 
 
-def test_a_run_gives_the_same_again_from_its_split_file(compose, tmp_path):
+def test_run_is_reproduced_from_its_split_file(compose, tmp_path):
     first = train(compose(*GRADING, "fold=2"))
     given = f"split.file={tmp_path}/run/split.csv"
     second = train(compose(*GRADING, given, run="again"))
@@ -145,7 +145,7 @@ def test_a_run_gives_the_same_again_from_its_split_file(compose, tmp_path):
     assert test_sides[0] == test_sides[1]
 
 
-def test_what_is_noteworthy_about_a_split_is_said_and_counted(shared, tmp_path, caplog):
+def test_split_remarks_are_logged_and_recorded(shared, tmp_path, caplog):
     """A photograph of the training set is copied into the published test set, with another grade."""
     demo = Demo(tmp_path / "drawn", count=24, size=64, seed=3, workers=1)
     manifest = demo.read().manifest
@@ -174,7 +174,7 @@ def test_what_is_noteworthy_about_a_split_is_said_and_counted(shared, tmp_path, 
     assert any("copies in the published test set" in message for message in caplog.messages)
 
 
-def test_a_pretraining_does_not_go_on_with_another_split(compose, tmp_path):
+def test_pretraining_is_not_resumed_with_another_split(compose, tmp_path):
     """It would learn from photographs that its list of those it has seen does not name."""
     train(compose("+experiment=rotation_pretrain", "pretrain_on=train", "trainer.max_epochs=1"))
     split = pd.read_csv(tmp_path / "run" / "split.csv")
@@ -194,7 +194,7 @@ def test_a_pretraining_does_not_go_on_with_another_split(compose, tmp_path):
     assert (tmp_path / "run" / "seen.txt").read_bytes() == before
 
 
-def test_a_run_does_not_go_on_with_changed_pixels(tmp_path):
+def test_run_is_not_resumed_with_changed_pixels(tmp_path):
     demo = Demo(tmp_path / "drawn", count=40, size=64, seed=3, workers=1)
     root = folder_of(demo, tmp_path / "photos")
     of_the_demo = ("data.count", "data.size", "data.root")

@@ -11,7 +11,7 @@ from drgrade.training.run import train
 
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", ["msssl_10pct", "rotation_10pct"])
-def test_the_demo_with_all_labels_is_graded_well(experiment, tmp_path):
+def test_demo_with_all_labels_reaches_a_high_qwk(experiment, tmp_path):
     settings = ["label_fraction=1.0", "logger=none", f"paths.outputs={tmp_path}"]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = hydra.compose("train", [f"+experiment={experiment}", *settings, f"paths.run={tmp_path}/run"])
@@ -20,7 +20,7 @@ def test_the_demo_with_all_labels_is_graded_well(experiment, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_compiled_encoder_trains_and_its_checkpoint_keeps_its_names(compose, tmp_path):
+def test_compiled_encoder_keeps_checkpoint_names(compose, tmp_path):
     import torch
 
     train(compose("compile=true", "trainer.max_steps=2"))

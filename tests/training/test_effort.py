@@ -1,4 +1,4 @@
-"""What a pre-training and a fine-tuning took is counted: optimiser steps, photographs, images of them."""
+"""Cost of pre-training and fine-tuning: optimiser steps, photographs and images are counted."""
 
 import json
 import subprocess
@@ -27,7 +27,7 @@ def card(folder):
     return json.loads((folder / "encoder.json").read_text())
 
 
-def test_a_pretraining_that_was_stopped_counts_what_the_whole_one_counts(compose, tmp_path, monkeypatch):
+def test_interrupted_pretraining_counts_all_images(compose, tmp_path, monkeypatch):
     train(compose(*SETTINGS, run="whole"))
     original = pretraining_module.make_trainer
     with monkeypatch.context() as patch:
@@ -50,14 +50,14 @@ def test_a_pretraining_that_was_stopped_counts_what_the_whole_one_counts(compose
 
 
 @pytest.mark.slow
-def test_two_processes_count_their_photographs_together(command, tmp_path):
+def test_two_processes_count_images_together(command, tmp_path):
     given = command(*SETTINGS, "trainer=ddp_cpu", f"paths.run={tmp_path / 'run'}", "pretext.max_steps=3")
     done = subprocess.run(given, capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (card(tmp_path / "run")["steps"], card(tmp_path / "run")["images"]) == (3, 3 * BATCH)
 
 
-def test_fine_tuning_counts_its_steps(compose, tmp_path):
+def test_fine_tuning_records_its_steps(compose, tmp_path):
     train(compose("init=random", "protocol=matched", "label_fraction=0.5"))
     provenance = json.loads((tmp_path / "run" / "provenance.json").read_text())
     assert provenance["steps"] == 2 * 2

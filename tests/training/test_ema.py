@@ -80,7 +80,7 @@ def evaluated(run, folder, tmp_path):
     return evaluate(cfg).metrics
 
 
-def test_checkpoints_hold_the_average_of_a_naive_loop_and_the_weights_beside_it(compose, tmp_path, watched):
+def test_checkpoint_holds_average_and_weights_of_a_naive_loop(compose, tmp_path, watched):
     _, witness = watched(compose(*SETTINGS))
     assert len(witness.weights) == 9
     average = {name: value.double() for name, value in witness.weights[0].items()}
@@ -99,7 +99,7 @@ def test_checkpoints_hold_the_average_of_a_naive_loop_and_the_weights_beside_it(
 
 
 @pytest.mark.parametrize("chosen", ["last", "best"])
-def test_the_average_is_validated_chosen_tested_and_evaluated(chosen, compose, tmp_path, watched):
+def test_average_is_validated_selected_tested_and_evaluated(chosen, compose, tmp_path, watched):
     settings = ("protocol=matched", *SETTINGS, "seed=1", "optimizer.lr=3e-3")
     record, witness = watched(compose(*settings, f"protocol.checkpoint={chosen}"))
     epoch = checkpoint(tmp_path / "run", chosen)["epoch"]
@@ -117,7 +117,7 @@ def test_the_average_is_validated_chosen_tested_and_evaluated(chosen, compose, t
     assert raw["val/loss"] != pytest.approx(record["val/loss"], rel=1e-4)
 
 
-def test_a_resumed_run_ends_with_the_average_of_one_never_stopped(compose, tmp_path, watched):
+def test_resumed_run_ends_with_the_same_average(compose, tmp_path, watched):
     straight, _ = watched(compose(*SETTINGS, run="straight"))
     watched(compose(*SETTINGS, run="resumed"), stop=1)
     resumed = train(compose(*SETTINGS, f"resume={tmp_path / 'resumed'}", run="elsewhere"))
@@ -129,7 +129,7 @@ def test_a_resumed_run_ends_with_the_average_of_one_never_stopped(compose, tmp_p
     assert straight == resumed
 
 
-def test_a_frozen_encoder_is_its_own_average_to_the_last_bit(compose, tmp_path):
+def test_average_of_a_frozen_encoder_is_exact(compose, tmp_path):
     train(compose(*SETTINGS, "protocol.frozen_epochs=3"))
     found = checkpoint(tmp_path / "run")
     encoder = [name for name in found["state_dict"] if name.startswith("encoder.")]
@@ -138,32 +138,30 @@ def test_a_frozen_encoder_is_its_own_average_to_the_last_bit(compose, tmp_path):
         assert torch.equal(found["state_dict"][name], found["current_model_state"][name]), name
 
 
-def test_double_precision_is_averaged_in_double_precision(compose, tmp_path):
+def test_average_keeps_double_precision(compose, tmp_path):
     train(compose(*SETTINGS, "trainer.precision=64-true", "trainer.max_steps=3"))
     assert checkpoint(tmp_path / "run")["state_dict"]["head.layers.0.weight"].dtype == torch.float64
 
 
 @pytest.mark.parametrize("decay", [0, 1, 1.5, -0.1, True])
-def test_a_decay_out_of_range_is_refused(decay):
+def test_decay_out_of_range_is_refused(decay):
     with pytest.raises(ConfigError, match=rf"protocol\.ema_decay={decay} is not in "):
         MovingAverage(decay)
 
 
-def test_weights_of_16_bits_are_not_averaged(compose):
+def test_16_bit_weights_are_refused(compose):
     with pytest.raises(ConfigError, match="weights of 16 bits are too coarse"):
         train(compose(*SETTINGS, "trainer.precision=bf16-true"))
 
 
-def test_going_on_from_a_checkpoint_without_an_average_is_refused():
+def test_resuming_from_a_checkpoint_without_average_is_refused():
     trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"))
     with pytest.raises(ConfigError, match="has no average of the weights"):
         MovingAverage(0.9).on_load_checkpoint(trainer, nn.Linear(1, 1), {"state_dict": {}})
 
 
 @pytest.mark.parametrize(("device", "converted"), [("cuda", True), ("cpu", False)])
-def test_normalisations_are_synchronised_on_several_gpus_before_the_model_is_there(
-    compose, device, converted
-):
+def test_sync_batchnorm_is_applied_before_the_average_is_created(compose, device, converted):
     cfg = compose("sync_batchnorm=true")
     task = instantiate(cfg.grading.task, encoder=make_encoder(cfg))
     task._trainer = SimpleNamespace(world_size=2, strategy=SimpleNamespace(root_device=torch.device(device)))
@@ -172,7 +170,7 @@ def test_normalisations_are_synchronised_on_several_gpus_before_the_model_is_the
 
 
 @pytest.mark.slow
-def test_two_processes_average_alike_and_are_evaluated_as_tested(command, tmp_path):
+def test_two_processes_have_the_same_average(command, tmp_path):
     settings = [*SETTINGS, "trainer=ddp_cpu", f"paths.run={tmp_path / 'run'}"]
     done = subprocess.run(command(*settings), capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -11,7 +11,7 @@ from drgrade.training.run import train
 EXPERIMENTS = choices("experiment")
 
 
-def test_the_experiments_of_both_systems_exist():
+def test_experiments_of_both_systems_exist():
     wanted = {f"{method}_{share}pct" for method in ("rotation", "msssl") for share in (5, 10, 25, 50, 100)}
     assert wanted | {"rotation_pretrain", "msssl_pretrain"} <= set(EXPERIMENTS)
 
@@ -30,15 +30,13 @@ def test_every_experiment_trains_two_steps_on_the_demo(experiment, compose):
 @pytest.mark.parametrize(
     ("method", "protocol", "seen"), [("rotation", "published", "all"), ("msssl", "matched", "train")]
 )
-def test_an_experiment_follows_the_protocol_of_its_paper_and_can_be_overridden(
-    method, protocol, seen, compose
-):
+def test_experiment_follows_its_paper_and_can_be_overridden(method, protocol, seen, compose):
     cfg = compose(f"+experiment={method}_10pct")
     assert (cfg.protocol.name, cfg.pretrain_on, cfg.label_fraction) == (protocol, seen, 0.1)
     assert compose(f"+experiment={method}_10pct", "protocol=published").protocol.name == "published"
 
 
-def test_paper_scale_is_what_the_papers_say():
+def test_paper_scale_matches_the_papers():
     cfg = plain("+experiment=rotation_10pct", "data=idrid", "data.root=x")
     assert (cfg.data.image_size, cfg.data.batch_size) == (224, 32)
     assert (cfg.pretext.epochs, cfg.pretext.optimizer.lr, cfg.pretext.head.hidden) == (
@@ -55,7 +53,7 @@ def test_paper_scale_is_what_the_papers_say():
     )
 
 
-def test_the_scale_follows_the_data_and_can_be_chosen():
+def test_scale_follows_the_data_and_can_be_overridden():
     assert plain("+experiment=msssl_10pct").scale.name == "demo"
     assert plain("+experiment=msssl_10pct", "data=idrid", "data.root=x").scale.name == "paper"
     assert plain("+experiment=msssl_10pct", "data=idrid", "data.root=x", "scale=small").scale.name == "small"
@@ -66,6 +64,6 @@ def plain(*overrides):
         return hydra.compose("train", list(overrides))
 
 
-def test_an_unknown_key_is_refused(compose):
+def test_unknown_setting_is_refused(compose):
     with pytest.raises(ConfigCompositionException):
         compose("trainer.max_epoch=3")

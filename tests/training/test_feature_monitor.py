@@ -38,7 +38,7 @@ def watched(compose, tmp_path):
     return run
 
 
-def test_spread_and_rank_are_those_of_the_held_out_photographs_as_grading_sees_them(watched):
+def test_spread_and_rank_are_those_of_whole_held_out_photographs(watched):
     metrics, features, table = watched()
     held_out = features[(table["subset"] == "val").to_numpy()]
     assert len(held_out) > 5
@@ -48,7 +48,7 @@ def test_spread_and_rank_are_those_of_the_held_out_photographs_as_grading_sees_t
 
 
 @pytest.mark.parametrize("pretrain_on", ["train", "all"])
-def test_neighbours_vote_with_grades_of_the_training_side_alone(watched, pretrain_on):
+def test_neighbours_are_training_photographs_only(watched, pretrain_on):
     metrics, features, table = watched("callbacks.features.knn=3", f"pretrain_on={pretrain_on}")
     side = table["training_side"] & table["grade"].notna()
     bank, asked = ((side & (table["subset"] == subset)).to_numpy() for subset in ("train", "val"))
@@ -63,7 +63,7 @@ def test_neighbours_vote_with_grades_of_the_training_side_alone(watched, pretrai
     assert metrics["val/knn_accuracy"] == pytest.approx((predicted == grades[asked]).mean(), abs=1e-4)
 
 
-def test_watching_changes_nothing_that_is_learnt(compose, tmp_path):
+def test_monitor_does_not_change_the_weights(compose, tmp_path):
     for name, settings in (("with", ["callbacks.features.knn=5"]), ("without", ["~callbacks.features"])):
         train(compose(*PRETRAINING, *settings, f"paths.encoders={tmp_path / name}_encoders", run=name))
     first, second = (
@@ -84,7 +84,7 @@ def test_watching_changes_nothing_that_is_learnt(compose, tmp_path):
         ),  # ends within the third, which is not validated
     ],
 )
-def test_the_last_validation_is_looked_at_however_the_length_is_set(compose, monkeypatch, length, looked_at):
+def test_last_validation_is_always_monitored(compose, monkeypatch, length, looked_at):
     epochs = []
     original = callbacks.encode_photographs
 
@@ -97,13 +97,13 @@ def test_the_last_validation_is_looked_at_however_the_length_is_set(compose, mon
     assert epochs == looked_at
 
 
-def test_one_photograph_has_no_spread_and_no_rank(compose):
+def test_single_photograph_has_no_spread_and_rank(compose):
     metrics = train(compose(*PRETRAINING, "pretext.val_fraction=0.01"))
     assert "val/loss" in metrics
     assert not {"val/feature_std", "val/effective_rank"} & metrics.keys()
 
 
-def test_a_collapsed_encoder_is_said_to_be_one(caplog):
+def test_collapse_is_logged_once(caplog):
     watch = FeatureMonitor()
     with caplog.at_level(logging.WARNING):
         watch._warn(0.5, 10)
@@ -115,6 +115,6 @@ def test_a_collapsed_encoder_is_said_to_be_one(caplog):
 
 
 @pytest.mark.parametrize("setting", ["every", "knn"])
-def test_settings_out_of_range_are_refused(setting, compose):
+def test_monitor_settings_out_of_range_are_refused(setting, compose):
     with pytest.raises(ConfigError, match=f"callbacks.features.{setting}=0"):
         train(compose("task=pretext", f"callbacks.features.{setting}=0"))

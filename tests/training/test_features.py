@@ -1,4 +1,4 @@
-"""Features of the frozen encoder: the encoder's own, computed once, found again, and never half written."""
+"""Features of the frozen encoder: correct, computed once, reused, never half written."""
 
 import json
 import logging
@@ -47,7 +47,7 @@ def passes(monkeypatch):
     return found
 
 
-def test_they_are_what_the_encoder_says_of_each_photograph(tiny):
+def test_features_match_the_encoder_for_each_photograph(tiny):
     cfg, photographs, initial = tiny()
     found = find_or_compute(cfg, photographs, initial)
     rows = np.array([3, 41, 0, 59])
@@ -60,7 +60,7 @@ def test_they_are_what_the_encoder_says_of_each_photograph(tiny):
 
 
 @pytest.mark.parametrize("limit", ["fast_dev_run=true", "limit_predict_batches=1"])
-def test_a_try_out_of_some_batches_keeps_features_of_all_photographs(limit, tiny):
+def test_limited_batches_still_encode_all_photographs(limit, tiny):
     cfg, photographs, initial = tiny(f"++trainer.{limit}")
     tried = find_or_compute(cfg, photographs, initial)
     kept = tried.of(np.arange(60))
@@ -68,7 +68,7 @@ def test_a_try_out_of_some_batches_keeps_features_of_all_photographs(limit, tiny
     assert torch.equal(kept, find_or_compute(*tiny()).of(np.arange(60)))
 
 
-def test_the_encoder_is_bit_identical_afterwards_with_its_batch_statistics(tiny):
+def test_encoding_does_not_change_the_encoder(tiny):
     cfg, photographs, initial = tiny("trainer.precision=bf16-true")
     before = {name: tensor.clone() for name, tensor in initial.encoder.state_dict().items()}
     assert any("running_mean" in name for name in before)
@@ -78,7 +78,7 @@ def test_the_encoder_is_bit_identical_afterwards_with_its_batch_statistics(tiny)
     assert all(before[name].dtype == after[name].dtype for name in before)
 
 
-def test_they_are_found_again_by_every_fraction_fold_and_protocol(tiny, passes):
+def test_features_are_reused_across_fractions_folds_and_protocols(tiny, passes):
     cfg, photographs, initial = tiny()
     first = find_or_compute(cfg, photographs, initial)
     for change in (["fold=2"], ["label_fraction=0.25"], ["protocol=knn"], ["head=softmax"]):
@@ -89,7 +89,7 @@ def test_they_are_found_again_by_every_fraction_fold_and_protocol(tiny, passes):
     assert passes == ["demo"]
 
 
-def test_what_changes_them_changes_their_file(tiny):
+def test_features_file_depends_on_everything_that_changes_features(tiny):
     files = {
         features_file(cfg, photographs.stores[0], initial)
         for cfg, photographs, initial in (
@@ -103,13 +103,13 @@ def test_what_changes_them_changes_their_file(tiny):
     assert len(files) == 5
 
 
-def test_random_weights_are_those_that_fine_tuning_with_the_seed_begins_with(tiny):
+def test_random_weights_equal_those_of_fine_tuning_with_the_same_seed(tiny):
     cfg, _, initial = tiny("seed=3")
     seed_everything(3)
     assert weights_hash(make_encoder(cfg)) == initial.sha256
 
 
-def test_stores_that_are_only_pretrained_on_are_not_encoded(tiny, passes, tmp_path):
+def test_unlabelled_stores_are_not_encoded(tiny, passes, tmp_path):
     more = f"{{data: demo, name: more, root: {tmp_path}/more, count: 20, size: 64, seed: 5}}"
     far = f"{{data: demo, name: far, root: {tmp_path}/far, count: 30, size: 64, seed: 6}}"
     cfg, photographs, initial = tiny(f"data.unlabelled=[{more}]", f"data.external=[{far}]")
@@ -139,7 +139,7 @@ class Broken(Encoder):
         return torch.full((len(images), 4), torch.nan if self.left is None else 1.0)
 
 
-def test_features_that_are_no_numbers_are_refused_and_not_kept(tiny):
+def test_non_finite_features_are_refused(tiny):
     cfg, photographs, _ = tiny()
     broken = InitialEncoder(Broken(), "0" * 64)
     with pytest.raises(DrgradeError, match="not finite"):
@@ -147,7 +147,7 @@ def test_features_that_are_no_numbers_are_refused_and_not_kept(tiny):
     assert not features_file(cfg, photographs.stores[0], broken).exists()
 
 
-def test_photographs_that_were_left_out_do_not_pass_for_features(tiny, monkeypatch):
+def test_missing_photographs_are_detected(tiny, monkeypatch):
     def half(cfg, store, encoder, array):
         array[:30] = 1
 
@@ -158,7 +158,7 @@ def test_photographs_that_were_left_out_do_not_pass_for_features(tiny, monkeypat
     assert not features_file(cfg, photographs.stores[0], initial).exists()
 
 
-def test_what_broke_off_leaves_no_file_and_the_next_run_computes_all(tiny, passes):
+def test_interrupted_encoding_leaves_no_file(tiny, passes):
     cfg, photographs, _ = tiny()
     broken = InitialEncoder(Broken(after=3), "0" * 64)
     path = features_file(cfg, photographs.stores[0], broken)
@@ -171,7 +171,7 @@ def test_what_broke_off_leaves_no_file_and_the_next_run_computes_all(tiny, passe
 
 
 @pytest.mark.parametrize("damage", [b"", b"no array", None])
-def test_a_damaged_file_is_computed_again(tiny, passes, damage):
+def test_damaged_features_are_computed_again(tiny, passes, damage):
     cfg, photographs, initial = tiny()
     first = find_or_compute(cfg, photographs, initial)
     expected = first.of(np.arange(60))
@@ -185,7 +185,7 @@ def test_a_damaged_file_is_computed_again(tiny, passes, damage):
     assert passes == ["demo", "demo"]
 
 
-def test_of_two_runs_one_computes_and_the_other_waits(tiny, passes, caplog):
+def test_second_run_waits_for_the_features_of_the_first(tiny, passes, caplog):
     cfg, photographs, initial = tiny()
     path = features_file(cfg, photographs.stores[0], initial)
     path.parent.mkdir(parents=True)
@@ -207,7 +207,7 @@ def test_of_two_runs_one_computes_and_the_other_waits(tiny, passes, caplog):
     assert not passes
 
 
-def test_a_card_says_what_they_are(tiny):
+def test_features_have_a_description(tiny):
     cfg, photographs, initial = tiny()
     path = find_or_compute(cfg, photographs, initial).files[0]
     card = json.loads(path.with_suffix(".json").read_text())
@@ -219,7 +219,7 @@ def test_a_card_says_what_they_are(tiny):
 # What runs of one process share
 
 
-def test_photographs_are_opened_once_and_split_as_each_run_asks(compose):
+def test_cache_opens_photographs_once_and_splits_them_per_run(compose):
     shared = RunCache()
     one = shared.photographs(compose("fold=0"))
     other = shared.photographs(compose("fold=1", "label_fraction=0.5"))
@@ -232,7 +232,7 @@ def test_photographs_are_opened_once_and_split_as_each_run_asks(compose):
     assert shared.photographs(compose("fold=0")) is one
 
 
-def test_an_encoder_is_made_once_for_each_seed(compose):
+def test_cache_makes_one_encoder_per_seed(compose):
     shared = RunCache()
     zero, one = (shared.encoder(compose(f"seed={seed}"), None) for seed in (0, 1))
     assert zero.sha256 != one.sha256

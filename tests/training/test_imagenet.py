@@ -1,4 +1,4 @@
-"""init=imagenet: files in place of a download, and what is said where there is neither."""
+"""init=imagenet: weights files instead of a download, and the errors without either."""
 
 import json
 
@@ -46,7 +46,7 @@ def offline(monkeypatch):
     monkeypatch.setattr(timm, "create_model", create)
 
 
-def test_a_file_stands_for_the_download(compose, files, offline):
+def test_weights_file_replaces_the_download(compose, files, offline):
     path = files / "test_resnet.safetensors"
     cfg = compose(*RESNET, "init=imagenet", f"encoder.weights={path}")
     encoder, want = make_encoder(cfg), load_file(path)
@@ -57,7 +57,7 @@ def test_a_file_stands_for_the_download(compose, files, offline):
     assert facts["pretraining_saw_test"] is None
 
 
-def test_both_branches_of_msssl_begin_with_files(compose, files, offline):
+def test_msssl_loads_a_weights_file_per_branch(compose, files, offline):
     paths = {"cnn": files / "test_resnet.safetensors", "vit": files / "test_vit.safetensors"}
     overrides = [f"+encoder.{part}_options.weights={path}" for part, path in paths.items()]
     cfg = compose("encoder=msssl", "init=imagenet", *overrides)
@@ -71,7 +71,7 @@ def test_both_branches_of_msssl_begin_with_files(compose, files, offline):
     }
 
 
-def test_without_network_the_message_names_file_and_override(compose, offline):
+def test_failed_download_error_names_file_and_override(compose, offline):
     with pytest.raises(EncoderError) as caught:
         make_encoder(compose("encoder=densenet121", "init=imagenet"))
     said = explain(caught.value)
@@ -80,7 +80,7 @@ def test_without_network_the_message_names_file_and_override(compose, offline):
     assert "beside init=imagenet" in said
 
 
-def test_msssl_says_at_once_what_both_branches_need(compose, files, offline):
+def test_failed_msssl_download_error_names_both_branches(compose, files, offline):
     with pytest.raises(EncoderError) as caught:
         make_encoder(compose("encoder=msssl", "scale=paper", "init=imagenet", "scale.cnn.name=resnet50"))
     said = explain(caught.value)
@@ -98,12 +98,12 @@ def test_msssl_says_at_once_what_both_branches_need(compose, files, offline):
     assert "vit" not in str(caught.value)
 
 
-def test_a_model_that_nobody_published_needs_a_file(compose):
+def test_model_without_published_weights_needs_a_file(compose):
     with pytest.raises(EncoderError, match=r"no published weights.*encoder\.weights=FILE"):
         make_encoder(compose("encoder=timm", "encoder.name=densenet264d", "init=imagenet"))
 
 
-def test_a_run_that_began_with_a_file_is_evaluated_without_it(compose, tmp_path, files, offline):
+def test_evaluation_does_not_need_the_weights_file(compose, tmp_path, files, offline):
     path = files / "test_resnet.safetensors"
     record = train(compose(*RESNET, "init=imagenet", f"encoder.weights={path}", "trainer.max_steps=1"))
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["weights_hash"] == file_sha256(path)
@@ -119,7 +119,7 @@ def key(cfg, grading=False):
     return encoder_dir(pretext_config(cfg, photographs) if grading else cfg, photographs).name
 
 
-def test_pretraining_from_imagenet_is_found_by_the_grading_run_that_wants_it(compose, files):
+def test_pretraining_from_imagenet_is_reused_by_grading_runs(compose, files):
     path = files / "test_resnet.safetensors"
     pretext = (*RESNET, "task=pretext", f"encoder.weights={path}")
     by_init = key(compose(*pretext, "init=imagenet"))
@@ -128,7 +128,7 @@ def test_pretraining_from_imagenet_is_found_by_the_grading_run_that_wants_it(com
     assert key(wanted, grading=True) == by_init
 
 
-def test_the_key_of_an_encoder_depends_on_the_content_of_the_file_and_not_on_its_place(compose, files):
+def test_encoder_key_depends_on_file_content_not_path(compose, files):
     first = files / "test_resnet.safetensors"
     cfg = compose(*RESNET, "task=pretext", "init=imagenet", f"encoder.weights={first}")
     before = key(cfg)
@@ -140,7 +140,7 @@ def test_the_key_of_an_encoder_depends_on_the_content_of_the_file_and_not_on_its
     assert key(compose(*RESNET, "task=pretext")) not in (before, key(cfg))
 
 
-def test_a_pretraining_that_starts_from_a_file_starts_from_it(compose, tmp_path, files, offline):
+def test_pretraining_starts_from_the_weights_file(compose, tmp_path, files, offline):
     path = files / "test_resnet.safetensors"
     overrides = (*RESNET, "task=pretext", "pretext.init=imagenet", "pretext.optimizer.lr=0")
     train(compose(*overrides, f"encoder.weights={path}", "trainer.max_steps=1"))
@@ -151,7 +151,7 @@ def test_a_pretraining_that_starts_from_a_file_starts_from_it(compose, tmp_path,
     assert card["encoder"]["weights"] == file_sha256(path)
 
 
-def test_pretraining_refuses_other_first_weights(compose, offline):
+def test_pretext_init_must_be_random_or_imagenet(compose, offline):
     with pytest.raises(ConfigError, match=r"pretext\.init=ssl is not allowed"):
         train(compose(*RESNET, "task=pretext", "pretext.init=ssl"))
     with pytest.raises(EncoderError, match=r"test_resnet\.r160_in1k"):

@@ -31,7 +31,7 @@ def configured(cfg, steps=10):
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 @pytest.mark.parametrize("encoder", ENCODERS)
-def test_every_parameter_has_the_rate_of_its_layer_under_every_optimizer(encoder, optimizer, compose):
+def test_each_parameter_has_the_learning_rate_of_its_layer(encoder, optimizer, compose):
     cfg = compose(
         *ENCODERS[encoder], f"optimizer={optimizer}", "optimizer.lr=0.1", "protocol.layer_decay=0.5"
     )
@@ -46,7 +46,7 @@ def test_every_parameter_has_the_rate_of_its_layer_under_every_optimizer(encoder
     assert decays == {cfg.optimizer.weight_decay}
 
 
-def test_the_schedule_scales_every_layer_alike(compose):
+def test_schedule_scales_all_layers_equally(compose):
     _, optimizer, schedule = configured(
         compose("encoder=densenet", "schedule=cosine", "optimizer.lr=1", "protocol.layer_decay=0.5")
     )
@@ -73,7 +73,7 @@ def same(one, other):
 SETTINGS = ("init=random", "protocol.epochs=3", "protocol.frozen_epochs=1", "schedule=cosine")
 
 
-def test_a_decay_of_one_is_no_decay(compose, tmp_path):
+def test_layer_decay_of_one_changes_nothing(compose, tmp_path):
     for decay in ("null", "1.0"):
         train(compose(*SETTINGS, f"protocol.layer_decay={decay}", "trainer.max_steps=8", run=decay))
     assert same(weights(tmp_path / "null"), weights(tmp_path / "1.0"))
@@ -85,7 +85,7 @@ class StopAfter(Callback):
             raise RuntimeError("power cut")
 
 
-def test_a_resumed_run_ends_with_the_weights_of_one_never_stopped(compose, tmp_path, monkeypatch):
+def test_resumed_run_ends_with_the_same_weights(compose, tmp_path, monkeypatch):
     settings = (*SETTINGS, "protocol.layer_decay=0.7", "test=false")
     train(compose(*settings, run="straight"))
     original = run_module.make_trainer
@@ -101,7 +101,7 @@ def test_a_resumed_run_ends_with_the_weights_of_one_never_stopped(compose, tmp_p
     assert same(weights(tmp_path / "straight"), weights(tmp_path / "resumed"))
 
 
-def test_settings_that_cannot_be_met_are_refused_before_training(compose):
+def test_invalid_layer_decay_is_refused_before_training(compose):
     with pytest.raises(ConfigError, match=r"protocol\.layer_decay=2 is not allowed: number > 0 and ≤ 1"):
         train(compose("init=random", "protocol.layer_decay=2"))
     with pytest.raises(EncoderError, match="timm does not define the layers of MetaFormer") as caught:

@@ -1,4 +1,4 @@
-"""Loggers: the same curves in each, and nothing imported that is not used."""
+"""All loggers log the same curves, and only the one in use is imported."""
 
 import csv
 import os
@@ -30,7 +30,7 @@ def logger(compose):
     return lambda: instantiate(compose("logger=wandb").logger)
 
 
-def test_wandb_is_offline_when_nobody_is_logged_in(logger):
+def test_wandb_is_offline_without_a_login(logger):
     assert logger()._offline is True
 
 
@@ -42,24 +42,24 @@ def test_wandb_is_online_with_a_key(nobody, logger, monkeypatch):
     assert logger()._offline is False
 
 
-def test_a_number_of_photographs_that_is_none_is_refused():
+def test_negative_number_of_photographs_is_refused():
     with pytest.raises(ConfigError, match="worst_photographs=-1"):
         TrainSettings.compose("logger=tensorboard", "logger.worst_photographs=-1")
 
 
-def test_wandb_has_the_curves(compose, tmp_path):
+def test_wandb_logs_the_curves(compose, tmp_path):
     train(compose("logger=wandb"))
     (run,) = offline_runs(tmp_path / "run")
     assert set().union(*run.history) >= CURVES
 
 
-def test_csv_has_the_curves(compose, tmp_path):
+def test_csv_logs_the_curves(compose, tmp_path):
     train(compose("logger=csv"))
     with (tmp_path / "run" / "csv" / "version_0" / "metrics.csv").open() as file:
         assert set(next(csv.reader(file))) >= CURVES
 
 
-def test_tensorboard_has_curves_and_pictures(compose, tmp_path):
+def test_tensorboard_logs_curves_and_figures(compose, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     train(compose("logger=tensorboard", "logger.worst_photographs=2"))
@@ -71,7 +71,7 @@ def test_tensorboard_has_curves_and_pictures(compose, tmp_path):
     assert set(events.Tags()["images"]) == pictures | {"test/worst"}
 
 
-def test_tensorboard_goes_on_and_says_how_it_ended(compose, tmp_path):
+def test_tensorboard_continues_a_resumed_run_and_logs_its_status(compose, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     train(compose("logger=tensorboard", "trainer.max_epochs=1"))
@@ -82,7 +82,7 @@ def test_tensorboard_goes_on_and_says_how_it_ended(compose, tmp_path):
     assert status == b"finished"
 
 
-def test_a_run_imports_what_it_uses(command, tmp_path):
+def test_run_does_not_import_unused_loggers(command, tmp_path):
     heavy = ("wandb", "sklearn", "tensorboard", "mlflow", "wandb_workspaces")
     code = (
         "import runpy, sys\n"

@@ -41,7 +41,7 @@ def runs(database, tmp_path, monkeypatch):
     return read
 
 
-def test_a_cell_is_a_run_with_curves_pictures_and_its_config(compose, tmp_path, runs):
+def test_mlflow_run_has_curves_figures_and_config(compose, tmp_path, runs):
     metrics = train(compose("logger=mlflow", "sweep=table", "init=ssl", run="init-ssl_fold-0"))
 
     client, (pretext, grading) = runs()
@@ -62,7 +62,7 @@ def test_a_cell_is_a_run_with_curves_pictures_and_its_config(compose, tmp_path, 
     assert pictures == {f"test/{name}.png" for name in ("confusion", "roc", "precision_recall")}
 
 
-def test_a_resumed_run_is_the_same_run(compose, tmp_path, runs):
+def test_resumed_run_is_the_same_run(compose, tmp_path, runs):
     train(compose("logger=mlflow", "trainer.max_epochs=1"))
     train(compose("logger=mlflow", f"resume={tmp_path / 'run'}"))
 
@@ -72,7 +72,7 @@ def test_a_resumed_run_is_the_same_run(compose, tmp_path, runs):
     assert run.info.status == "FINISHED"
 
 
-def test_a_run_that_failed_and_went_on_keeps_neither_the_error_nor_old_figures(compose, monkeypatch, runs):
+def test_resumed_mlflow_run_drops_the_error_and_old_metrics(compose, monkeypatch, runs):
     def fail(self):
         raise DrgradeError("no more disk")
 
@@ -90,7 +90,7 @@ def test_a_run_that_failed_and_went_on_keeps_neither_the_error_nor_old_figures(c
 @pytest.mark.parametrize(
     ("error", "status"), [(DrgradeError("no more disk"), "FAILED"), (KeyboardInterrupt(), "KILLED")]
 )
-def test_how_a_run_ended(compose, monkeypatch, runs, error, status):
+def test_mlflow_run_has_its_final_status(compose, monkeypatch, runs, error, status):
     def fail(*_):
         raise error
 
@@ -104,7 +104,7 @@ def test_how_a_run_ended(compose, monkeypatch, runs, error, status):
 
 
 @pytest.mark.slow
-def test_cells_that_start_together_share_one_new_data_base(tmp_path):
+def test_concurrent_runs_share_one_new_database(tmp_path):
     code = (
         "import sys\n"
         "from drgrade.training.tracking.figure_loggers import mlflow_logger\n"

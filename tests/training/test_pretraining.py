@@ -1,4 +1,4 @@
-"""init=ssl finds or makes the encoder that fits, once."""
+"""init=ssl finds a matching encoder, or pre-trains it once."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ def folder_of(cfg):
     return encoder_dir(pretext_config(cfg, photographs), photographs).name
 
 
-def test_a_grading_run_pretrains_once_and_the_next_one_finds_it(compose, tmp_path, caplog):
+def test_grading_run_pretrains_once_and_later_runs_reuse_it(compose, tmp_path, caplog):
     caplog.set_level("INFO")
     train(compose(*DENSENET, run="first"))
     assert "not found for these settings" in caplog.text
@@ -34,7 +34,7 @@ def test_a_grading_run_pretrains_once_and_the_next_one_finds_it(compose, tmp_pat
     assert record["encoder_hash"] == json.loads((folder / "encoder.json").read_text())["sha256"]
 
 
-def test_a_pretraining_run_is_found_by_a_grading_run(compose, tmp_path, caplog):
+def test_grading_run_finds_a_pretraining_run(compose, tmp_path, caplog):
     caplog.set_level("INFO")
     train(compose("+experiment=rotation_pretrain", run="pretraining"))
     assert (tmp_path / "pretraining" / "encoder.safetensors").is_file()
@@ -42,7 +42,7 @@ def test_a_pretraining_run_is_found_by_a_grading_run(compose, tmp_path, caplog):
     assert "not found for these settings" not in caplog.text
 
 
-def test_the_weights_that_a_run_starts_from_are_the_pretrained_ones(compose, tmp_path):
+def test_grading_run_starts_from_the_pretrained_weights(compose, tmp_path):
     train(compose("+experiment=rotation_pretrain", run="pretraining"))
     pretrained = load_file(tmp_path / "pretraining" / "encoder.safetensors")
     # One frozen epoch leaves them as they were, whether they are found or given by their path.
@@ -70,17 +70,17 @@ def test_the_weights_that_a_run_starts_from_are_the_pretrained_ones(compose, tmp
         ("trainer=ddp_cpu", False),  # every process normalises its own part of a batch
     ],
 )
-def test_an_encoder_is_shared_by_runs_with_the_same_pretext_settings_only(override, same, compose):
+def test_encoder_is_shared_only_with_equal_pretext_settings(override, same, compose):
     assert (folder_of(compose(*DENSENET)) == folder_of(compose(*DENSENET, override))) == same
 
 
-def test_one_encoder_for_all_folds_or_one_for_each(compose):
+def test_pretrain_on_decides_whether_folds_share_an_encoder(compose):
     for seen, same in (("all", True), ("train", False)):
         folds = {folder_of(compose(*DENSENET, f"pretrain_on={seen}", f"fold={fold}")) for fold in range(2)}
         assert (len(folds) == 1) == same
 
 
-def test_what_pretraining_saw_is_on_record(compose, tmp_path):
+def test_pretraining_photographs_are_recorded(compose, tmp_path):
     for seen, saw in (("all", True), ("train", False)):
         metrics = train(compose(*DENSENET, f"pretrain_on={seen}", run=seen))
         assert metrics["pretraining_saw_test"] is saw
@@ -98,13 +98,13 @@ def test_what_pretraining_saw_is_on_record(compose, tmp_path):
     assert train(compose(*DENSENET, "init=random", run="random"))["pretraining_saw_test"] is False
 
 
-def test_an_encoder_of_another_size_is_refused(compose, tmp_path):
+def test_encoder_of_another_size_is_refused(compose, tmp_path):
     train(compose("+experiment=rotation_pretrain", run="pretraining"))
     with pytest.raises(EncoderError, match="of another shape"):
         train(compose(*DENSENET, f"init={tmp_path / 'pretraining'}", "scale.densenet.growth_rate=8"))
 
 
-def test_the_card_says_how_the_encoder_came_about(compose, tmp_path):
+def test_encoder_card_describes_its_pretraining(compose, tmp_path):
     train(compose("+experiment=rotation_pretrain", run="pretraining"))
     card = json.loads((tmp_path / "pretraining" / "encoder.json").read_text())
     assert card["image_size"] == 32
@@ -116,7 +116,7 @@ def test_the_card_says_how_the_encoder_came_about(compose, tmp_path):
     assert metrics["status"] == "finished"
 
 
-def test_an_interrupted_pretraining_goes_on_where_it_stopped(compose, tmp_path, caplog, monkeypatch):
+def test_interrupted_pretraining_is_resumed(compose, tmp_path, caplog, monkeypatch):
     from pytorch_lightning import Callback
 
     from drgrade.training import pretraining
@@ -144,7 +144,7 @@ def test_an_interrupted_pretraining_goes_on_where_it_stopped(compose, tmp_path, 
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_runs_that_ask_at_the_same_time_pretrain_once(command, tmp_path):
+def test_concurrent_runs_pretrain_once(command, tmp_path):
     runs = [
         subprocess.Popen(
             command(*DENSENET, "trainer.max_steps=1", f"label_fraction={fraction}"),
@@ -161,7 +161,7 @@ def test_runs_that_ask_at_the_same_time_pretrain_once(command, tmp_path):
     assert sum("encoder: found" in output for output in outputs) == 1
 
 
-def test_an_encoder_that_started_from_other_weights_is_another_encoder(compose):
+def test_encoder_key_depends_on_first_weights(compose):
     keys = []
     for init in ("random", "imagenet"):
         cfg = compose("+experiment=rotation_pretrain", f"init={init}")
@@ -170,19 +170,19 @@ def test_an_encoder_that_started_from_other_weights_is_another_encoder(compose):
 
 
 @pytest.mark.parametrize("init", ["ssl", "some/folder"])
-def test_pretraining_refuses_first_weights_that_it_would_ignore(init, compose):
+def test_pretraining_refuses_other_values_of_init(init, compose):
     with pytest.raises(ConfigError, match="init=random or init=imagenet"):
         train(compose("+experiment=rotation_pretrain", f"init={init}"))
 
 
-def test_a_diverged_pretraining_is_refused_however_often_it_is_tried(compose, tmp_path):
+def test_diverged_pretraining_is_refused_every_time(compose, tmp_path):
     for attempt in range(2):
         with pytest.raises(DrgradeError, match="diverged"):
             train(compose(*DENSENET, "pretext.optimizer.lr=1e30", run=f"try{attempt}"))
     assert not list((tmp_path / "encoders").glob("*/encoder.json"))
 
 
-def test_with_pretrain_on_train_an_encoder_that_saw_the_test_photographs_is_refused(compose, tmp_path):
+def test_encoder_that_saw_test_photographs_is_refused(compose, tmp_path):
     train(compose("+experiment=rotation_pretrain", "pretrain_on=all", run="pretraining"))
     init = f"init={tmp_path / 'pretraining'}"
     with pytest.raises(ConfigError, match="has seen photographs that this run tests on"):

@@ -1,4 +1,4 @@
-"""Runs that fit a probe: the artefacts of any grading run, nothing trained, the test set used for nothing."""
+"""Runs that fit a probe write the artefacts of any grading run."""
 
 import json
 import logging
@@ -56,7 +56,7 @@ def evaluated(folder, shared, tmp_path):
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_a_probe_leaves_the_artefacts_of_a_run_and_evaluate_finds_the_same(protocol, run, shared, tmp_path):
+def test_probe_writes_all_artefacts_and_evaluate_agrees(protocol, run, shared, tmp_path):
     metrics, folder = run(protocol)
     assert json.loads((folder / "metrics.json").read_text()) == metrics
     assert metrics["status"] == "finished"
@@ -85,7 +85,7 @@ def test_a_probe_leaves_the_artefacts_of_a_run_and_evaluate_finds_the_same(proto
         assert again[name] == pytest.approx(metrics[name], abs=1e-4)
 
 
-def test_the_encoder_of_the_checkpoint_is_the_one_that_the_run_began_with(run, compose):
+def test_checkpoint_holds_the_initial_encoder(run, compose):
     _, folder = run("linear", "seed=4")
     state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     seed_everything(4)
@@ -94,7 +94,7 @@ def test_the_encoder_of_the_checkpoint_is_the_one_that_the_run_began_with(run, c
     assert all(torch.equal(state[f"encoder.{name}"], tensor) for name, tensor in begun.items())
 
 
-def test_fractions_folds_and_protocols_encode_the_photographs_once(run, monkeypatch):
+def test_photographs_are_encoded_once_for_all_protocols(run, monkeypatch):
     encoded, encode = [], features_module.encode
 
     def counted(*given):
@@ -112,7 +112,7 @@ def test_fractions_folds_and_protocols_encode_the_photographs_once(run, monkeypa
     assert len(encoded) == 1
 
 
-def test_the_majority_is_found_without_encoding_anything(run, monkeypatch):
+def test_majority_probe_encodes_nothing(run, monkeypatch):
     def forbidden(*given):
         raise AssertionError("encoded")
 
@@ -135,7 +135,7 @@ def test_same_settings_give_bit_identical_metrics(run):
         assert (one / name).read_bytes() == (two / name).read_bytes()
 
 
-def test_grades_of_test_photographs_change_no_prediction(run, monkeypatch):
+def test_test_grades_do_not_change_predictions(run, monkeypatch):
     _, folder = run("linear")
     before = predictions(folder)
     graded = probe.select
@@ -158,9 +158,7 @@ def test_grades_of_test_photographs_change_no_prediction(run, monkeypatch):
     ("protocol", "sees", "penalty"),
     [("linear", "true", None), ("linear", "false", 0.01), ("few_shot", "false", 0.01)],
 )
-def test_validation_chooses_the_penalty_only_where_the_probe_may_see_it(
-    protocol, sees, penalty, run, monkeypatch
-):
+def test_penalty_is_chosen_on_validation_only_if_allowed(protocol, sees, penalty, run, monkeypatch):
     given, fit = [], LinearProbe.fit
 
     def noting(head, *graded):
@@ -175,7 +173,7 @@ def test_validation_chooses_the_penalty_only_where_the_probe_may_see_it(
         assert metrics["probe/penalty"] == penalty
 
 
-def test_shots_train_on_as_many_of_each_grade_and_are_told(run):
+def test_few_shot_uses_equal_shots_per_grade(run):
     metrics, folder = run("few_shot", "protocol.shots=2")
     split = pd.read_csv(folder / "split.csv")
     counts = split["grade"][split["subset"] == "train"].value_counts()
@@ -187,7 +185,7 @@ def test_shots_train_on_as_many_of_each_grade_and_are_told(run):
 
 
 @pytest.mark.parametrize("head", ["cumulative", "softmax", "corn", "regression"])
-def test_every_head_can_be_probed_and_evaluate_finds_the_same_loss_in_batches(head, run, shared, tmp_path):
+def test_every_head_can_be_probed(head, run, shared, tmp_path):
     metrics, folder = run("linear", f"head={head}")
     again, _ = evaluated(folder, shared, tmp_path)
     assert again["test/loss"] == pytest.approx(metrics["test/loss"], abs=1e-5)
@@ -196,7 +194,7 @@ def test_every_head_can_be_probed_and_evaluate_finds_the_same_loss_in_batches(he
     assert 0 <= metrics["test/accuracy"] <= 1
 
 
-def test_thresholds_are_fitted_on_validation_which_is_judged_without_them(run, shared, tmp_path):
+def test_probe_thresholds_are_fitted_on_validation(run, shared, tmp_path):
     metrics, folder = run("linear", "head=regression", "head.thresholds=fitted")
     state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert not torch.equal(state["head.head.thresholds"], RegressionHead(2, thresholds="fitted").thresholds)
@@ -205,20 +203,20 @@ def test_thresholds_are_fitted_on_validation_which_is_judged_without_them(run, s
     assert again["test/qwk"] == pytest.approx(metrics["test/qwk"], abs=1e-6)
 
 
-def test_without_a_test_nothing_is_tested(run):
+def test_probe_without_test_writes_no_test_metrics(run):
     metrics, folder = run("linear", "test=false")
     assert "val/qwk" in metrics
     assert not any(name.startswith("test/") for name in metrics)
     assert not (folder / "predictions.csv").exists()
 
 
-def test_without_validation_photographs_nothing_is_chosen(run):
+def test_probe_without_validation_photographs_uses_defaults(run):
     metrics, _ = run("linear", "protocol.val_fraction=0")
     assert metrics["probe/penalty"] == 0.01
     assert not any(name.startswith("val/") for name in metrics)
 
 
-def test_external_data_sets_are_tested_apart(run, shared, tmp_path):
+def test_probe_tests_external_data_sets_separately(run, shared, tmp_path):
     far = f"{{data: demo, name: far, root: {tmp_path}/far, count: 30, size: 64, seed: 6}}"
     metrics, folder = run("knn", f"data.external=[{far}]")
     table = pd.read_csv(folder / "predictions_far.csv")
@@ -227,7 +225,7 @@ def test_external_data_sets_are_tested_apart(run, shared, tmp_path):
     assert metrics["external/far/qwk"] == pytest.approx(qwk)
 
 
-def test_a_pretrained_encoder_is_probed_and_says_what_it_saw(run):
+def test_probe_of_a_pretrained_encoder_records_what_it_saw(run):
     metrics, folder = run("linear", "init=ssl", "pretrain_on=all")
     assert metrics["pretraining_saw_test"] is True
     assert metrics["encoder_hash"]
@@ -237,7 +235,7 @@ def test_a_pretrained_encoder_is_probed_and_says_what_it_saw(run):
     assert random["val/loss"] != metrics["val/loss"]
 
 
-def test_a_finished_probe_is_not_fitted_again_and_a_failed_one_is(run, monkeypatch):
+def test_resume_auto_repeats_only_unfinished_probes(run, monkeypatch):
     def broken(*given):
         raise RuntimeError("broken off")
 
@@ -275,7 +273,7 @@ class Shown(Logger):
         self.seen.append((ending, record["status"]))
 
 
-def test_loggers_see_settings_figures_pictures_and_the_end(run):
+def test_probe_logs_settings_metrics_evaluations_and_outcome(run):
     Shown.seen.clear()
     run("knn", "logger=none", f"logger._target_={Shown.__module__}.Shown")
     assert Shown.seen == ["settings", "val", "test", ["test/qwk", "val/qwk"], ("finished", "finished")]
@@ -285,13 +283,13 @@ def test_loggers_see_settings_figures_pictures_and_the_end(run):
     ("protocol", "idle"),
     [("linear", "head.hidden, head.dropout"), ("knn", "head"), ("majority", "head, encoder")],
 )
-def test_a_probe_says_what_it_does_not_use(protocol, idle, run, caplog):
+def test_probe_logs_unused_settings(protocol, idle, run, caplog):
     with caplog.at_level(logging.INFO):
         run(protocol)
     assert f"not used: optimizer, schedule, augment, {idle}\n" in caplog.text
 
 
-def test_the_csv_logger_keeps_the_figures(run):
+def test_csv_logger_writes_probe_metrics(run):
     metrics, folder = run("knn", "logger=csv")
     table = pd.read_csv(folder / "csv" / "version_0" / "metrics.csv")
     assert table["test/qwk"].tolist() == pytest.approx([metrics["test/qwk"]])
@@ -315,12 +313,12 @@ def test_the_csv_logger_keeps_the_figures(run):
         (["protocol=majority", "init=imagenet"], "init=imagenet"),
     ],
 )
-def test_settings_that_mean_nothing_for_a_probe_are_refused(settings, said, run):
+def test_settings_without_effect_on_a_probe_are_refused(settings, said, run):
     with pytest.raises(ConfigError, match=said):
         run("knn", *settings)
 
 
-def test_probes_of_several_fractions_and_folds_make_a_report(run, tmp_path):
+def test_report_is_made_from_probes(run, tmp_path):
     folders = [
         run(protocol, f"fold={fold}")[1] for protocol in ("linear", "knn", "majority") for fold in (0, 1)
     ]

@@ -1,4 +1,4 @@
-"""Two processes give what one gives. Each test starts `python` as a user would."""
+"""Runs of two processes give the results of one. Each test starts `python` as a user would."""
 
 import filecmp
 import json
@@ -28,7 +28,7 @@ def evaluate(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_checkpoint_tested_in_one_process_and_in_two_gives_the_same(compose, tmp_path, evaluate):
+def test_one_and_two_processes_give_the_same_metrics(compose, tmp_path, evaluate):
     train(compose("+experiment=msssl_100pct", "init=random", "trainer.precision=64-true", "folds=4"))
     predictions = pd.read_csv(tmp_path / "run" / "predictions.csv")
     assert len(predictions) % 2 == 1
@@ -56,7 +56,7 @@ def test_each_cell_of_a_ddp_sweep_runs_once(command, tmp_path):
         assert (cell / "output.log").read_text().count("finished:") == 1
 
 
-def test_a_ddp_run_pretrains_trains_and_tests(command, tmp_path):
+def test_ddp_run_pretrains_trains_and_tests(command, tmp_path):
     output = call(
         command("+experiment=rotation_100pct", "trainer=ddp_cpu", f"paths.run={tmp_path / 'run'}"), tmp_path
     )

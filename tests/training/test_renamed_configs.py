@@ -1,4 +1,4 @@
-"""Runs and encoders that were made when classes had other names still load, resume and are found by key."""
+"""Runs and encoders made under earlier class names are loaded, resumed and found by key."""
 
 import json
 import shutil
@@ -71,7 +71,7 @@ def assert_same_predictions(found, recorded):
     np.testing.assert_allclose(found[PROBABILITIES], recorded[PROBABILITIES], atol=2e-3)
 
 
-def test_an_old_run_grades_as_it_did(photographs):
+def test_old_run_gives_the_same_grades(photographs):
     recorded = pd.read_csv(BEFORE / "grading" / "predictions.csv")
     (store,) = photographs.stores
     rows = store.manifest.reset_index().set_index("image_id").loc[recorded["image_id"], "index"]
@@ -80,14 +80,14 @@ def test_an_old_run_grades_as_it_did(photographs):
     assert_same_predictions(found.assign(**recorded[["image_id", "grade"]]), recorded)
 
 
-def test_an_old_run_is_resumed(photographs, compose, tmp_path):
+def test_old_run_is_resumed(photographs, compose, tmp_path):
     metrics = train(compose("trainer.max_epochs=2", f"resume={tmp_path / 'grading'}"))
     recorded = pd.read_csv(BEFORE / "resumed_predictions.csv")
     assert metrics["status"] == "finished"
     assert_same_predictions(pd.read_csv(tmp_path / "grading" / "predictions.csv"), recorded)
 
 
-def test_an_old_encoder_is_found_by_its_key(photographs, compose, tmp_path):
+def test_old_encoder_is_found_by_its_key(photographs, compose, tmp_path):
     metrics = train(compose("trainer.max_epochs=1"))
     old = json.loads((BEFORE / "grading" / "metrics.json").read_text())
     assert [path.name for path in (tmp_path / "encoders").iterdir() if path.is_dir()] == [ENCODER.name]
@@ -97,6 +97,6 @@ def test_an_old_encoder_is_found_by_its_key(photographs, compose, tmp_path):
     )
 
 
-def test_an_old_encoder_is_loaded_by_its_path(photographs, compose, tmp_path):
+def test_old_encoder_is_loaded_by_its_path(photographs, compose, tmp_path):
     metrics = train(compose("trainer.max_epochs=1", f"init={tmp_path / 'encoders' / ENCODER.name}"))
     assert metrics["encoder_hash"] == json.loads((ENCODER / "encoder.json").read_text())["sha256"]

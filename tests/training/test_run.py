@@ -1,4 +1,4 @@
-"""What a run does and leaves, on the smallest models."""
+"""A fine-tuning run on the smallest models: artefacts, metrics, resuming, settings."""
 
 import json
 import math
@@ -33,7 +33,7 @@ def finished(compose, tmp_path):
     return metrics, tmp_path / "run"
 
 
-def test_a_run_leaves_the_artefacts_of_the_contract(finished):
+def test_run_writes_all_artefacts(finished):
     metrics, folder = finished
     assert json.loads((folder / "metrics.json").read_text()) == metrics
     assert metrics["status"] == "finished"
@@ -52,7 +52,7 @@ def test_a_run_leaves_the_artefacts_of_the_contract(finished):
     assert (folder / "checkpoints" / "last.ckpt").is_file()
 
 
-def test_its_figures_follow_from_its_predictions(finished):
+def test_metrics_follow_from_predictions(finished):
     metrics, folder = finished
     table = pd.read_csv(folder / "predictions.csv")
     truth, predicted, scores = (
@@ -86,7 +86,7 @@ def test_same_seed_and_config_give_bit_identical_metrics(compose, tmp_path):
     assert first == second
 
 
-def test_another_seed_gives_another_run_on_the_same_split(compose):
+def test_seed_changes_the_run_but_not_the_split(compose):
     one = train(compose("init=random", "seed=0", run="zero"))
     two = train(compose("init=random", "seed=1", run="one"))
     assert one["split_hash"] == two["split_hash"]
@@ -103,9 +103,7 @@ class StopAfter(Callback):
 
 
 @pytest.mark.parametrize(("experiment", "epoch"), [("rotation_100pct", 1), ("msssl_50pct", 2)])
-def test_a_resumed_run_ends_with_the_weights_of_one_never_stopped(
-    experiment, epoch, compose, tmp_path, monkeypatch
-):
+def test_resumed_run_ends_with_the_same_weights(experiment, epoch, compose, tmp_path, monkeypatch):
     # Dropout, a schedule over the whole run, frozen epochs, and Adam's moments all have to be taken up again.
     settings = (
         f"+experiment={experiment}",
@@ -134,9 +132,7 @@ def test_a_resumed_run_ends_with_the_weights_of_one_never_stopped(
     assert {**straight, "checkpoint": 0} == {**resumed, "checkpoint": 0}
 
 
-def test_what_a_run_costs_is_counted_over_all_its_parts_and_not_of_the_tested_checkpoint(
-    compose, tmp_path, monkeypatch
-):
+def test_cost_covers_all_parts_of_a_resumed_run(compose, tmp_path, monkeypatch):
     # protocol=matched may test an early epoch; all 3 epochs of 2 steps of 8 photographs count.
     settings = ("+experiment=msssl_100pct", "init=random", "protocol.epochs=3", "data.batch_size=8")
     original = run_module.make_trainer
@@ -156,7 +152,7 @@ def test_what_a_run_costs_is_counted_over_all_its_parts_and_not_of_the_tested_ch
     assert cost["peak_memory"] > 2**20
 
 
-def test_a_finished_run_is_not_run_again_with_resume_auto(compose, tmp_path):
+def test_resume_auto_does_not_repeat_a_finished_run(compose, tmp_path):
     settings = ("+experiment=rotation_100pct", "init=random", "resume=auto")
     first = train(compose(*settings))
     written = (tmp_path / "run" / "predictions.csv").stat().st_mtime_ns
@@ -166,13 +162,13 @@ def test_a_finished_run_is_not_run_again_with_resume_auto(compose, tmp_path):
         train(compose("+experiment=rotation_50pct", "init=random", "resume=auto"))
 
 
-def test_two_processes_do_not_work_in_one_folder(compose, tmp_path):
+def test_locked_run_folder_is_refused(compose, tmp_path):
     (tmp_path / "run").mkdir()
     with FileLock(tmp_path / "run" / ".lock"), pytest.raises(ConfigError, match="another process is at work"):
         train(compose("init=random"))
 
 
-def test_resuming_another_run_is_refused(compose, tmp_path):
+def test_resuming_with_other_settings_is_refused(compose, tmp_path):
     train(compose("+experiment=rotation_100pct", "init=random"))
     with pytest.raises(ConfigError, match=r"label_fraction was 1 and is 0\.5"):
         train(compose("+experiment=rotation_50pct", "init=random", f"resume={tmp_path / 'run'}", run="other"))
@@ -183,7 +179,7 @@ class ValidatedOnItsTrainingPhotographs(GradingDataModule):
         return self._evaluation_loader(self._datasets["train"])
 
 
-def test_eight_images_are_learnt_by_heart(compose, tmp_path, make_photographs):
+def test_eight_images_are_overfitted(compose, tmp_path, make_photographs):
     photographs = make_photographs(val_fraction=0.15)
     split = photographs.split
     chosen = pd.concat([split[split["grade"] == grade].head(2) for grade in range(5)]).head(8).index
@@ -204,7 +200,7 @@ def test_eight_images_are_learnt_by_heart(compose, tmp_path, make_photographs):
     assert task.results["val"]["val/qwk"] == 1.0
 
 
-def test_the_label_fraction_reaches_the_loader(compose, tmp_path):
+def test_label_fraction_limits_the_training_photographs(compose, tmp_path):
     metrics = train(compose("init=random", "label_fraction=0.25"))
     split = pd.read_csv(tmp_path / "run" / "split.csv")
     counts = split["subset"].value_counts()
@@ -216,14 +212,14 @@ def test_the_label_fraction_reaches_the_loader(compose, tmp_path):
     assert metrics["label_fraction"] == 0.25
 
 
-def test_matched_takes_equal_steps_at_every_fraction(compose, tmp_path):
+def test_matched_protocol_takes_equal_steps_at_every_fraction(compose, tmp_path):
     for fraction in (0.1, 1.0):
         train(compose("protocol=matched", f"label_fraction={fraction}", run=f"f{fraction}"))
         checkpoint = torch.load(tmp_path / f"f{fraction}" / "checkpoints" / "last.ckpt", weights_only=True)
         assert checkpoint["global_step"] == 2 * 2
 
 
-def test_the_frozen_encoder_does_not_move_and_its_statistics_neither(compose, tmp_path):
+def test_frozen_encoder_and_its_statistics_do_not_change(compose, tmp_path):
     base = ("encoder=timm", "encoder.name=test_resnet", "trainer.max_epochs=1")
     train(compose(*base, "protocol.frozen_epochs=1", run="frozen"))
     train(compose(*base, "protocol.frozen_epochs=0", run="free"))
@@ -252,14 +248,14 @@ def test_heads_precisions_and_memory_formats_combine(head, extras, compose):
     assert all(math.isfinite(value) for name, value in metrics.items() if name.startswith("test/"))
 
 
-def test_without_validation_photographs_the_last_epoch_is_tested(compose, caplog):
+def test_last_epoch_is_tested_without_validation_photographs(compose, caplog):
     metrics = train(compose("protocol=matched", "protocol.val_fraction=0"))
     assert metrics["checkpoint"] == "last.ckpt"
     assert not any(name.startswith("val/") for name in metrics)
     assert "the last one is tested" in caplog.text
 
 
-def test_the_epoch_with_the_highest_qwk_is_tested(compose, tmp_path):
+def test_epoch_with_the_highest_qwk_is_tested(compose, tmp_path):
     metrics = train(compose("protocol=matched", "protocol.epochs=4", "logger=csv"))
     curve = pd.read_csv(tmp_path / "run" / "csv" / "version_0" / "metrics.csv").dropna(
         subset=["val/qwk", "epoch"]
@@ -271,19 +267,19 @@ def test_the_epoch_with_the_highest_qwk_is_tested(compose, tmp_path):
     assert metrics["val/qwk"] == pytest.approx(during.max(), abs=1e-6)
 
 
-def test_a_checkpoint_that_an_earlier_run_left_in_the_folder_is_not_tested(compose):
+def test_checkpoint_of_an_earlier_run_is_not_tested(compose):
     assert train(compose("protocol=matched"))["checkpoint"] == "best.ckpt"
     assert train(compose("protocol=matched", "trainer.max_steps=1"))["checkpoint"] == "last.ckpt"
 
 
-def test_a_finished_run_that_is_resumed_is_tested_again(compose, tmp_path):
+def test_resumed_finished_run_is_tested_again(compose, tmp_path):
     settings = ("+experiment=rotation_100pct", "init=random")
     first = train(compose(*settings))
     again = train(compose(*settings, f"resume={tmp_path / 'run'}", run="elsewhere"))
     assert {**again, "train/loss": 0} == {**first, "train/loss": 0}
 
 
-def test_a_failed_run_says_so_in_its_folder(compose, tmp_path):
+def test_failed_run_records_its_error(compose, tmp_path):
     with pytest.raises(DataError):
         train(
             compose(
@@ -316,13 +312,13 @@ def test_a_failed_run_says_so_in_its_folder(compose, tmp_path):
         ("encoder=timm encoder.name=resnet_18", "did you mean"),
     ],
 )
-def test_settings_that_make_no_sense_are_explained(override, hint, compose):
+def test_inconsistent_settings_are_refused(override, hint, compose):
     with pytest.raises(Exception) as caught:  # noqa: PT011 - the explanation is what counts
         train(compose(*override.split()))
     assert hint in (explain(caught.value) or "")
 
 
-def test_a_resumed_run_keeps_the_curves_of_its_first_part(compose, tmp_path):
+def test_resumed_run_keeps_the_curves_of_its_first_part(compose, tmp_path):
     settings = ("+experiment=rotation_100pct", "init=random", "logger=csv")
     train(compose(*settings, "trainer.max_epochs=1"))
     train(compose(*settings, f"resume={tmp_path / 'run'}", run="elsewhere"))

@@ -1,4 +1,4 @@
-"""Which process is which, from what torchrun, SLURM and Lightning write into the environment."""
+"""Detection of the main process from the environment of torchrun, SLURM and Lightning."""
 
 import threading
 
@@ -58,13 +58,13 @@ def environment(monkeypatch):
         ({"SLURM_NTASKS": "4", "SLURM_JOB_NAME": "drgrade", "SLURM_PROCID": "0"}, True, LightningEnvironment),
     ],
 )
-def test_the_first_process_is_told_from_the_others(environment, values, main, kind):
+def test_main_process_is_detected(environment, values, main, kind):
     environment(**values)
     assert is_main_process() is main
     assert type(distributed.cluster_environment()) is kind
 
 
-def test_lightning_does_not_requeue_jobs_itself(environment):
+def test_lightning_does_not_requeue_jobs(environment):
     environment(**SLURM_TASK, SLURM_PROCID="0")
     assert distributed.cluster_environment().auto_requeue is False
 
@@ -80,21 +80,21 @@ def test_lightning_does_not_requeue_jobs_itself(environment):
         ({"devices": 2, "num_nodes": 2, "strategy": "ddp"}, "makes 4"),
     ],
 )
-def test_processes_that_do_not_fit_the_trainer_are_refused(environment, trainer, message):
+def test_wrong_process_count_is_refused(environment, trainer, message):
     environment(**SLURM_TASK, SLURM_PROCID="0")
     with pytest.raises(ConfigError, match=message):
         distributed.check_process_count(OmegaConf.create(trainer))
 
 
 @pytest.mark.parametrize("devices", [2, "auto"])
-def test_processes_that_fit_are_not_refused(environment, devices):
+def test_matching_process_count_is_accepted(environment, devices):
     environment(**SLURM_TASK, SLURM_PROCID="0")
     distributed.check_process_count(OmegaConf.create({"devices": devices, "strategy": "ddp"}))
     environment()
     distributed.check_process_count(OmegaConf.create({"devices": 1}))
 
 
-def test_a_sweep_in_several_processes_is_refused(environment):
+def test_sweep_in_several_processes_is_refused(environment):
     environment()
     distributed.require_single_process()
     environment(TORCHELASTIC_RUN_ID="a", RANK="0")
@@ -102,7 +102,7 @@ def test_a_sweep_in_several_processes_is_refused(environment):
         distributed.require_single_process()
 
 
-def test_what_the_first_process_decides_all_get_to_know(environment, monkeypatch):
+def test_message_of_the_first_process_reaches_all(environment, monkeypatch):
     from torch.distributed import HashStore
 
     store = HashStore()
@@ -119,7 +119,7 @@ def test_what_the_first_process_decides_all_get_to_know(environment, monkeypatch
     assert announced_pretraining() == "key"
 
 
-def test_a_decision_is_waited_for(environment, monkeypatch):
+def test_broadcast_waits_for_the_first_process(environment, monkeypatch):
     from torch.distributed import HashStore
 
     store = HashStore()

@@ -1,4 +1,4 @@
-"""What is shown of an evaluation: curves as scikit-learn has them, the worst photographs first."""
+"""Evaluations in loggers: curves as in scikit-learn, the worst photographs first."""
 
 from types import SimpleNamespace
 
@@ -36,7 +36,7 @@ def evaluation(seed=0, size=500, grades=5):
     return Evaluation("test", found, collection, 7), np.concatenate(halves)
 
 
-def test_curves_keep_their_ends_and_their_area():
+def test_thinned_curves_keep_ends_and_area():
     shown, _ = evaluation()
     truth, scores = shown.predictions.grades.numpy(), shown.predictions.probabilities.numpy()
     assert [curve.grade for curve in shown.roc] == list(range(5))
@@ -50,12 +50,12 @@ def test_curves_keep_their_ends_and_their_area():
         assert reference.auc(curve.x, curve.y) == pytest.approx(want, abs=0.02)
 
 
-def test_a_grade_that_does_not_occur_has_no_curve():
+def test_missing_grade_has_no_curve():
     shown, _ = evaluation(grades=3)
     assert [curve.grade for curve in shown.roc] == [0, 1, 2]
 
 
-def test_the_worst_come_first_with_their_own_pixels():
+def test_worst_mistakes_come_first_with_their_images():
     shown, images = evaluation()
     found = shown.predictions
     rows = sorted(
@@ -72,7 +72,7 @@ def test_the_worst_come_first_with_their_own_pixels():
     assert all(each.grade != each.predicted for each in shown.worst(10_000))
 
 
-def test_pictures_are_drawn_without_pyplot():
+def test_figures_are_drawn_without_pyplot():
     shown, _ = evaluation(size=40)
     drawn = draw_evaluation(shown, worst=5)
     assert set(drawn) == {"confusion", "roc", "precision_recall", "worst"}
@@ -81,7 +81,7 @@ def test_pictures_are_drawn_without_pyplot():
     assert counts == shown.confusion.ravel().tolist()
 
 
-def test_a_tag_is_never_longer_than_weights_and_biases_takes():
+def test_tags_are_at_most_64_characters_long():
     about = {
         "method": "m",
         "model": None,

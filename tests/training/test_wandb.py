@@ -20,7 +20,7 @@ def table(run, key):
     return json.loads((run.folder / "files" / run.summary[f"{key}.path"]).read_text())
 
 
-def test_a_single_run_says_what_it_is(compose, tmp_path):
+def test_wandb_run_has_name_and_tags(compose, tmp_path):
     metrics = train(compose("logger=wandb", "name=trial", "label_fraction=0.5", "logger.tags=[mine]"))
 
     (run,) = offline_runs(tmp_path / "run")
@@ -35,7 +35,7 @@ def test_a_single_run_says_what_it_is(compose, tmp_path):
     assert run.exit_code == 0
 
 
-def test_the_best_of_a_curve_and_the_final_figures_are_in_the_summary(compose, tmp_path):
+def test_wandb_summary_has_best_and_final_metrics(compose, tmp_path):
     metrics = train(compose("logger=wandb"))
 
     (run,) = offline_runs(tmp_path / "run")
@@ -55,7 +55,7 @@ def test_the_best_of_a_curve_and_the_final_figures_are_in_the_summary(compose, t
     assert math.isfinite(run.summary["test/qwk"])
 
 
-def test_confusion_and_curves_of_test_and_validation(compose, tmp_path):
+def test_wandb_logs_confusion_and_curves(compose, tmp_path):
     import pandas as pd
 
     train(compose("logger=wandb"))
@@ -74,7 +74,7 @@ def test_confusion_and_curves_of_test_and_validation(compose, tmp_path):
     assert not any("worst" in name for name in run.summary)  # patients' photographs stay here
 
 
-def test_the_worst_photographs_are_shown_when_asked_for(compose, tmp_path):
+def test_wandb_logs_the_worst_photographs_on_request(compose, tmp_path):
     import pandas as pd
     from PIL import Image
 
@@ -93,7 +93,7 @@ def test_the_worst_photographs_are_shown_when_asked_for(compose, tmp_path):
     assert all(path.is_relative_to(tmp_path / "run") for path in run.artifacts.values())
 
 
-def test_a_cell_and_its_pre_training_are_two_runs_of_a_group(compose, tmp_path):
+def test_cell_and_its_pretraining_are_two_runs_of_a_group(compose, tmp_path):
     metrics = train(compose("logger=wandb", "init=ssl", "sweep=table", run="init-ssl_fold-0"))
 
     (grading,) = offline_runs(tmp_path / "init-ssl_fold-0")
@@ -109,7 +109,7 @@ def test_a_cell_and_its_pre_training_are_two_runs_of_a_group(compose, tmp_path):
     assert (grading.exit_code, pretext.exit_code) == (0, 0)
 
 
-def test_a_resumed_run_is_the_same_run(compose, tmp_path):
+def test_resumed_run_is_the_same_run(compose, tmp_path):
     train(compose("logger=wandb", "trainer.max_epochs=1"))
     train(compose("logger=wandb", f"resume={tmp_path / 'run'}"))
 
@@ -119,7 +119,7 @@ def test_a_resumed_run_is_the_same_run(compose, tmp_path):
     assert [row["epoch"] for row in second.history if "train/loss" in row] == [1]
 
 
-def test_a_run_that_begins_anew_in_a_folder_is_another_one(compose, tmp_path):
+def test_restarted_run_is_another_wandb_run(compose, tmp_path):
     for _ in range(2):
         train(compose("logger=wandb", "trainer.max_steps=1"))
 
@@ -127,7 +127,7 @@ def test_a_run_that_begins_anew_in_a_folder_is_another_one(compose, tmp_path):
     assert first.run.run_id != second.run.run_id
 
 
-def test_a_broken_run_ends_as_failed_and_goes_on(compose, tmp_path, monkeypatch):
+def test_failed_wandb_run_is_resumed(compose, tmp_path, monkeypatch):
     def fail(*_):
         raise DrgradeError("no more disk")
 
@@ -144,7 +144,7 @@ def test_a_broken_run_ends_as_failed_and_goes_on(compose, tmp_path, monkeypatch)
     assert mended.summary["status"] == "finished"
 
 
-def test_an_interrupted_run_does_not_end_well(compose, tmp_path, monkeypatch):
+def test_interrupted_wandb_run_is_not_finished(compose, tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
@@ -156,7 +156,7 @@ def test_an_interrupted_run_does_not_end_well(compose, tmp_path, monkeypatch):
     assert (run.exit_code, run.summary["status"]) == (1, "interrupted")
 
 
-def test_what_breaks_between_training_and_test_fails_the_run(compose, tmp_path, monkeypatch):
+def test_error_between_training_and_test_fails_the_wandb_run(compose, tmp_path, monkeypatch):
     def fail(*_):
         raise DrgradeError("gone")
 
@@ -168,7 +168,7 @@ def test_what_breaks_between_training_and_test_fails_the_run(compose, tmp_path, 
     assert run.exit_code == 1
 
 
-def test_broken_pre_training_ends_as_failed(compose, tmp_path, monkeypatch):
+def test_failed_pretraining_fails_its_wandb_run(compose, tmp_path, monkeypatch):
     def fail(*_):
         raise DrgradeError("diverged")
 
@@ -182,7 +182,7 @@ def test_broken_pre_training_ends_as_failed(compose, tmp_path, monkeypatch):
     assert not offline_runs(tmp_path / "run")
 
 
-def test_several_processes_are_one_run(command, tmp_path):
+def test_several_processes_log_one_wandb_run(command, tmp_path):
     import os
     import subprocess
 
