@@ -18,6 +18,7 @@ from drgrade.data.photographs import Photographs
 from drgrade.data.sources.base import Source, SourceTable
 from drgrade.data.sources.demo import Demo
 from drgrade.data.splits.spec import SplitSpec
+from drgrade.settings import TrainSettings
 from drgrade.training.run import train
 
 IMAGE_SIZE = 32
@@ -112,11 +113,13 @@ def overrides(shared, tmp_path) -> list[str]:
 
 @pytest.fixture
 def compose(overrides, tmp_path) -> Callable[..., DictConfig]:
-    """``compose("a=b", run="name")``: the config of a tiny run that writes to ``tmp_path/name``."""
+    """``compose("a=b", run="name")``: the checked config of a tiny run that writes to ``tmp_path/name``."""
 
     def make(*more: str, run: str = "run") -> DictConfig:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            return hydra.compose("train", [*overrides, f"paths.run={tmp_path / run}", *more])
+            cfg = hydra.compose("train", [*overrides, f"paths.run={tmp_path / run}", *more])
+        TrainSettings.read(cfg)
+        return cfg
 
     return make
 

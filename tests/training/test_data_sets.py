@@ -59,7 +59,7 @@ def test_further_data_sets_are_given_by_name_or_settings(compose, other):
             r"data\.unlabelled: there is no data set 'eyepac'; did you mean eyepacs",
         ),
         ("data.external=[folder]", r"data=folder needs a folder: data\.external=\[\{data: folder, root"),
-        ("data.labelled=eyepacs", r"is not a list: data\.labelled=\[eyepacs,ddr\]"),
+        ("data.labelled=eyepacs", r"data\.labelled=eyepacs is not allowed: list"),
         (
             "data.labelled=[{data: ddr, rooot: x}]",
             r"'rooot' cannot be set for data=ddr; what can: name, root",

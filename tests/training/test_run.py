@@ -26,16 +26,13 @@ def weights_of(folder):
 
 
 @pytest.fixture
-def finished(compose, tmp_path):
-    metrics = train(
-        compose("encoder=timm", "encoder.name=test_resnet", "+experiment=rotation_100pct", "init=random")
-    )
-    return metrics, tmp_path / "run"
+def finished(finished_run):
+    folder = finished_run()
+    return json.loads((folder / "metrics.json").read_text()), folder
 
 
 def test_run_writes_all_artefacts(finished):
     metrics, folder = finished
-    assert json.loads((folder / "metrics.json").read_text()) == metrics
     assert metrics["status"] == "finished"
     assert {"test/qwk", "test/accuracy", "test/auroc", "val/qwk", "train/loss", "data_hash"} <= metrics.keys()
     predictions = pd.read_csv(folder / "predictions.csv")
