@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-from wandb_files import offline_runs
 
 from drgrade.errors import ConfigError
 from drgrade.settings import TrainSettings
@@ -47,37 +46,24 @@ def test_negative_number_of_photographs_is_refused():
         TrainSettings.compose("logger=tensorboard", "logger.worst_photographs=-1")
 
 
-def test_wandb_logs_the_curves(compose, tmp_path):
-    train(compose("logger=wandb"))
-    (run,) = offline_runs(tmp_path / "run")
-    assert set().union(*run.history) >= CURVES
-
-
 def test_csv_logs_the_curves(compose, tmp_path):
     train(compose("logger=csv"))
     with (tmp_path / "run" / "csv" / "version_0" / "metrics.csv").open() as file:
         assert set(next(csv.reader(file))) >= CURVES
 
 
-def test_tensorboard_logs_curves_and_figures(compose, tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    train(compose("logger=tensorboard", "logger.worst_photographs=2"))
-    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
-    assert set(events.Tags()["scalars"]) >= CURVES
-    pictures = {
-        f"{name}/{kind}" for name in ("val", "test") for kind in ("confusion", "roc", "precision_recall")
-    }
-    assert set(events.Tags()["images"]) == pictures | {"test/worst"}
-
-
-def test_tensorboard_continues_a_resumed_run_and_logs_its_status(compose, tmp_path):
+def test_tensorboard_logs_curves_figures_and_status_of_a_resumed_run(compose, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     train(compose("logger=tensorboard", "trainer.max_epochs=1"))
-    train(compose("logger=tensorboard", f"resume={tmp_path / 'run'}"))
+    train(compose("logger=tensorboard", "logger.worst_photographs=2", f"resume={tmp_path / 'run'}"))
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert set(events.Tags()["scalars"]) >= CURVES
     assert len({event.step for event in events.Scalars("train/loss")}) == 2
+    figures = {
+        f"{name}/{kind}" for name in ("val", "test") for kind in ("confusion", "roc", "precision_recall")
+    }
+    assert set(events.Tags()["images"]) == figures | {"test/worst"}
     (status,) = events.Tensors("status/text_summary")[-1].tensor_proto.string_val
     assert status == b"finished"
 
