@@ -1,6 +1,6 @@
 """Calibration of runs: fitted on validation photographs, reported, kept in the run folder."""
 
-import json
+import shutil
 
 import hydra
 import numpy as np
@@ -12,10 +12,10 @@ from sklearn.metrics import cohen_kappa_score, log_loss
 from drgrade.config import CONF
 from drgrade.evaluation.evaluation import evaluate
 from drgrade.models.calibration import Calibration, cross_fitted_metrics, fit_calibration
-from drgrade.runs.run_dir import read_calibration
+from drgrade.runs.run_dir import read_calibration, read_metrics, write_metrics
+from drgrade.training import calibration as run_calibration
 from drgrade.training.run import train
 
-RUN = ("init=random", "protocol.val_fraction=0.3")
 GRADES = [f"p{grade}" for grade in range(5)]
 FIGURES = {"nll", "brier", "nll_calibrated", "brier_calibrated", "ece_calibrated", "qwk_thresholds"}
 
@@ -29,11 +29,9 @@ def names(record, name):
     return {key.removeprefix(f"{name}/") for key in record if key.startswith(f"{name}/")}
 
 
-def test_run_reports_calibrated_metrics(compose, tmp_path):
-    record = train(compose(*RUN))
-    run = tmp_path / "run"
-    calibration = read_calibration(run)
-    assert json.loads((run / "metrics.json").read_text()) == record
+def test_run_reports_calibrated_metrics(finished_run):
+    run = finished_run()
+    record, calibration = read_metrics(run), read_calibration(run)
     assert names(record, "test") >= FIGURES
     assert names(record, "test") - names(record, "val") == set()
 
@@ -48,16 +46,15 @@ def test_run_reports_calibrated_metrics(compose, tmp_path):
     assert record["test/qwk_thresholds"] == pytest.approx(np.nan_to_num(kappa), abs=1e-9)
 
 
-def test_calibration_is_fitted_and_cross_validated_on_validation_photographs(compose, tmp_path):
-    record = train(compose(*RUN, "test=false"))
-    run = tmp_path / "run"
+def test_calibration_is_fitted_and_cross_validated_on_validation_photographs(finished_run):
+    run = finished_run()
+    record = read_metrics(run)
     split = pd.read_csv(run / "split.csv", dtype=str).set_index("image_id")
     validated = pd.read_csv(run / "validation.csv", dtype={"image_id": str})["image_id"]
     assert set(validated) == set(split.index[split["subset"] == "val"])
     probabilities, grades = table(run / "validation.csv")
     fitted, kept = fit_calibration(probabilities, grades), read_calibration(run)
     assert kept.temperature == pytest.approx(fitted.temperature, rel=1e-3)
-    assert not names(record, "test")
     cross_fitted = cross_fitted_metrics(probabilities, grades, split["group"].loc[validated].tolist())
     for name, value in cross_fitted.items():
         assert record[f"val/{name}"] == pytest.approx(value, abs=1e-3)
@@ -72,25 +69,25 @@ def test_calibration_is_the_identity_without_validation_photographs(compose, tmp
     assert not names(record, "val")
 
 
-def test_evaluating_a_run_again_gives_the_same_metrics(compose, tmp_path):
-    record = train(compose(*RUN))
-    paths = [f"checkpoint={tmp_path / 'run'}", f"paths.run={tmp_path / 'again'}", f"paths.outputs={tmp_path}"]
+def evaluated(run, tmp_path):
+    paths = [f"checkpoint={run}", f"paths.run={tmp_path / 'again'}", f"paths.outputs={tmp_path}"]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        again = evaluate(hydra.compose("evaluate", [*paths, "trainer=cpu"])).metrics
-    assert {**record, "evaluated": str(tmp_path / "run")} == again
+        return evaluate(hydra.compose("evaluate", [*paths, "trainer=cpu"])).metrics
 
 
-def test_old_run_without_calibration_is_evaluated(compose, tmp_path):
-    train(compose(*RUN))
-    (tmp_path / "run" / "calibration.json").unlink()
-    assert "run it again" in read_calibration(tmp_path / "run").note
-    record = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    before = {name: value for name, value in record.items() if name.split("/")[-1] not in FIGURES}
-    (tmp_path / "run" / "metrics.json").write_text(json.dumps(before))
-    paths = [f"checkpoint={tmp_path / 'run'}", f"paths.run={tmp_path / 'again'}", f"paths.outputs={tmp_path}"]
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        again = evaluate(hydra.compose("evaluate", [*paths, "trainer=cpu"])).metrics
-    assert names(again, "test") & FIGURES == {"nll", "brier"}
+def test_evaluating_a_run_again_gives_the_same_metrics(finished_run, tmp_path):
+    run = finished_run()
+    assert {**read_metrics(run), "evaluated": str(run)} == evaluated(run, tmp_path)
+
+
+def test_old_run_without_calibration_is_evaluated(finished_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run(), run)
+    (run / "calibration.json").unlink()
+    assert "run it again" in read_calibration(run).note
+    metrics = {name: value for name, value in read_metrics(run).items() if name.split("/")[-1] not in FIGURES}
+    write_metrics(run, metrics)
+    assert names(evaluated(run, tmp_path), "test") & FIGURES == {"nll", "brier"}
 
 
 @pytest.mark.parametrize("probe", ["linear", "majority"])
@@ -101,12 +98,9 @@ def test_probe_is_calibrated(probe, compose, tmp_path):
     assert read_calibration(tmp_path / "run").photographs > 10
 
 
-def test_calibration_does_not_change_uncalibrated_metrics(compose, monkeypatch):
-    """To the last bit, whatever the calibration says."""
-    from drgrade.training import calibration as calibrating
-
-    plain = train(compose(*RUN, run="plain"))
-    monkeypatch.setattr(calibrating, "fit_calibration", lambda *_: Calibration())
-    other = train(compose(*RUN, run="other"))
+def test_calibration_does_not_change_uncalibrated_metrics(finished_run, compose, monkeypatch):
+    plain = read_metrics(finished_run())
+    monkeypatch.setattr(run_calibration, "fit_calibration", lambda *_: Calibration())
+    other = train(compose("protocol.val_fraction=0.3"))
     assert {name: plain[name] for name in other} == other
     assert len(plain) > len(other)

@@ -9,14 +9,19 @@ from drgrade.config import CONF, choices
 from drgrade.training.run import train
 
 EXPERIMENTS = choices("experiment")
+OTHER_FRACTIONS = {f"{method}_{share}pct" for method in ("rotation", "msssl") for share in (5, 25, 50, 100)}
 
 
-def test_experiments_of_both_systems_exist():
-    wanted = {f"{method}_{share}pct" for method in ("rotation", "msssl") for share in (5, 10, 25, 50, 100)}
-    assert wanted | {"rotation_pretrain", "msssl_pretrain"} <= set(EXPERIMENTS)
+@pytest.mark.parametrize("experiment", sorted(OTHER_FRACTIONS))
+def test_experiments_of_a_system_differ_in_the_label_fraction(experiment):
+    method, share = experiment.removesuffix("pct").split("_")
+    cfg, other = plain(f"+experiment={experiment}"), plain(f"+experiment={method}_10pct")
+    assert (cfg.label_fraction, cfg.name) == (int(share) / 100, experiment)
+    cfg.label_fraction, cfg.name = other.label_fraction, other.name
+    assert cfg == other
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("experiment", sorted({*EXPERIMENTS} - OTHER_FRACTIONS))
 def test_every_experiment_trains_two_steps_on_the_demo(experiment, compose):
     cfg = compose(f"+experiment={experiment}", "trainer.max_steps=2", "pretext.max_steps=2")
     metrics = train(cfg)
