@@ -80,7 +80,7 @@ def test_missing_data_set_error_names_its_source(compose, tmp_path):
     assert str(tmp_path / "none" / "eyepacs") in str(error.value)
 
 
-def test_external_data_set_is_tested_after_the_test_set(compose, other, tmp_path):
+def test_external_data_set_is_tested_after_the_test_set_and_evaluated(compose, other, tmp_path):
     metrics = train(compose(*GRADING, f"data.external=[{item(other)}]"))
     alone = train(compose(*GRADING, run="alone"))
     for name in ("qwk", "accuracy", "loss", "auroc"):
@@ -98,21 +98,9 @@ def test_external_data_set_is_tested_after_the_test_set(compose, other, tmp_path
     assert set(pd.read_csv(tmp_path / "run" / "predictions.csv")["image_id"]) == set(
         split["image_id"][split["subset"] == "test"]
     )
-
-
-def test_run_with_external_data_is_evaluated_from_its_folder(compose, other, tmp_path):
-    metrics = train(compose(*GRADING, f"data.external=[{item(other)}]"))
+    paths = [f"checkpoint={tmp_path}/run", f"paths.run={tmp_path}/again", "paths.outputs=unused"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose_any(
-            "evaluate",
-            [
-                f"checkpoint={tmp_path}/run",
-                f"paths.run={tmp_path}/again",
-                "paths.outputs=unused",
-                "trainer=cpu",
-            ],
-        )
-    again = evaluate(cfg).metrics
+        again = evaluate(compose_any("evaluate", [*paths, "trainer=cpu"])).metrics
     assert {k: v for k, v in again.items() if "/" in k} == {k: v for k, v in metrics.items() if "/" in k}
 
 
