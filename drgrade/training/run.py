@@ -126,17 +126,7 @@ def fine_tune(
         if _is_pruned(trainer):
             record |= {**task.results["val"], "status": "pruned"}
         else:
-            chosen = choose_checkpoint(cfg, folder)
-            if task.head.fits_thresholds:
-                record |= fit_thresholds(trainer, task, data, chosen)
-            record |= validate(trainer, task, data, chosen)
-            # Gathered from all processes: every process must call.
-            validated = task.predictions("val") if data.val_dataloader() else None
-            calibration, figures = calibrate(folder, validated, photographs.split)
-            record |= figures
-            if cfg.test:
-                record |= test(trainer, task, data, chosen, folder, calibration)
-            record |= {"checkpoint": chosen.name, "status": "finished"}
+            record |= {**validate_and_test(cfg, trainer, task, data, folder), "status": "finished"}
         tracked.record = record = {**record, **facts}
         if is_main_process():
             cost = {**clock.cost(), "steps": trainer.global_step, "devices": trainer.world_size}
@@ -145,8 +135,30 @@ def fine_tune(
     return record
 
 
+def validate_and_test(
+    cfg: DictConfig, trainer: pl.Trainer, task: GradingTask, data: GradingDataModule, folder: Path
+) -> dict[str, Any]:
+    """Choose a checkpoint, fit thresholds and calibration to the validation photographs, and test it.
+
+    Returns:
+        The metrics of the run, and ``checkpoint``: the name of the file.
+    """
+    chosen = choose_checkpoint(cfg, folder)
+    metrics: dict[str, Any] = {"checkpoint": chosen.name}
+    if task.head.fits_thresholds:
+        metrics |= fit_thresholds(trainer, task, data, chosen)
+    metrics |= validate(trainer, task, data, chosen)
+    # Gathered from all processes: every process must call.
+    validated = task.predictions("val") if data.val_dataloader() else None
+    calibration, cross_fitted = calibrate(folder, validated, data.photographs.split)
+    metrics |= cross_fitted
+    if cfg.test:
+        metrics |= test(trainer, task, data, chosen, folder, calibration)
+    return metrics
+
+
 def choose_checkpoint(cfg: DictConfig, folder: Path) -> Path:
-    """Return the checkpoint to test: ``best.ckpt`` or ``last.ckpt``, as ``protocol.checkpoint`` says."""
+    """Return the checkpoint to test, which ``protocol.checkpoint`` names; the last one if there is no best."""
     chosen = folder / "checkpoints" / f"{cfg.protocol.checkpoint}.ckpt"
     if not chosen.is_file():
         log.warning("no epoch was validated, so the last one is tested")
