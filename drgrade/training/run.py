@@ -158,7 +158,7 @@ def validate_and_test(
 
 
 def choose_checkpoint(cfg: DictConfig, folder: Path) -> Path:
-    """Return the checkpoint to test, which ``protocol.checkpoint`` names; the last one if there is no best."""
+    """Return the checkpoint that ``protocol.checkpoint`` names; the last one if there is no best."""
     chosen = folder / "checkpoints" / f"{cfg.protocol.checkpoint}.ckpt"
     if not chosen.is_file():
         log.warning("no epoch was validated, so the last one is tested")
