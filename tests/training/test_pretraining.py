@@ -34,15 +34,8 @@ def test_grading_run_pretrains_once_and_later_runs_reuse_it(compose, tmp_path, c
     assert record["encoder_hash"] == json.loads((folder / "encoder.json").read_text())["sha256"]
 
 
-def test_grading_run_finds_a_pretraining_run(compose, tmp_path, caplog):
+def test_grading_run_finds_and_starts_from_the_pretrained_weights(compose, tmp_path, caplog):
     caplog.set_level("INFO")
-    train(compose("+experiment=rotation_pretrain", run="pretraining"))
-    assert (tmp_path / "pretraining" / "encoder.safetensors").is_file()
-    train(compose(*DENSENET))
-    assert "not found for these settings" not in caplog.text
-
-
-def test_grading_run_starts_from_the_pretrained_weights(compose, tmp_path):
     train(compose("+experiment=rotation_pretrain", run="pretraining"))
     pretrained = load_file(tmp_path / "pretraining" / "encoder.safetensors")
     # One frozen epoch leaves them as they were, whether they are found or given by their path.
@@ -50,6 +43,7 @@ def test_grading_run_starts_from_the_pretrained_weights(compose, tmp_path):
         train(compose(*DENSENET, f"init={init}", "protocol.frozen_epochs=1", "trainer.max_epochs=1"))
         state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
         assert all(torch.equal(state[f"encoder.{name}"], value) for name, value in pretrained.items())
+    assert "not found for these settings" not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -98,20 +92,20 @@ def test_pretraining_photographs_are_recorded(compose, tmp_path):
     assert train(compose(*DENSENET, "init=random", run="random"))["pretraining_saw_test"] is False
 
 
-def test_encoder_of_another_size_is_refused(compose, tmp_path):
-    train(compose("+experiment=rotation_pretrain", run="pretraining"))
+def test_encoder_of_another_size_is_refused(finished_run, compose):
+    pretraining = finished_run("+experiment=rotation_pretrain")
     with pytest.raises(EncoderError, match="of another shape"):
-        train(compose(*DENSENET, f"init={tmp_path / 'pretraining'}", "scale.densenet.growth_rate=8"))
+        train(compose(*DENSENET, f"init={pretraining}", "scale.densenet.growth_rate=8"))
 
 
-def test_encoder_card_describes_its_pretraining(compose, tmp_path):
-    train(compose("+experiment=rotation_pretrain", run="pretraining"))
-    card = json.loads((tmp_path / "pretraining" / "encoder.json").read_text())
+def test_encoder_card_describes_its_pretraining(finished_run):
+    pretraining = finished_run("+experiment=rotation_pretrain")
+    card = json.loads((pretraining / "encoder.json").read_text())
     assert card["image_size"] == 32
     assert card["data"] == "demo"
     assert card["pretext"]["head"]["_target_"] == "drgrade.pretext.rotation.Rotation"
     assert card["steps"] > 0
-    metrics = json.loads((tmp_path / "pretraining" / "metrics.json").read_text())
+    metrics = json.loads((pretraining / "metrics.json").read_text())
     assert {"train/accuracy", "val/accuracy", "val/confusion_0_180", "val/confusion_90_270"} <= metrics.keys()
     assert metrics["status"] == "finished"
 

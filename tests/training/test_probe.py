@@ -319,12 +319,10 @@ def test_settings_without_effect_on_a_probe_are_refused(settings, said, run):
 
 
 def test_report_is_made_from_probes(run, tmp_path):
-    folders = [
-        run(protocol, f"fold={fold}")[1] for protocol in ("linear", "knn", "majority") for fold in (0, 1)
-    ]
+    folders = [run(protocol, f"fold={fold}")[1] for protocol in ("knn", "majority") for fold in (0, 1)]
     make_report(ReportSettings.compose(runs=folders, out=tmp_path / "report", resamples=100))
     table = pd.read_csv(tmp_path / "report" / "table.csv")
     measured = table[table["folds"] == 2]
-    assert sorted(measured["protocol"]) == ["knn", "linear", "majority"]
+    assert sorted(measured["protocol"]) == ["knn", "majority"]
     majority = measured[measured["protocol"] == "majority"]
     assert majority["mean"].tolist() == [0.0]

@@ -7,6 +7,7 @@ import sys
 
 import pandas as pd
 import pytest
+from wandb_files import offline_runs
 
 from drgrade.training.run import train
 
@@ -56,13 +57,15 @@ def test_each_cell_of_a_ddp_sweep_runs_once(command, tmp_path):
         assert (cell / "output.log").read_text().count("finished:") == 1
 
 
-def test_ddp_run_pretrains_trains_and_tests(command, tmp_path):
-    output = call(
-        command("+experiment=rotation_100pct", "trainer=ddp_cpu", f"paths.run={tmp_path / 'run'}"), tmp_path
-    )
+def test_ddp_run_pretrains_trains_tests_and_logs_once(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    settings = ("+experiment=rotation_100pct", "trainer=ddp_cpu", "logger=wandb")
+    output = call(command(*settings, f"paths.run={tmp_path / 'run'}"), tmp_path)
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["status"] == "finished"
     assert output.count("pre-training for") == 1
     predictions, split = (pd.read_csv(tmp_path / "run" / f"{name}.csv") for name in ("predictions", "split"))
     assert sorted(predictions["image_id"]) == sorted(split["image_id"][split["subset"] == "test"])
     assert json.loads((tmp_path / "run" / "provenance.json").read_text())["devices"] == 2
+    (run,) = offline_runs(tmp_path / "run")
+    assert (run.exit_code, len(run.curve("train/loss"))) == (0, 2)

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from filelock import FileLock
-from pytorch_lightning import Callback
+from pytorch_lightning.callbacks import Callback, EarlyStopping
 from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score, roc_auc_score
 
 from drgrade.cli.command import explain
@@ -193,7 +193,8 @@ def test_eight_images_are_overfitted(compose, tmp_path, make_photographs):
         photographs, FundusAugmentation(), batch_size=8, seed=0, steps_per_epoch=20
     )
     task = instantiate(cfg.grading.task, encoder=make_encoder(cfg))
-    make_trainer(cfg, tmp_path)[0].fit(task, datamodule=data)
+    stop = EarlyStopping("val/qwk", mode="max", stopping_threshold=1.0, patience=10)
+    make_trainer(cfg, tmp_path, [stop])[0].fit(task, datamodule=data)
     assert task.results["val"]["val/qwk"] == 1.0
 
 

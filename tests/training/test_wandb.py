@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
 
 import pandas as pd
 import pytest
@@ -173,14 +171,3 @@ def test_failed_pretraining_fails_its_wandb_run(compose, tmp_path, monkeypatch):
     (run,) = offline_runs(folder)
     assert (run.exit_code, run.run.job_type) == (1, "pretext")
     assert not offline_runs(tmp_path / "run")
-
-
-def test_several_processes_log_one_wandb_run(command, tmp_path):
-    folder = tmp_path / "two"
-    arguments = command("logger=wandb", "trainer=ddp_cpu", "trainer.max_epochs=1", f"hydra.run.dir={folder}")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(arguments, check=True, cwd=tmp_path, env=environment, capture_output=True)
-
-    (run,) = offline_runs(folder)
-    assert run.exit_code == 0
-    assert len(run.curve("train/loss")) == 1
