@@ -260,7 +260,7 @@ class FeatureMonitor(Callback):
         metrics = self._neighbour_metrics(encoder, data, pl_module)
         if len(features) > 1:  # the spread of one photograph is not defined
             metrics |= {"feature_std": feature_std(features), "effective_rank": effective_rank(features)}
-            self._warn_if_collapsed(metrics["feature_std"], len(features))
+            self.warn_if_collapsed(metrics["feature_std"], len(features))
         # All processes have computed the same values from the gathered features.
         pl_module.log_dict({f"val/{name}": value for name, value in metrics.items()}, sync_dist=False)
 
@@ -270,7 +270,8 @@ class FeatureMonitor(Callback):
         last = trainer.global_step + epoch > trainer.estimated_stepping_batches
         return last or trainer.current_epoch % self.every == 0
 
-    def _warn_if_collapsed(self, spread: float, count: int) -> None:
+    def warn_if_collapsed(self, spread: float, count: int) -> None:
+        """Log a warning, once, if the spread of the features of ``count`` photographs is nearly 0."""
         if spread < _COLLAPSED and not self._warned:
             self._warned = True
             log.warning(

@@ -106,10 +106,10 @@ def test_single_photograph_has_no_spread_and_rank(compose):
 def test_collapse_is_logged_once(caplog):
     watch = FeatureMonitor()
     with caplog.at_level(logging.WARNING):
-        watch._warn(0.5, 10)
+        watch.warn_if_collapsed(0.5, 10)
         assert not caplog.records
-        watch._warn(0.0001, 10)
-        watch._warn(0.0001, 10)
+        watch.warn_if_collapsed(0.0001, 10)
+        watch.warn_if_collapsed(0.0001, 10)
     assert len(caplog.records) == 1
     assert "collapsed" in caplog.text
 
