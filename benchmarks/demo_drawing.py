@@ -5,8 +5,7 @@ import time
 import cv2
 from common import make_parser
 
-from drgrade.synthetic.cohort import plan_photographs
-from drgrade.synthetic.drawing import draw_photograph
+from drgrade.synthetic.drawing import draw_photograph, plan_photographs
 
 
 def main() -> None:

@@ -45,10 +45,9 @@ from drgrade.data.sources.demo import Demo
 from drgrade.data.sources.idrid import IDRiD
 from drgrade.synthetic.camera import CAMERAS, aim_camera, take_photograph
 from drgrade.synthetic.canvas import FloatImage, Stream, View, stream
-from drgrade.synthetic.cohort import PlannedPhotograph, plan_photographs
+from drgrade.synthetic.drawing import PlannedPhotograph, plan_photographs
 from drgrade.synthetic.lesions import LesionPainter, draw_burden
-from drgrade.synthetic.retina import Pigmentation, paint_background, paint_disc
-from drgrade.synthetic.vessels import grow_vessels, paint_vessels
+from drgrade.synthetic.retina import Pigmentation, grow_vessels, paint_background, paint_disc, paint_vessels
 
 Pixels = npt.NDArray[np.uint8]
 Rng = np.random.Generator

@@ -7,8 +7,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from drgrade.synthetic.cohort import PlannedPhotograph, plan_photographs
-from drgrade.synthetic.drawing import draw_photograph
+from drgrade.synthetic.drawing import PlannedPhotograph, draw_photograph, plan_photographs
 
 NAMES = ("no DR", "mild", "moderate", "severe", "proliferative")
 PER_GRADE = 5

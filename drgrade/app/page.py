@@ -15,8 +15,7 @@ from drgrade.html.templates import environment, resource
 from drgrade.prediction.checkpoint import TrainedModel
 from drgrade.prediction.grader import Grader
 from drgrade.stats.formatting import DASH, decimal, percent
-from drgrade.synthetic.cohort import plan_photographs
-from drgrade.synthetic.drawing import draw_photograph
+from drgrade.synthetic.drawing import draw_photograph, plan_photographs
 
 if TYPE_CHECKING:
     import gradio

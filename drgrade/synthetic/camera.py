@@ -12,7 +12,7 @@ from drgrade.synthetic.canvas import FloatImage, View, cloud, soften
 Notch = Literal["none", "tab", "teeth", "triangle", "bite"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Camera:
     """Camera model with its settings in one clinic.
 
@@ -38,16 +38,16 @@ class Camera:
     aspect: float
     fill: float
     degrees: float
-    notch: Notch
-    notch_angle: float
     gains: tuple[float, float, float]
     gamma: float
     vignetting: float
-    haze: float
-    backdrop: tuple[float, float, float]
     blur: float
     noise: float
     quality: int
+    notch: Notch = "none"
+    notch_angle: float = 0
+    haze: float = 0.0
+    backdrop: tuple[float, float, float] = (0.004, 0.004, 0.004)
     offset: tuple[float, float] = (0.0, 0.0)
 
 
@@ -62,7 +62,6 @@ CAMERAS = (
         gains=(1.0, 0.98, 0.80),
         gamma=1.05,
         vignetting=0.45,
-        haze=0.0,
         backdrop=(0.012, 0.008, 0.006),
         blur=0.0035,
         noise=0.008,
@@ -80,7 +79,6 @@ CAMERAS = (
         gamma=0.95,
         vignetting=0.30,
         haze=0.05,
-        backdrop=(0.004, 0.004, 0.004),
         blur=0.003,
         noise=0.006,
         quality=95,
@@ -90,13 +88,9 @@ CAMERAS = (
         aspect=1.0,
         fill=0.99,
         degrees=45,
-        notch="none",
-        notch_angle=0,
         gains=(1.0, 1.05, 0.70),
         gamma=1.0,
         vignetting=0.35,
-        haze=0.0,
-        backdrop=(0.004, 0.004, 0.004),
         blur=0.004,
         noise=0.010,
         quality=88,
@@ -123,12 +117,9 @@ CAMERAS = (
         fill=1.0,
         degrees=45,
         notch="bite",
-        notch_angle=0,
         gains=(0.85, 0.75, 0.55),
         gamma=1.15,
         vignetting=0.50,
-        haze=0.0,
-        backdrop=(0.004, 0.004, 0.004),
         blur=0.006,
         noise=0.014,
         quality=82,
@@ -154,8 +145,6 @@ CAMERAS = (
         aspect=1.25,
         fill=1.22,
         degrees=40,
-        notch="none",
-        notch_angle=0,
         gains=(1.08, 0.95, 0.75),
         gamma=0.95,
         vignetting=0.50,
@@ -170,12 +159,9 @@ CAMERAS = (
         aspect=4 / 3,
         fill=0.9,
         degrees=35,
-        notch="none",
-        notch_angle=0,
         gains=(1.0, 1.0, 0.85),
         gamma=0.9,
         vignetting=0.35,
-        haze=0.0,
         backdrop=(0.016, 0.016, 0.016),
         blur=0.005,
         noise=0.010,
@@ -190,17 +176,7 @@ DISC_DEGREES = 3.2
 
 
 def aim_camera(rng: np.random.Generator, camera: Camera, size: int, mirrored: bool) -> View:
-    """Point a camera at an eye.
-
-    Args:
-        rng: Random generator.
-        camera: The camera.
-        size: Height of the frame in pixels.
-        mirrored: True for a right eye.
-
-    Returns:
-        The view, which contains disc and fovea.
-    """
+    """Return a random view of an eye with disc and fovea, in a frame ``size`` pixels high."""
     width = round(size * camera.aspect)
     radius = 0.5 * size * camera.fill * rng.uniform(0.985, 1.015)
     reach = camera.degrees / 2 / DISC_DEGREES
@@ -218,13 +194,13 @@ def aim_camera(rng: np.random.Generator, camera: Camera, size: int, mirrored: bo
 def take_photograph(
     rng: np.random.Generator, camera: Camera, view: View, scene: FloatImage, exposure: float
 ) -> npt.NDArray[np.uint8]:
-    """PlannedPhotograph a painted retina.
+    """Photograph a painted retina.
 
     Args:
         rng: Random generator.
         camera: The camera.
         view: Result of :func:`aim_camera`.
-        scene: (H, W, 3) RGB of the evenly lit retina.
+        scene: (H, W, 3) RGB of the evenly lit retina, in [0, 1].
         exposure: Factor of the light, about 1.
 
     Returns:
@@ -232,15 +208,15 @@ def take_photograph(
     """
     backdrop = np.array(camera.backdrop, np.float32)
     field = _field(camera, view)
-    picture = field[..., None] * (_expose(rng, camera, view, scene, exposure) - backdrop) + backdrop
-    picture = soften(np.asarray(picture, np.float32), max(0.3, camera.blur * view.radius))
+    image = field[..., None] * (_expose(rng, camera, view, scene, exposure) - backdrop) + backdrop
+    image = soften(np.asarray(image, np.float32), max(0.3, camera.blur * view.radius))
     grain = rng.standard_normal(view.shape, dtype=np.float32) * (0.2 + 0.8 * field)
     # Demosaicing makes colour noise coarser than brightness noise.
     coarse = rng.standard_normal((view.shape[0] // 2, view.shape[1] // 2, 3), dtype=np.float32)
     speckles = np.asarray(cv2.resize(coarse, view.shape[::-1]), np.float32)
-    picture += np.float32(camera.noise) * (grain[..., None] + np.float32(0.7) * speckles)
-    np.clip(picture * np.float32(255) + np.float32(0.5), 0, 255, out=picture)
-    return picture.astype(np.uint8)
+    image += np.float32(camera.noise) * (grain[..., None] + np.float32(0.7) * speckles)
+    np.clip(image * np.float32(255) + np.float32(0.5), 0, 255, out=image)
+    return image.astype(np.uint8)
 
 
 def _expose(
@@ -259,10 +235,9 @@ def _expose(
 
 def _light(rng: np.random.Generator, camera: Camera, view: View) -> FloatImage:
     """Return the illumination of every pixel, (H, W) about 1."""
-    height, width = view.shape
-    shift_x, shift_y = float(rng.normal(0, 0.14)), float(rng.normal(0, 0.14))
-    x = (np.arange(width, dtype=np.float32)[None, :] - view.centre[0]) / view.radius - shift_x
-    y = (np.arange(height, dtype=np.float32)[:, None] - view.centre[1]) / view.radius - shift_y
+    x, y = view.offsets
+    x = x / view.radius - float(rng.normal(0, 0.14))
+    y = y / view.radius - float(rng.normal(0, 0.14))
     fall = np.float32(camera.vignetting) * (x * x + y * y) ** 1.3
     return np.asarray((1.08 - fall + 0.04 * cloud(rng, view.shape, 3)).clip(0.25), np.float32)
 
@@ -274,9 +249,7 @@ def _field(camera: Camera, view: View) -> FloatImage:
     field = np.clip(edge / softness + 0.5, 0, 1)
     if camera.notch == "none":
         return np.asarray(field, np.float32)
-    height, width = view.shape
-    x = (np.arange(width, dtype=np.float32)[None, :] - view.centre[0]) / view.radius
-    y = (np.arange(height, dtype=np.float32)[:, None] - view.centre[1]) / view.radius
+    x, y = (offset / view.radius for offset in view.offsets)
     turn = np.deg2rad(camera.notch_angle)
     outward = np.cos(turn) * x + np.sin(turn) * y
     across = np.cos(turn) * y - np.sin(turn) * x

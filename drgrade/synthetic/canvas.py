@@ -36,22 +36,16 @@ def stream(purpose: Stream, seed: int, *indices: int) -> np.random.Generator:
     Args:
         purpose: Purpose of the generator.
         seed: Seed of the data set, at least 0.
-        *indices: Patient and eye, if they matter; at least 0.
+        *indices: Numbers of the patient and the eye, if they matter; at least 0.
     """
     # SeedSequence pads with zeros, so [1, 2] and [1, 2, 0] would be equal: hence + 1.
     return np.random.default_rng([int(purpose), seed, *(index + 1 for index in indices)])
 
 
 def cloud(rng: np.random.Generator, shape: tuple[int, int], cells: int) -> FloatImage:
-    """Draw smooth noise by enlarging a small image of white noise.
+    """Draw smooth noise (H, W) of mean about 0 and standard deviation about 1/2.
 
-    Args:
-        rng: Random generator.
-        shape: Height and width in pixels.
-        cells: Number of noise cells along the height.
-
-    Returns:
-        (H, W) float32 with mean about 0 and standard deviation about 1/2.
+    White noise of ``cells`` rows is enlarged to the height and width ``shape``.
     """
     height, width = shape
     across = max(2, round(cells * width / height))
@@ -59,9 +53,9 @@ def cloud(rng: np.random.Generator, shape: tuple[int, int], cells: int) -> Float
     return np.asarray(cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC), np.float32) * 0.7
 
 
-def soften(picture: FloatImage, sigma: float) -> FloatImage:
+def soften(image: FloatImage, sigma: float) -> FloatImage:
     """Blur with a Gaussian of ``sigma`` pixels."""
-    return np.asarray(cv2.GaussianBlur(picture, (0, 0), sigma), np.float32) if sigma > 0.05 else picture
+    return np.asarray(cv2.GaussianBlur(image, (0, 0), sigma), np.float32) if sigma > 0.05 else image
 
 
 @dataclass(frozen=True)
@@ -110,13 +104,19 @@ class View:
         """Map (N, 2) pixels to anatomical points."""
         return np.asarray((np.asarray(points) - self.centre) @ np.linalg.inv(self._matrix).T + self.aim)
 
+    @property
+    def offsets(self) -> tuple[FloatImage, FloatImage]:
+        """Horizontal (1, W) and vertical (H, 1) distance of pixels from the centre of the field in pixels."""
+        height, width = self.shape
+        x = np.arange(width, dtype=np.float32)[None, :] - np.float32(self.centre[0])
+        y = np.arange(height, dtype=np.float32)[:, None] - np.float32(self.centre[1])
+        return x, y
+
     @cached_property
     def anatomy(self) -> tuple[FloatImage, FloatImage]:
         """Anatomical x and y of every pixel, two (H, W) arrays."""
-        height, width = self.shape
         inverse = np.linalg.inv(self._matrix).astype(np.float32)
-        x = np.arange(width, dtype=np.float32)[None, :] - np.float32(self.centre[0])
-        y = np.arange(height, dtype=np.float32)[:, None] - np.float32(self.centre[1])
+        x, y = self.offsets
         return (
             inverse[0, 0] * x + inverse[0, 1] * y + np.float32(self.aim[0]),
             inverse[1, 0] * x + inverse[1, 1] * y + np.float32(self.aim[1]),
@@ -125,17 +125,13 @@ class View:
     @cached_property
     def eccentricity(self) -> FloatImage:
         """Distance of every pixel from the centre of the field, (H, W); 1 at its rim."""
-        height, width = self.shape
-        x = np.arange(width, dtype=np.float32)[None, :] - np.float32(self.centre[0])
-        y = np.arange(height, dtype=np.float32)[:, None] - np.float32(self.centre[1])
+        x, y = self.offsets
         return np.asarray(np.sqrt(x * x + y * y) / np.float32(self.radius), np.float32)
 
     def distance(self, point: tuple[float, float], stretch: float = 1.0) -> FloatImage:
         """Return the distance of every pixel from an anatomical point in disc radii, (H, W).
 
-        Args:
-            point: The anatomical point.
-            stretch: Vertical distances are divided by this factor, for upright ellipses.
+        Vertical distances are divided by ``stretch``, for upright ellipses.
         """
         x, y = self.anatomy
         return np.sqrt(
@@ -143,15 +139,7 @@ class View:
         )
 
     def window(self, point: tuple[float, float], reach: float) -> tuple[tuple[slice, slice], "View"]:
-        """Return the window around an anatomical point.
-
-        Args:
-            point: The anatomical point, inside the frame.
-            reach: Half the side of the window in disc radii.
-
-        Returns:
-            Rows and columns of the window, and its view.
-        """
+        """Return rows and columns of the window within ``reach`` disc radii of a point, and its view."""
         (x, y), half = self.to_pixels([point])[0], reach * self.unit
         rows = slice(max(0, int(y - half)), min(self.shape[0], int(y + half) + 2))
         columns = slice(max(0, int(x - half)), min(self.shape[1], int(x + half) + 2))

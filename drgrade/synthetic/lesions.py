@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from drgrade.synthetic.canvas import FOVEA, Canvas, FloatImage, Points, View, cloud, soften
-from drgrade.synthetic.vessels import Vessel, bead
+from drgrade.synthetic.retina import Vessel, bead
 
 _ANGLES = np.linspace(0, 2 * np.pi, 24, endpoint=False)
 _CIRCLE = np.stack((np.cos(_ANGLES), np.sin(_ANGLES)), axis=1)
@@ -17,17 +17,7 @@ _CIRCLE = np.stack((np.cos(_ANGLES), np.sin(_ANGLES)), axis=1)
 def blot(
     rng: np.random.Generator, centre: npt.NDArray[np.float64], radius: float, roughness: float
 ) -> Points:
-    """Return the outline of a round spot with an uneven edge.
-
-    Args:
-        rng: Random generator.
-        centre: (2,) centre.
-        radius: Mean radius.
-        roughness: Standard deviation of the edge as a share of the radius.
-
-    Returns:
-        (24, 2) points.
-    """
+    """Return the outline (24, 2) of a spot whose radius varies by ``roughness`` times its mean."""
     # Long waves are strongest, so that a spot is stretched rather than jagged.
     waves = rng.normal(0, roughness / 1.3, (2, 3)) * (1, 0.55, 0.3)
     orders = np.arange(2, 5)[:, None] * _ANGLES
@@ -36,71 +26,45 @@ def blot(
 
 
 def flame(rng: np.random.Generator, centre: npt.NDArray[np.float64], half: float, angle: float) -> Points:
-    """Return the outline of a flame: narrow, pointed at one end, frayed at the other.
-
-    Args:
-        rng: Random generator.
-        centre: (2,) centre.
-        half: Half the length.
-        angle: Direction in radians.
-
-    Returns:
-        (N, 2) points.
-    """
+    """Return the outline (N, 2) of a flame, pointed at one end and frayed at the other."""
     along = np.linspace(-1, 1, 9)
     breadth = 0.36 * np.sqrt(np.clip(1 - along**2, 0, None)) * (1 + 0.25 * along)
     upper = np.stack((along, breadth * rng.uniform(0.7, 1.25, 9)), axis=1)
     lower = np.stack((along[::-1], -breadth[::-1] * rng.uniform(0.7, 1.25, 9)), axis=1)
     frayed = np.stack((rng.uniform(0.75, 1.35, 5), np.linspace(0.3, -0.3, 5)), axis=1)
     outline = half * np.concatenate((upper[:-1], frayed, lower[1:]))
-    cos, sin = np.cos(angle), np.sin(angle)
-    return np.asarray(centre + outline @ np.array([[cos, sin], [-sin, cos]]))
+    return np.asarray(centre + outline @ _rotation(angle))
 
 
 def boat(rng: np.random.Generator, centre: npt.NDArray[np.float64], half: float) -> Points:
-    """Return the outline of a pre-retinal haemorrhage, which has a horizontal level at the top.
-
-    Args:
-        rng: Random generator.
-        centre: (2,) middle of the level.
-        half: Half the length of the level.
-
-    Returns:
-        (N, 2) points.
-    """
+    """Return the outline (N, 2) of a pre-retinal haemorrhage, which is level at the top."""
     angles = np.linspace(0, np.pi, 25)
     depth = rng.uniform(0.45, 0.85) * np.abs(np.sin(angles)) ** rng.uniform(0.6, 1.0)
     wobble = 1 + 0.10 * np.sin(3 * angles + rng.uniform(0, 6)) + 0.05 * np.sin(7 * angles + rng.uniform(0, 6))
     hull = np.stack((np.cos(angles), depth * wobble - 0.25), axis=1)
-    turn = rng.normal(0, 0.08)
-    cos, sin = np.cos(turn), np.sin(turn)
-    return np.asarray(centre + half * hull @ np.array([[cos, sin], [-sin, cos]]))
+    return np.asarray(centre + half * hull @ _rotation(rng.normal(0, 0.08)))
+
+
+def _rotation(angle: float) -> npt.NDArray[np.float64]:
+    """Return the matrix that rotates (N, 2) points by an angle in radians."""
+    cos, sin = np.cos(angle), np.sin(angle)
+    return np.array([[cos, sin], [-sin, cos]])
 
 
 def frond(
     rng: np.random.Generator, base: npt.NDArray[np.float64], span: float, around: bool
 ) -> Iterator[Points]:
-    """Draw the curling paths of a tuft of new vessels.
-
-    Args:
-        rng: Random generator.
-        base: (2,) origin.
-        span: Length.
-        around: Grow to all sides, as on the disc, instead of as a fan.
-
-    Yields:
-        (N, 2) points of one path.
-    """
+    """Yield the curling paths (N, 2) of a tuft of new vessels, to all sides (as on the disc) or as a fan."""
     stems = int(rng.integers(8, 13)) if around else int(rng.integers(6, 10))
     middle = rng.uniform(0, 2 * np.pi)
     spread = np.pi if around else 0.95
     for heading in middle + np.linspace(-spread, spread, stems) + rng.normal(0, 0.15, stems):
-        stem = _curl(rng, base, float(heading), span, 16, 0.3)
+        stem = _curl(rng, base, float(heading), span, 16)
         yield stem
         for _ in range(2):
             start = int(rng.integers(4, 13))
             side = float(rng.choice((-1.0, 1.0)))
-            yield _curl(rng, stem[start], float(heading) + side * 0.9, 0.75 * span, 12, 0.3, side * 0.26)
+            yield _curl(rng, stem[start], float(heading) + side * 0.9, 0.75 * span, 12, side * 0.26)
 
 
 def _curl(
@@ -109,18 +73,13 @@ def _curl(
     heading: float,
     span: float,
     steps: int,
-    wander: float,
     drift: float = 0.0,
 ) -> Points:
     """Return a random walk of ``steps`` steps of ``span / 16`` with mean turn ``drift``."""
-    turns = rng.normal(drift, wander, steps)
+    turns = rng.normal(drift, 0.3, steps)
     headings = heading + np.cumsum(turns)
     path = np.cumsum(np.stack((np.cos(headings), np.sin(headings)), axis=1), axis=0) * span / 16
     return np.concatenate((start[None], start + path))
-
-
-SiteTest = Callable[[Points], npt.NDArray[np.bool_]]
-"""Returns which of (N, 2) pixels are suitable."""
 
 
 class Lesion(IntEnum):
@@ -134,6 +93,18 @@ class Lesion(IntEnum):
     NEW_VESSELS = 5
     PRERETINAL_HAEMORRHAGE = 6
     VENOUS_BEADING = 7
+
+
+_PAINTING_ORDER = (
+    Lesion.VENOUS_BEADING,
+    Lesion.HARD_EXUDATE,
+    Lesion.COTTON_WOOL_SPOT,
+    Lesion.MICROANEURYSM,
+    Lesion.HAEMORRHAGE,
+    Lesion.NEW_VESSELS,
+    Lesion.PRERETINAL_HAEMORRHAGE,
+)
+"""Lesions from the lowest to the uppermost."""
 
 
 @dataclass(frozen=True)
@@ -164,14 +135,9 @@ class Burden:
 def draw_burden(rng: np.random.Generator, grade: int) -> Burden:
     """Draw the number of lesions of an eye of one grade.
 
-    Args:
-        rng: Random generator.
-        grade: 0-4.
-
-    Returns:
-        Grade 0 has none, grade 1 microaneurysms only, grade 2 also haemorrhages, exudates and cotton-wool
-        spots, grade 3 many haemorrhages in all quadrants and venous beading, grade 4 also new vessels or
-        pre-retinal haemorrhages.
+    Grade 0 has none, grade 1 microaneurysms only, grade 2 also haemorrhages, exudates and cotton-wool spots,
+    grade 3 many haemorrhages in all quadrants and venous beading, grade 4 also new vessels or pre-retinal
+    haemorrhages.
     """
 
     def between(low: int, high: int) -> int:
@@ -204,14 +170,8 @@ def draw_burden(rng: np.random.Generator, grade: int) -> Burden:
 class LesionPainter:
     """Place and draw the lesions of one eye, and paint them below and above the vessels.
 
-    Args:
-        rng: Random generator.
-        view: View of the photograph.
-        burden: Number of lesions.
-        vessels: The healthy tree.
-
     Attributes:
-        vessels: The tree with beaded veins.
+        vessels: The given vessel tree with beaded veins.
     """
 
     def __init__(self, rng: np.random.Generator, view: View, burden: Burden, vessels: list[Vessel]) -> None:
@@ -262,17 +222,17 @@ class LesionPainter:
         margin: float = 0.07,
     ) -> Points:
         """Choose (count, 2) pixels on the visible retina outside disc and fovea."""
-        view, found = self._view, np.empty((0, 2))
-        while len(found) < count:
+        view, sites = self._view, np.empty((0, 2))
+        while len(sites) < count:
             pixels = np.array(view.centre) + self._rng.uniform(-1, 1, (64, 2)) * view.radius
             anatomy = view.to_anatomy(pixels)
             good = view.shows(pixels, margin) & (np.hypot(*anatomy.T) > 1.4)
             good &= np.hypot(*(anatomy - FOVEA).T) > 0.5
             good &= True if allowed is None else allowed(pixels)
-            found = np.concatenate((found, pixels[good]))
-        return found[:count]
+            sites = np.concatenate((sites, pixels[good]))
+        return sites[:count]
 
-    def _in_quadrant(self, quadrant: int) -> SiteTest:
+    def _in_quadrant(self, quadrant: int) -> Callable[[Points], npt.NDArray[np.bool_]]:
         """Return a test for pixels in a quadrant of the field: upper left and right, lower left and right."""
         right, lower = bool(quadrant % 2), quadrant >= 2
         centre = self._view.centre
@@ -370,15 +330,7 @@ class LesionPainter:
     def mask(self) -> npt.NDArray[np.uint8]:
         """Return the uppermost lesion of every pixel, (H, W) uint8 of :class:`Lesion`."""
         labels = np.zeros(self._view.shape, np.uint8)
-        for lesion in (
-            Lesion.VENOUS_BEADING,
-            Lesion.HARD_EXUDATE,
-            Lesion.COTTON_WOOL_SPOT,
-            Lesion.MICROANEURYSM,
-            Lesion.HAEMORRHAGE,
-            Lesion.NEW_VESSELS,
-            Lesion.PRERETINAL_HAEMORRHAGE,
-        ):
+        for lesion in _PAINTING_ORDER:
             if lesion in self._layers:
                 labels[self._layers[lesion] > 0.35] = lesion
         return labels

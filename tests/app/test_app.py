@@ -274,8 +274,7 @@ def test_without_abstaining_all_that_has_pixels_is_graded(finished_run, uploads)
     import cv2
     import numpy as np
 
-    from drgrade.synthetic.cohort import plan_photographs
-    from drgrade.synthetic.drawing import draw_photograph
+    from drgrade.synthetic.drawing import draw_photograph, plan_photographs
 
     drawing = draw_photograph(plan_photographs(5, 1)[0], 256, 1)
     blurred = cv2.GaussianBlur(np.asarray(drawing.pixels), (0, 0), 8)

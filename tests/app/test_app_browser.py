@@ -20,8 +20,7 @@ from drgrade.app.isolation import is_local
 from drgrade.app.page import GRADES, NOTICE
 from drgrade.prediction.grader import Grader
 from drgrade.stats.formatting import decimal, percent
-from drgrade.synthetic.cohort import plan_photographs
-from drgrade.synthetic.drawing import draw_photograph
+from drgrade.synthetic.drawing import draw_photograph, plan_photographs
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian: chromium)")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from drgrade.data.splits.spec import SUBSETS, SplitSpec
 from drgrade.data.splits.split import make_split
 from drgrade.errors import DataError
-from drgrade.synthetic.cohort import plan_photographs
+from drgrade.synthetic.drawing import plan_photographs
 
 
 def manifest_of(groups, split=None):

@@ -18,8 +18,13 @@ from drgrade.data.sources.demo import Demo
 from drgrade.errors import ConfigError, DataError
 from drgrade.synthetic.camera import CAMERAS, aim_camera
 from drgrade.synthetic.canvas import FOVEA
-from drgrade.synthetic.cohort import APTOS_COUNTS, PlannedPhotograph, grade_counts, plan_photographs
-from drgrade.synthetic.drawing import draw_photograph
+from drgrade.synthetic.drawing import (
+    APTOS_COUNTS,
+    PlannedPhotograph,
+    draw_photograph,
+    grade_counts,
+    plan_photographs,
+)
 from drgrade.synthetic.lesions import Lesion
 
 SIZE = 128

@@ -24,8 +24,7 @@ from drgrade.data.duplicates.search import clusters, find_duplicates
 from drgrade.data.duplicates.thumbnail import THUMBNAIL_SIZE, make_thumbnail
 from drgrade.data.duplicates.verification import CopyMatch, Portrait, compare
 from drgrade.data.geometry import Disc
-from drgrade.synthetic.cohort import plan_photographs
-from drgrade.synthetic.drawing import draw_photograph
+from drgrade.synthetic.drawing import draw_photograph, plan_photographs
 
 EYES = 14
 

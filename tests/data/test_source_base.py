@@ -11,8 +11,7 @@ from source_layouts import files, reasons, rows, text
 
 from drgrade.data.sources.base import Entry, Source, SourceTable, collect, parse_grade
 from drgrade.data.sources.folder import Folder
-from drgrade.data.sources.label_files import read_label_file, read_list_file
-from drgrade.data.sources.photo_finder import PhotoFinder, RowError
+from drgrade.data.sources.label_files import PhotoFinder, RowError, read_label_file, read_list_file
 from drgrade.errors import DataError
 
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from source_layouts import files
 
-from drgrade.data.sources.download import build_once
+from drgrade.data.sources.base import build_once
 from drgrade.errors import DataError
 
 

@@ -12,8 +12,7 @@ from drgrade.data.sources.base import (
     parse_grade,
     read_rows,
 )
-from drgrade.data.sources.label_files import LabelRow, read_label_file
-from drgrade.data.sources.photo_finder import PhotoFinder
+from drgrade.data.sources.label_files import LabelRow, PhotoFinder, read_label_file
 
 _SETS = {
     "train": (("train.csv", "train_1.csv"), "train_images"),

@@ -1,11 +1,13 @@
 """Base class of the readers of data sets, and functions that they share.
 
 A reader converts each row of a label file to an :class:`Entry`, or raises
-:class:`~drgrade.data.sources.photo_finder.RowError` for an unusable row. :func:`read_rows` iterates over a
+:class:`~drgrade.data.sources.label_files.RowError` for an unusable row. :func:`read_rows` iterates over a
 label file, and :func:`collect` builds the manifest and the list of problems.
 """
 
 import math
+import shutil
+import tempfile
 import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterable, Iterator
@@ -14,9 +16,9 @@ from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
 import pandas as pd
+from filelock import FileLock
 
-from drgrade.data.sources.label_files import LabelFile, LabelRow
-from drgrade.data.sources.photo_finder import PhotoFinder, RowError
+from drgrade.data.sources.label_files import LabelFile, LabelRow, PhotoFinder, RowError
 from drgrade.errors import DataError
 
 MANIFEST_COLUMNS = ("image_id", "path", "grade", "patient_id", "eye", "dataset", "split")
@@ -406,3 +408,51 @@ def require_folder(root: Path, what: str) -> None:
     if not root.is_dir():
         state = "is not a folder" if root.exists() else "does not exist"
         raise DataError(f"{root} {state}: expected {what} there. Set data.root=DIR")
+
+
+def build_once(target: Path, fill: Callable[[Path], None]) -> bool:
+    """Create a folder completely or not at all.
+
+    The folder is filled under a temporary name and renamed. If several processes request it, one fills it
+    and the others wait. Leftovers of killed processes are removed.
+
+    Args:
+        target: The folder.
+        fill: Writes the content into the given folder.
+
+    Returns:
+        True if the folder was created, False if it existed.
+
+    Raises:
+        DataError: If it cannot be written.
+    """
+    if target.exists():  # before locking, because the folder around it may be read-only
+        return False
+    parent, prefix = target.parent, f".{target.name}-"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(parent / f".{target.name}.lock"):
+            if target.exists():
+                return False
+            for leftover in parent.glob(f"{prefix}*"):
+                shutil.rmtree(leftover)
+            unfinished = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+            try:
+                unfinished.chmod(0o755)
+                fill(unfinished)
+                unfinished.rename(target)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
+    except OSError as error:
+        raise DataError(f"{target} cannot be written: {error}") from error
+    return True
+
+
+def needs_extra(what: str, package: str) -> DataError:
+    """Return the error for a missing optional package.
+
+    Args:
+        what: Feature that needs the package.
+        package: Name of the package.
+    """
+    return DataError(f"{what} needs the package {package}: pip install 'drgrade[datasets]'")

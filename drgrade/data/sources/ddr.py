@@ -12,8 +12,7 @@ from drgrade.data.sources.base import (
     parse_grade,
     read_rows,
 )
-from drgrade.data.sources.label_files import LabelRow, read_list_file
-from drgrade.data.sources.photo_finder import PhotoFinder
+from drgrade.data.sources.label_files import LabelRow, PhotoFinder, read_list_file
 
 PART = "DR_grading"
 UNGRADABLE = 5

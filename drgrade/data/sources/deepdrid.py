@@ -14,8 +14,7 @@ from drgrade.data.sources.base import (
     parse_text,
     read_rows,
 )
-from drgrade.data.sources.label_files import LabelFile, LabelRow, read_label_file
-from drgrade.data.sources.photo_finder import PhotoFinder, RowError
+from drgrade.data.sources.label_files import LabelFile, LabelRow, PhotoFinder, RowError, read_label_file
 
 PART = "regular_fundus_images"
 UNGRADABLE = 5

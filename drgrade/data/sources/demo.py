@@ -10,12 +10,10 @@ from pathlib import Path
 import cv2
 import pandas as pd
 
-from drgrade.data.sources.base import MANIFEST_COLUMNS, About, Source, SourceTable
-from drgrade.data.sources.download import build_once
+from drgrade.data.sources.base import MANIFEST_COLUMNS, About, Source, SourceTable, build_once
 from drgrade.errors import ConfigError, DataError
 from drgrade.progress import track
-from drgrade.synthetic.cohort import PlannedPhotograph, plan_photographs
-from drgrade.synthetic.drawing import ART_VERSION, draw_photograph
+from drgrade.synthetic.drawing import ART_VERSION, PlannedPhotograph, draw_photograph, plan_photographs
 
 LABELS = "labels.csv"
 IMAGES = "images"

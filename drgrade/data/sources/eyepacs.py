@@ -15,8 +15,7 @@ from drgrade.data.sources.base import (
     read_folder,
     read_rows,
 )
-from drgrade.data.sources.label_files import LabelRow, read_label_file
-from drgrade.data.sources.photo_finder import PhotoFinder, RowError
+from drgrade.data.sources.label_files import LabelRow, PhotoFinder, RowError, read_label_file
 
 _SETS = {"train": ("trainLabels.csv", "train"), "test": ("retinopathy_solution.csv", "test")}
 _IMAGE, _GRADE = "image", "level"

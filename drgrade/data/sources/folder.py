@@ -19,8 +19,7 @@ from drgrade.data.sources.base import (
     read_rows,
     require_folder,
 )
-from drgrade.data.sources.label_files import LabelFile, LabelRow, read_label_file
-from drgrade.data.sources.photo_finder import PhotoFinder
+from drgrade.data.sources.label_files import LabelFile, LabelRow, PhotoFinder, read_label_file
 from drgrade.errors import DataError
 
 

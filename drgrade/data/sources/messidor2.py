@@ -15,8 +15,7 @@ from drgrade.data.sources.base import (
     parse_text,
     read_rows,
 )
-from drgrade.data.sources.label_files import LabelRow, read_label_file
-from drgrade.data.sources.photo_finder import PhotoFinder, RowError
+from drgrade.data.sources.label_files import LabelRow, PhotoFinder, RowError, read_label_file
 from drgrade.errors import DataError
 
 GRADES_FILE = "messidor_data.csv"

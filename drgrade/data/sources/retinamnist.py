@@ -18,14 +18,14 @@ from drgrade.data.sources.base import (
     Entry,
     Source,
     SourceTable,
+    build_once,
     collect,
+    needs_extra,
     parse_grade,
     parse_split,
     read_rows,
 )
-from drgrade.data.sources.download import build_once, needs_extra
-from drgrade.data.sources.label_files import LabelRow, read_label_file
-from drgrade.data.sources.photo_finder import PhotoFinder
+from drgrade.data.sources.label_files import LabelRow, PhotoFinder, read_label_file
 from drgrade.errors import ConfigError, DataError
 from drgrade.progress import say
 

@@ -18,8 +18,7 @@ import pandas as pd
 
 from drgrade.data.image_reader import IMAGE_EXTENSIONS
 from drgrade.data.sources.base import parse_grade, parse_split
-from drgrade.data.sources.label_files import LabelFile, LabelRow, read_label_file
-from drgrade.data.sources.photo_finder import RowError
+from drgrade.data.sources.label_files import LabelFile, LabelRow, RowError, read_label_file
 from drgrade.data.splits.spec import SUBSETS, SplitSpec, examples
 from drgrade.errors import DataError
 
