@@ -15,8 +15,8 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from drgrade.auditing.findings import Finding
-from drgrade.data.sources.base import GRADES
 from drgrade.data.splits.split import groups_of
+from drgrade.grades import NUM_GRADES
 from drgrade.settings import AuditThresholds
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def kappa(grades: Ints, predicted: Ints, weights: Floats | None = None) -> float
         predicted: (N,), 0-4.
         weights: (N,) multiplicity of each photograph; None for 1.
     """
-    size = len(GRADES)
+    size = NUM_GRADES
     confusion = np.bincount(size * grades + predicted, weights, size * size).reshape(size, size)
     penalty = np.square(np.subtract.outer(np.arange(size), np.arange(size)))
     expected = np.outer(confusion.sum(axis=1), confusion.sum(axis=0)) / confusion.sum()
@@ -225,7 +225,7 @@ def _predict(
 
 def _by_rank(scores: Floats, training_grades: Ints) -> Ints:
     """Convert scores to grades with the frequencies of the training grades; equal scores get one grade."""
-    shares = np.cumsum(np.bincount(training_grades, minlength=len(GRADES))) / len(training_grades)
+    shares = np.cumsum(np.bincount(training_grades, minlength=NUM_GRADES)) / len(training_grades)
     ranks = (rankdata(scores) - 0.5) / len(scores)
     return np.searchsorted(shares[:-1], ranks, side="right").astype(np.int64)
 

@@ -2,16 +2,7 @@
 
 from collections.abc import Iterator
 
-from drgrade.data.sources.base import (
-    About,
-    Entry,
-    Problem,
-    Source,
-    SourceTable,
-    collect,
-    parse_grade,
-    read_rows,
-)
+from drgrade.data.sources.base import About, Entry, Item, Problem, Source, parse_grade, read_rows
 from drgrade.data.sources.label_files import LabelRow, PhotoFinder, read_label_file
 
 _SETS = {
@@ -53,21 +44,18 @@ redistribution):
   train.csv (id_code,diagnosis), train_images/ID.png, test.csv (id_code) and test_images/ID.png.
 {about.cite}"""
 
-    def read(self) -> SourceTable:
-        """Read the label files.
-
-        Raises:
-            DataError: If the training set is missing or a label file lacks a column.
-        """
+    def items(self) -> Iterator[Item]:
+        """Read the label files of all sets that exist; the training set must exist."""
         self.need(*_SETS["train"][0])
         self.need(_SETS["train"][1])
-        return collect((item for split in _SETS for item in self._read_set(split)), self.name)
+        for split in _SETS:
+            yield from self._read_set(split)
 
     def photograph_folders(self) -> tuple[str, ...]:
         """Return the folders that hold the photographs; see the base class."""
         return tuple(folder for _, folder in _SETS.values())
 
-    def _read_set(self, split: str) -> Iterator[Entry | Problem]:
+    def _read_set(self, split: str) -> Iterator[Item]:
         files, folder = _SETS[split]
         file = next((file for file in files if (self.root / file).is_file()), None)
         if file is None:
@@ -78,8 +66,7 @@ redistribution):
         labels = read_label_file(self.root / file)
         column = labels.column(_IMAGE)
         graded = labels.column(_GRADE) if split != "test" or _GRADE in labels.columns else None
-        nested = f"{folder}/{folder}"
-        finder = PhotoFinder(self.root, nested if (self.root / nested).is_dir() else folder, loose=True)
+        finder = PhotoFinder(self.root, self.innermost(folder), loose=True)
 
         def entry(row: LabelRow, path: str) -> Entry:
             name, grade = finder.stem(row.cells[column]), row.cells[graded] if graded else ""

@@ -1,15 +1,13 @@
 """Base class of the readers of data sets, and functions that they share.
 
 A reader converts each row of a label file to an :class:`Entry`, or raises
-:class:`~drgrade.data.sources.label_files.RowError` for an unusable row. :func:`read_rows` iterates over a
-label file, and :func:`collect` builds the manifest and the list of problems.
+:class:`~drgrade.data.sources.label_files.RowError` for an unusable row, which becomes a :class:`Problem`.
 """
 
 import math
 import shutil
 import tempfile
 import textwrap
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from filelock import FileLock
 
 from drgrade.data.sources.label_files import LabelFile, LabelRow, PhotoFinder, RowError
 from drgrade.errors import DataError
+from drgrade.grades import NUM_GRADES
 
 MANIFEST_COLUMNS = ("image_id", "path", "grade", "patient_id", "eye", "dataset", "split")
 """Columns of a manifest, in order.
@@ -28,9 +27,6 @@ MANIFEST_COLUMNS = ("image_id", "path", "grade", "patient_id", "eye", "dataset",
 slashes. ``eye`` is "left" or "right"; ``split`` is the published "train", "val" or "test". Unknown values are
 ``pd.NA``.
 """
-
-GRADES = (0, 1, 2, 3, 4)
-"""International clinical DR severity scale: none, mild, moderate, severe non-proliferative; proliferative."""
 
 _NO_VALUE = frozenset({"", "nan", "na", "n/a", "none", "null"})
 _EYES = {"left": "left", "l": "left", "os": "left", "right": "right", "r": "right", "od": "right"}
@@ -57,6 +53,32 @@ class Problem:
     reason: str
     action: Literal["left out", "converted"]
     photograph: str = ""
+
+
+class Entry(NamedTuple):
+    """One photograph of a data set; None for unknown values.
+
+    Attributes:
+        image_id: Name in the data set.
+        path: File relative to the root, with forward slashes.
+        grade: 0-4 on the international clinical DR severity scale.
+        patient_id: Id of the patient.
+        eye: "left" or "right".
+        split: Published split, "train", "val" or "test".
+        where: Origin for reports: ``labels.csv:17``, or the file itself.
+    """
+
+    image_id: str
+    path: str
+    grade: int | None = None
+    patient_id: str | None = None
+    eye: str | None = None
+    split: str | None = None
+    where: str = ""
+
+
+Item = Entry | Problem
+"""Usable or unusable row of a label file."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +123,10 @@ class About:
         return textwrap.fill(f"Cite: {'; '.join(self.citations)}.", 110, break_on_hyphens=False)
 
 
-class Source(ABC):
+class Source:
     """Reader of a data set on disk. A subclass reads one layout and never decodes a photograph.
+
+    It implements :meth:`items`, or :meth:`read` if it has a manifest already.
 
     Attributes:
         how_to_get: Where to get the data set, its terms, the expected layout, and the command of the official
@@ -122,13 +146,17 @@ class Source(ABC):
         self.root = Path(root)
         self.name = self.name if name is None else name
 
-    @abstractmethod
     def read(self) -> SourceTable:
         """Read labels and list photographs.
 
         Raises:
             DataError: If a folder, label file or column is missing, so that the data set cannot be used.
         """
+        return collect(self.items(), self.name)
+
+    def items(self) -> Iterable[Item]:
+        """Yield the entry of each row of the label files, or the problem of an unusable row."""
+        raise NotImplementedError
 
     def download(self) -> None:
         """Download the data set into the root in the layout of :meth:`read`, unless it exists.
@@ -151,10 +179,7 @@ class Source(ABC):
         return (".",)
 
     def unlisted(self) -> list[str]:
-        """List the photographs that no row of a label file names, including unusable rows.
-
-        Returns:
-            Sorted paths relative to the root.
+        """Return the sorted paths of photographs that no row of a label file names, usable or not.
 
         Raises:
             DataError: As :meth:`read`.
@@ -177,40 +202,19 @@ class Source(ABC):
         for choice in choices:
             if (self.root / choice).exists():
                 return choice
-        raise self.missing(choices[0])
-
-    def missing(self, path: str) -> DataError:
-        """Return the error for a missing file or folder, given relative to the root."""
         if not self.root.is_dir():
             state = f"{self.root} {'is not a folder' if self.root.exists() else 'does not exist'}"
             state += f": expected data={self.name} there"
         else:
-            state = f"data={self.name} is missing or incomplete: {self.root / path} does not exist"
+            state = f"data={self.name} is missing or incomplete: {self.root / choices[0]} does not exist"
         automatic = type(self).download is not Source.download
         remedy = f"Set data.root=DIR to its folder{', or download=true to download it' if automatic else ''}."
-        return DataError(f"{state}. {remedy}\n{self.how_to_get}")
+        raise DataError(f"{state}. {remedy}\n{self.how_to_get}")
 
-
-class Entry(NamedTuple):
-    """One photograph of a data set; None for unknown values.
-
-    Attributes:
-        image_id: Name in the data set.
-        path: File relative to the root, with forward slashes.
-        grade: One of :data:`GRADES`.
-        patient_id: Id of the patient.
-        eye: "left" or "right".
-        split: Published split, "train", "val" or "test".
-        where: Origin for reports: ``labels.csv:17``, or the file itself.
-    """
-
-    image_id: str
-    path: str
-    grade: int | None = None
-    patient_id: str | None = None
-    eye: str | None = None
-    split: str | None = None
-    where: str = ""
+    def innermost(self, folder: str) -> str:
+        """Return a folder, or one of the same name in it, which unpacking often creates."""
+        nested = f"{folder}/{folder}"
+        return nested if (self.root / nested).is_dir() else folder
 
 
 def read_rows(
@@ -221,8 +225,8 @@ def read_rows(
     *,
     locate: Callable[[str], str] = str,
     prefix: str = "",
-) -> Iterator[Entry | Problem]:
-    """Convert the rows of a label file to entries; unusable rows become problems.
+) -> Iterator[Item]:
+    """Yield the entry of each row of a label file, or its problem.
 
     Args:
         labels: The label file.
@@ -232,9 +236,6 @@ def read_rows(
             RowError.
         locate: Converts a value of the column to a file name.
         prefix: Prefix of image_id in problems.
-
-    Yields:
-        One item for each row.
     """
     for row in labels.rows:
         name, where, path = row.cells[image_column], f"{labels.path.name}:{row.line}", ""
@@ -251,23 +252,20 @@ def read_rows(
 
 def read_folder(
     finder: PhotoFinder, entry: Callable[[str], Entry], skip: Container[str] = ()
-) -> Iterator[Entry | Problem]:
-    """Convert the photographs of a folder to entries; unusable ones become problems.
+) -> Iterator[Item]:
+    """Yield the entry of each photograph of a folder, or its problem.
 
     Args:
         finder: Lists the photographs.
         entry: Returns the entry of a path, without ``where``. May raise RowError.
         skip: Paths to skip.
-
-    Yields:
-        One item for each photograph.
     """
     for path in finder.all_photographs():
         if path in skip:
             continue
-        if not _is_text(path):
-            shown = path.encode("utf-8", "backslashreplace").decode()
-            yield Problem(shown, shown, "the file's name is not UTF-8: rename it", "left out", shown)
+        text = path.encode("utf-8", "backslashreplace").decode()
+        if text != path:  # on Linux a file name may be any bytes
+            yield Problem(text, text, "the file's name is not UTF-8: rename it", "left out", text)
             continue
         try:
             finder.find((finder.root / path).absolute().as_posix())
@@ -276,16 +274,7 @@ def read_folder(
             yield Problem(finder.stem(path), path, str(error), "left out", path)
 
 
-def _is_text(path: str) -> bool:
-    # On Linux a file name may be any bytes.
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def collect(items: Iterable[Entry | Problem], dataset: str) -> SourceTable:
+def collect(items: Iterable[Item], dataset: str) -> SourceTable:
     """Build the manifest, with each image_id and each file once.
 
     Of rows with equal content for one image_id or file the first is kept. Rows that disagree (grade, file,
@@ -295,13 +284,9 @@ def collect(items: Iterable[Entry | Problem], dataset: str) -> SourceTable:
         items: Results of :func:`read_rows` and :func:`read_folder`.
         dataset: Value of the column ``dataset``.
     """
-    entries: list[Entry] = []
-    found: list[Problem] = []
-    for item in items:
-        if isinstance(item, Entry):
-            entries.append(item)
-        else:
-            found.append(item)
+    items = list(items)
+    entries = [item for item in items if isinstance(item, Entry)]
+    problems = [item for item in items if isinstance(item, Problem)]
     conflicts = _conflicts(entries)
     by_id: dict[str, Entry] = {}
     by_path: dict[str, Entry] = {}
@@ -314,11 +299,11 @@ def collect(items: Iterable[Entry | Problem], dataset: str) -> SourceTable:
                 continue
             named = "" if first.image_id == entry.image_id else f" ({first.image_id}, the same file)"
             reason = f"duplicate id: repeats {first.where}{named}"
-        found.append(Problem(entry.image_id, entry.where, reason, "left out", entry.path))
+        problems.append(Problem(entry.image_id, entry.where, reason, "left out", entry.path))
     rows = [(*e[:-2], dataset, e.split) for _, e in sorted(by_id.items())]
     manifest = pd.DataFrame(rows, columns=list(MANIFEST_COLUMNS), dtype=object)
     types = {column: "Int64" if column == "grade" else "string" for column in MANIFEST_COLUMNS}
-    return SourceTable(manifest.astype(types), tuple(found))
+    return SourceTable(manifest.astype(types), tuple(problems))
 
 
 def _conflicts(entries: list[Entry]) -> dict[int, str]:
@@ -371,8 +356,8 @@ def parse_grade(text: str, *, ungradable: int | None = None) -> int | None:
         raise RowError(f"grade {value} is not a whole number")
     if int(number) == ungradable:
         raise RowError(f"ungradable (grade {ungradable})")
-    if int(number) not in GRADES:
-        raise RowError(f"grade {value} is not one of {GRADES[0]}-{GRADES[-1]}")
+    if int(number) not in range(NUM_GRADES):
+        raise RowError(f"grade {value} is not one of 0-{NUM_GRADES - 1}")
     return int(number)
 
 
@@ -403,28 +388,14 @@ def _one_of(text: str, known: dict[str, str], what: str, choices: str) -> str | 
     return known[value.lower()]
 
 
-def require_folder(root: Path, what: str) -> None:
-    """Raise a DataError with the expected content ``what`` if a folder does not exist."""
-    if not root.is_dir():
-        state = "is not a folder" if root.exists() else "does not exist"
-        raise DataError(f"{root} {state}: expected {what} there. Set data.root=DIR")
-
-
 def build_once(target: Path, fill: Callable[[Path], None]) -> bool:
-    """Create a folder completely or not at all.
+    """Create a folder completely or not at all; return False if it exists.
 
     The folder is filled under a temporary name and renamed. If several processes request it, one fills it
     and the others wait. Leftovers of killed processes are removed.
 
-    Args:
-        target: The folder.
-        fill: Writes the content into the given folder.
-
-    Returns:
-        True if the folder was created, False if it existed.
-
     Raises:
-        DataError: If it cannot be written.
+        DataError: If the folder cannot be written.
     """
     if target.exists():  # before locking, because the folder around it may be read-only
         return False
@@ -449,10 +420,5 @@ def build_once(target: Path, fill: Callable[[Path], None]) -> bool:
 
 
 def needs_extra(what: str, package: str) -> DataError:
-    """Return the error for a missing optional package.
-
-    Args:
-        what: Feature that needs the package.
-        package: Name of the package.
-    """
+    """Return the error for an optional package that the feature ``what`` needs."""
     return DataError(f"{what} needs the package {package}: pip install 'drgrade[datasets]'")

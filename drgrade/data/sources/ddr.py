@@ -2,16 +2,7 @@
 
 from collections.abc import Iterator
 
-from drgrade.data.sources.base import (
-    About,
-    Entry,
-    Problem,
-    Source,
-    SourceTable,
-    collect,
-    parse_grade,
-    read_rows,
-)
+from drgrade.data.sources.base import About, Entry, Item, Source, parse_grade, read_rows
 from drgrade.data.sources.label_files import LabelRow, PhotoFinder, read_list_file
 
 PART = "DR_grading"
@@ -44,17 +35,14 @@ https://github.com/nkicsl/DDR-dataset links to the archive, whose parts must be 
   {PART}/train/NAME.jpg, {PART}/valid/NAME.jpg, {PART}/test/NAME.jpg
 {about.cite}"""
 
-    def read(self) -> SourceTable:
-        """Read the three lists.
-
-        Raises:
-            DataError: If a list or a folder is missing.
-        """
+    def items(self) -> Iterator[Item]:
+        """Read the three lists."""
         part = self._part()
-        needed = [f"{part}{folder}{ending}" for folder in _SETS.values() for ending in (".txt", "")]
-        for path in needed:
-            self.need(path)
-        return collect((item for split in _SETS for item in self._read_set(part, split)), self.name)
+        for folder in _SETS.values():
+            self.need(f"{part}{folder}.txt")
+            self.need(f"{part}{folder}")
+        for split, folder in _SETS.items():
+            yield from self._read_set(f"{part}{folder}", split)
 
     def photograph_folders(self) -> tuple[str, ...]:
         """Return the folders that hold the photographs; see the base class."""
@@ -62,13 +50,11 @@ https://github.com/nkicsl/DDR-dataset links to the archive, whose parts must be 
 
     def _part(self) -> str:
         choices = (f"{PART}/", f"DDR-dataset/{PART}/", "")
-        list_ = self.need(*(f"{choice}train.txt" for choice in choices))
-        return list_.removesuffix("train.txt")
+        return self.need(*(f"{choice}train.txt" for choice in choices)).removesuffix("train.txt")
 
-    def _read_set(self, part: str, split: str) -> Iterator[Entry | Problem]:
-        folder = _SETS[split]
-        labels = read_list_file(self.root / f"{part}{folder}.txt", ("image", "grade"))
-        finder = PhotoFinder(self.root, f"{part}{folder}", loose=True)
+    def _read_set(self, folder: str, split: str) -> Iterator[Item]:
+        labels = read_list_file(self.root / f"{folder}.txt", ("image", "grade"))
+        finder = PhotoFinder(self.root, folder, loose=True)
 
         def entry(row: LabelRow, path: str) -> Entry:
             grade = parse_grade(row.cells["grade"], ungradable=UNGRADABLE)

@@ -3,17 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from drgrade.data.sources.base import (
-    About,
-    Entry,
-    Problem,
-    Source,
-    SourceTable,
-    collect,
-    parse_grade,
-    parse_text,
-    read_rows,
-)
+from drgrade.data.sources.base import About, Entry, Item, Source, parse_grade, parse_text, read_rows
 from drgrade.data.sources.label_files import LabelFile, LabelRow, PhotoFinder, RowError, read_label_file
 
 PART = "regular_fundus_images"
@@ -61,19 +51,12 @@ data.root is the clone, which contains
   {PART}/Online-Challenge1&2-Evaluation/Challenge1_labels.xlsx (or .csv) and Images/...
 {about.cite}"""
 
-    def read(self) -> SourceTable:
-        """Read the three label files.
-
-        Without its labels (``Challenge1_upload.csv`` only) the test set is ungraded.
-
-        Raises:
-            DataError: If a set or a column is missing, or the labels are an .xlsx file and openpyxl is not
-                installed.
-        """
+    def items(self) -> Iterator[Item]:
+        """Read the three label files; without labels (``Challenge1_upload.csv``) the test set is ungraded."""
         part = self._part()
         files = {split: self._need_set(part, split) for split in _SETS}
-        items = (item for split, file in files.items() for item in self._read_set(part, split, file))
-        return collect(items, self.name)
+        for split, file in files.items():
+            yield from self._read_set(part, split, file)
 
     def photograph_folders(self) -> tuple[str, ...]:
         """Return the folders that hold the photographs; see the base class."""
@@ -88,7 +71,7 @@ data.root is the clone, which contains
         self.need(f"{part}{folder}/{_IMAGES}")
         return self.need(*(f"{part}{folder}/{file}" for file in files))
 
-    def _read_set(self, part: str, split: str, file: str) -> Iterator[Entry | Problem]:
+    def _read_set(self, part: str, split: str, file: str) -> Iterator[Item]:
         labels = read_label_file(self.root / file)
         image = labels.column(_IMAGE)
         grades = _grade_columns(labels, split)

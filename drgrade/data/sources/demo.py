@@ -1,7 +1,7 @@
 """Demo data set of synthetic photographs."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -26,8 +26,7 @@ SMALLEST = 64
 class Demo(Source):
     """Synthetic photographs, drawn on first use; determined by count, size and seed.
 
-    Lesion masks with :class:`~drgrade.synthetic.lesions.Lesion` labels are written to
-    ``lesions/IMAGE_ID.png``.
+    ``lesions/IMAGE_ID.png`` has the labels of :class:`~drgrade.synthetic.lesions.Lesion` as pixel values.
 
     Args:
         root: Folder of drawn data sets, each in its own folder.
@@ -62,12 +61,11 @@ class Demo(Source):
         workers: int | None = None,
         name: str = "demo",
     ) -> None:
-        self.name = name
         bounds = {"count": (count, 1), "size": (size, SMALLEST), "seed": (seed, 0), "workers": (workers, 1)}
         for setting, (value, least) in bounds.items():
             if value is not None and value < least:
                 raise ConfigError(f"data=demo: {setting} is {value}, but must be at least {least}")
-        self.root = Path(root) / f"demo-{count}-{size}-{seed}-v{ART_VERSION}"
+        super().__init__(Path(root) / f"demo-{count}-{size}-{seed}-v{ART_VERSION}", name)
         self.count, self.size, self.seed = count, size, seed
         self.workers = workers or os.cpu_count() or 1
 
@@ -94,28 +92,28 @@ class Demo(Source):
         photographs = plan_photographs(self.count, self.seed)
         (folder / IMAGES).mkdir()
         (folder / LESIONS).mkdir()
-        self._draw_all(photographs, folder)
+        draw = partial(_draw_to_files, folder=folder, size=self.size, seed=self.seed)
+        drawn = _run(draw, photographs, min(self.workers, len(photographs)))
+        for _ in track(drawn, len(photographs), "drawing", f"demo photographs to {self.root}"):
+            pass
         _label_table(photographs).to_csv(folder / LABELS, index=False)
 
-    def _draw_all(self, photographs: list[PlannedPhotograph], folder: Path) -> None:
-        """Draw the photographs in worker processes, or in this one with ``workers=1``."""
-        draw = partial(_draw_to_files, folder=folder, size=self.size, seed=self.seed)
-        workers = min(self.workers, len(photographs))
-        if workers == 1:
-            with _one_opencv_thread():
-                self._wait_for(map(draw, photographs), len(photographs))
-            return
-        # 0, not 1: a forked worker would wait for OpenCV threads of its parent, which it does not have.
-        with ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(0,)) as pool:
-            try:
-                self._wait_for(pool.map(draw, photographs, chunksize=4), len(photographs))
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
 
-    def _wait_for(self, drawn: Iterable[None], total: int) -> None:
-        for _ in track(drawn, total, "drawing", f"demo photographs to {self.root}"):
-            pass
+def _run(
+    draw: Callable[[PlannedPhotograph], None], photographs: list[PlannedPhotograph], workers: int
+) -> Iterator[None]:
+    """Draw the photographs in worker processes, or in this one if there is one worker."""
+    if workers == 1:
+        with _one_opencv_thread():
+            yield from map(draw, photographs)
+        return
+    # 0, not 1: a forked worker would wait for OpenCV threads of its parent, which it does not have.
+    with ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(0,)) as pool:
+        try:
+            yield from pool.map(draw, photographs, chunksize=4)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 @contextmanager
@@ -134,26 +132,16 @@ def _draw_to_files(photograph: PlannedPhotograph, folder: Path, size: int, seed:
     drawing = draw_photograph(photograph, size, seed)
     bgr = cv2.cvtColor(drawing.pixels, cv2.COLOR_RGB2BGR)
     quality = [cv2.IMWRITE_JPEG_QUALITY, drawing.jpeg_quality]
-    _write(folder / IMAGES / f"{photograph.image_id}.jpg", cv2.imencode(".jpg", bgr, quality))
-    _write(folder / LESIONS / f"{photograph.image_id}.png", cv2.imencode(".png", drawing.lesions))
-
-
-def _write(path: Path, encoded: tuple[bool, "cv2.typing.MatLike"]) -> None:
-    """Write an encoded image; unlike ``cv2.imwrite`` this raises an error if the disk is full."""
-    path.write_bytes(encoded[1].tobytes())
+    # Unlike cv2.imwrite, write_bytes raises an error if the disk is full.
+    _, jpeg = cv2.imencode(".jpg", bgr, quality)
+    (folder / IMAGES / f"{photograph.image_id}.jpg").write_bytes(jpeg.tobytes())
+    _, png = cv2.imencode(".png", drawing.lesions)
+    (folder / LESIONS / f"{photograph.image_id}.png").write_bytes(png.tobytes())
 
 
 def _label_table(photographs: list[PlannedPhotograph]) -> pd.DataFrame:
     rows = [
-        {
-            "image_id": photograph.image_id,
-            "path": f"{IMAGES}/{photograph.image_id}.jpg",
-            "grade": photograph.grade,
-            "patient_id": photograph.patient_id,
-            "eye": photograph.eye,
-            "dataset": "demo",
-            "split": pd.NA,
-        }
-        for photograph in photographs
+        (p.image_id, f"{IMAGES}/{p.image_id}.jpg", p.grade, p.patient_id, p.eye, "demo", pd.NA)
+        for p in photographs
     ]
     return pd.DataFrame(rows, columns=list(MANIFEST_COLUMNS))

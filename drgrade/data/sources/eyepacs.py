@@ -4,17 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from drgrade.data.sources.base import (
-    About,
-    Entry,
-    Problem,
-    Source,
-    SourceTable,
-    collect,
-    parse_grade,
-    read_folder,
-    read_rows,
-)
+from drgrade.data.sources.base import About, Entry, Item, Problem, Source, parse_grade, read_folder, read_rows
 from drgrade.data.sources.label_files import LabelRow, PhotoFinder, RowError, read_label_file
 
 _SETS = {"train": ("trainLabels.csv", "train"), "test": ("retinopathy_solution.csv", "test")}
@@ -51,29 +41,25 @@ join them (cat train.zip.* > train.zip) and unpack them. data.root then contains
   test/*.jpeg and retinopathy_solution.csv (image,level,Usage; published on the forum after the competition).
 {about.cite}"""
 
-    def read(self) -> SourceTable:
-        """Read the label files, and list test photographs without grades.
-
-        Raises:
-            DataError: If the training set is missing or a label file lacks a column.
-        """
+    def items(self) -> Iterator[Item]:
+        """Read the label files, or list the test photographs without one; the training set must exist."""
         for needed in _SETS["train"]:
             self.need(needed)
-        return collect((item for split in _SETS for item in self._read_set(split)), self.name)
+        for split in _SETS:
+            yield from self._read_set(split)
 
     def photograph_folders(self) -> tuple[str, ...]:
         """Return the folders that hold the photographs; see the base class."""
         return tuple(folder for _, folder in _SETS.values())
 
-    def _read_set(self, split: str) -> Iterator[Entry | Problem]:
+    def _read_set(self, split: str) -> Iterator[Item]:
         file, folder = _SETS[split]
         if not (self.root / folder).is_dir():
             if (self.root / file).is_file():
                 reason = f"none of its photographs is there: no folder {folder}"
                 yield Problem("", file, reason, "left out")
             return
-        nested = f"{folder}/{folder}"
-        finder = PhotoFinder(self.root, nested if (self.root / nested).is_dir() else folder, loose=True)
+        finder = PhotoFinder(self.root, self.innermost(folder), loose=True)
         if not (self.root / file).is_file():
             yield from read_folder(finder, lambda path: _entry(Path(path).stem, path, None, split))
             return

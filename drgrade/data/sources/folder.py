@@ -7,17 +7,14 @@ from drgrade.data.image_reader import IMAGE_EXTENSIONS
 from drgrade.data.sources.base import (
     About,
     Entry,
-    Problem,
+    Item,
     Source,
-    SourceTable,
-    collect,
     parse_eye,
     parse_grade,
     parse_split,
     parse_text,
     read_folder,
     read_rows,
-    require_folder,
 )
 from drgrade.data.sources.label_files import LabelFile, LabelRow, PhotoFinder, read_label_file
 from drgrade.errors import DataError
@@ -67,8 +64,7 @@ data=folder reads your own photographs: data.root=DIR is their folder, data.csv=
         extensions: tuple[str, ...] = IMAGE_EXTENSIONS,
         name: str = "folder",
     ) -> None:
-        self.name = name
-        self.root = Path(root)
+        super().__init__(root, name)
         self.csv = None if csv is None else self.root / csv
         self.image_column = image_column
         self.grade_column = grade_column
@@ -79,19 +75,17 @@ data=folder reads your own photographs: data.root=DIR is their folder, data.csv=
         self.include_unlisted = include_unlisted
         self.extensions = tuple(extension.lower() for extension in extensions)
 
-    def read(self) -> SourceTable:
-        """Read the label file and find its photographs.
-
-        Raises:
-            DataError: If the folder, the label file or a column is missing, or there is no photograph.
-        """
-        require_folder(self.root, "a folder of photographs")
+    def items(self) -> list[Item]:
+        """Read the label file and find its photographs; there must be at least one."""
+        if not self.root.is_dir():
+            state = "is not a folder" if self.root.exists() else "does not exist"
+            raise DataError(f"{self.root} {state}: expected a folder of photographs there. Set data.root=DIR")
         if not (self.root / self.images).is_dir():
             raise DataError(
                 f"{self.root / self.images} is not a folder: set data.images=DIR, relative to data.root"
             )
         finder = PhotoFinder(self.root, self.images, self.extensions)
-        items: list[Entry | Problem] = []
+        items: list[Item] = []
         if self.csv is not None:
             items += read_rows(
                 self._label_file(), self.image_column, finder, partial(self._entry, finder=finder)
@@ -101,7 +95,7 @@ data=folder reads your own photographs: data.root=DIR is their folder, data.csv=
             items += read_folder(finder, lambda path: Entry(self._image_id(path, finder), path), skip=listed)
         if not items:
             raise DataError(f"{self.csv or self.root} contains no photographs")
-        return collect(items, self.name)
+        return items
 
     def photograph_folders(self) -> tuple[str, ...]:
         """Return the folders that hold the photographs; see the base class."""
@@ -113,8 +107,7 @@ data=folder reads your own photographs: data.root=DIR is their folder, data.csv=
             there = ", ".join(sorted(path.name for path in self.root.glob("*.csv"))) or "none"
             raise DataError(
                 f"the label file {self.csv} does not exist (CSV files in {self.root}: {there}). Set "
-                "data.csv=FILE, "
-                "or data.csv=null for photographs without labels"
+                "data.csv=FILE, or data.csv=null for photographs without labels"
             )
         labels = read_label_file(self.csv)
         labels.require(
@@ -140,7 +133,5 @@ data=folder reads your own photographs: data.root=DIR is their folder, data.csv=
         )
 
     def _image_id(self, path: str, finder: PhotoFinder) -> str:
-        below = (
-            Path(self.root, path).relative_to(self.root / self.images) if self.images != "." else Path(path)
-        )
+        below = Path(self.root, path).relative_to(self.root / self.images)
         return finder.stem(below.as_posix())

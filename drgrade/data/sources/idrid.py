@@ -2,27 +2,25 @@
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pandas as pd
 
 from drgrade.data.sources.base import (
-    GRADES,
     About,
     Entry,
-    Problem,
+    Item,
     Source,
-    SourceTable,
     build_once,
-    collect,
     needs_extra,
     parse_grade,
     read_rows,
 )
 from drgrade.data.sources.label_files import LabelRow, PhotoFinder, read_label_file
 from drgrade.errors import DataError
+from drgrade.grades import NUM_GRADES
 from drgrade.progress import say
 
 PART = "B. Disease Grading"
@@ -69,14 +67,11 @@ doi 10.21227/H25W98; download "{PART}.zip" and unpack it. data.root then contain
   {PART}/{_LABELS}/b. IDRiD_Disease Grading_Testing Labels.csv
 {about.cite}"""
 
-    def read(self) -> SourceTable:
-        """Read both label files.
-
-        Raises:
-            DataError: If a folder or a label file of the official layout is missing.
-        """
+    def items(self) -> Iterator[Item]:
+        """Read both label files."""
         part = self._part()
-        return collect((item for split in _SETS for item in self._read_set(part, split)), self.name)
+        for split in _SETS:
+            yield from self._read_set(part, split)
 
     def photograph_folders(self) -> tuple[str, ...]:
         """Return the folders that hold the photographs; see the base class."""
@@ -100,7 +95,6 @@ doi 10.21227/H25W98; download "{PART}.zip" and unpack it. data.root then contain
         say(f"data={self.name}: wrote {self.root / PART}")
 
     def _part(self) -> str:
-        """Return the folder of part B; archives are often unpacked one level too deep."""
         choices = (f"{PART}/", f"{PART}/{PART}/", "")
         return self.need(*(f"{choice}{_IMAGES}" for choice in choices)).removesuffix(_IMAGES)
 
@@ -110,11 +104,10 @@ doi 10.21227/H25W98; download "{PART}.zip" and unpack it. data.root then contain
         except DataError as error:
             raise DataError(
                 f"{self.root} contains part of IDRiD: complete it, or delete that part to download the "
-                "whole data "
-                f"set. {error}"
+                f"whole data set. {error}"
             ) from error
 
-    def _read_set(self, part: str, split: str) -> Iterator[Entry | Problem]:
+    def _read_set(self, part: str, split: str) -> Iterator[Item]:
         folder, file = _SETS[split]
         images = self.need(f"{part}{_IMAGES}/{folder}")
         labels = read_label_file(self.root / self.need(f"{part}{_LABELS}/{file}"))
@@ -136,13 +129,12 @@ doi 10.21227/H25W98; download "{PART}.zip" and unpack it. data.root then contain
             images = part / _IMAGES / folder
             images.mkdir(parents=True)
             rows = [row for parquet in sorted(copy.glob(f"data/{split}-*.parquet")) for row in _rows(parquet)]
-            counts = [sum(grade == row["label"] for row in rows) for grade in GRADES]
+            counts = [sum(grade == row["label"] for row in rows) for grade in range(NUM_GRADES)]
             if counts != PUBLISHED[split]:
                 raise DataError(
                     f"{REPOSITORY} has changed: its {split} set has {counts} photographs of grade 0-4, not "
                     f"{PUBLISHED[split]} as published. Only {self.root / _DOWNLOAD} was kept; download the "
-                    "data "
-                    f"set by hand.\n{self.how_to_get}"
+                    f"data set by hand.\n{self.how_to_get}"
                 )
             labels = pd.DataFrame(_write(rows, images), columns=[_IMAGE_COLUMN, _GRADE_COLUMN])
             labels.sort_values(_IMAGE_COLUMN).to_csv(part / _LABELS / file, index=False)
@@ -166,7 +158,7 @@ def _snapshot(folder: Path) -> Path:
     return Path(str(copy))
 
 
-def _rows(parquet: Path) -> list[dict[str, Any]]:
+def _rows(parquet: Path) -> list[dict[Hashable, Any]]:
     """Read a parquet file: ``image`` is a dictionary of ``bytes`` and ``path``, ``label`` a grade."""
     try:
         table = pd.read_parquet(parquet, engine="pyarrow", columns=["image", "label"])
@@ -174,14 +166,13 @@ def _rows(parquet: Path) -> list[dict[str, Any]]:
         raise needs_extra("download=true of data=idrid", "pyarrow") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{parquet} is damaged ({error}): delete it and try again") from error
-    return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+    return table.to_dict("records")
 
 
-def _write(rows: list[dict[str, Any]], folder: Path) -> list[tuple[str, int]]:
+def _write(rows: list[dict[Hashable, Any]], folder: Path) -> list[tuple[str, int]]:
     """Write the files of photographs and return their names and grades.
 
-    Without official names they are called ``row_001``, ..., to avoid confusion with the numbers of the
-    authors.
+    Without official names they are called ``row_001``, ..., unlike any number of the authors.
     """
     names = [PurePosixPath(row["image"]["path"] or "").name for row in rows]
     if len(set(names)) < len(names) or not all(map(_NAME.fullmatch, names)):

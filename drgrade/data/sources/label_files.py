@@ -1,4 +1,4 @@
-"""Search for the files that label files name."""
+"""Label files (CSV of any common dialect, lists without header, .xlsx) and the photographs that they name."""
 
 import csv
 import io
@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+
+import pandas as pd
 
 from drgrade.data.image_reader import IMAGE_EXTENSIONS
 from drgrade.errors import DataError
@@ -47,15 +49,12 @@ class LabelFile:
         Raises:
             DataError: If a column is missing.
         """
-        missing = {
-            setting: column for setting, column in settings.items() if column not in (None, *self.columns)
-        }
+        known = (None, *self.columns)
+        missing = {setting: column for setting, column in settings.items() if column not in known}
         if missing:
-            names = " and ".join(f'"{column}"' for column in missing.values())
             overrides = " ".join(f"data.{setting}=..." for setting in missing)
-            raise DataError(
-                f"{self.path} has no column {names}; its columns are {', '.join(self.columns) or '(none)'}. "
-                f"Set {overrides}"
+            raise self._without(
+                " and ".join(f'"{column}"' for column in missing.values()), f"Set {overrides}"
             )
 
     def column(self, *names: str) -> str:
@@ -67,13 +66,15 @@ class LabelFile:
         for name in names:
             if name in self.columns:
                 return name
-        wanted = " or ".join(f'"{name}"' for name in names)
-        raise DataError(
-            f"{self.path} has no column {wanted}; its columns are {', '.join(self.columns) or '(none)'}. "
+        raise self._without(
+            " or ".join(f'"{name}"' for name in names),
             "This is not the official file; data=folder reads other files with data.csv, data.image_column "
-            "and "
-            "data.grade_column"
+            "and data.grade_column",
         )
+
+    def _without(self, names: str, remedy: str) -> DataError:
+        columns = ", ".join(self.columns) or "(none)"
+        return DataError(f"{self.path} has no column {names}; its columns are {columns}. {remedy}")
 
 
 def read_label_file(path: Path) -> LabelFile:
@@ -148,8 +149,6 @@ def _decode(path: Path) -> str:
 
 def _sheet(path: Path) -> str:
     """Convert the first sheet of a spreadsheet to CSV."""
-    import pandas as pd
-
     try:
         sheet = pd.read_excel(path, header=None, dtype=str, keep_default_na=False, engine="openpyxl")
     except ImportError:
@@ -241,13 +240,13 @@ class PhotoFinder:
                     yield (below / name).as_posix()
 
     def _with_ending(self, listing: "_Listing", folder: str, base: str, name: str) -> str:
-        fitting = listing.by_name.get(self._key(self.stem(base) if self.loose else base), [])
-        if len(fitting) > 1:
-            raise RowError(f"several files fit {name}: {', '.join(fitting)}")
+        matches = listing.by_name.get(self._key(self.stem(base) if self.loose else base), [])
+        if len(matches) > 1:
+            raise RowError(f"several files fit {name}: {', '.join(matches)}")
         # is_file(): the file system may ignore case; if it fails, the error has the reason
-        if not fitting and not Path(folder, base).is_file():
+        if not matches and not Path(folder, base).is_file():
             raise RowError(f"the file is not there: {name}")
-        return fitting[0] if fitting else base
+        return matches[0] if matches else base
 
     def _check_link(self, path: Path, name: str) -> None:
         """Check that a file that is, or lies behind, a symbolic link is inside the root."""
@@ -278,17 +277,11 @@ class PhotoFinder:
 
 
 class _Listing(NamedTuple):
-    """Content of a folder.
+    """Content of a folder."""
 
-    Attributes:
-        inside: Whether the folder is inside the root after resolving links.
-        plain: For each name, whether it is a regular file and not a link.
-        by_name: File names by normalised name without extension and, for non-ASCII names, with extension.
-    """
-
-    inside: bool
-    plain: dict[str, bool]
-    by_name: dict[str, list[str]]
+    inside: bool  # the folder is inside the root after resolving links
+    plain: dict[str, bool]  # by name: whether it is a regular file and not a link
+    by_name: dict[str, list[str]]  # by normalised name without extension; non-ASCII names also with it
 
 
 def _scan(folder: str) -> list[tuple[str, bool]]:

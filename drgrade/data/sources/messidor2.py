@@ -4,17 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from drgrade.data.sources.base import (
-    About,
-    Entry,
-    Problem,
-    Source,
-    SourceTable,
-    collect,
-    parse_grade,
-    parse_text,
-    read_rows,
-)
+from drgrade.data.sources.base import About, Entry, Item, Problem, Source, parse_grade, parse_text, read_rows
 from drgrade.data.sources.label_files import LabelRow, PhotoFinder, RowError, read_label_file
 from drgrade.errors import DataError
 
@@ -72,24 +62,15 @@ the photographs and the pairs file from https://www.adcis.net/en/third-party/mes
     def __init__(
         self, root: str | Path, pairs: str | None = "messidor-2.csv", name: str = "messidor2"
     ) -> None:
-        self.root = Path(root)
+        super().__init__(root, name)
         self.pairs = pairs
-        self.name = name
-
-    def read(self) -> SourceTable:
-        """Read the grades and the pairs.
-
-        Raises:
-            DataError: If photographs, grades or pairs are missing, a column is missing, or no photograph is
-                in the pairs.
-        """
-        return collect(self._items(), self.name)
 
     def photograph_folders(self) -> tuple[str, ...]:
         """Return the folders that hold the photographs; see the base class."""
         return (self.need(*_IMAGES),)
 
-    def _items(self) -> Iterator[Entry | Problem]:
+    def items(self) -> Iterator[Item]:
+        """Read the grades and the pairs; at least one photograph must be in the pairs."""
         labels = read_label_file(self.root / self.need(GRADES_FILE))
         finder = PhotoFinder(self.root, self.need(*_IMAGES), loose=True)
         image, grade = labels.column(*_IMAGE), labels.column(*_GRADE)
@@ -119,8 +100,7 @@ the photographs and the pairs file from https://www.adcis.net/en/third-party/mes
             raise DataError(
                 f"{self.root / self.pairs} names no photograph of {self.root / GRADES_FILE}. Set "
                 "data.pairs=FILE to the pairs file of Messidor-2, or data.pairs=null to treat every "
-                "photograph as a "
-                "patient of its own"
+                "photograph as a patient of its own"
             )
         for key, place in places.items():
             if key not in listed:

@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import shutil
 import zipfile
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -16,10 +17,9 @@ from filelock import FileLock
 from drgrade.data.sources.base import (
     About,
     Entry,
+    Item,
     Source,
-    SourceTable,
     build_once,
-    collect,
     needs_extra,
     parse_grade,
     parse_split,
@@ -78,22 +78,16 @@ px; selected by data.size). The official client (pip install medmnist) also down
     def __init__(self, root: str | Path, size: int = 224, name: str = "retinamnist") -> None:
         if size not in SIZES:
             raise ConfigError(f"data.size={size} is not one of {', '.join(map(str, SIZES))}")
-        self.root = Path(root)
+        super().__init__(root, name)
         self.size = size
-        self.name = name
 
     @property
     def file(self) -> str:
         """Name of the .npz file."""
         return "retinamnist.npz" if self.size == 28 else f"retinamnist_{self.size}.npz"
 
-    def read(self) -> SourceTable:
-        """Write the photographs to files unless they exist, and list them.
-
-        Raises:
-            DataError: If the .npz file is missing, damaged or of another format, or the root cannot be
-                written.
-        """
+    def items(self) -> Iterator[Item]:
+        """Write the photographs to files unless they exist, and list them."""
         folder = self._folder()
         build_once(self.root / folder, partial(_unpack, self.root / self.file, self.size))
         labels = read_label_file(self.root / folder / _LABELS)
@@ -103,7 +97,7 @@ px; selected by data.size). The official client (pip install medmnist) also down
             grade, split = parse_grade(row.cells["grade"]), parse_split(row.cells["split"])
             return Entry(finder.stem(row.cells["image"]), path, grade, split=split)
 
-        return collect(read_rows(labels, "image", finder, entry), self.name)
+        return read_rows(labels, "image", finder, entry)
 
     def photograph_folders(self) -> tuple[str, ...]:
         """Return the folders that hold the photographs; see the base class."""
