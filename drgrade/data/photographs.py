@@ -18,8 +18,9 @@ from filelock import FileLock
 
 from drgrade.data.duplicates.search import DUPLICATES_VERSION, clusters, find_duplicates
 from drgrade.data.sources.base import Source
-from drgrade.data.splits.spec import Remark, SplitSpec
-from drgrade.data.splits.split import Split, has_grades, split_hash, split_or_sides, split_with_remarks
+from drgrade.data.splits.remarks import Remark
+from drgrade.data.splits.spec import SplitSpec
+from drgrade.data.splits.split import Split, has_grades, make_split, split_hash, split_sides
 from drgrade.data.store import PrepareOptions, Store, prepare
 from drgrade.data.store_builder import PREPARATION_VERSION
 from drgrade.errors import ConfigError, DataError
@@ -244,7 +245,7 @@ class Photographs(Collection):
 
     @cached_property
     def _drawn(self) -> Split:
-        return split_with_remarks(self.manifest, self.spec)
+        return make_split(self.manifest, self.spec)
 
     @cached_property
     def sides(self) -> Split:
@@ -253,7 +254,7 @@ class Photographs(Collection):
         Raises:
             DataError: If the split is impossible with these photographs.
         """
-        return self._drawn if has_grades(self.manifest) else split_or_sides(self.manifest, self.spec)
+        return self._drawn if has_grades(self.manifest) else split_sides(self.manifest, self.spec)
 
     @property
     def split(self) -> pd.DataFrame:

@@ -52,9 +52,13 @@ def ids(split, *subsets):
     return set(split.loc[split["subset"].isin(subsets), "image_id"])
 
 
+def split_table(manifest, spec):
+    return make_split(manifest, spec).table
+
+
 def try_split(manifest, **spec):
     try:
-        return make_split(manifest, SplitSpec(**spec))
+        return split_table(manifest, SplitSpec(**spec))
     except DataError:
         return None
 

@@ -11,13 +11,14 @@ from split_manifests import (
     ids,
     manifest_of,
     manifests_of_all_kinds,
+    split_table,
     try_split,
     with_columns,
 )
 
 from drgrade.data.splits import draw as order
 from drgrade.data.splits.spec import SplitSpec
-from drgrade.data.splits.split import make_split, split_hash, split_with_remarks, ungraded_split
+from drgrade.data.splits.split import make_split, split_hash, split_sides
 from drgrade.errors import ConfigError, DataError
 
 
@@ -63,7 +64,7 @@ def test_the_split_of_a_run_read_back_is_the_same(write, manifest, fold, how, fr
     split = try_split(manifest, **spec, label_fraction=fraction, val_within_fraction=within)
     assume(split is not None)
     for name in (fold, 0):  # the file decides, whatever fold says
-        again = make_split(manifest, SplitSpec(**{**spec, "fold": name}, file=write(split)))
+        again = split_table(manifest, SplitSpec(**{**spec, "fold": name}, file=write(split)))
         pd.testing.assert_frame_equal(again, split)
         assert split_hash(again) == split_hash(split)
 
@@ -71,12 +72,12 @@ def test_the_split_of_a_run_read_back_is_the_same(write, manifest, fold, how, fr
 @pytest.mark.parametrize("fraction", [0.1, 0.5])
 def test_fractions_are_drawn_inside_the_training_photographs_of_a_file(write, fraction):
     manifest = demo_manifest(120)
-    whole = make_split(manifest, SplitSpec(val_fraction=0.15))
+    whole = split_table(manifest, SplitSpec(val_fraction=0.15))
     path = write(whole)
-    split = make_split(manifest, SplitSpec(file=path, label_fraction=fraction))
-    expected = make_split(manifest, SplitSpec(val_fraction=0.15, label_fraction=fraction))
+    split = split_table(manifest, SplitSpec(file=path, label_fraction=fraction))
+    expected = split_table(manifest, SplitSpec(val_fraction=0.15, label_fraction=fraction))
     assert split_hash(split) == split_hash(expected)
-    larger = make_split(manifest, SplitSpec(file=path, label_fraction=2 * fraction))
+    larger = split_table(manifest, SplitSpec(file=path, label_fraction=2 * fraction))
     assert ids(split, "train") < ids(larger, "train") <= ids(whole, "train")
 
 
@@ -97,7 +98,7 @@ def test_usual_spellings_are_understood(write):
         "external",
     ]
     words += ["train"] * 21
-    split = make_split(manifest, SplitSpec(file=write(listed(manifest, words, "split"))))
+    split = split_table(manifest, SplitSpec(file=write(listed(manifest, words, "split"))))
     expected = ["train", "train", "val", "val", "test", "test", "unlabelled", "excluded", "external"]
     assert split["subset"].tolist() == expected + ["train"] * 21
     assert split["grade"].tolist() == manifest["grade"].tolist()
@@ -106,7 +107,7 @@ def test_usual_spellings_are_understood(write):
 def test_a_file_without_validation_gets_one(write):
     manifest = manifest_of([[row % 5, row % 5] for row in range(40)])
     words = ["test"] * 20 + ["train"] * 60
-    split = make_split(manifest, SplitSpec(file=write(listed(manifest, words)), val_fraction=0.2))
+    split = split_table(manifest, SplitSpec(file=write(listed(manifest, words)), val_fraction=0.2))
     assert split["subset"].tolist()[:20] == ["test"] * 20
     assert counts(split, "val").sum() == pytest.approx(12, abs=2)
     assert split.groupby("group")["subset"].nunique().max() == 1
@@ -116,13 +117,13 @@ def test_validation_of_a_file_cannot_come_out_of_the_fraction(write):
     manifest = thirty()
     path = write(listed(manifest, ["test"] * 5 + ["val"] * 5 + ["train"] * 20))
     with pytest.raises(ConfigError, match=r"names validation photographs.*val_within_fraction=true"):
-        make_split(manifest, SplitSpec(file=path, val_within_fraction=True))
+        split_table(manifest, SplitSpec(file=path, val_within_fraction=True))
 
 
 def test_settings_that_a_file_replaces_are_named(write):
     manifest = thirty()
     path = write(listed(manifest, ["test"] * 5 + ["val"] * 5 + ["train"] * 20))
-    remarks = split_with_remarks(manifest, SplitSpec(file=path, fold=3)).remarks
+    remarks = make_split(manifest, SplitSpec(file=path, fold=3)).remarks
     assert remarks[0].text == (
         f"{path} splits 30 photographs instead of fold=3, folds=5, protocol.val_fraction=0.05"
     )
@@ -131,7 +132,7 @@ def test_settings_that_a_file_replaces_are_named(write):
 def test_a_photograph_without_a_grade_is_not_tested_on(write):
     manifest = manifest_of([[row % 5] for row in range(28)] + [[None], [None]])
     path = write(listed(manifest, ["test"] * 5 + ["train"] * 23 + ["test", "train"]))
-    found = split_with_remarks(manifest, SplitSpec(file=path, val_fraction=0.0))
+    found = make_split(manifest, SplitSpec(file=path, val_fraction=0.0))
     assert found.table["subset"].tolist()[-2:] == ["excluded", "unlabelled"]
     assert found.counts["file_ungraded"] == 2
 
@@ -140,7 +141,7 @@ def test_leaks_of_a_file_are_obeyed_and_said_loudly(write):
     manifest = manifest_of([[0, 0], [1, 1], [2, 2]] + [[row % 5] for row in range(24)])
     words = ["train", "test", "val", "train", "train", "train"] + ["test"] * 8 + ["val"] * 8 + ["train"] * 8
     path = write(listed(manifest, words))
-    found = split_with_remarks(manifest, SplitSpec(file=path))
+    found = make_split(manifest, SplitSpec(file=path))
     assert found.table["subset"].tolist() == words
     leak = next(remark for remark in found.remarks if remark.name == "file_leaking_groups")
     assert (leak.count, leak.serious) == (2, True)
@@ -150,7 +151,7 @@ def test_leaks_of_a_file_are_obeyed_and_said_loudly(write):
 def test_photographs_that_a_file_does_not_name_are_excluded(write):
     manifest = thirty()
     table = listed(manifest, ["test"] * 5 + ["train"] * 25).iloc[:-2]
-    found = split_with_remarks(manifest, SplitSpec(file=write(table), val_fraction=0.0))
+    found = make_split(manifest, SplitSpec(file=write(table), val_fraction=0.0))
     assert found.table["subset"].tolist()[-3:] == ["train", "excluded", "excluded"]
     assert found.counts["file_unnamed"] == 2
     assert any("not named by" in remark.text and "(i0028, i0029)" in remark.text for remark in found.remarks)
@@ -160,7 +161,7 @@ def test_names_that_the_data_do_not_have_are_counted(write):
     manifest = thirty()
     table = listed(manifest, ["test"] * 5 + ["train"] * 25)
     table = pd.concat([table, pd.DataFrame({"image_id": ["x", "y"], "subset": "train"})])
-    found = split_with_remarks(manifest, SplitSpec(file=write(table), val_fraction=0.0))
+    found = make_split(manifest, SplitSpec(file=write(table), val_fraction=0.0))
     assert found.counts["file_unknown"] == 2
     assert found.counts["file_named"] == 30
 
@@ -173,7 +174,7 @@ def test_pools_and_external_sets_keep_their_roles_beside_a_file(write):
         duplicate=["t", *[None] * 2, "e", *[None] * 2, "t", *[None] * 22, "e"],
     )
     path = write(listed(manifest, ["test"] * 11 + ["train"] * 19).iloc[6:])
-    found = split_with_remarks(manifest, SplitSpec(file=path, val_fraction=0.0))
+    found = make_split(manifest, SplitSpec(file=path, val_fraction=0.0))
     assert found.table["subset"].tolist()[:6] == ["excluded", *["unlabelled"] * 2, *["external"] * 3]
     assert found.table["subset"].tolist()[6:] == ["test"] * 5 + ["train"] * 18 + ["excluded"]
     assert found.counts["copies_of_external"] == 1
@@ -183,13 +184,13 @@ def test_a_file_may_not_train_on_an_external_set(write):
     manifest = with_columns(thirty(), role=["external"] + [None] * 29)
     path = write(listed(manifest, ["train"] * 10 + ["test"] * 20))
     with pytest.raises(DataError, match=r"uses photographs of an external data set \(i0000\)"):
-        make_split(manifest, SplitSpec(file=path))
+        split_table(manifest, SplitSpec(file=path))
 
 
 def test_a_file_decides_for_photographs_without_grades(write):
     manifest = manifest_of([[None]] * 4)
     path = write(listed(manifest, ["test", "train", "val", "unlabelled"]))
-    split = ungraded_split(manifest, SplitSpec(file=path))
+    split = split_sides(manifest, SplitSpec(file=path)).table
     assert split["subset"].tolist() == ["excluded", "unlabelled", "excluded", "unlabelled"]
 
 
@@ -201,7 +202,7 @@ def test_a_file_of_folds_is_tested_fold_by_fold(write):
     numbers = np.repeat(np.arange(60) % 3 + 1, 2)
     path = write(listed(manifest, numbers, "fold"))
     for fold in (1, 2, 3):
-        split = make_split(manifest, SplitSpec(file=path, fold=fold, folds=3, val_fraction=0.2))
+        split = split_table(manifest, SplitSpec(file=path, fold=fold, folds=3, val_fraction=0.2))
         assert (split["subset"] == "test").tolist() == (numbers == fold).tolist()
         assert set(split["subset"]) == {"test", "train", "val"}
         assert split.groupby("group")["subset"].nunique().max() == 1
@@ -211,7 +212,7 @@ def test_a_file_of_folds_is_tested_fold_by_fold(write):
 def test_a_fold_that_the_file_does_not_have_is_refused(write, fold):
     path = write(listed(thirty(), [row % 3 + 1 for row in range(30)], "fold"))
     with pytest.raises(DataError, match="has the folds 1, 2, 3: set fold to one of them"):
-        make_split(thirty(), SplitSpec(file=path, fold=fold))
+        split_table(thirty(), SplitSpec(file=path, fold=fold))
 
 
 # Names
@@ -221,12 +222,12 @@ def test_a_fold_that_the_file_does_not_have_is_refused(write, fold):
 def test_endings_and_the_name_of_the_data_set_may_differ(write, change):
     manifest = thirty().assign(dataset="set")
     table = listed(manifest, ["test"] * 5 + ["train"] * 25)
-    expected = make_split(manifest, SplitSpec(file=write(table), val_fraction=0.2))
+    expected = split_table(manifest, SplitSpec(file=write(table), val_fraction=0.2))
     other = table.assign(image_id=[change.format(name) for name in table["image_id"]])
-    found = make_split(manifest, SplitSpec(file=write(other), val_fraction=0.2))
+    found = split_table(manifest, SplitSpec(file=write(other), val_fraction=0.2))
     assert split_hash(found) == split_hash(expected)
     prefixed = manifest.assign(image_id="set/" + manifest["image_id"])
-    found = make_split(prefixed, SplitSpec(file=write(other), val_fraction=0.2))
+    found = split_table(prefixed, SplitSpec(file=write(other), val_fraction=0.2))
     assert (found["subset"] == "test").tolist() == [True] * 5 + [False] * 25
 
 
@@ -235,7 +236,7 @@ def test_a_name_that_fits_two_photographs_is_refused(write):
     manifest["image_id"] = manifest["dataset"] + "/" + [f"i{row % 15}" for row in range(30)]
     path = write("image_id,subset\na/i1,test\ni3.png,train\n")
     with pytest.raises(DataError, match=r"split.csv:3: i3.png fits several photographs \(a/i3, b/i3\)"):
-        make_split(manifest, SplitSpec(file=path))
+        split_table(manifest, SplitSpec(file=path))
 
 
 # Errors
@@ -268,9 +269,9 @@ def test_a_name_that_fits_two_photographs_is_refused(write):
 )
 def test_files_that_cannot_be_used_say_why(write, text, message):
     with pytest.raises(DataError, match=message):
-        make_split(thirty(), SplitSpec(file=write(text)))
+        split_table(thirty(), SplitSpec(file=write(text)))
 
 
 def test_a_missing_file_is_named():
     with pytest.raises(DataError, match=r"split.file=nowhere.csv does not exist: give a CSV"):
-        make_split(thirty(), SplitSpec(file="nowhere.csv"))
+        split_table(thirty(), SplitSpec(file="nowhere.csv"))

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from split_manifests import counts, ids, manifest_of, try_split
+from split_manifests import counts, ids, manifest_of, split_table, try_split
 
 from drgrade.data.splits import draw as order
 from drgrade.data.splits.draw import keep_rare_grades, wish_for_folds, wish_for_validation
 from drgrade.data.splits.spec import SplitSpec
-from drgrade.data.splits.split import groups_of, make_split, split_with_remarks
+from drgrade.data.splits.split import groups_of, make_split
 
 quick = settings(
     max_examples=25,
@@ -157,12 +157,12 @@ def test_no_other_validation_set_keeps_more_grades(groups, fraction, random):
 
 
 def test_the_only_photograph_of_a_grade_trains_whatever_the_validation():
-    split = make_split(manifest_of([[0]] * 40 + [[4]]), SplitSpec(fold=1, val_fraction=0.9))
+    split = split_table(manifest_of([[0]] * 40 + [[4]]), SplitSpec(fold=1, val_fraction=0.9))
     assert split["subset"].iloc[40] in ("train", "test")
 
 
 def test_the_run_says_which_grades_a_subset_lacks():
-    found = split_with_remarks(manifest_of([[0]] * 40 + [[1]] * 10 + [[4]]), SplitSpec(val_fraction=0.1))
+    found = make_split(manifest_of([[0]] * 40 + [[1]] * 10 + [[4]]), SplitSpec(val_fraction=0.1))
     texts = [remark.text for remark in found.remarks]
     lacking = {
         subset: {grade for grade in (0, 1, 4) if not counts(found.table, subset)[grade]}
@@ -188,7 +188,7 @@ def test_every_data_set_is_spread_over_folds_validation_and_fractions(pairs):
         eyes = [[grade, np.clip(grade + rng.integers(-1, 2), 0, 4)][: 1 + pairs] for grade in first]
         manifest = manifest_of(eyes).assign(dataset=np.repeat(datasets, 1 + pairs))
         spec = SplitSpec(fold=3, label_fraction=0.1 * (1 + seed), val_fraction=0.2)
-        split = make_split(manifest, spec)
+        split = split_table(manifest, spec)
         rest = split[split["subset"] != "test"]
         draws = [
             (split, "test", 1 / spec.folds),

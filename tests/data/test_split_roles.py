@@ -5,11 +5,19 @@ import pandas as pd
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from split_manifests import counts, ids, manifest_of, manifests_of_all_kinds, try_split, with_columns
+from split_manifests import (
+    counts,
+    ids,
+    manifest_of,
+    manifests_of_all_kinds,
+    split_table,
+    try_split,
+    with_columns,
+)
 
 from drgrade.data.splits import draw as order
 from drgrade.data.splits.spec import SUBSETS, SplitSpec
-from drgrade.data.splits.split import has_grades, make_split, split_hash, split_with_remarks, ungraded_split
+from drgrade.data.splits.split import has_grades, make_split, split_hash, split_sides
 from drgrade.errors import DataError
 
 
@@ -31,7 +39,7 @@ def crowd(first, copies=None, split=None, role=None, patient=None):
 
 
 def texts(manifest, **spec):
-    return [remark.text for remark in split_with_remarks(manifest, SplitSpec(**spec)).remarks]
+    return [remark.text for remark in make_split(manifest, SplitSpec(**spec)).remarks]
 
 
 # Copies that disagree
@@ -57,7 +65,7 @@ def texts(manifest, **spec):
 )
 def test_copies_that_disagree_are_settled(how, grades, expected):
     manifest = crowd(grades, copies=["x"] * len(grades))
-    split = make_split(manifest, SplitSpec(disagreeing=how))
+    split = split_table(manifest, SplitSpec(disagreeing=how))
     found = [None if pd.isna(grade) else int(grade) for grade in split["grade"][: len(grades)]]
     assert found == expected
     assert split["grade"][len(grades) :].tolist() == manifest["grade"][len(grades) :].tolist()
@@ -68,14 +76,14 @@ def test_which_copy_is_kept_does_not_depend_on_the_order_of_rows(how):
     manifest = crowd([3, 1, 1, 2, 4], copies=["x", "x", "x", "y", "y"])
     shuffled = manifest.sample(frac=1, random_state=1)
     spec = SplitSpec(disagreeing=how)
-    assert split_hash(make_split(shuffled, spec)) == split_hash(make_split(manifest, spec))
+    assert split_hash(split_table(shuffled, spec)) == split_hash(split_table(manifest, spec))
 
 
 def test_photographs_that_lose_their_grade_pretrain_or_are_excluded():
     manifest = crowd([1, 2, 1], copies=["x", "x", None], patient=["p", "q", "q"])
     seen = set()
     for fold in range(5):
-        split = make_split(manifest, SplitSpec(fold=fold))
+        split = split_table(manifest, SplitSpec(fold=fold))
         lost, third = split["subset"][:2].tolist(), split["subset"][2]
         assert lost == ["unlabelled"] * 2 if third in ("train", "unlabelled") else ["excluded"] * 2
         seen.add(third)
@@ -88,11 +96,9 @@ def test_photographs_that_lose_their_grade_pretrain_or_are_excluded():
 
 
 def test_two_eyes_may_differ():
-    split = make_split(crowd([0, 4], patient=["p", "p"]), SplitSpec())
+    split = split_table(crowd([0, 4], patient=["p", "p"]), SplitSpec())
     assert split["grade"][:2].tolist() == [0, 4]
-    assert (
-        "disagreeing_copies" not in split_with_remarks(crowd([0, 4], patient=["p", "p"]), SplitSpec()).counts
-    )
+    assert "disagreeing_copies" not in make_split(crowd([0, 4], patient=["p", "p"]), SplitSpec()).counts
 
 
 @pytest.mark.parametrize("how", ["drop", "keep_one", "majority"])
@@ -100,7 +106,7 @@ def test_the_published_test_set_keeps_its_grades(how):
     manifest = crowd(
         [1, 2, 2, 3, 3, 4], ["x", "x", "x", "y", "y", "y"], ["test", "train", "train", *["test"] * 3]
     )
-    split = make_split(manifest, SplitSpec(fold="published", disagreeing=how))
+    split = split_table(manifest, SplitSpec(fold="published", disagreeing=how))
     assert split["subset"][:6].tolist() == ["test", "excluded", "excluded", "test", "test", "test"]
     assert split["grade"][[0, 3, 4, 5]].tolist() == [1, 3, 3, 4]
 
@@ -115,7 +121,7 @@ def test_copies_and_patients_of_the_published_test_set_leave_the_training_side_a
         split=["test", "train", "train", "train"],
         patient=["p", "q", "p", "r"],
     )
-    found = split_with_remarks(manifest, SplitSpec(fold="published"))
+    found = make_split(manifest, SplitSpec(fold="published"))
     assert found.table["subset"][:3].tolist() == ["test", "excluded", "excluded"]
     assert found.table["subset"][3] in ("train", "val")
     assert {"copies_of_test": 1, "patients_of_test": 1}.items() <= found.counts.items()
@@ -127,7 +133,7 @@ def test_copies_and_patients_of_the_published_test_set_leave_the_training_side_a
 
 def test_a_published_test_set_of_one_of_several_data_sets():
     manifest = crowd([0, 1, 2], split=["test"] * 3).assign(dataset=["a"] * 43 + ["b"] * 40)
-    split = make_split(manifest, SplitSpec(fold="published", val_fraction=0.1))
+    split = split_table(manifest, SplitSpec(fold="published", val_fraction=0.1))
     assert ids(split, "test") == {"i0000", "i0001", "i0002"}
     assert set(split["subset"][3:]) == {"train", "val"}
 
@@ -138,10 +144,10 @@ def test_a_published_test_set_of_one_of_several_data_sets():
 def test_a_pool_is_pre_trained_on_and_its_grades_are_not_used():
     manifest = crowd([0, 1, 2, 4], role=["unlabelled"] * 4)
     for fold in range(5):
-        split = make_split(manifest, SplitSpec(fold=fold, label_fraction=0.5))
+        split = split_table(manifest, SplitSpec(fold=fold, label_fraction=0.5))
         assert split["subset"][:4].tolist() == ["unlabelled"] * 4
         assert split["grade"][:4].isna().all()
-    alone = make_split(manifest.iloc[4:], SplitSpec(fold=4, label_fraction=0.5))
+    alone = split_table(manifest.iloc[4:], SplitSpec(fold=4, label_fraction=0.5))
     pd.testing.assert_frame_equal(split.iloc[4:].reset_index(drop=True), alone)
 
 
@@ -149,7 +155,7 @@ def test_a_copy_of_a_tested_or_validated_photograph_in_a_pool_is_excluded():
     """Row k of the pool is a copy of labelled row k."""
     copies = [f"c{row}" for row in range(80)]
     manifest = crowd([row % 5 for row in range(80)], copies=copies * 2, role=["unlabelled"] * 80)
-    found = split_with_remarks(manifest, SplitSpec(val_fraction=0.2))
+    found = make_split(manifest, SplitSpec(val_fraction=0.2))
     split = found.table
     held_out = split["subset"][80:].isin(["val", "test"]).to_numpy()
     assert 0 < held_out.sum() < 80
@@ -165,14 +171,14 @@ def test_the_published_test_set_of_a_pool_is_left_alone(fold):
         split=["test", "train", "train", "test"],
         role=["unlabelled"] * 3 + ["labelled"],
     )
-    split = make_split(manifest, SplitSpec(fold=fold))
+    split = split_table(manifest, SplitSpec(fold=fold))
     assert split["subset"][:3].tolist() == ["excluded", "unlabelled", "excluded"]
 
 
 def test_the_test_set_of_a_pool_is_not_one_to_test_on():
     manifest = crowd([1], split=["test"], role=["unlabelled"])
     with pytest.raises(DataError, match="no published test set; use fold=0"):
-        make_split(manifest, SplitSpec(fold="published"))
+        split_table(manifest, SplitSpec(fold="published"))
 
 
 # External data sets
@@ -183,7 +189,7 @@ def test_an_external_data_set_is_tested_on_and_nothing_else():
     for fold in (*range(5), "published"):
         table = manifest.assign(split=np.where(manifest["role"].isna(), "test", manifest["split"]))
         table.loc[10:, "split"] = pd.NA
-        split = make_split(table, SplitSpec(fold=fold))
+        split = split_table(table, SplitSpec(fold=fold))
         assert split["subset"][:3].tolist() == ["external", "external", "excluded"]
         assert "external" not in set(split["subset"][3:])
 
@@ -197,7 +203,7 @@ def test_copies_and_patients_of_external_photographs_leave_the_training_side():
     )
     excluded = 0
     for fold in range(5):
-        found = split_with_remarks(manifest, SplitSpec(fold=fold))
+        found = make_split(manifest, SplitSpec(fold=fold))
         subset = found.table["subset"]
         assert subset[[0, 2, 4]].tolist() == ["external", "excluded", "external"]
         assert subset[1] == subset[3]
@@ -213,7 +219,7 @@ def test_an_external_photograph_has_no_say_where_copies_disagree():
     manifest = crowd([2, 3], copies=["x", "x"], role=["external", "labelled"])
     found = set()
     for fold in range(5):
-        split = make_split(manifest, SplitSpec(fold=fold))
+        split = split_table(manifest, SplitSpec(fold=fold))
         assert split["grade"].tolist()[:2] == [2, 3]
         assert split["subset"][0] == "external"
         found.add(split["subset"][1])
@@ -224,8 +230,8 @@ def test_external_photographs_do_not_move_the_others():
     plain = crowd([1, 2])
     more = with_columns(plain, role=["external"] * 2 + [None] * 80)
     for fold in range(5):
-        rest = make_split(plain.iloc[2:], SplitSpec(fold=fold))
-        found = make_split(more, SplitSpec(fold=fold)).iloc[2:].reset_index(drop=True)
+        rest = split_table(plain.iloc[2:], SplitSpec(fold=fold))
+        found = split_table(more, SplitSpec(fold=fold)).iloc[2:].reset_index(drop=True)
         pd.testing.assert_frame_equal(found, rest)
 
 
@@ -237,8 +243,8 @@ def test_an_external_copy_does_not_move_the_test_fold(grade, patient):
     external = more["image_id"][1]
     plain = more[more["image_id"] != external].assign(duplicate=None)
     for fold in range(5):
-        before = make_split(plain, SplitSpec(fold=fold)).set_index("image_id")
-        after = make_split(more, SplitSpec(fold=fold)).set_index("image_id").drop(external)
+        before = split_table(plain, SplitSpec(fold=fold)).set_index("image_id")
+        after = split_table(more, SplitSpec(fold=fold)).set_index("image_id").drop(external)
         assert (before["subset"] == "test").equals(after["subset"] == "test")
         assert before["grade"].equals(after["grade"])
         assert set(after.index[after["subset"] == "excluded"]) <= {more["image_id"][0]}
@@ -246,26 +252,26 @@ def test_an_external_copy_does_not_move_the_test_fold(grade, patient):
 
 def test_a_copy_in_a_pool_does_not_rename_a_group():
     manifest = crowd([1, 1], copies=["x", "x"], role=["labelled", "unlabelled"], patient=[None, "a first"])
-    groups = make_split(manifest, SplitSpec())["group"]
+    groups = split_table(manifest, SplitSpec())["group"]
     assert groups[0] == groups[1] == f"image:{manifest['image_id'][0]}"
 
 
 def test_an_external_data_set_without_grades_is_refused_before_anything_is_trained():
     manifest = crowd([None, None], role=["external"] * 2).assign(dataset=["far", "far"] + ["near"] * 80)
     with pytest.raises(DataError, match=r"data\.external: far has no photograph with a grade"):
-        make_split(manifest, SplitSpec())
+        split_table(manifest, SplitSpec())
 
 
 def test_a_published_test_set_whose_grades_nobody_has_is_part_of_a_pool():
     manifest = crowd([None, 1, None], role=["unlabelled"] * 3, split=["test", "train", "test"])
-    assert make_split(manifest, SplitSpec())["subset"][:3].tolist() == ["unlabelled"] * 3
+    assert split_table(manifest, SplitSpec())["subset"][:3].tolist() == ["unlabelled"] * 3
     graded = crowd([2, 1, None], role=["unlabelled"] * 3, split=["test", "train", "test"])
-    assert make_split(graded, SplitSpec())["subset"][:3].tolist() == ["excluded", "unlabelled", "excluded"]
+    assert split_table(graded, SplitSpec())["subset"][:3].tolist() == ["excluded", "unlabelled", "excluded"]
 
 
 def test_an_unknown_role_is_refused():
     with pytest.raises(DataError, match='role "tested" of a photograph is not one of labelled, unlabelled'):
-        make_split(crowd([1], role=["tested"]), SplitSpec())
+        split_table(crowd([1], role=["tested"]), SplitSpec())
 
 
 # All of it together
@@ -300,7 +306,7 @@ def test_what_holds_for_every_split(manifest, fold, how, fraction, shuffler):
     assert (by_cluster.min() == by_cluster.max()).all()
     rows = list(range(len(manifest)))
     shuffler.shuffle(rows)
-    assert split_hash(make_split(manifest.iloc[rows], SplitSpec(**spec))) == split_hash(split)
+    assert split_hash(split_table(manifest.iloc[rows], SplitSpec(**spec))) == split_hash(split)
 
 
 # Without grades
@@ -313,9 +319,9 @@ def test_photographs_without_grades_have_sides_too():
         split=["test", "train", None, "test", None, None],
         role=["labelled", "unlabelled", "external", "unlabelled", "external", "labelled"],
     ).iloc[:6]
-    split = ungraded_split(manifest, SplitSpec(fold="published"))
+    split = split_sides(manifest, SplitSpec(fold="published")).table
     assert split["subset"].tolist() == [*["excluded"] * 3, "unlabelled", *["excluded"] * 2]
-    split = ungraded_split(manifest, SplitSpec(fold=0))
+    split = split_sides(manifest, SplitSpec(fold=0)).table
     assert split["subset"].tolist() == [
         "unlabelled",
         "unlabelled",
@@ -328,9 +334,9 @@ def test_photographs_without_grades_have_sides_too():
 def test_a_pool_alone_can_be_pre_trained_on():
     manifest = crowd([], role=["unlabelled"] * 80)
     assert not has_grades(manifest)
-    assert set(ungraded_split(manifest, SplitSpec(fold="published"))["subset"]) == {"unlabelled"}
+    assert set(split_sides(manifest, SplitSpec(fold="published")).table["subset"]) == {"unlabelled"}
     with pytest.raises(DataError, match="no photograph has a grade"):
-        make_split(manifest, SplitSpec())
+        split_table(manifest, SplitSpec())
 
 
 def test_only_grades_of_labelled_photographs_count_as_grades():
@@ -340,7 +346,7 @@ def test_only_grades_of_labelled_photographs_count_as_grades():
 
 def test_groups_that_join_patients_are_said():
     manifest = crowd([1, 1, 1], copies=["x", "x", None], patient=["p", "q", "q"])
-    found = split_with_remarks(manifest, SplitSpec())
+    found = make_split(manifest, SplitSpec())
     assert found.counts["joined_groups"] == 1
     assert any("(patient:p); the largest has 3 photographs" in remark.text for remark in found.remarks)
     assert counts(found.table).sum() == 83

@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from split_manifests import counts, demo_manifest, ids, manifest_of, singletons, try_split
+from split_manifests import counts, demo_manifest, ids, manifest_of, singletons, split_table, try_split
 
 from drgrade.data.splits.draw import shot_groups
 from drgrade.data.splits.spec import SplitSpec
-from drgrade.data.splits.split import make_split, split_hash, split_with_remarks
+from drgrade.data.splits.split import make_split, split_hash
 from drgrade.errors import ConfigError
 
 quick = settings(max_examples=60, deadline=None)
@@ -76,8 +76,8 @@ def test_of_pairs_and_single_photographs_no_more_are_taken_than_wanted():
 @pytest.mark.parametrize("shots", [1, 5, 10])
 def test_test_fold_and_validation_are_those_of_all_labels(shots):
     manifest = demo_manifest()
-    whole = make_split(manifest, SplitSpec(fold=1, val_fraction=0.15))
-    few = make_split(manifest, SplitSpec(fold=1, val_fraction=0.15, shots=shots))
+    whole = split_table(manifest, SplitSpec(fold=1, val_fraction=0.15))
+    few = split_table(manifest, SplitSpec(fold=1, val_fraction=0.15, shots=shots))
     for subset in ("test", "val", "excluded"):
         assert ids(few, subset) == ids(whole, subset)
     assert ids(few, "train") < ids(whole, "train")
@@ -103,7 +103,7 @@ def test_splits_are_nested_in_shots_and_their_hashes_differ_where_labels_do(cont
 
 
 def test_a_grade_with_fewer_photographs_gives_all_and_the_run_says_so():
-    split = split_with_remarks(
+    split = make_split(
         singletons({0: 40, 1: 40, 4: 5}), SplitSpec(fold=0, folds=5, val_fraction=0.0, shots=10)
     )
     assert counts(split.table, "train").tolist() == [10, 10, 0, 0, 4]
@@ -113,7 +113,7 @@ def test_a_grade_with_fewer_photographs_gives_all_and_the_run_says_so():
 
 def test_photographs_beyond_the_shots_are_counted():
     manifest = manifest_of([[grade, grade] for grade in (0, 1) for _ in range(20)])
-    split = split_with_remarks(manifest, SplitSpec(fold=0, folds=5, val_fraction=0.0, shots=3))
+    split = make_split(manifest, SplitSpec(fold=0, folds=5, val_fraction=0.0, shots=3))
     assert counts(split.table, "train").tolist() == [4, 4, 0, 0, 0]
     assert split.counts["shots_beyond"] == 2
     assert "shots_lacking" not in split.counts
@@ -123,7 +123,7 @@ def test_shots_of_several_data_sets_come_from_all_of_them():
     manifest = singletons({0: 200, 1: 200}).assign(
         dataset=pd.array([("a", "b")[row % 2] for row in range(400)], dtype="string")
     )
-    split = make_split(manifest, SplitSpec(fold=0, val_fraction=0.0, shots=40))
+    split = split_table(manifest, SplitSpec(fold=0, val_fraction=0.0, shots=40))
     of_a = manifest["dataset"][(split["subset"] == "train").to_numpy()].eq("a").mean()
     assert 0.3 < of_a < 0.7
 

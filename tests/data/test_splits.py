@@ -14,13 +14,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from split_manifests import counts, demo_manifest, ids, manifest_of, singletons, try_split
+from split_manifests import counts, demo_manifest, ids, manifest_of, singletons, split_table, try_split
 
 from drgrade.data.sources.idrid import IDRiD
 from drgrade.data.splits import draw as order
 from drgrade.data.splits.draw import proportional_order
 from drgrade.data.splits.spec import SUBSETS, SplitSpec
-from drgrade.data.splits.split import groups_of, make_split, split_hash
+from drgrade.data.splits.split import groups_of, split_hash
 from drgrade.errors import ConfigError, DataError
 
 FRACTIONS = (0.05, 0.1, 0.25, 0.5, 1.0)
@@ -112,7 +112,7 @@ def test_grades_of_a_fraction_are_proportional(coarse, manifest, spec, fraction)
 @pytest.mark.parametrize("fraction", [0.01, 0.033, 0.1, 1 / 3, 0.37, 0.9])
 @pytest.mark.parametrize("within", [False, True])
 def test_any_fraction_is_exact_for_single_photographs(fraction, within):
-    split = make_split(
+    split = split_table(
         singletons(APTOS), SplitSpec(label_fraction=fraction, val_fraction=0.05, val_within_fraction=within)
     )
     side, val, train = (
@@ -127,7 +127,7 @@ def test_any_fraction_is_exact_for_single_photographs(fraction, within):
 @pytest.mark.parametrize("fold", range(5))
 def test_pairs_of_eyes_stay_within_one_on_the_demo_plan(fold):
     for fraction in FRACTIONS:
-        split = make_split(demo_manifest(), SplitSpec(fold=fold, label_fraction=fraction))
+        split = split_table(demo_manifest(), SplitSpec(fold=fold, label_fraction=fraction))
         whole = counts(split, "train", "unlabelled")
         assert (np.abs(counts(split, "train") - fraction * whole) <= 1 + 1e-9).all()
         assert (np.abs(counts(split, "val") - 0.05 * (whole + counts(split, "val"))) <= 1 + 1e-9).all()
@@ -157,7 +157,7 @@ def test_a_rare_grade_is_in_the_smallest_fraction(coarse, many, size, rare, seed
     manifest = manifest_of([[0] * size] * many + [[2] * size] * (many // 2) + rare)
     for within in (False, True):
         spec = SplitSpec(label_fraction=0.05, val_fraction=0.3, val_within_fraction=within, seed=seed)
-        split = make_split(manifest, spec)
+        split = split_table(manifest, spec)
         side = counts(split, "train", "unlabelled", *(["val"] if within else []))
         used = counts(split, "train", *(["val"] if within else []))
         assert ((used > 0) == (side > 0)).all()
@@ -188,7 +188,7 @@ def test_test_folds_are_proportional_within_one(coarse, manifest, folds, seed):
 
 @pytest.mark.parametrize("fold", range(5))
 def test_aptos_folds_are_proportional_within_one(fold):
-    split = make_split(singletons(APTOS), SplitSpec(fold=fold))
+    split = split_table(singletons(APTOS), SplitSpec(fold=fold))
     assert (np.abs(counts(split, "test") - counts(split) / 5) <= 1).all()
 
 
@@ -229,7 +229,7 @@ def test_the_order_of_rows_does_not_matter(coarse, manifest, spec, shuffler):
     order = list(range(len(manifest)))
     shuffler.shuffle(order)
     for shuffled in (manifest.iloc[order], manifest.iloc[order].reset_index(drop=True)):
-        again = make_split(shuffled, SplitSpec(**spec, label_fraction=0.25))
+        again = split_table(shuffled, SplitSpec(**spec, label_fraction=0.25))
         assert again["image_id"].tolist() == shuffled["image_id"].tolist()
         pd.testing.assert_frame_equal(again.sort_values("image_id", ignore_index=True), split)
         assert split_hash(again) == split_hash(split)
@@ -237,8 +237,8 @@ def test_the_order_of_rows_does_not_matter(coarse, manifest, spec, shuffler):
 
 def test_an_index_with_repeats_does_not_matter():
     manifest = demo_manifest(60)
-    expected = make_split(manifest, SplitSpec())
-    pd.testing.assert_frame_equal(make_split(manifest.set_index(np.zeros(60, int)), SplitSpec()), expected)
+    expected = split_table(manifest, SplitSpec())
+    pd.testing.assert_frame_equal(split_table(manifest.set_index(np.zeros(60, int)), SplitSpec()), expected)
 
 
 def test_another_process_makes_the_same_split():
@@ -248,9 +248,9 @@ def test_another_process_makes_the_same_split():
         "from drgrade.data.splits.spec import SplitSpec\n"
         "from drgrade.data.splits.split import make_split, split_hash\n"
         "manifest = pd.read_csv(sys.stdin)\n"
-        "print(split_hash(make_split(manifest, SplitSpec(label_fraction=0.1))))\n"
+        "print(split_hash(make_split(manifest, SplitSpec(label_fraction=0.1)).table))\n"
     )
-    expected = split_hash(make_split(manifest, SplitSpec(label_fraction=0.1)))
+    expected = split_hash(split_table(manifest, SplitSpec(label_fraction=0.1)))
     for hash_seed in ("1", "2"):
         found = subprocess.run(
             [sys.executable, "-c", code],
@@ -272,7 +272,7 @@ def test_the_training_seed_does_not_matter():
         np.random.seed(seed)  # noqa: NPY002
         torch.manual_seed(seed)
         before = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())  # noqa: NPY002
-        hashes.add(split_hash(make_split(manifest, SplitSpec(label_fraction=0.25))))
+        hashes.add(split_hash(split_table(manifest, SplitSpec(label_fraction=0.25))))
         after = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())  # noqa: NPY002
         assert before == after
     assert len(hashes) == 1
@@ -280,13 +280,13 @@ def test_the_training_seed_does_not_matter():
 
 def test_the_seed_of_the_split_matters():
     manifest = demo_manifest(120)
-    tests = [frozenset(ids(make_split(manifest, SplitSpec(seed=seed)), "test")) for seed in range(4)]
+    tests = [frozenset(ids(split_table(manifest, SplitSpec(seed=seed)), "test")) for seed in range(4)]
     assert len(set(tests)) == 4
 
 
 def test_the_split_of_a_photograph_does_not_follow_its_name():
     """Neighbours in the list are no likelier to be tested together."""
-    split = make_split(singletons({0: 1000}), SplitSpec())
+    split = split_table(singletons({0: 1000}), SplitSpec())
     tested = (split["subset"] == "test").to_numpy()
     together = (tested[1:] & tested[:-1]).sum()
     assert 20 < together < 60  # 40 expected
@@ -294,14 +294,14 @@ def test_the_split_of_a_photograph_does_not_follow_its_name():
 
 def test_the_published_results_on_the_demo_data_keep_their_split():
     """A recorded hash, against the rule: results that are compared with later ones name it."""
-    split = make_split(demo_manifest(), SplitSpec(fold=2, label_fraction=0.1, val_fraction=0.15))
+    split = split_table(demo_manifest(), SplitSpec(fold=2, label_fraction=0.1, val_fraction=0.15))
     assert split_hash(split) == DEMO_HASH
 
 
 def test_the_columns_of_later_days_change_nothing_if_they_say_nothing():
     manifest = demo_manifest(60)
     more = manifest.assign(dataset="demo", role="labelled", duplicate=pd.NA)
-    assert split_hash(make_split(more, SplitSpec())) == split_hash(make_split(manifest, SplitSpec()))
+    assert split_hash(split_table(more, SplitSpec())) == split_hash(split_table(manifest, SplitSpec()))
 
 
 # Validation within the fraction
@@ -311,8 +311,8 @@ def test_the_columns_of_later_days_change_nothing_if_they_say_nothing():
 def test_validation_labels_can_come_out_of_the_fraction(fraction):
     manifest = demo_manifest()
     common = {"label_fraction": fraction, "val_fraction": 0.2}
-    before = make_split(manifest, SplitSpec(**common))
-    within = make_split(manifest, SplitSpec(**common, val_within_fraction=True))
+    before = split_table(manifest, SplitSpec(**common))
+    within = split_table(manifest, SplitSpec(**common, val_within_fraction=True))
     side = counts(within, "train", "val", "unlabelled").sum()
     used = counts(within, "train", "val").sum()
     assert used == pytest.approx(fraction * side, abs=5)
@@ -322,7 +322,7 @@ def test_validation_labels_can_come_out_of_the_fraction(fraction):
 
 
 def test_no_validation_if_none_is_asked_for():
-    split = make_split(demo_manifest(60), SplitSpec(val_fraction=0.0))
+    split = split_table(demo_manifest(60), SplitSpec(val_fraction=0.0))
     assert set(split["subset"]) == {"train", "test"}
 
 
@@ -338,28 +338,28 @@ def published(groups, test):
 def test_the_published_test_set_is_honoured():
     manifest = published([[g % 5] for g in range(100)], set(range(70, 100)))
     for fraction in (0.1, 1.0):
-        split = make_split(manifest, SplitSpec(fold="published", val_fraction=0.15, label_fraction=fraction))
+        split = split_table(manifest, SplitSpec(fold="published", val_fraction=0.15, label_fraction=fraction))
         assert split["subset"].tolist()[70:] == ["test"] * 30
         assert not ids(split, "test") & set(manifest["image_id"][:70])
 
 
 def test_ungraded_photographs_of_tested_patients_are_excluded():
     manifest = published([[g % 5, None] for g in range(40)], set(range(60, 80)))
-    split = make_split(manifest, SplitSpec(fold="published", val_fraction=0.0))
+    split = split_table(manifest, SplitSpec(fold="published", val_fraction=0.0))
     assert split["subset"].tolist() == ["train", "unlabelled"] * 30 + ["test", "excluded"] * 10
 
 
 def test_the_published_test_set_is_not_enlarged_by_other_photographs_of_its_patients():
     """The other eye of a tested patient, published as training data, is neither trained nor tested on."""
     manifest = published([[g % 5, g % 5] for g in range(40)], set(range(60, 80, 2)))
-    split = make_split(manifest, SplitSpec(fold="published", val_fraction=0.0))
+    split = split_table(manifest, SplitSpec(fold="published", val_fraction=0.0))
     assert split["subset"].tolist() == ["train", "train"] * 30 + ["test", "excluded"] * 10
 
 
 def test_the_published_split_may_be_missing_for_some_photographs():
     manifest = published([[g % 5] for g in range(50)], set(range(40, 50)))
     manifest.loc[:9, "split"] = pd.NA
-    split = make_split(manifest, SplitSpec(fold="published", val_fraction=0.0))
+    split = split_table(manifest, SplitSpec(fold="published", val_fraction=0.0))
     assert split["subset"].tolist() == ["train"] * 40 + ["test"] * 10
 
 
@@ -367,7 +367,7 @@ def test_the_published_split_may_be_missing_for_some_photographs():
 
 
 def test_the_hash_changes_with_every_change():
-    split = make_split(demo_manifest(60), SplitSpec(label_fraction=0.25)).astype({"grade": "Int64"})
+    split = split_table(demo_manifest(60), SplitSpec(label_fraction=0.25)).astype({"grade": "Int64"})
     changed = [split]
     changes = {"image_id": "other", "group": "other", "grade": 3, "subset": "val"}
     for column, value in (*changes.items(), ("grade", pd.NA)):
@@ -459,7 +459,7 @@ def test_a_published_fold_needs_no_valid_number_of_it():
 )
 def test_impossible_splits_say_what_is_wrong(manifest, settings, message):
     with pytest.raises(DataError, match=message):
-        make_split(manifest, SplitSpec(**settings))
+        split_table(manifest, SplitSpec(**settings))
 
 
 # Real labels
@@ -470,7 +470,7 @@ def test_idrid_is_split_in_proportion(fold):
     manifest = idrid_manifest()
     previous: set[str] = set()
     for fraction in FRACTIONS:
-        split = make_split(manifest, SplitSpec(fold=fold, label_fraction=fraction, val_fraction=0.15))
+        split = split_table(manifest, SplitSpec(fold=fold, label_fraction=fraction, val_fraction=0.15))
         train, val = counts(split, "train"), counts(split, "val")
         whole = counts(split, "train", "unlabelled")
         assert (np.abs(train - np.maximum(fraction * whole, 1)) <= 0.5).all()

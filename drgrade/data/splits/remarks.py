@@ -1,11 +1,35 @@
 """Remarks on a split for readers of the results."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pandas as pd
 
 from drgrade.data.splits.files import SplitFile
-from drgrade.data.splits.spec import Remark, SplitSpec, disagreeing_copies, examples, number
+from drgrade.data.splits.spec import SplitSpec, disagreeing_copies, examples
+
+
+@dataclass(frozen=True)
+class Remark:
+    """Remark on a split for readers of the results.
+
+    Attributes:
+        name: Key in ``metrics.json``, such as ``copies_of_test``.
+        count: Number of cases.
+        text: A sentence.
+        serious: Whether results may be wrong because of it, so that it is shown as a warning.
+    """
+
+    name: str
+    count: int
+    text: str
+    serious: bool = False
+
+
+def number(count: int, noun: str = "photograph") -> str:
+    """Return a count with its noun: ``1 photograph``, ``2 photographs``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
 
 _TESTED = {"tested": ("test", "the published test set"), "external": ("external", "an external data set")}
 

@@ -12,32 +12,10 @@ from drgrade.errors import ConfigError
 _EXAMPLES = 3
 
 
-@dataclass(frozen=True)
-class Remark:
-    """Remark on a split for readers of the results.
-
-    Attributes:
-        name: Key in ``metrics.json``, such as ``copies_of_test``.
-        count: Number of cases.
-        text: A sentence.
-        serious: Whether results may be wrong because of it, so that it is shown as a warning.
-    """
-
-    name: str
-    count: int
-    text: str
-    serious: bool = False
-
-
 def examples(names: Iterable[str]) -> str:
     """Return the first few names in alphabetical order, in brackets."""
     found = sorted(names)
     return f"({', '.join(found[:_EXAMPLES])}{', ...' if len(found) > _EXAMPLES else ''})"
-
-
-def number(count: int, noun: str = "photograph") -> str:
-    """Return a count with its noun: ``1 photograph``, ``2 photographs``."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 SUBSETS = ("train", "unlabelled", "val", "test", "external", "excluded")

@@ -15,8 +15,8 @@ from scipy.sparse.csgraph import connected_components
 
 from drgrade.data.splits.draw import draw_test_fold, draw_validation_and_training
 from drgrade.data.splits.files import SplitFile, read_split_file
-from drgrade.data.splits.remarks import remarks_on
-from drgrade.data.splits.spec import PUBLISHED, ROLES, Remark, SplitSpec, examples, settle_grades
+from drgrade.data.splits.remarks import Remark, remarks_on
+from drgrade.data.splits.spec import PUBLISHED, ROLES, SplitSpec, examples, settle_grades
 from drgrade.errors import ConfigError, DataError
 
 
@@ -45,8 +45,8 @@ def groups_of(manifest: pd.DataFrame) -> pd.Series:
 
 def _joined(names: pd.Series, clusters: pd.Series, labelled: set[str]) -> pd.Series:
     """Rename groups that are joined by a cluster of copies."""
-    row, found = pd.factorize(names)
-    unique = [str(name) for name in found]
+    row, uniques = pd.factorize(names)
+    unique = [str(name) for name in uniques]
     cluster, labels = pd.factorize(clusters)  # -1: none
     copied = cluster >= 0
     component = _components(row[copied], cluster[copied], len(unique), len(labels))
@@ -55,9 +55,8 @@ def _joined(names: pd.Series, clusters: pd.Series, labelled: set[str]) -> pd.Ser
     def rank(i: int) -> tuple[bool, bool, str]:
         return unique[i] not in labelled, unique[i].startswith("image:"), unique[i]
 
-    order = sorted(range(len(unique)), key=rank)
     first: dict[int, str] = {}
-    for i in order:
+    for i in sorted(range(len(unique)), key=rank):
         first.setdefault(int(component[i]), unique[i])
     return pd.Series([first[int(component[i])] for i in row], index=names.index, dtype="string")
 
@@ -82,7 +81,8 @@ class Split:
     """A split with remarks on it.
 
     Attributes:
-        table: Result of :func:`make_split`.
+        table: Columns image_id, group, grade (missing if it must not be used), subset (one of
+            :data:`SUBSETS`); in the order of the manifest.
         remarks: Remarks for readers of the results.
         training_side: Whether a photograph is on the training side and may be used for pre-training. It
             depends on neither the validation set nor the label fraction.
@@ -100,70 +100,23 @@ class Split:
         return {remark.name: remark.count for remark in self.remarks}
 
 
-def make_split(manifest: pd.DataFrame, spec: SplitSpec) -> pd.DataFrame:
+def make_split(manifest: pd.DataFrame, spec: SplitSpec, *, need_grades: bool = True) -> Split:
     """Assign every photograph to one subset.
+
+    Unless a split file requires it, no group is in two of train/unlabelled, val and test/external. No group
+    is in both train and unlabelled, except for ungraded photographs and those of another role.
 
     Args:
         manifest: One row per photograph with columns image_id, grade (missing: ungraded), patient_id, split.
             Optional: ``duplicate`` (cluster of copies, missing: none), ``dataset``, ``role`` (one of
             :data:`ROLES`, missing: labelled).
         spec: Specification of the split.
-
-    Returns:
-        Columns image_id, group, grade (missing if it must not be used), subset (one of :data:`SUBSETS`), in
-        the order of the manifest. Unless a split file requires it, no group is in two of train/unlabelled,
-        val and test/external. No group is in both train and unlabelled, except for ungraded photographs and
-        those of another role.
+        need_grades: Raise an error if no photograph has a grade; see :func:`split_sides`.
 
     Raises:
         DataError: If a required subset would be empty, the data have no published split, or the split file
             cannot be used.
         ConfigError: If the split file conflicts with ``val_within_fraction``.
-    """
-    return split_with_remarks(manifest, spec).table
-
-
-def ungraded_split(manifest: pd.DataFrame, spec: SplitSpec) -> pd.DataFrame:
-    """Split ungraded photographs into those that pre-training may use and the others.
-
-    Args:
-        manifest: As for :func:`make_split`; grades are not used.
-        spec: Specification, of which only ``fold`` and ``file`` are used.
-
-    Returns:
-        As :func:`make_split`, with the subset "unlabelled", or "excluded" for groups with a photograph that
-        is external or in the published test set.
-
-    Raises:
-        DataError: If ``fold`` is "published" and the data have no published split, or the split file cannot
-            be used.
-    """
-    return split_or_sides(_without_grades(manifest), spec).table
-
-
-def split_or_sides(manifest: pd.DataFrame, spec: SplitSpec) -> Split:
-    """Return the split of :func:`make_split`, or of :func:`ungraded_split` if no photograph has a grade."""
-    graded = has_grades(manifest)
-    return split_with_remarks(manifest if graded else _without_grades(manifest), spec, need_grades=graded)
-
-
-def has_grades(manifest: pd.DataFrame) -> bool:
-    """Return whether a labelled photograph has a grade, as :func:`make_split` requires."""
-    return bool(_graded_and_labelled(_photographs(manifest)).any())
-
-
-def split_with_remarks(manifest: pd.DataFrame, spec: SplitSpec, *, need_grades: bool = True) -> Split:
-    """Split photographs and collect remarks on the split.
-
-    Args:
-        manifest: As for :func:`make_split`.
-        spec: Specification of the split.
-        need_grades: Raise an error if no photograph has a grade, instead of splitting as
-            :func:`ungraded_split`.
-
-    Raises:
-        DataError: As :func:`make_split`.
-        ConfigError: As :func:`make_split`.
     """
     table = _photographs(manifest)
     listed = read_split_file(table, spec) if spec.file is not None else None
@@ -178,7 +131,8 @@ def split_with_remarks(manifest: pd.DataFrame, spec: SplitSpec, *, need_grades: 
             "pre-training works without grades: +experiment=rotation_pretrain"
         )
     if listed is None and spec.fold != PUBLISHED:
-        _place_test_fold(table, graded, spec)
+        tested = table["group"].isin(draw_test_fold(table[graded], spec)) & (table["role"] == "labelled")
+        table["place"] = table["place"].mask(tested, "test")
     _exclude_relatives(table, obeyed=listed is not None)
     on_side = table["place"].isin([_SIDE, _POOL, "val", "unlabelled"])
     table["subset"] = _drawn(table, spec, listed)
@@ -190,11 +144,37 @@ def split_with_remarks(manifest: pd.DataFrame, spec: SplitSpec, *, need_grades: 
     return Split(table[columns], remarks_on(table, spec, listed), on_side, foreign)
 
 
+def split_sides(manifest: pd.DataFrame, spec: SplitSpec) -> Split:
+    """Split photographs without using grades, into those that pre-training may use and the others.
+
+    Args:
+        manifest: As for :func:`make_split`.
+        spec: Specification, of which only ``fold`` and ``file`` are used.
+
+    Returns:
+        Split with the subset "unlabelled", or "excluded" for groups with a photograph that is external or in
+        the published test set.
+
+    Raises:
+        DataError: If ``fold`` is "published" and the data have no published split, or the split file cannot
+            be used.
+    """
+    # Grades of pools are kept: they are not used, but show which published test sets are graded.
+    role = manifest.get("role", pd.Series("labelled", index=manifest.index))
+    ungraded = manifest.assign(grade=manifest["grade"].astype("Int64").where(role == "unlabelled"))
+    return make_split(ungraded, spec, need_grades=False)
+
+
+def has_grades(manifest: pd.DataFrame) -> bool:
+    """Return whether a labelled photograph has a grade, as :func:`make_split` requires."""
+    return bool(_graded_and_labelled(_photographs(manifest)).any())
+
+
 def split_hash(split: pd.DataFrame) -> str:
     """Return the SHA-256 of a split, independent of the order of rows.
 
     Args:
-        split: Result of :func:`make_split`, or a ``split.csv``.
+        split: Table of a :class:`Split`, or a ``split.csv``.
 
     Returns:
         64 hexadecimal digits.
@@ -205,12 +185,6 @@ def split_hash(split: pd.DataFrame) -> str:
     return hashlib.sha256("\n".join("\t".join(row) for row in rows).encode()).hexdigest()
 
 
-def _without_grades(manifest: pd.DataFrame) -> pd.DataFrame:
-    # Grades of pools are kept: they are not used, but show which published test sets are graded.
-    role = manifest.get("role", pd.Series("labelled", index=manifest.index))
-    return manifest.assign(grade=manifest["grade"].astype("Int64").where(role == "unlabelled"))
-
-
 def _photographs(manifest: pd.DataFrame) -> pd.DataFrame:
     """Return the working table, indexed from 0."""
     missing = pd.Series(pd.NA, index=manifest.index, dtype="string")
@@ -219,7 +193,7 @@ def _photographs(manifest: pd.DataFrame) -> pd.DataFrame:
     if unknown:
         raise DataError(f'role "{unknown[0]}" of a photograph is not one of {", ".join(ROLES)}')
     whole = groups_of(manifest)
-    # What an external data set knows of a photograph must not move the draw, only exclude.
+    # An external data set may exclude photographs, but must not change the draw.
     inside = groups_of(manifest[(role != "external").to_numpy()])
     columns = {
         "image_id": manifest["image_id"].astype(str),
@@ -241,9 +215,6 @@ def _photographs(manifest: pd.DataFrame) -> pd.DataFrame:
 
 def _graded_and_labelled(table: pd.DataFrame) -> pd.Series:
     return table["grade"].notna() & (table["role"] == "labelled")
-
-
-# Places
 
 
 def _places(table: pd.DataFrame, spec: SplitSpec, listed: SplitFile | None) -> pd.Series:
@@ -288,17 +259,10 @@ def _grades(table: pd.DataFrame, spec: SplitSpec, listed: SplitFile | None) -> p
     return grades
 
 
-def _place_test_fold(table: pd.DataFrame, graded: pd.Series, spec: SplitSpec) -> None:
-    tested = table["group"].isin(draw_test_fold(table[graded], spec)) & (table["role"] == "labelled")
-    table["place"] = table["place"].mask(tested, "test")
-
-
 def _exclude_relatives(table: pd.DataFrame, obeyed: bool) -> None:
     """Remove photographs from the training side whose group is tested on; column ``why`` has the reason.
 
-    Args:
-        table: Working table, changed in place.
-        obeyed: A file made the split: its photographs keep their place unless the group is external.
+    With ``obeyed``, a file made the split: its photographs keep their place unless the group is external.
     """
     place = table["place"]
     on_side = place.isin([_SIDE, "val", "unlabelled"])
