@@ -19,12 +19,23 @@ from drgrade.data.splits.spec import SplitSpec
 Times = dict[str, float]
 Counts = npt.NDArray[np.float64]
 Whole = npt.NDArray[np.int64]
+Move = tuple[int, int, int]
+"""Move of one group of a kind between parts: (kind, source, target)."""
 
 STEPS = 4000
 """Resolution of a fraction, a multiple of the denominators of 5, 10, 25 and 50 %."""
 
 _KIND_WEIGHT = 0.1
 """Weight of the proportion of each kind; without it all single images would be taken before the pairs."""
+
+
+MAX_STATES = 10_000
+"""Largest number of assignments that one search examines, in a few tenths of a second.
+
+Small cases are searched completely; in large ones a single move is nearly always enough."""
+
+_TRAIN_FIRST = 10
+"""Worth of a grade in training relative to validation: more than that of all five grades there."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +54,19 @@ class Kinds:
     grades: list[int]
 
     @property
-    def holds(self) -> npt.NDArray[np.bool_]:
-        """(kinds, grades) True if a group of the kind has an image of the grade."""
-        found: npt.NDArray[np.bool_] = self.shape[:, : len(self.grades)] > 0
-        return found
+    def holds(self) -> Whole:
+        """(kinds, grades) 1 if a group of the kind has an image of the grade, else 0."""
+        return (self.shape[:, : len(self.grades)] > 0).astype(np.int64)
+
+    @property
+    def sizes(self) -> Whole:
+        """(kinds,) number of groups of each kind."""
+        return np.array([len(groups) for groups in self.members], np.int64)
+
+    @property
+    def groups(self) -> Whole:
+        """(grades,) number of groups that contain each grade."""
+        return np.asarray(self.sizes @ self.holds)
 
 
 def proportional_order(
@@ -82,12 +102,12 @@ def collect_kinds(photographs: Iterable[tuple[str, int, str]], seed: Sequence[in
     contents: defaultdict[str, Counter[tuple[str, int]]] = defaultdict(Counter)
     for group, grade, dataset in photographs:
         contents[group][dataset, grade] += 1
-    found: defaultdict[tuple[tuple[tuple[str, int], int], ...], list[str]] = defaultdict(list)
+    by_kind: defaultdict[tuple[tuple[tuple[str, int], int], ...], list[str]] = defaultdict(list)
     for group in sorted(contents):
-        found[tuple(sorted(contents[group].items()))].append(group)
+        by_kind[tuple(sorted(contents[group].items()))].append(group)
     rng = np.random.default_rng(list(seed))
-    kinds = sorted(found)
-    members = [[found[kind][i] for i in rng.permutation(len(found[kind]))] for kind in kinds]
+    kinds = sorted(by_kind)
+    members = [[by_kind[kind][i] for i in rng.permutation(len(by_kind[kind]))] for kind in kinds]
     strata = sorted({stratum for kind in kinds for stratum, _ in kind})
     grades = sorted({grade for _, grade in strata})
     several = len({dataset for dataset, _ in strata}) > 1
@@ -119,7 +139,7 @@ class _Sweep:
 
     def __init__(self, kinds: Kinds) -> None:
         self.shape, self.columns = kinds.shape, len(kinds.grades)
-        self.size = np.array([len(groups) for groups in kinds.members], dtype=float)
+        self.size = kinds.sizes.astype(float)
         self.total = self.size @ self.shape
         self.taken = np.zeros(len(self.size))
         self.count = np.zeros(self.shape.shape[1])
@@ -145,8 +165,7 @@ class _Sweep:
     def _new_grades(self) -> Counts:
         # By new grades, not by deviation: a grade that occurs only in pairs would be taken too late.
         grades = self.shape[:, : self.columns]
-        gain: Counts = ((grades > 0) & (self.count[: self.columns] == 0)).sum(axis=1) / grades.sum(axis=1)
-        return gain
+        return np.asarray(((grades > 0) & (self.count[: self.columns] == 0)).sum(axis=1) / grades.sum(axis=1))
 
 
 def steps_in(fraction: float) -> int:
@@ -157,15 +176,6 @@ def steps_in(fraction: float) -> int:
 def prefix(times: Times, fraction: float) -> set[str]:
     """Return the groups taken up to a fraction."""
     return {group for group, time in times.items() if time <= fraction + 1e-9}
-
-
-MAX_STATES = 10_000
-"""Largest number of assignments that one search examines, in a few tenths of a second.
-
-Small cases are searched completely; in large ones a single move is nearly always enough."""
-
-_TRAIN_FIRST = 10
-"""Worth of a grade in training relative to validation: more than that of all five grades there."""
 
 
 @dataclass(frozen=True)
@@ -185,9 +195,8 @@ class Wish:
 
 def wish_for_folds(kinds: Kinds, folds: int) -> Wish:
     """Require each grade in every fold, or in as many folds as it has groups."""
-    groups = _groups_of_grades(kinds)
-    worth = np.ones((len(groups), folds), np.int64)
-    return Wish(worth, np.minimum(groups, folds), np.full(folds, 1 / folds))
+    worth = np.ones((len(kinds.grades), folds), np.int64)
+    return Wish(worth, np.minimum(kinds.groups, folds), np.full(folds, 1 / folds))
 
 
 def wish_for_validation(kinds: Kinds, fraction: float) -> Wish:
@@ -196,9 +205,8 @@ def wish_for_validation(kinds: Kinds, fraction: float) -> Wish:
     A grade is required in validation if it has two groups or more and its share of the groups there exceeds
     one half.
     """
-    groups = _groups_of_grades(kinds)
-    validates = (groups >= 2) & (fraction * groups > 0.5 + 1e-9)
-    worth = np.stack([np.full(len(groups), _TRAIN_FIRST), validates.astype(np.int64)], axis=1)
+    validates = (kinds.groups >= 2) & (fraction * kinds.groups > 0.5 + 1e-9)
+    worth = np.stack([np.full(len(validates), _TRAIN_FIRST), validates.astype(np.int64)], axis=1)
     return Wish(worth, worth.sum(axis=1), np.array([1 - fraction, fraction]))
 
 
@@ -212,9 +220,6 @@ def keep_rare_grades(parts: dict[str, int], kinds: Kinds, wish: Wish) -> dict[st
         parts: Part of each group.
         kinds: The groups by kind.
         wish: The requirement.
-
-    Returns:
-        Part of each group; unchanged if nothing was missing.
     """
     counts = np.zeros((len(kinds.members), len(wish.share)), np.int64)
     for kind, members in enumerate(kinds.members):
@@ -230,17 +235,12 @@ def keep_rare_grades(parts: dict[str, int], kinds: Kinds, wish: Wish) -> dict[st
     return moved
 
 
-Move = tuple[int, int, int]
-"""Move of one group of a kind between parts: (kind, source, target)."""
-
-
 class _Search:
     """Search for the shortest chain of moves that improves the parts."""
 
     def __init__(self, kinds: Kinds, wish: Wish) -> None:
-        self._holds, self._shape, self._wish = kinds.holds.astype(np.int64), kinds.shape, wish
-        sizes = np.array([len(members) for members in kinds.members], dtype=float)
-        self._target = np.outer(wish.share, sizes @ kinds.shape)
+        self._holds, self._shape, self._wish = kinds.holds, kinds.shape, wish
+        self._target = np.outer(wish.share, kinds.sizes @ kinds.shape)
         self._budget = 0
 
     def improvement(self, counts: Whole) -> list[Move]:
@@ -259,7 +259,7 @@ class _Search:
                     following.append((self._cost(moved), moved, [*chain, move]))
                 if self._budget <= 0:
                     break
-            following.sort(key=lambda found: found[0])
+            following.sort(key=lambda candidate: candidate[0])
             if following and following[0][0][0] < start:
                 return following[0][2]
             level = [(state, chain) for _, state, chain in following]
@@ -282,19 +282,11 @@ class _Search:
     def _missing(self, counts: Whole) -> Whole:
         """Return the missing worth of each grade, (grades,)."""
         covered = (self._holds.T @ counts) > 0
-        missing: Whole = np.maximum(self._wish.goal - (covered * self._wish.worth).sum(axis=1), 0)
-        return missing
+        return np.maximum(self._wish.goal - (covered * self._wish.worth).sum(axis=1), 0)
 
     def _cost(self, counts: Whole) -> tuple[int, float]:
         gap = counts.T @ self._shape - self._target
         return int(self._missing(counts).sum()), float((gap**2).sum())
-
-
-def _groups_of_grades(kinds: Kinds) -> Whole:
-    """Return the number of groups that contain each grade, (grades,)."""
-    sizes = np.array([len(members) for members in kinds.members], np.int64)
-    groups: Whole = sizes @ kinds.holds.astype(np.int64)
-    return groups
 
 
 def shot_groups(groups: Iterable[tuple[str, int]], shots: int, seed: list[int]) -> set[str]:
@@ -318,33 +310,23 @@ def shot_groups(groups: Iterable[tuple[str, int]], shots: int, seed: list[int]) 
         for grade in range(len(total)):
             while have[grade] < goal[grade]:
                 able = np.flatnonzero(~taken & (contents[:, grade] > 0))
-                beyond = np.maximum(have + contents[able] - goal, 0).sum(axis=1)
-                best = able[beyond.argmin()]
+                surplus = np.maximum(have + contents[able] - goal, 0).sum(axis=1)
+                best = able[surplus.argmin()]
                 taken[best] = True
                 have += contents[best]
-    return {name for name, chosen in zip(names, taken, strict=True) if chosen}
+    return set(names[taken])
 
 
-def _contents(groups: Iterable[tuple[str, int]], seed: list[int]) -> tuple[list[str], Whole]:
+def _contents(groups: Iterable[tuple[str, int]], seed: list[int]) -> tuple[npt.NDArray[np.object_], Whole]:
     """Return groups in a random order and their number of photographs of each grade, (groups, grades)."""
-    found = sorted(groups)
-    names = sorted({group for group, _ in found})
-    grades = sorted({grade for _, grade in found})
-    contents = np.zeros((len(names), len(grades)), np.int64)
-    rows, columns = ({each: place for place, each in enumerate(known)} for known in (names, grades))
-    for group, grade in found:
-        contents[rows[group], columns[grade]] += 1
-    order = np.random.default_rng(seed).permutation(len(names))
-    return [names[place] for place in order], contents[order]
+    table = pd.DataFrame(groups, columns=["group", "grade"])
+    counts = pd.crosstab(table["group"], table["grade"])
+    order = np.random.default_rng(seed).permutation(len(counts))
+    return counts.index.to_numpy(dtype=object)[order], counts.to_numpy(np.int64)[order]
 
 
 def draw_test_fold(graded: pd.DataFrame, spec: SplitSpec) -> set[str]:
-    """Draw the groups of the test fold.
-
-    Args:
-        graded: Columns group, grade, dataset of all graded, labelled photographs.
-        spec: Specification whose ``fold`` is a number.
-    """
+    """Draw the groups of the test fold from graded, labelled photographs (columns group, grade, dataset)."""
     kinds = _kinds(graded, spec.seed, 0)
     times = sweep(kinds)
     ends = np.arange(1, spec.folds + 1) / spec.folds
@@ -380,12 +362,7 @@ def _kinds(photographs: pd.DataFrame, *seed: int) -> Kinds:
 
 
 def draw_validation_and_training(side: pd.DataFrame, spec: SplitSpec) -> tuple[set[str], set[str]]:
-    """Draw the validation groups and the labelled training groups of the training side.
-
-    Args:
-        side: Columns group, grade, dataset of its graded photographs.
-        spec: Specification of the split.
-    """
+    """Draw validation groups and labelled training groups from the graded photographs of a training side."""
     if spec.val_within_fraction:
         side = side[side["group"].isin(_labelled_groups(side, spec))]
         val = _validation_groups(side, spec)

@@ -11,6 +11,7 @@ A column ``grade`` is compared with the grades of the data; other columns are ig
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
@@ -34,8 +35,8 @@ class SplitFile:
 
     Attributes:
         path: The file.
-        subsets: Subset of each photograph in the file, one of :data:`SUBSETS`. In a file of folds, "test"
-            for the test fold and "train" for the others.
+        subsets: Subset of each photograph in the file. In a file of folds, "test" for the test fold and
+            "train" for the others.
         grades: Values of the column ``grade``; None without that column.
         unknown: Names in the file that no photograph has.
         folds: Folds in the file; empty if it names subsets.
@@ -54,14 +55,10 @@ class SplitFile:
 
 
 def read_split_file(table: pd.DataFrame, spec: SplitSpec) -> SplitFile:
-    """Read ``spec.file`` and match it with photographs.
+    """Read ``spec.file`` and match it with photographs (columns image_id, dataset, grade, duplicate).
 
     Names may have the extension of an image file and, with or without it, the data set as prefix
     (``idrid/...``), if they match only one photograph.
-
-    Args:
-        table: Columns image_id, dataset, grade, duplicate of all photographs.
-        spec: Specification with ``file``, and ``fold`` for a file of folds.
 
     Raises:
         DataError: If the file cannot be read or used.
@@ -81,16 +78,14 @@ def read_split_file(table: pd.DataFrame, spec: SplitSpec) -> SplitFile:
         )
     folds: tuple[int, ...] = ()
     if column == "fold":
-        numbers = {image_id: _one(path, image_id, found, _fold) for image_id, found in rows.items()}
+        numbers = {image_id: _one(path, image_id, own, _fold) for image_id, own in rows.items()}
         folds = tuple(sorted(set(numbers.values())))
         if spec.fold not in folds:
             raise DataError(f"{path} has the folds {', '.join(map(str, folds))}: set fold to one of them")
         subsets = {name: "test" if number == spec.fold else "train" for name, number in numbers.items()}
     else:
-        subsets = {
-            image_id: _one(path, image_id, found, lambda row: _subset(row, column))
-            for image_id, found in rows.items()
-        }
+        parse = partial(_subset, column=column)
+        subsets = {image_id: _one(path, image_id, own, parse) for image_id, own in rows.items()}
     grades = _grades(path, rows, table) if "grade" in file.columns else None
     return SplitFile(path, subsets, grades, tuple(unknown), folds)
 
@@ -116,27 +111,27 @@ def _matched(file: LabelFile, table: pd.DataFrame) -> tuple[dict[str, list[Label
     unknown = []
     for row in file.rows:
         name = row.cells["image_id"]
-        fitting = {name} if name in ids else aliases.get(name) or aliases.get(_stem(name), set())
-        if len(fitting) > 1:
+        matches = {name} if name in ids else aliases.get(name) or aliases.get(_stem(name), set())
+        if len(matches) > 1:
             raise DataError(
-                f"{file.path}:{row.line}: {name} fits several photographs {examples(fitting)}: "
+                f"{file.path}:{row.line}: {name} fits several photographs {examples(matches)}: "
                 "write the image_id in full"
             )
-        if not fitting:
+        if not matches:
             unknown.append(name)
-        for image_id in fitting:
+        for image_id in matches:
             rows[image_id].append(row)
     return dict(rows), unknown
 
 
 def _aliases(table: pd.DataFrame) -> dict[str, set[str]]:
     """Return photographs by alternative names: without extension, with or without the data set."""
-    found: defaultdict[str, set[str]] = defaultdict(set)
+    aliases: defaultdict[str, set[str]] = defaultdict(set)
     for image_id, dataset in zip(table["image_id"], table["dataset"], strict=True):
         stem = _stem(image_id)
         for name in (stem, f"{dataset}/{stem}", stem.removeprefix(f"{dataset}/")):
-            found[name].add(image_id)
-    return found
+            aliases[name].add(image_id)
+    return aliases
 
 
 def _stem(name: str) -> str:
@@ -153,8 +148,8 @@ def _one(path: Path, image_id: str, rows: list[LabelRow], parse: Callable[[Label
         except RowError as error:
             raise DataError(f"{path}:{row.line}: {image_id}: {error}") from None
     if len(values) > 1:
-        said = "; ".join(f"line {line}: {value}" for value, line in values.items())
-        raise DataError(f"{path} names {image_id} more than once and differently ({said}): keep one row")
+        listed = "; ".join(f"line {line}: {value}" for value, line in values.items())
+        raise DataError(f"{path} names {image_id} more than once and differently ({listed}): keep one row")
     return next(iter(values))
 
 
@@ -178,11 +173,12 @@ def _fold(row: LabelRow) -> int:
 
 
 def _grades(path: Path, rows: dict[str, list[LabelRow]], table: pd.DataFrame) -> dict[str, int]:
-    found = {
-        name: _one(path, name, same, lambda row: parse_grade(row.cells["grade"]))
-        for name, same in rows.items()
-    }
-    given = {name: grade for name, grade in found.items() if grade is not None}
+    """Return the grades in the file, after comparing them with those of the data."""
+    given = {}
+    for name, own in rows.items():
+        grade = _one(path, name, own, lambda row: parse_grade(row.cells["grade"]))
+        if grade is not None:
+            given[name] = grade
     _check_grades(path, given, table)
     return given
 

@@ -49,7 +49,7 @@ def remarks_on(table: pd.DataFrame, spec: SplitSpec, listed: SplitFile | None) -
         spec: Specification of the split.
         listed: The split file, if one was given.
     """
-    found = [
+    remarks = [
         *(_on_file(table, spec, listed) if listed is not None else ()),
         *_on_exclusions(table),
         _on_disagreement(table, spec),
@@ -57,42 +57,34 @@ def remarks_on(table: pd.DataFrame, spec: SplitSpec, listed: SplitFile | None) -
         *_on_missing_grades(table),
         *(_on_shots(table, spec.shots) if spec.shots is not None else ()),
     ]
-    return tuple(remark for remark in found if remark.count)
+    return tuple(remark for remark in remarks if remark.count)
 
 
 def _on_file(table: pd.DataFrame, spec: SplitSpec, listed: SplitFile) -> Iterator[Remark]:
-    path, named = listed.path, table["image_id"].isin(listed.subsets.keys())
+    path, ids, role = listed.path, table["image_id"], table["role"]
+    subset = ids.map(listed.subsets)
     unused = [] if listed.folds else [f"fold={spec.fold}"]
     unused += [] if listed.folds and len(listed.folds) == spec.folds else [f"folds={spec.folds}"]
     unused += [f"protocol.val_fraction={spec.val_fraction}"] if listed.validates else []
     without = f" instead of {', '.join(unused)}" if unused else ""
-    count = int(named.sum())
+    count = int(subset.notna().sum())
     yield Remark("file_named", count, f"{path} splits {number(count)}{without}")
-    left = table["image_id"][~named & (table["role"] == "labelled")]
-    text = f"excluded: {number(len(left))} not named by {path} {examples(left)}"
-    yield Remark("file_unnamed", len(left), text)
+    unnamed = ids[subset.isna() & (role == "labelled")]
+    text = f"excluded: {number(len(unnamed))} not named by {path} {examples(unnamed)}"
+    yield Remark("file_unnamed", len(unnamed), text)
     unknown = listed.unknown
     text = f"{path} names {number(len(unknown))} missing from the data {examples(unknown)}"
     yield Remark("file_unknown", len(unknown), text)
-    sought = table["image_id"].map(listed.subsets).isin(["train", "val", "test", "external"])
-    idle = table["image_id"][sought & table["grade"].isna() & (table["role"] != "unlabelled")]
-    text = f"without a usable grade: {number(len(idle))} that {path} assigns to a subset {examples(idle)}"
-    yield Remark("file_ungraded", len(idle), text)
-    said = table["image_id"].map(listed.subsets)
-    idle = table["image_id"][(table["role"] == "labelled") & (said == "external")]
-    text = (
-        f"not used: {number(len(idle))} that {path} calls external, of a data set that is not in "
-        "data.external "
-        f"{examples(idle)}"
-    )
-    yield Remark("file_external", len(idle), text, serious=True)
-    pool = table["image_id"][(table["role"] == "unlabelled") & said.isin(["train", "val", "test"])]
-    text = (
-        f"{number(len(pool))} that {path} trains or tests on are in data.unlabelled, whose grades are not "
-        "used "
-        f"{examples(pool)}"
-    )
-    yield Remark("file_of_pool", len(pool), text, serious=True)
+    needs_grade = subset.isin(["train", "val", "test", "external"]) & (role != "unlabelled")
+    ungraded = ids[needs_grade & table["grade"].isna()]
+    text = f"without a usable grade: {number(len(ungraded))} that {path} assigns to a subset"
+    yield Remark("file_ungraded", len(ungraded), f"{text} {examples(ungraded)}")
+    external = ids[(role == "labelled") & (subset == "external")]
+    text = f"not used: {number(len(external))} that {path} calls external, of a data set that is not in"
+    yield Remark("file_external", len(external), f"{text} data.external {examples(external)}", serious=True)
+    pool = ids[(role == "unlabelled") & subset.isin(["train", "val", "test"])]
+    text = f"{number(len(pool))} that {path} trains or tests on are in data.unlabelled, whose grades are not"
+    yield Remark("file_of_pool", len(pool), f"{text} used {examples(pool)}", serious=True)
     yield _on_leaks(table, listed)
 
 
@@ -159,18 +151,18 @@ def _on_missing_grades(table: pd.DataFrame) -> Iterator[Remark]:
     graded = table[table["grade"].notna() & (table["role"] == "labelled")]
     grades = sorted(graded["grade"].unique())
     for subset in ("train", "val", "test"):
-        found = set(graded["grade"][graded["subset"] == subset])
-        missing = [str(grade) for grade in grades if grade not in found]
-        if found:
+        present = set(graded["grade"][graded["subset"] == subset])
+        missing = [str(grade) for grade in grades if grade not in present]
+        if present:
             text = f"no {subset} photograph has grade {', '.join(missing)}"
             yield Remark(f"{subset}_grades_missing", len(missing), text)
 
 
 def _on_shots(table: pd.DataFrame, shots: int) -> Iterator[Remark]:
     """Remark on grades with fewer or more photographs than shots."""
-    found = table[table["subset"].isin(["train", "unlabelled"]) & (table["role"] == "labelled")]
-    graded = sorted(found["grade"].dropna().unique())
-    counts = found["grade"][found["subset"] == "train"].value_counts().reindex(graded, fill_value=0)
+    side = table[table["subset"].isin(["train", "unlabelled"]) & (table["role"] == "labelled")]
+    grades = sorted(side["grade"].dropna().unique())
+    counts = side["grade"][side["subset"] == "train"].value_counts().reindex(grades, fill_value=0)
     few = counts[counts < shots]
     listed = ", ".join(f"grade {grade}: {count}" for grade, count in few.items())
     text = f"fewer than protocol.shots={shots} training photographs, so all are used: {listed}"
@@ -178,7 +170,6 @@ def _on_shots(table: pd.DataFrame, shots: int) -> Iterator[Remark]:
     beyond = int((counts - shots).clip(lower=0).sum())
     text = (
         f"{number(beyond)} more than protocol.shots={shots} per grade to train on, because patients and "
-        "copies "
-        "stay together"
+        "copies stay together"
     )
     yield Remark("shots_beyond", beyond, text)

@@ -7,15 +7,15 @@ from typing import Literal, get_args
 
 import pandas as pd
 
-from drgrade.errors import ConfigError
+from drgrade.errors import ConfigError, check_range
 
 _EXAMPLES = 3
 
 
 def examples(names: Iterable[str]) -> str:
     """Return the first few names in alphabetical order, in brackets."""
-    found = sorted(names)
-    return f"({', '.join(found[:_EXAMPLES])}{', ...' if len(found) > _EXAMPLES else ''})"
+    ordered = sorted(names)
+    return f"({', '.join(ordered[:_EXAMPLES])}{', ...' if len(ordered) > _EXAMPLES else ''})"
 
 
 SUBSETS = ("train", "unlabelled", "val", "test", "external", "excluded")
@@ -65,8 +65,7 @@ class SplitSpec:
             raise ConfigError(
                 f"label_fraction={self.label_fraction} is not in (0, 1]; 10 % is label_fraction=0.1"
             )
-        if not 0 <= self.val_fraction < 1:
-            raise ConfigError(f"protocol.val_fraction={self.val_fraction} is not in [0, 1)")
+        check_range("[0, 1)", "protocol.", val_fraction=self.val_fraction)
         if self.shots is not None:
             self._check_shots(self.shots)
         if self.folds < 2:
@@ -91,9 +90,8 @@ class SplitSpec:
             )
         if self.val_within_fraction:
             raise ConfigError(
-                f"protocol.val_within_fraction=true cannot be used with protocol.shots={shots}, as all "
-                "shots are "
-                "trained on; protocol.val_fraction=0 uses no other label"
+                f"protocol.val_within_fraction=true cannot be used with protocol.shots={shots}, as all shots "
+                "are trained on; protocol.val_fraction=0 uses no other label"
             )
 
     def _check_fold(self) -> None:
@@ -108,13 +106,10 @@ class SplitSpec:
 
 
 def disagreeing_copies(table: pd.DataFrame) -> pd.Series:
-    """Return which photographs are in a cluster of copies with several grades.
+    """Return which photographs, graded or not, are in a cluster of copies with several grades.
 
     Args:
         table: Columns duplicate (missing: no copies) and grade (missing: none).
-
-    Returns:
-        Booleans aligned with the table; true also for ungraded photographs of such a cluster.
     """
     graded = table[table["duplicate"].notna() & table["grade"].notna()]
     grades = graded.groupby("duplicate")["grade"].nunique()
@@ -131,10 +126,7 @@ def settle_grades(table: pd.DataFrame, how: Disagreeing) -> pd.Series:
     Args:
         table: One row per photograph with columns image_id, duplicate, grade, and untouched (takes part in
             the vote but keeps its grade).
-        how: Method.
-
-    Returns:
-        Int64, aligned with the table.
+        how: The method.
     """
     grades = table["grade"].copy()
     for _, copies in table[disagreeing_copies(table) & table["grade"].notna()].groupby("duplicate"):
