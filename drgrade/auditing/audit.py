@@ -22,7 +22,6 @@ from drgrade.auditing.checks import (
 from drgrade.auditing.findings import FINDINGS, finding_table
 from drgrade.auditing.shortcut import Probe, probe, probe_findings
 from drgrade.data.photographs import Collection
-from drgrade.data.quality import Quality
 from drgrade.data.store import Store
 from drgrade.progress import say
 from drgrade.settings import AuditThresholds
@@ -95,7 +94,7 @@ class Audit:
             lines.append("  nothing found")
         if not self.searched:
             lines.append("  copies were not searched for (data.duplicates=false)")
-        return "\n".join([*lines, *(f"  {found.sentence}" for found in self.probes)])
+        return "\n".join([*lines, *(f"  {result.sentence}" for result in self.probes)])
 
     def facts(self) -> dict[str, Any]:
         """Return one flat dictionary: counts, results of the probes, hashes, settings and versions."""
@@ -112,8 +111,8 @@ class Audit:
             facts[f"data/{store.name}/photographs"] = len(store)
             facts[f"data/{store.name}/image_size"] = store.image_size
             facts[f"data/{store.name}/sha256"] = store.sha256
-        for found in self.probes:
-            facts |= _probe_facts(found)
+        for result in self.probes:
+            facts |= _probe_facts(result)
         facts |= {
             f"settings/{name}": int(value) if isinstance(value, float) and value.is_integer() else value
             for name, value in vars(self.settings).items()
@@ -123,16 +122,16 @@ class Audit:
         return facts | {f"versions/{package}": version(package) for package in _PACKAGES}
 
 
-def _probe_facts(found: Probe) -> dict[str, Any]:
-    prefix = f"probe/{found.dataset}"
-    facts: dict[str, Any] = {f"{prefix}/photographs": found.photographs, f"{prefix}/skipped": found.skipped}
-    if found.skipped:
+def _probe_facts(result: Probe) -> dict[str, Any]:
+    prefix = f"probe/{result.dataset}"
+    facts: dict[str, Any] = {f"{prefix}/photographs": result.photographs, f"{prefix}/skipped": result.skipped}
+    if result.skipped:
         return facts
     for name in ("qwk", "low", "high", "chance", "chance_high", "p_value"):
-        facts[f"{prefix}/{name}"] = round(getattr(found, name), 4)
-    for feature, value in found.single.items():
+        facts[f"{prefix}/{name}"] = round(getattr(result, name), 4)
+    for feature, value in result.single.items():
         facts[f"{prefix}/single/{feature}"] = round(value, 4)
-        facts[f"{prefix}/importance/{feature}"] = round(found.importance[feature], 4)
+        facts[f"{prefix}/importance/{feature}"] = round(result.importance[feature], 4)
     return facts
 
 
@@ -141,8 +140,8 @@ def audit(collection: Collection, settings: AuditThresholds | None = None, *, se
 
     Args:
         collection: Data sets prepared without illumination normalisation.
-        settings: Settings; None for the defaults.
-        searched: Whether the collection searches for copies; only for the report.
+        settings: Thresholds; None for the defaults.
+        searched: True if the collection searches for copies; only for the report.
 
     Raises:
         DataError: If a source cannot be used.
@@ -151,7 +150,10 @@ def audit(collection: Collection, settings: AuditThresholds | None = None, *, se
     stores, manifest = collection.stores, collection.manifest
     qualities = pd.concat([measure_all(store) for store in stores], ignore_index=True)
     pairs = pair_table(manifest, collection.duplicates)
-    probes = _probes(manifest, settings)
+    graded = manifest[(manifest["role"] != "unlabelled") & manifest["grade"].notna()]
+    if len(graded):
+        say("probing for shortcuts")
+    probes = [probe(rows, settings) for _, rows in graded.groupby("dataset", sort=False)]
     findings = finding_table(
         [
             *pair_findings(pairs),
@@ -161,7 +163,6 @@ def audit(collection: Collection, settings: AuditThresholds | None = None, *, se
             *probe_findings(probes, settings),
         ]
     )
-    assert list(qualities) == list(Quality._fields)
     return Audit(
         name=collection.source.name,
         stores=stores,
@@ -174,12 +175,3 @@ def audit(collection: Collection, settings: AuditThresholds | None = None, *, se
         settings=settings,
         searched=searched,
     )
-
-
-def _probes(manifest: pd.DataFrame, settings: AuditThresholds) -> list[Probe]:
-    """Run the shortcut probe on each data set whose grades are used."""
-    graded = manifest[(manifest["role"] != "unlabelled") & manifest["grade"].notna()]
-    names = list(dict.fromkeys(graded["dataset"]))
-    if names:
-        say("probing for shortcuts")
-    return [probe(graded[graded["dataset"] == name], settings) for name in names]

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from drgrade.auditing.findings import FINDINGS, Finding, plain
-from drgrade.data.photographs import Collection, Role
+from drgrade.auditing.findings import FINDINGS, Finding
+from drgrade.data.photographs import Collection
 from drgrade.data.problems import PROBLEM_COLUMNS
 from drgrade.data.quality import Quality, measure
 from drgrade.data.sources.base import Source
@@ -36,16 +36,12 @@ def file_findings(collection: Collection) -> Iterator[Finding]:
     for number, (store, (source, role)) in enumerate(zip(collection.stores, collection.roles, strict=True)):
         prefix = f"{store.name}/" if number else ""
         yield from problem_findings(store, prefix)
-        yield from _unlabelled(store, source, role, prefix)
+        if role != "unlabelled":
+            yield from _unlabelled(store, source, prefix)
 
 
 def problem_findings(store: Store, prefix: str = "") -> Iterator[Finding]:
-    """Report the problems of a store.
-
-    Args:
-        store: The store.
-        prefix: Prefix of its image_ids.
-    """
+    """Report the problems of a store, with a prefix before its image_ids."""
     for image_id, path, reason, action in store.problems[list(PROBLEM_COLUMNS)].to_numpy(dtype=str).tolist():
         kind = "converted" if action == "converted" else _finding_of(reason, path)
         image_id = f"{prefix}{image_id}" if image_id else None
@@ -60,10 +56,8 @@ def _finding_of(reason: str, path: str) -> str:
     return "label_invalid" if _LINE.search(path) else "unreadable"
 
 
-def _unlabelled(store: Store, source: Source, role: Role, prefix: str) -> Iterator[Finding]:
+def _unlabelled(store: Store, source: Source, prefix: str) -> Iterator[Finding]:
     """Report photographs without a row, and ungraded ones in a set that has grades."""
-    if role == "unlabelled":
-        return
     for path in source.unlisted():
         name = f"{prefix}{PurePosixPath(path).with_suffix('')}"
         yield Finding("label_missing", name, dataset=store.name, detail="no row names it", path=path)
@@ -71,25 +65,10 @@ def _unlabelled(store: Store, source: Source, role: Role, prefix: str) -> Iterat
     graded = store.manifest["grade"].notna()
     # A set without any grades is ungraded on purpose, as the test set of a competition.
     expected = graded.groupby(split).transform("any")
-    for _, row in store.manifest[~graded & expected].iterrows():
-        yield Finding(
-            "label_missing",
-            f"{prefix}{row['image_id']}",
-            dataset=store.name,
-            split=plain(row["split"]),
-            detail="no grade",
-            path=str(row["path"]),
-        )
-
-
-def counts_by_reason(findings: pd.DataFrame) -> dict[str, int]:
-    """Count findings by reason, the most frequent first.
-
-    Args:
-        findings: Table with a column ``detail``.
-    """
-    kinds = findings["detail"].str.split(r"[:(]", n=1, regex=True).str[0].str.strip()
-    return {str(kind): int(count) for kind, count in kinds.value_counts().items()}
+    for row in rows(store.manifest.loc[~graded & expected, ["image_id", "split", "path"]]):
+        name = f"{prefix}{row['image_id']}"
+        place = {"dataset": store.name, "split": row["split"], "path": row["path"]}
+        yield Finding("label_missing", name, detail="no grade", **place)
 
 
 _DESCRIBED = ("image_id", "dataset", "grade", "split", "patient_id", "eye", "role", "path")
@@ -106,14 +85,14 @@ PAIR_COLUMNS = (
 
 
 def pair_table(manifest: pd.DataFrame, duplicates: pd.DataFrame) -> pd.DataFrame:
-    """Describe pairs of copies.
+    """Return pairs of copies with errors first, then the most similar.
 
     Args:
         manifest: Manifest of a :class:`~drgrade.data.photographs.Collection`.
         duplicates: Columns first, second (rows of the manifest), kind, similarity, mirrored, turned.
 
     Returns:
-        Columns :data:`PAIR_COLUMNS`, first and second; pairs with errors first, then the most similar.
+        Columns :data:`PAIR_COLUMNS`, first and second.
     """
     pairs = duplicates[["first", "second", *PAIR_COLUMNS[:4]]].reset_index(drop=True)
     for column in _DESCRIBED:
@@ -132,11 +111,7 @@ def pair_table(manifest: pd.DataFrame, duplicates: pd.DataFrame) -> pd.DataFrame
 
 
 def pair_findings(pairs: pd.DataFrame) -> Iterator[Finding]:
-    """Report pairs of copies; one pair may have several findings.
-
-    Args:
-        pairs: Result of :func:`pair_table`.
-    """
+    """Report the pairs of :func:`pair_table`; one pair may have several findings."""
     shared = [name for name in Finding._fields if name in pairs]
     for pair in rows(pairs):
         for kind in pair["findings"].split():
@@ -145,8 +120,9 @@ def pair_findings(pairs: pd.DataFrame) -> Iterator[Finding]:
 
 
 def rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the rows of a table as dictionaries, with None for missing values."""
-    return [{str(name): plain(value) for name, value in row.items()} for row in table.to_dict("records")]
+    """Return the rows of a table as dictionaries of Python values, with None for missing ones."""
+    values = table.astype(object).where(table.notna(), None)
+    return [{str(name): value for name, value in row.items()} for row in values.to_dict("records")]
 
 
 def _kinds(pair: dict[str, Any]) -> list[str]:
@@ -193,18 +169,14 @@ _PATIENT_FIELDS = ("image_id", "grade", "split", "path")
 
 
 def patient_findings(manifest: pd.DataFrame) -> Iterator[Finding]:
-    """Patients with photographs in the published test set of a data set and in its train or val.
+    """Report patients in both the published test set of a data set and its training side (train, val).
 
-    A published val is training side, as in :mod:`drgrade.data.splits`; so train and val are not told apart.
-    Patients of two data sets are never the same.
+    Patients of two data sets are different. The finding of a patient names the first test photograph and the
+    first photograph of the training side.
 
     Args:
         manifest: Columns image_id, path, grade, patient_id, dataset, split. Photographs whose patient or
-            split is not known take no part.
-
-    Yields:
-        One finding for each patient, with the first tested photograph, and as the other one the first of the
-        training side; in the order of the tested photographs.
+            split is unknown are ignored.
     """
     known = _sided(manifest)
     across = known[known.groupby(_PATIENT)["tested"].transform("nunique") > 1]
@@ -240,15 +212,11 @@ _LEAST_RANKED = 20  # photographs needed to detect an outlier
 
 
 def measure_all(store: Store) -> pd.DataFrame:
-    """Measure every photograph of a store, one in memory at a time.
-
-    Returns:
-        Columns of :class:`Quality`; row i is image i.
-    """
+    """Measure every photograph of a store; row i has the columns of :class:`Quality` of image i."""
     diameters = 2 * store.manifest["circle_r"].to_numpy(dtype=float)
-    rows = track(range(len(store)), len(store), "looking at", f"photographs of {store.name}")
-    found = [measure(np.asarray(store.images[i]), store.thumbnails[i] > 0, diameters[i]) for i in rows]
-    return pd.DataFrame(found, columns=list(Quality._fields), dtype="float64")
+    numbers = track(range(len(store)), len(store), "measuring", f"photographs of {store.name}")
+    measured = [measure(np.asarray(store.images[i]), store.thumbnails[i] > 0, diameters[i]) for i in numbers]
+    return pd.DataFrame(measured, columns=list(Quality._fields), dtype="float64")
 
 
 def quality_findings(
@@ -283,14 +251,16 @@ def quality_findings(
             f"disc {{:.0f}} px across, {least:.0f} wanted",
         ),
     }
-    for kind, (found, badness, text) in tests.items():
-        for row in badness[found].sort_values(kind="stable").index:
-            yield _finding(kind, manifest, int(row), text.format(abs(badness[row])))
+    for kind, (poor, badness, text) in tests.items():
+        ordered = badness[poor].sort_values(kind="stable")
+        described = rows(manifest.iloc[ordered.index][["image_id", "dataset", "grade", "split", "path"]])
+        for (number, value), values in zip(ordered.items(), described, strict=True):
+            yield Finding(kind, **values, detail=text.format(abs(value)), row=number)
 
 
 def _out_of_focus(datasets: pd.Series, focus: pd.Series, settings: AuditThresholds) -> pd.Series:
     """Return which photographs are blurred, or outliers of their data set."""
-    found = focus < settings.blurred_below
+    blurred = focus < settings.blurred_below
     logarithm = np.log(focus.where(focus > 0))
     for _, values in logarithm.groupby(datasets):
         known = values.dropna()
@@ -298,12 +268,5 @@ def _out_of_focus(datasets: pd.Series, focus: pd.Series, settings: AuditThreshol
             spread = 1.4826 * float((known - known.median()).abs().median())
             limit = float(known.median()) - settings.outlying_deviations * spread
             outlying = known.index[(known < limit) & (focus[known.index] < settings.outlying_below)]
-            found[outlying] = True
-    return found
-
-
-def _finding(kind: str, manifest: pd.DataFrame, row: int, detail: str) -> Finding:
-    values = {
-        name: plain(manifest[name].iloc[row]) for name in ("image_id", "dataset", "grade", "split", "path")
-    }
-    return Finding(kind, **values, detail=detail, row=row)
+            blurred[outlying] = True
+    return blurred

@@ -1,7 +1,7 @@
-"""Settings of an audit, kinds of findings and the table of findings."""
+"""Kinds of findings and the table of findings."""
 
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import pandas as pd
 
@@ -12,7 +12,7 @@ class Kind(NamedTuple):
     """One kind of finding.
 
     Attributes:
-        severity: "error" (results on these data are wrong), "warning" (needs a look) or "note".
+        severity: "error" (results on these data are wrong), "warning" (to be checked) or "note".
         title: Heading on the page.
         meaning: Explanation in one or two sentences.
     """
@@ -77,8 +77,7 @@ FINDINGS: dict[str, Kind] = {
         "warning",
         "Copies across published train and val",
         "With the published val, a checkpoint would be chosen on training photographs. drgrade draws "
-        "validation "
-        "from both sets and keeps copies together.",
+        "validation from both sets and keeps copies together.",
     ),
     "shortcut": Kind(
         "warning",
@@ -124,13 +123,10 @@ class Finding(NamedTuple):
 
     Attributes:
         finding: One of :data:`FINDINGS`.
-        image_id: Id of the photograph, if known.
-        dataset: Its data set.
-        grade: Its grade.
-        split: Its published split.
+        split: Published split.
         similarity: Similarity of a pair in [0, 1].
         detail: Further details as text.
-        path: Its file, or the row of the label file, relative to the folder of the data set.
+        path: File, or row of the label file, relative to the folder of the data set.
         row: Row in the manifest; not written.
     """
 
@@ -159,15 +155,8 @@ _INTEGERS = ("grade", "other_grade", "row")
 def finding_table(findings: Iterable[Finding]) -> pd.DataFrame:
     """Return a table with :data:`COLUMNS` and ``row``, sorted stably in the order of :data:`FINDINGS`."""
     order = list(FINDINGS)
-    ordered = sorted(findings, key=lambda found: order.index(found.finding))
+    ordered = sorted(findings, key=lambda finding: order.index(finding.finding))
     table = pd.DataFrame(ordered, columns=list(Finding._fields), dtype=object)
-    table.insert(1, "severity", [FINDINGS[found.finding].severity for found in ordered])
+    table.insert(1, "severity", [FINDINGS[finding.finding].severity for finding in ordered])
     types = {name: "Int64" if name in _INTEGERS else "string" for name in table} | {"similarity": "float64"}
     return table.astype(types)
-
-
-def plain(value: Any) -> Any:
-    """Convert a cell of a table to a plain Python value, None if it is missing."""
-    if value is None or pd.isna(value):
-        return None
-    return value.item() if hasattr(value, "item") else value

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,16 +14,18 @@ import cv2
 import pandas as pd
 
 from drgrade.auditing.audit import Audit
-from drgrade.auditing.checks import PAIR_COLUMNS, counts_by_reason, rows
+from drgrade.auditing.checks import PAIR_COLUMNS, rows
 from drgrade.auditing.findings import COLUMNS, FINDINGS
-from drgrade.auditing.shortcut import FEATURES, SIGNIFICANT, Probe
+from drgrade.auditing.shortcut import SIGNIFICANT, Probe
 from drgrade.data.store import Store
 from drgrade.errors import ConfigError, DataError
 from drgrade.html.templates import fill_page
+from drgrade.stats.formatting import DASH
 
 _SIDE = 168  # px of a photograph on the page
 _JPEG_QUALITY = 82
 _IN_GALLERY, _IN_LIST = 24, 100
+_SIDE_FIELDS = ("image_id", "grade", "split", "dataset", "path")
 
 _COPIES = (
     "identical",
@@ -45,27 +47,16 @@ _LISTS = (
     "converted",
 )
 
-_CHECKS: dict[str, tuple[str, ...]] = {
-    "Copies": ("identical", "near_duplicate"),
-    "Conflicts": ("conflicting_grades", "across_patients"),
-    "Leaks": ("across_splits", "across_datasets", "train_val_copies"),
-    "Patients": ("patient_across_splits",),
-    "Files": ("unreadable", "converted"),
-    "Labels": ("image_missing", "label_invalid", "label_missing", "label_repeated"),
-    "Photographs": _GALLERIES,
+_TILES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "Copies": ("pairs", ("identical", "near_duplicate")),
+    "Conflicts": ("pairs", ("conflicting_grades", "across_patients")),
+    "Leaks": ("pairs", ("across_splits", "across_datasets", "train_val_copies")),
+    "Patients": ("patients", ("patient_across_splits",)),
+    "Files": ("lists", ("unreadable", "converted")),
+    "Labels": ("lists", ("image_missing", "label_invalid", "label_missing", "label_repeated")),
+    "Photographs": ("galleries", _GALLERIES),
 }
-"""Findings counted by each tile."""
-
-_ANCHORS = {
-    "Copies": "pairs",
-    "Conflicts": "pairs",
-    "Leaks": "pairs",
-    "Patients": "patients",
-    "Files": "lists",
-    "Labels": "lists",
-    "Photographs": "galleries",
-    "Shortcuts": "shortcuts",
-}
+"""Anchor on the page, and findings counted, by title of the tile."""
 
 
 class Tile(NamedTuple):
@@ -92,15 +83,8 @@ class Bar(NamedTuple):
 
 
 def render(audit: Audit) -> str:
-    """Render the page of an audit.
-
-    Args:
-        audit: Result of the audit.
-
-    Returns:
-        HTML of bounded size: pairs, galleries and lists are truncated with a note.
-    """
-    picture = _pictures(audit)
+    """Render the page of an audit; long tables and galleries are truncated with a note."""
+    data_uri = _image_encoder(audit)
     return fill_page(
         "drgrade.auditing",
         audit=audit,
@@ -108,26 +92,26 @@ def render(audit: Audit) -> str:
         verdict=_verdict(audit),
         tiles=[*_tiles(audit), _probe_tile(audit)],
         stores=[_store(store, root) for store, root in zip(audit.stores, audit.roots, strict=True)],
-        pairs=_pairs(audit, picture),
+        pairs=_pairs(audit, data_uri),
         patients=_patients(audit),
-        galleries=[found for kind in _GALLERIES if (found := _gallery(audit, kind, picture))],
-        lists=[found for kind in _LISTS if (found := _list(audit, kind))],
-        probes=[_chart(found) for found in audit.probes],
+        galleries=[gallery for kind in _GALLERIES if (gallery := _gallery(audit, kind, data_uri))],
+        lists=[entries for kind in _LISTS if (entries := _list(audit, kind))],
+        probes=[_chart(result) for result in audit.probes],
     )
 
 
-def _pictures(audit: Audit) -> Callable[[int], str]:
+def _image_encoder(audit: Audit) -> Callable[[int], str]:
     """Return a cached function that encodes the photograph of a manifest row as a data URI."""
 
     @cache
-    def picture(row: int) -> str:
+    def data_uri(row: int) -> str:
         bgr = cv2.cvtColor(audit.pixels(row), cv2.COLOR_RGB2BGR)
         if len(bgr) > _SIDE:
             bgr = cv2.resize(bgr, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
         _, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
         return f"data:image/jpeg;base64,{base64.b64encode(encoded.tobytes()).decode('ascii')}"
 
-    return picture
+    return data_uri
 
 
 def _verdict(audit: Audit) -> tuple[str, str]:
@@ -135,41 +119,39 @@ def _verdict(audit: Audit) -> tuple[str, str]:
     if audit.failing:
         listed = ", ".join(f"{FINDINGS[kind].title.lower()} ({audit.counts[kind]})" for kind in audit.failing)
         return "error", f"Failed: {listed}"
-    found = [kind for kind, count in audit.counts.items() if count]
-    severities = {FINDINGS[kind].severity for kind in found}
+    severities = {FINDINGS[kind].severity for kind, count in audit.counts.items() if count}
     if severities & {"error", "warning"}:
-        return "warning", "Passed, with findings that are worth a look"
-    return "good", "Passed: nothing found that makes numbers wrong"
+        return "warning", "Passed, with findings to be checked"
+    return "good", "Passed: no errors or warnings"
 
 
 def _tiles(audit: Audit) -> list[Tile]:
     tiles = []
-    for title, kinds in _CHECKS.items():
-        if not audit.searched and _ANCHORS[title] == "pairs":
-            tiles.append(Tile(title, "–", "not searched for", "off", _ANCHORS[title]))  # noqa: RUF001
+    for title, (anchor, kinds) in _TILES.items():
+        if not audit.searched and anchor == "pairs":
+            tiles.append(Tile(title, DASH, "not searched for", "off", anchor))
             continue
         if title == "Patients" and not audit.patients_compared:
-            tiles.append(Tile(title, "–", "not known, or no published split", "off", _ANCHORS[title]))  # noqa: RUF001
+            tiles.append(Tile(title, DASH, "patients or published split unknown", "off", anchor))
             continue
-        found = [kind for kind in kinds if audit.counts[kind]]
-        state = next(
-            (s for s in ("error", "warning", "note") for k in found if FINDINGS[k].severity == s), "good"
-        )
-        listed = ", ".join(f"{audit.counts[kind]} {kind.replace('_', ' ')}" for kind in found)
-        number = sum(audit.counts[kind] for kind in found)
-        tiles.append(Tile(title, str(number), listed or "nothing found", state, _ANCHORS[title]))
+        present = [kind for kind in kinds if audit.counts[kind]]
+        severities = {FINDINGS[kind].severity for kind in present}
+        state = next((name for name in ("error", "warning", "note") if name in severities), "good")
+        listed = ", ".join(f"{audit.counts[kind]} {kind.replace('_', ' ')}" for kind in present)
+        number = sum(audit.counts[kind] for kind in present)
+        tiles.append(Tile(title, str(number), listed or "nothing found", state, anchor))
     return tiles
 
 
 def _probe_tile(audit: Audit) -> Tile:
-    known = [found for found in audit.probes if not found.skipped]
-    if not known:
-        return Tile("Shortcuts", "–", "too few grades to tell", "off", "shortcuts")  # noqa: RUF001
-    worst = max(known, key=lambda found: found.qwk)
+    results = [result for result in audit.probes if not result.skipped]
+    if not results:
+        return Tile("Shortcuts", DASH, "too few graded photographs", "off", "shortcuts")
+    worst = max(results, key=lambda result: result.qwk)
     if audit.counts["shortcut"]:
         state, verdict = "warning", "QWK without the retina"
     elif worst.p_value <= SIGNIFICANT:
-        state, verdict = "note", "QWK without the retina: small, but no chance"
+        state, verdict = "note", "QWK without the retina: small but significant"
     else:
         state, verdict = "good", "QWK without the retina: not more than chance"
     return Tile("Shortcuts", f"{round(worst.qwk, 2) + 0.0:.2f}", verdict, state, "shortcuts")
@@ -188,22 +170,18 @@ def _store(store: Store, root: Path) -> dict[str, Any]:
     }
 
 
-def _pairs(audit: Audit, picture: Callable[[int], str]) -> dict[str, Any]:
-    shown = audit.pairs.head(audit.settings.pairs_on_page)
+def _pairs(audit: Audit, data_uri: Callable[[int], str]) -> dict[str, Any]:
     cards = []
-    for pair in rows(shown):
-        sides = [
-            {
-                "picture": picture(pair[number]),
-                "grade_differs": "conflicting_grades" in pair["findings"],
-                **{
-                    name: pair[f"{other}{name}"] for name in ("image_id", "grade", "split", "dataset", "path")
-                },
+    for pair in rows(audit.pairs.head(audit.settings.pairs_on_page)):
+        sides = []
+        for number, other in (("first", ""), ("second", "other_")):
+            side = {
+                name: pair[f"{other}{name}"] for name in ("image_id", "grade", "split", "dataset", "path")
             }
-            for number, other in (("first", ""), ("second", "other_"))
-        ]
+            sides.append({**side, "image": data_uri(pair[number])})
         kinds = [(name, FINDINGS[name].severity) for name in pair["findings"].split()]
-        cards.append({"sides": sides, "kinds": kinds, "note": _note(pair)})
+        differs = "conflicting_grades" in pair["findings"]
+        cards.append({"sides": sides, "kinds": kinds, "grades_differ": differs, "note": _note(pair)})
     counts = {kind: audit.counts[kind] for kind in _COPIES if audit.counts[kind]}
     return {"cards": cards, "total": len(audit.pairs), "counts": counts}
 
@@ -223,68 +201,64 @@ def _of_kind(audit: Audit, kind: str) -> pd.DataFrame:
 
 def _patients(audit: Audit) -> dict[str, Any]:
     """Return the table of patients on both sides of a published split."""
-    found = _of_kind(audit, "patient_across_splits")
-    return {"rows": rows(found.head(_IN_LIST)), "total": len(found), "compared": audit.patients_compared}
+    patients = _of_kind(audit, "patient_across_splits")
+    listed = rows(patients.head(_IN_LIST))
+    return {"rows": listed, "total": len(patients), "compared": audit.patients_compared}
 
 
-def _gallery(audit: Audit, kind: str, picture: Callable[[int], str]) -> dict[str, Any] | None:
-    found = _of_kind(audit, kind)
-    visible = found[found["row"].notna()]
+def _gallery(audit: Audit, kind: str, data_uri: Callable[[int], str]) -> dict[str, Any] | None:
+    """Return the findings with a photograph in the store; None without any."""
+    visible = _of_kind(audit, kind).dropna(subset="row")
     if visible.empty:
         return None
-    items = [{**item, "picture": picture(item["row"])} for item in rows(visible.head(_IN_GALLERY))]
+    items = [{**item, "image": data_uri(item["row"])} for item in rows(visible.head(_IN_GALLERY))]
     return {"kind": kind, "items": items, "total": len(visible)}
 
 
 def _list(audit: Audit, kind: str) -> dict[str, Any] | None:
-    """Return the findings without a photograph in the store."""
-    found = _of_kind(audit, kind)
-    unseen = found[found["row"].isna()]
+    """Return the findings without a photograph in the store, and their reasons; None without any."""
+    findings = _of_kind(audit, kind)
+    unseen = findings[findings["row"].isna()]
     if unseen.empty:
         return None
-    reasons = counts_by_reason(unseen)
-    return {"kind": kind, "rows": rows(unseen.head(_IN_LIST)), "total": len(unseen), "reasons": reasons}
+    reasons = unseen["detail"].str.split(r"[:(]", n=1, regex=True).str[0].str.strip().value_counts()
+    listed = rows(unseen.head(_IN_LIST))
+    return {"kind": kind, "rows": listed, "total": len(unseen), "reasons": reasons.to_dict()}
 
 
 _CHART_LEFT, _CHART_WIDTH, _BAR_STEP = 110.0, 360.0, 26.0
 
 
-def _chart(found: Probe) -> dict[str, Any]:
+def _chart(result: Probe) -> dict[str, Any]:
     """Return the chart of a probe for the template, with QWK on the horizontal axis."""
-    if found.skipped:
-        return {"probe": found, "bars": []}
-    ordered = sorted(FEATURES, key=lambda name: -found.single[name])
-    interval: tuple[float, float] | None = (found.low, found.high)
-    entries = [("", "all six", found.qwk, interval)]
-    entries += [(name, name.replace("_", " "), found.single[name], None) for name in ordered]
-    bars = [
-        Bar(
-            label,
-            "does not vary" if name in found.constant else f"{round(value, 2) + 0.0:.2f}",
-            _at(0) + 8 if name in found.constant else _at(1) + 20,
-            number * _BAR_STEP + (8 if number else 0),
-            _at(min(value, 0)),
-            _at(max(value, 0)) - _at(min(value, 0)),
-            (_at(ends[0]), _at(ends[1])) if ends else None,
-            number == 0,
-        )
-        for number, (name, label, value, ends) in enumerate(entries)
-    ]
-    ticks = [(_at(tick / 5), f"{tick / 5:.1f}") for tick in range(6)]
-    importance = [(name.replace("_", " "), found.importance[name]) for name in _sorted(found.importance)]
+    if result.skipped:
+        return {"probe": result, "bars": []}
+    bars = [_bar(0, "all six", result.qwk)._replace(whisker=(_at(result.low), _at(result.high)))]
+    for number, (name, value) in enumerate(_descending(result.single), start=1):
+        bar = _bar(number, name.replace("_", " "), value)
+        if name in result.constant:
+            bar = bar._replace(value="does not vary", value_at=_at(0) + 8)
+        bars.append(bar)
     return {
-        "probe": found,
+        "probe": result,
         "bars": bars,
-        "ticks": ticks,
+        "ticks": [(_at(tick / 5), f"{tick / 5:.1f}") for tick in range(6)],
         "zero": _at(0),
-        "chance": _at(max(found.chance_high, 0)) - _at(0),
+        "chance": _at(max(result.chance_high, 0)) - _at(0),
         "height": len(bars) * _BAR_STEP + 8,
-        "importance": importance,
+        "importance": [(name.replace("_", " "), fall) for name, fall in _descending(result.importance)],
     }
 
 
-def _sorted(values: dict[str, float]) -> Sequence[str]:
-    return sorted(values, key=lambda name: -values[name])
+def _bar(number: int, label: str, qwk: float) -> Bar:
+    """Return the bar of a QWK; number 0 is that of all features, with a gap below it."""
+    start, end = _at(min(qwk, 0)), _at(max(qwk, 0))
+    top = number * _BAR_STEP + (8 if number else 0)
+    return Bar(label, f"{round(qwk, 2) + 0.0:.2f}", _at(1) + 20, top, start, end - start, None, number == 0)
+
+
+def _descending(values: dict[str, float]) -> list[tuple[str, float]]:
+    return sorted(values.items(), key=lambda item: -item[1])
 
 
 def _at(qwk: float) -> float:
@@ -297,15 +271,9 @@ QUALITY_FILE, FACTS_FILE = "quality.csv", "audit.json"
 
 
 def write_audit(audit: Audit, folder: Path) -> Path:
-    """Write the folder of an audit atomically; replace an earlier audit in it.
+    """Write the folder of an audit atomically, replace an earlier audit in it, and return the page.
 
-    Args:
-        audit: Result of the audit.
-        folder: Output folder: ``index.html``, ``findings.csv``, ``pairs.csv``, ``quality.csv`` and
-            ``audit.json``.
-
-    Returns:
-        Path of the page.
+    The folder contains ``index.html``, ``findings.csv``, ``pairs.csv``, ``quality.csv`` and ``audit.json``.
 
     Raises:
         ConfigError: If the folder exists and holds something other than an audit.

@@ -1,8 +1,8 @@
 """Shortcut probe: prediction of the grade without the retina.
 
 A small model predicts the grade in cross-validation from six numbers of a photograph (:data:`FEATURES`) that
-do not depend on the structure of the retina. A network may reach the same quadratic weighted kappa (QWK) in
-the same way, because cameras and clinics differ in their photographs and in their patients.
+do not depend on the structure of the retina. A network can use the same differences between cameras and
+clinics.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,6 +18,7 @@ from drgrade.auditing.findings import Finding
 from drgrade.data.splits.split import groups_of
 from drgrade.grades import NUM_GRADES
 from drgrade.settings import AuditThresholds
+from drgrade.stats.bootstrap import kappas
 
 if TYPE_CHECKING:
     from sklearn.ensemble import HistGradientBoostingRegressor
@@ -43,7 +44,7 @@ class Probe:
     Attributes:
         dataset: Name of the data set.
         photographs: Number of graded photographs used.
-        skipped: Why there is no result; "" if there is one. Other values are then NaN or empty.
+        skipped: Reason why there is no result; "" if there is one. Other values are then NaN or empty.
         qwk: QWK with all features over all test folds.
         low: Lower end of the 95 % interval (percentile bootstrap over groups).
         high: Upper end of the interval.
@@ -79,12 +80,11 @@ class Probe:
             f"{round(value, 2) + 0.0:.2f}" for value in (self.qwk, self.low, self.high)
         )  # no -0.00
         figures = f"{qwk} (95 % interval {low} to {high})"
-        found = f"{self.dataset}: a QWK of {figures} is reached without the retina"
+        result = f"{self.dataset}: the probe reaches a QWK of {figures} without the retina"
         if self.p_value > SIGNIFICANT:
-            return f"{found}, which is not more than chance (p = {self.p_value:.2f})"
-        most = max(self.importance, key=lambda name: self.importance[name])
-        feature = most.replace("_", " ")
-        return f"{found}; chance is 0 (p = {self.p_value:.3f}). The most important feature is {feature}"
+            return f"{result}, which is not more than chance (p = {self.p_value:.2f})"
+        feature = max(self.importance, key=lambda name: self.importance[name]).replace("_", " ")
+        return f"{result}; chance is 0 (p = {self.p_value:.3f}). The most important feature is {feature}"
 
 
 def probe(manifest: pd.DataFrame, settings: AuditThresholds) -> Probe:
@@ -107,7 +107,7 @@ def probe(manifest: pd.DataFrame, settings: AuditThresholds) -> Probe:
 
 def _probe(manifest: pd.DataFrame, settings: AuditThresholds) -> Probe:
     dataset = str(manifest["dataset"].iloc[0]) if len(manifest) else ""
-    graded = _taken(manifest[manifest["grade"].notna()], settings)
+    graded = _sample(manifest[manifest["grade"].notna()], settings)
     counts = graded["grade"].value_counts()
     rare = tuple(sorted(int(grade) for grade in counts.index if counts[grade] < _FEWEST_OF_GRADE))
     graded = graded[~graded["grade"].isin(rare)]
@@ -118,13 +118,17 @@ def _probe(manifest: pd.DataFrame, settings: AuditThresholds) -> Probe:
     varying = [name for name in FEATURES if np.ptp(features[name].to_numpy()) > 0]
     constant = tuple(name for name in FEATURES if name not in varying)
     grades = graded["grade"].to_numpy(dtype=np.int64)
-    groups = np.unique(groups_of(graded).to_numpy(dtype=str), return_inverse=True)[1].astype(np.int64)
+    groups = _group_numbers(graded)
     folds = _folds(grades, groups, settings)
     values = features[varying].to_numpy(dtype=float)
     models = _fit(values, grades, folds, settings.seed)
     predicted = _predict(models, values, grades, folds)
     qwk = kappa(grades, predicted)
     low, high = _interval(grades, predicted, groups, settings)
+    single = {
+        name: _cross_validated(features[[name]].to_numpy(dtype=float), grades, folds, settings.seed)
+        for name in varying
+    }
     chance = _chance(values, grades, groups, folds, settings)
     return Probe(
         dataset,
@@ -135,7 +139,7 @@ def _probe(manifest: pd.DataFrame, settings: AuditThresholds) -> Probe:
         chance=float(chance.mean()),
         chance_high=float(np.quantile(chance, 0.95)),
         p_value=float((1 + (chance >= qwk).sum()) / (1 + len(chance))),
-        single=_singles(features, varying, grades, folds, settings.seed),
+        single=dict.fromkeys(FEATURES, 0.0) | single,
         importance=_importances(models, values, grades, folds, varying, settings.seed),
         constant=constant,
         left_out=rare,
@@ -144,35 +148,30 @@ def _probe(manifest: pd.DataFrame, settings: AuditThresholds) -> Probe:
 
 def probe_findings(probes: Sequence[Probe], settings: AuditThresholds) -> Iterator[Finding]:
     """Report data sets whose probe reaches a large and significant QWK."""
-    for found in probes:
-        if found.qwk >= settings.shortcut_above and found.p_value <= SIGNIFICANT:
-            yield Finding("shortcut", dataset=found.dataset, detail=found.sentence)
+    for result in probes:
+        if result.qwk >= settings.shortcut_above and result.p_value <= SIGNIFICANT:
+            yield Finding("shortcut", dataset=result.dataset, detail=result.sentence)
 
 
 def kappa(grades: Ints, predicted: Ints, weights: Floats | None = None) -> float:
-    """Compute quadratic weighted kappa (Cohen 1968); 0 if it is undefined.
-
-    Args:
-        grades: (N,), 0-4.
-        predicted: (N,), 0-4.
-        weights: (N,) multiplicity of each photograph; None for 1.
-    """
-    size = NUM_GRADES
-    confusion = np.bincount(size * grades + predicted, weights, size * size).reshape(size, size)
-    penalty = np.square(np.subtract.outer(np.arange(size), np.arange(size)))
-    expected = np.outer(confusion.sum(axis=1), confusion.sum(axis=0)) / confusion.sum()
-    disagreement = float((penalty * expected).sum())
-    return 1 - float((penalty * confusion).sum()) / disagreement if disagreement > 0 else 0.0
+    """Compute the quadratic weighted kappa of grades (N,); ``weights`` (N,) count each photograph."""
+    confusion = np.bincount(NUM_GRADES * grades + predicted, weights, NUM_GRADES**2)
+    return float(kappas(confusion.reshape(NUM_GRADES, NUM_GRADES)))
 
 
-def _taken(graded: pd.DataFrame, settings: AuditThresholds) -> pd.DataFrame:
+def _sample(graded: pd.DataFrame, settings: AuditThresholds) -> pd.DataFrame:
     """Return all photographs, or random groups of them up to the largest number."""
     if len(graded) <= settings.probe_photographs:
         return graded
-    group = np.unique(groups_of(graded).to_numpy(dtype=str), return_inverse=True)[1]
-    turn = np.random.default_rng(settings.seed).permutation(int(group.max()) + 1)[group]
+    groups = _group_numbers(graded)
+    turn = np.random.default_rng(settings.seed).permutation(int(groups.max()) + 1)[groups]
     order = np.argsort(turn, kind="stable")[: settings.probe_photographs]
     return graded.iloc[np.sort(order)]
+
+
+def _group_numbers(graded: pd.DataFrame) -> Ints:
+    """Return the number of the group of each photograph, (N,) from 0."""
+    return np.unique(groups_of(graded).to_numpy(dtype=str), return_inverse=True)[1].astype(np.int64)
 
 
 def _reason_to_skip(graded: pd.DataFrame, folds: int) -> str:
@@ -219,11 +218,11 @@ def _predict(
     predicted = np.zeros(len(grades), np.int64)
     for number, (train, test) in enumerate(folds):
         scores = models[number].predict(values[test]) if models else np.zeros(len(test))
-        predicted[test] = _by_rank(scores, grades[train])
+        predicted[test] = grades_by_rank(scores, grades[train])
     return predicted
 
 
-def _by_rank(scores: Floats, training_grades: Ints) -> Ints:
+def grades_by_rank(scores: Floats, training_grades: Ints) -> Ints:
     """Convert scores to grades with the frequencies of the training grades; equal scores get one grade."""
     shares = np.cumsum(np.bincount(training_grades, minlength=NUM_GRADES)) / len(training_grades)
     ranks = (rankdata(scores) - 0.5) / len(scores)
@@ -254,15 +253,10 @@ def _chance(values: Floats, grades: Ints, groups: Ints, folds: Folds, settings: 
 
 
 def shuffle_groups(grades: Ints, groups: Ints, rng: np.random.Generator) -> Ints:
-    """Exchange the grades of whole groups with those of groups of the same size.
+    """Exchange the grades (N,) of whole groups (N,) with those of groups of the same size.
 
     Grades of a patient are similar; shuffling single photographs would underestimate the spread under chance
     (whole-block exchangeability, Winkler et al. 2015, doi 10.1016/j.neuroimage.2015.05.092).
-
-    Args:
-        grades: (N,).
-        groups: (N,) numbers 0, 1, ...
-        rng: Draws.
     """
     order = np.argsort(groups, kind="stable")
     sizes = np.bincount(groups)
@@ -272,18 +266,6 @@ def shuffle_groups(grades: Ints, groups: Ints, rng: np.random.Generator) -> Ints
         members = order[starts[sizes == size][:, None] + np.arange(size)]  # (groups of this size, size)
         shuffled[members] = grades[rng.permutation(members)]
     return shuffled
-
-
-def _singles(
-    features: pd.DataFrame, varying: Sequence[str], grades: Ints, folds: Folds, seed: int
-) -> dict[str, float]:
-    """Return the QWK with each feature alone."""
-    return {
-        name: _cross_validated(features[[name]].to_numpy(dtype=float), grades, folds, seed)
-        if name in varying
-        else 0.0
-        for name in FEATURES
-    }
 
 
 def _importances(
@@ -297,13 +279,13 @@ def _importances(
     """Return the mean decrease of QWK when a feature is shuffled in the test folds (Breiman 2001)."""
     whole = kappa(grades, _predict(models, values, grades, folds))
     rng = np.random.default_rng(seed)
-    falls = dict.fromkeys(FEATURES, 0.0)
+    decreases = dict.fromkeys(FEATURES, 0.0)
     for column, name in enumerate(varying):
-        left = []
+        remaining = []
         for _ in range(_SHUFFLES):
             shuffled = values.copy()
             for _, test in folds:
                 shuffled[test, column] = rng.permutation(values[test, column])
-            left.append(kappa(grades, _predict(models, shuffled, grades, folds)))
-        falls[name] = whole - float(np.mean(left))
-    return falls
+            remaining.append(kappa(grades, _predict(models, shuffled, grades, folds)))
+        decreases[name] = whole - float(np.mean(remaining))
+    return decreases

@@ -105,13 +105,13 @@ def test_the_page_has_a_table_of_patients_that_is_capped(make_audit, two_eyed, m
     assert "<b>" not in render(audit)
     monkeypatch.setattr("drgrade.auditing.html_report._IN_LIST", 3)
     page = render(audit)
-    assert "3 of 20 are shown" in page
+    assert "3 of 20; all are in" in page
     assert "patient &lt;b&gt;19" not in page
 
 
 def test_the_page_says_so_if_patients_are_not_known(make_audit, drawn):
     unknown = Folder(drawn.root, csv=None, name="unknown")
-    assert "Not compared: no data set names patients" in render(make_audit(unknown))
+    assert "Not compared: no data set gives patients" in render(make_audit(unknown))
 
 
 def test_the_page_names_the_folder_where_the_data_set_lies_now(make_audit, two_eyed, tmp_path):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
-from drgrade.auditing.shortcut import FEATURES, _by_rank, kappa, probe, probe_findings, shuffle_groups
+from drgrade.auditing.shortcut import FEATURES, grades_by_rank, kappa, probe, probe_findings, shuffle_groups
 from drgrade.settings import AuditThresholds
 
 FAST = AuditThresholds(permutations=19, resamples=200)
@@ -148,7 +148,7 @@ def test_shuffling_moves_the_grades_of_whole_groups(rows, seed):
     st.lists(st.integers(0, 4), min_size=1, max_size=30),
 )
 def test_grades_follow_the_ranks_of_scores(scores, training):
-    grades = _by_rank(np.array(scores, float), np.array(training))
+    grades = grades_by_rank(np.array(scores, float), np.array(training))
     order = np.argsort(scores, kind="stable")
     assert (np.diff(grades[order]) >= 0).all()
     for score in set(scores):
@@ -158,5 +158,5 @@ def test_grades_follow_the_ranks_of_scores(scores, training):
 
 def test_distinct_scores_get_the_training_grades_frequencies():
     training = np.repeat([0, 1, 2, 3, 4], [50, 10, 20, 15, 5])
-    grades = _by_rank(np.random.default_rng(0).permutation(100).astype(float), training)
+    grades = grades_by_rank(np.random.default_rng(0).permutation(100).astype(float), training)
     assert np.bincount(grades).tolist() == [50, 10, 20, 15, 5]
