@@ -37,7 +37,7 @@ def run(*overrides):
         work(hydra.compose("audit", list(overrides)))
 
 
-def test_the_command_fails_with_a_status_of_its_own_and_says_why(overrides, tmp_path):
+def test_command_exits_with_status_3_and_lists_the_findings(overrides, tmp_path):
     command = [sys.executable, "-m", "drgrade.cli.audit", *overrides]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
     assert done.returncode == FOUND == 3, done.stderr
@@ -49,12 +49,12 @@ def test_the_command_fails_with_a_status_of_its_own_and_says_why(overrides, tmp_
     assert "Traceback" not in done.stderr
 
 
-def test_with_nothing_to_fail_on_it_passes(overrides, tmp_path):
+def test_empty_fail_on_passes(overrides, tmp_path):
     run(*overrides, "fail_on=[]")
     assert (tmp_path / "audit" / "audit.json").is_file()
 
 
-def test_it_fails_on_what_is_named_and_only_on_that(overrides):
+def test_audit_fails_only_on_the_kinds_in_fail_on(overrides):
     run(*overrides, "fail_on=[across_datasets]")
     with pytest.raises(SystemExit) as stopped:
         run(*overrides, "fail_on=[tiny]")
@@ -73,7 +73,7 @@ def test_it_fails_on_what_is_named_and_only_on_that(overrides):
         ("data.unlabelled=[nowhere]", "no data set 'nowhere'"),
     ],
 )
-def test_settings_that_make_no_sense_stop_it_before_it_works(overrides, override, message, tmp_path):
+def test_invalid_settings_are_refused_before_any_work(overrides, override, message, tmp_path):
     with pytest.raises(Exception, match=message) as stopped:
         run(*overrides, override)
     causes = [stopped.value, stopped.value.__cause__, stopped.value.__context__]
@@ -81,7 +81,7 @@ def test_settings_that_make_no_sense_stop_it_before_it_works(overrides, override
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_with_something_else_in_it_is_refused_before_it_works(overrides, tmp_path):
+def test_folder_with_other_content_is_refused_before_any_work(overrides, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").touch()
     with pytest.raises(ConfigError, match="something else"):
@@ -89,12 +89,12 @@ def test_a_folder_with_something_else_in_it_is_refused_before_it_works(overrides
     assert not (tmp_path / "stores").exists()
 
 
-def test_by_default_it_fails_on_every_error_and_on_nothing_else():
+def test_default_fail_on_is_every_kind_of_severity_error():
     default = OmegaConf.load(CONF / "audit.yaml").fail_on
     assert set(default) == {name for name, kind in FINDINGS.items() if kind.severity == "error"}
 
 
-def test_the_defaults_of_the_config_are_those_of_the_code():
+def test_config_and_code_have_the_same_defaults():
 
     from drgrade.settings import AuditThresholds
 
@@ -105,7 +105,7 @@ def test_the_defaults_of_the_config_are_those_of_the_code():
     }
 
 
-def test_the_documentation_has_every_setting_with_its_default():
+def test_documentation_lists_every_setting_with_its_default():
 
     from drgrade.settings import AuditThresholds
 
@@ -118,7 +118,7 @@ def test_the_documentation_has_every_setting_with_its_default():
     assert [row for row in rows if row not in text] == []
 
 
-def test_the_documentation_names_every_finding():
+def test_documentation_names_every_kind_of_finding():
     text = (REPOSITORY / "docs" / "audit.md").read_text()
     assert [name for name in FINDINGS if f"`{name}`" not in text] == []
     assert "audit" in COMMANDS

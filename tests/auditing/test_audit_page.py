@@ -59,7 +59,7 @@ def test_names_are_escaped(page):
     assert HOSTILE in page.text
 
 
-def test_labels_that_hold_markup_are_escaped(defective_audit):
+def test_markup_in_labels_is_escaped(defective_audit):
     findings = defective_audit.findings.copy()
     findings["detail"] = "</td><img src=x onerror=alert(1)>"
     page = Page(render(replace(defective_audit, findings=findings)))
@@ -67,13 +67,13 @@ def test_labels_that_hold_markup_are_escaped(defective_audit):
     assert not any(name.startswith("on") for _, name, _ in page.attributes)
 
 
-def test_nothing_is_fetched_from_elsewhere(defective_audit, page):
+def test_page_loads_no_external_resources(defective_audit, page):
     html = render(defective_audit)
     assert not re.search(r"(https?:)?//[a-z]", re.sub(r"base64,[^\"]*", "", html))
     assert not {"script", "link", "iframe"} & set(page.tags)
 
 
-def test_pairs_are_shown_side_by_side_and_are_the_photographs(defective_audit, page):
+def test_pairs_show_the_pixels_of_both_photographs(defective_audit, page):
     assert {"copy", "p00", "p01_again", "p02_mirrored"} <= set(page.text)
     for uri, row in zip(
         page.pictures, [defective_audit.pairs["first"][0], defective_audit.pairs["second"][0]], strict=False
@@ -85,42 +85,42 @@ def test_pairs_are_shown_side_by_side_and_are_the_photographs(defective_audit, p
         assert difference.mean() < 4
 
 
-def test_every_kind_that_was_found_is_on_the_page(defective_audit, page):
+def test_page_names_every_kind_of_finding(defective_audit, page):
     for kind in set(defective_audit.findings["finding"]):
         assert kind in page.text
 
 
-def test_a_row_of_the_label_file_is_named(page):
+def test_page_names_the_row_of_the_label_file(page):
     assert "the file is not there: gone.jpg" in page.text
     assert any(re.fullmatch(r"labels\.csv:\d+", text) for text in page.text)
 
 
-def test_pairs_beyond_the_cap_are_counted(defective_audit):
+def test_truncated_pairs_are_counted(defective_audit):
     capped = replace(defective_audit, settings=AuditThresholds(pairs_on_page=1))
     page = Page(render(capped))
     assert any(text.startswith("1 of 3; all are in") for text in page.text)
     assert "p02_mirrored" not in page.text
 
 
-def test_a_hundred_thousand_findings_do_not_make_a_huge_page(defective_audit):
+def test_page_size_is_bounded(defective_audit):
     many = pd.concat([defective_audit.findings] * 5000, ignore_index=True)
     pairs = pd.concat([defective_audit.pairs] * 5000, ignore_index=True)
     assert len(render(replace(defective_audit, findings=many, pairs=pairs))) < 5_000_000
 
 
-def test_nothing_found_is_said(make_audit, drawn):
+def test_page_of_a_clean_data_set_reports_no_errors(make_audit, drawn):
     text = Page(render(make_audit(drawn))).text
     assert any("Passed: no errors or warnings" in line for line in text)
     assert "No copies were found." in text
 
 
-def test_a_search_that_was_not_made_is_not_taken_for_a_result(make_audit, drawn):
+def test_page_reports_that_copies_were_not_searched_for(make_audit, drawn):
     text = Page(render(replace(make_audit(drawn, find_duplicates=False), searched=False))).text
     assert "No copies were found." not in text
     assert any("not searched for" in line for line in text)
 
 
-def test_the_probe_is_drawn(defective_audit):
+def test_page_contains_the_chart_of_the_probe(defective_audit):
     rng = np.random.default_rng(0)
     grade = rng.integers(0, 5, 120)
     manifest = pd.DataFrame(
@@ -138,7 +138,7 @@ def test_the_probe_is_drawn(defective_audit):
     assert "does not vary" in page.text
 
 
-def test_every_finding_has_words():
+def test_every_kind_of_finding_has_a_title_and_a_meaning():
     for kind in FINDINGS.values():
         assert kind.title
         assert kind.meaning.endswith(".")

@@ -42,35 +42,35 @@ def findings_of(second=None, first=None, **duplicate):
         ({"dataset": "two", "grade": 1}, {"near_duplicate", "across_datasets", "conflicting_grades"}),
     ],
 )
-def test_a_pair_is_what_differs_between_its_photographs(second, expected):
+def test_findings_of_a_pair_follow_from_its_differences(second, expected):
     assert set(findings_of(second)["finding"]) == expected
     # It does not matter which comes first.
     assert set(findings_of(first=second)["finding"]) == expected
 
 
-def test_copies_in_published_val_and_test_are_tested_on():
+def test_copies_in_published_val_and_test_cross_the_test_set():
     found = findings_of(first={"split": "val"}, second={"split": "test"})
     assert set(found["finding"]) == {"near_duplicate", "across_splits"}
 
 
-def test_copies_in_published_train_and_val_are_no_error():
+def test_copies_in_published_train_and_val_are_a_warning():
     found = findings_of(second={"split": "val"})
     assert set(found["severity"]) == {"warning"}
     (detail,) = found.loc[found["finding"] == "train_val_copies", "detail"]
     assert detail == "train and val"
 
 
-def test_a_copy_filed_as_the_other_eye_is_said_to_be():
+def test_detail_names_two_eyes_of_a_copy():
     (detail,) = findings_of({"eye": "right"}, kind="identical")["detail"]
     assert detail == "filed as left and as right eye"
 
 
-def test_mirrored_and_turned_copies_are_said_to_be():
+def test_detail_names_mirrored_and_turned_copies():
     (detail,) = findings_of(mirrored=True, turned=90)["detail"]
     assert detail == "mirrored, turned by 90 degrees"
 
 
-def test_errors_come_first_then_what_is_most_similar():
+def test_pairs_are_sorted_by_errors_and_similarity():
     grades = [0, 0, 0, 0, 0, 1]
     names = list("abcdef")
     rows = [FIRST | {"image_id": name, "grade": grade} for name, grade in zip(names, grades, strict=True)]

@@ -32,7 +32,7 @@ def patients_of(table):
     return [(found.dataset, found.detail.split(":")[0]) for found in patient_findings(table)]
 
 
-def test_one_eye_in_train_and_one_in_test_is_found_once_a_patient():
+def test_patient_with_one_eye_in_train_and_one_in_test_gives_one_finding():
     table = manifest(("one", "p", "train"), ("one", "p", "train"), ("one", "p", "test"), ("one", "q", "test"))
     (found,) = patient_findings(table)
     assert (found.finding, found.image_id, found.other_image_id) == ("patient_across_splits", "i2", "i0")
@@ -44,7 +44,7 @@ def test_one_eye_in_train_and_one_in_test_is_found_once_a_patient():
     ("splits", "across"),
     [(("train", "val"), 0), (("val", "test"), 1), (("test", "test"), 0), (("test", None), 0)],
 )
-def test_a_published_val_is_training_side(splits, across):
+def test_published_val_belongs_to_the_training_side(splits, across):
     assert len(patients_of(manifest(*(("one", "p", split) for split in splits)))) == across
 
 
@@ -54,7 +54,7 @@ def test_a_published_val_is_training_side(splits, across):
         max_size=12,
     )
 )
-def test_it_agrees_with_a_naive_search(photographs):
+def test_patient_findings_agree_with_a_naive_search(photographs):
     expected = set()
     for (dataset, patient, split), (other_dataset, other_patient, other) in product(photographs, repeat=2):
         same = (dataset, patient) == (other_dataset, other_patient)
@@ -65,7 +65,7 @@ def test_it_agrees_with_a_naive_search(photographs):
     assert set(found) == expected
 
 
-def test_without_patients_on_both_sides_nothing_is_compared():
+def test_patients_are_comparable_only_if_known_on_both_sides():
     assert patients_comparable(manifest(("one", "p", "train"), ("one", "q", "test")))
     assert not patients_comparable(manifest(("one", "p", "train"), ("one", None, "test")))
     assert not patients_comparable(manifest(("one", "p", "train"), ("two", "p", "test")))
@@ -85,7 +85,7 @@ def two_eyed(drawn, tmp_path_factory):
     return Folder(root, patient_column="patient", split_column="split", name="two_eyed")
 
 
-def test_an_audit_fails_on_patients_on_both_sides_by_default(make_audit, two_eyed, tmp_path):
+def test_default_audit_fails_on_patients_on_both_sides(make_audit, two_eyed, tmp_path):
     settings = AuditThresholds(fail_on=list(OmegaConf.load(CONF / "audit.yaml").fail_on))
     audit = make_audit(two_eyed, settings)
     assert audit.failing == ["patient_across_splits"]
@@ -99,7 +99,7 @@ def test_an_audit_fails_on_patients_on_both_sides_by_default(make_audit, two_eye
     assert (table["severity"] == "error").all()
 
 
-def test_the_page_has_a_table_of_patients_that_is_capped(make_audit, two_eyed, monkeypatch):
+def test_page_truncates_the_table_of_patients(make_audit, two_eyed, monkeypatch):
     audit = make_audit(two_eyed)
     assert "patient &lt;b&gt;19: 1 train, 1 test" in render(audit)
     assert "<b>" not in render(audit)
@@ -109,12 +109,12 @@ def test_the_page_has_a_table_of_patients_that_is_capped(make_audit, two_eyed, m
     assert "patient &lt;b&gt;19" not in page
 
 
-def test_the_page_says_so_if_patients_are_not_known(make_audit, drawn):
+def test_page_reports_that_patients_are_unknown(make_audit, drawn):
     unknown = Folder(drawn.root, csv=None, name="unknown")
     assert "Not compared: no data set gives patients" in render(make_audit(unknown))
 
 
-def test_the_page_names_the_folder_where_the_data_set_lies_now(make_audit, two_eyed, tmp_path):
+def test_page_shows_the_present_folder_of_a_moved_data_set(make_audit, two_eyed, tmp_path):
     before = make_audit(two_eyed)
     moved = tmp_path / "moved"
     shutil.copytree(two_eyed.root, moved)

@@ -57,7 +57,7 @@ def test_focus_does_not_depend_on_exposure(drawn_pixels):
         assert look(darker).focus == pytest.approx(look(pixels).focus, abs=0.08)
 
 
-def test_noise_does_not_bring_a_blurred_photograph_into_focus(drawn_pixels):
+def test_noise_does_not_raise_the_focus_of_a_blurred_photograph(drawn_pixels):
     for pixels in drawn_pixels[:6]:
         assert look(pixels, blur=3, noise=3).focus < 0.5
         assert look(pixels, noise=3).focus == pytest.approx(look(pixels).focus, abs=0.1)
@@ -84,7 +84,7 @@ def test_focus_and_contrast_agree_with_a_plain_computation(drawn_pixels):
     assert measured.focus == pytest.approx(fine / coarse, rel=0.02)
 
 
-def test_a_small_photograph_is_tiny_and_not_out_of_focus(drawn_pixels):
+def test_small_photograph_is_tiny_and_not_out_of_focus(drawn_pixels):
     small = cv2.resize(drawn_pixels[0], None, fx=0.4, fy=0.4, interpolation=cv2.INTER_AREA)
     enlarged = look(small, size=224)
     assert enlarged.diameter < 128
@@ -92,7 +92,7 @@ def test_a_small_photograph_is_tiny_and_not_out_of_focus(drawn_pixels):
     assert kinds([enlarged]) == [("tiny", 0)]
 
 
-def test_padding_is_not_taken_for_detail(drawn_pixels):
+def test_padding_does_not_count_as_detail(drawn_pixels):
     """The edge at which a camera cuts off the disc is the strongest there is."""
     pixels = drawn_pixels[0]
     disc = find_disc(pixels)
@@ -103,7 +103,7 @@ def test_padding_is_not_taken_for_detail(drawn_pixels):
     assert look(blurred).focus < 0.5 < look(cut).focus
 
 
-def test_nothing_is_said_of_what_cannot_be_measured():
+def test_unmeasurable_photographs_give_no_finding():
     unknown = measure(np.zeros((96, 96, 3), np.uint8), np.zeros((128, 128), bool), 200.0)
     assert np.isnan([unknown.level, unknown.contrast, unknown.focus]).all()
     assert kinds([unknown]) == []
@@ -128,15 +128,15 @@ GOOD = Quality(diameter=500, level=150, over_exposed=0.0, contrast=0.03, focus=0
         ({"diameter": 129}, []),
     ],
 )
-def test_thresholds_decide(change, expected):
+def test_findings_follow_the_thresholds(change, expected):
     assert [kind for kind, _ in kinds([GOOD._replace(**change)])] == expected
 
 
-def test_a_photograph_smaller_than_those_trained_on_is_tiny():
+def test_photograph_smaller_than_the_prepared_size_is_tiny():
     assert kinds([GOOD._replace(diameter=200)], image_size=224) == [("tiny", 0)]
 
 
-def test_an_outlier_is_out_of_focus_only_where_the_rest_is_sharper():
+def test_outlier_is_out_of_focus_only_in_a_sharp_data_set():
     rng = np.random.default_rng(0)
     sharp = [GOOD._replace(focus=focus) for focus in rng.normal(0.95, 0.02, 60)]
     soft = [GOOD._replace(focus=focus) for focus in rng.normal(0.62, 0.03, 60)]
@@ -146,13 +146,13 @@ def test_an_outlier_is_out_of_focus_only_where_the_rest_is_sharper():
     assert kinds([*sharp[:5], candidate]) == []
 
 
-def test_the_worst_come_first():
+def test_findings_are_sorted_from_the_worst():
     found = kinds([GOOD._replace(focus=focus) for focus in (0.4, 0.2, 0.9, 0.3)])
     assert found == [("out_of_focus", 1), ("out_of_focus", 3), ("out_of_focus", 0)]
 
 
 @pytest.mark.skipif(not IDRID.is_dir(), reason="no real photographs")
-def test_real_photographs_are_told_from_their_blurred_copies():
+def test_blurred_copies_of_real_photographs_are_out_of_focus():
     paths = sorted(IDRID.glob("**/a. Training Set/*.jpg"))[:60:4]
     pixels = [np.array(Image.open(path)) for path in paths]
     sharp = [look(photograph, size=224) for photograph in pixels]

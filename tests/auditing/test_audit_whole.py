@@ -19,22 +19,22 @@ def found_in(audit):
     return set(columns.where(columns.notna(), None).itertuples(index=False, name=None))
 
 
-def test_every_defect_is_found_and_nothing_else(defective_audit):
+def test_audit_finds_exactly_the_defects(defective_audit):
     assert found_in(defective_audit) == DEFECTS
     assert len(defective_audit.findings) == len(DEFECTS)
 
 
-def test_a_data_set_without_defects_gives_no_finding(make_audit, drawn):
+def test_data_set_without_defects_gives_no_finding(make_audit, drawn):
     audit = make_audit(drawn, AuditThresholds(fail_on=list(FINDINGS)))
     assert audit.findings.empty
     assert audit.failing == []
 
 
-def test_only_what_is_found_and_asked_for_fails(defective_audit):
+def test_only_found_kinds_in_fail_on_fail(defective_audit):
     assert defective_audit.failing == ["conflicting_grades", "unreadable"]
 
 
-def test_a_copy_in_another_data_set_is_found_and_named_by_its_data_set(make_audit, drawn, defective):
+def test_copy_in_another_data_set_is_found_with_its_prefix(make_audit, drawn, defective):
     audit = make_audit(defective, external=[drawn])
     across = audit.findings[audit.findings["finding"] == "across_datasets"]
     assert set(across["dataset"]) | set(across["other_dataset"]) == {"defective", "demo"}
@@ -45,13 +45,13 @@ def test_a_copy_in_another_data_set_is_found_and_named_by_its_data_set(make_audi
     assert set(audit.findings.loc[audit.findings["finding"] == "across_splits", "dataset"]) == {"defective"}
 
 
-def test_photographs_of_an_unlabelled_set_need_no_label(make_audit, drawn, defective):
+def test_unlabelled_data_set_gives_no_missing_labels(make_audit, drawn, defective):
     audit = make_audit(drawn, unlabelled=[defective])
     assert "label_missing" not in set(audit.findings["finding"])
     assert {"unreadable", "near_duplicate"} <= set(audit.findings["finding"])
 
 
-def test_tables_have_their_columns_and_words(defective_audit, tmp_path):
+def test_written_tables_have_the_documented_columns(defective_audit, tmp_path):
     write_audit(defective_audit, tmp_path / "audit")
     findings = pd.read_csv(tmp_path / "audit" / "findings.csv")
     assert list(findings) == list(COLUMNS)
@@ -65,7 +65,7 @@ def test_tables_have_their_columns_and_words(defective_audit, tmp_path):
     assert quality["image_id"].tolist() == defective_audit.manifest["image_id"].tolist()
 
 
-def test_facts_are_one_flat_object_that_counts_the_findings(defective_audit, tmp_path):
+def test_facts_are_flat_and_count_the_findings(defective_audit, tmp_path):
     write_audit(defective_audit, tmp_path / "audit")
     facts = json.loads((tmp_path / "audit" / "audit.json").read_text())
     assert all(isinstance(value, str | int | float | bool) for value in facts.values())
@@ -75,7 +75,7 @@ def test_facts_are_one_flat_object_that_counts_the_findings(defective_audit, tmp
         assert facts[f"findings/{kind}"] == sum(found == kind for found, _, _ in DEFECTS)
 
 
-def test_a_second_audit_writes_the_same_bytes(make_audit, defective, defective_audit, tmp_path):
+def test_audit_is_reproducible(make_audit, defective, defective_audit, tmp_path):
     again = make_audit(defective, defective_audit.settings)
     for number, audit in enumerate((defective_audit, again)):
         write_audit(audit, tmp_path / str(number))
@@ -86,7 +86,7 @@ def test_a_second_audit_writes_the_same_bytes(make_audit, defective, defective_a
     assert first == second
 
 
-def test_an_earlier_audit_is_replaced_and_nothing_else_is(defective_audit, tmp_path):
+def test_write_replaces_only_an_earlier_audit(defective_audit, tmp_path):
     folder = tmp_path / "audit"
     write_audit(defective_audit, folder)
     (folder / "left.over").touch()
@@ -100,7 +100,7 @@ def test_an_earlier_audit_is_replaced_and_nothing_else_is(defective_audit, tmp_p
     assert (tmp_path / "thesis" / "chapter1.tex").exists()
 
 
-def test_an_audit_that_cannot_be_written_leaves_nothing(defective_audit, tmp_path, monkeypatch):
+def test_failed_write_leaves_no_files(defective_audit, tmp_path, monkeypatch):
     def fail(audit):
         raise OSError(28, "No space left on device")
 
@@ -110,7 +110,7 @@ def test_an_audit_that_cannot_be_written_leaves_nothing(defective_audit, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_pixels_are_those_of_the_row_through_all_data_sets(make_audit, drawn, defective):
+def test_pixels_follow_the_rows_of_all_data_sets(make_audit, drawn, defective):
     audit = make_audit(defective, external=[drawn])
     for row in (0, len(audit.stores[0]) - 1, len(audit.stores[0]), len(audit.manifest) - 1):
         name = audit.manifest["image_id"][row].removeprefix("demo/")
@@ -130,6 +130,6 @@ def test_pixels_are_those_of_the_row_through_all_data_sets(make_audit, drawn, de
         ("audit.dark_below=dim", "audit.dark_below=dim is not allowed: number ≥ 0"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(override, message):
+def test_invalid_settings_are_refused(override, message):
     with pytest.raises(ConfigError, match=message):
         AuditSettings.compose(override)

@@ -30,7 +30,7 @@ def manifest_of(number=240, seed=0, per_patient=1, **columns):
     return pd.DataFrame(table | columns).astype({"grade": "Int64", "patient_id": "string"})
 
 
-def test_a_camera_that_tells_the_grade_is_found():
+def test_camera_correlated_with_the_grade_is_a_shortcut():
     rng = np.random.default_rng(1)
     grade = rng.integers(0, 5, 240)
     wide = np.array([1000, 2000, 3000, 3500, 4000])[grade]
@@ -46,7 +46,7 @@ def test_a_camera_that_tells_the_grade_is_found():
     assert "without the retina" in finding.detail
 
 
-def test_grades_at_random_give_chance():
+def test_random_grades_give_chance_level():
     found = probe(manifest_of(), FAST)
     assert found.low < 0 < found.high
     assert found.p_value > 0.05
@@ -69,18 +69,18 @@ def twelve_patients():
     return manifest_of(grade=grade, brightness=brightness, file_size=1, border=0.3, per_patient=20)
 
 
-def test_photographs_of_one_patient_do_not_teach_about_each_other(twelve_patients):
+def test_photographs_of_a_patient_stay_in_one_fold(twelve_patients):
     assert probe(twelve_patients, FAST).qwk < 0.3
     apart = twelve_patients.assign(patient_id=pd.array(twelve_patients["image_id"], dtype="string"))
     assert probe(apart, FAST).qwk > 0.8
 
 
-def test_copies_do_not_teach_about_each_other(twelve_patients):
+def test_copies_stay_in_one_fold(twelve_patients):
     apart = twelve_patients.assign(patient_id=pd.NA, duplicate=twelve_patients["patient_id"])
     assert probe(apart, FAST).qwk < 0.3
 
 
-def test_features_that_do_not_vary_say_nothing():
+def test_constant_features_give_qwk_0():
     found = probe(manifest_of(file_size=1, border=0.3, brightness=50.0), FAST)
     assert found.constant == FEATURES
     assert found.qwk == 0
@@ -88,7 +88,7 @@ def test_features_that_do_not_vary_say_nothing():
     assert set(found.single.values()) == set(found.importance.values()) == {0.0}
 
 
-def test_the_same_photographs_give_the_same_result():
+def test_probe_is_reproducible():
     assert probe(manifest_of(), FAST) == probe(manifest_of(), FAST)
 
 
@@ -101,7 +101,7 @@ def test_the_same_photographs_give_the_same_result():
         (manifest_of(grade=pd.NA), "there are 0"),
     ],
 )
-def test_too_few_photographs_are_not_judged(manifest, reason):
+def test_too_few_photographs_skip_the_probe(manifest, reason):
     found = probe(manifest, FAST)
     assert reason in found.skipped
     assert "no shortcut probe" in found.sentence
@@ -114,13 +114,13 @@ def test_rare_grades_are_left_out_and_named():
     assert (found.left_out, found.photographs) == ((4,), 200)
 
 
-def test_a_large_data_set_is_sampled():
+def test_large_data_set_is_sampled():
     found = probe(manifest_of(600), AuditThresholds(permutations=19, resamples=100, probe_photographs=150))
     assert found.photographs == 150
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(1, 3)), min_size=2, max_size=40))
-def test_kappa_is_that_of_scikit_learn(rows):
+def test_kappa_agrees_with_scikit_learn(rows):
     grades, predicted, weights = (np.array(column) for column in zip(*rows, strict=True))
     if len(set(grades) | set(predicted)) < 2:
         assert kappa(grades, predicted) == 0

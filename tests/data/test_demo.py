@@ -96,7 +96,7 @@ def test_eyes_of_a_patient_differ_in_their_vessels():
     assert np.abs(left.astype(int) - right[:, ::-1]).mean() > 3
 
 
-def test_processes_that_ask_at_once_get_the_same_folder(tmp_path: Path):
+def test_concurrent_processes_draw_one_folder(tmp_path: Path):
     with ProcessPoolExecutor(2) as pool:
         asked = [pool.submit(_read, tmp_path) for _ in range(2)]
         first, second = (len(future.result()) for future in asked)
@@ -133,7 +133,7 @@ def test_interrupted_drawing_leaves_nothing_half_written(tmp_path: Path, monkeyp
     assert len(source.read().manifest) == 5
 
 
-def test_leftovers_of_a_killed_process_are_cleared_away(tmp_path: Path):
+def test_leftovers_of_a_killed_drawing_are_removed(tmp_path: Path):
     source = Demo(tmp_path, count=2, size=64, workers=1)
     leftover = tmp_path / f".{source.root.name}-abc"
     leftover.mkdir()
@@ -187,7 +187,7 @@ def test_eyes_of_a_patient_share_the_camera_and_nearly_the_grade():
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_camera_tells_nothing_about_the_grade(seed: int):
+def test_camera_is_independent_of_the_grade(seed: int):
     table = np.zeros((len(CAMERAS), 5))
     for photograph in plan_photographs(2000, seed):
         table[photograph.camera, photograph.grade] += 1
@@ -253,7 +253,7 @@ def test_any_size_can_be_drawn(size: int):
         assert drawing.pixels.shape[:2] == drawing.lesions.shape
 
 
-def test_drawing_in_several_processes_does_not_wait_for_threads_that_a_fork_has_lost(tmp_path):
+def test_drawing_in_forked_processes_does_not_hang(tmp_path):
     # Once OpenCV has used threads in the parent, a forked worker that asks for one thread hangs now and then.
     code = (
         "import sys, cv2, numpy as np\n"

@@ -78,7 +78,7 @@ def test_permutations_differ():
     weighted=st.booleans(),
     order=st.permutations(range(5)),
 )
-def test_an_epoch_does_not_depend_on_which_came_before(count, length, weighted, order):
+def test_epoch_does_not_depend_on_which_came_before(count, length, weighted, order):
     weights = list(range(1, count + 1)) if weighted else None
     stream = list(StreamSampler(count, 5 * length, 7, weights=weights))
     sampler = StreamSampler(count, length, 7, weights=weights)
@@ -106,7 +106,7 @@ def test_augmentation_seeds_are_unique_per_place_and_fit_into_63_bits():
     assert max(seeds) < 2**63
 
 
-def test_a_photograph_is_augmented_anew_every_time_it_comes():
+def test_photograph_is_augmented_anew_every_time_it_comes():
     sampler = StreamSampler(4, 100, 0)
     seeds = [draw.seed for number in range(3) for draw in epoch(sampler, number)]
     assert len(set(seeds)) == 300
@@ -174,6 +174,6 @@ def test_nothing_to_draw_from_is_an_error():
         StreamSampler(0, 10, 0)
 
 
-def test_an_epoch_that_cannot_be_dealt_evenly_is_an_error():
+def test_epoch_that_cannot_be_dealt_evenly_is_an_error():
     with pytest.raises(ConfigError, match="10 samples cannot be shared evenly by 3 processes"):
         StreamSampler(10, 10, 0, world=3)

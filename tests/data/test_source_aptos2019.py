@@ -29,13 +29,13 @@ def test_test_photographs_have_no_grade(aptos):
     assert table.problems == ()
 
 
-def test_the_training_set_alone_is_enough(aptos):
+def test_training_set_alone_can_be_read(aptos):
     (aptos / "test.csv").unlink()
     assert len(APTOS2019(aptos).read().manifest) == 2
     assert APTOS2019(aptos).unlisted() == ["test_images/0005cfc8afb6.png"]
 
 
-def test_a_test_list_without_its_photographs_is_one_problem(aptos):
+def test_test_list_without_photographs_is_one_problem(aptos):
     (aptos / "test_images/0005cfc8afb6.png").unlink()
     (aptos / "test_images").rmdir()
     table = APTOS2019(aptos).read()
@@ -43,7 +43,7 @@ def test_a_test_list_without_its_photographs_is_one_problem(aptos):
     assert reasons(table) == [("", "test.csv", "none of its photographs is there: no folder test_images")]
 
 
-def test_the_common_re_split_with_nested_folders_has_graded_test_photographs(tmp_path):
+def test_common_re_split_has_graded_test_photographs(tmp_path):
     files(tmp_path, *(f"{s}_images/{s}_images/{s}1.png" for s in ("train", "val", "test")))
     for file, split in (("train_1", "train"), ("valid", "val"), ("test", "test")):
         text(tmp_path / f"{file}.csv", "id_code,diagnosis", f"{split}1,3")
@@ -60,7 +60,7 @@ def test_photographs_converted_to_jpeg_are_found(tmp_path):
     assert rows(APTOS2019(tmp_path).read(), "image_id", "path") == [("a", "train_images/a.jpg")]
 
 
-def test_bad_rows_are_left_out_with_file_and_line(aptos):
+def test_unusable_rows_are_reported_with_file_and_line(aptos):
     text(aptos / "train.csv", "id_code,diagnosis", "000c1434d8d7,5", "nowhere,1", ",1", "001639a390f0,0")
     table = APTOS2019(aptos).read()
     assert reasons(table) == [
@@ -71,7 +71,7 @@ def test_bad_rows_are_left_out_with_file_and_line(aptos):
     assert APTOS2019(aptos).unlisted() == []
 
 
-def test_two_spellings_of_one_file_with_two_grades_are_both_left_out(tmp_path):
+def test_conflicting_rows_of_one_file_are_left_out(tmp_path):
     files(tmp_path, "train_images/im0.jpg", "train_images/b.png")
     text(tmp_path / "train.csv", "id_code,diagnosis", "im0,0", "b,2", "IM0,1")
     table = APTOS2019(tmp_path).read()
@@ -81,7 +81,7 @@ def test_two_spellings_of_one_file_with_two_grades_are_both_left_out(tmp_path):
     assert APTOS2019(tmp_path).unlisted() == []
 
 
-def test_of_two_spellings_of_one_file_that_agree_the_first_is_kept(tmp_path):
+def test_first_of_two_equal_rows_of_one_file_is_kept(tmp_path):
     files(tmp_path, "train_images/im0.jpg")
     text(tmp_path / "train.csv", "id_code,diagnosis", "im0,1", "IM0,1", "im0.png,1")
     table = APTOS2019(tmp_path).read()
@@ -93,19 +93,19 @@ def test_of_two_spellings_of_one_file_that_agree_the_first_is_kept(tmp_path):
 
 
 @pytest.mark.parametrize("missing", ["train.csv", "train_images"])
-def test_a_missing_training_set_says_how_to_get_it(aptos, missing):
+def test_missing_training_set_explains_how_to_get_it(aptos, missing):
     (aptos / missing).rename(aptos / "elsewhere")
     with pytest.raises(DataError, match=f"{missing} does not exist") as error:
         APTOS2019(aptos).read()
     assert "kaggle competitions download -c aptos2019-blindness-detection" in str(error.value)
 
 
-def test_a_training_file_of_another_kind_is_refused(aptos):
+def test_training_file_without_the_official_columns_is_refused(aptos):
     text(aptos / "train.csv", "id_code,level", "000c1434d8d7,2")
     with pytest.raises(DataError, match=r'no column "diagnosis"; its columns are id_code, level'):
         APTOS2019(aptos).read()
 
 
-def test_it_cannot_be_downloaded(tmp_path):
+def test_download_is_refused(tmp_path):
     with pytest.raises(DataError, match="cannot be downloaded by drgrade"):
         APTOS2019(tmp_path / "nowhere").download()

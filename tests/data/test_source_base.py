@@ -28,42 +28,42 @@ class Bare(Source):
         return SourceTable(Folder(self.root).read().manifest)
 
 
-def test_a_missing_folder_is_one_message_with_how_to_get_it(tmp_path):
+def test_missing_folder_explains_how_to_get_the_data_set(tmp_path):
     with pytest.raises(DataError, match=r"nope does not exist.*data\.root=DIR") as error:
         Bare(tmp_path / "nope").read()
     assert "Ask the clinic (terms: yours)." in str(error.value)
     assert "download=true" not in str(error.value)
 
 
-def test_an_incomplete_data_set_names_the_file(tmp_path):
+def test_incomplete_data_set_names_the_missing_file(tmp_path):
     with pytest.raises(DataError, match=r"bare is missing or incomplete: .*labels\.csv does not exist"):
         Bare(tmp_path).read()
 
 
-def test_a_source_that_cannot_download_says_so_and_how_to_get_it(tmp_path):
+def test_default_download_explains_how_to_get_the_data_set(tmp_path):
     with pytest.raises(DataError, match=r"data=bare cannot be downloaded by drgrade.*data\.root=DIR\.\nAsk"):
         Bare(tmp_path).download()
 
 
-def test_download_leaves_what_is_there_alone(tmp_path):
+def test_default_download_accepts_an_existing_data_set(tmp_path):
     Bare(files(tmp_path, "a.png")).download()
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_unlisted_photographs_are_those_that_no_row_names_usable_or_not(tmp_path):
+def test_unlisted_photographs_have_no_row(tmp_path):
     files(tmp_path, "a.png", "bad.png", "twice.png", "new.png", "sub/new.jpg", ".hidden.png", "notes.txt")
     text(tmp_path / "labels.csv", "image,grade", "a,1", "bad,9", "twice,1", "twice,2", "gone,1")
     assert Folder(tmp_path).unlisted() == ["new.png", "sub/new.jpg"]
 
 
-def test_nothing_is_unlisted_where_all_photographs_are_taken(tmp_path):
+def test_include_unlisted_leaves_no_unlisted_photograph(tmp_path):
     files(tmp_path, "a.png", "b.png")
     text(tmp_path / "labels.csv", "image,grade", "a,1")
     assert Folder(tmp_path, include_unlisted=True).unlisted() == []
 
 
 @pytest.mark.parametrize("name", ["IM1.jpg", "im1", "im1.PNG", "IM1.tif"])
-def test_a_loose_finder_matches_without_case_and_ending(tmp_path, name):
+def test_loose_finder_ignores_case_and_extension(tmp_path, name):
     files(tmp_path, "x/IM1.JPG")
     assert PhotoFinder(tmp_path, "x", loose=True).find(name) == "x/IM1.JPG"
     if name != "IM1.JPG":
@@ -71,7 +71,7 @@ def test_a_loose_finder_matches_without_case_and_ending(tmp_path, name):
             PhotoFinder(tmp_path, "x").find(name)
 
 
-def test_a_loose_finder_prefers_the_exact_name_and_does_not_guess(tmp_path):
+def test_loose_finder_prefers_the_exact_name_and_refuses_ambiguity(tmp_path):
     files(tmp_path, "a.png", "A.JPG")
     finder = PhotoFinder(tmp_path, loose=True)
     assert finder.find("a.png") == "a.png"
@@ -81,7 +81,7 @@ def test_a_loose_finder_prefers_the_exact_name_and_does_not_guess(tmp_path):
 
 @pytest.mark.parametrize("loose", [False, True])
 @pytest.mark.parametrize(("on_disk", "in_file"), [("NFD", "NFC"), ("NFC", "NFD")])
-def test_accents_of_both_unicode_forms_are_the_same_name(tmp_path, loose, on_disk, in_file):
+def test_unicode_forms_of_a_name_are_equal(tmp_path, loose, on_disk, in_file):
     stored = unicodedata.normalize(on_disk, "Müller-é.jpg")
     files(tmp_path, stored, "x.jpg")
     finder = PhotoFinder(tmp_path, loose=loose)
@@ -92,7 +92,7 @@ def test_accents_of_both_unicode_forms_are_the_same_name(tmp_path, loose, on_dis
         finder.find("Muller-e.jpg")
 
 
-def test_a_file_of_each_unicode_form_is_found_exactly_or_not_at_all(tmp_path):
+def test_files_of_both_unicode_forms_are_found_exactly(tmp_path):
     forms = [unicodedata.normalize(form, "é.jpg") for form in ("NFC", "NFD")]
     files(tmp_path, *forms)
     finder = PhotoFinder(tmp_path)
@@ -101,7 +101,7 @@ def test_a_file_of_each_unicode_form_is_found_exactly_or_not_at_all(tmp_path):
         finder.find(forms[0].removesuffix(".jpg"))
 
 
-def test_a_folder_of_the_same_name_does_not_hide_the_photograph(tmp_path):
+def test_folder_of_the_same_name_does_not_hide_the_photograph(tmp_path):
     files(tmp_path, "a/other.png", "a.png")
     assert PhotoFinder(tmp_path).find("a") == "a.png"
 
@@ -123,7 +123,7 @@ def test_broken_links_and_links_out_are_refused(tmp_path):
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.sampled_from("aAbB"), min_size=1, max_size=3).map("".join), st.booleans())
-def test_whatever_is_found_is_there_and_inside(tmp_path_factory, name, loose):
+def test_found_files_exist_inside_the_root(tmp_path_factory, name, loose):
     root = tmp_path_factory.mktemp("root")
     files(root, "in/a.png", "in/Ab.jpg", "in/BB.jpeg", "in/aab.JPG")
     try:
@@ -138,7 +138,7 @@ def test_whatever_is_found_is_there_and_inside(tmp_path_factory, name, loose):
 
 
 @pytest.mark.parametrize("text_", ["5", "5.0", " 5 "])
-def test_the_number_for_ungradable_is_a_reason_of_its_own(text_):
+def test_ungradable_photographs_have_their_own_reason(text_):
     with pytest.raises(RowError, match=r"^ungradable \(grade 5\)$"):
         parse_grade(text_, ungradable=5)
     with pytest.raises(RowError, match="not one of 0-4"):
@@ -146,7 +146,7 @@ def test_the_number_for_ungradable_is_a_reason_of_its_own(text_):
     assert parse_grade("4", ungradable=5) == 4
 
 
-def test_a_list_without_header(tmp_path):
+def test_list_without_header(tmp_path):
     labels = read_list_file(
         text(tmp_path / "l.txt", "a.jpg 0", "", "b.jpg\t1", "c.jpg", "d e f"), ("image", "g")
     )
@@ -158,19 +158,19 @@ def test_a_list_without_header(tmp_path):
     ]
 
 
-def test_an_empty_list_is_refused(tmp_path):
+def test_empty_list_is_refused(tmp_path):
     with pytest.raises(DataError, match="is empty"):
         read_list_file(text(tmp_path / "l.txt", " "), ("image",))
 
 
-def test_a_column_under_any_of_its_names(tmp_path):
+def test_column_returns_the_first_existing_name(tmp_path):
     labels = read_label_file(text(tmp_path / "l.csv", "id_code,diagnosis", "a,1"))
     assert labels.column("image_id", "id_code") == "id_code"
     with pytest.raises(DataError, match=r'no column "image" or "x"; its columns are id_code, diagnosis'):
         labels.column("image", "x")
 
 
-def test_a_spreadsheet_is_read_like_its_csv(tmp_path):
+def test_spreadsheet_is_read_like_its_csv(tmp_path):
     pytest.importorskip("openpyxl")
     frame = pd.DataFrame({"image": ["001", "NA", "c"], "grade": [0, 2, None], "note": ["a,b", None, "x"]})
     frame.to_excel(tmp_path / "l.xlsx", index=False)
@@ -180,13 +180,13 @@ def test_a_spreadsheet_is_read_like_its_csv(tmp_path):
     assert read.columns == ("image", "grade", "note")
 
 
-def test_a_file_that_is_no_spreadsheet_is_refused(tmp_path):
+def test_damaged_spreadsheet_is_refused(tmp_path):
     pytest.importorskip("openpyxl")
     with pytest.raises(DataError, match="cannot be read as a spreadsheet"):
         read_label_file(text(tmp_path / "l.xlsx", "image,grade"))
 
 
-def test_a_spreadsheet_without_openpyxl_says_what_to_install(tmp_path, monkeypatch):
+def test_spreadsheet_without_openpyxl_names_the_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openpyxl", None)
     (tmp_path / "l.xlsx").touch()
     with pytest.raises(DataError, match=r"needs openpyxl: pip install 'drgrade\[datasets\]'.*l\.csv"):
@@ -209,7 +209,7 @@ ENTRIES = st.builds(
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(ENTRIES, max_size=5))
-def test_ids_and_files_are_unique_and_every_row_is_kept_or_reported(entries):
+def test_every_row_is_kept_once_or_reported(entries):
     table = collect(entries, "x")
     assert table.manifest["image_id"].is_unique
     assert table.manifest["path"].is_unique

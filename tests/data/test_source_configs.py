@@ -21,7 +21,7 @@ def source(name, root, *overrides) -> Source:
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_a_missing_data_set_says_where_terms_layout_and_citation(name, tmp_path):
+def test_missing_data_set_explains_origin_terms_layout_and_citation(name, tmp_path):
     made = source(name, tmp_path / "nowhere")
     assert made.name == name
     with pytest.raises(DataError, match=r"nowhere does not exist.*data\.root=DIR") as error:
@@ -34,13 +34,13 @@ def test_a_missing_data_set_says_where_terms_layout_and_citation(name, tmp_path)
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_only_what_the_licence_allows_is_downloaded(name, tmp_path):
+def test_only_free_data_sets_can_be_downloaded(name, tmp_path):
     can = type(source(name, tmp_path)).download is not Source.download
     assert can == (name in ("idrid", "retinamnist"))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_data_set_has_a_page(name):
+def test_every_data_set_has_a_documentation_page(name):
     page = (ROOT / f"docs/datasets/{name}.md").read_text(encoding="utf-8")
     assert f"data={name}" in page
     assert f"({name}.md)" in (ROOT / "docs/datasets/README.md").read_text(encoding="utf-8")

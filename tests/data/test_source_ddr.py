@@ -20,7 +20,7 @@ def ddr(tmp_path):
     return tmp_path
 
 
-def test_the_published_split_is_kept(ddr):
+def test_published_split_is_kept(ddr):
     table = DDR(ddr).read()
     assert rows(table, "image_id", "path", "grade", "patient_id", "split") == [
         ("007-0004-000", "DR_grading/train/007-0004-000.jpg", 0, None, "train"),
@@ -29,14 +29,14 @@ def test_the_published_split_is_kept(ddr):
     ]
 
 
-def test_ungradable_photographs_are_left_out_with_that_reason_and_are_not_unlisted(ddr):
+def test_ungradable_photographs_are_left_out(ddr):
     assert reasons(DDR(ddr).read()) == [("t5", "train.txt:2", "ungradable (grade 5)")]
     files(ddr, "DR_grading/valid/new.jpg")
     assert DDR(ddr).unlisted() == ["DR_grading/valid/new.jpg"]
 
 
 @pytest.mark.parametrize("below", ["DR_grading", "."])
-def test_the_root_may_be_above_or_the_folder_itself(ddr, below):
+def test_root_may_be_above_or_the_folder_itself(ddr, below):
     moved = ddr if below == "." else ddr / below
     assert len(DDR(moved).read().manifest) == 3
     (ddr / "x").mkdir()
@@ -45,7 +45,7 @@ def test_the_root_may_be_above_or_the_folder_itself(ddr, below):
     assert len(DDR(ddr).read().manifest) == 3
 
 
-def test_a_name_in_two_sets_is_in_neither(ddr):
+def test_name_in_two_sets_is_left_out(ddr):
     files(ddr, "DR_grading/valid/007-0004-000.jpg")
     text(ddr / "DR_grading/valid.txt", "v1.jpg 3", "007-0004-000.jpg 0")
     table = DDR(ddr).read()
@@ -62,14 +62,14 @@ def test_names_may_have_blanks(ddr):
 
 
 @pytest.mark.parametrize("row", ["v1.jpg x", "v1.jpg 3 3", "nowhere.jpg 1", "v1.jpg 6"])
-def test_a_bad_line_is_left_out_with_file_and_line(ddr, row):
+def test_unusable_line_is_reported_with_file_and_line(ddr, row):
     text(ddr / "DR_grading/valid.txt", row)
     problem = DDR(ddr).read().problems[-1]
     assert problem.path == "valid.txt:1"
 
 
 @pytest.mark.parametrize("missing", ["valid.txt", "test"])
-def test_a_missing_part_is_named(ddr, missing):
+def test_missing_part_is_named(ddr, missing):
     (ddr / "DR_grading" / missing).rename(ddr / "elsewhere")
     with pytest.raises(DataError, match=f"{missing} does not exist") as error:
         DDR(ddr).read()

@@ -32,7 +32,7 @@ def deepdrid(tmp_path):
 
 
 @pytest.mark.parametrize("below", [".", PART])
-def test_grades_are_the_eyes_and_the_four_photographs_are_one_patients(deepdrid, below):
+def test_grades_belong_to_eyes_and_photographs_to_patients(deepdrid, below):
     table = DeepDRiD(deepdrid / below).read()
     assert rows(table, "image_id", "grade", "patient_id", "eye", "split") == [
         ("265_l1", 0, "265", "left", "val"),
@@ -47,7 +47,7 @@ def test_grades_are_the_eyes_and_the_four_photographs_are_one_patients(deepdrid,
     assert DeepDRiD(deepdrid / below).unlisted() == []
 
 
-def test_where_name_and_column_disagree_the_eye_is_unknown_and_the_grade_stays(deepdrid):
+def test_eye_is_unknown_if_name_and_column_disagree(deepdrid):
     """As in the published file: 56_r3 has a grade of the left eye, 56_l3 of the right one."""
     files(deepdrid, f"{TRAINING}/Images/56/56_r3.jpg", f"{TRAINING}/Images/56/56_l3.jpg")
     rows_ = [line("56_r3", 1, "", 1), line("56_l3", "", 0, 1)]
@@ -59,7 +59,7 @@ def test_where_name_and_column_disagree_the_eye_is_unknown_and_the_grade_stays(d
     ]
 
 
-def test_bad_rows_are_left_out_with_their_reason(deepdrid):
+def test_unusable_rows_are_reported_with_their_reason(deepdrid):
     files(deepdrid, f"{TRAINING}/Images/odd/odd_x.jpg")
     bad = [line("4_l1", 5, "", 5), line("4_l2", 1, 2, 2), line("9_l1", 0, "", 0), line("odd_x", 1)]
     text(deepdrid / TRAINING / "regular-fundus-training.csv", HEADER, *bad)
@@ -71,7 +71,7 @@ def test_bad_rows_are_left_out_with_their_reason(deepdrid):
     ]
 
 
-def test_the_evaluation_labels_as_published_in_a_spreadsheet(deepdrid):
+def test_evaluation_labels_are_read_from_the_published_spreadsheet(deepdrid):
     pytest.importorskip("openpyxl")
     (deepdrid / EVALUATION / "Challenge1_labels.csv").unlink()
     frame = pd.DataFrame({"image_id": ["347_r1"], "DR_Levels": [2]})
@@ -86,7 +86,7 @@ def test_without_labels_the_test_set_is_ungraded(deepdrid):
 
 
 @pytest.mark.parametrize("missing", [f"{VALIDATION}/regular-fundus-validation.csv", f"{EVALUATION}/Images"])
-def test_a_missing_part_is_named(deepdrid, missing):
+def test_missing_part_is_named(deepdrid, missing):
     (deepdrid / missing).rename(deepdrid / "elsewhere")
     with pytest.raises(DataError, match=f"{missing} does not exist") as error:
         DeepDRiD(deepdrid).read()

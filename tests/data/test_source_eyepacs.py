@@ -30,18 +30,18 @@ def test_patient_and_eye_come_from_the_name(eyepacs):
     assert EyePACS(eyepacs).unlisted() == []
 
 
-def test_the_solution_grades_the_test_set(eyepacs):
+def test_solution_file_grades_the_test_set(eyepacs):
     text(eyepacs / "retinopathy_solution.csv", "image,level,Usage", "1_left,0,Private", "1_right,2,Public")
     table = EyePACS(eyepacs).read()
     assert rows(table, "image_id", "grade", "split")[3:] == [("1_left", 0, "test"), ("1_right", 2, "test")]
 
 
-def test_a_test_photograph_that_the_solution_does_not_name_is_unlisted(eyepacs):
+def test_test_photograph_missing_from_the_solution_is_unlisted(eyepacs):
     text(eyepacs / "retinopathy_solution.csv", "image,level,Usage", "1_left,0,Private")
     assert EyePACS(eyepacs).unlisted() == ["test/1_right.jpeg"]
 
 
-def test_a_solution_without_photographs_is_one_problem(eyepacs):
+def test_solution_without_photographs_is_one_problem(eyepacs):
     text(eyepacs / "retinopathy_solution.csv", "image,level,Usage", "1_left,0,Private")
     (eyepacs / "test").rename(eyepacs / "elsewhere")
     ((_, path, reason),) = reasons(EyePACS(eyepacs).read())
@@ -49,7 +49,7 @@ def test_a_solution_without_photographs_is_one_problem(eyepacs):
     assert "no folder test" in reason
 
 
-def test_names_that_do_not_say_whose_they_are_are_left_out(eyepacs):
+def test_names_without_patient_and_eye_are_left_out(eyepacs):
     files(eyepacs, "train/odd.jpeg", "test/odd2.jpeg")
     text(eyepacs / "trainLabels.csv", "image,level", "10_left,0", "odd,1")
     table = EyePACS(eyepacs).read()
@@ -60,14 +60,14 @@ def test_names_that_do_not_say_whose_they_are_are_left_out(eyepacs):
     assert "does not say patient and eye" in reasons(table)[0][2]
 
 
-def test_a_resized_copy_one_folder_deeper_is_read(tmp_path):
+def test_nested_folder_is_read(tmp_path):
     files(tmp_path, "train/train/7_left.png")
     text(tmp_path / "trainLabels.csv", "image,level", "7_left,1")
     assert rows(EyePACS(tmp_path).read(), "path", "grade") == [("train/train/7_left.png", 1)]
 
 
 @pytest.mark.parametrize("missing", ["trainLabels.csv", "train"])
-def test_a_missing_training_set_says_how_to_get_it(eyepacs, missing):
+def test_missing_training_set_explains_how_to_get_it(eyepacs, missing):
     (eyepacs / missing).rename(eyepacs / "elsewhere")
     with pytest.raises(DataError, match=f"{missing} does not exist") as error:
         EyePACS(eyepacs).read()

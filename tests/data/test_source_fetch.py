@@ -15,7 +15,7 @@ def folders(path):
     return sorted(child.name for child in path.iterdir() if child.is_dir())
 
 
-def test_of_several_that_ask_at_once_one_builds_and_all_find_it_complete(tmp_path):
+def test_concurrent_callers_build_the_folder_once(tmp_path):
     together, calls = threading.Barrier(4), []
 
     def fill(folder):
@@ -38,7 +38,7 @@ def test_of_several_that_ask_at_once_one_builds_and_all_find_it_complete(tmp_pat
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, DataError])
-def test_an_interrupted_build_leaves_nothing(tmp_path, error):
+def test_interrupted_build_leaves_nothing(tmp_path, error):
     def fill(folder):
         files(folder, "first")
         raise error
@@ -48,13 +48,13 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, error):
     assert folders(tmp_path) == []
 
 
-def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
+def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     files(tmp_path, ".target-abc/first", ".other-abc/first", "target-abc/first")
     build_once(tmp_path / "target", lambda folder: files(folder, "all"))
     assert folders(tmp_path) == [".other-abc", "target", "target-abc"]
 
 
-def test_a_full_or_forbidden_disk_is_an_error_of_the_user(tmp_path):
+def test_unwritable_folder_is_a_data_error(tmp_path):
     def fill(folder):
         raise OSError(28, "No space left on device")
 
@@ -62,7 +62,7 @@ def test_a_full_or_forbidden_disk_is_an_error_of_the_user(tmp_path):
         build_once(tmp_path / "target", fill)
 
 
-def test_what_is_there_is_neither_locked_nor_touched(tmp_path):
+def test_existing_folder_is_neither_locked_nor_changed(tmp_path):
     files(tmp_path, "target/old")
     assert not build_once(tmp_path / "target", lambda folder: pytest.fail("built again"))
     assert [path.name for path in tmp_path.iterdir()] == ["target"]

@@ -57,7 +57,7 @@ def hub(monkeypatch):
     return state
 
 
-def test_what_is_downloaded_is_in_the_official_layout(hub, tmp_path):
+def test_download_has_the_official_layout(hub, tmp_path):
     source = IDRiD(tmp_path / "idrid")
     source.download()
     table = source.read()
@@ -71,7 +71,7 @@ def test_what_is_downloaded_is_in_the_official_layout(hub, tmp_path):
     assert sorted(path.name for path in source.root.iterdir() if not path.name.endswith(".lock")) == [PART]
 
 
-def test_it_is_not_downloaded_twice(hub, tmp_path, capsys):
+def test_existing_data_set_is_not_downloaded_again(hub, tmp_path, capsys):
     source = IDRiD(tmp_path)
     source.download()
     source.download()
@@ -79,14 +79,14 @@ def test_it_is_not_downloaded_twice(hub, tmp_path, capsys):
     assert "exists already" in capsys.readouterr().err
 
 
-def test_without_official_names_photographs_get_none_that_look_official(hub, tmp_path):
+def test_missing_official_names_are_replaced_by_row_numbers(hub, tmp_path):
     hub.named = False
     source = IDRiD(tmp_path)
     source.download()
     assert rows(source.read(), "image_id", "grade")[-1] == ("train/row_413", 4)
 
 
-def test_a_changed_copy_is_refused_and_nothing_half_written_stays(hub, tmp_path):
+def test_changed_copy_is_refused_and_leaves_no_part(hub, tmp_path):
     hub.counts = PUBLISHED | {"test": [34, 5, 32, 19, 12]}
     with pytest.raises(DataError, match=r"has changed: its test set has \[34, 5, 32, 19, 12\]") as error:
         IDRiD(tmp_path).download()
@@ -98,7 +98,7 @@ def test_a_changed_copy_is_refused_and_nothing_half_written_stays(hub, tmp_path)
     assert len(IDRiD(tmp_path).read().manifest) == 516
 
 
-def test_a_network_error_is_one_message_with_the_way_by_hand(hub, tmp_path):
+def test_network_error_explains_the_manual_download(hub, tmp_path):
     hub.error = ConnectionError("Name or service not known\nsecond line")
     with pytest.raises(DataError, match="cannot be downloaded from Hugging Face") as error:
         IDRiD(tmp_path).download()
@@ -114,13 +114,13 @@ def test_part_of_a_data_set_is_not_overwritten(hub, tmp_path):
     assert hub.fetched == []
 
 
-def test_a_root_that_cannot_be_written_is_an_error_of_the_user(hub, tmp_path):
+def test_unwritable_root_is_a_data_error(hub, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="cannot be written"):
         IDRiD(tmp_path / "file").download()
 
 
-def test_without_pyarrow_it_says_what_to_install(hub, tmp_path, monkeypatch):
+def test_download_without_pyarrow_names_the_package(hub, tmp_path, monkeypatch):
     huggingface_hub.snapshot_download(
         REPOSITORY,
         repo_type="dataset",
@@ -134,7 +134,7 @@ def test_without_pyarrow_it_says_what_to_install(hub, tmp_path, monkeypatch):
         IDRiD(tmp_path / "idrid").download()
 
 
-def test_a_missing_idrid_offers_to_be_downloaded(tmp_path):
+def test_missing_idrid_mentions_the_download(tmp_path):
     with pytest.raises(DataError, match="or download=true to download it"):
         IDRiD(tmp_path).read()
 

@@ -49,7 +49,7 @@ def test_pairs_are_patients_and_ungradable_photographs_are_left_out(messidor):
     assert Messidor2(messidor).unlisted() == []
 
 
-def test_the_later_names_of_the_columns(messidor):
+def test_newer_column_names_are_accepted(messidor):
     text(
         messidor / "messidor_data.csv",
         "id_code,diagnosis,adjudicated_dme,adjudicated_gradable",
@@ -58,7 +58,7 @@ def test_the_later_names_of_the_columns(messidor):
     assert rows(Messidor2(messidor).read(), "image_id", "grade", "patient_id") == [("IM1", 2, "IM2")]
 
 
-def test_without_pairs_only_if_asked_for(messidor):
+def test_missing_pairs_need_an_explicit_setting(messidor):
     (messidor / "messidor-2.csv").unlink()
     with pytest.raises(DataError, match=r"messidor-2\.csv does not exist.*") as error:
         Messidor2(messidor).read()
@@ -79,7 +79,7 @@ def test_photographs_as_tiff_and_a_missing_half_of_a_pair(messidor):
     )
 
 
-def test_a_photograph_in_two_pairs_is_reported(messidor):
+def test_photograph_in_two_pairs_is_reported(messidor):
     text(messidor / "messidor-2.csv", "left;right", "IM1.JPG;IM2.JPG", "2005_1_PP.png;IM2.JPG")
     table = Messidor2(messidor).read()
     reason = "paired twice: line 2 is kept (right eye of IM1)"
@@ -87,7 +87,7 @@ def test_a_photograph_in_two_pairs_is_reported(messidor):
     assert ("IM2", "IM1") in rows(table, "image_id", "patient_id")
 
 
-def test_a_pair_of_one_photograph_with_itself_is_reported_and_the_photograph_stays(messidor):
+def test_pair_of_a_photograph_with_itself_is_reported(messidor):
     text(
         messidor / "messidor-2.csv",
         "left;right",
@@ -107,7 +107,7 @@ def test_pairs_of_other_photographs_are_refused(messidor):
         Messidor2(messidor).read()
 
 
-def test_photographs_without_a_pair_stay_and_are_counted(messidor):
+def test_photographs_without_a_pair_are_kept_and_reported(messidor):
     text(messidor / "messidor-2.csv", "left;right", "2005_1_PP.png;2005_2_PP.png")
     table = Messidor2(messidor).read()
     reason = "in no pair of messidor-2.csv: taken for a patient of its own"
@@ -116,7 +116,7 @@ def test_photographs_without_a_pair_stay_and_are_counted(messidor):
     assert f"2 x {reason.partition(':')[0]}: IM1" in problem_summary(problem_table(table.problems), messidor)
 
 
-def test_names_in_the_pairs_that_have_no_photograph_are_reported(messidor):
+def test_pair_names_without_a_photograph_are_reported(messidor):
     text(
         messidor / "messidor-2.csv", "left;right", "2005_1_PP.png;2005_2_PP.png", "IM2.JPG;IM1.JPG", "A1.jpg;"
     )
@@ -126,14 +126,14 @@ def test_names_in_the_pairs_that_have_no_photograph_are_reported(messidor):
     assert noted(table) == []
 
 
-def test_a_pairs_file_without_eyes_is_refused(messidor):
+def test_pairs_file_without_eyes_is_refused(messidor):
     text(messidor / "messidor-2.csv", "a;b", "IM1.JPG;IM2.JPG")
     with pytest.raises(DataError, match="no column for the left eye; its columns are a, b"):
         Messidor2(messidor).read()
 
 
 @pytest.mark.parametrize("missing", ["messidor_data.csv", "IMAGES"])
-def test_a_missing_part_is_named_with_both_places(messidor, missing):
+def test_missing_part_is_named_with_both_places(messidor, missing):
     (messidor / missing).rename(messidor / "elsewhere")
     with pytest.raises(DataError, match=f"{missing} does not exist") as error:
         Messidor2(messidor).read()

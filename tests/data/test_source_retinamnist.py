@@ -27,7 +27,7 @@ def root(tmp_path):
     return tmp_path
 
 
-def test_the_published_split_and_every_pixel_are_kept(root):
+def test_published_split_and_every_pixel_are_kept(root):
     source = RetinaMNIST(root, size=28)
     table = source.read()
     assert rows(table, "image_id", "grade", "patient_id", "split") == [
@@ -45,7 +45,7 @@ def test_the_published_split_and_every_pixel_are_kept(root):
     assert source.unlisted() == []
 
 
-def test_it_is_unpacked_once(root):
+def test_archive_is_unpacked_once(root):
     source = RetinaMNIST(root, size=28)
     first = root / source.read().manifest["path"][0]
     before = first.stat().st_mtime_ns
@@ -53,25 +53,25 @@ def test_it_is_unpacked_once(root):
     assert first.stat().st_mtime_ns == before
 
 
-def test_another_file_is_unpacked_into_another_folder(root):
+def test_changed_archive_is_unpacked_into_another_folder(root):
     before = set(RetinaMNIST(root, size=28).read().manifest["path"])
     np.savez_compressed(root / "retinamnist.npz", **arrays(seed=1))
     assert before.isdisjoint(RetinaMNIST(root, size=28).read().manifest["path"])
 
 
 @pytest.mark.parametrize("size", [64, 224])
-def test_the_larger_files_by_their_names(tmp_path, size):
+def test_size_selects_the_file(tmp_path, size):
     np.savez_compressed(tmp_path / f"retinamnist_{size}.npz", **arrays(size))
     with Image.open(tmp_path / RetinaMNIST(tmp_path, size).read().manifest["path"][0]) as image:
         assert image.size == (size, size)
 
 
-def test_a_size_that_is_not_published_is_refused(tmp_path):
+def test_unpublished_size_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"data\.size=100 is not one of 28, 64, 128, 224"):
         RetinaMNIST(tmp_path, size=100)
 
 
-def test_a_grade_out_of_range_is_left_out(root):
+def test_grade_out_of_range_is_left_out(root):
     labels = np.array([[0], [9], [2]], dtype=np.uint8)
     np.savez_compressed(root / "retinamnist.npz", **arrays(train_labels=labels))
     assert reasons(RetinaMNIST(root, size=28).read()) == [
@@ -87,21 +87,21 @@ def test_a_grade_out_of_range_is_left_out(root):
         {"val_labels": np.zeros((2, 1), np.uint8)},
     ],
 )
-def test_arrays_of_another_shape_are_refused_and_leave_nothing(root, changes):
+def test_arrays_of_another_shape_are_refused(root, changes):
     np.savez_compressed(root / "retinamnist.npz", **arrays(**changes))
     with pytest.raises(DataError, match="is damaged or not a file of RetinaMNIST"):
         RetinaMNIST(root, size=28).read()
     assert [path.name for path in root.iterdir() if path.is_dir()] == []
 
 
-def test_a_truncated_file_is_refused(root):
+def test_truncated_file_is_refused(root):
     content = (root / "retinamnist.npz").read_bytes()
     (root / "retinamnist.npz").write_bytes(content[: len(content) // 2])
     with pytest.raises(DataError, match=r"is damaged.*delete it and download it again"):
         RetinaMNIST(root, size=28).read()
 
 
-def test_a_missing_file_says_how_to_get_it(tmp_path):
+def test_missing_file_explains_how_to_get_it(tmp_path):
     with pytest.raises(DataError, match=r"retinamnist_224\.npz does not exist.*download=true") as error:
         RetinaMNIST(tmp_path).read()
     assert "zenodo.org" in str(error.value)
@@ -130,7 +130,7 @@ def medmnist(monkeypatch, tmp_path_factory):
     return module
 
 
-def test_download_through_medmnist_once(medmnist, tmp_path):
+def test_medmnist_download_runs_once(medmnist, tmp_path):
     source = RetinaMNIST(tmp_path / "new", size=64)
     source.download()
     source.download()
@@ -139,14 +139,14 @@ def test_download_through_medmnist_once(medmnist, tmp_path):
     assert not (tmp_path / "new/.download").exists()
 
 
-def test_a_failed_download_names_its_cause_and_the_way_by_hand(medmnist, tmp_path):
+def test_failed_download_names_the_cause_and_the_manual_download(medmnist, tmp_path):
     with pytest.raises(DataError, match=r"\(ConnectionError: Name or service not known\)") as error:
         RetinaMNIST(tmp_path, size=128).download()
     assert "zenodo.org" in str(error.value)
     assert not (tmp_path / "retinamnist_128.npz").exists()
 
 
-def test_without_medmnist_it_says_what_to_install(tmp_path, monkeypatch):
+def test_download_without_medmnist_names_the_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "medmnist", None)
     with pytest.raises(DataError, match=r"needs the package medmnist: pip install 'drgrade\[datasets\]'"):
         RetinaMNIST(tmp_path).download()

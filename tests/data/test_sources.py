@@ -34,7 +34,7 @@ def reasons(table):
     return [(p.image_id, p.path, p.reason) for p in table.problems]
 
 
-def test_names_with_and_without_ending_are_found_and_sorted(photos):
+def test_names_with_and_without_extension_are_found(photos):
     table = read(photos, "sub/c,4", "b,1", "a.jpg,0")
     assert rows(table, "image_id", "path", "grade") == [
         ("a", "a.jpg", 0),
@@ -47,7 +47,7 @@ def test_names_with_and_without_ending_are_found_and_sorted(photos):
     assert set(table.manifest["dataset"]) == {"folder"}
 
 
-def test_other_columns_patient_eye_and_split(photos):
+def test_patient_eye_and_split_columns_are_read(photos):
     table = read(
         photos,
         "a,2.0,p1,OD,training",
@@ -74,12 +74,12 @@ def test_photographs_in_a_folder_beside_the_label_file(tmp_path):
     assert rows(table, "image_id", "path", "grade") == [("x", "train_images/x.png", 3)]
 
 
-def test_a_label_file_elsewhere(photos, tmp_path_factory):
+def test_label_file_elsewhere(photos, tmp_path_factory):
     labels = write_labels(tmp_path_factory.mktemp("labels") / "mine.csv", "a,1")
     assert rows(Folder(photos, csv=labels).read(), "image_id", "grade") == [("a", 1)]
 
 
-def test_a_folder_without_labels(photos):
+def test_folder_without_labels(photos):
     (photos / "notes.txt").write_text("no photograph")
     save(photos / ".hidden.png")
     table = Folder(photos, csv=None).read()
@@ -93,7 +93,7 @@ def test_unlisted_photographs_are_ignored_or_added_without_a_grade(photos):
 
 
 @pytest.mark.parametrize("grade", ["", " ", "NaN", "NA", "null"])
-def test_an_empty_grade_is_a_photograph_without_a_label(photos, grade):
+def test_empty_grade_is_a_photograph_without_a_label(photos, grade):
     table = read(photos, f"a,{grade}")
     assert rows(table, "grade") == [(None,)]
     assert table.problems == ()
@@ -114,14 +114,14 @@ def test_an_empty_grade_is_a_photograph_without_a_label(photos, grade):
         ("a,1,2", "1 more values than columns"),
     ],
 )
-def test_a_bad_row_is_left_out_with_its_reason(photos, row, reason):
+def test_unusable_row_is_reported_with_its_reason(photos, row, reason):
     table = read(photos, "b,1", row)
     assert rows(table, "image_id") == [("b",)]
     assert reasons(table) == [(row.split(",")[0].removesuffix(".jpg"), "labels.csv:3", reason)]
     assert table.problems[0].action == "left out"
 
 
-def test_an_unknown_split_or_eye_is_left_out(photos):
+def test_unknown_split_or_eye_is_left_out(photos):
     options = {"header": "image,grade,eye,split", "eye_column": "eye", "split_column": "split"}
     table = read(photos, "a,1,L,train", "b,1,both,train", "sub/c,1,R,extra", **options)
     assert [reason for *_, reason in reasons(table)] == [
@@ -148,32 +148,32 @@ def test_paths_outside_the_root_are_left_out(photos, tmp_path_factory):
     assert all(p.reason.startswith("path outside the root") for p in table.problems)
 
 
-def test_paths_inside_the_root_may_be_absolute_or_roundabout_and_have_backslashes(photos):
+def test_any_spelling_of_a_path_inside_the_root_is_accepted(photos):
     table = read(photos, f"{photos / 'a.jpg'},1", "./sub/../b.PNG,2", "sub\\c.jpeg,3")
     assert rows(table, "image_id", "path") == [("a", "a.jpg"), ("b", "b.PNG"), ("sub/c", "sub/c.jpeg")]
 
 
-def test_an_unlisted_link_out_of_the_root_is_left_out(photos, tmp_path_factory):
+def test_unlisted_link_out_of_the_root_is_left_out(photos, tmp_path_factory):
     (photos / "link.png").symlink_to(save(tmp_path_factory.mktemp("outside") / "x.png"))
     table = Folder(photos, csv=None).read()
     assert reasons(table)[0][0] == "link"
     assert len(table.manifest) == 3
 
 
-def test_a_repeated_row_counts_once(photos):
+def test_repeated_row_counts_once(photos):
     table = read(photos, "a,1", "b,2", "a.jpg,1.0")
     assert rows(table, "image_id", "grade") == [("a", 1), ("b", 2)]
     assert reasons(table) == [("a", "labels.csv:4", "duplicate id: repeats labels.csv:2")]
 
 
-def test_of_rows_that_disagree_all_are_left_out(photos):
+def test_conflicting_rows_are_all_left_out(photos):
     table = read(photos, "a,1", "b,2", "a,3")
     assert rows(table, "image_id") == [("b",)]
     reason = "duplicate id with conflicting grade (labels.csv:2: 1; labels.csv:4: 3)"
     assert reasons(table) == [("a", "labels.csv:2", reason), ("a", "labels.csv:4", reason)]
 
 
-def test_two_files_of_one_name_are_not_guessed_between(photos):
+def test_ambiguous_name_is_left_out(photos):
     save(photos / "a.png")
     table = read(photos, "a,1", "b,1")
     assert reasons(table) == [("a", "labels.csv:2", "several files fit a: a.jpg, a.png")]
@@ -195,14 +195,14 @@ def test_two_files_of_one_name_are_not_guessed_between(photos):
     ],
     ids=["bom", "semicolon", "tab", "trailing", "quoted", "latin-1", "utf-16", "mac"],
 )
-def test_label_files_as_spreadsheets_write_them(photos, content):
+def test_label_files_exported_from_spreadsheets_are_read(photos, content):
     (photos / "labels.csv").write_bytes(content)
     table = Folder(photos).read()
     assert rows(table, "image_id", "grade") == [("a", 1)]
     assert table.problems == ()
 
 
-def test_a_missing_column_names_the_columns_there_are_and_the_setting(photos):
+def test_missing_column_names_the_columns_and_the_setting(photos):
     with pytest.raises(
         DataError, match=r'no column "image" and "grade"; its columns are id_code, diagnosis'
     ) as error:
@@ -220,13 +220,13 @@ def test_a_missing_column_names_the_columns_there_are_and_the_setting(photos):
         (b'image,grade\n"a,1\n' + b"x" * 200_000, "cannot be read as CSV"),
     ],
 )
-def test_a_label_file_that_is_none_is_refused(photos, content, message):
+def test_invalid_label_file_is_refused(photos, content, message):
     (photos / "labels.csv").write_bytes(content)
     with pytest.raises(DataError, match=message):
         Folder(photos).read()
 
 
-def test_a_missing_folder_or_label_file_says_what_to_do(photos):
+def test_missing_folder_or_label_file_names_the_setting(photos):
     with pytest.raises(DataError, match=r"does not exist.*data\.root=DIR"):
         Folder(photos / "nope").read()
     write_labels(photos / "train.csv", "a,1")
@@ -236,12 +236,12 @@ def test_a_missing_folder_or_label_file_says_what_to_do(photos):
         read(photos, "a,1", images="nope")
 
 
-def test_an_empty_folder_is_refused(tmp_path):
+def test_empty_folder_is_refused(tmp_path):
     with pytest.raises(DataError, match="contains no photographs"):
         Folder(tmp_path, csv=None).read()
 
 
-def test_the_order_of_rows_does_not_matter(tmp_path):
+def test_order_of_rows_does_not_matter(tmp_path):
     root = labelled_folder(tmp_path)
     one = Folder(root).read().manifest
     lines = (root / "labels.csv").read_text().splitlines()
@@ -275,21 +275,21 @@ def test_idrid_in_its_official_layout(small_idrid, below):
     assert table.problems == ()
 
 
-def test_an_idrid_photograph_that_is_not_there_is_left_out(small_idrid):
+def test_missing_idrid_photograph_is_left_out(small_idrid):
     next(small_idrid.rglob("b. Testing Set/IDRiD_002.jpg")).unlink()
     (problem,) = IDRiD(small_idrid).read().problems
     assert problem.image_id == "test/IDRiD_002"
     assert "not there" in problem.reason
 
 
-def test_missing_idrid_says_where_to_get_it_and_how_it_must_lie(tmp_path):
+def test_missing_idrid_explains_origin_and_layout(tmp_path):
     with pytest.raises(DataError, match="IEEE DataPort") as error:
         IDRiD(tmp_path / "nope").read()
     assert "CC BY 4.0" in str(error.value)
     assert "2. Groundtruths/a. IDRiD_Disease Grading_Training Labels.csv" in str(error.value)
 
 
-def test_half_an_idrid_names_what_is_missing(small_idrid):
+def test_incomplete_idrid_names_the_missing_part(small_idrid):
     next(small_idrid.rglob("b.*Labels.csv")).unlink()
     with pytest.raises(DataError, match=r"incomplete: .*Testing Labels\.csv does not exist"):
         IDRiD(small_idrid).read()

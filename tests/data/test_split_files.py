@@ -59,7 +59,7 @@ def thirty():
     st.sampled_from([0.0, 0.2]),
     st.booleans(),
 )
-def test_the_split_of_a_run_read_back_is_the_same(write, manifest, fold, how, fraction, val, within):
+def test_split_file_of_a_run_reproduces_the_split(write, manifest, fold, how, fraction, val, within):
     spec = {"fold": fold, "folds": 3, "disagreeing": how, "val_fraction": val}
     split = try_split(manifest, **spec, label_fraction=fraction, val_within_fraction=within)
     assume(split is not None)
@@ -70,7 +70,7 @@ def test_the_split_of_a_run_read_back_is_the_same(write, manifest, fold, how, fr
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.5])
-def test_fractions_are_drawn_inside_the_training_photographs_of_a_file(write, fraction):
+def test_label_fraction_is_drawn_from_the_training_photographs_of_a_file(write, fraction):
     manifest = demo_manifest(120)
     whole = split_table(manifest, SplitSpec(val_fraction=0.15))
     path = write(whole)
@@ -84,7 +84,7 @@ def test_fractions_are_drawn_inside_the_training_photographs_of_a_file(write, fr
 # Subsets
 
 
-def test_usual_spellings_are_understood(write):
+def test_common_spellings_of_subsets_are_accepted(write):
     manifest = thirty()
     words = [
         "Training",
@@ -104,7 +104,7 @@ def test_usual_spellings_are_understood(write):
     assert split["grade"].tolist() == manifest["grade"].tolist()
 
 
-def test_a_file_without_validation_gets_one(write):
+def test_validation_is_drawn_if_the_file_has_none(write):
     manifest = manifest_of([[row % 5, row % 5] for row in range(40)])
     words = ["test"] * 20 + ["train"] * 60
     split = split_table(manifest, SplitSpec(file=write(listed(manifest, words)), val_fraction=0.2))
@@ -113,14 +113,14 @@ def test_a_file_without_validation_gets_one(write):
     assert split.groupby("group")["subset"].nunique().max() == 1
 
 
-def test_validation_of_a_file_cannot_come_out_of_the_fraction(write):
+def test_validation_of_a_file_conflicts_with_val_within_fraction(write):
     manifest = thirty()
     path = write(listed(manifest, ["test"] * 5 + ["val"] * 5 + ["train"] * 20))
     with pytest.raises(ConfigError, match=r"names validation photographs.*val_within_fraction=true"):
         split_table(manifest, SplitSpec(file=path, val_within_fraction=True))
 
 
-def test_settings_that_a_file_replaces_are_named(write):
+def test_remark_names_the_settings_that_a_file_replaces(write):
     manifest = thirty()
     path = write(listed(manifest, ["test"] * 5 + ["val"] * 5 + ["train"] * 20))
     remarks = make_split(manifest, SplitSpec(file=path, fold=3)).remarks
@@ -129,7 +129,7 @@ def test_settings_that_a_file_replaces_are_named(write):
     )
 
 
-def test_a_photograph_without_a_grade_is_not_tested_on(write):
+def test_ungraded_photograph_is_not_tested_on(write):
     manifest = manifest_of([[row % 5] for row in range(28)] + [[None], [None]])
     path = write(listed(manifest, ["test"] * 5 + ["train"] * 23 + ["test", "train"]))
     found = make_split(manifest, SplitSpec(file=path, val_fraction=0.0))
@@ -137,7 +137,7 @@ def test_a_photograph_without_a_grade_is_not_tested_on(write):
     assert found.counts["file_ungraded"] == 2
 
 
-def test_leaks_of_a_file_are_obeyed_and_said_loudly(write):
+def test_leaks_of_a_file_are_kept_with_a_warning(write):
     manifest = manifest_of([[0, 0], [1, 1], [2, 2]] + [[row % 5] for row in range(24)])
     words = ["train", "test", "val", "train", "train", "train"] + ["test"] * 8 + ["val"] * 8 + ["train"] * 8
     path = write(listed(manifest, words))
@@ -148,7 +148,7 @@ def test_leaks_of_a_file_are_obeyed_and_said_loudly(write):
     assert "(patient:p0, patient:p1), 1 of them on the test side" in leak.text
 
 
-def test_photographs_that_a_file_does_not_name_are_excluded(write):
+def test_photographs_missing_from_a_file_are_excluded(write):
     manifest = thirty()
     table = listed(manifest, ["test"] * 5 + ["train"] * 25).iloc[:-2]
     found = make_split(manifest, SplitSpec(file=write(table), val_fraction=0.0))
@@ -157,7 +157,7 @@ def test_photographs_that_a_file_does_not_name_are_excluded(write):
     assert any("not named by" in remark.text and "(i0028, i0029)" in remark.text for remark in found.remarks)
 
 
-def test_names_that_the_data_do_not_have_are_counted(write):
+def test_unknown_names_in_a_file_are_counted(write):
     manifest = thirty()
     table = listed(manifest, ["test"] * 5 + ["train"] * 25)
     table = pd.concat([table, pd.DataFrame({"image_id": ["x", "y"], "subset": "train"})])
@@ -166,7 +166,7 @@ def test_names_that_the_data_do_not_have_are_counted(write):
     assert found.counts["file_named"] == 30
 
 
-def test_pools_and_external_sets_keep_their_roles_beside_a_file(write):
+def test_unlabelled_and_external_sets_keep_their_roles_with_a_file(write):
     """Rows: a pool, of which one is a copy of a test photograph; an external set with a copy in training."""
     manifest = with_columns(
         thirty(),
@@ -180,14 +180,14 @@ def test_pools_and_external_sets_keep_their_roles_beside_a_file(write):
     assert found.counts["copies_of_external"] == 1
 
 
-def test_a_file_may_not_train_on_an_external_set(write):
+def test_file_that_trains_on_an_external_set_is_refused(write):
     manifest = with_columns(thirty(), role=["external"] + [None] * 29)
     path = write(listed(manifest, ["train"] * 10 + ["test"] * 20))
     with pytest.raises(DataError, match=r"uses photographs of an external data set \(i0000\)"):
         split_table(manifest, SplitSpec(file=path))
 
 
-def test_a_file_decides_for_photographs_without_grades(write):
+def test_file_splits_photographs_without_grades(write):
     manifest = manifest_of([[None]] * 4)
     path = write(listed(manifest, ["test", "train", "val", "unlabelled"]))
     split = split_sides(manifest, SplitSpec(file=path)).table
@@ -197,7 +197,7 @@ def test_a_file_decides_for_photographs_without_grades(write):
 # Folds
 
 
-def test_a_file_of_folds_is_tested_fold_by_fold(write):
+def test_file_of_folds_gives_one_test_set_per_fold(write):
     manifest = manifest_of([[row % 5, row % 3] for row in range(60)])
     numbers = np.repeat(np.arange(60) % 3 + 1, 2)
     path = write(listed(manifest, numbers, "fold"))
@@ -209,7 +209,7 @@ def test_a_file_of_folds_is_tested_fold_by_fold(write):
 
 
 @pytest.mark.parametrize("fold", [0, "published"])
-def test_a_fold_that_the_file_does_not_have_is_refused(write, fold):
+def test_fold_missing_from_the_file_is_refused(write, fold):
     path = write(listed(thirty(), [row % 3 + 1 for row in range(30)], "fold"))
     with pytest.raises(DataError, match="has the folds 1, 2, 3: set fold to one of them"):
         split_table(thirty(), SplitSpec(file=path, fold=fold))
@@ -219,7 +219,7 @@ def test_a_fold_that_the_file_does_not_have_is_refused(write, fold):
 
 
 @pytest.mark.parametrize("change", ["{}.png", "{}.JPG", "set/{}", "set/{}.jpeg"])
-def test_endings_and_the_name_of_the_data_set_may_differ(write, change):
+def test_names_match_without_extension_and_data_set(write, change):
     manifest = thirty().assign(dataset="set")
     table = listed(manifest, ["test"] * 5 + ["train"] * 25)
     expected = split_table(manifest, SplitSpec(file=write(table), val_fraction=0.2))
@@ -231,7 +231,7 @@ def test_endings_and_the_name_of_the_data_set_may_differ(write, change):
     assert (found["subset"] == "test").tolist() == [True] * 5 + [False] * 25
 
 
-def test_a_name_that_fits_two_photographs_is_refused(write):
+def test_ambiguous_name_in_a_file_is_refused(write):
     manifest = thirty().assign(dataset=["a"] * 15 + ["b"] * 15)
     manifest["image_id"] = manifest["dataset"] + "/" + [f"i{row % 15}" for row in range(30)]
     path = write("image_id,subset\na/i1,test\ni3.png,train\n")
@@ -267,11 +267,11 @@ def test_a_name_that_fits_two_photographs_is_refused(write):
         ("image_id,subset,grade\ni0000,test,mild\n", 'split.csv:2: i0000: grade "mild" is not a number'),
     ],
 )
-def test_files_that_cannot_be_used_say_why(write, text, message):
+def test_invalid_files_are_refused_with_a_reason(write, text, message):
     with pytest.raises(DataError, match=message):
         split_table(thirty(), SplitSpec(file=write(text)))
 
 
-def test_a_missing_file_is_named():
+def test_missing_file_is_named():
     with pytest.raises(DataError, match=r"split.file=nowhere.csv does not exist: give a CSV"):
         split_table(thirty(), SplitSpec(file="nowhere.csv"))

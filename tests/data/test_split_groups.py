@@ -40,7 +40,7 @@ def test_groups_are_the_connected_components(pairs):
 
 @settings(max_examples=100, deadline=None)
 @given(photographs, st.randoms(use_true_random=False))
-def test_the_name_of_a_group_does_not_depend_on_the_order_of_rows(pairs, shuffler):
+def test_group_names_do_not_depend_on_the_order_of_rows(pairs, shuffler):
     manifest = table(pairs)
     order = list(range(len(pairs)))
     shuffler.shuffle(order)
@@ -66,7 +66,7 @@ def test_two_eyes_of_a_patient_and_photographs_of_unknown_patients():
     assert groups_of(manifest).tolist() == ["patient:p0", "patient:p0", "image:i0002", "image:i0003"]
 
 
-def test_a_patient_called_like_a_photograph_is_another_group():
+def test_patient_and_photograph_of_one_name_are_different_groups():
     manifest = manifest_of([[0], [1]]).assign(image_id=["x", "y"], patient_id=["y", pd.NA])
     assert groups_of(manifest).nunique() == 2
 
@@ -80,5 +80,5 @@ def test_a_patient_called_like_a_photograph_is_another_group():
         (["b", "b", "a"], ["x", "y", "y"], ["patient:a"] * 3),
     ],
 )
-def test_a_joined_group_is_called_after_its_first_patient_or_photograph(patients, copies, expected):
+def test_joined_group_is_named_after_its_first_member(patients, copies, expected):
     assert groups_of(table(list(zip(patients, copies, strict=True)))).tolist() == expected

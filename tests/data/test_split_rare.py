@@ -59,7 +59,7 @@ def missing_from_folds(groups, folds, number):
 
 @quick
 @given(st.lists(same_grade, min_size=10, max_size=50).map(manifest_of), st.integers(2, 5), st.integers(0, 99))
-def test_a_grade_in_enough_groups_is_in_every_test_fold(manifest, folds, seed):
+def test_grade_in_enough_groups_is_in_every_test_fold(manifest, folds, seed):
     """Groups of one grade: always. A rarer grade is in as many folds as it has groups."""
     splits = [try_split(manifest, fold=k, folds=folds, val_fraction=0.0, seed=seed) for k in range(folds)]
     assume(all(split is not None for split in splits))
@@ -80,7 +80,7 @@ def test_no_assignment_to_folds_keeps_more_grades(groups, number, random):
     assert missing_from_folds(groups, [found[f"g{i}"] for i in range(len(groups))], number) == best
 
 
-def test_grades_that_exclude_each_other_cannot_all_be_everywhere():
+def test_incompatible_grades_are_covered_as_far_as_possible():
     """Three grades, each in two of three groups: with two folds one grade has both groups in one."""
     kinds = kinds_of([{0, 1}, {0, 2}, {1, 2}])
     found = keep_rare_grades({"g0": 0, "g1": 0, "g2": 0}, kinds, wish_for_folds(kinds, 2))
@@ -98,7 +98,7 @@ def test_folds_with_exchanged_groups_still_partition_the_photographs(manifest, f
         assert split.groupby("group")["subset"].nunique().max() == 1
 
 
-def test_what_is_complete_is_left_alone():
+def test_complete_parts_are_unchanged():
     groups = [{0}, {0, 1}, {1}, {0}]
     kinds, start = kinds_of(groups), {"g0": 0, "g1": 1, "g2": 0, "g3": 1}
     assert keep_rare_grades(start, kinds, wish_for_folds(kinds, 2)) == start
@@ -129,7 +129,7 @@ def test_every_grade_of_the_training_side_is_trained_on(manifest, val_fraction, 
     st.sampled_from([0.05, 0.15, 0.3, 0.9]),
     st.integers(0, 99),
 )
-def test_a_grade_whose_share_rounds_to_a_group_is_validated_on(manifest, val_fraction, seed):
+def test_grade_with_enough_groups_is_in_validation(manifest, val_fraction, seed):
     split = try_split(manifest, val_fraction=val_fraction, seed=seed)
     assume(split is not None)
     side = manifest[split["subset"].isin(["train", "val"])]
@@ -156,12 +156,12 @@ def test_no_other_validation_set_keeps_more_grades(groups, fraction, random):
     assert kept([found[f"g{i}"] for i in range(len(groups))]) == best
 
 
-def test_the_only_photograph_of_a_grade_trains_whatever_the_validation():
+def test_only_photograph_of_a_grade_is_in_training():
     split = split_table(manifest_of([[0]] * 40 + [[4]]), SplitSpec(fold=1, val_fraction=0.9))
     assert split["subset"].iloc[40] in ("train", "test")
 
 
-def test_the_run_says_which_grades_a_subset_lacks():
+def test_remarks_name_the_grades_missing_from_a_subset():
     found = make_split(manifest_of([[0]] * 40 + [[1]] * 10 + [[4]]), SplitSpec(val_fraction=0.1))
     texts = [remark.text for remark in found.remarks]
     lacking = {

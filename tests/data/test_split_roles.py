@@ -63,7 +63,7 @@ def texts(manifest, **spec):
         ("majority", [0, 1, 1, 2], [None] * 4),
     ],
 )
-def test_copies_that_disagree_are_settled(how, grades, expected):
+def test_disagreeing_copies_are_settled(how, grades, expected):
     manifest = crowd(grades, copies=["x"] * len(grades))
     split = split_table(manifest, SplitSpec(disagreeing=how))
     found = [None if pd.isna(grade) else int(grade) for grade in split["grade"][: len(grades)]]
@@ -72,14 +72,14 @@ def test_copies_that_disagree_are_settled(how, grades, expected):
 
 
 @pytest.mark.parametrize("how", ["drop", "keep_one", "majority"])
-def test_which_copy_is_kept_does_not_depend_on_the_order_of_rows(how):
+def test_kept_copy_does_not_depend_on_the_order_of_rows(how):
     manifest = crowd([3, 1, 1, 2, 4], copies=["x", "x", "x", "y", "y"])
     shuffled = manifest.sample(frac=1, random_state=1)
     spec = SplitSpec(disagreeing=how)
     assert split_hash(split_table(shuffled, spec)) == split_hash(split_table(manifest, spec))
 
 
-def test_photographs_that_lose_their_grade_pretrain_or_are_excluded():
+def test_photographs_without_usable_grade_are_unlabelled_or_excluded():
     manifest = crowd([1, 2, 1], copies=["x", "x", None], patient=["p", "q", "q"])
     seen = set()
     for fold in range(5):
@@ -95,14 +95,14 @@ def test_photographs_that_lose_their_grade_pretrain_or_are_excluded():
     ]
 
 
-def test_two_eyes_may_differ():
+def test_eyes_of_a_patient_may_have_different_grades():
     split = split_table(crowd([0, 4], patient=["p", "p"]), SplitSpec())
     assert split["grade"][:2].tolist() == [0, 4]
     assert "disagreeing_copies" not in make_split(crowd([0, 4], patient=["p", "p"]), SplitSpec()).counts
 
 
 @pytest.mark.parametrize("how", ["drop", "keep_one", "majority"])
-def test_the_published_test_set_keeps_its_grades(how):
+def test_published_test_set_keeps_its_grades(how):
     manifest = crowd(
         [1, 2, 2, 3, 3, 4], ["x", "x", "x", "y", "y", "y"], ["test", "train", "train", *["test"] * 3]
     )
@@ -114,7 +114,7 @@ def test_the_published_test_set_keeps_its_grades(how):
 # Copies in the published test set
 
 
-def test_copies_and_patients_of_the_published_test_set_leave_the_training_side_and_the_run_says_so():
+def test_relatives_of_the_published_test_set_leave_the_training_side():
     manifest = crowd(
         [1, 1, 2, 3],
         copies=["x", "x", None, None],
@@ -131,7 +131,7 @@ def test_copies_and_patients_of_the_published_test_set_leave_the_training_side_a
     assert f"{begin} of patients in the published test set (i0002)" in said
 
 
-def test_a_published_test_set_of_one_of_several_data_sets():
+def test_published_test_set_of_one_of_several_data_sets_is_used():
     manifest = crowd([0, 1, 2], split=["test"] * 3).assign(dataset=["a"] * 43 + ["b"] * 40)
     split = split_table(manifest, SplitSpec(fold="published", val_fraction=0.1))
     assert ids(split, "test") == {"i0000", "i0001", "i0002"}
@@ -141,7 +141,7 @@ def test_a_published_test_set_of_one_of_several_data_sets():
 # Unlabelled pools
 
 
-def test_a_pool_is_pre_trained_on_and_its_grades_are_not_used():
+def test_grades_of_an_unlabelled_data_set_are_not_used():
     manifest = crowd([0, 1, 2, 4], role=["unlabelled"] * 4)
     for fold in range(5):
         split = split_table(manifest, SplitSpec(fold=fold, label_fraction=0.5))
@@ -151,7 +151,7 @@ def test_a_pool_is_pre_trained_on_and_its_grades_are_not_used():
     pd.testing.assert_frame_equal(split.iloc[4:].reset_index(drop=True), alone)
 
 
-def test_a_copy_of_a_tested_or_validated_photograph_in_a_pool_is_excluded():
+def test_unlabelled_copies_of_held_out_photographs_are_excluded():
     """Row k of the pool is a copy of labelled row k."""
     copies = [f"c{row}" for row in range(80)]
     manifest = crowd([row % 5 for row in range(80)], copies=copies * 2, role=["unlabelled"] * 80)
@@ -164,7 +164,7 @@ def test_a_copy_of_a_tested_or_validated_photograph_in_a_pool_is_excluded():
 
 
 @pytest.mark.parametrize("fold", [0, "published"])
-def test_the_published_test_set_of_a_pool_is_left_alone(fold):
+def test_published_test_set_of_an_unlabelled_data_set_is_excluded(fold):
     manifest = crowd(
         [None] * 3 + [1],
         copies=["x", None, "x", None],
@@ -175,7 +175,7 @@ def test_the_published_test_set_of_a_pool_is_left_alone(fold):
     assert split["subset"][:3].tolist() == ["excluded", "unlabelled", "excluded"]
 
 
-def test_the_test_set_of_a_pool_is_not_one_to_test_on():
+def test_test_set_of_an_unlabelled_data_set_is_not_tested_on():
     manifest = crowd([1], split=["test"], role=["unlabelled"])
     with pytest.raises(DataError, match="no published test set; use fold=0"):
         split_table(manifest, SplitSpec(fold="published"))
@@ -184,7 +184,7 @@ def test_the_test_set_of_a_pool_is_not_one_to_test_on():
 # External data sets
 
 
-def test_an_external_data_set_is_tested_on_and_nothing_else():
+def test_external_data_set_is_only_tested_on():
     manifest = crowd([0, 1, None], role=["external"] * 3, split=["train", "test", "train"])
     for fold in (*range(5), "published"):
         table = manifest.assign(split=np.where(manifest["role"].isna(), "test", manifest["split"]))
@@ -194,7 +194,7 @@ def test_an_external_data_set_is_tested_on_and_nothing_else():
         assert "external" not in set(split["subset"][3:])
 
 
-def test_copies_and_patients_of_external_photographs_leave_the_training_side():
+def test_relatives_of_external_photographs_leave_the_training_side():
     manifest = crowd(
         [2, 2, 2, 3, 3],
         copies=["x", "x", "x", None, None],
@@ -215,7 +215,7 @@ def test_copies_and_patients_of_external_photographs_leave_the_training_side():
     assert excluded == 4  # in the fifth fold they are tested on
 
 
-def test_an_external_photograph_has_no_say_where_copies_disagree():
+def test_external_photographs_do_not_vote_on_copies():
     manifest = crowd([2, 3], copies=["x", "x"], role=["external", "labelled"])
     found = set()
     for fold in range(5):
@@ -226,7 +226,7 @@ def test_an_external_photograph_has_no_say_where_copies_disagree():
     assert found == {"excluded", "test"}, "removed from the training side; in its test fold both are tests"
 
 
-def test_external_photographs_do_not_move_the_others():
+def test_external_photographs_do_not_change_the_split():
     plain = crowd([1, 2])
     more = with_columns(plain, role=["external"] * 2 + [None] * 80)
     for fold in range(5):
@@ -237,7 +237,7 @@ def test_external_photographs_do_not_move_the_others():
 
 @pytest.mark.parametrize("grade", [1, 2])
 @pytest.mark.parametrize("patient", [None, "a first"])
-def test_an_external_copy_does_not_move_the_test_fold(grade, patient):
+def test_external_copy_does_not_change_the_test_fold(grade, patient):
     """Whether it agrees or not, and whatever its patient is called."""
     more = crowd([1, grade], copies=["x", "x"], role=["labelled", "external"], patient=[None, patient])
     external = more["image_id"][1]
@@ -250,26 +250,26 @@ def test_an_external_copy_does_not_move_the_test_fold(grade, patient):
         assert set(after.index[after["subset"] == "excluded"]) <= {more["image_id"][0]}
 
 
-def test_a_copy_in_a_pool_does_not_rename_a_group():
+def test_unlabelled_copy_does_not_rename_a_group():
     manifest = crowd([1, 1], copies=["x", "x"], role=["labelled", "unlabelled"], patient=[None, "a first"])
     groups = split_table(manifest, SplitSpec())["group"]
     assert groups[0] == groups[1] == f"image:{manifest['image_id'][0]}"
 
 
-def test_an_external_data_set_without_grades_is_refused_before_anything_is_trained():
+def test_external_data_set_without_grades_is_refused():
     manifest = crowd([None, None], role=["external"] * 2).assign(dataset=["far", "far"] + ["near"] * 80)
     with pytest.raises(DataError, match=r"data\.external: far has no photograph with a grade"):
         split_table(manifest, SplitSpec())
 
 
-def test_a_published_test_set_whose_grades_nobody_has_is_part_of_a_pool():
+def test_ungraded_published_test_set_may_be_pre_trained_on():
     manifest = crowd([None, 1, None], role=["unlabelled"] * 3, split=["test", "train", "test"])
     assert split_table(manifest, SplitSpec())["subset"][:3].tolist() == ["unlabelled"] * 3
     graded = crowd([2, 1, None], role=["unlabelled"] * 3, split=["test", "train", "test"])
     assert split_table(graded, SplitSpec())["subset"][:3].tolist() == ["excluded", "unlabelled", "excluded"]
 
 
-def test_an_unknown_role_is_refused():
+def test_unknown_role_is_refused():
     with pytest.raises(DataError, match='role "tested" of a photograph is not one of labelled, unlabelled'):
         split_table(crowd([1], role=["tested"]), SplitSpec())
 
@@ -285,7 +285,7 @@ def test_an_unknown_role_is_refused():
     st.sampled_from([0.25, 1.0]),
     st.randoms(use_true_random=False),
 )
-def test_what_holds_for_every_split(manifest, fold, how, fraction, shuffler):
+def test_invariants_of_random_splits(manifest, fold, how, fraction, shuffler):
     spec = {"fold": fold, "folds": 3, "disagreeing": how, "label_fraction": fraction, "val_fraction": 0.2}
     split = try_split(manifest, **spec)
     assume(split is not None)
@@ -312,7 +312,7 @@ def test_what_holds_for_every_split(manifest, fold, how, fraction, shuffler):
 # Without grades
 
 
-def test_photographs_without_grades_have_sides_too():
+def test_photographs_without_grades_have_sides():
     manifest = crowd(
         [None] * 6,
         copies=["x", "x", None, None, "y", "y"],
@@ -331,7 +331,7 @@ def test_photographs_without_grades_have_sides_too():
     ]
 
 
-def test_a_pool_alone_can_be_pre_trained_on():
+def test_unlabelled_data_set_alone_can_be_pre_trained_on():
     manifest = crowd([], role=["unlabelled"] * 80)
     assert not has_grades(manifest)
     assert set(split_sides(manifest, SplitSpec(fold="published")).table["subset"]) == {"unlabelled"}
@@ -344,7 +344,7 @@ def test_only_grades_of_labelled_photographs_count_as_grades():
     assert not has_grades(crowd([1, None], role=["external", "labelled"]).iloc[:2])
 
 
-def test_groups_that_join_patients_are_said():
+def test_remark_counts_groups_of_several_patients():
     manifest = crowd([1, 1, 1], copies=["x", "x", None], patient=["p", "q", "q"])
     found = make_split(manifest, SplitSpec())
     assert found.counts["joined_groups"] == 1

@@ -30,7 +30,7 @@ def tally(pairs, chosen):
 
 @quick
 @given(st.lists(grades, min_size=1, max_size=80), st.integers(1, 12), seeds)
-def test_single_photographs_give_exactly_the_shots_or_all_there_are(found, shots, seed):
+def test_single_photographs_give_exactly_the_shots_or_all(found, shots, seed):
     pairs = pairs_of([[grade] for grade in found])
     there = np.bincount(found, minlength=5)
     assert tally(pairs, shot_groups(pairs, shots, [seed])).tolist() == np.minimum(there, shots).tolist()
@@ -38,7 +38,7 @@ def test_single_photographs_give_exactly_the_shots_or_all_there_are(found, shots
 
 @quick
 @given(groups, seeds)
-def test_fewer_shots_are_inside_more(contents, seed):
+def test_shots_are_nested(contents, seed):
     pairs = pairs_of(contents)
     chosen = [shot_groups(pairs, shots, [seed]) for shots in range(1, 8)]
     assert all(fewer <= more for fewer, more in pairwise(chosen))
@@ -46,7 +46,7 @@ def test_fewer_shots_are_inside_more(contents, seed):
 
 @quick
 @given(groups, st.integers(1, 6), seeds)
-def test_every_grade_has_its_shots_and_no_group_is_taken_in_vain(contents, shots, seed):
+def test_every_chosen_group_is_needed(contents, shots, seed):
     pairs = pairs_of(contents)
     chosen = shot_groups(pairs, shots, [seed])
     goal = np.minimum(tally(pairs, {group for group, _ in pairs}), shots)
@@ -56,25 +56,25 @@ def test_every_grade_has_its_shots_and_no_group_is_taken_in_vain(contents, shots
 
 @quick
 @given(groups, st.integers(1, 6), seeds, st.randoms(use_true_random=False))
-def test_the_order_of_photographs_does_not_matter(contents, shots, seed, random):
+def test_order_of_photographs_does_not_matter(contents, shots, seed, random):
     pairs = pairs_of(contents)
     shuffled = random.sample(pairs, len(pairs))
     assert shot_groups(pairs, shots, [seed]) == shot_groups(shuffled, shots, [seed])
 
 
-def test_another_seed_chooses_others():
+def test_seed_changes_the_chosen_groups():
     pairs = pairs_of([[grade] for grade in range(5) for _ in range(50)])
     assert shot_groups(pairs, 5, [0]) != shot_groups(pairs, 5, [1])
 
 
-def test_of_pairs_and_single_photographs_no_more_are_taken_than_wanted():
+def test_pairs_and_single_photographs_give_exactly_the_shots():
     pairs = pairs_of([[0, 0], [0, 0], [0], [1, 1], [1, 1]])
     assert tally(pairs, shot_groups(pairs, 1, [0])).tolist()[:2] == [1, 2]
     assert tally(pairs, shot_groups(pairs, 3, [0])).tolist()[:2] == [3, 4]
 
 
 @pytest.mark.parametrize("shots", [1, 5, 10])
-def test_test_fold_and_validation_are_those_of_all_labels(shots):
+def test_shots_do_not_change_test_fold_and_validation(shots):
     manifest = demo_manifest()
     whole = split_table(manifest, SplitSpec(fold=1, val_fraction=0.15))
     few = split_table(manifest, SplitSpec(fold=1, val_fraction=0.15, shots=shots))
@@ -93,7 +93,7 @@ def test_test_fold_and_validation_are_those_of_all_labels(shots):
     st.integers(1, 4),
     st.integers(0, 2),
 )
-def test_splits_are_nested_in_shots_and_their_hashes_differ_where_labels_do(contents, shots, fold):
+def test_splits_are_nested_in_shots(contents, shots, fold):
     manifest = manifest_of(contents)
     common = {"fold": fold, "folds": 3, "val_fraction": 0.2}
     fewer, more = (try_split(manifest, **common, shots=each) for each in (shots, shots + 1))
@@ -102,7 +102,7 @@ def test_splits_are_nested_in_shots_and_their_hashes_differ_where_labels_do(cont
     assert (split_hash(fewer) == split_hash(more)) == (ids(fewer, "train") == ids(more, "train"))
 
 
-def test_a_grade_with_fewer_photographs_gives_all_and_the_run_says_so():
+def test_grade_with_few_photographs_gives_all_with_a_remark():
     split = make_split(
         singletons({0: 40, 1: 40, 4: 5}), SplitSpec(fold=0, folds=5, val_fraction=0.0, shots=10)
     )
@@ -138,6 +138,6 @@ def test_shots_of_several_data_sets_come_from_all_of_them():
         ({"shots": 5, "val_within_fraction": True}, "val_within_fraction"),
     ],
 )
-def test_shots_that_make_no_sense_are_refused(settings, said):
+def test_invalid_shots_are_refused(settings, said):
     with pytest.raises(ConfigError, match=said):
         SplitSpec(**settings)

@@ -75,7 +75,7 @@ specs = st.fixed_dictionaries(
 
 @quick
 @given(manifests, specs)
-def test_every_fraction_is_inside_the_next(coarse, manifest, spec):
+def test_label_fractions_are_nested(coarse, manifest, spec):
     found = []
     for fraction in FRACTIONS:
         split = try_split(manifest, **spec, label_fraction=fraction)
@@ -153,7 +153,7 @@ def test_every_prefix_is_proportional_up_to_the_largest_group(coarse, manifest, 
     ),
     seed=st.integers(0, 50),
 )
-def test_a_rare_grade_is_in_the_smallest_fraction(coarse, many, size, rare, seed):
+def test_rare_grade_is_in_the_smallest_fraction(coarse, many, size, rare, seed):
     manifest = manifest_of([[0] * size] * many + [[2] * size] * (many // 2) + rare)
     for within in (False, True):
         spec = SplitSpec(label_fraction=0.05, val_fraction=0.3, val_within_fraction=within, seed=seed)
@@ -223,7 +223,7 @@ def test_no_group_is_on_two_sides(coarse, manifest, spec, fraction, published):
 
 @quick
 @given(manifests, specs, st.randoms(use_true_random=False))
-def test_the_order_of_rows_does_not_matter(coarse, manifest, spec, shuffler):
+def test_order_of_rows_does_not_matter(coarse, manifest, spec, shuffler):
     split = try_split(manifest, **spec, label_fraction=0.25)
     assume(split is not None)
     order = list(range(len(manifest)))
@@ -235,13 +235,13 @@ def test_the_order_of_rows_does_not_matter(coarse, manifest, spec, shuffler):
         assert split_hash(again) == split_hash(split)
 
 
-def test_an_index_with_repeats_does_not_matter():
+def test_repeated_index_values_do_not_change_the_split():
     manifest = demo_manifest(60)
     expected = split_table(manifest, SplitSpec())
     pd.testing.assert_frame_equal(split_table(manifest.set_index(np.zeros(60, int)), SplitSpec()), expected)
 
 
-def test_another_process_makes_the_same_split():
+def test_split_is_the_same_in_another_process():
     manifest = demo_manifest(60)
     code = (
         "import sys, pandas as pd\n"
@@ -264,7 +264,7 @@ def test_another_process_makes_the_same_split():
         assert found.stdout.strip() == expected
 
 
-def test_the_training_seed_does_not_matter():
+def test_training_seed_does_not_change_the_split():
     """The global generators are neither read nor moved."""
     manifest, hashes = demo_manifest(60), set()
     for seed in (0, 1):
@@ -278,13 +278,13 @@ def test_the_training_seed_does_not_matter():
     assert len(hashes) == 1
 
 
-def test_the_seed_of_the_split_matters():
+def test_split_seed_changes_the_split():
     manifest = demo_manifest(120)
     tests = [frozenset(ids(split_table(manifest, SplitSpec(seed=seed)), "test")) for seed in range(4)]
     assert len(set(tests)) == 4
 
 
-def test_the_split_of_a_photograph_does_not_follow_its_name():
+def test_split_does_not_depend_on_names():
     """Neighbours in the list are no likelier to be tested together."""
     split = split_table(singletons({0: 1000}), SplitSpec())
     tested = (split["subset"] == "test").to_numpy()
@@ -292,13 +292,13 @@ def test_the_split_of_a_photograph_does_not_follow_its_name():
     assert 20 < together < 60  # 40 expected
 
 
-def test_the_published_results_on_the_demo_data_keep_their_split():
+def test_split_of_the_demo_has_the_recorded_hash():
     """A recorded hash, against the rule: results that are compared with later ones name it."""
     split = split_table(demo_manifest(), SplitSpec(fold=2, label_fraction=0.1, val_fraction=0.15))
     assert split_hash(split) == DEMO_HASH
 
 
-def test_the_columns_of_later_days_change_nothing_if_they_say_nothing():
+def test_empty_optional_columns_do_not_change_the_split():
     manifest = demo_manifest(60)
     more = manifest.assign(dataset="demo", role="labelled", duplicate=pd.NA)
     assert split_hash(split_table(more, SplitSpec())) == split_hash(split_table(manifest, SplitSpec()))
@@ -308,7 +308,7 @@ def test_the_columns_of_later_days_change_nothing_if_they_say_nothing():
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.25, 1.0])
-def test_validation_labels_can_come_out_of_the_fraction(fraction):
+def test_validation_can_be_drawn_from_the_label_fraction(fraction):
     manifest = demo_manifest()
     common = {"label_fraction": fraction, "val_fraction": 0.2}
     before = split_table(manifest, SplitSpec(**common))
@@ -321,7 +321,7 @@ def test_validation_labels_can_come_out_of_the_fraction(fraction):
     assert ids(within, "test") == ids(before, "test")
 
 
-def test_no_validation_if_none_is_asked_for():
+def test_val_fraction_0_gives_no_validation():
     split = split_table(demo_manifest(60), SplitSpec(val_fraction=0.0))
     assert set(split["subset"]) == {"train", "test"}
 
@@ -335,7 +335,7 @@ def published(groups, test):
     return manifest_of(groups, ["test" if row in test else "train" for row in range(size)])
 
 
-def test_the_published_test_set_is_honoured():
+def test_published_test_set_is_used():
     manifest = published([[g % 5] for g in range(100)], set(range(70, 100)))
     for fraction in (0.1, 1.0):
         split = split_table(manifest, SplitSpec(fold="published", val_fraction=0.15, label_fraction=fraction))
@@ -349,14 +349,14 @@ def test_ungraded_photographs_of_tested_patients_are_excluded():
     assert split["subset"].tolist() == ["train", "unlabelled"] * 30 + ["test", "excluded"] * 10
 
 
-def test_the_published_test_set_is_not_enlarged_by_other_photographs_of_its_patients():
+def test_published_test_set_is_not_enlarged_by_other_photographs_of_its_patients():
     """The other eye of a tested patient, published as training data, is neither trained nor tested on."""
     manifest = published([[g % 5, g % 5] for g in range(40)], set(range(60, 80, 2)))
     split = split_table(manifest, SplitSpec(fold="published", val_fraction=0.0))
     assert split["subset"].tolist() == ["train", "train"] * 30 + ["test", "excluded"] * 10
 
 
-def test_the_published_split_may_be_missing_for_some_photographs():
+def test_published_split_may_be_missing_for_some_photographs():
     manifest = published([[g % 5] for g in range(50)], set(range(40, 50)))
     manifest.loc[:9, "split"] = pd.NA
     split = split_table(manifest, SplitSpec(fold="published", val_fraction=0.0))
@@ -366,7 +366,7 @@ def test_the_published_split_may_be_missing_for_some_photographs():
 # Hash
 
 
-def test_the_hash_changes_with_every_change():
+def test_hash_changes_with_every_value():
     split = split_table(demo_manifest(60), SplitSpec(label_fraction=0.25)).astype({"grade": "Int64"})
     changed = [split]
     changes = {"image_id": "other", "group": "other", "grade": 3, "subset": "val"}
@@ -389,7 +389,7 @@ def test_the_hash_changes_with_every_change():
         ["ä b", "c,d", 'e"f'],
     ],
 )
-def test_the_hash_survives_csv(names):
+def test_hash_survives_csv(names):
     split = pd.DataFrame(
         {
             "image_id": names,
@@ -427,12 +427,12 @@ def test_the_hash_survives_csv(names):
         ({"disagreeing": "first"}, "split.disagreeing='first' is not one of drop, keep_one, majority"),
     ],
 )
-def test_impossible_settings_say_what_is_wrong(settings, message):
+def test_invalid_specifications_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         SplitSpec(**settings)
 
 
-def test_a_published_fold_needs_no_valid_number_of_it():
+def test_published_fold_ignores_the_number_of_folds():
     assert SplitSpec(fold="published", folds=2).fold == "published"
 
 
@@ -457,7 +457,7 @@ def test_a_published_fold_needs_no_valid_number_of_it():
         ),
     ],
 )
-def test_impossible_splits_say_what_is_wrong(manifest, settings, message):
+def test_impossible_splits_are_refused_with_a_reason(manifest, settings, message):
     with pytest.raises(DataError, match=message):
         split_table(manifest, SplitSpec(**settings))
 

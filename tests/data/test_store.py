@@ -83,7 +83,7 @@ def killed_after(number):
         yield
 
 
-def test_a_store_holds_crops_labels_and_geometry(root, tmp_path):
+def test_store_holds_crops_labels_and_geometry(root, tmp_path):
     store = make(root, tmp_path / "stores")
     assert store.images.shape == (6, SIZE, SIZE, 3)
     assert store.images.dtype == np.uint8
@@ -105,13 +105,13 @@ def test_a_store_holds_crops_labels_and_geometry(root, tmp_path):
     assert store.images[0, 0, 0].max() < 5
 
 
-def test_the_images_are_read_only(root, tmp_path):
+def test_images_are_read_only(root, tmp_path):
     store = make(root, tmp_path / "stores")
     with pytest.raises(ValueError, match="read-only"):
         store.images[0] = 0
 
 
-def test_the_folder_says_how_it_was_made(root, tmp_path):
+def test_folder_says_how_it_was_made(root, tmp_path):
     store = make(root, tmp_path / "stores")
     assert sorted(path.name for path in store.folder.iterdir()) == [
         "files.jsonl",
@@ -139,7 +139,7 @@ def test_manifest_types_and_odd_ids_survive(tmp_path):
     assert store.manifest.dtypes[expected.index].astype(str).tolist() == expected.astype(str).tolist()
 
 
-def test_a_prepared_store_is_opened_not_made_again(root, tmp_path, capsys, monkeypatch):
+def test_prepared_store_is_opened_not_made_again(root, tmp_path, capsys, monkeypatch):
     first = make(root, tmp_path / "stores")
     capsys.readouterr()
     monkeypatch.setattr(crop_cache, "make_crops", None)
@@ -183,7 +183,7 @@ def test_of_changed_photographs_only_those_are_prepared_again(root, tmp_path, de
     pd.testing.assert_frame_equal(alone.manifest, after.manifest)
 
 
-def test_a_file_that_is_replaced_under_its_old_size_and_time_is_noticed(tmp_path):
+def test_file_that_is_replaced_under_its_old_size_and_time_is_noticed(tmp_path):
     root = tmp_path / "photos"
     for name, brightness in (("a", 120), ("b", 180)):
         Image.fromarray(disc_photograph(brightness=brightness)).save(save(root / f"{name}.bmp"))
@@ -226,7 +226,7 @@ def test_with_other_labels_the_pixels_are_shared(root, tmp_path, decoded):
     assert Store.open(second.folder).images[0].max() > 80
 
 
-def test_the_hash_is_of_pixels_and_labels_not_of_places_and_times(root, tmp_path):
+def test_hash_is_of_pixels_and_labels_not_of_places_and_times(root, tmp_path):
     first = make(root, tmp_path / "stores")
     elsewhere = tmp_path / "else where"
     shutil.copytree(root, elsewhere)
@@ -256,14 +256,14 @@ def _die(path: Path) -> Crop:
     os._exit(9)
 
 
-def test_a_killed_worker_is_reported(tmp_path, monkeypatch):
+def test_killed_worker_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr("drgrade.data.crops.IN_PROCESS_LIMIT", 1)
     with pytest.raises(DataError, match=r"killed .*data\.workers=N"):
         list(make_crops(_die, [tmp_path] * 4, 2))
 
 
 @pytest.mark.parametrize("number", range(7))
-def test_a_build_that_is_killed_is_gone_on_with(root, tmp_path, decoded, number):
+def test_build_that_is_killed_is_gone_on_with(root, tmp_path, decoded, number):
     (root / "p1.png").write_bytes(b"")
     with killed_after(number):
         make(root, tmp_path / "stores")
@@ -279,7 +279,7 @@ def test_a_build_that_is_killed_is_gone_on_with(root, tmp_path, decoded, number)
     assert visible(tmp_path / "stores") == [store.folder.name]
 
 
-def test_a_build_may_be_killed_again_and_again(root, tmp_path, decoded):
+def test_build_may_be_killed_again_and_again(root, tmp_path, decoded):
     for _ in range(3):
         with killed_after(2):
             make(root, tmp_path / "stores")
@@ -306,7 +306,7 @@ def test_what_was_begun_is_used_when_photographs_have_changed_since(root, tmp_pa
     assert store.sha256 == make(root, tmp_path / "at once").sha256
 
 
-def test_a_build_that_shares_a_stores_arrays_is_never_written_to(root, tmp_path):
+def test_build_that_shares_a_stores_arrays_is_never_written_to(root, tmp_path):
     """It would change the store: an unfinished one may have hard links to a finished one's."""
     (root / "p1.png").write_bytes(b"")
     first = make(root, tmp_path / "stores")
@@ -324,7 +324,7 @@ def test_a_build_that_shares_a_stores_arrays_is_never_written_to(root, tmp_path)
     assert second.sha256 == make(root, tmp_path / "afresh").sha256
 
 
-def test_a_failure_that_may_pass_is_tried_again(root, tmp_path, monkeypatch):
+def test_failure_that_may_pass_is_tried_again(root, tmp_path, monkeypatch):
     original = CropMaker.extract
 
     def out_of_memory(maker, path):
@@ -342,7 +342,7 @@ def test_a_failure_that_may_pass_is_tried_again(root, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("torn", ["\0" * 40 + "\n", "[1,2]\n", "null\n"])
-def test_a_damaged_journal_costs_no_more_than_what_it_speaks_of(root, tmp_path, decoded, torn):
+def test_damaged_journal_costs_no_more_than_what_it_speaks_of(root, tmp_path, decoded, torn):
     with killed_after(3):
         make(root, tmp_path / "stores")
     with (unfinished(tmp_path / "stores") / "files.jsonl").open("a") as journal:
@@ -400,7 +400,7 @@ def test_pixels_that_a_power_cut_lost_are_prepared_again(root, tmp_path, decoded
     assert store.sha256 == make(root, tmp_path / "at once").sha256
 
 
-def test_a_full_disk_is_reported_and_what_is_there_is_kept(root, tmp_path, monkeypatch, decoded):
+def test_full_disk_is_reported_and_what_is_there_is_kept(root, tmp_path, monkeypatch, decoded):
     original = ArrayWriter.append
 
     def append(writer, values):
@@ -463,7 +463,7 @@ def test_of_several_processes_one_prepares_and_the_others_wait(root, tmp_path):
     assert len(visible(tmp_path / "stores")) == 1
 
 
-def test_a_killed_run_leaves_nothing_that_looks_like_a_store(root, tmp_path):
+def test_killed_run_leaves_nothing_that_looks_like_a_store(root, tmp_path):
     stores = tmp_path / "stores"
     process = start(root, stores, 30)
     deadline = time.monotonic() + 30
@@ -479,7 +479,7 @@ def test_a_killed_run_leaves_nothing_that_looks_like_a_store(root, tmp_path):
     assert visible(stores) == [store.folder.name]
 
 
-def test_a_run_in_progress_is_not_cleared_away(root, tmp_path):
+def test_run_in_progress_is_not_cleared_away(root, tmp_path):
     stores = tmp_path / "stores"
     process = start(root, stores, 0.5)
     deadline = time.monotonic() + 30
@@ -518,13 +518,13 @@ def test_no_worker_outlives_a_killed_run(tmp_path):
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
 
 
-def test_a_photograph_smaller_than_the_store_is_enlarged(tmp_path):
+def test_photograph_smaller_than_the_store_is_enlarged(tmp_path):
     save(tmp_path / "a.png", disc_photograph((40, 30)))
     write_labels(tmp_path / "labels.csv", "a,1")
     assert prepare(Folder(tmp_path), tmp_path / "s", image_size=224).images[0, 112, 112].max() > 80
 
 
-def test_a_small_disc_in_a_large_jpeg_is_not_decoded_below_its_size(tmp_path):
+def test_small_disc_in_a_large_jpeg_is_not_decoded_below_its_size(tmp_path):
     pixels = disc_photograph((1600, 1600), radius=260)
     pixels[::4] //= 3  # fine lines that only full resolution shows
     save(tmp_path / "a.jpg", pixels, quality=95)
@@ -549,13 +549,13 @@ def test_what_is_no_store_is_refused(root, tmp_path):
         Store.open(store.folder)
 
 
-def test_the_folder_of_stores_must_be_writable(root, tmp_path):
+def test_folder_of_stores_must_be_writable(root, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot make the folder of stores"):
         make(root, tmp_path / "file" / "stores")
 
 
-def test_a_size_that_makes_no_sense_is_refused(root, tmp_path):
+def test_size_that_makes_no_sense_is_refused(root, tmp_path):
     with pytest.raises(DataError, match="image_size=0"):
         prepare(Folder(root), tmp_path / "stores", image_size=0)
 
