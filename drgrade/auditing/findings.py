@@ -24,9 +24,7 @@ class Kind(NamedTuple):
 
 FINDINGS: dict[str, Kind] = {
     "conflicting_grades": Kind(
-        "error",
-        "Copies with different grades",
-        "At least one of the two grades is wrong.",
+        "error", "Copies with different grades", "At least one of the two grades is wrong."
     ),
     "across_splits": Kind(
         "error",
@@ -39,19 +37,13 @@ FINDINGS: dict[str, Kind] = {
         "Patients of the test set are also in training. A split drawn by drgrade keeps patients together.",
     ),
     "across_datasets": Kind(
-        "error",
-        "Copies across data sets",
-        "A photograph of an external test set is also in training.",
+        "error", "Copies across data sets", "A photograph of an external test set is also in training."
     ),
     "unreadable": Kind(
-        "error",
-        "Unreadable files",
-        "The file is damaged, truncated or not a photograph; it was left out.",
+        "error", "Unreadable files", "The file is damaged, truncated or not a photograph; it was left out."
     ),
     "image_missing": Kind(
-        "error",
-        "Labels without a photograph",
-        "A row of the label file names a file that does not exist.",
+        "error", "Labels without a photograph", "A row of the label file names a file that does not exist."
     ),
     "label_invalid": Kind(
         "error",
@@ -59,9 +51,7 @@ FINDINGS: dict[str, Kind] = {
         "The grade is not 0-4, rows contradict each other, or a cell is invalid.",
     ),
     "identical": Kind(
-        "warning",
-        "Identical files",
-        "Two files are equal byte for byte: the photograph counts twice.",
+        "warning", "Identical files", "Two files are equal byte for byte: the photograph counts twice."
     ),
     "near_duplicate": Kind(
         "warning",
