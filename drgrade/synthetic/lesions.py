@@ -109,27 +109,16 @@ _PAINTING_ORDER = (
 
 @dataclass(frozen=True)
 class Burden:
-    """Number of lesions of an eye.
-
-    Attributes:
-        microaneurysms: Dark red dots.
-        haemorrhages: Dots, blots and flames in each quadrant.
-        exudates: Clusters of hard exudates.
-        cotton_wool: Cotton-wool spots.
-        beaded: Veins with beading.
-        disc_vessels: New vessels on the disc.
-        fronds: New vessels elsewhere.
-        boats: Pre-retinal haemorrhages.
-    """
+    """Number of lesions of an eye."""
 
     microaneurysms: int = 0
-    haemorrhages: tuple[int, int, int, int] = (0, 0, 0, 0)
-    exudates: int = 0
+    haemorrhages: tuple[int, int, int, int] = (0, 0, 0, 0)  # in each quadrant
+    exudates: int = 0  # clusters of hard exudates
     cotton_wool: int = 0
-    beaded: int = 0
-    disc_vessels: bool = False
-    fronds: int = 0
-    boats: int = 0
+    beaded: int = 0  # veins with beading
+    disc_vessels: bool = False  # new vessels on the disc
+    fronds: int = 0  # new vessels elsewhere
+    boats: int = 0  # pre-retinal haemorrhages
 
 
 def draw_burden(rng: np.random.Generator, grade: int) -> Burden:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from split_manifests import counts, ids, manifest_of, split_table, try_split
 
 from drgrade.data.splits import draw as order
-from drgrade.data.splits.draw import keep_rare_grades, wish_for_folds, wish_for_validation
+from drgrade.data.splits.draw import fold_requirement, keep_rare_grades, validation_requirement
 from drgrade.data.splits.spec import SplitSpec
 from drgrade.data.splits.split import groups_of, make_split
 
@@ -73,7 +73,7 @@ def test_no_assignment_to_folds_keeps_more_grades(groups, number, random):
     """Groups of several grades, from any start: as good as the best of all assignments."""
     start = {f"g{i}": random.randrange(number) for i in range(len(groups))}
     kinds = kinds_of(groups)
-    found = keep_rare_grades(start, kinds, wish_for_folds(kinds, number))
+    found = keep_rare_grades(start, kinds, fold_requirement(kinds, number))
     best = min(
         missing_from_folds(groups, folds, number) for folds in product(range(number), repeat=len(groups))
     )
@@ -83,7 +83,7 @@ def test_no_assignment_to_folds_keeps_more_grades(groups, number, random):
 def test_incompatible_grades_are_covered_as_far_as_possible():
     """Three grades, each in two of three groups: with two folds one grade has both groups in one."""
     kinds = kinds_of([{0, 1}, {0, 2}, {1, 2}])
-    found = keep_rare_grades({"g0": 0, "g1": 0, "g2": 0}, kinds, wish_for_folds(kinds, 2))
+    found = keep_rare_grades({"g0": 0, "g1": 0, "g2": 0}, kinds, fold_requirement(kinds, 2))
     assert missing_from_folds([{0, 1}, {0, 2}, {1, 2}], [found[f"g{i}"] for i in range(3)], 2) == 1
 
 
@@ -101,7 +101,7 @@ def test_folds_with_exchanged_groups_still_partition_the_photographs(manifest, f
 def test_complete_parts_are_unchanged():
     groups = [{0}, {0, 1}, {1}, {0}]
     kinds, start = kinds_of(groups), {"g0": 0, "g1": 1, "g2": 0, "g3": 1}
-    assert keep_rare_grades(start, kinds, wish_for_folds(kinds, 2)) == start
+    assert keep_rare_grades(start, kinds, fold_requirement(kinds, 2)) == start
 
 
 # Training and validation
@@ -151,7 +151,7 @@ def test_no_other_validation_set_keeps_more_grades(groups, fraction, random):
         wanted = {grade for grade, size in sizes.items() if size >= 2 and fraction * size > 0.5 + 1e-9}
         return len(held[0]), len(held[1] & wanted)
 
-    found = keep_rare_grades(start, kinds, wish_for_validation(kinds, fraction))
+    found = keep_rare_grades(start, kinds, validation_requirement(kinds, fraction))
     best = max(kept(parts) for parts in product(range(2), repeat=len(groups)))
     assert kept([found[f"g{i}"] for i in range(len(groups))]) == best
 

@@ -28,7 +28,6 @@ STEPS = 4000
 _KIND_WEIGHT = 0.1
 """Weight of the proportion of each kind; without it all single images would be taken before the pairs."""
 
-
 MAX_STATES = 10_000
 """Largest number of assignments that one search examines, in a few tenths of a second.
 
@@ -85,20 +84,12 @@ def proportional_order(
         cover: Take one image of every grade at time 0, so that small fractions contain rare grades. Counts
             are still within one image of their share.
         until: Time to stop at, in [0, 1]; later groups are omitted.
-
-    Returns:
-        Time of each group, in the order of taking.
     """
     return sweep(collect_kinds(((group, grade, "") for group, grade in groups), seed), cover, until)
 
 
 def collect_kinds(photographs: Iterable[tuple[str, int, str]], seed: Sequence[int]) -> Kinds:
-    """Collect groups by kind, in a random order that does not depend on the order of the input.
-
-    Args:
-        photographs: Group, grade and data set of each graded photograph.
-        seed: Seed of the order among groups of a kind.
-    """
+    """Collect the groups of photographs (group, grade, data set) by kind, in a random order of each kind."""
     contents: defaultdict[str, Counter[tuple[str, int]]] = defaultdict(Counter)
     for group, grade, dataset in photographs:
         contents[group][dataset, grade] += 1
@@ -179,7 +170,7 @@ def prefix(times: Times, fraction: float) -> set[str]:
 
 
 @dataclass(frozen=True)
-class Wish:
+class Requirement:
     """Required content of the parts.
 
     Attributes:
@@ -193,13 +184,13 @@ class Wish:
     share: Counts
 
 
-def wish_for_folds(kinds: Kinds, folds: int) -> Wish:
+def fold_requirement(kinds: Kinds, folds: int) -> Requirement:
     """Require each grade in every fold, or in as many folds as it has groups."""
     worth = np.ones((len(kinds.grades), folds), np.int64)
-    return Wish(worth, np.minimum(kinds.groups, folds), np.full(folds, 1 / folds))
+    return Requirement(worth, np.minimum(kinds.groups, folds), np.full(folds, 1 / folds))
 
 
-def wish_for_validation(kinds: Kinds, fraction: float) -> Wish:
+def validation_requirement(kinds: Kinds, fraction: float) -> Requirement:
     """Require every grade in part 0 (the rest), and grades of enough groups also in part 1 (validation).
 
     A grade is required in validation if it has two groups or more and its share of the groups there exceeds
@@ -207,24 +198,19 @@ def wish_for_validation(kinds: Kinds, fraction: float) -> Wish:
     """
     validates = (kinds.groups >= 2) & (fraction * kinds.groups > 0.5 + 1e-9)
     worth = np.stack([np.full(len(validates), _TRAIN_FIRST), validates.astype(np.int64)], axis=1)
-    return Wish(worth, worth.sum(axis=1), np.array([1 - fraction, fraction]))
+    return Requirement(worth, worth.sum(axis=1), np.array([1 - fraction, fraction]))
 
 
-def keep_rare_grades(parts: dict[str, int], kinds: Kinds, wish: Wish) -> dict[str, int]:
+def keep_rare_grades(parts: dict[str, int], kinds: Kinds, required: Requirement) -> dict[str, int]:
     """Move groups between parts until the requirement is met or no improvement is found.
 
     It is always met if each group has one grade. With groups of several grades the result is the best that
-    searches of :data:`MAX_STATES` assignments find.
-
-    Args:
-        parts: Part of each group.
-        kinds: The groups by kind.
-        wish: The requirement.
+    searches of :data:`MAX_STATES` assignments find. ``parts`` maps each group to its part.
     """
-    counts = np.zeros((len(kinds.members), len(wish.share)), np.int64)
+    counts = np.zeros((len(kinds.members), len(required.share)), np.int64)
     for kind, members in enumerate(kinds.members):
         np.add.at(counts[kind], [parts[group] for group in members], 1)
-    search, moved = _Search(kinds, wish), dict(parts)
+    search, moved = _Search(kinds, required), dict(parts)
     while chain := search.improvement(counts):
         for kind, source, target in chain:
             counts[kind, source] -= 1
@@ -238,9 +224,9 @@ def keep_rare_grades(parts: dict[str, int], kinds: Kinds, wish: Wish) -> dict[st
 class _Search:
     """Search for the shortest chain of moves that improves the parts."""
 
-    def __init__(self, kinds: Kinds, wish: Wish) -> None:
-        self._holds, self._shape, self._wish = kinds.holds, kinds.shape, wish
-        self._target = np.outer(wish.share, kinds.sizes @ kinds.shape)
+    def __init__(self, kinds: Kinds, required: Requirement) -> None:
+        self._holds, self._shape, self._required = kinds.holds, kinds.shape, required
+        self._target = np.outer(required.share, kinds.sizes @ kinds.shape)
         self._budget = 0
 
     def improvement(self, counts: Whole) -> list[Move]:
@@ -282,7 +268,7 @@ class _Search:
     def _missing(self, counts: Whole) -> Whole:
         """Return the missing worth of each grade, (grades,)."""
         covered = (self._holds.T @ counts) > 0
-        return np.maximum(self._wish.goal - (covered * self._wish.worth).sum(axis=1), 0)
+        return np.maximum(self._required.goal - (covered * self._required.worth).sum(axis=1), 0)
 
     def _cost(self, counts: Whole) -> tuple[int, float]:
         gap = counts.T @ self._shape - self._target
@@ -299,7 +285,7 @@ def shot_groups(groups: Iterable[tuple[str, int]], shots: int, seed: list[int]) 
 
     Args:
         groups: One pair (group, grade) for each graded photograph.
-        shots: Number of photographs wanted of each grade, at least 1.
+        shots: Number of photographs of each grade, at least 1.
         seed: Seed of the shuffle.
     """
     names, contents = _contents(groups, seed)
@@ -331,7 +317,7 @@ def draw_test_fold(graded: pd.DataFrame, spec: SplitSpec) -> set[str]:
     times = sweep(kinds)
     ends = np.arange(1, spec.folds + 1) / spec.folds
     folds = {group: int(np.searchsorted(ends, time)) for group, time in times.items()}
-    folds = keep_rare_grades(folds, kinds, wish_for_folds(kinds, spec.folds))
+    folds = keep_rare_grades(folds, kinds, fold_requirement(kinds, spec.folds))
     return {group for group, fold in folds.items() if fold == spec.fold}
 
 
@@ -342,7 +328,7 @@ def _validation_groups(side: pd.DataFrame, spec: SplitSpec) -> set[str]:
     chosen = prefix(sweep(kinds, until=spec.val_fraction), spec.val_fraction)
     parts = {group: int(group in chosen) for group in side["group"].unique()}
     whole = steps_in(spec.val_fraction) / STEPS
-    parts = keep_rare_grades(parts, kinds, wish_for_validation(kinds, whole))
+    parts = keep_rare_grades(parts, kinds, validation_requirement(kinds, whole))
     return {group for group, part in parts.items() if part}
 
 
