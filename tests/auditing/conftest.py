@@ -1,4 +1,4 @@
-"""A small data set with every defect there is, and one without any."""
+"""Fixtures: a small data set with every kind of defect, and one without defects."""
 
 from collections.abc import Callable
 
@@ -24,7 +24,7 @@ def drawn(tmp_path_factory) -> Demo:
 
 @pytest.fixture(scope="session")
 def drawn_pixels(drawn) -> list[np.ndarray]:
-    """Their pixels, RGB uint8 (H, W, 3)."""
+    """Pixels of the drawn photographs, RGB uint8 (H, W, 3)."""
     return [np.array(Image.open(drawn.root / path).convert("RGB")) for path in drawn.read().manifest["path"]]
 
 

@@ -1,4 +1,4 @@
-"""A data set with every defect there is, made of drawn photographs."""
+"""A data set with every kind of defect, made of drawn photographs."""
 
 import shutil
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from drgrade.data.sources.demo import Demo
 from drgrade.data.sources.folder import Folder
 
 HOSTILE = 'a&b "<script>alert(1)</script'.replace("/", "")
-"""A file name that would be markup if it were not escaped."""
+"""File name that contains markup."""
 
 DEFECTS = {
     ("conflicting_grades", "copy", "p00"),
@@ -39,11 +39,11 @@ DEFECTS = {
     ("tiny", "p10", None),
     ("converted", "p11", None),
 }
-"""(finding, image_id, other_image_id) of the data set with defects; nothing else is wrong with it."""
+"""(finding, image_id, other_image_id) of all defects of the data set."""
 
 
 def make_defective(drawn: Demo, root: Path) -> Folder:
-    """22 drawn photographs and some more, with :data:`DEFECTS`."""
+    """Write 22 drawn photographs and some more, with :data:`DEFECTS`."""
     paths = drawn.read().manifest["path"]
     names = [f"p{number:02d}" for number in range(22)]
     for name, path in zip(names, paths, strict=False):

@@ -1,4 +1,4 @@
-"""``drgrade audit``."""
+"""Tests of the command ``drgrade audit``."""
 
 import subprocess
 import sys

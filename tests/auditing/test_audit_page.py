@@ -1,4 +1,4 @@
-"""The page."""
+"""Tests of the HTML page of an audit."""
 
 import base64
 import re
@@ -20,7 +20,7 @@ VOID = {"meta", "img", "br", "link", "input", "hr", "rect", "line", "circle"}
 
 
 class Page(HTMLParser):
-    """What tags, attributes and text a page has; complains of tags that do not match."""
+    """Parser that collects tags, attributes and text, and checks that tags match."""
 
     def __init__(self, html):
         super().__init__()
@@ -45,7 +45,7 @@ class Page(HTMLParser):
         self.text.append(data.strip())
 
     @property
-    def pictures(self):
+    def images(self):
         return [value for tag, name, value in self.attributes if (tag, name) == ("img", "src")]
 
 
@@ -63,7 +63,7 @@ def test_markup_in_labels_is_escaped(defective_audit):
     findings = defective_audit.findings.copy()
     findings["detail"] = "</td><img src=x onerror=alert(1)>"
     page = Page(render(replace(defective_audit, findings=findings)))
-    assert all(value.startswith("data:image/jpeg;base64,") for value in page.pictures)
+    assert all(value.startswith("data:image/jpeg;base64,") for value in page.images)
     assert not any(name.startswith("on") for _, name, _ in page.attributes)
 
 
@@ -76,7 +76,7 @@ def test_page_loads_no_external_resources(defective_audit, page):
 def test_pairs_show_the_pixels_of_both_photographs(defective_audit, page):
     assert {"copy", "p00", "p01_again", "p02_mirrored"} <= set(page.text)
     for uri, row in zip(
-        page.pictures, [defective_audit.pairs["first"][0], defective_audit.pairs["second"][0]], strict=False
+        page.images, [defective_audit.pairs["first"][0], defective_audit.pairs["second"][0]], strict=False
     ):
         shown = cv2.imdecode(
             np.frombuffer(base64.b64decode(uri.partition(",")[2]), np.uint8), cv2.IMREAD_COLOR

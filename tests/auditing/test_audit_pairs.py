@@ -1,4 +1,4 @@
-"""What follows from a pair of copies."""
+"""Tests of the findings of pairs of copies."""
 
 import pandas as pd
 import pytest
@@ -19,7 +19,7 @@ FIRST = {
 
 
 def findings_of(second=None, first=None, **duplicate):
-    """Findings of a pair: what differs from :data:`FIRST`, and from a near-duplicate."""
+    """Return the findings of a pair, given its differences from :data:`FIRST` and from a near-duplicate."""
     rows = [FIRST | (first or {}), FIRST | {"image_id": "b", "path": "b.jpg"} | (second or {})]
     manifest = pd.DataFrame(rows).astype({"grade": "Int64"})
     pair = {"first": 0, "second": 1, "kind": "near", "similarity": 0.9, "mirrored": False, "turned": 0}
@@ -44,7 +44,7 @@ def findings_of(second=None, first=None, **duplicate):
 )
 def test_findings_of_a_pair_follow_from_its_differences(second, expected):
     assert set(findings_of(second)["finding"]) == expected
-    # It does not matter which comes first.
+    # The order of the two does not matter.
     assert set(findings_of(first=second)["finding"]) == expected
 
 

@@ -1,4 +1,4 @@
-"""Patients on both sides of a published split."""
+"""Tests of the findings of patients on both sides of a published split."""
 
 import json
 import shutil
@@ -73,7 +73,7 @@ def test_patients_are_comparable_only_if_known_on_both_sides():
 
 @pytest.fixture(scope="module")
 def two_eyed(drawn, tmp_path_factory):
-    """20 patients with one eye in train and one in test; nothing else is wrong."""
+    """20 patients with one eye in train and one in test, without other defects."""
     root = tmp_path_factory.mktemp("two_eyed")
     rows = []
     for number, path in enumerate(drawn.read().manifest["path"]):

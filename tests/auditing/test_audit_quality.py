@@ -1,4 +1,4 @@
-"""Light, contrast and focus of photographs."""
+"""Tests of light, contrast and focus of photographs."""
 
 import os
 from pathlib import Path
@@ -93,7 +93,7 @@ def test_small_photograph_is_tiny_and_not_out_of_focus(drawn_pixels):
 
 
 def test_padding_does_not_count_as_detail(drawn_pixels):
-    """The edge at which a camera cuts off the disc is the strongest there is."""
+    """The edge where the frame cuts the disc is stronger than any other."""
     pixels = drawn_pixels[0]
     disc = find_disc(pixels)
     cut = pixels.copy()

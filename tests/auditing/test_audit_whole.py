@@ -1,4 +1,4 @@
-"""The audit as a whole: every defect is found, and nothing else."""
+"""Tests of a whole audit."""
 
 import json
 
@@ -41,7 +41,7 @@ def test_copy_in_another_data_set_is_found_with_its_prefix(make_audit, drawn, de
     ids = set(across["image_id"]) | set(across["other_image_id"])
     first = f"demo/{drawn.read().manifest['image_id'][3]}"
     assert {"p03", first} <= ids
-    # Splits and patients of two data sets have nothing to do with each other.
+    # Splits and patients of two data sets are unrelated.
     assert set(audit.findings.loc[audit.findings["finding"] == "across_splits", "dataset"]) == {"defective"}
 
 

@@ -1,4 +1,4 @@
-"""How well the grade can be told without looking at the retina."""
+"""Tests of the shortcut probe."""
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ FAST = AuditThresholds(permutations=19, resamples=200)
 
 
 def manifest_of(number=240, seed=0, per_patient=1, **columns):
-    """Photographs of one camera, at random in all else."""
+    """Photographs of one camera whose other columns are random."""
     rng = np.random.default_rng(seed)
     table = {
         "image_id": [f"i{row:04d}" for row in range(number)],
@@ -56,13 +56,13 @@ def test_random_grades_give_chance_level():
 
 def test_chance_is_zero_on_average():
     found = probe(manifest_of(), AuditThresholds(permutations=60, resamples=100))
-    assert abs(found.chance) < 0.04  # 0.09 a repeat, so 0.012 their mean
+    assert abs(found.chance) < 0.04  # standard deviation: 0.09 of a repeat, so 0.012 of the mean
     assert 0 < found.chance_high < 0.3
 
 
 @pytest.fixture
 def twelve_patients():
-    """20 photographs of each; brightness tells the patient, and all of a patient have one grade."""
+    """20 photographs of each patient with one grade and one brightness per patient."""
     rng = np.random.default_rng(3)
     grade = np.repeat(rng.permutation([0, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 4]), 20)
     brightness = np.repeat(rng.permutation(np.arange(30.0, 90.0, 5.0)), 20)

@@ -1,4 +1,4 @@
-"""Files and tables for tests of sources: a source decodes nothing, so its photographs may be empty."""
+"""Files and tables for tests of sources; sources decode nothing, so photographs may be empty."""
 
 import pandas as pd
 

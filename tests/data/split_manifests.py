@@ -1,4 +1,4 @@
-"""Manifests without photographs, and how to read a split, for the tests of splits."""
+"""Manifests without photographs, and helpers to read a split."""
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ from drgrade.synthetic.drawing import plan_photographs
 
 
 def manifest_of(groups, split=None):
-    """One patient a group: ``[[0, None], [2]]`` is a patient with an ungraded eye, and one with one eye."""
+    """Return a manifest with one patient per list: ``[[0, None], [2]]`` has one ungraded photograph."""
     rows = [(number, grade) for number, grades in enumerate(groups) for grade in grades]
     frame = pd.DataFrame(
         {
@@ -29,12 +29,12 @@ def singletons(counts):
 
 
 def with_columns(manifest, **columns):
-    """Further columns of strings; None is missing."""
+    """Add columns of strings; None is missing."""
     return manifest.assign(**{name: pd.array(values, dtype="string") for name, values in columns.items()})
 
 
 def demo_manifest(count=400):
-    """The built-in data set's plan, undrawn: two eyes of most patients."""
+    """Return the manifest of the demo without drawing it."""
     plan = plan_photographs(count, 0)
     frame = pd.DataFrame(
         {"image_id": [p.image_id for p in plan], "patient_id": [p.patient_id for p in plan], "split": pd.NA}
@@ -43,7 +43,7 @@ def demo_manifest(count=400):
 
 
 def counts(split, *subsets):
-    """Photographs of each grade in some subsets, (5,)."""
+    """Return the number of photographs of each grade in some subsets, (5,)."""
     grades = split.loc[split["subset"].isin(subsets or SUBSETS), "grade"].dropna().astype(int)
     return np.bincount(grades, minlength=5)
 

@@ -1,4 +1,4 @@
-"""The drawn data set: deterministic, true to the severity scale, and without shortcuts."""
+"""Tests of the synthetic demo data set."""
 
 import hashlib
 import subprocess
@@ -40,7 +40,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Demo:
 
 @pytest.fixture(scope="module", params=range(5))
 def masks(request: pytest.FixtureRequest) -> tuple[int, list[np.ndarray]]:
-    """Four lesion masks of one grade, each by another camera."""
+    """Return four lesion masks of one grade from different cameras."""
     grade = request.param
     eyes = [PlannedPhotograph(patient, "left", grade, camera=2 * patient) for patient in range(4)]
     return grade, [draw_photograph(eye, SIZE, seed=3).lesions for eye in eyes]
@@ -254,7 +254,7 @@ def test_any_size_can_be_drawn(size: int):
 
 
 def test_drawing_in_forked_processes_does_not_hang(tmp_path):
-    # Once OpenCV has used threads in the parent, a forked worker that asks for one thread hangs now and then.
+    # After OpenCV used threads in the parent, a forked worker limited to one thread sometimes hangs.
     code = (
         "import sys, cv2, numpy as np\n"
         "from drgrade.data.sources.demo import Demo\n"

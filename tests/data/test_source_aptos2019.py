@@ -7,7 +7,7 @@ from drgrade.errors import DataError
 
 @pytest.fixture
 def aptos(tmp_path):
-    """The competition's layout."""
+    """The layout of the competition."""
     files(
         tmp_path,
         "train_images/000c1434d8d7.png",

@@ -1,4 +1,4 @@
-"""What the sources share: going through rows, finding photographs, missing data sets, spreadsheets."""
+"""Tests of what sources share: rows, search for photographs, missing data sets, spreadsheets."""
 
 import sys
 import unicodedata
@@ -16,7 +16,7 @@ from drgrade.errors import DataError
 
 
 class Bare(Source):
-    """A source with no more than it must have."""
+    """A minimal source."""
 
     how_to_get = "Ask the clinic (terms: yours)."
 

@@ -1,4 +1,4 @@
-"""Every data set: its YAML file makes its source, which says how to get it, and its page is there."""
+"""Tests of the YAML file and the documentation page of every data set."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A folder that is fetched or unpacked is complete, or not there."""
+"""Tests of folders that are created completely or not at all."""
 
 import threading
 import time

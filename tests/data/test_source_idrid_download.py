@@ -1,4 +1,4 @@
-"""The copy of IDRiD on Hugging Face, made up in its format; only the client's download is replaced."""
+"""Tests of the download of IDRiD, with a small copy in the format of Hugging Face."""
 
 import sys
 from pathlib import Path
@@ -20,7 +20,7 @@ REPO_FILES = {
 
 
 def parquet(folder, split, counts, named=True):
-    """Rows in the order of grades, as in the copy; photographs are numbered against that order."""
+    """Rows in the order of grades, as in the copy; numbers of photographs are in reverse order."""
     grades = np.repeat(np.arange(5), counts)
     images = [
         {"bytes": f"{split}{n}".encode(), "path": f"IDRiD_{len(grades) - n:03d}.jpg" if named else None}
@@ -34,7 +34,7 @@ def parquet(folder, split, counts, named=True):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A repository on Hugging Face; ``fetched`` lists the folders it was fetched to."""
+    """A repository on Hugging Face; ``fetched`` lists the target folders of downloads."""
     pytest.importorskip("pyarrow")
 
     state = SimpleNamespace(named=True, counts=PUBLISHED, error=None, fetched=[])

@@ -17,13 +17,13 @@ def left_out(table):
 
 
 def noted(table):
-    """Reports on photographs that stay."""
+    """Return the problems of photographs that were kept."""
     return of_action(table, "converted")
 
 
 @pytest.fixture
 def messidor(tmp_path):
-    """As the two archives give it: IM names differ in case between table, pairs and disk."""
+    """The layout of the two archives; IM names differ in case between table, pairs and disk."""
     files(tmp_path, *(f"IMAGES/{name}" for name in ("2005_1_PP.png", "2005_2_PP.png", "IM1.JPG", "IM2.JPG")))
     text(
         tmp_path / "messidor_data.csv",

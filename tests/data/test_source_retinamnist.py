@@ -12,7 +12,7 @@ from drgrade.errors import ConfigError, DataError
 
 
 def arrays(size=28, seed=0, **changes):
-    """As in the published files: images (N, S, S, 3) uint8, labels (N, 1) uint8."""
+    """Arrays as in the published files: images (N, S, S, 3) uint8, labels (N, 1) uint8."""
     rng = np.random.default_rng(seed)
     content = {}
     for split, grades in (("train", [0, 4, 2]), ("val", [1]), ("test", [3, 0])):
@@ -109,7 +109,7 @@ def test_missing_file_explains_how_to_get_it(tmp_path):
 
 @pytest.fixture
 def medmnist(monkeypatch, tmp_path_factory):
-    """The package's class, of which only the download is replaced by files of its format."""
+    """The class of the package; its download writes small files in its format."""
     served = tmp_path_factory.mktemp("zenodo")
     np.savez_compressed(served / "retinamnist_64.npz", **arrays(64))
     module = types.ModuleType("medmnist")

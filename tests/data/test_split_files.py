@@ -1,4 +1,4 @@
-"""Splits that somebody else made."""
+"""Tests of split files."""
 
 import numpy as np
 import pandas as pd
@@ -29,7 +29,7 @@ def _coarse(monkeypatch):
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes a table, or text, and returns its path."""
+    """Return a function that writes a table or text and returns the path."""
 
     def write(table, name="split.csv"):
         path = tmp_path / name
@@ -47,7 +47,7 @@ def thirty():
     return manifest_of([[row % 5] for row in range(30)])
 
 
-# A run's own split
+# Split file of a run
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -63,7 +63,7 @@ def test_split_file_of_a_run_reproduces_the_split(write, manifest, fold, how, fr
     spec = {"fold": fold, "folds": 3, "disagreeing": how, "val_fraction": val}
     split = try_split(manifest, **spec, label_fraction=fraction, val_within_fraction=within)
     assume(split is not None)
-    for name in (fold, 0):  # the file decides, whatever fold says
+    for name in (fold, 0):  # the file takes precedence over fold
         again = split_table(manifest, SplitSpec(**{**spec, "fold": name}, file=write(split)))
         pd.testing.assert_frame_equal(again, split)
         assert split_hash(again) == split_hash(split)
@@ -167,7 +167,7 @@ def test_unknown_names_in_a_file_are_counted(write):
 
 
 def test_unlabelled_and_external_sets_keep_their_roles_with_a_file(write):
-    """Rows: a pool, of which one is a copy of a test photograph; an external set with a copy in training."""
+    """Rows: an unlabelled set with a copy of a test photograph; an external set with a copy in training."""
     manifest = with_columns(
         thirty(),
         role=["unlabelled"] * 3 + ["external"] * 3 + [None] * 24,

@@ -1,4 +1,4 @@
-"""Groups: patients and copies, joined."""
+"""Tests of groups of patients and copies."""
 
 import pandas as pd
 import pytest
@@ -18,7 +18,7 @@ def table(pairs):
 
 
 def naive_components(pairs):
-    """Label of each photograph: the smallest number reached by following patients and copies."""
+    """Naive reference: the smallest row reached from each photograph through patients and copies."""
     labels = list(range(len(pairs)))
     for _ in pairs:
         for i, (patient, copies) in enumerate(pairs):

@@ -1,4 +1,4 @@
-"""Rare grades are lost only where the numbers leave no other way."""
+"""Tests of splits with rare grades."""
 
 from itertools import product
 
@@ -33,7 +33,7 @@ tiny_groups = st.lists(st.sets(st.integers(0, 3), min_size=1, max_size=3), min_s
 
 
 def groups_with(manifest):
-    """Number of groups that hold each grade, (5,)."""
+    """Return the number of groups that contain each grade, (5,)."""
     graded = manifest[manifest["grade"].notna()].assign(group=groups_of(manifest))
     found = graded.groupby("grade")["group"].nunique()
     return np.array([found.get(grade, 0) for grade in range(5)])
@@ -46,7 +46,7 @@ def kinds_of(groups):
 
 
 def missing_from_folds(groups, folds, number):
-    """Sum over the grades of the folds that a grade could be in, and is not; ``folds`` by group."""
+    """Return the number of missing grades over all folds, given the fold of each group."""
     lost = 0
     for grade in set().union(*groups):
         holding = [fold for grades, fold in zip(groups, folds, strict=True) if grade in grades]
@@ -60,7 +60,7 @@ def missing_from_folds(groups, folds, number):
 @quick
 @given(st.lists(same_grade, min_size=10, max_size=50).map(manifest_of), st.integers(2, 5), st.integers(0, 99))
 def test_grade_in_enough_groups_is_in_every_test_fold(manifest, folds, seed):
-    """Groups of one grade: always. A rarer grade is in as many folds as it has groups."""
+    """Groups have one grade. A rarer grade is in as many folds as it has groups."""
     splits = [try_split(manifest, fold=k, folds=folds, val_fraction=0.0, seed=seed) for k in range(folds)]
     assume(all(split is not None for split in splits))
     in_folds = sum((counts(split, "test") > 0).astype(int) for split in splits)
@@ -70,7 +70,7 @@ def test_grade_in_enough_groups_is_in_every_test_fold(manifest, folds, seed):
 @settings(max_examples=60, deadline=None)
 @given(tiny_groups, st.integers(2, 3), st.randoms(use_true_random=False))
 def test_no_assignment_to_folds_keeps_more_grades(groups, number, random):
-    """Groups of several grades, from any start: as good as the best of all assignments."""
+    """Compare with the best of all assignments, for groups of several grades and any start."""
     start = {f"g{i}": random.randrange(number) for i in range(len(groups))}
     kinds = kinds_of(groups)
     found = keep_rare_grades(start, kinds, fold_requirement(kinds, number))
@@ -141,7 +141,7 @@ def test_grade_with_enough_groups_is_in_validation(manifest, val_fraction, seed)
 @settings(max_examples=60, deadline=None)
 @given(tiny_groups, st.sampled_from([0.2, 0.4, 0.6]), st.randoms(use_true_random=False))
 def test_no_other_validation_set_keeps_more_grades(groups, fraction, random):
-    """All grades in training come first, then as many in validation as possible."""
+    """All grades must be in training, then as many as possible in validation."""
     start = {f"g{i}": random.randrange(2) for i in range(len(groups))}
     kinds = kinds_of(groups)
     sizes = {grade: sum(grade in grades for grades in groups) for grade in set().union(*groups)}
@@ -180,7 +180,7 @@ def test_remarks_name_the_grades_missing_from_a_subset():
 
 @pytest.mark.parametrize("pairs", [False, True])
 def test_every_data_set_is_spread_over_folds_validation_and_fractions(pairs):
-    """Of each data set, each grade is within about an image of proportional; two, if patients have two."""
+    """Each grade of each data set is proportional within one image, or two for patients with two."""
     rng = np.random.default_rng(0)
     datasets = [name for name, patients in {"a": 60, "b": 30, "c": 10}.items() for _ in range(patients)]
     for seed in range(6):

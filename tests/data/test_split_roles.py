@@ -1,4 +1,4 @@
-"""Copies that disagree, published test sets, unlabelled pools and external data sets."""
+"""Tests of disagreeing copies, published test sets, unlabelled and external data sets."""
 
 import numpy as np
 import pandas as pd
@@ -27,7 +27,7 @@ def _coarse(monkeypatch):
 
 
 def crowd(first, copies=None, split=None, role=None, patient=None):
-    """Photographs with the grades ``first``, then 80 of grades 0-4 without relatives; columns by row."""
+    """Return a manifest of photographs with the grades ``first``, then 80 of grades 0-4 without relatives."""
     manifest = manifest_of([[grade] for grade in first] + [[row % 5] for row in range(80)])
     given_columns = {"duplicate": copies, "split": split, "role": role, "patient_id": patient}
     columns = {
@@ -88,8 +88,8 @@ def test_photographs_without_usable_grade_are_unlabelled_or_excluded():
         assert lost == ["unlabelled"] * 2 if third in ("train", "unlabelled") else ["excluded"] * 2
         seen.add(third)
     assert {"train", "test"} <= seen
-    said = [text for text in texts(manifest) if "graded differently" in text]
-    assert said == [
+    message = [text for text in texts(manifest) if "graded differently" in text]
+    assert message == [
         "graded differently: 2 photographs in 1 cluster of copies (i0000, i0001); "
         "split.disagreeing=drop: none of their grades is used"
     ]
@@ -125,10 +125,10 @@ def test_relatives_of_the_published_test_set_leave_the_training_side():
     assert found.table["subset"][:3].tolist() == ["test", "excluded", "excluded"]
     assert found.table["subset"][3] in ("train", "val")
     assert {"copies_of_test": 1, "patients_of_test": 1}.items() <= found.counts.items()
-    said = [remark.text for remark in found.remarks]
+    message = [remark.text for remark in found.remarks]
     begin = "removed from the training side: 1 photograph"
-    assert f"{begin} with copies in the published test set (i0001)" in said
-    assert f"{begin} of patients in the published test set (i0002)" in said
+    assert f"{begin} with copies in the published test set (i0001)" in message
+    assert f"{begin} of patients in the published test set (i0002)" in message
 
 
 def test_published_test_set_of_one_of_several_data_sets_is_used():
@@ -138,7 +138,7 @@ def test_published_test_set_of_one_of_several_data_sets_is_used():
     assert set(split["subset"][3:]) == {"train", "val"}
 
 
-# Unlabelled pools
+# Unlabelled data sets
 
 
 def test_grades_of_an_unlabelled_data_set_are_not_used():
@@ -152,7 +152,7 @@ def test_grades_of_an_unlabelled_data_set_are_not_used():
 
 
 def test_unlabelled_copies_of_held_out_photographs_are_excluded():
-    """Row k of the pool is a copy of labelled row k."""
+    """Row k of the unlabelled data set is a copy of labelled row k."""
     copies = [f"c{row}" for row in range(80)]
     manifest = crowd([row % 5 for row in range(80)], copies=copies * 2, role=["unlabelled"] * 80)
     found = make_split(manifest, SplitSpec(val_fraction=0.2))
@@ -238,7 +238,7 @@ def test_external_photographs_do_not_change_the_split():
 @pytest.mark.parametrize("grade", [1, 2])
 @pytest.mark.parametrize("patient", [None, "a first"])
 def test_external_copy_does_not_change_the_test_fold(grade, patient):
-    """Whether it agrees or not, and whatever its patient is called."""
+    """The copy may have the same grade or another one, and any patient."""
     more = crowd([1, grade], copies=["x", "x"], role=["labelled", "external"], patient=[None, patient])
     external = more["image_id"][1]
     plain = more[more["image_id"] != external].assign(duplicate=None)
@@ -274,7 +274,7 @@ def test_unknown_role_is_refused():
         split_table(crowd([1], role=["tested"]), SplitSpec())
 
 
-# All of it together
+# All rules together
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,4 +1,4 @@
-"""Few-shot labels: every grade its shots, fewer inside more, whole groups, everything else untouched."""
+"""Tests of few-shot labels."""
 
 from itertools import pairwise
 
@@ -129,7 +129,7 @@ def test_shots_of_several_data_sets_come_from_all_of_them():
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"shots": 0}, "at least 1"),
         ({"shots": 2.5}, "whole number"),
@@ -138,6 +138,6 @@ def test_shots_of_several_data_sets_come_from_all_of_them():
         ({"shots": 5, "val_within_fraction": True}, "val_within_fraction"),
     ],
 )
-def test_invalid_shots_are_refused(settings, said):
-    with pytest.raises(ConfigError, match=said):
+def test_invalid_shots_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
         SplitSpec(**settings)

@@ -1,4 +1,4 @@
-"""Splits: nested, proportional, group-wise, and a function of the photographs and the split's seed alone."""
+"""Tests of folds, validation, label fractions and hashes."""
 
 import io
 import os
@@ -36,7 +36,7 @@ quick = settings(
 
 @pytest.fixture
 def coarse(monkeypatch):
-    """A tenth of the resolution, for ten times the examples; it still divides every fraction used."""
+    """Use a tenth of the resolution, which still divides every fraction, for more examples."""
     monkeypatch.setattr(order, "STEPS", 400)
 
 
@@ -49,7 +49,7 @@ def idrid_manifest():
 
 
 def labels_used(split, spec):
-    """The label fraction: with val_within_fraction the validation labels are part of it."""
+    """Return the subsets of the label fraction: with val_within_fraction it includes validation."""
     return ids(split, "train", "val") if spec.val_within_fraction else ids(split, "train")
 
 
@@ -98,7 +98,7 @@ def test_label_fractions_are_nested(coarse, manifest, spec):
 @quick
 @given(single_manifests, specs, st.sampled_from(FRACTIONS))
 def test_grades_of_a_fraction_are_proportional(coarse, manifest, spec, fraction):
-    """Single photographs: the nearest whole number, but one at least of each grade in the fraction."""
+    """For single photographs: the nearest whole number, at least one of each grade."""
     split = try_split(manifest, **spec, label_fraction=fraction)
     assume(split is not None)
     side = counts(split, "train", "val", "unlabelled")
@@ -161,7 +161,7 @@ def test_rare_grade_is_in_the_smallest_fraction(coarse, many, size, rare, seed):
         side = counts(split, "train", "unlabelled", *(["val"] if within else []))
         used = counts(split, "train", *(["val"] if within else []))
         assert ((used > 0) == (side > 0)).all()
-        assert (used <= np.maximum(0.05 * side + 2, 3)).all()  # nor more of it than its group
+        assert (used <= np.maximum(0.05 * side + 2, 3)).all()  # its group may have two
 
 
 # Folds and groups
@@ -182,7 +182,7 @@ def test_test_folds_are_proportional_within_one(coarse, manifest, folds, seed):
     for fold in range(folds):
         split = try_split(manifest, fold=fold, folds=folds, val_fraction=0.0, seed=seed)
         assume(split is not None)
-        # 400 steps do not divide by 3: up to 1/400 of the photographs of a grade on top.
+        # 400 steps do not divide by 3: the error grows by up to 1/400 of the photographs of a grade.
         assert (np.abs(counts(split, "test") - counts(split) / folds) <= 1 + counts(split) / 400).all()
 
 
@@ -218,7 +218,7 @@ def test_no_group_is_on_two_sides(coarse, manifest, spec, fraction, published):
     assert held_out.isdisjoint(split.loc[split["subset"].isin(["train", "unlabelled"]), "group"])
 
 
-# What a split depends on
+# Dependencies of a split
 
 
 @quick
@@ -265,7 +265,7 @@ def test_split_is_the_same_in_another_process():
 
 
 def test_training_seed_does_not_change_the_split():
-    """The global generators are neither read nor moved."""
+    """The global generators are not used."""
     manifest, hashes = demo_manifest(60), set()
     for seed in (0, 1):
         random.seed(seed)
@@ -285,7 +285,7 @@ def test_split_seed_changes_the_split():
 
 
 def test_split_does_not_depend_on_names():
-    """Neighbours in the list are no likelier to be tested together."""
+    """Neighbours in the list are tested together as often as others."""
     split = split_table(singletons({0: 1000}), SplitSpec())
     tested = (split["subset"] == "test").to_numpy()
     together = (tested[1:] & tested[:-1]).sum()
@@ -293,7 +293,7 @@ def test_split_does_not_depend_on_names():
 
 
 def test_split_of_the_demo_has_the_recorded_hash():
-    """A recorded hash, against the rule: results that are compared with later ones name it."""
+    """The hash is recorded because published results name it."""
     split = split_table(demo_manifest(), SplitSpec(fold=2, label_fraction=0.1, val_fraction=0.15))
     assert split_hash(split) == DEMO_HASH
 
@@ -330,7 +330,7 @@ def test_val_fraction_0_gives_no_validation():
 
 
 def published(groups, test):
-    """``test``: numbers of the photographs in the published test set."""
+    """Return a manifest whose published test set has the given rows."""
     size = sum(len(grades) for grades in groups)
     return manifest_of(groups, ["test" if row in test else "train" for row in range(size)])
 
@@ -350,7 +350,7 @@ def test_ungraded_photographs_of_tested_patients_are_excluded():
 
 
 def test_published_test_set_is_not_enlarged_by_other_photographs_of_its_patients():
-    """The other eye of a tested patient, published as training data, is neither trained nor tested on."""
+    """The other eye of a test patient, published as training data, is excluded."""
     manifest = published([[g % 5, g % 5] for g in range(40)], set(range(60, 80, 2)))
     split = split_table(manifest, SplitSpec(fold="published", val_fraction=0.0))
     assert split["subset"].tolist() == ["train", "train"] * 30 + ["test", "excluded"] * 10
