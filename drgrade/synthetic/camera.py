@@ -14,41 +14,23 @@ Notch = Literal["none", "tab", "teeth", "triangle", "bite"]
 
 @dataclass(frozen=True, kw_only=True)
 class Camera:
-    """Camera model with its settings in one clinic.
-
-    Attributes:
-        name: Name of the camera.
-        aspect: Width over height of the frame, at least 1.
-        fill: Diameter of the field over the height of the frame; above 1 the frame cuts the field.
-        degrees: Angle of the field. A larger one shows more retina at a smaller scale.
-        notch: Mark at the rim of the field.
-        notch_angle: Position of the mark in degrees, clockwise from the right.
-        gains: White balance: factors of red, green and blue.
-        gamma: Exponent of the tone curve; below 1 is brighter.
-        vignetting: Loss of light at the rim, in [0, 1].
-        haze: Bluish-grey veil at the rim, in [0, 1].
-        backdrop: RGB outside the field, in [0, 1].
-        blur: Standard deviation of the optical blur as a share of the radius of the field.
-        noise: Standard deviation of the sensor noise, in [0, 1].
-        quality: JPEG quality.
-        offset: Offset of the centre of the field from that of the frame, as shares of the frame height.
-    """
+    """Camera model with its settings in one clinic."""
 
     name: str
-    aspect: float
-    fill: float
-    degrees: float
-    gains: tuple[float, float, float]
-    gamma: float
-    vignetting: float
-    blur: float
-    noise: float
-    quality: int
-    notch: Notch = "none"
-    notch_angle: float = 0
-    haze: float = 0.0
-    backdrop: tuple[float, float, float] = (0.004, 0.004, 0.004)
-    offset: tuple[float, float] = (0.0, 0.0)
+    aspect: float  # width over height of the frame, at least 1
+    fill: float  # diameter of the field over the height of the frame; above 1 the frame cuts the field
+    degrees: float  # angle of the field
+    gains: tuple[float, float, float]  # white balance: factors of red, green and blue
+    gamma: float  # exponent of the tone curve; below 1 is brighter
+    vignetting: float  # loss of light at the rim, in [0, 1]
+    blur: float  # standard deviation of the optical blur in radii of the field
+    noise: float  # standard deviation of the sensor noise, in [0, 1]
+    quality: int  # JPEG quality
+    notch: Notch = "none"  # mark at the rim of the field
+    notch_angle: float = 0  # position of the mark in degrees, clockwise from the right
+    haze: float = 0.0  # bluish-grey veil at the rim, in [0, 1]
+    backdrop: tuple[float, float, float] = (0.004, 0.004, 0.004)  # RGB outside the field, in [0, 1]
+    offset: tuple[float, float] = (0.0, 0.0)  # of the field from the centre of the frame, in frame heights
 
 
 CAMERAS = (

@@ -20,27 +20,16 @@ DARK = np.array((0.58, 0.27, 0.09), np.float32)
 
 @dataclass(frozen=True)
 class Pigmentation:
-    """Appearance shared by both eyes of a patient.
+    """Appearance shared by both eyes of a patient."""
 
-    Attributes:
-        melanin: 0 (pale orange) to 1 (dark brown).
-        tessellation: Visibility of the choroidal vessels, in [0, 1].
-        macula: Depth of the dark spot around the fovea, in [0, 1].
-        sheen: Brightness of the nerve fibres along the arcades, in [0, 1], as in young eyes.
-        cup: Radius of the cup as a share of the radius of the disc.
-        crescent: Strength of the ring at the temporal edge of the disc, in [0, 1].
-        redness: Contrast of the blood vessels, about 1.
-        disc_warmth: 0 (pale, whitish disc) to 1 (orange disc).
-    """
-
-    melanin: float
-    tessellation: float
-    macula: float
-    sheen: float
-    cup: float
-    crescent: float
-    redness: float
-    disc_warmth: float
+    melanin: float  # 0 (pale orange) to 1 (dark brown)
+    tessellation: float  # visibility of the choroidal vessels, in [0, 1]
+    macula: float  # depth of the dark spot around the fovea, in [0, 1]
+    sheen: float  # brightness of the nerve fibres along the arcades, in [0, 1], as in young eyes
+    cup: float  # radius of the cup as a share of the radius of the disc
+    crescent: float  # strength of the ring at the temporal edge of the disc, in [0, 1]
+    redness: float  # contrast of the blood vessels, about 1
+    disc_warmth: float  # 0 (pale, whitish disc) to 1 (orange disc)
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> "Pigmentation":
@@ -174,21 +163,13 @@ NASAL = (
 
 @dataclass(frozen=True)
 class Vessel:
-    """One vessel from its origin to its end.
+    """One vessel from its origin to its end."""
 
-    Attributes:
-        points: (N, 2) anatomical points, about :data:`STEP` apart.
-        widths: (N,) diameters in disc radii.
-        kind: Artery or vein.
-        order: 0 for a trunk, 1 for its branches, and so on.
-        arcade: True for the temporal trunks and their branches.
-    """
-
-    points: Points
-    widths: npt.NDArray[np.float64]
+    points: Points  # (N, 2) anatomical points, about STEP apart
+    widths: npt.NDArray[np.float64]  # (N,) diameters in disc radii
     kind: VesselKind
-    order: int
-    arcade: bool
+    order: int  # 0 for a trunk, 1 for its branches, and so on
+    arcade: bool  # true for the temporal trunks and their branches
 
 
 @lru_cache(maxsize=8)
