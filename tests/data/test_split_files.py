@@ -16,7 +16,7 @@ from split_manifests import (
     with_columns,
 )
 
-from drgrade.data.splits import draw as order
+from drgrade.data.splits import draw
 from drgrade.data.splits.spec import SplitSpec
 from drgrade.data.splits.split import make_split, split_hash, split_sides
 from drgrade.errors import ConfigError, DataError
@@ -24,7 +24,7 @@ from drgrade.errors import ConfigError, DataError
 
 @pytest.fixture(autouse=True)
 def _coarse(monkeypatch):
-    monkeypatch.setattr(order, "STEPS", 400)
+    monkeypatch.setattr(draw, "STEPS", 400)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from split_manifests import counts, ids, manifest_of, split_table, try_split
 
-from drgrade.data.splits import draw as order
+from drgrade.data.splits import draw
 from drgrade.data.splits.draw import fold_requirement, keep_rare_grades, validation_requirement
 from drgrade.data.splits.spec import SplitSpec
 from drgrade.data.splits.split import groups_of, make_split
@@ -22,7 +22,7 @@ quick = settings(
 
 @pytest.fixture(autouse=True)
 def _coarse(monkeypatch):
-    monkeypatch.setattr(order, "STEPS", 400)
+    monkeypatch.setattr(draw, "STEPS", 400)
 
 
 grade = st.sampled_from([0, 0, 0, 1, 2, 2, 3, 4])
@@ -40,7 +40,7 @@ def groups_with(manifest):
 
 
 def kinds_of(groups):
-    return order.collect_kinds(
+    return draw.collect_kinds(
         ((f"g{number}", grade, "") for number, grades in enumerate(groups) for grade in grades), [0]
     )
 

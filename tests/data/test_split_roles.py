@@ -15,7 +15,7 @@ from split_manifests import (
     with_columns,
 )
 
-from drgrade.data.splits import draw as order
+from drgrade.data.splits import draw
 from drgrade.data.splits.spec import SUBSETS, SplitSpec
 from drgrade.data.splits.split import has_grades, make_split, split_hash, split_sides
 from drgrade.errors import DataError
@@ -23,7 +23,7 @@ from drgrade.errors import DataError
 
 @pytest.fixture(autouse=True)
 def _coarse(monkeypatch):
-    monkeypatch.setattr(order, "STEPS", 400)
+    monkeypatch.setattr(draw, "STEPS", 400)
 
 
 def crowd(first, copies=None, split=None, role=None, patient=None):

@@ -9,6 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from split_manifests import counts, demo_manifest, ids, manifest_of, singletons, split_table, try_split
 
+from drgrade.data.splits import draw
 from drgrade.data.splits.draw import shot_groups
 from drgrade.data.splits.spec import SplitSpec
 from drgrade.data.splits.split import make_split, split_hash
@@ -18,6 +19,11 @@ quick = settings(max_examples=60, deadline=None)
 grades = st.sampled_from([0, 0, 0, 1, 2, 2, 3, 4])
 groups = st.lists(st.lists(grades, min_size=1, max_size=3), min_size=1, max_size=40)
 seeds = st.integers(0, 2**32)
+
+
+@pytest.fixture(autouse=True)
+def _coarse(monkeypatch):
+    monkeypatch.setattr(draw, "STEPS", 400)
 
 
 def pairs_of(contents):

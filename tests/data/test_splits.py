@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from split_manifests import counts, demo_manifest, ids, manifest_of, singletons, split_table, try_split
 
 from drgrade.data.sources.idrid import IDRiD
-from drgrade.data.splits import draw as order
+from drgrade.data.splits import draw
 from drgrade.data.splits.draw import proportional_order
 from drgrade.data.splits.spec import SUBSETS, SplitSpec
 from drgrade.data.splits.split import groups_of, split_hash
@@ -37,7 +37,7 @@ quick = settings(
 @pytest.fixture
 def coarse(monkeypatch):
     """Use a tenth of the resolution, which still divides every fraction, for more examples."""
-    monkeypatch.setattr(order, "STEPS", 400)
+    monkeypatch.setattr(draw, "STEPS", 400)
 
 
 def idrid_manifest():
