@@ -254,8 +254,8 @@ def quality_findings(
     for kind, (poor, badness, text) in tests.items():
         ordered = badness[poor].sort_values(kind="stable")
         described = rows(manifest.iloc[ordered.index][["image_id", "dataset", "grade", "split", "path"]])
-        for (number, value), values in zip(ordered.items(), described, strict=True):
-            yield Finding(kind, **values, detail=text.format(abs(value)), row=number)
+        for number, value, values in zip(ordered.index, ordered, described, strict=True):
+            yield Finding(kind, **values, detail=text.format(abs(value)), row=int(number))
 
 
 def _out_of_focus(datasets: pd.Series, focus: pd.Series, settings: AuditThresholds) -> pd.Series:

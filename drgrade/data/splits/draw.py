@@ -268,7 +268,8 @@ class _Search:
     def _missing(self, counts: Whole) -> Whole:
         """Return the missing worth of each grade, (grades,)."""
         covered = (self._holds.T @ counts) > 0
-        return np.maximum(self._required.goal - (covered * self._required.worth).sum(axis=1), 0)
+        missing: Whole = np.maximum(self._required.goal - (covered * self._required.worth).sum(axis=1), 0)
+        return missing
 
     def _cost(self, counts: Whole) -> tuple[int, float]:
         gap = counts.T @ self._shape - self._target
