@@ -2,18 +2,16 @@
 
 import os
 import shlex
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from drgrade.cli.command import run
 from drgrade.errors import ConfigError
 from drgrade.settings import DashboardSettings
-
-if TYPE_CHECKING:
-    from drgrade.reporting.dashboard.sweep import DashboardSweep
 
 
 def work(cfg: DictConfig) -> None:
@@ -29,27 +27,20 @@ def work(cfg: DictConfig) -> None:
     settings = DashboardSettings.read(cfg)
     if find_spec("wandb_workspaces") is None:
         raise ConfigError("drgrade dashboard needs a package: pip install 'drgrade[dashboard]'")
-    from drgrade.reporting.dashboard.sweep import read_dashboard_sweep
-    from drgrade.reporting.dashboard.workspace import (
-        build_report,
-        build_workspace,
-        publish,
-        write_specifications,
-    )
+    from drgrade.reporting import dashboard
 
-    sweep = read_dashboard_sweep(settings.sweep, settings.entity, settings.project)
+    sweep = dashboard.read_dashboard_sweep(settings.sweep, settings.entity, settings.project)
     target = settings.sweep / "dashboard"
     offline = _is_offline(settings.offline)
-    if not offline:
-        sweep = _with_entity(sweep)
-    workspace, report = build_workspace(sweep), build_report(sweep)
-    files = write_specifications(workspace, report, target)
+    if not offline and not sweep.entity:
+        sweep = replace(sweep, entity=_default_entity())
+    workspace, report = dashboard.build_workspace(sweep), dashboard.build_report(sweep)
+    files = dashboard.write_specifications(workspace, report, target)
     print(f"{sweep.name}: {sweep.finished} of {sweep.cells} cells finished")
     if offline:
-        print(_how_to_publish(sweep, settings.sweep), *files, sep="\n")
+        print(_publishing_help(sweep.offline, settings.sweep), *files, sep="\n")
     else:
-        links = publish(workspace, report, target)
-        print(links.workspace, links.report, sep="\n")
+        print(*dashboard.publish(workspace, report, target), sep="\n")
 
 
 def _is_offline(setting: bool | None) -> bool:
@@ -60,21 +51,17 @@ def _is_offline(setting: bool | None) -> bool:
     return os.environ.get("WANDB_MODE") in ("offline", "dryrun", "disabled") or not logged_in()
 
 
-def _with_entity(sweep: "DashboardSweep") -> "DashboardSweep":
-    """Fill in the user's own entity, which only W&B knows."""
-    if sweep.entity:
-        return sweep
-    from dataclasses import replace
-
+def _default_entity() -> str | None:
     import wandb
 
-    return replace(sweep, entity=wandb.Api().default_entity)
+    entity: str | None = wandb.Api().default_entity
+    return entity
 
 
-def _how_to_publish(sweep: "DashboardSweep", folder: Path) -> str:
+def _publishing_help(offline_runs: Sequence[str], folder: Path) -> str:
     lines = ["Nothing is published; the files contain what would be. To publish:", "  wandb login"]
-    if sweep.offline:
-        lines.append(f"  wandb sync {' '.join(sweep.offline)}")
+    if offline_runs:
+        lines.append(f"  wandb sync {' '.join(offline_runs)}")
     return "\n".join([*lines, f"  drgrade dashboard {shlex.quote(str(folder))}"])
 
 

@@ -40,7 +40,7 @@ def make_report(settings: ReportSettings) -> Path:
             raise ConfigError(f"{folder} {what}: name the folder of a run or of a sweep")
     target = _target(settings)
 
-    from drgrade.reporting import summary_text
+    from drgrade.reporting.notes import unfinished_note
     from drgrade.reporting.overview import overview_table
     from drgrade.reporting.study import build_study
     from drgrade.reporting.tables import main_table
@@ -56,7 +56,7 @@ def make_report(settings: ReportSettings) -> Path:
     page = write_report(study, target)
     table = overview_table(study) if len(study.methods) > _MANY else None
     print(f"{study.title}\n\n{(table or main_table(study)).plain()}\n")
-    for line in filter(None, [summary_text.unfinished(study), *study.notes]):
+    for line in filter(None, [unfinished_note(study), *study.notes]):
         print(line)
     print(page)
     return page

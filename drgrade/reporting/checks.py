@@ -1,6 +1,5 @@
 """Checks that runs may be averaged and compared: same data, same splits, no cell with two results."""
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -13,9 +12,6 @@ _APART = "report them separately: drgrade report FOLDER for each"
 
 _MOST_NAMED = 3
 """Number of repeated runs up to which each is named."""
-
-Cell = tuple[str, float, str, int]
-"""Method, label fraction, fold, seed."""
 
 
 def check_same_data(runs: Sequence[Run]) -> None:
@@ -33,7 +29,10 @@ def check_same_data(runs: Sequence[Run]) -> None:
         "split.disagreeing": lambda run: run.config["split"]["disagreeing"],
         "split.file (whether there is one)": lambda run: run.config["split"]["file"] is not None,
         "kind of test set": lambda run: "published" if run.fold == "published" else "folds",
-        "folds": lambda run: run.config["folds"] if _has_fold_count(run) else "",
+        # The setting folds does not apply to a split file or a published test set.
+        "folds": lambda run: (
+            run.config["folds"] if run.fold != "published" and run.config["split"]["file"] is None else ""
+        ),
     }
     for name, fact in facts.items():
         first = runs[0]
@@ -45,19 +44,8 @@ def check_same_data(runs: Sequence[Run]) -> None:
                 )
 
 
-def _has_fold_count(run: Run) -> bool:
-    """Return whether the setting ``folds`` applies: not with a split file or a published test set."""
-    return run.fold != "published" and run.config["split"]["file"] is None
-
-
 def collect_folds(runs: Sequence[Run]) -> dict[str, TestFold]:
-    """Collect the test photographs of each fold.
-
-    Args:
-        runs: All runs of a report.
-
-    Returns:
-        Folds by name, numbered folds first.
+    """Collect the test photographs of each fold by name, numbered folds first.
 
     Raises:
         DataError: If runs of a fold were tested on different photographs, or two folds share a photograph.
@@ -65,13 +53,12 @@ def collect_folds(runs: Sequence[Run]) -> dict[str, TestFold]:
     first: dict[str, Run] = {}
     for run in runs:
         other = first.setdefault(run.fold, run)
-        for what in ("image_ids", "groups", "grades"):
-            mine, theirs = getattr(run, what), getattr(other, what)
-            if not np.array_equal(mine, theirs):
+        for name in ("image_ids", "groups", "grades"):
+            if not np.array_equal(getattr(run, name), getattr(other, name)):
                 raise DataError(
                     f"fold {run.fold}: {other.folder} and {run.folder} were not tested on the same "
-                    f"photographs, groups and grades ({len(theirs)} and {len(mine)} photographs; "
-                    f"{what} differ); {_APART}"
+                    f"photographs, groups and grades ({len(other.image_ids)} and {len(run.image_ids)} "
+                    f"photographs; {name} differ); {_APART}"
                 )
     _check_disjoint(first)
     return {name: first[name].test_fold() for name in sorted(first, key=fold_order)}
@@ -95,14 +82,9 @@ def _check_disjoint(runs: Mapping[str, Run]) -> None:
 
 
 def split_hashes(runs: Sequence[Run], protocol: Mapping[str, str]) -> dict[tuple[str, float, str], str]:
-    """Collect the hash of each split.
+    """Collect the hash of each split by (protocol, label fraction, fold).
 
-    Args:
-        runs: All runs of a report.
-        protocol: Protocol of each method, by the key of the method.
-
-    Returns:
-        Split hash by (protocol, label fraction, fold).
+    ``protocol`` is that of each method, by its key.
 
     Raises:
         DataError: If two runs of a protocol were trained on different labels at the same fraction and fold.
@@ -124,28 +106,26 @@ def split_hashes(runs: Sequence[Run], protocol: Mapping[str, str]) -> dict[tuple
 def one_run_per_cell(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     """Keep the first of several runs with the same method, label fraction, fold and seed.
 
-    Args:
-        runs: All runs of a report, ordered by path.
-
     Returns:
         The runs that are kept, and notes on the others.
 
     Raises:
         DataError: If runs of the same cell have different results.
     """
-    by_cell: dict[Cell, list[Run]] = defaultdict(list)
+    kept: dict[tuple[str, float, str, int], Run] = {}
+    repeats: list[tuple[Run, Run]] = []
     for run in runs:
-        by_cell[run.method, run.label_fraction, run.fold, run.seed].append(run)
-    for first, *others in by_cell.values():
-        for other in others:
-            if not _equal_results(first, other):
-                raise DataError(
-                    f"{first.folder} and {other.folder} are the same method, label fraction, fold and seed, "
-                    f"with different results (test/qwk {first.record['test/qwk']:.4f} and "
-                    f"{other.record['test/qwk']:.4f}): remove one of them"
-                )
-    repeats = [(first, other) for first, *others in by_cell.values() for other in others]
-    return [first for first, *_ in by_cell.values()], _repeat_notes(repeats)
+        first = kept.setdefault((run.method, run.label_fraction, run.fold, run.seed), run)
+        if first is run:
+            continue
+        if not _equal_results(first, run):
+            raise DataError(
+                f"{first.folder} and {run.folder} are the same method, label fraction, fold and seed, with "
+                f"different results (test/qwk {first.record['test/qwk']:.4f} and "
+                f"{run.record['test/qwk']:.4f}): remove one of them"
+            )
+        repeats.append((first, run))
+    return list(kept.values()), _repeat_notes(repeats)
 
 
 def _repeat_notes(repeats: Sequence[tuple[Run, Run]]) -> list[str]:

@@ -67,45 +67,40 @@ def _with_one(methods: Sequence[Method], name: str) -> list[Pair]:
 def compare_all(
     rows: Mapping[tuple[str, float], Sequence[Result]], pairs: Sequence[Pair]
 ) -> list[MethodComparison]:
-    """Compare pairs of methods at each label fraction that both have.
+    """Compare pairs of methods at each label fraction that both have; p-values are corrected over all.
 
-    Args:
-        rows: Results by method and label fraction.
-        pairs: Keys of the methods.
-
-    Returns:
-        Comparisons by pair and label fraction, with p-values corrected over all of them.
+    ``rows`` are the results by method and label fraction.
     """
     fractions = sorted({fraction for _, fraction in rows})
-    found = [
+    comparisons = [
         comparison
         for first, second in pairs
         for fraction in fractions
         if (first, fraction) in rows and (second, fraction) in rows
         if (comparison := compare(rows[first, fraction], rows[second, fraction])) is not None
     ]
-    corrected = holm_correction([comparison.p_value for comparison in found])
-    return [replace(each, p_holm=p_holm) for each, p_holm in zip(found, corrected, strict=True)]
+    corrected = holm_correction([comparison.p_value for comparison in comparisons])
+    return [replace(each, p_holm=p_holm) for each, p_holm in zip(comparisons, corrected, strict=True)]
 
 
 def compare(first: Sequence[Result], second: Sequence[Result]) -> MethodComparison | None:
-    """Compare two methods at a label fraction.
-
-    Args:
-        first: Results of the first method.
-        second: Results of the second method at the same label fraction, from the same resamples.
+    """Compare the results of two methods at a label fraction, from the same resamples.
 
     Returns:
         The comparison; None if the methods have no fold and seed in common.
     """
-    others = {_cell(result): result for result in second}
-    common = [result for result in first if _cell(result) in others]
+    others = {(each.run.fold, each.run.seed): each for each in second}
+    common = [each for each in first if (each.run.fold, each.run.seed) in others]
     if not common:
         return None
+
+    def other(result: Result) -> Result:
+        return others[result.run.fold, result.run.seed]
+
     # Subtract before averaging, so that equal runs differ by exactly 0.
-    by_fold = over_folds(common, lambda one: one.metrics["qwk"] - others[_cell(one)].metrics["qwk"])
+    by_fold = over_folds(common, lambda one: one.metrics["qwk"] - other(one).metrics["qwk"])
     gaps = np.array(list(by_fold.values()))
-    samples = mean_over_folds(common, lambda one: one.qwk - others[_cell(one)].qwk)
+    samples = mean_over_folds(common, lambda one: one.qwk - other(one).qwk)
     return MethodComparison(
         first=first[0].run.method,
         second=second[0].run.method,
@@ -115,7 +110,3 @@ def compare(first: Sequence[Result], second: Sequence[Result]) -> MethodComparis
         won=float(np.mean((np.sign(gaps) + 1) / 2)),
         p_value=two_sided_p_value(samples),
     )
-
-
-def _cell(result: Result) -> tuple[str, int]:
-    return result.run.fold, result.run.seed

@@ -1,14 +1,11 @@
 """CSV and JSON files of a report, with all digits; unknown values are empty or null."""
 
-import json
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import fields, is_dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic_core import to_json
 
 from drgrade.reporting.figures.details import row_shares
 from drgrade.reporting.schema import (
@@ -223,30 +220,6 @@ def render_json(study: Study, files: Sequence[str]) -> str:
         {"protocol": protocol, "label_fraction": share, "fold": fold, "split_hash": code}
         for (protocol, share, fold), code in study.splits.items()
     ]
-    record = {
-        field.name: _plain(getattr(study, field.name)) for field in fields(study) if field.name != "splits"
-    }
-    return json.dumps({**record, "splits": splits, "files": sorted(files)}, indent=1, allow_nan=False) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    """Convert a value to JSON types.
-
-    Raises:
-        TypeError: If the type is not supported.
-    """
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, np.generic | np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, Path):
-        return str(value)
-    if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence | Set):
-        return [_plain(item) for item in value]
-    raise TypeError(f"a report cannot hold {value!r} of {type(value).__name__}")
+    record = {**vars(study), "splits": splits, "files": sorted(files)}
+    text = to_json(record, indent=1, inf_nan_mode="null", fallback=np.ndarray.tolist)
+    return text.decode("utf-8") + "\n"

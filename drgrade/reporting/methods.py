@@ -1,12 +1,15 @@
-"""Methods of a report: their runs, names, order and references."""
+"""Methods of a report: their runs, names, order, references and published results."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import PurePath
+from pathlib import Path, PurePath
+from typing import Any
 
-from drgrade.reporting.schema import Method
+import yaml
+
+from drgrade.reporting.schema import Method, PublishedRow
 from drgrade.runs.reader import Run
 from drgrade.runs.settings import (
     Settings,
@@ -18,8 +21,11 @@ from drgrade.runs.settings import (
     short_setting,
 )
 
+PUBLISHED_DATA = "aptos2019"
+"""Data set of all published results."""
+
+_PUBLISHED = Path(__file__).with_name("published.yaml")
 _INITS = {"ssl": "pre-trained", "imagenet": "ImageNet weights", "random": "random init"}
-_LAST = len(_INITS)
 _PROTOCOL = ("protocol.", "split.")
 _PROTOCOLS = ("published", "matched")
 _OF_PROTOCOL = (*_PROTOCOL, "grading.", "pretraining.", "pretrain_on", "trainer.max_epochs")
@@ -46,28 +52,34 @@ def group(runs: Sequence[Run]) -> Grouped:
     by_key: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         by_key[run.method].append(run)
-    settings = {key: method_settings(of_key[0].config) for key, of_key in by_key.items()}
-    protocols = _protocol_names(settings)
-    order = sorted(settings, key=lambda key: _sort_key(settings[key], protocols[key], key))
-    labels = _labels({key: settings[key] for key in order}, protocols)
-    lines = _lines({key: settings[key] for key in order}, protocols, labels)
-    references = _references({key: settings[key] for key in order}, protocols)
-    names = [name for name in differing_settings([settings[key] for key in order]) if name not in _TITLES]
+    unsorted = {key: method_settings(of_key[0].config) for key, of_key in by_key.items()}
+    protocols = _protocol_names(unsorted)
+    order = sorted(unsorted, key=lambda key: _sort_key(unsorted[key], protocols[key], key))
+    settings = {key: unsorted[key] for key in order}
+    labels = _labels(settings, protocols)
+    lines = _lines(settings, protocols, labels)
+    references = _references(settings, protocols)
+    names = [name for name in differing_settings(list(settings.values())) if name not in _TITLES]
     methods = [
         Method(
             key,
             labels[key],
             protocols[key],
-            str(settings[key]["init"]),
-            dict(short_setting(name, settings[key][name]) for name in names if name in settings[key]),
+            str(own["init"]),
+            dict(short_setting(name, own[name]) for name in names if name in own),
             _saw_test(by_key[key]),
             lines[key],
-            _pretext(settings[key]),
+            str(own.get("pretext.name", "")) if own["init"] == "ssl" else "",
             references.get(key, ""),
         )
-        for key in order
+        for key, own in settings.items()
     ]
     return Grouped(methods, by_key)
+
+
+def is_trained(run: Run) -> bool:
+    """Return whether a run takes optimiser steps; probes do not."""
+    return not run.config["protocol"].get("probe")
 
 
 def _sort_key(settings: Settings, protocol: str, key: str) -> tuple[object, ...]:
@@ -76,7 +88,7 @@ def _sort_key(settings: Settings, protocol: str, key: str) -> tuple[object, ...]
     init, name = str(settings["init"]), method_title(settings)
     measure = 2 if is_majority(settings) else int(name == init)
     known = _PROTOCOLS.index(protocol) if protocol in _PROTOCOLS else len(_PROTOCOLS)
-    return known, protocol, measure, name, places.get(init, _LAST), init, key
+    return known, protocol, measure, name, places.get(init, len(places)), init, key
 
 
 def _saw_test(runs: Sequence[Run]) -> bool | None:
@@ -88,7 +100,14 @@ def _saw_test(runs: Sequence[Run]) -> bool | None:
 
 def _protocol_names(settings: Mapping[str, Settings]) -> dict[str, str]:
     """Name the protocols; if several share a name, append the settings that distinguish them."""
-    protocols = {key: _protocol(each) for key, each in settings.items()}
+    protocols = {  # pretrain_on belongs to pre-training
+        key: {
+            name: value
+            for name, value in each.items()
+            if name.startswith(_PROTOCOL) and name != "protocol.pretrain_on"
+        }
+        for key, each in settings.items()
+    }
     by_name: dict[str, list[str]] = defaultdict(list)
     for key, protocol in protocols.items():
         by_name[str(protocol["protocol.name"])].append(key)
@@ -97,15 +116,6 @@ def _protocol_names(settings: Mapping[str, Settings]) -> dict[str, str]:
         for key, text in _distinguishing_settings({key: protocols[key] for key in keys}).items():
             names[key] = f"{name} ({text})" if text else name
     return names
-
-
-def _protocol(settings: Settings) -> dict[str, object]:
-    """Return the settings of fine-tuning; ``pretrain_on`` belongs to pre-training."""
-    return {
-        name: value
-        for name, value in settings.items()
-        if name.startswith(_PROTOCOL) and name != "protocol.pretrain_on"
-    }
 
 
 def _labels(settings: Mapping[str, Settings], protocols: Mapping[str, str]) -> dict[str, str]:
@@ -125,7 +135,8 @@ def _label(settings: Settings) -> str:
     name, init = method_title(settings), str(settings["init"])
     if is_majority(settings):
         return name
-    return _init(init) if name == init else f"{name}, {_init(init)}"
+    text = _INITS.get(init, f"from {PurePath(init).name}")
+    return text if name == init else f"{name}, {text}"
 
 
 def _lines(
@@ -136,7 +147,9 @@ def _lines(
     for keys in _shared(lines):
         if not _have_different_protocols(keys, protocols):
             others = {
-                key: {name: value for name, value in settings[key].items() if not _is_of_protocol(name)}
+                key: {
+                    name: value for name, value in settings[key].items() if not name.startswith(_OF_PROTOCOL)
+                }
                 for key in keys
             }
             texts = _distinguishing_settings(others)
@@ -151,20 +164,12 @@ def _have_different_protocols(keys: Sequence[str], protocols: Mapping[str, str])
     return len({protocols[key] for key in keys}) == len(keys)
 
 
-def _is_of_protocol(name: str) -> bool:
-    return name.startswith(_OF_PROTOCOL)
-
-
-def _pretext(settings: Settings) -> str:
-    return str(settings.get("pretext.name", "")) if settings["init"] == "ssl" else ""
-
-
 def _references(settings: Mapping[str, Settings], protocols: Mapping[str, str]) -> dict[str, str]:
     """Find the reference of each method: random weights of the same encoder under the same protocol.
 
     If there are several, the one with the most other settings in common is chosen.
     """
-    found: dict[str, str] = {}
+    references: dict[str, str] = {}
     for key, each in settings.items():
         if each["init"] == "random" or is_majority(each):
             continue
@@ -177,8 +182,8 @@ def _references(settings: Mapping[str, Settings], protocols: Mapping[str, str]) 
             and not is_majority(its)
         ]
         if similar:
-            found[key] = max(similar, key=partial(_count_shared, settings, each))
-    return found
+            references[key] = max(similar, key=partial(_count_shared, settings, each))
+    return references
 
 
 def _count_shared(settings: Mapping[str, Settings], one: Settings, key: str) -> int:
@@ -189,10 +194,6 @@ def _count_shared(settings: Mapping[str, Settings], one: Settings, key: str) -> 
 
 def _encoder(settings: Settings) -> dict[str, object]:
     return {name: value for name, value in settings.items() if name.startswith("encoder.")}
-
-
-def _init(init: str) -> str:
-    return _INITS.get(init, f"from {PurePath(init).name}")
 
 
 def _shared(labels: Mapping[str, str]) -> list[list[str]]:
@@ -222,3 +223,36 @@ def _setting_text(name: str, settings: Settings) -> str:
         return f"no {name.removesuffix('._target_')}"
     shown, value = short_setting(name, settings[name])
     return f"{shown.rsplit('.', 1)[-1]}={as_text(value)}"
+
+
+def published_rows() -> list[PublishedRow]:
+    """Read the published results, by paper, method and label fraction."""
+    papers: list[dict[str, Any]] = yaml.safe_load(_PUBLISHED.read_text(encoding="utf-8"))
+    rows = []
+    for paper in papers:
+        for share, qwk in sorted(paper["qwk"].items()):
+            minimum, mean, maximum = qwk if isinstance(qwk, list) else (None, qwk, None)
+            row = PublishedRow(paper["label"], paper["source"], share, mean, minimum, maximum, paper["of"])
+            rows.append(row)
+    return rows
+
+
+def match_methods(rows: Sequence[PublishedRow], grouped: Grouped) -> list[PublishedRow]:
+    """Set ``beside`` to the line of the first fine-tuned method with the same weights and encoder family."""
+    configs: dict[str, Mapping[str, Any]] = {}
+    for method in grouped.methods:
+        run = grouped.runs[method.key][0]
+        if is_trained(run):
+            configs.setdefault(method.name, run.config)
+
+    def line(row: PublishedRow) -> str:
+        return next((name for name, config in configs.items() if _matches(row.of, config)), "")
+
+    return [replace(row, beside=line(row)) for row in rows]
+
+
+def _matches(published: Mapping[str, str], config: Mapping[str, Any]) -> bool:
+    pretext = str(config["pretext"]["name"]) if config["init"] == "ssl" else ""
+    encoder = f"{config['encoder']['_target_']} {config['encoder'].get('name', '')}".lower()
+    same = (published["init"], published.get("pretext", "")) == (str(config["init"]), pretext)
+    return same and published["encoder"] in encoder

@@ -1,22 +1,71 @@
-"""Facts and caveats of a report."""
+"""Summary, facts and caveats of a report."""
 
 import math
 import shlex
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from drgrade.grades import NUM_GRADES
 from drgrade.reporting.comparison import Pair
-from drgrade.reporting.methods import Grouped
-from drgrade.reporting.published import DATA
-from drgrade.reporting.schema import Method, MethodComparison, ResultRow
+from drgrade.reporting.methods import PUBLISHED_DATA, Grouped
+from drgrade.reporting.schema import Method, MethodComparison, ResultRow, Study
 from drgrade.runs.reader import LeftOut, Run
-from drgrade.stats import formatting
 from drgrade.stats.bootstrap import TestFold
+from drgrade.stats.formatting import fraction, listed, plural
 
 _P = 0.05
 """Usual significance level."""
+
+_MANY_METHODS = 6
+"""Number of methods above which they are counted instead of named."""
+
+_SHOWN_VERSIONS = ("python", "drgrade", "torch", "pytorch-lightning", "timm")
+_MOST_LISTED = 10
+_STATUSES = ("failed", "interrupted", "unfinished", "not begun")
+
+
+def summary(study: Study) -> str:
+    """Summarise a report in a paragraph."""
+    shares = listed([fraction(share) for share in study.label_fractions])
+    folds = len({fold for row in study.rows for fold in row.folds})
+    seeds = len({seed for row in study.rows for seed in row.seeds})
+    data = study.data.get("data set") or next(iter(study.data.values()), "")
+    labels = [method.label for method in study.methods]
+    named = listed(labels) if len(labels) <= _MANY_METHODS else f"{len(labels)} methods"
+    sentences = [
+        f"Grading of diabetic retinopathy (grades 0 to 4) by {named} with {shares} of the labels"
+        f"{f' of {data}' if data else ''}.",
+        f"Results are computed from the stored predictions of {plural(len(study.runs), 'run')}: "
+        f"{plural(len(study.methods), 'method')}, {plural(folds, 'test fold')}, "
+        f"{plural(seeds, 'seed')}, {plural(int(study.grades.sum()), 'test photograph')} in all folds.",
+    ]
+    if study.published:
+        sentences.append("Results from papers are marked as published.")
+    return " ".join(sentences)
+
+
+def uncalibrated_note(study: Study) -> str:
+    """Return the reason why no run was calibrated; empty if one was."""
+    if any(row.calibrated for row in study.rows):
+        return ""
+    reasons = listed(list(dict.fromkeys(row.uncalibrated for row in study.rows)))
+    return f"No run was calibrated: {reasons}."
+
+
+def unfinished_note(study: Study) -> str:
+    """Describe how many runs are missing; empty if none is."""
+    if not study.missing:
+        return ""
+    counts = Counter(run.status for run in study.missing)
+    order = [*_STATUSES, *sorted(counts.keys() - {*_STATUSES})]
+    kinds = listed([f"{counts[status]} {status}" for status in order if status in counts])
+    total = plural(len(study.runs) + len(study.missing), "run")
+    have = "has" if len(study.missing) == 1 else "have"
+    return (
+        f"Incomplete: {len(study.missing)} of {total} {have} no result ({kinds}). Rows with missing runs are "
+        "marked with *; they use the available folds only and are not comparable with complete rows."
+    )
 
 
 def collect_notes(
@@ -29,13 +78,7 @@ def collect_notes(
 ) -> list[str]:
     """Collect the caveats, most important first.
 
-    Args:
-        grouped: Methods and their runs.
-        rows: Rows of the main table.
-        pairs: Pairs of methods to compare.
-        comparisons: Comparisons that were possible.
-        folds: Test photographs of each fold.
-        resamples: Number of bootstrap resamples.
+    ``pairs`` are the methods to compare, ``comparisons`` those that were possible.
     """
     runs = [run for of_method in grouped.runs.values() for run in of_method]
     return [
@@ -64,17 +107,13 @@ def left_out_notes(left_out: Sequence[LeftOut]) -> list[str]:
 
 def _completeness(methods: Sequence[Method], rows: Sequence[ResultRow]) -> Iterator[str]:
     labels = {method.key: method.label for method in methods}
-    incomplete = [
-        f"{labels[row.method]}, {100 * row.label_fraction:g} % ({_folds(row)})"
-        for row in rows
-        if not row.complete
-    ]
+    incomplete = []
+    for row in rows:
+        if not row.complete:
+            folds = f"{'folds' if len(row.folds) > 1 else 'fold'} {', '.join(row.folds)} only"
+            incomplete.append(f"{labels[row.method]}, {fraction(row.label_fraction)} ({folds})")
     if incomplete:
         yield f"Incomplete rows: {'; '.join(incomplete)}."
-
-
-def _folds(row: ResultRow) -> str:
-    return f"{'folds' if len(row.folds) > 1 else 'fold'} {', '.join(row.folds)} only"
 
 
 def _test_photographs(methods: Sequence[Method]) -> Iterator[str]:
@@ -104,7 +143,7 @@ def _encoders(grouped: Grouped) -> Iterator[str]:
 
 def _missing_grades(folds: Mapping[str, TestFold]) -> Iterator[str]:
     missing = [
-        f"fold {name} has no grade {formatting.listed([str(grade) for grade in grades])}"
+        f"fold {name} has no grade {listed([str(grade) for grade in grades])}"
         for name, fold in folds.items()
         if (grades := sorted({*range(NUM_GRADES)} - {*fold.grades.tolist()}))
     ]
@@ -126,7 +165,7 @@ def _protocols(grouped: Grouped) -> Iterator[str]:
             if method.protocol not in names:
                 names.append(method.protocol)
     for sentence, names in sentences.items():
-        yield f"Protocol{'s' if len(names) > 1 else ''} {formatting.listed(names)}: {sentence}"
+        yield f"Protocol{'s' if len(names) > 1 else ''} {listed(names)}: {sentence}"
 
 
 def _validation(split: Mapping[str, Any]) -> str:
@@ -139,7 +178,7 @@ def _validation(split: Mapping[str, Any]) -> str:
 
 
 def _origin(runs: Sequence[Run]) -> Iterator[str]:
-    commits, packages = distinct(runs, commit), distinct(runs, versions)
+    commits, packages = _distinct(runs, _commit), _distinct(runs, _versions)
     if len(commits) > 1:
         yield f"The runs used {len(commits)} different commits."
     if any(each.endswith("+") for each in commits):
@@ -150,8 +189,8 @@ def _origin(runs: Sequence[Run]) -> Iterator[str]:
     if len(packages) > 1:
         yield f"The runs used {len(packages)} different sets of package versions."
     name = str(runs[0].record["data"])
-    if name != DATA:
-        yield f"Published results are for {DATA}, not for {name}."
+    if name != PUBLISHED_DATA:
+        yield f"Published results are for {PUBLISHED_DATA}, not for {name}."
 
 
 def _statistics(
@@ -161,15 +200,14 @@ def _statistics(
     comparisons: Sequence[MethodComparison],
 ) -> Iterator[str]:
     labels = {method.key: method.label for method in methods}
-    fractions = {
-        method.key: {row.label_fraction for row in rows if row.method == method.key} for method in methods
-    }
+    reported = {(row.method, row.label_fraction) for row in rows}
     compared = {(each.first, each.second, each.label_fraction) for each in comparisons}
     for first, second in pairs:
-        for fraction in sorted(fractions[first] & fractions[second]):
-            if (first, second, fraction) not in compared:
+        for share in sorted({row.label_fraction for row in rows}):
+            both = {(first, share), (second, share)} <= reported
+            if both and (first, second, share) not in compared:
                 yield (
-                    f"Not compared at {100 * fraction:g} % of the labels because no fold and seed are in "
+                    f"Not compared at {fraction(share)} of the labels because no fold and seed are in "
                     f"common: {labels[first]}; {labels[second]}."
                 )
     if any(len(row.folds) == 1 for row in rows):
@@ -183,19 +221,12 @@ def _resamples(comparisons: Sequence[MethodComparison], resamples: int) -> Itera
     """Warn if Holm's correction of the least possible p-value, 2 / (B + 1), exceeds the limit."""
     least = 2 * len(comparisons) / (resamples + 1)
     if least > _P:
+        # With this number, the least possible p (Holm) is at most a fifth of the limit.
+        enough = math.ceil(10 * len(comparisons) / _P / 10_000) * 10_000
         yield (
             f"With {resamples} resamples and {len(comparisons)} comparisons, p (Holm) cannot be below "
-            f"{min(1.0, least):.2g}: set resamples={_enough(len(comparisons))} or compare fewer methods."
+            f"{min(1.0, least):.2g}: set resamples={enough} or compare fewer methods."
         )
-
-
-def _enough(comparisons: int) -> int:
-    """Return the number of resamples at which the least possible p (Holm) is a fifth of the limit."""
-    return math.ceil(10 * comparisons / _P / 10_000) * 10_000
-
-
-_SHOWN_VERSIONS = ("python", "drgrade", "torch", "pytorch-lightning", "timm")
-_MANY = 10
 
 
 def data_facts(runs: Sequence[Run], folds: Mapping[str, TestFold]) -> dict[str, str]:
@@ -204,26 +235,22 @@ def data_facts(runs: Sequence[Run], folds: Mapping[str, TestFold]) -> dict[str, 
     data, split = run.config["data"], run.config["split"]
     tested = sum(len(fold.image_ids) for fold in folds.values())
     groups = sum(fold.num_groups for fold in folds.values())
+    roles = {role: run.record.get(f"data_{role}") for role in ("labelled", "unlabelled", "external")}
     facts = {
         "data set": str(run.record["data"]),
-        "further data sets": _further(run.record),
+        "further data sets": "; ".join(f"{role}: {name}" for role, name in roles.items() if name is not None),
         "hash": str(run.record["data_hash"]),
         "photographs": str(len(run.split)),
         "tested on": f"{tested} photographs in {groups} groups (patients, near-duplicates)",
         "image size": f"{data['image_size']} px",
         "illumination": "" if data["illumination"] == "none" else str(data["illumination"]),
-        "folds": _scheme(run, list(folds)),
+        "folds": _fold_scheme(run, list(folds)),
         "split seed": "" if run.fold == "published" or split["file"] else str(split["seed"]),
     }
     return {name: text for name, text in facts.items() if text}
 
 
-def _further(record: Mapping[str, Any]) -> str:
-    roles = ("labelled", "unlabelled", "external")
-    return "; ".join(f"{role}: {record[f'data_{role}']}" for role in roles if f"data_{role}" in record)
-
-
-def _scheme(run: Run, folds: Sequence[str]) -> str:
+def _fold_scheme(run: Run, folds: Sequence[str]) -> str:
     if run.fold == "published":
         return "the published test set"
     if run.config["split"]["file"] is not None:
@@ -242,28 +269,25 @@ def provenance_facts(
         if not run.location.sweep and "command" in run.provenance
     }
     facts = {
-        "commands": _listed([*commands, *sorted(single)], "\n"),
-        "commits": _listed(distinct(runs, commit)),
-        "versions": _listed(distinct(runs, versions)),
-        "hardware": _listed(distinct(runs, _hardware)),
-        "seeds": _listed(str(number) for number in sorted({run.seed for run in runs})),
+        "commands": _joined([*commands, *sorted(single)], "\n"),
+        "commits": _joined(_distinct(runs, _commit)),
+        "versions": _joined(_distinct(runs, _versions)),
+        "hardware": _joined(_distinct(runs, _hardware)),
+        "seeds": _joined([str(seed) for seed in sorted({run.seed for run in runs})]),
         "intervals": f"95 %, bootstrap of groups inside folds, {resamples} resamples, seed {seed}",
     }
     return {name: text for name, text in facts.items() if text}
 
 
-def distinct(runs: Sequence[Run], fact: Callable[[Run], str]) -> list[str]:
-    """Return the different non-empty values of a fact, sorted."""
+def _distinct(runs: Sequence[Run], fact: Callable[[Run], str]) -> list[str]:
     return sorted({text for run in runs if (text := fact(run))})
 
 
-def commit(run: Run) -> str:
-    """Return the commit of a run, with ``+`` for uncommitted changes; empty if unknown."""
+def _commit(run: Run) -> str:
     return str(run.provenance.get("commit") or "")
 
 
-def versions(run: Run) -> str:
-    """Return the package versions of a run; empty if unknown."""
+def _versions(run: Run) -> str:
     known = run.provenance.get("versions") or {}
     return ", ".join(f"{name} {known[name]}" for name in _SHOWN_VERSIONS if name in known)
 
@@ -273,11 +297,10 @@ def _hardware(run: Run) -> str:
     if not machine:
         return ""
     devices = run.provenance.get("devices", 1)
-    what = machine.get("gpu") or f"{machine.get('processor')} with {machine.get('cores')} cores"
-    return f"{what} ({devices} devices)" if devices != 1 else str(what)
+    device = machine.get("gpu") or f"{machine.get('processor')} with {machine.get('cores')} cores"
+    return f"{device} ({devices} devices)" if devices != 1 else str(device)
 
 
-def _listed(texts: Iterable[str], separator: str = "; ") -> str:
-    found = list(texts)
-    rest = [f"and {len(found) - _MANY} more"] if len(found) > _MANY else []
-    return separator.join([*found[:_MANY], *rest])
+def _joined(texts: Sequence[str], separator: str = "; ") -> str:
+    rest = [f"and {len(texts) - _MOST_LISTED} more"] if len(texts) > _MOST_LISTED else []
+    return separator.join([*texts[:_MOST_LISTED], *rest])

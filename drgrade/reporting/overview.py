@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from drgrade.reporting.schema import Method, PublishedRow, ResultRow, Study
+from drgrade.reporting.schema import Study
 from drgrade.reporting.table import Column, Group, ReportTable
 from drgrade.stats.formatting import BETTER, WORSE, decimal, fraction
 
@@ -16,13 +16,7 @@ _PUBLISHED = "published"
 
 @dataclass(frozen=True)
 class Block:
-    """Columns of one protocol.
-
-    Attributes:
-        name: Name of the protocol.
-        protocols: This protocol, and probes that use the same labels at each fraction and fold.
-        fractions: Label fractions, ascending.
-    """
+    """Columns of one protocol, and of probes that use the same labels at each fraction and fold."""
 
     name: str
     protocols: Sequence[str]
@@ -31,25 +25,33 @@ class Block:
 
 def overview_table(study: Study) -> ReportTable | None:
     """Build the overview; return None if the main table is as short."""
-    found = blocks(study)
-    if len(study.methods) <= _FEW and len(found) < 2:
+    columns = blocks(study)
+    if len(study.methods) <= _FEW and len(columns) < 2:
         return None
-    placed = _arrange(study, found)
-    papers = [row for row in study.published if row.beside in {name for name, _ in placed}]
-    columns = [Column(fraction(share), over=block.name) for block in found for share in block.fractions]
-    own_columns = bool(papers) and all(block.name != _PUBLISHED for block in found)
-    shares = sorted({row.label_fraction for row in papers}) if own_columns else []
-    columns += [Column(fraction(share), over=PAPERS) for share in shares]
-    better = _significance_marks(study)
+    lines = _arrange(study, columns)
+    papers = [row for row in study.published if row.beside in {name for name, _ in lines}]
+    block_of_papers = _PUBLISHED
+    if papers and all(block.name != _PUBLISHED for block in columns):
+        block_of_papers = PAPERS
+        columns.append(Block(PAPERS, [], sorted({row.label_fraction for row in papers})))
+    places = [(block.name, share) for block in columns for share in block.fractions]
+    cells = _cells(study)
     groups = []
-    for (name, apart), methods in placed.items():
-        lines = [_line(study, methods, found, better) + [""] * len(shares)]
-        groups.append(Group(f"{name}, {apart}" if apart else name, "", lines))
-        if not apart:
-            groups += _papers([row for row in papers if row.beside == name], found, shares)
-    return ReportTable(
-        "overview", _caption(study), "method", columns, groups, _remarks(study, groups), inline=True
+    for (name, own_protocol), methods in lines.items():
+        line = [cells.get((methods.get(block, ""), share), "") for block, share in places]
+        groups.append(Group(f"{name}, {own_protocol}" if own_protocol else name, "", [line]))
+        beside = [] if own_protocol else [row for row in papers if row.beside == name]
+        for label in dict.fromkeys(row.label for row in beside):
+            means = {row.label_fraction: decimal(row.mean) for row in beside if row.label == label}
+            line = [means.get(share, "") if block == block_of_papers else "" for block, share in places]
+            groups.append(Group(label, "", [line], published=True))
+    published = ", with published results below it" if any(row.beside for row in study.published) else ""
+    caption = (
+        f"Mean QWK over the folds of each method, by protocol and label fraction{published}; the tables "
+        "below contain folds, intervals and other metrics"
     )
+    heads = [Column(fraction(share), over=block) for block, share in places]
+    return ReportTable("overview", caption, "method", heads, groups, _remarks(study, groups), inline=True)
 
 
 def blocks(study: Study) -> list[Block]:
@@ -63,33 +65,34 @@ def blocks(study: Study) -> list[Block]:
             columns.append([protocol])
         else:
             same[-1].append(protocol)
-    return [_block(study, names) for names in columns]
-
-
-def _block(study: Study, names: Sequence[str]) -> Block:
-    keys = {method.key for method in study.methods if method.protocol in names}
-    fractions = sorted({row.label_fraction for row in study.rows if row.method in keys})
-    return Block(names[0], names, fractions)
+    protocols = {method.key: method.protocol for method in study.methods}
+    return [
+        Block(
+            names[0],
+            names,
+            sorted({row.label_fraction for row in study.rows if protocols.get(row.method) in names}),
+        )
+        for names in columns
+    ]
 
 
 def _same_labels(study: Study, one: str, other: str) -> bool:
-    first, second = _splits(study, one), _splits(study, other)
-    common = first.keys() & second.keys()
-    return bool(common) and all(first[cell] == second[cell] for cell in common)
+    both = [
+        (code, study.splits[other, share, fold])
+        for (protocol, share, fold), code in study.splits.items()
+        if protocol == one and (other, share, fold) in study.splits
+    ]
+    return bool(both) and all(first == second for first, second in both)
 
 
-def _splits(study: Study, protocol: str) -> dict[tuple[float, str], str]:
-    return {(share, fold): code for (name, share, fold), code in study.splits.items() if name == protocol}
-
-
-def _arrange(study: Study, found: Sequence[Block]) -> dict[tuple[str, str], dict[str, Method]]:
-    """Return the lines of the table: (name, protocol if it is not that of its block) to method by block."""
-    placed: dict[tuple[str, str], dict[str, Method]] = {}
+def _arrange(study: Study, columns: Sequence[Block]) -> dict[tuple[str, str], dict[str, str]]:
+    """Return the lines of the table: (name, protocol if not that of its block) to method key by block."""
+    lines: dict[tuple[str, str], dict[str, str]] = {}
     for method in study.methods:
-        block = next(block for block in found if method.protocol in block.protocols)
+        block = next(block for block in columns if method.protocol in block.protocols)
         own = "" if method.protocol == block.name or method.protocol in method.name else method.protocol
-        placed.setdefault((method.name, own), {})[block.name] = method
-    return placed
+        lines.setdefault((method.name, own), {})[block.name] = method.key
+    return lines
 
 
 def _significance_marks(study: Study) -> Mapping[tuple[str, float], str]:
@@ -106,48 +109,14 @@ def _significance_marks(study: Study) -> Mapping[tuple[str, float], str]:
     return marks
 
 
-def _line(
-    study: Study,
-    methods: Mapping[str, Method],
-    found: Sequence[Block],
-    better: Mapping[tuple[str, float], str],
-) -> list[str]:
-    rows = {(row.method, row.label_fraction): row for row in study.rows}
-    cells = []
-    for block in found:
-        key = methods[block.name].key if block.name in methods else ""
-        cells += [_cell(rows.get((key, share)), better.get((key, share), "")) for share in block.fractions]
+def _cells(study: Study) -> dict[tuple[str, float], str]:
+    """Return the mean of each row, with the marks of incomplete rows and significant differences."""
+    marks = _significance_marks(study)
+    cells = {}
+    for row in study.rows:
+        place = (row.method, row.label_fraction)
+        cells[place] = f"{decimal(row.mean.value)}{'' if row.complete else '*'}{marks.get(place, '')}"
     return cells
-
-
-def _cell(row: ResultRow | None, mark: str) -> str:
-    if row is None:
-        return ""
-    return f"{decimal(row.mean.value)}{'' if row.complete else '*'}{mark}"
-
-
-def _papers(rows: Sequence[PublishedRow], found: Sequence[Block], shares: Sequence[float]) -> list[Group]:
-    """Return one line for each paper, in the columns of the published protocol or in its own columns."""
-    groups = []
-    for label in dict.fromkeys(row.label for row in rows):
-        means = {row.label_fraction: decimal(row.mean) for row in rows if row.label == label}
-        cells = [
-            means.get(share, "") if block.name == _PUBLISHED else ""
-            for block in found
-            for share in block.fractions
-        ]
-        groups.append(
-            Group(label, "", [[*cells, *(means.get(share, "") for share in shares)]], published=True)
-        )
-    return groups
-
-
-def _caption(study: Study) -> str:
-    papers = ", with published results below it" if any(row.beside for row in study.published) else ""
-    return (
-        f"Mean QWK over the folds of each method, by protocol and label fraction{papers}; the tables below "
-        "contain folds, intervals and other metrics"
-    )
 
 
 def _remarks(study: Study, groups: Sequence[Group]) -> list[str]:

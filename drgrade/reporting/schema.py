@@ -21,14 +21,13 @@ class Method:
     Attributes:
         key: Unique and stable identifier, from the settings; safe in file names.
         label: Display name, as short as the other methods of the report allow.
-        protocol: ``published``, ``matched``, or another protocol; if several protocols of a report share a
-            name, with the settings that distinguish them: ``published (epochs=5)``.
+        protocol: Name of the protocol; if several protocols of a report share it, with the settings that
+            distinguish them: ``published (epochs=5)``.
         init: ``random``, ``imagenet``, ``ssl`` or a path.
         settings: Settings that differ between methods of the report, apart from ``method``, ``init`` and
             ``protocol.name``: ``head: CornHead`` for a class, ``protocol.epochs: 20`` for others.
         saw_test: Pre-training used the test photographs, without grades; None if unknown.
-        line: Display name without the protocol: methods of one line differ only in the protocol; empty if
-            equal to ``label``.
+        line: Display name without the protocol; empty if equal to ``label``.
         pretext: Name of the pretext; empty if there is none or it is unknown.
         reference: Key of the method that it is compared with; empty if there is none.
     """
@@ -60,10 +59,7 @@ class Method:
 class Change:
     """A metric before and after calibration, mean over the folds.
 
-    Attributes:
-        before: For the raw probabilities and the grades of the head.
-        after: For the calibrated probabilities or the grades from the fitted thresholds.
-        difference: After minus before; the interval is from the paired bootstrap.
+    The difference is after minus before; its interval is from the paired bootstrap.
     """
 
     before: float
@@ -78,8 +74,8 @@ class Reached:
     Attributes:
         target: Sensitivity that was required on the validation photographs.
         threshold: Calibrated P(grade >= 2) above which a photograph is referred, over the runs.
-        sensitivity: On the test photographs; NaN if there are no photographs with referable DR.
-        specificity: On the test photographs; NaN if there are no photographs without referable DR.
+        sensitivity: NaN if there are no photographs with referable DR.
+        specificity: NaN if there are no photographs without referable DR.
     """
 
     target: float
@@ -122,23 +118,19 @@ class ResultRow:
         label_fraction: In (0, 1].
         folds: QWK of each fold, mean over its seeds.
         seeds: Seeds that all folds have in common.
-        minimum: Over the folds.
-        mean: Over the folds; the interval is from the bootstrap of groups inside folds.
-        maximum: Over the folds.
+        minimum: QWK over the folds, as ``maximum``.
+        mean: QWK over the folds; the interval is from the bootstrap of groups inside folds.
         sd: Sample standard deviation over the folds (n - 1); NaN for a single fold.
-        metrics: Means over the folds of the other test metrics, computed from the stored predictions (see
-            :func:`drgrade.metrics.functional.grading_metrics`).
+        metrics: Other test metrics (:func:`drgrade.metrics.functional.grading_metrics`), mean over the folds.
         confusion: (5, 5) sum over folds and seeds; rows are true grades.
         recall: Of each grade, over all folds; NaN if the grade does not occur.
-        calibration: Reliability curve over all folds.
-        roc: ROC curve for referable DR (grade >= 2) over the photographs of all folds.
+        calibration: Over the photographs of all folds, as ``roc`` for referable DR (grade >= 2).
         referable_auroc: Mean over the folds.
         labels: Number of training labels of a run, mean over the folds.
-        seconds: Wall-clock time of training, mean over the runs; NaN if unknown.
-        images_per_second: Mean over the runs; NaN if unknown.
+        seconds: Wall-clock time of training, mean over the runs; NaN if unknown, as ``images_per_second``.
         peak_memory: Bytes, maximum over the runs; None if unknown.
         complete: No run is missing: no cell of the sweep, no fold of other rows, no seed of other folds.
-        calibrated: Results of the calibrations; None if a run has none.
+        calibrated: None if a run has no calibration.
         uncalibrated: Reason why a run has no calibration; else empty.
     """
 
@@ -170,9 +162,7 @@ class MethodComparison:
     """Comparison of two methods at a label fraction, over the folds and seeds that both have.
 
     Attributes:
-        first: Key of the first method.
-        second: Key of the second method.
-        label_fraction: In (0, 1].
+        first: Key of the first method, as ``second``.
         folds: Number of common folds.
         difference: Mean QWK, first minus second; the interval is from a paired bootstrap of groups inside
             folds.
@@ -203,10 +193,7 @@ class PublishedRow:
     Attributes:
         label: Method, as named in the paper.
         source: Paper, data and protocol.
-        label_fraction: In (0, 1].
-        mean: QWK.
-        minimum: None if the paper does not report it, as ``maximum``.
-        maximum: See ``minimum``.
+        mean: QWK over the folds; ``minimum`` and ``maximum`` are None if the paper does not report them.
         of: ``init``, ``pretext`` and ``encoder`` of the method.
         beside: Line (:attr:`Method.line`) of the same method in the report; empty if there is none.
     """
@@ -231,9 +218,9 @@ class PretrainingCost:
         seconds: Wall-clock time; NaN if unknown.
         images_per_second: Photographs, not views; NaN if unknown.
         peak_memory: Bytes; None if unknown.
-        steps: Optimiser steps; None if unknown, as the following.
+        steps: Optimiser steps; None if unknown, as ``images`` and ``encoder_inputs``.
         images: Photographs processed, counting repetitions.
-        encoder_inputs: Encoder inputs per photograph, in units of a full-size image.
+        encoder_inputs: Per photograph, in units of a full-size image.
     """
 
     method: str
@@ -248,18 +235,15 @@ class PretrainingCost:
 
 @dataclass(frozen=True)
 class Budget:
-    """Training budget of a method.
+    """Training budget of a method: steps and photographs of an encoder, and of a run by label fraction.
 
     Attributes:
         method: Key of the method.
         encoders: Number of pre-trained encoders of its runs; 0 if it is not pre-trained.
-        pretraining_steps: Optimiser steps of an encoder.
-        pretraining_images: Photographs that an encoder processed, counting repetitions.
+        pretraining_images: Photographs processed, counting repetitions, as ``images``.
         pretraining_inputs: Inputs of the encoder, in units of a full-size image.
         pretraining_seconds: Mean over the encoders; NaN if unknown.
         trained: The runs take optimiser steps; False for probes.
-        steps: Optimiser steps of a run, by label fraction.
-        images: Photographs processed by a run, counting repetitions, by label fraction.
         seconds: Mean over the runs; NaN if unknown.
     """
 
@@ -279,10 +263,7 @@ class Budget:
 class Missing:
     """An expected run without a result.
 
-    Attributes:
-        name: Name of its folder.
-        status: ``failed``, ``interrupted``, ``unfinished`` (started, without a result) or ``not begun``.
-        reason: Cause, if known.
+    The status is ``failed``, ``interrupted``, ``unfinished`` (started, without a result) or ``not begun``.
     """
 
     name: str
@@ -295,9 +276,7 @@ class Study:
     """Content of a report.
 
     Attributes:
-        title: Title of the page.
         runs: Folders of the finished runs.
-        missing: Runs without a result.
         data: Facts about the data in display order: name, hash, number of photographs, image size, ...
         provenance: Commands, commits, versions, hardware, seeds.
         splits: Split hash by (protocol, label fraction, fold).
@@ -305,7 +284,6 @@ class Study:
         methods: In display order.
         rows: By method, then label fraction.
         comparisons: Of pairs of methods, at each label fraction that both have.
-        published: Results of papers.
         pretrainings: Cost of each encoder.
         notes: Caveats.
         compared: Sentence that describes the compared pairs.

@@ -1,23 +1,64 @@
 """Results of rows, computed from stored predictions."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from drgrade.grades import NUM_GRADES, REFERABLE
+from drgrade.grades import NUM_BINS, NUM_GRADES, REFERABLE
 from drgrade.metrics.functional import grading_metrics
 from drgrade.models.calibration import TARGET_SENSITIVITIES
 from drgrade.models.calibration import Calibration as Fitted
-from drgrade.reporting.calibration import CalibratedRun, CalibrationScores, resample_calibrated
 from drgrade.reporting.checks import fold_order
 from drgrade.reporting.schema import Calibrated, Change, Reached, ResultRow
 from drgrade.runs.reader import Run
-from drgrade.stats.bootstrap import TestFold, confusions, interval, resample
-from drgrade.stats.curves import ReliabilityCurve, RocCurve, reliability_curve, roc_curve
+from drgrade.stats.bootstrap import TestFold, confusions, draws, interval, kappas, resample
+from drgrade.stats.curves import (
+    ReliabilityCurve,
+    RocCurve,
+    confidence_bins,
+    negative_log_likelihoods,
+    reliability_curve,
+    roc_curve,
+)
 from drgrade.stats.estimates import Counts, Estimate, Floats, Range
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationScores:
+    """Metrics of a calibration in each of B resamples.
+
+    Attributes:
+        nll: (B, 2) negative log-likelihood before and after.
+        ece: (B, 2) expected calibration error before and after.
+        qwk: (B,) of the grades from the fitted thresholds.
+        hits: (B, 2, T) true positives and true negatives for referable DR at each of T operating points; T is
+            0 if none was fitted.
+        totals: (B, 2) photographs with and without referable DR.
+    """
+
+    nll: Floats
+    ece: Floats
+    qwk: Floats
+    hits: Floats
+    totals: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class CalibratedRun:
+    """Calibrated predictions of a run and their metrics.
+
+    Attributes:
+        probabilities: (N, 5) calibrated probabilities of its test photographs.
+        measured: Metrics of all test photographs (B is 1).
+        samples: Metrics of each resample.
+    """
+
+    probabilities: Floats
+    measured: CalibrationScores
+    samples: CalibrationScores
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,18 +87,8 @@ class Result:
 def compute_results(
     runs: Sequence[Run], folds: Mapping[str, TestFold], resamples: int, seed: int
 ) -> list[Result]:
-    """Compute the metrics of all runs; all runs of a fold share the same resamples.
-
-    Args:
-        runs: All runs of a report.
-        folds: Test photographs of each fold.
-        resamples: B.
-        seed: Random seed of the bootstrap.
-
-    Returns:
-        One result for each run, fold by fold.
-    """
-    found: list[Result] = []
+    """Compute the metrics of all runs, fold by fold; all runs of a fold share the same resamples."""
+    results: list[Result] = []
     for name, fold in folds.items():
         tested = [run for run in runs if run.fold == name]
         resampled = resample(
@@ -68,36 +99,24 @@ def compute_results(
             seed,
         )
         calibrated = resample_calibrated(fold, tested, resamples, seed)
-        each = zip(tested, resampled.qwk, resampled.auroc, resampled.hits, calibrated, strict=True)
-        found += [
-            Result(run, _metrics(run), qwk, auroc, hits, resampled.totals, own)
-            for run, qwk, auroc, hits, own in each
-        ]
-    return found
+        for run, qwk, auroc, hits, own in zip(
+            tested, resampled.qwk, resampled.auroc, resampled.hits, calibrated, strict=True
+        ):
+            metrics = grading_metrics(*map(torch.from_numpy, (run.probabilities, run.predicted, run.grades)))
+            results.append(Result(run, metrics, qwk, auroc, hits, resampled.totals, own))
+    return results
 
 
-def _metrics(run: Run) -> dict[str, float]:
-    return grading_metrics(*map(torch.from_numpy, (run.probabilities, run.predicted, run.grades)))
-
-
-def group_by_row(found: Sequence[Result]) -> dict[tuple[str, float], list[Result]]:
+def group_by_row(results: Sequence[Result]) -> dict[tuple[str, float], list[Result]]:
     """Group results by method and label fraction, sorted by fold and seed."""
     rows: dict[tuple[str, float], list[Result]] = defaultdict(list)
-    for result in sorted(found, key=lambda result: (fold_order(result.run.fold), result.run.seed)):
+    for result in sorted(results, key=lambda result: (fold_order(result.run.fold), result.run.seed)):
         rows[result.run.method, result.run.label_fraction].append(result)
     return dict(rows)
 
 
 def over_folds(results: Sequence[Result], figure: Callable[[Result], float | Floats]) -> dict[str, Floats]:
-    """Average a value over the seeds of each fold.
-
-    Args:
-        results: Results of a row.
-        figure: Function from a result to a number or an array.
-
-    Returns:
-        Mean by fold.
-    """
+    """Average a number or an array of each result over the seeds of each fold."""
     folds: dict[str, list[float | Floats]] = defaultdict(list)
     for result in results:
         folds[result.run.fold].append(figure(result))
@@ -110,19 +129,14 @@ def mean_over_folds(results: Sequence[Result], figure: Callable[[Result], float 
 
 
 def compute_row(results: Sequence[Result], complete: bool) -> ResultRow:
-    """Compute a row.
+    """Compute a row from results sorted by fold and seed.
 
-    Args:
-        results: Results of one method at one label fraction, sorted by fold and seed.
-        complete: No run is known to be missing.
-
-    Returns:
-        The row; it is also incomplete if its folds have different seeds.
+    The row is also incomplete if its folds have different seeds.
     """
     by_fold = over_folds(results, lambda result: result.metrics["qwk"])
     folds = {fold: float(qwk) for fold, qwk in by_fold.items()}
     values = list(folds.values())
-    seeds = _seeds(results)
+    seeds = {fold: {result.run.seed for result in results if result.run.fold == fold} for fold in folds}
     costs = [result.run.provenance for result in results]
     return ResultRow(
         method=results[0].run.method,
@@ -143,8 +157,8 @@ def compute_row(results: Sequence[Result], complete: bool) -> ResultRow:
             interval(mean_over_folds(results, lambda result: result.auroc)),
         ),
         labels=float(mean_over_folds(results, lambda one: float((one.run.split["subset"] == "train").sum()))),
-        seconds=_mean([float(fact["seconds"]) for fact in costs if fact.get("seconds") is not None]),
-        images_per_second=_mean([speed for fact in costs if (speed := images_per_second(fact)) is not None]),
+        seconds=mean_known(fact.get("seconds") for fact in costs),
+        images_per_second=mean_known(images_per_second(fact) for fact in costs),
         peak_memory=max(
             (int(fact["peak_memory"]) for fact in costs if fact.get("peak_memory") is not None), default=None
         ),
@@ -154,14 +168,6 @@ def compute_row(results: Sequence[Result], complete: bool) -> ResultRow:
             (each.run.calibration.note for each in results if not each.run.calibration.photographs), ""
         ),
     )
-
-
-def _seeds(results: Sequence[Result]) -> dict[str, set[int]]:
-    """Return the seeds of each fold."""
-    seeds: dict[str, set[int]] = defaultdict(set)
-    for result in results:
-        seeds[result.run.fold].add(result.run.seed)
-    return seeds
 
 
 def _other_metrics(results: Sequence[Result]) -> dict[str, float]:
@@ -201,7 +207,7 @@ def _calibrated(results: Sequence[Result]) -> Calibrated | None:
         return result.calibrated
 
     fitted = [result.run.calibration for result in results]
-    ece = _change(results, lambda one: own(one).found.ece[0], lambda one: own(one).samples.ece)
+    ece = _change(results, lambda one: own(one).measured.ece[0], lambda one: own(one).samples.ece)
     temperatures = over_folds(results, lambda result: result.run.calibration.temperature)
     probabilities = np.concatenate([own(result).probabilities for result in results])
     grades = np.concatenate([result.run.grades for result in results])
@@ -209,11 +215,11 @@ def _calibrated(results: Sequence[Result]) -> Calibrated | None:
         photographs=Range.of(each.photographs for each in fitted),
         temperatures={fold: float(value) for fold, value in temperatures.items()},
         thresholds=[Range.of(values) for values in zip(*(each.thresholds for each in fitted), strict=True)],
-        nll=_change(results, lambda one: own(one).found.nll[0], lambda one: own(one).samples.nll),
+        nll=_change(results, lambda one: own(one).measured.nll[0], lambda one: own(one).samples.nll),
         ece=ece,
         qwk=_change(
             results,
-            lambda one: np.array([one.metrics["qwk"], own(one).found.qwk[0]]),
+            lambda one: np.array([one.metrics["qwk"], own(one).measured.qwk[0]]),
             lambda one: np.stack([one.qwk, own(one).samples.qwk], axis=1),
         ),
         reliability=reliability_curve(probabilities, grades, ece.after),
@@ -230,13 +236,13 @@ def _change(
     return Change(before, after, Estimate(after - before, ends))
 
 
-def _reached(fitted: Sequence[Fitted], found: Sequence[CalibratedRun]) -> list[Reached]:
+def _reached(fitted: Sequence[Fitted], runs: Sequence[CalibratedRun]) -> list[Reached]:
     """Evaluate the operating points over the photographs of all folds and seeds together."""
     if not all(each.points for each in fitted):
         return []
     with np.errstate(invalid="ignore"):  # 0 / 0: no such photograph
-        values = _rates([each.found for each in found])
-        samples = _rates([each.samples for each in found])
+        values = _rates([each.measured for each in runs])
+        samples = _rates([each.samples for each in runs])
 
     def rate(kind: int, place: int) -> Estimate:
         return Estimate(float(values[0, kind, place]), interval(samples[:, kind, place]))
@@ -258,19 +264,82 @@ def _pooled_roc(results: Sequence[Result]) -> RocCurve:
     return roc_curve(scores, grades >= REFERABLE)
 
 
-def _mean(known: Sequence[float]) -> float:
-    """Return the mean, or NaN if there are no values."""
+def mean_known(values: Iterable[float | None]) -> float:
+    """Return the mean of the values that are neither None nor NaN; NaN if there are none."""
+    known = [float(value) for value in values if value is not None and np.isfinite(value)]
     return float(np.mean(known)) if known else float("nan")
 
 
 def images_per_second(provenance: Mapping[str, object]) -> float | None:
-    """Return the throughput of a run from its provenance.
-
-    Runs of older versions recorded images and seconds instead; None if these are unknown, too.
-    """
+    """Return the throughput of a run, for older runs images by seconds; None if it is unknown."""
     speed, images, seconds = (provenance.get(name) for name in ("images_per_second", "images", "seconds"))
     if isinstance(speed, int | float):
         return float(speed)
     if isinstance(images, int | float) and isinstance(seconds, int | float) and seconds > 0:
         return images / seconds
     return None
+
+
+def resample_calibrated(
+    fold: TestFold, runs: Sequence[Run], resamples: int, seed: int
+) -> list[CalibratedRun | None]:
+    """Compute the calibration metrics of all runs of a fold; None if a calibration was not fitted.
+
+    The draws are those of :func:`drgrade.stats.bootstrap.resample`. Each metric
+    (:func:`drgrade.models.calibration.calibrated_metrics`) is a function of sums over photographs, so all
+    resamples are computed at once from the sums of each group.
+    """
+    return [
+        _resample_run(fold, run, resamples, seed) if run.calibration.photographs else None for run in runs
+    ]
+
+
+def _resample_run(fold: TestFold, run: Run, resamples: int, seed: int) -> CalibratedRun:
+    probabilities = run.calibration.probabilities(torch.from_numpy(run.probabilities)).numpy()
+    sums = _sums_by_group(fold, run, probabilities)
+    resampled = np.concatenate([counts @ sums for counts in draws(fold, resamples, seed)])
+    return CalibratedRun(probabilities, _scores(sums.sum(axis=0, keepdims=True)), _scores(resampled))
+
+
+def _sums_by_group(fold: TestFold, run: Run, calibrated: Floats) -> Floats:
+    """Sum the terms of the metrics over each group: (groups, K)."""
+    truth = fold.grades
+    referable = truth >= REFERABLE
+    expected = calibrated @ np.arange(NUM_GRADES)
+    graded = (expected[:, None] >= np.asarray(run.calibration.thresholds)).sum(axis=1)
+    scores = calibrated[:, REFERABLE:].sum(axis=1)
+    targets = TARGET_SENSITIVITIES if run.calibration.points else ()
+    cuts = np.array([run.calibration.point(target).threshold for target in targets])
+    referred = scores[:, None] >= cuts  # (N, T)
+    columns = [
+        negative_log_likelihoods(run.probabilities, truth)[:, None],
+        negative_log_likelihoods(calibrated, truth)[:, None],
+        _gaps(run.probabilities, truth),
+        _gaps(calibrated, truth),
+        np.eye(NUM_GRADES**2)[truth * NUM_GRADES + graded],
+        referable[:, None],
+        ~referable[:, None],
+        referred & referable[:, None],
+        ~referred & ~referable[:, None],
+    ]
+    of_photograph = np.concatenate([column.astype(np.float64) for column in columns], axis=1)
+    sums = np.zeros((fold.num_groups, of_photograph.shape[1]))
+    np.add.at(sums, fold.groups, of_photograph)
+    return sums
+
+
+def _gaps(probabilities: Floats, truth: Counts) -> Floats:
+    """Return confidence minus correctness of each photograph in the column of its bin: (N, bins)."""
+    bins, confidence, correct = confidence_bins(probabilities, truth)
+    gaps: Floats = np.eye(NUM_BINS)[bins] * (confidence - correct)[:, None]
+    return gaps
+
+
+def _scores(sums: Floats) -> CalibrationScores:
+    """Compute the metrics from (B, K) sums."""
+    ends = np.cumsum([2, NUM_BINS, NUM_BINS, NUM_GRADES**2, 2])
+    loss, before, after, cells, totals, hits = np.split(sums, ends, axis=1)
+    count = totals.sum(axis=1)
+    ece = np.stack([np.abs(before).sum(axis=1), np.abs(after).sum(axis=1)], axis=1) / count[:, None]
+    qwk = kappas(cells.reshape(-1, NUM_GRADES, NUM_GRADES))
+    return CalibrationScores(loss / count[:, None], ece, qwk, hits.reshape(len(sums), 2, -1), totals)

@@ -1,8 +1,10 @@
 """Computation of a report from the folders of runs."""
 
+import json
+import os
+import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +14,17 @@ from drgrade.grades import NUM_GRADES
 from drgrade.reporting.checks import check_same_data, collect_folds, one_run_per_cell, split_hashes
 from drgrade.reporting.comparison import REFERENCE, compare_all, pairs_to_compare
 from drgrade.reporting.costs import compare_budgets, compute_budgets, pretraining_costs
-from drgrade.reporting.methods import group
+from drgrade.reporting.methods import group, match_methods, published_rows
 from drgrade.reporting.notes import collect_notes, data_facts, left_out_notes, provenance_facts
-from drgrade.reporting.published import match_methods, published_rows
-from drgrade.reporting.run_finder import find_cells
 from drgrade.reporting.schema import Missing, ResultRow, Study
 from drgrade.reporting.statistics import Result, compute_results, compute_row, group_by_row
-from drgrade.runs.reader import LeftOut, Run, Unfinished, read_run
+from drgrade.runs.reader import HYDRA_CONFIG, LeftOut, Run, RunLocation, Unfinished, read_run
+from drgrade.runs.run_dir import CONFIG, METRICS
 from drgrade.runs.settings import method_key
+from drgrade.sweeps.cells import SWEEP, read_sweep
+
+_NOT_SEARCHED = ("checkpoints", "wandb", "stores", "tensorboard", "mlruns")
+"""Folders without runs; folders whose names start with a dot are not searched either."""
 
 
 def build_study(
@@ -46,19 +51,26 @@ def build_study(
             splits.
         ConfigError: If ``compare`` is not the name of a method.
     """
-    read = _read(folders)
-    check_same_data(read.runs)
-    folds = collect_folds(read.runs)
-    runs, repeats = one_run_per_cell(read.runs)
+    cells, commands = find_cells(folders)
+    read = [read_run(cell) for cell in cells]
+    runs = [each for each in read if isinstance(each, Run)]
+    unfinished = [each for each in read if isinstance(each, Unfinished)]
+    left_out = [each for each in read if isinstance(each, LeftOut)]
+    if not runs:
+        raise _no_runs_error(folders, unfinished, left_out)
+    check_same_data(runs)
+    folds = collect_folds(runs)
+    runs, repeats = one_run_per_cell(runs)
     grouped = group(runs)
     keys = [method.key for method in grouped.methods]
     splits = split_hashes(runs, {method.key: method.protocol for method in grouped.methods})
     by_cell = group_by_row(compute_results(runs, folds, resamples, seed))
-    unfinished, replaced = _without_replaced(read.unfinished, runs)
+    unfinished, replaced = _without_replaced(unfinished, runs)
     rows = _rows(by_cell, keys, _incomplete_rows(unfinished, runs))
     pairs, compared = pairs_to_compare(grouped.methods, compare)
     comparisons = compare_all(by_cell, pairs)
-    budgets = compute_budgets(grouped)
+    costs = pretraining_costs(grouped)
+    budgets = compute_budgets(grouped, costs)
     findings = compare_budgets(grouped, budgets)
     warnings = [finding.text for finding in findings if finding.warning]
     notes = collect_notes(grouped, rows, pairs, comparisons, folds, resamples)
@@ -67,43 +79,70 @@ def build_study(
         runs=[run.folder for run in runs],
         missing=_missing(unfinished),
         data=data_facts(runs, folds),
-        provenance=provenance_facts(runs, read.commands, resamples, seed),
+        provenance=provenance_facts(runs, commands, resamples, seed),
         splits=splits,
         grades=np.sum([np.bincount(fold.grades, minlength=NUM_GRADES) for fold in folds.values()], axis=0),
         methods=grouped.methods,
         rows=rows,
         comparisons=comparisons,
         published=match_methods(published_rows(), grouped),
-        pretrainings=pretraining_costs(runs, keys),
+        pretrainings=list(costs.values()),
         compared=compared,
         budgets=budgets,
         equality=[finding.text for finding in findings],
-        notes=[*warnings, *notes, *repeats, *replaced, *left_out_notes(read.left_out)],
+        notes=[*warnings, *notes, *repeats, *replaced, *left_out_notes(left_out)],
     )
 
 
-@dataclass(frozen=True)
-class _Read:
-    runs: Sequence[Run]
-    unfinished: Sequence[Unfinished]
-    left_out: Sequence[LeftOut]
-    commands: Sequence[str]
+def find_cells(folders: Sequence[Path]) -> tuple[list[RunLocation], list[str]]:
+    """Find the runs at or below folders.
+
+    Returns:
+        Started and listed runs, each once, by absolute path; the command of each sweep.
+
+    Raises:
+        DataError: If a folder does not exist, or a ``sweep.json`` cannot be read.
+    """
+    cells: dict[Path, RunLocation] = {}
+    commands: set[str] = set()
+    for folder in folders:
+        if not folder.is_dir():
+            raise DataError(
+                f"{folder} is not a folder: give the folders of runs or sweeps (outputs/sweeps/NAME)"
+            )
+        for path in _runs_and_sweeps(folder):
+            if (path / SWEEP).is_file():
+                listed = read_sweep(path)
+                command = json.loads((path / SWEEP).read_text(encoding="utf-8")).get("command", [])
+                commands.add(shlex.join(map(str, command)))
+                for cell in listed:
+                    # The sweep knows the overrides of a cell; its folder may not.
+                    location = RunLocation(path / cell.name, path.resolve(), cell.overrides)
+                    cells[location.folder.resolve()] = location
+            else:
+                cells.setdefault(path.resolve(), RunLocation(path))
+    return [cells[path] for path in sorted(cells)], sorted(commands)
 
 
-def _read(folders: Sequence[Path]) -> _Read:
-    found = find_cells(folders)
-    read = [read_run(cell) for cell in found.cells]
-    runs = [each for each in read if isinstance(each, Run)]
-    unfinished = [each for each in read if isinstance(each, Unfinished)]
-    left_out = [each for each in read if isinstance(each, LeftOut)]
-    if not runs:
-        counts = Counter([each.status for each in unfinished] + [each.why for each in left_out])
-        there = ", ".join(f"{count} {what}" for what, count in counts.items()) or "no runs"
-        raise DataError(
-            f"no finished grading run in {', '.join(map(str, folders))} ({there}): give the folder of a "
-            "run or a sweep (outputs/sweeps/NAME), or wait for the first run to finish"
-        )
-    return _Read(runs, unfinished, left_out, found.commands)
+def _runs_and_sweeps(folder: Path) -> Iterator[Path]:
+    for place, names, files in os.walk(folder):
+        path = Path(place)
+        is_run = METRICS in files or CONFIG in files or (path / HYDRA_CONFIG).is_file()
+        if is_run or SWEEP in files:
+            yield path
+        searched = [] if is_run and SWEEP not in files else names
+        names[:] = sorted(name for name in searched if name not in _NOT_SEARCHED and name[0] != ".")
+
+
+def _no_runs_error(
+    folders: Sequence[Path], unfinished: Sequence[Unfinished], left_out: Sequence[LeftOut]
+) -> DataError:
+    counts = Counter([each.status for each in unfinished] + [each.why for each in left_out])
+    there = ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "no runs"
+    return DataError(
+        f"no finished grading run in {', '.join(map(str, folders))} ({there}): give the folder of a run or a "
+        "sweep (outputs/sweeps/NAME), or wait for the first run to finish"
+    )
 
 
 def _without_replaced(

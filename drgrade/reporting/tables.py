@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from drgrade.reporting.overview import overview_table
@@ -65,8 +65,12 @@ def main_table(study: Study) -> ReportTable:
     dashes = Dashes()
     names = ("labels", "folds", "min", "mean", "max", "95 %", "sd", "count")
     columns = [Column(name, strong=name == "mean") for name in names]
+
+    def remark(method: Method) -> str:
+        return ", ".join(filter(None, [f"protocol {method.protocol}", method.pretraining_remark]))
+
     groups = [
-        Group(method.label, _remark(method), [_main_line(row, dashes) for row in study.rows_of(method.key)])
+        Group(method.label, remark(method), [_main_line(row, dashes) for row in study.rows_of(method.key)])
         for method in study.methods
     ]
     for label in dict.fromkeys(row.label for row in study.published):
@@ -105,67 +109,66 @@ def _published_line(row: PublishedRow, dashes: Dashes) -> list[str]:
         DASH if row.minimum is None else decimal(row.minimum),
         decimal(row.mean),
         DASH if row.maximum is None else decimal(row.maximum),
-        DASH,
-        DASH,
-        DASH,
+        *[DASH] * 3,
     ]
 
 
 def metrics_table(study: Study) -> ReportTable:
     """Other test metrics, and AUROC for referable DR with its interval."""
-    found = {
+    known = {
         name
         for row in study.rows
         for name in row.metrics
         if name not in _ELSEWHERE and not _OF_ONE_GRADE.fullmatch(name)
     }
-    names = [*(name for name in METRICS if name in found), *sorted(found - METRICS.keys())]
+    names = [*(name for name in METRICS if name in known), *sorted(known - METRICS.keys())]
     columns = [Column(METRICS.get(name, name.replace("_", " "))) for name in names]
     columns += [Column("referable AUROC"), Column("95 %")]
 
-    def line(row: ResultRow, dashes: Dashes) -> list[str]:
+    def lines(row: ResultRow, dashes: Dashes) -> list[list[str]]:
         cells = [decimal(row.metrics.get(name, math.nan)) for name in names]
         cells += [decimal(row.referable_auroc.value), interval(row.referable_auroc.interval)]
-        return [dashes.cell(text, "undefined on these photographs") for text in cells]
+        return [[dashes.cell(text, "undefined on these photographs") for text in cells]]
 
     caption = (
         "Other metrics on the test photographs, mean over the folds; sensitivity, specificity and referable "
         "AUROC are for referable DR (grade >= 2); the 95 % interval is that of the referable AUROC"
     )
-    return _by_method(study, "metrics", caption, columns, line)
+    return _by_method(study, "metrics", caption, columns, lines)
 
 
 def calibration_table(study: Study) -> ReportTable:
-    """Effect of temperature scaling; empty if no run was calibrated."""
+    """Effect of temperature scaling."""
     columns = [Column("photographs", over="fitted on"), Column("T")]
     columns += [Column(name, over=over) for over in ("NLL", "ECE") for name in _CHANGE]
 
-    def line(found: Calibrated, dashes: Dashes) -> list[list[str]]:
-        temperatures = found.temperatures.values()
-        cells = [span(found.photographs), _decimals(Range.of(temperatures), 2)]
-        return [[*cells, *_change(found.nll, dashes), *_change(found.ece, dashes)]]
+    def lines(calibrated: Calibrated, dashes: Dashes) -> list[list[str]]:
+        temperatures = Range.of(calibrated.temperatures.values())
+        cells = [span(calibrated.photographs), _decimals(temperatures, 2)]
+        return [[*cells, *_change(calibrated.nll, dashes), *_change(calibrated.ece, dashes)]]
 
     caption = (
         "Temperature scaling: temperature T, fitted on the validation photographs of each run; negative "
         "log-likelihood (NLL) and expected calibration error (ECE) on the test photographs before and after "
         "scaling, mean over the folds; a negative difference is an improvement"
     )
-    return _calibration_by_method(study, "calibration", caption, columns, line)
+    return _by_method(study, "calibration", caption, columns, _if_calibrated(lines, len(columns)))
 
 
 def thresholds_table(study: Study) -> ReportTable:
-    """Effect of fitted thresholds between grades; empty if no run was calibrated."""
+    """Effect of fitted thresholds between grades."""
     columns = [Column(name, over="QWK") for name in ("head", "thresholds", "difference (95 %)")]
     columns += [Column(str(grade), over="lower limit of grade") for grade in range(1, 5)]
 
-    def line(found: Calibrated, dashes: Dashes) -> list[list[str]]:
-        return [[*_change(found.qwk, dashes), *(_decimals(each, 2) for each in found.thresholds)]]
+    def lines(calibrated: Calibrated, dashes: Dashes) -> list[list[str]]:
+        limits = [_decimals(limit, 2) for limit in calibrated.thresholds]
+        return [[*_change(calibrated.qwk, dashes), *limits]]
 
     caption = (
         "Thresholds on the calibrated expected grade, fitted for QWK on the validation photographs, compared "
         "with the grades of the head; QWK on the test photographs, mean over the folds"
     )
-    return _calibration_by_method(study, "thresholds", caption, columns, line)
+    return _by_method(study, "thresholds", caption, columns, _if_calibrated(lines, len(columns)))
 
 
 def operating_points_table(study: Study) -> ReportTable:
@@ -174,11 +177,11 @@ def operating_points_table(study: Study) -> ReportTable:
     columns = [Column(name) for name in names]
     many = len(study.methods) > FEW_METHODS
 
-    def lines(found: Calibrated, dashes: Dashes) -> list[list[str]]:
-        if not found.points:
+    def lines(calibrated: Calibrated, dashes: Dashes) -> list[list[str]]:
+        if not calibrated.points:
             dashes.note("the validation photographs do not include both referable and other grades")
             return [[DASH] * len(columns)]
-        shown = [point for point in found.points if not many or point.target == MAIN_TARGET]
+        shown = [point for point in calibrated.points if not many or point.target == MAIN_TARGET]
         return [_point(point, dashes) for point in shown]
 
     caption = (
@@ -186,9 +189,9 @@ def operating_points_table(study: Study) -> ReportTable:
         "the calibrated probability of grade >= 2; sensitivity and specificity on the test photographs of "
         "all folds"
     )
-    table = _calibration_by_method(study, "operating_points", caption, columns, lines)
+    table = _by_method(study, "operating_points", caption, columns, _if_calibrated(lines, len(columns)))
     others = f"Target sensitivities other than {percent(MAIN_TARGET)} are in operating_points.csv."
-    return replace(table, remarks=[*table.remarks, others]) if many and table.groups else table
+    return replace(table, remarks=[*table.remarks, others]) if many else table
 
 
 def _point(point: Reached, dashes: Dashes) -> list[str]:
@@ -219,19 +222,21 @@ def recall_table(study: Study) -> ReportTable:
     """Recall of each grade."""
     columns = [Column(f"{grade} {name}") for grade, name in enumerate(GRADE_NAMES)]
 
-    def line(row: ResultRow, dashes: Dashes) -> list[str]:
-        return [dashes.cell(estimate(value, 2), "no such test photographs") for value in row.recall]
+    def lines(row: ResultRow, dashes: Dashes) -> list[list[str]]:
+        return [[dashes.cell(estimate(value, 2), "no such test photographs") for value in row.recall]]
 
-    return _by_method(study, "recall", "Recall of each grade, with its 95 % interval", columns, line)
+    return _by_method(study, "recall", "Recall of each grade, with its 95 % interval", columns, lines)
 
 
 def costs_table(study: Study) -> ReportTable:
     """Cost of fine-tuning."""
     columns = [Column(name) for name in ("images/s", "time of a run", "peak memory")]
     caption = "Cost of fine-tuning: mean over the runs; maximum for memory"
-    return _by_method(
-        study, "costs", caption, columns, lambda row, dashes: _cost_cells(row, "not recorded", dashes)
-    )
+
+    def lines(row: ResultRow, dashes: Dashes) -> list[list[str]]:
+        return [_cost_cells(row, "not recorded", dashes)]
+
+    return _by_method(study, "costs", caption, columns, lines)
 
 
 def _cost_cells(cost: ResultRow | PretrainingCost, why: str, dashes: Dashes) -> list[str]:
@@ -282,18 +287,10 @@ def pretraining_table(study: Study) -> ReportTable:
     columns = [Column("encoder", number=False)]
     columns += [Column(name) for name in ("images/s", "time", "peak memory")]
     why = "not recorded in the folder of the encoder, or the folder is missing"
-    groups = [
-        Group(
-            names.get(key, key),
-            "",
-            [
-                [cost.encoder, *_cost_cells(cost, why, dashes)]
-                for cost in study.pretrainings
-                if cost.method == key
-            ],
-        )
-        for key in dict.fromkeys(cost.method for cost in study.pretrainings)
-    ]
+    lines: dict[str, list[list[str]]] = {}
+    for cost in study.pretrainings:
+        lines.setdefault(cost.method, []).append([cost.encoder, *_cost_cells(cost, why, dashes)])
+    groups = [Group(names.get(key, key), "", of_method) for key, of_method in lines.items()]
     caption = "Cost of pre-training each encoder; images are photographs, not views"
     return ReportTable("pretraining", caption, "method", columns, groups, dashes.remarks)
 
@@ -338,20 +335,12 @@ def splits_table(study: Study) -> ReportTable:
     """Hashes of the splits."""
     folds = sorted({fold for _, _, fold in study.splits}, key=lambda fold: (len(fold), fold))
     dashes = Dashes()
-    groups = []
-    for protocol in dict.fromkeys(protocol for protocol, _, _ in study.splits):
-        shares = sorted({share for name, share, _ in study.splits if name == protocol})
-        lines = [
-            [
-                fraction(share),
-                *(
-                    dashes.cell(study.splits.get((protocol, share, fold), DASH)[:12], "no run")
-                    for fold in folds
-                ),
-            ]
-            for share in shares
-        ]
-        groups.append(Group(protocol, "", lines))
+    lines: dict[str, list[list[str]]] = {}
+    for protocol, share in sorted({(protocol, share) for protocol, share, _ in study.splits}):
+        codes = [study.splits.get((protocol, share, fold), DASH)[:12] for fold in folds]
+        cells = [dashes.cell(code, "no run") for code in codes]
+        lines.setdefault(protocol, []).append([fraction(share), *cells])
+    groups = [Group(protocol, "", of_protocol) for protocol, of_protocol in lines.items()]
     columns = [Column("labels"), *(Column(f"fold {fold}", number=False) for fold in folds)]
     return ReportTable(
         "splits", "First 12 digits of the split hashes", "protocol", columns, groups, dashes.remarks
@@ -360,21 +349,14 @@ def splits_table(study: Study) -> ReportTable:
 
 def all_tables(study: Study) -> list[ReportTable]:
     """Return all tables that are not empty, in display order."""
+    tables = [main_table(study), comparisons_table(study), metrics_table(study), recall_table(study)]
     overview = overview_table(study)
-    made: Iterable[ReportTable] = (
-        *([overview] if overview else []),
-        main_table(study),
-        comparisons_table(study),
-        metrics_table(study),
-        recall_table(study),
-        calibration_table(study),
-        thresholds_table(study),
-        operating_points_table(study),
-        budget_table(study),
-        costs_table(study),
-        pretraining_table(study),
-    )
-    return [table for table in made if table.groups]
+    if overview is not None:
+        tables.insert(0, overview)
+    if any(row.calibrated for row in study.rows):
+        tables += [calibration_table(study), thresholds_table(study), operating_points_table(study)]
+    tables += [budget_table(study), costs_table(study), pretraining_table(study)]
+    return [table for table in tables if table.groups]
 
 
 def _by_method(
@@ -382,42 +364,27 @@ def _by_method(
     name: str,
     caption: str,
     columns: Sequence[Column],
-    line: Callable[[ResultRow, Dashes], list[str]],
+    lines: Callable[[ResultRow, Dashes], list[list[str]]],
 ) -> ReportTable:
-    """Build a table with one line per row of the main table, after a column with the label fraction."""
+    """Build a table with the lines of each row of the main table, after a column with the label fraction."""
     dashes = Dashes()
-    groups = [
-        Group(
-            method.label,
-            "",
-            [[fraction(row.label_fraction), *line(row, dashes)] for row in study.rows_of(method.key)],
-        )
-        for method in study.methods
-    ]
-    return ReportTable(name, caption, "method", [Column("labels"), *columns], groups, dashes.remarks)
-
-
-def _calibration_by_method(
-    study: Study,
-    name: str,
-    caption: str,
-    columns: Sequence[Column],
-    lines: Callable[[Calibrated, Dashes], list[list[str]]],
-) -> ReportTable:
-    """Build a table with lines for each calibrated row; without groups if no run was calibrated."""
-    dashes, groups = Dashes(), []
+    groups = []
     for method in study.methods:
-        group: list[list[str]] = []
-        for row in study.rows_of(method.key):
-            if row.calibrated is None:
-                dashes.note(row.uncalibrated)
-            cells = lines(row.calibrated, dashes) if row.calibrated else [[DASH] * len(columns)]
-            group += [[fraction(row.label_fraction), *line] for line in cells]
-        groups.append(Group(method.label, "", group))
-    if all(row.calibrated is None for row in study.rows):
-        return ReportTable(name, caption, "method", columns, [], [])
+        rows = study.rows_of(method.key)
+        cells = [[fraction(row.label_fraction), *line] for row in rows for line in lines(row, dashes)]
+        groups.append(Group(method.label, "", cells))
     return ReportTable(name, caption, "method", [Column("labels"), *columns], groups, dashes.remarks)
 
 
-def _remark(method: Method) -> str:
-    return ", ".join(filter(None, [f"protocol {method.protocol}", method.pretraining_remark]))
+def _if_calibrated(
+    lines: Callable[[Calibrated, Dashes], list[list[str]]], columns: int
+) -> Callable[[ResultRow, Dashes], list[list[str]]]:
+    """Return a function that gives the lines of a calibrated row, and dashes for others."""
+
+    def lines_of_row(row: ResultRow, dashes: Dashes) -> list[list[str]]:
+        if row.calibrated is not None:
+            return lines(row.calibrated, dashes)
+        dashes.note(row.uncalibrated)
+        return [[DASH] * columns]
+
+    return lines_of_row

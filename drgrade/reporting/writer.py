@@ -1,22 +1,56 @@
-"""Files of a report."""
+"""Files of a report: HTML page, Markdown, LaTeX, CSV, JSON and figures."""
 
+import base64
+import hashlib
 import json
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import yaml
+from markupsafe import Markup
 
 from drgrade.errors import DataError
 from drgrade.files import write_bytes, write_text
+from drgrade.html.templates import environment, fill_page, resource
+from drgrade.reporting import notes
 from drgrade.reporting.csv_writer import csv_files, render_json
-from drgrade.reporting.figures.all_figures import ReportFigures, draw_figures
-from drgrade.reporting.figures.canvas import pdf, png, style
-from drgrade.reporting.html_report import render_page
+from drgrade.reporting.figures.canvas import FEW, ReportFigure, pdf, png, style, svg
+from drgrade.reporting.figures.curve import draw_curves
+from drgrade.reporting.figures.details import Details, draw_details
+from drgrade.reporting.figures.differences import draw_differences
+from drgrade.reporting.figures.svg import inline
 from drgrade.reporting.latex import render_latex
-from drgrade.reporting.markdown import render_markdown
 from drgrade.reporting.schema import Study
+from drgrade.reporting.tables import all_tables, splits_table
+from drgrade.stats.formatting import escape_markdown, fraction, fraction_slug
 
-PAGE, MARKDOWN, LATEX, RECORD, FIGURES = "report.html", "report.md", "tables.tex", "study.json", "figures"
+PAGE, MARKDOWN, LATEX, RECORD = "report.html", "report.md", "tables.tex", "study.json"
 
+LONG_TABLE = 45
+"""Number of lines above which the page folds a table."""
+
+_PACKAGE = "drgrade.reporting"
+_KINDS = ("confusions", "calibration", "recall", "roc")
+_MISSING_OPEN = 8  # longer lists of missing runs are folded
 _OURS = re.compile(r"(figures/)?[\w.-]+\.(png|pdf|csv)")
+
+
+@dataclass(frozen=True)
+class ReportFigures:
+    """All figures of a report; ``details`` by label fraction."""
+
+    curves: Sequence[ReportFigure]
+    differences: Sequence[ReportFigure]
+    details: Mapping[float, Details]
+
+    @property
+    def all(self) -> list[ReportFigure]:
+        """All figures."""
+        details = [figure for each in self.details.values() for figure in each.all]
+        return [*self.curves, *self.differences, *details]
 
 
 def write_report(study: Study, folder: Path) -> Path:
@@ -25,26 +59,26 @@ def write_report(study: Study, folder: Path) -> Path:
     Figures and tables of an earlier report in the folder that this report does not have are removed; other
     files are not touched.
 
-    Args:
-        study: Content of the report.
-        folder: Target folder.
-
     Returns:
         Path of the HTML page.
 
     Raises:
         DataError: If a file cannot be written.
     """
+    with style():
+        figures = draw_figures(study)
+        texts = {
+            PAGE: render_page(study, figures),
+            MARKDOWN: render_markdown(study, figures),
+            LATEX: render_latex(study),
+            **csv_files(study),
+        }
+        images = {
+            f"figures/{figure.name}.{suffix}": render(figure)
+            for figure in figures.all
+            for suffix, render in (("png", png), ("pdf", pdf))
+        }
     try:
-        with style():
-            figures = draw_figures(study)
-            texts = {
-                PAGE: render_page(study, figures),
-                MARKDOWN: render_markdown(study, figures),
-                LATEX: render_latex(study),
-                **csv_files(study),
-            }
-            images = _render_figures(figures)
         earlier = _earlier_files(folder)
         for name, data in images.items():
             write_bytes(folder / name, data)
@@ -61,15 +95,6 @@ def write_report(study: Study, folder: Path) -> Path:
     return folder / PAGE
 
 
-def _render_figures(figures: ReportFigures) -> dict[str, bytes]:
-    """Render all figures as PNG for Markdown and PDF for LaTeX."""
-    return {
-        f"{FIGURES}/{picture.name}.{ending}": write(picture)
-        for picture in figures.all
-        for ending, write in (("png", png), ("pdf", pdf))
-    }
-
-
 def _earlier_files(folder: Path) -> set[str]:
     """Return the names of the figures and tables of an earlier report in a folder."""
     try:
@@ -78,3 +103,70 @@ def _earlier_files(folder: Path) -> set[str]:
         return set()
     names = record.get("files") if isinstance(record, dict) else None
     return {name for name in names or () if isinstance(name, str) and _OURS.fullmatch(name)}
+
+
+def draw_figures(study: Study) -> ReportFigures:
+    """Draw all figures; call it inside :func:`drgrade.reporting.figures.canvas.style`."""
+    details = {share: draw_details(study, share) for share in study.label_fractions}
+    return ReportFigures(draw_curves(study), draw_differences(study), details)
+
+
+def render_page(study: Study, figures: ReportFigures) -> str:
+    """Render the HTML page, one file without external resources.
+
+    Call it inside :func:`drgrade.reporting.figures.canvas.style`. The content security policy of the page
+    allows only its own script, by hash.
+    """
+    script = resource(_PACKAGE, "templates/page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    return fill_page(
+        _PACKAGE,
+        **_content(study),
+        script=Markup(script),
+        script_hash=f"sha256-{digest}",
+        missing_open=len(study.missing) <= _MISSING_OPEN,
+        curves=list(map(_embed, figures.curves)),
+        panels=len(study.methods) > FEW,
+        long=LONG_TABLE,
+        differences=list(map(_embed, figures.differences)),
+        details=[
+            {
+                "share": fraction(share),
+                "slug": fraction_slug(share),
+                **{kind: list(map(_embed, getattr(details, kind))) for kind in _KINDS},
+            }
+            for share, details in figures.details.items()
+        ],
+    )
+
+
+def render_markdown(study: Study, figures: ReportFigures) -> str:
+    """Render the report as Markdown; it refers to PNG files of the figures in ``figures/``."""
+    template = environment().overlay(finalize=_as_markdown)
+    text = template.from_string(resource(_PACKAGE, "templates/report.md.j2")).render(
+        **_content(study), figures=figures, fraction=fraction, escape=escape_markdown
+    )
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def _content(study: Study) -> dict[str, Any]:
+    tables = (*all_tables(study), splits_table(study))
+    return {
+        "study": study,
+        "tables": {table.name: table for table in tables if table.groups},
+        "summary": notes.summary(study),
+        "unfinished": notes.unfinished_note(study),
+        "uncalibrated": notes.uncalibrated_note(study),
+        "facts": {**study.data, **study.provenance},
+        "definitions": yaml.safe_load(resource(_PACKAGE, "definitions.yaml")),
+    }
+
+
+def _as_markdown(value: object) -> Markup:
+    """Escape the value of an expression in a Markdown template, unless it is marked as safe."""
+    return value if isinstance(value, Markup) else Markup(escape_markdown(str(value)))
+
+
+def _embed(figure: ReportFigure) -> Markup:
+    """Return a figure for the page; its text is escaped when it is written as XML."""
+    return Markup(inline(svg(figure), figure.name, figure.tips, figure.alt))

@@ -14,10 +14,9 @@ from html import unescape
 import pytest
 from example_study import example_study
 
-from drgrade.reporting.figures.all_figures import draw_figures
 from drgrade.reporting.figures.canvas import style
-from drgrade.reporting.html_report import render_page
 from drgrade.reporting.schema import Budget
+from drgrade.reporting.writer import draw_figures, render_page
 from drgrade.stats.estimates import Range
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

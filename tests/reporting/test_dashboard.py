@@ -188,8 +188,13 @@ def test_folders_with_blanks_can_be_pasted_into_a_shell(sweep, tmp_path, capsys)
 
 
 def test_what_was_published_is_replaced_by_the_next_one(sweep):
-    from drgrade.reporting.dashboard.sweep import read_dashboard_sweep
-    from drgrade.reporting.dashboard.workspace import PUBLISHED, build_report, build_workspace, restore_ids
+    from drgrade.reporting.dashboard import (
+        PUBLISHED,
+        build_report,
+        build_workspace,
+        read_dashboard_sweep,
+        restore_ids,
+    )
 
     folder = sweep("logger=wandb")
     found = read_dashboard_sweep(folder, entity="clinic")

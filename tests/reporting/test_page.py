@@ -9,9 +9,8 @@ from html.parser import HTMLParser
 import pytest
 from example_study import example_study
 
-from drgrade.reporting.figures.all_figures import draw_figures
 from drgrade.reporting.figures.canvas import style
-from drgrade.reporting.html_report import render_page
+from drgrade.reporting.writer import draw_figures, render_page
 from drgrade.stats import formatting
 
 HOSTILE = '"><img src=x onerror=alert(1)></title></script><script>alert(2)</script>'
@@ -188,4 +187,4 @@ def test_names_from_outside_are_escaped(study):
 def test_every_tip_of_every_figure_is_in_the_page(study, html):
     with style():
         figures = draw_figures(study)
-    assert html.count('class="tip"') == sum(len(picture.tips) for picture in figures.all)
+    assert html.count('class="tip"') == sum(len(plot.tips) for plot in figures.all)

@@ -10,17 +10,15 @@ import pytest
 from pretexts import INPUTS, STEPS, write_table
 from synthetic import change_json
 
-import drgrade.reporting.html_report as page_module
+import drgrade.reporting.writer as writer
 from drgrade.errors import ConfigError
 from drgrade.reporting import overview
 from drgrade.reporting.csv_writer import csv_files, render_json
-from drgrade.reporting.figures.all_figures import draw_figures
 from drgrade.reporting.figures.canvas import FEW, style
-from drgrade.reporting.html_report import render_page
 from drgrade.reporting.latex import render_latex
-from drgrade.reporting.markdown import render_markdown
 from drgrade.reporting.study import build_study
 from drgrade.reporting.tables import budget_table
+from drgrade.reporting.writer import draw_figures, render_markdown, render_page
 from drgrade.stats import formatting
 from drgrade.stats.estimates import Interval
 
@@ -265,7 +263,7 @@ def test_budgets_count_each_encoder_once(study):
 
 def test_many_methods_have_axes_of_their_own_and_six_in_the_other_figures(study, figures):
     assert len(study.methods) > FEW
-    panels = [axes for picture in figures.curves for axes in picture.figure.axes if axes.get_visible()]
+    panels = [axes for plot in figures.curves for axes in plot.figure.axes if axes.get_visible()]
     assert [" ".join(axes.get_title().split()) for axes in panels] == list(
         dict.fromkeys(method.name for method in study.methods)
     )
@@ -285,28 +283,28 @@ def test_many_methods_have_axes_of_their_own_and_six_in_the_other_figures(study,
             text.get_text(): line.get_color()
             for text, line in zip(legend.get_texts(), legend.get_lines(), strict=True)
         }
-        for picture in details.roc
-        for legend in picture.figure.legends
+        for plot in details.roc
+        for legend in plot.figure.legends
     ]
     assert all(len(set(each.values())) == len(each) for each in colours)
-    names = [picture.name for picture in figures.all]
+    names = [plot.name for plot in figures.all]
     assert len(names) == len(set(names))
 
 
 def test_no_panel_is_cut_off(figures):
     with style():
-        for picture in figures.curves:
-            picture.figure.draw_without_rendering()
-            width, height = picture.figure.get_size_inches() * picture.figure.dpi
-            texts = [axes.title for axes in picture.figure.axes if axes.get_visible()]
-            texts += [text for legend in picture.figure.legends for text in legend.get_texts()]
+        for plot in figures.curves:
+            plot.figure.draw_without_rendering()
+            width, height = plot.figure.get_size_inches() * plot.figure.dpi
+            texts = [axes.title for axes in plot.figure.axes if axes.get_visible()]
+            texts += [text for legend in plot.figure.legends for text in legend.get_texts()]
             for box in (text.get_window_extent() for text in texts):
                 assert -1 < box.x0 < box.x1 < width + 1
                 assert -1 < box.y0 < box.y1 < height + 1
 
 
 def test_every_format_has_the_table(study, figures, monkeypatch):
-    monkeypatch.setattr(page_module, "_LONG", 20)
+    monkeypatch.setattr(writer, "LONG_TABLE", 20)
     with style():
         page, markdown = render_page(study, figures), render_markdown(study, figures)
     latex = render_latex(study)

@@ -22,8 +22,7 @@ from synthetic import (
 )
 
 from drgrade.errors import DataError
-from drgrade.reporting.run_finder import find_cells
-from drgrade.reporting.study import build_study
+from drgrade.reporting.study import build_study, find_cells
 from drgrade.runs.reader import LeftOut, Run, RunLocation, Unfinished, read_run
 
 

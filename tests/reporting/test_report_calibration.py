@@ -11,17 +11,14 @@ from synthetic import RANDOM, ROTATION, FakeMethod, calibrate_run, write_runs
 
 from drgrade.errors import DataError
 from drgrade.models.calibration import TARGET_SENSITIVITIES, calibrated_metrics
-from drgrade.reporting.calibration import resample_calibrated
 from drgrade.reporting.checks import collect_folds
 from drgrade.reporting.csv_writer import csv_files
-from drgrade.reporting.figures.all_figures import draw_figures
 from drgrade.reporting.figures.canvas import style
-from drgrade.reporting.html_report import render_page
 from drgrade.reporting.latex import render_latex
-from drgrade.reporting.markdown import render_markdown
-from drgrade.reporting.run_finder import find_cells
-from drgrade.reporting.study import build_study
+from drgrade.reporting.statistics import resample_calibrated
+from drgrade.reporting.study import build_study, find_cells
 from drgrade.reporting.tables import all_tables, operating_points_table
+from drgrade.reporting.writer import draw_figures, render_markdown, render_page
 from drgrade.runs.reader import read_run
 from drgrade.runs.run_dir import read_calibration
 from drgrade.stats.bootstrap import draws

@@ -4,10 +4,10 @@ import io
 import logging
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import matplotlib as mpl
 from matplotlib.artist import Artist
@@ -15,8 +15,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-
-from drgrade.reporting.schema import Study
 
 _T = TypeVar("_T")
 
@@ -102,11 +100,11 @@ def style() -> AbstractContextManager[None]:
     return mpl.rc_context(_RC)  # type: ignore[arg-type]
 
 
-def looks(study: Study) -> Mapping[str, Look]:
-    """Return the colour and marker of each method, by key."""
+def looks(names: Iterable[str]) -> dict[str, Look]:
+    """Return a colour and a marker for each name, such as the keys of methods."""
     return {
-        method.key: Look(COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)])
-        for number, method in enumerate(study.methods)
+        name: Look(COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)])
+        for number, name in enumerate(names)
     }
 
 
@@ -114,9 +112,9 @@ FEW = len(COLOURS)
 """Maximum number of methods in one figure, so that each has its own colour."""
 
 
-def parts(methods: Sequence[_T]) -> list[Sequence[_T]]:
-    """Split methods or rows into figures of at most :data:`FEW`."""
-    return [methods[start : start + FEW] for start in range(0, len(methods), FEW)]
+def parts(items: Sequence[_T], size: int = FEW) -> list[Sequence[_T]]:
+    """Split methods or rows into those of each figure."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def numbered(name: str, number: int, count: int) -> str:
@@ -162,34 +160,31 @@ def place(label_fraction: float) -> float:
 
 
 def dodge(number: int, count: int, room: float) -> float:
-    """Return the horizontal offset of one of several methods, so that points do not overlap.
+    """Return the horizontal offset of one of ``count`` methods, so that points do not overlap.
 
-    Args:
-        number: Number of the method, from 0.
-        count: Number of methods.
-        room: Total width in axis units.
+    ``room`` is the total width in axis units.
     """
     step = min(room / max(count, 1), room / 4)
     return (number - (count - 1) / 2) * step
 
 
-def svg(picture: ReportFigure) -> str:
+def svg(figure: ReportFigure) -> str:
     """Render a figure as SVG."""
-    text = io.StringIO()
-    picture.figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    return text.getvalue()
+    return _save(figure, format="svg", transparent=True, metadata={"Date": None}).decode("utf-8")
 
 
-def png(picture: ReportFigure) -> bytes:
+def png(figure: ReportFigure) -> bytes:
     """Render a figure as PNG on white."""
-    data = io.BytesIO()
-    picture.figure.savefig(data, format="png", dpi=_RESOLUTION, facecolor=PAPER)
-    return data.getvalue()
+    return _save(figure, format="png", dpi=_RESOLUTION, facecolor=PAPER)
 
 
-def pdf(picture: ReportFigure) -> bytes:
+def pdf(figure: ReportFigure) -> bytes:
     """Render a figure as PDF without a date, so that equal figures give equal bytes."""
     logging.getLogger("fontTools").setLevel(logging.WARNING)  # it logs each glyph
+    return _save(figure, format="pdf", facecolor=PAPER, metadata={"CreationDate": None})
+
+
+def _save(figure: ReportFigure, **options: Any) -> bytes:
     data = io.BytesIO()
-    picture.figure.savefig(data, format="pdf", facecolor=PAPER, metadata={"CreationDate": None})
+    figure.figure.savefig(data, **options)
     return data.getvalue()

@@ -1,7 +1,8 @@
 """Figures of one label fraction: confusion matrices, recall, calibration, ROC."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,6 +18,8 @@ from drgrade.reporting.figures.canvas import (
     legend_entry,
     looks,
     new_figure,
+    numbered,
+    parts,
     point,
 )
 from drgrade.reporting.schema import ResultRow, Study
@@ -36,12 +39,41 @@ from drgrade.stats.formatting import (
 _SQUARE, _FLAT = 3.4, 2.6
 _ROOM = 0.7  # of the distance between two grades
 _ROC_POINTS = 11
+_MATRIX_WIDTH, _MATRIX_HEIGHT = 2.6, 2.55
+_TITLE_LINE, _TITLE_CHARACTERS = 0.17, 36
+
+
+@dataclass(frozen=True)
+class Details:
+    """Figures of one label fraction: a confusion matrix per method; others with up to six methods."""
+
+    confusions: Sequence[ReportFigure]
+    calibration: Sequence[ReportFigure]
+    recall: Sequence[ReportFigure]
+    roc: Sequence[ReportFigure]
+
+    @property
+    def all(self) -> list[ReportFigure]:
+        """All figures."""
+        return [*self.confusions, *self.calibration, *self.recall, *self.roc]
+
+
+def draw_details(study: Study, share: float) -> Details:
+    """Draw the figures of a label fraction."""
+    rows = [row for row in study.rows if row.label_fraction == share]
+    groups = parts(rows)
+
+    def each(draw: Callable[[Study, Sequence[ResultRow], str], ReportFigure]) -> list[ReportFigure]:
+        return [draw(study, group, numbered("", n, len(groups))) for n, group in enumerate(groups)]
+
+    confusions = [draw_confusion(row, study.labels[row.method]) for row in rows]
+    return Details(confusions, each(draw_calibration), each(draw_recall), each(draw_roc))
 
 
 def draw_recall(study: Study, rows: Sequence[ResultRow], part: str = "") -> ReportFigure:
     """Draw the recall of each grade with its interval; ``part`` is a suffix of the name, such as ``-2``."""
-    picture, axes = _begin("recall", "Recall of each grade with 95 % intervals", rows, _FLAT, part)
-    names, style = study.labels, looks(study)
+    plot, axes = _begin("recall", "Recall of each grade with 95 % intervals", rows, _FLAT, part)
+    names, style = study.labels, looks(study.labels)
     for number, row in enumerate(rows):
         for grade, recall in enumerate(row.recall):
             if not np.isfinite(recall.value):
@@ -50,7 +82,7 @@ def draw_recall(study: Study, rows: Sequence[ResultRow], part: str = "") -> Repo
             ends, colour = recall.interval, style[row.method].colour
             axes.plot([x, x], [ends.low, ends.high], color=colour, linewidth=3.2, alpha=0.4)
             artist = point(axes, x, recall.value, style[row.method], size=5.0)
-            picture.add_tip(
+            plot.add_tip(
                 artist,
                 f"{names[row.method]}, grade {grade} ({GRADE_NAMES[grade]})",
                 f"recall {decimal(recall.value)}, 95 % {interval(ends)}",
@@ -60,26 +92,26 @@ def draw_recall(study: Study, rows: Sequence[ResultRow], part: str = "") -> Repo
     axes.set_xticks(range(len(labels)), labels)
     axes.set(xlim=(-0.5, len(labels) - 0.5), ylim=(-0.02, 1.02), xlabel="true grade", ylabel="recall")
     axes.grid(visible=False, axis="x")
-    add_legend(picture.figure, [(legend_entry(style[row.method]), names[row.method]) for row in rows])
-    return picture
+    add_legend(plot.figure, [(legend_entry(style[row.method]), names[row.method]) for row in rows])
+    return plot
 
 
 def draw_calibration(study: Study, rows: Sequence[ResultRow], part: str = "") -> ReportFigure:
     """Draw reliability diagrams of the raw and, if there are any, of the calibrated probabilities."""
-    picture, axes = _begin("calibration", "Accuracy against confidence", rows, _SQUARE, part)
-    names, style = study.labels, looks(study)
+    plot, axes = _begin("calibration", "Accuracy against confidence", rows, _SQUARE, part)
+    names, style = study.labels, looks(study.labels)
     calibrated = [(row, row.calibrated.reliability) for row in rows if row.calibrated]
     if calibrated:
-        picture.figure.set_figheight(2 * _SQUARE)
+        plot.figure.set_figheight(2 * _SQUARE)
         axes.set(title="uncalibrated")
-        axes.set_subplotspec(picture.figure.add_gridspec(2, 1)[0])
-    _reliability(picture, axes, study, [(row, row.calibration) for row in rows])
+        axes.set_subplotspec(plot.figure.add_gridspec(2, 1)[0])
+    _reliability(plot, axes, study, [(row, row.calibration) for row in rows])
     if calibrated:
-        below = picture.figure.add_subplot(2, 1, 2, title="calibrated on validation photographs")
-        _reliability(picture, below, study, calibrated)
+        below = plot.figure.add_subplot(2, 1, 2, title="calibrated on validation photographs")
+        _reliability(plot, below, study, calibrated)
     entries = [(legend_entry(style[row.method]), f"{names[row.method]} ({_ece(row)})") for row in rows]
-    add_legend(picture.figure, entries)
-    return picture
+    add_legend(plot.figure, entries)
+    return plot
 
 
 def _ece(row: ResultRow) -> str:
@@ -88,9 +120,9 @@ def _ece(row: ResultRow) -> str:
 
 
 def _reliability(
-    picture: ReportFigure, axes: Axes, study: Study, curves: Sequence[tuple[ResultRow, ReliabilityCurve]]
+    plot: ReportFigure, axes: Axes, study: Study, curves: Sequence[tuple[ResultRow, ReliabilityCurve]]
 ) -> None:
-    names, style = study.labels, looks(study)
+    names, style = study.labels, looks(study.labels)
     _diagonal(axes)
     for row, found in curves:
         look = style[row.method]
@@ -99,7 +131,7 @@ def _reliability(
             if not count:
                 continue
             artist = point(axes, confidence, accuracy, look, size=5.0)
-            picture.add_tip(
+            plot.add_tip(
                 artist,
                 f"{names[row.method]}, {plural(int(count), 'photograph')}",
                 f"mean confidence {decimal(confidence)}, accuracy {decimal(accuracy)}",
@@ -109,28 +141,23 @@ def _reliability(
 
 def draw_roc(study: Study, rows: Sequence[ResultRow], part: str = "") -> ReportFigure:
     """Draw ROC curves for referable DR."""
-    picture, axes = _begin("roc", "ROC curve for referable DR (grade >= 2)", rows, _SQUARE, part)
-    names, style = study.labels, looks(study)
+    plot, axes = _begin("roc", "ROC curve for referable DR (grade >= 2)", rows, _SQUARE, part)
+    names, style = study.labels, looks(study.labels)
     _diagonal(axes)
     for row in rows:
         axes.plot(row.roc.x, row.roc.y, color=style[row.method].colour, linewidth=1.4)
         for x, y in _spread(row.roc):
             artist = point(axes, x, y, style[row.method], size=4.0, markeredgewidth=0.5)
-            picture.add_tip(
+            plot.add_tip(
                 artist,
                 f"{names[row.method]}, AUROC {estimate(row.referable_auroc)}",
                 f"sensitivity {decimal(y)} at specificity {decimal(1 - x)}",
             )
     axes.set(xlabel="false positive rate (1 - specificity)", ylabel="sensitivity")
-    entries = [
-        (
-            legend_entry(style[row.method]),
-            f"{names[row.method]}: AUROC {estimate(row.referable_auroc)}",
-        )
-        for row in rows
-    ]
-    add_legend(picture.figure, entries)
-    return picture
+    texts = [f"{names[row.method]}: AUROC {estimate(row.referable_auroc)}" for row in rows]
+    entries = [(legend_entry(style[row.method]), text) for row, text in zip(rows, texts, strict=True)]
+    add_legend(plot.figure, entries)
+    return plot
 
 
 def _begin(
@@ -156,15 +183,11 @@ def _spread(curve: RocCurve) -> list[tuple[float, float]]:
     return [(float(curve.x[number]), float(curve.y[number])) for number in chosen]
 
 
-_MATRIX_WIDTH, _MATRIX_HEIGHT = 2.6, 2.55
-_TITLE_LINE, _TITLE_CHARACTERS = 0.17, 36
-
-
 def draw_confusion(row: ResultRow, label: str) -> ReportFigure:
     """Draw the counts of a row; the colour shows the share of the true grade."""
     share_of_labels = fraction(row.label_fraction)
     title = textwrap.fill(label, _TITLE_CHARACTERS)
-    picture, axes = new_figure(
+    plot, axes = new_figure(
         f"confusion-{fraction_slug(row.label_fraction)}-{row.method}",
         f"Confusion matrix of {label} with {share_of_labels} of the labels; values in confusion.csv",
         _MATRIX_HEIGHT + _TITLE_LINE * (title.count("\n") + 1),
@@ -172,14 +195,14 @@ def draw_confusion(row: ResultRow, label: str) -> ReportFigure:
     )
     shares = row_shares(row)
     for true, predicted in np.ndindex(row.confusion.shape):
-        _cell(picture, axes, row, shares, true, predicted)
+        _cell(plot, axes, row, shares, true, predicted)
     grades = range(len(row.confusion))
     axes.set(xlim=(-0.5, grades[-1] + 0.5), ylim=(grades[-1] + 0.5, -0.5), aspect="equal")
     axes.set(xticks=grades, yticks=grades, xlabel="predicted grade", ylabel="true grade", title=title)
     axes.tick_params(length=0)
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
-    return picture
+    return plot
 
 
 def row_shares(row: ResultRow) -> Floats:
@@ -189,9 +212,7 @@ def row_shares(row: ResultRow) -> Floats:
     return np.asarray(np.divide(row.confusion, totals, out=nothing, where=totals > 0))
 
 
-def _cell(
-    picture: ReportFigure, axes: Axes, row: ResultRow, shares: Floats, true: int, predicted: int
-) -> None:
+def _cell(plot: ReportFigure, axes: Axes, row: ResultRow, shares: Floats, true: int, predicted: int) -> None:
     count, share = int(row.confusion[true, predicted]), float(shares[true, predicted])
     ground = axes.add_patch(
         Rectangle((predicted - 0.5, true - 0.5), 1, 1, facecolor=PAPER, edgecolor="none", linewidth=0)
@@ -209,7 +230,7 @@ def _cell(
     text = f"{count}\n{percent(share)}"
     axes.text(predicted, true, text, ha="center", va="center", fontsize=6.8, linespacing=1.25)
     verdict = "correct" if true == predicted else f"predicted as grade {predicted}"
-    picture.add_tip(
+    plot.add_tip(
         ground,
         f"grade {true} ({GRADE_NAMES[true]}), {verdict}",
         f"{count} of {int(row.confusion[true].sum())}, {percent(share, 1)}",

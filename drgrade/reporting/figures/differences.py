@@ -60,7 +60,7 @@ def _pages(pairs: Sequence[_Pair]) -> Iterator[list[_Pair]]:
 def _draw(pairs: Sequence[_Pair], name: str) -> ReportFigure:
     alt = f"Differences in QWK with 95 % intervals: {'; '.join(title for title, _ in pairs)}"
     lines = sum(title.count("\n") + 1 + len(group) for title, group in pairs)
-    picture, axes = new_figure(name, " ".join(alt.split()), _MARGIN + _LINE * lines)
+    plot, axes = new_figure(name, " ".join(alt.split()), _MARGIN + _LINE * lines)
     ticks: dict[float, str] = {}
     line = 0
     for title, group in pairs:
@@ -68,7 +68,7 @@ def _draw(pairs: Sequence[_Pair], name: str) -> ReportFigure:
         line += title.count("\n") + 1
         for comparison in group:
             ticks[line] = fraction(comparison.label_fraction)
-            _line(picture, axes, line, comparison, " ".join(title.split()))
+            _line(plot, axes, line, comparison, " ".join(title.split()))
             line += 1
     axes.set_yticks(list(ticks), list(ticks.values()))
     axes.set_ylim(line - 0.4, -0.6)
@@ -76,7 +76,7 @@ def _draw(pairs: Sequence[_Pair], name: str) -> ReportFigure:
     axes.grid(visible=False, axis="y")
     axes.axvline(0, color=SOFT, linewidth=1, zorder=1)
     axes.set_xlabel("difference in QWK, first minus second")
-    return picture
+    return plot
 
 
 def _title(axes: Axes, line: int, title: str) -> None:
@@ -93,13 +93,13 @@ def _title(axes: Axes, line: int, title: str) -> None:
     text.set_in_layout(False)
 
 
-def _line(picture: ReportFigure, axes: Axes, line: int, comparison: MethodComparison, title: str) -> None:
+def _line(plot: ReportFigure, axes: Axes, line: int, comparison: MethodComparison, title: str) -> None:
     ends = comparison.difference.interval
     apart = ends.low > 0 or ends.high < 0
     look = Look(INK if apart else SOFT, "o")
     axes.plot([ends.low, ends.high], [line, line], color=look.colour, linewidth=1.4)
     artist = point(axes, comparison.difference.value, line, look, markerfacecolor=look.colour)
-    picture.add_tip(
+    plot.add_tip(
         artist,
         f"{title}, {fraction(comparison.label_fraction)} of the labels",
         f"{signed(comparison.difference.value)}, 95 % {interval(ends)}",

@@ -1,23 +1,32 @@
 """W&B workspace and report of a sweep: construction and publication."""
 
 import json
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import wandb_workspaces.reports.v2.interface as wr
 import wandb_workspaces.workspaces as ws
+from omegaconf import DictConfig, OmegaConf
 from wandb_workspaces import expr
 
 from drgrade.errors import DataError
 from drgrade.files import write_text
-from drgrade.reporting.dashboard.sweep import DashboardSweep
+from drgrade.grades import NUM_GRADES
+from drgrade.runs.run_dir import CONFIG, PROVENANCE
+from drgrade.sweeps.cells import FINISHED, SWEEP, Cell, progress, read_sweep
 
 FRACTION = "label_fraction"
 LINE = "curve"
 """Config entry of a run that names its line in the label-efficiency curve."""
 
-_GRADES = range(5)
+WORKSPACE, REPORT, PUBLISHED = "workspace.json", "report.json", "published.json"
+
+_DEFAULT_PROJECT = "drgrade"
+_OFFLINE = "wandb/offline-run-*"
+_TITLE = 128  # maximum length of the title of a report
 _WIDE, _HALF, _HIGH = 24, 12, 10
 _MEAN_AND_RANGE: dict[str, Any] = {
     "groupby_aggfunc": "mean",
@@ -33,6 +42,109 @@ _SYSTEM = {
     "threads": "system/proc.cpu.threads",
     "network, bytes received": "system/network.recv",
 }
+
+_COLUMNS = (
+    "run:displayName",
+    "run:state",
+    f"config:{LINE}.value",
+    f"config:{FRACTION}.value",
+    "config:fold.value",
+    "config:seed.value",
+    "summary:test/qwk",
+    "summary:test/accuracy",
+    "summary:test/auroc",
+    "summary:test/mae",
+    "summary:final/val/qwk",
+    "summary:status",
+    "config:split_hash.value",
+)
+"""Columns of the table of runs."""
+
+
+@dataclass(frozen=True)
+class DashboardSweep:
+    """A sweep in W&B.
+
+    Attributes:
+        name: W&B group of its runs.
+        entity: User or team; None for the default.
+        project: W&B project of its runs.
+        cells: Number of cells.
+        finished: Number of finished cells.
+        worst: The runs log their worst photographs.
+        offline: Shell patterns of the folders of offline W&B runs, including pre-training.
+    """
+
+    name: str
+    entity: str | None
+    project: str
+    cells: int
+    finished: int
+    worst: bool
+    offline: tuple[str, ...]
+
+
+def read_dashboard_sweep(
+    folder: Path, entity: str | None = None, project: str | None = None
+) -> DashboardSweep:
+    """Read the folder of a sweep; ``entity`` and ``project`` override those of its cells.
+
+    Raises:
+        DataError: If the folder is not that of a sweep, or no cell logged to W&B.
+    """
+    if not (folder / SWEEP).is_file():
+        raise DataError(f"{folder} is not the folder of a sweep: it has no {SWEEP}")
+    cells = read_sweep(folder)
+    loggers = [logger for cell in cells if (logger := _logger(folder / cell.name)) is not None]
+    if not loggers:
+        raise DataError(
+            f"{folder}: none of its {len(cells)} cells logged to W&B; run the sweep with logger=wandb"
+        )
+    projects = {(logger["entity"], logger["project"]) for logger in loggers}
+    if len(projects) > 1 and project is None:
+        listed = ", ".join(f"{named or ''}/{where}" for named, where in sorted(projects, key=str))
+        raise DataError(
+            f"{folder}: its cells are in several W&B projects ({listed}): select one with project="
+        )
+    return DashboardSweep(
+        name=str(json.loads((folder / SWEEP).read_text(encoding="utf-8")).get("name", folder.name)),
+        entity=entity or loggers[0]["entity"],
+        project=project or loggers[0]["project"] or _DEFAULT_PROJECT,
+        cells=len(cells),
+        finished=sum(progress(folder / cell.name).status == FINISHED for cell in cells),
+        worst=any(logger.get("worst_photographs") for logger in loggers),
+        offline=_offline(folder, cells),
+    )
+
+
+def _offline(folder: Path, cells: Sequence[Cell]) -> tuple[str, ...]:
+    patterns = [f"{shlex.quote(str(folder))}/*/{_OFFLINE}"] if any(folder.glob(f"*/{_OFFLINE}")) else []
+    encoders = {encoder for cell in cells if (encoder := _encoder(folder / cell.name)) is not None}
+    offline = [encoder for encoder in sorted(encoders) if any(encoder.glob(_OFFLINE))]
+    return (*patterns, *(f"{shlex.quote(str(encoder))}/{_OFFLINE}" for encoder in offline))
+
+
+def _encoder(cell: Path) -> Path | None:
+    """Return the encoder folder of a finished cell."""
+    path = cell / PROVENANCE
+    if not path.is_file():
+        return None
+    try:
+        named = json.loads(path.read_text(encoding="utf-8")).get("encoder")
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"{path} cannot be read ({error}); remove it and run the sweep again") from error
+    return Path(named) if named else None
+
+
+def _logger(cell: Path) -> dict[str, Any] | None:
+    """Return the settings of the W&B logger of a cell; None for other loggers or if it has not started."""
+    if not (cell / CONFIG).is_file():
+        return None
+    cfg = OmegaConf.load(cell / CONFIG)
+    assert isinstance(cfg, DictConfig)
+    logger = cast(dict[str, Any], OmegaConf.to_container(cfg.logger))
+    known = str(logger.get("_target_", "")).endswith(".wandb_logger")
+    return {"entity": None, "project": None, **logger} if known else None
 
 
 def efficiency() -> list[Any]:
@@ -90,13 +202,15 @@ def confusion() -> list[Any]:
 def training() -> list[Any]:
     """Learning curves of grading."""
     names = ("val/qwk", "val/auroc", "val/loss", "train/loss")
-    recalls = [f"val/recall_{grade}" for grade in _GRADES]
-    return _grid([_curve(name, [name]) for name in names] + [_curve("val recall by grade", recalls)])
+    recalls = [f"val/recall_{grade}" for grade in range(NUM_GRADES)]
+    panels = [wr.LinePlot(title=name, x="epoch", y=[name]) for name in names]
+    return _grid([*panels, wr.LinePlot(title="val recall by grade", x="epoch", y=recalls)])
 
 
 def pretraining() -> list[Any]:
     """Learning curves of pre-training."""
-    return _grid([_curve(name, [name]) for name in ("train/loss", "val/loss", "val/accuracy")])
+    names = ("train/loss", "val/loss", "val/accuracy")
+    return _grid([wr.LinePlot(title=name, x="epoch", y=[name]) for name in names])
 
 
 def system() -> list[Any]:
@@ -110,10 +224,6 @@ def worst(sweep: DashboardSweep) -> list[Any]:
     """Table of the worst photographs, if the runs log them."""
     table = wr.WeavePanelSummaryTable(table_name="test/worst", layout=wr.Layout(w=_WIDE, h=2 * _HIGH))
     return [table] if sweep.worst else []
-
-
-def _curve(title: str, names: list[str]) -> Any:
-    return wr.LinePlot(title=title, x="epoch", y=list(names))
 
 
 def _chart(x: int, key: str, preset: str, fields: dict[str, str], strings: dict[str, str]) -> Any:
@@ -135,26 +245,6 @@ def _grid(panels: list[Any]) -> list[Any]:
     return panels
 
 
-_COLUMNS = (
-    "run:displayName",
-    "run:state",
-    f"config:{LINE}.value",
-    f"config:{FRACTION}.value",
-    "config:fold.value",
-    "config:seed.value",
-    "summary:test/qwk",
-    "summary:test/accuracy",
-    "summary:test/auroc",
-    "summary:test/mae",
-    "summary:final/val/qwk",
-    "summary:status",
-    "config:split_hash.value",
-)
-"""Columns of the table of runs."""
-
-_TITLE = 128  # maximum length of the title of a report
-
-
 def build_workspace(sweep: DashboardSweep) -> ws.Workspace:
     """Build a workspace with all runs of the sweep, including pre-training; nothing is sent."""
     sections = {
@@ -169,11 +259,11 @@ def build_workspace(sweep: DashboardSweep) -> ws.Workspace:
         project=sweep.project,
         name=sweep.name,
         sections=[
-            ws.Section(name=name, panels=shown, is_open=True) for name, shown in sections.items() if shown
+            ws.Section(name=name, panels=panels, is_open=True) for name, panels in sections.items() if panels
         ],
         settings=ws.WorkspaceSettings(x_axis="epoch", max_runs=100),
         runset_settings=ws.RunsetSettings(
-            filters=expr.And(_group_filter(sweep)),
+            filters=expr.And(expr.Metric("Group") == sweep.name),
             order=[expr.Ordering(expr.Metric("Name"), ascending=True)],
             pinned_columns=list(_COLUMNS),
         ),
@@ -191,10 +281,14 @@ def build_report(sweep: DashboardSweep) -> wr.Report:
         ("Pre-training", _runs(sweep, "pretext", "pre-training"), pretraining(), False),
         ("System", graded, system(), True),
     ]
-    blocks: list[Any] = [wr.P(_summary(sweep)), wr.TableOfContents()]
-    for title, runs, shown, bare in parts:
-        if shown:
-            blocks += [wr.H2(title), wr.PanelGrid(runsets=[runs], panels=shown, hide_run_sets=bare)]
+    summary = (
+        f"Runs of the sweep {sweep.name}; {sweep.finished} of {sweep.cells} cells were finished when this "
+        "page was created. For confidence intervals and comparisons, use drgrade report."
+    )
+    blocks: list[Any] = [wr.P(summary), wr.TableOfContents()]
+    for title, runs, panels, hide_runs in parts:
+        if panels:
+            blocks += [wr.H2(title), wr.PanelGrid(runsets=[runs], panels=panels, hide_run_sets=hide_runs)]
     return wr.Report(
         entity=sweep.entity or "",
         project=sweep.project,
@@ -205,67 +299,34 @@ def build_report(sweep: DashboardSweep) -> wr.Report:
     )
 
 
-def _group_filter(sweep: DashboardSweep) -> expr.FilterExpr:
-    return expr.Metric("Group") == sweep.name
-
-
 def _runs(sweep: DashboardSweep, job_type: str, name: str) -> wr.Runset:
     """Return the runs of a job type in the project of the report."""
     return wr.Runset(
         name=name,
-        filters=expr.And(_group_filter(sweep), expr.Metric("JobType") == job_type),
+        filters=expr.And(expr.Metric("Group") == sweep.name, expr.Metric("JobType") == job_type),
         order=[wr.OrderBy(wr.Metric("Name"), ascending=True)],
         pinned_columns=list(_COLUMNS),
         visible_columns=list(_COLUMNS),
     )
 
 
-def _summary(sweep: DashboardSweep) -> str:
-    return (
-        f"Runs of the sweep {sweep.name}; {sweep.finished} of {sweep.cells} cells were finished when this "
-        "page was created. For confidence intervals and comparisons, use drgrade report."
-    )
-
-
-WORKSPACE, REPORT, PUBLISHED = "workspace.json", "report.json", "published.json"
-
-
-@dataclass(frozen=True)
-class Links:
-    """URLs of a published dashboard."""
-
-    workspace: str
-    report: str
-
-
 def write_specifications(workspace: ws.Workspace, report: wr.Report, folder: Path) -> list[Path]:
     """Write the specifications that would be sent to W&B; return the two files."""
-    view, page = workspace._to_model(), report._to_model()  # type: ignore[no-untyped-call]
-    specifications = {
-        WORKSPACE: {
-            "entity": view.entity,
-            "project": view.project,
-            "name": view.display_name,
-            "spec": view.spec,
-        },
-        REPORT: {"entity": page.project.entity_name, "project": page.project.name, "name": page.display_name}
-        | {"spec": page.spec},
-    }
-    files = []
-    for name, whole in specifications.items():
-        spec = json.loads(whole.pop("spec").model_dump_json(by_alias=True, exclude_none=True))
-        write_text(folder / name, json.dumps({**whole, "spec": spec}, indent=2) + "\n")
-        files.append(folder / name)
-    return files
+    models = {WORKSPACE: workspace._to_model(), REPORT: report._to_model()}  # type: ignore[no-untyped-call]
+    for name, model in models.items():
+        record = {"entity": workspace.entity, "project": workspace.project, "name": model.display_name}
+        spec = json.loads(model.spec.model_dump_json(by_alias=True, exclude_none=True))
+        write_text(folder / name, json.dumps({**record, "spec": spec}, indent=2) + "\n")
+    return [folder / name for name in models]
 
 
-def publish(workspace: ws.Workspace, report: wr.Report, folder: Path) -> Links:
+def publish(workspace: ws.Workspace, report: wr.Report, folder: Path) -> tuple[str, str]:
     """Save the workspace and the report in W&B, replacing those that an earlier command published.
 
-    Args:
-        workspace: Workspace with an entity.
-        report: Report with an entity.
-        folder: Folder of ``published.json``, which records the ids.
+    ``published.json`` in the folder records their ids.
+
+    Returns:
+        URLs of the workspace and the report.
 
     Raises:
         DataError: If ``published.json`` cannot be read.
@@ -273,21 +334,16 @@ def publish(workspace: ws.Workspace, report: wr.Report, folder: Path) -> Links:
     restore_ids(workspace, report, folder)
     workspace.save()  # type: ignore[no-untyped-call]
     report.save()
-    links = Links(workspace.url, report.url)
     record = {
-        "workspace": {"url": links.workspace, "name": workspace._internal_name, "id": workspace._internal_id},
-        "report": {"url": links.report, "id": report.id},
+        "workspace": {"url": workspace.url, "name": workspace._internal_name, "id": workspace._internal_id},
+        "report": {"url": report.url, "id": report.id},
     }
     write_text(folder / PUBLISHED, json.dumps(record, indent=2) + "\n")
-    return links
+    return workspace.url, report.url
 
 
 def restore_ids(workspace: ws.Workspace, report: wr.Report, folder: Path) -> None:
-    """Give the workspace and the report the ids of those published earlier, if there are any.
-
-    Raises:
-        DataError: If ``published.json`` cannot be read.
-    """
+    """Give the workspace and the report the ids of those published earlier, if there are any."""
     path = folder / PUBLISHED
     if not path.is_file():
         return

@@ -1,1 +1,0 @@
-"""W&B dashboard of a sweep."""
