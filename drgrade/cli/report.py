@@ -3,8 +3,6 @@
 from datetime import datetime
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from drgrade.cli.command import run
 from drgrade.errors import ConfigError
 from drgrade.settings import ReportSettings
@@ -13,31 +11,19 @@ _MANY = 6
 """Number of methods above which the terminal shows the means alone."""
 
 
-def work(cfg: DictConfig) -> None:
-    """Make a report, print its table and the path of the page.
-
-    Args:
-        cfg: The composed config (``conf/report.yaml``).
-    """
-    make_report(ReportSettings.read(cfg))
-
-
 def make_report(settings: ReportSettings) -> Path:
     """Make a report, print its table and the path of the page.
 
-    Args:
-        settings: Of ``drgrade report``.
-
     Returns:
-        The page.
+        The path of the page.
 
     Raises:
         ConfigError: If a folder does not exist.
     """
     for folder in settings.runs:
         if not folder.is_dir():
-            what = "is not a folder" if folder.exists() else "does not exist"
-            raise ConfigError(f"{folder} {what}: name the folder of a run or of a sweep")
+            problem = "is not a folder" if folder.exists() else "does not exist"
+            raise ConfigError(f"{folder} {problem}: name the folder of a run or of a sweep")
     target = _target(settings)
 
     from drgrade.reporting.notes import unfinished_note
@@ -77,7 +63,7 @@ def _target(settings: ReportSettings) -> Path:
 
 def main() -> None:
     """Run from the command line."""
-    run(work, ReportSettings)
+    run(lambda cfg: make_report(ReportSettings.read(cfg)), ReportSettings)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def test_every_resample_equals_metrics_of_repeated_photographs():
             assert found.hits[run, b].tolist() == hits
 
 
-def test_as_many_groups_are_drawn_as_there_are_each_equally_often():
+def test_draws_sample_groups_with_replacement_uniformly():
     fold, *_ = make_fold(30)
     counts = np.concatenate(list(draws(fold, 4000, seed=0)))
     assert (counts.sum(axis=1) == fold.num_groups).all()
@@ -88,7 +88,7 @@ def test_as_many_groups_are_drawn_as_there_are_each_equally_often():
     assert counts.var() == pytest.approx(1 - 1 / fold.num_groups, abs=0.03)
 
 
-def test_draws_depend_on_fold_and_seed_only_and_not_on_how_they_are_held(monkeypatch):
+def test_draws_depend_only_on_fold_and_seed(monkeypatch):
     fold, predicted, probabilities = make_fold(30)
     whole = np.concatenate(list(draws(fold, 100, seed=1)))
     monkeypatch.setattr(bootstrap, "_CHUNK", 300)
@@ -113,14 +113,14 @@ def test_resamples_of_a_run_do_not_depend_on_other_runs():
     assert np.array_equal(both.auroc[1], alone.auroc[0])
 
 
-def test_interval_is_of_percentiles_and_leaves_out_what_is_not_defined():
+def test_interval_uses_percentiles_of_defined_samples():
     samples = np.arange(1001.0)
     assert (interval(samples).low, interval(samples).high) == (25, 975)
     assert interval(np.r_[samples, np.nan]) == interval(samples)
     assert np.isnan(interval(np.full(3, np.nan)).low)
 
 
-def test_intervals_cover_the_truth_about_as_often_as_they_say():
+def test_intervals_have_the_nominal_coverage():
     """Correct with probability 0.7, else off by one; pairs of photographs share their error."""
     rng = np.random.default_rng(5)
 

@@ -23,8 +23,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian: chromium)")
 
 HELPERS = """
-const said = {errors: []};
-window.addEventListener("error", (event) => said.errors.push(event.message));
+const result = {errors: []};
+window.addEventListener("error", (event) => result.errors.push(event.message));
 const tip = () => {
   const shown = document.getElementById("tip");
   return {hidden: shown.hidden, text: shown.textContent};
@@ -63,19 +63,19 @@ def without_policy(html):
     return re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html)
 
 
-def ask(html, folder, script, *arguments):
-    """Run a script after the page has loaded; return ``said``."""
+def run_script(html, folder, script, *arguments):
+    """Run a script after the page has loaded; return ``result``."""
     after = f"<script>{HELPERS}</script>"
-    done = "document.body.insertAdjacentHTML('beforeend', '<pre id=said></pre>');"
-    done += "document.getElementById('said').textContent = JSON.stringify(said);"
+    done = "document.body.insertAdjacentHTML('beforeend', '<pre id=result></pre>');"
+    done += "document.getElementById('result').textContent = JSON.stringify(result);"
     page = without_policy(html).replace("<head>", f"<head>{after}", 1)
     page = page.replace("</body>", f"<script>(() => {{{script}}})(); {done}</script></body>")
     (folder / "page.html").write_text(page)
     dom = chromium(*arguments, "--dump-dom", f"file://{folder}/page.html")
-    return json.loads(unescape(re.search(r'<pre id="said">(.*?)</pre>', dom, re.DOTALL)[1]))
+    return json.loads(unescape(re.search(r'<pre id="result">(.*?)</pre>', dom, re.DOTALL)[1]))
 
 
-def test_the_page_runs_without_errors_under_its_own_policy(html, tmp_path):
+def test_page_runs_without_errors_under_its_own_policy(html, tmp_path):
     watch = "<script>document.title = 'foreign script ran'</script>"
     (tmp_path / "page.html").write_text(html.replace("</body>", f"{watch}</body>"))
     dom = chromium("--dump-dom", f"file://{tmp_path}/page.html")
@@ -85,33 +85,33 @@ def test_the_page_runs_without_errors_under_its_own_policy(html, tmp_path):
 
 
 def test_no_error_is_raised(html, tmp_path):
-    assert ask(html, tmp_path, "")["errors"] == []
+    assert run_script(html, tmp_path, "")["errors"] == []
 
 
 def test_hovering_a_point_shows_its_values(html, tmp_path):
-    said = ask(
+    result = run_script(
         html,
         tmp_path,
         """
-        said.before = tip();
+        result.before = tip();
         const parts = [...document.querySelectorAll("svg.figure .tip")];
         const part = parts.find((other) => /mean.*95 %/.test(other.dataset.tip));
         part.dispatchEvent(new PointerEvent("pointermove", middle(part)));
-        said.on = tip(); said.expected = part.dataset.tip; said.marked = part.classList.contains("on");
+        result.on = tip(); result.expected = part.dataset.tip; result.marked = part.classList.contains("on");
         document.body.dispatchEvent(new PointerEvent("pointermove", {bubbles: true, clientX: 1, clientY: 1}));
-        said.after = tip();
+        result.after = tip();
         """,
     )
-    assert said["errors"] == []
-    assert said["before"]["hidden"]
-    assert said["on"] == {"hidden": False, "text": said["expected"]}
-    assert said["marked"]
-    assert "mean 0.294, 95 % " in said["expected"]
-    assert said["after"]["hidden"]
+    assert result["errors"] == []
+    assert result["before"]["hidden"]
+    assert result["on"] == {"hidden": False, "text": result["expected"]}
+    assert result["marked"]
+    assert "mean 0.294, 95 % " in result["expected"]
+    assert result["after"]["hidden"]
 
 
-def test_a_tap_near_a_point_shows_its_values(html, tmp_path):
-    said = ask(
+def test_tap_near_a_point_shows_its_values(html, tmp_path):
+    result = run_script(
         html,
         tmp_path,
         """
@@ -121,67 +121,69 @@ def test_a_tap_near_a_point_shows_its_values(html, tmp_path):
         const box = part.getBoundingClientRect();
         near.clientX -= box.width / 2 + 8;
         figure.dispatchEvent(new PointerEvent("pointerdown", {...near, pointerType: "touch"}));
-        said.tip = tip(); said.expected = part.dataset.tip;
+        result.tip = tip(); result.expected = part.dataset.tip;
         """,
     )
-    assert said["errors"] == []
-    assert said["tip"] == {"hidden": False, "text": said["expected"]}
+    assert result["errors"] == []
+    assert result["tip"] == {"hidden": False, "text": result["expected"]}
 
 
 def test_every_part_shows_its_values_when_it_has_the_focus(html, tmp_path):
-    said = ask(
+    result = run_script(
         html,
         tmp_path,
         """
-        said.wrong = []; said.count = 0;
+        result.wrong = []; result.count = 0;
         for (const section of document.querySelectorAll(".at")) section.classList.add("shown");
         for (const figure of document.querySelectorAll("svg.figure")) {
           const parts = [...figure.querySelectorAll(".tip")];
           parts[0].focus({focusVisible: true});
           for (const part of parts) {
-            said.count += 1;
+            result.count += 1;
             if (document.activeElement !== part || tip().hidden || tip().text !== part.dataset.tip)
-              said.wrong.push(part.dataset.tip);
+              result.wrong.push(part.dataset.tip);
             part.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowRight", bubbles: true}));
           }
         }
         document.dispatchEvent(new KeyboardEvent("keydown", {key: "Escape", bubbles: true}));
-        said.last = tip();
-        said.stops = document.querySelectorAll("svg.figure .tip[tabindex='0']").length;
-        said.figures = document.querySelectorAll("svg.figure").length;
+        result.last = tip();
+        result.stops = document.querySelectorAll("svg.figure .tip[tabindex='0']").length;
+        result.figures = document.querySelectorAll("svg.figure").length;
         """,
     )
-    assert said["errors"] == []
-    assert said["count"] == html.count('class="tip"') > 400
-    assert said["wrong"] == []
-    assert said["last"]["hidden"]
-    assert said["stops"] == said["figures"]
+    assert result["errors"] == []
+    assert result["count"] == html.count('class="tip"') > 400
+    assert result["wrong"] == []
+    assert result["last"]["hidden"]
+    assert result["stops"] == result["figures"]
 
 
-def test_the_label_fraction_can_be_chosen(html, tmp_path):
-    said = ask(
+def test_label_fraction_can_be_chosen(html, tmp_path):
+    result = run_script(
         html,
         tmp_path,
         """
         const sections = [...document.querySelectorAll(".at")];
-        said.before = sections.filter(visible).map((section) => section.dataset.share);
+        result.before = sections.filter(visible).map((section) => section.dataset.share);
         document.querySelector("input[value='25pct']").click();
-        said.after = sections.filter(visible).map((section) => section.dataset.share);
+        result.after = sections.filter(visible).map((section) => section.dataset.share);
         """,
     )
-    assert said["before"] == ["5pct"]
-    assert said["after"] == ["25pct"]
+    assert result["before"] == ["5pct"]
+    assert result["after"] == ["25pct"]
 
 
-def test_without_scripts_everything_is_there(html, tmp_path):
+def test_page_without_scripts_shows_all_fractions(html, tmp_path):
     silent = without_policy(re.sub(r"<script>.*?</script>", "", html, flags=re.DOTALL))
-    said = ask(silent, tmp_path, "said.shown = [...document.querySelectorAll('.at')].filter(visible).length;")
-    assert said["shown"] == 5
+    result = run_script(
+        silent, tmp_path, "result.shown = [...document.querySelectorAll('.at')].filter(visible).length;"
+    )
+    assert result["shown"] == 5
 
 
 @pytest.mark.parametrize("width", [360, 768, 1280])
-def test_nothing_is_wider_than_the_screen(html, tmp_path, width):
-    inside = ask_inside_frame(html, tmp_path, width)
+def test_page_fits_the_width_of_the_screen(html, tmp_path, width):
+    inside = measure_in_frame(html, tmp_path, width)
     assert inside["width"] == width
     assert inside["scroll"] <= width
     assert inside["outside"] == []
@@ -223,8 +225,8 @@ def long_html():
 
 
 @pytest.mark.parametrize("width", [360, 1280])
-def test_nothing_of_many_methods_is_wider_than_the_screen(long_html, tmp_path, width):
-    inside = ask_inside_frame(long_html, tmp_path, width)
+def test_page_of_many_methods_fits_the_width_of_the_screen(long_html, tmp_path, width):
+    inside = measure_in_frame(long_html, tmp_path, width)
     assert inside["scroll"] <= width
     assert inside["outside"] == []
     assert inside["least"] > 7.5
@@ -232,7 +234,7 @@ def test_nothing_of_many_methods_is_wider_than_the_screen(long_html, tmp_path, w
     assert '<h2 id="budget">' in long_html
 
 
-def ask_inside_frame(html, folder, width):
+def measure_in_frame(html, folder, width):
     """Use a frame, because windows of Chromium have a minimum width."""
     (folder / "inner.html").write_text(html)
     script = """
@@ -249,16 +251,16 @@ def ask_inside_frame(html, folder, width):
       const shown = (part) => part.getClientRects().length > 0;
       const texts = [...inner.querySelectorAll("svg.figure text")].filter(shown);
       const wide = [...inner.querySelectorAll("body *")].filter(outside);
-      const said = {
+      const result = {
         width: root.clientWidth, scroll: root.scrollWidth,
         outside: wide.map((part) => part.outerHTML.slice(0, 80)),
         least: Math.min(...texts.map(size)),
       };
-      document.getElementById("said").textContent = JSON.stringify(said);
+      document.getElementById("result").textContent = JSON.stringify(result);
     """.replace("WIDTH", str(width))
     (folder / "outer.html").write_text(
         f'<iframe src="inner.html" width="{width}" height="800" style="border:0"></iframe>'
-        '<pre id="said"></pre>'
+        '<pre id="result"></pre>'
         f"<script>window.addEventListener('load', () => {{{script}}});</script>"
     )
     dom = chromium(
@@ -267,28 +269,28 @@ def ask_inside_frame(html, folder, width):
         "--dump-dom",
         f"file://{folder}/outer.html",
     )
-    return json.loads(unescape(re.search(r'<pre id="said">(.*?)</pre>', dom, re.DOTALL)[1]))
+    return json.loads(unescape(re.search(r'<pre id="result">(.*?)</pre>', dom, re.DOTALL)[1]))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_can_be_read_on_its_ground(html, tmp_path, scheme):
+def test_colours_have_enough_contrast(html, tmp_path, scheme):
     """WCAG requires a contrast of 4.5 for text and of 3 for lines and points."""
-    said = ask(
+    result = run_script(
         html,
         tmp_path,
         """
-        said.dark = matchMedia("(prefers-color-scheme: dark)").matches;
+        result.dark = matchMedia("(prefers-color-scheme: dark)").matches;
         const style = getComputedStyle(document.documentElement);
-        said.colours = {};
+        result.colours = {};
         for (const name of ["ground", "card", "text", "soft", "heat", ...Array(6).keys()]) {
           const key = typeof name === "number" ? `series-${name}` : name;
-          said.colours[key] = style.getPropertyValue(`--${key}`).trim();
+          result.colours[key] = style.getPropertyValue(`--${key}`).trim();
         }
         """,
         *(["--force-dark-mode", "--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []),
     )
-    assert said["dark"] == (scheme == "dark")
-    colours = said["colours"]
+    assert result["dark"] == (scheme == "dark")
+    colours = result["colours"]
     for ground in ("ground", "card"):
         assert contrast(colours["text"], colours[ground]) > 4.5
         assert contrast(colours["soft"], colours[ground]) > 4.5
@@ -309,7 +311,7 @@ def luminance(colour):
     return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
-def test_it_prints_on_several_pages_with_all_fractions(html, tmp_path):
+def test_printed_page_contains_all_fractions(html, tmp_path):
     (tmp_path / "page.html").write_text(html)
     printed = tmp_path / "page.pdf"
     chromium("--no-pdf-header-footer", f"--print-to-pdf={printed}", f"file://{tmp_path}/page.html")

@@ -47,7 +47,7 @@ def test_methods_with_equal_predictions_do_not_differ(study):
         assert (found.won, found.p_value, found.p_holm) == (0.5, 1, 1)
 
 
-def test_the_difference_is_that_of_the_rows_and_folds_are_counted(study):
+def test_difference_is_that_of_the_rows_and_folds_are_counted(study):
     rows = {(row.method, row.label_fraction): row for row in study.rows}
     for each in study.comparisons:
         first, second = rows[each.first, each.label_fraction], rows[each.second, each.label_fraction]
@@ -95,13 +95,13 @@ def test_swapping_the_methods_mirrors_the_comparison():
     assert two_sided_p_value(np.zeros(99)) == 1
 
 
-def test_p_value_is_near_the_normal_ones_for_normal_differences():
+def test_p_value_agrees_with_the_normal_distribution():
     samples = np.random.default_rng(1).normal(2, 1, 200_000)
     assert two_sided_p_value(samples) == pytest.approx(2 * stats.norm.sf(2), abs=0.002)
 
 
 @given(st.lists(st.floats(0, 1), max_size=12))
-def test_holm_equals_a_naive_one(p_values):
+def test_holm_correction_equals_a_naive_loop(p_values):
     expected: list[float] = []
     for p in p_values:
         # Step down: the largest of what any hypothesis that is at least as strong would have to show.

@@ -89,7 +89,7 @@ def test_workspace_and_report_show_the_runs_of_the_sweep_only(written):
     assert all("summary:test/qwk" in each["runFeed"]["columnOrder"] for each in sets)
 
 
-def test_both_have_curve_confusion_and_system(written):
+def test_workspace_and_report_have_curve_confusion_and_system(written):
     _, workspace, report = written("logger=wandb")
 
     for spec in (workspace, report):
@@ -105,14 +105,14 @@ def test_both_have_curve_confusion_and_system(written):
         assert "system/gpu.0.gpu" in [name for found in find(shown, "metrics") for name in found]
 
 
-def test_the_worst_photographs_are_there_if_the_runs_have_them(written):
+def test_worst_photographs_are_shown_if_the_runs_log_them(written):
     assert "test/worst" not in json.dumps(written("logger=wandb"))
     _, workspace, report = written("logger=wandb", "logger.worst_photographs=5")
     assert "test/worst" in json.dumps(workspace)
     assert "test/worst" in json.dumps(report)
 
 
-def test_what_is_shown_is_what_runs_log(compose, tmp_path, written):
+def test_panels_use_metrics_that_runs_log(compose, tmp_path, written):
     _, workspace, report = written("logger=wandb", "logger.worst_photographs=2")
     train(
         compose(
@@ -152,14 +152,14 @@ def _arguments(config):
 
 
 def test_offline_output_explains_how_to_publish(written):
-    said, workspace, _ = written("logger=wandb", entity="clinic", project="eyes")
+    output, workspace, _ = written("logger=wandb", entity="clinic", project="eyes")
     assert (workspace["entity"], workspace["project"]) == ("clinic", "eyes")
-    assert "1 of 3 cells finished" in said
-    assert "wandb login" in said
-    assert "drgrade dashboard" in said
+    assert "1 of 3 cells finished" in output
+    assert "wandb login" in output
+    assert "drgrade dashboard" in output
 
 
-def test_offline_runs_are_named_pre_training_included(sweep, tmp_path, capsys):
+def test_offline_runs_include_pre_training(sweep, tmp_path, capsys):
     folder, encoder = sweep("logger=wandb"), tmp_path / "encoders" / "one"
     for place in (folder / CELLS[0], encoder):
         (place / "wandb" / "offline-run-1").mkdir(parents=True)
@@ -172,7 +172,7 @@ def test_offline_runs_are_named_pre_training_included(sweep, tmp_path, capsys):
     )
 
 
-def test_folders_with_blanks_can_be_pasted_into_a_shell(sweep, tmp_path, capsys):
+def test_printed_commands_quote_folders(sweep, tmp_path, capsys):
     folder = sweep("logger=wandb").rename(tmp_path / "my sweep's")
     (folder / CELLS[0] / "wandb" / "offline-run-1").mkdir(parents=True)
 
@@ -187,7 +187,7 @@ def test_folders_with_blanks_can_be_pasted_into_a_shell(sweep, tmp_path, capsys)
     assert shlex.split(again) == ["drgrade", "dashboard", str(folder)]
 
 
-def test_what_was_published_is_replaced_by_the_next_one(sweep):
+def test_earlier_dashboard_is_replaced(sweep):
     from drgrade.reporting.dashboard import (
         PUBLISHED,
         build_report,
@@ -212,7 +212,7 @@ def test_what_was_published_is_replaced_by_the_next_one(sweep):
         restore_ids(workspace, report, folder)
 
 
-def test_a_folder_that_is_no_sweep_of_wandb_is_refused(sweep, tmp_path):
+def test_folder_without_wandb_sweep_is_an_error(sweep, tmp_path):
     with pytest.raises(DataError, match=r"has no sweep\.json"):
         work(compose("dashboard", sweep=tmp_path))
     with pytest.raises(DataError, match="logger=wandb"):
@@ -221,7 +221,7 @@ def test_a_folder_that_is_no_sweep_of_wandb_is_refused(sweep, tmp_path):
         work(compose("dashboard"))
 
 
-def test_the_command(sweep):
+def test_dashboard_command(sweep):
     folder = sweep("logger=wandb")
     command = [sys.executable, "-c", "from drgrade.cli import main; main()", "dashboard"]
     done = subprocess.run([*command, str(folder)], capture_output=True, text=True, check=True)

@@ -39,7 +39,7 @@ def drawn(plot):
     return places
 
 
-def test_the_curve_has_every_fold_mean_and_published_figure_at_its_height(study, figures):
+def test_curve_shows_folds_means_and_published_results(study, figures):
     places = drawn(figures.curves[0])
     heights = sorted(y for _, y in places.values())
     expected = [value for row in study.rows for value in row.folds.values()]
@@ -58,7 +58,7 @@ def test_points_of_the_curve_have_tooltips(study, figures):
     ) in tips
 
 
-def test_the_curves_bars_are_the_intervals(study, figures):
+def test_bars_of_the_curve_are_the_intervals(study, figures):
     bars = {
         tuple(np.round(line.get_ydata(), 9))
         for line in figures.curves[0].figure.axes[0].lines
@@ -67,14 +67,14 @@ def test_the_curves_bars_are_the_intervals(study, figures):
     assert bars == {(round(row.mean.interval.low, 9), round(row.mean.interval.high, 9)) for row in study.rows}
 
 
-def test_published_curves_are_dashed_and_others_are_not(study, figures):
+def test_only_published_curves_are_dashed(study, figures):
     lines = [line for line in figures.curves[0].figure.axes[0].lines if len(line.get_xdata()) == 5]
     dashed = [line for line in lines if line.get_linestyle() == "--"]
     assert [list(line.get_ydata()) for line in dashed] == [[row.mean for row in study.published[:5]]]
     assert len(lines) - len(dashed) == len(study.methods)
 
 
-def test_methods_do_not_hide_each_other():
+def test_points_of_methods_do_not_overlap():
     for count in range(1, 13):
         asides = [dodge(number, count, 0.5) for number in range(count)]
         assert sum(asides) == pytest.approx(0)
@@ -150,7 +150,7 @@ def test_row_shares_are_of_the_true_grade(study):
             assert row_shares(row)[true, predicted] == pytest.approx(naive)
 
 
-def test_a_grade_that_does_not_occur_has_no_share(study):
+def test_grade_that_does_not_occur_has_no_share(study):
     (row,) = [row for row in study.rows if row.method == "msssl-random" and row.label_fraction == 0.05]
     with style():
         plot = draw_confusion(row, "x")
@@ -159,20 +159,20 @@ def test_a_grade_that_does_not_occur_has_no_share(study):
     assert "nan" not in "".join(text.get_text() for text in plot.figure.axes[0].texts)
 
 
-def test_marks_of_a_roc_curve_lie_on_it(study, figures):
+def test_points_of_a_roc_curve_lie_on_the_curve(study, figures):
     rows = [row for row in study.rows if row.label_fraction == 0.25]
     for x, y in drawn(figures.details[0.25].roc[0]).values():
         assert any(((row.roc.x == x) & (row.roc.y == y)).any() for row in rows)
 
 
-def test_a_roc_that_is_not_defined_is_left_out(study):
+def test_undefined_roc_curve_is_empty(study):
     nothing = RocCurve(np.array([]), np.array([]))
     with style():
         plot = draw_roc(study, [replace(study.rows[0], roc=nothing)])
     assert plot.tips == {}
 
 
-def test_dollars_and_underscores_in_names_are_no_formulas(study):
+def test_names_are_not_parsed_as_formulas(study):
     method = replace(study.methods[0], label="a_b $x_1$ 50 % \\alpha {")
     with style():
         figures = draw_figures(replace(study, methods=[method, *study.methods[1:]]))
@@ -189,7 +189,7 @@ def test_one_method_one_fraction_one_fold_is_drawn(study):
     assert figures.differences == []
 
 
-def test_the_same_study_gives_the_same_bytes(study):
+def test_same_study_gives_the_same_bytes(study):
     with style():
         first, second = (draw_curve(study) for _ in range(2))
         assert svg(first) == svg(second)
@@ -209,14 +209,14 @@ def test_inline_figures_have_every_tip_and_no_fixed_colour(figures):
             assert root.get("aria-label") == plot.alt
 
 
-def test_inline_figures_have_one_stop_of_the_tabulator(figures):
+def test_inline_figure_has_one_tab_stop(figures):
     with style():
         text = inline(svg(figures.curves[0]), "x", figures.curves[0].tips, "alt")
     assert text.count('tabindex="0"') == 1
     assert text.count('tabindex="-1"') == len(figures.curves[0].tips) - 1
 
 
-def test_references_inside_an_inline_figure_hold(figures):
+def test_references_in_an_inline_figure_are_valid(figures):
     with style():
         text = inline(svg(figures.curves[0]), "one", figures.curves[0].tips, "alt")
     ids = re.findall(r' id="([^"]+)"', text)
@@ -233,6 +233,6 @@ def test_tooltips_are_escaped(figures):
     assert ET.fromstring(text).get("aria-label") == 'a "b" <c>'
 
 
-def test_a_tip_without_a_part_is_an_error(figures):
+def test_tip_without_a_part_is_an_error(figures):
     with style(), pytest.raises(ValueError, match="no element hit-999"):
         inline(svg(figures.curves[0]), "x", {"hit-999": "?"}, "alt")

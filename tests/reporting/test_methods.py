@@ -74,7 +74,7 @@ OTHER = {
 
 
 @pytest.mark.parametrize("name", SAME)
-def test_axes_places_names_and_devices_do_not_make_another_method(run, name):
+def test_settings_without_effect_do_not_distinguish_methods(run, name):
     config = config_of(run)
     assert method_key(changed(config, name, SAME[name])) == method_key(config)
 
@@ -85,21 +85,21 @@ def test_settings_that_change_results_distinguish_methods(run, name):
     assert method_key(changed(config, name, OTHER[name])) != method_key(config)
 
 
-def test_what_does_not_change_an_encoder_does_not_make_another_method_either():
+def test_trainer_settings_without_effect_are_ignored():
     names = {f"trainer.{name}" for name in WITHOUT_EFFECT if name != "_target_"}
     config = {"init": "ssl", "trainer": {name.removeprefix("trainer."): 1 for name in names}}
     assert set(flat(config)) > names
     assert set(method_settings(config)) == {"init"}
 
 
-def test_a_key_is_safe_in_a_file_name_and_does_not_depend_on_the_report(tmp_path, run):
+def test_key_is_a_file_name_and_independent_of_the_report(tmp_path, run):
     key = build_study([run], resamples=10).methods[0].key
     write_runs(tmp_path / "both", [RANDOM, ROTATION], [1.0])
     assert key in [method.key for method in build_study([tmp_path / "both"], resamples=10).methods]
     assert re.fullmatch(r"rotation-ssl-published-[0-9a-f]{8}", key)
 
 
-def test_the_pretext_does_not_count_where_nothing_is_pretrained(tmp_path):
+def test_pretext_is_ignored_without_pre_training(tmp_path):
     first = write_runs(tmp_path / "a", [RANDOM], [1.0])[0]
     change_config(first, pretext__epochs=99, pretrain_on="train", protocol__pretrain_on="train")
     assert labels(tmp_path / "a") == ["rotation, random init"]
@@ -114,7 +114,7 @@ def test_pretrained_methods_come_before_random_ones(tmp_path):
     assert all(method.settings == {} for method in study.methods)
 
 
-def test_without_a_name_a_method_is_called_by_its_encoder(tmp_path):
+def test_unnamed_method_is_labelled_by_its_encoder(tmp_path):
     write_runs(tmp_path, [FakeMethod(), FakeMethod(("encoder=msssl", "init=imagenet"))], [1.0])
     assert labels(tmp_path) == ["MsSSL, ImageNet weights", "densenet121, random init"]
 
@@ -131,7 +131,7 @@ def test_two_protocols_are_two_rows(tmp_path):
     assert {protocol for protocol, _, _ in study.splits} == {"published", "matched"}
 
 
-def test_a_changed_protocol_is_another_one(tmp_path):
+def test_changed_protocol_is_another_protocol(tmp_path):
     write_runs(tmp_path, [RANDOM, FakeMethod((*RANDOM.overrides, "protocol.epochs=5"))], [1.0])
     study = build_study([tmp_path], resamples=10)
     assert sorted(method.protocol for method in study.methods) == [

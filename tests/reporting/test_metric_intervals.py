@@ -27,7 +27,7 @@ def reference(fold, predicted, probabilities, counts):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_each_resample_has_the_metrics_of_the_photographs_drawn(seed):
+def test_metrics_of_a_resample_equal_those_of_its_photographs(seed):
     fold, predicted, probabilities = drawn(seed)
     found = resample_metrics(fold, predicted, probabilities, 20, seed)
     (counts,) = draws(fold, 20, seed)
@@ -37,7 +37,7 @@ def test_each_resample_has_the_metrics_of_the_photographs_drawn(seed):
             assert found[name][number] == pytest.approx(expected[name], abs=1e-12), name
 
 
-def test_what_a_resample_does_not_define_is_left_open():
+def test_undefined_metrics_of_a_resample_are_nan():
     fold, predicted, probabilities = drawn(0, grades=(0,))
     found = resample_metrics(fold, predicted, probabilities, 20, 0)
     for name in ("auroc", "referable_auroc", "referable_sensitivity"):
@@ -45,7 +45,7 @@ def test_what_a_resample_does_not_define_is_left_open():
     assert np.isfinite(found["referable_specificity"]).all()
 
 
-def test_decisions_on_one_set_are_resampled_alike():
+def test_predictions_of_one_set_share_the_draws():
     """Paired differences require equal draws."""
     fold, predicted, probabilities = drawn(1)
     first = resample_metrics(fold, predicted, probabilities, 50, 0)

@@ -78,7 +78,7 @@ def page(html):
     return Page(html)
 
 
-def test_the_main_table_has_the_studys_numbers(study, page):
+def test_main_table_shows_the_rows_of_the_study(study, page):
     for row in study.rows:
         mean = formatting.decimal(row.mean.value)
         line = next(line for line in page.rows if len(line) == 8 and line[3] == mean)
@@ -105,21 +105,21 @@ def test_published_rows_are_marked(study, html):
     assert html.count('<span class="badge note">published</span>') == 2
 
 
-def test_comparisons_have_the_studys_numbers(study, page):
+def test_comparison_table_shows_the_differences_of_the_study(study, page):
     differences = [line[1] for line in page.rows if len(line) == 7 and line[0].endswith("%")]
     assert differences[: len(study.comparisons)] == [
         formatting.signed(each.difference.value) for each in study.comparisons
     ]
 
 
-def test_everything_is_in_its_order(html, page):
+def test_sections_are_in_order(html, page):
     names = ["qwk", "comparisons", "metrics", "details", "cost", "provenance", "computed"]
     places = [html.index(f'<h2 id="{name}">') for name in names]
     assert places == sorted(places)
     assert [value for value in page.values("href") if value[1:] in names] == [f"#{name}" for name in names]
 
 
-def test_nothing_is_fetched_from_elsewhere(html, page):
+def test_page_has_no_external_resources(html, page):
     assert not {"link", "iframe", "img", "object", "embed", "base"} & set(page.tags)
     assert page.values("src") == []
     assert all(value.startswith("#") for value in page.values("href"))
@@ -129,7 +129,7 @@ def test_nothing_is_fetched_from_elsewhere(html, page):
     assert not re.search(r"@import|url\((?!#)", html)
 
 
-def test_only_the_pages_own_script_may_run(html):
+def test_content_security_policy_allows_only_the_script_of_the_page(html):
     scripts = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
     assert len(scripts) == 1
     digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
@@ -142,7 +142,7 @@ def test_ids_are_unique(page):
     assert len(ids) == len(set(ids))
 
 
-def test_tables_and_figures_can_be_used_without_seeing_them(page, html):
+def test_tables_and_figures_are_accessible(page, html):
     assert page.tags.count("table") == len(re.findall(r"<table aria-labelledby=", html))
     assert all(re.search(r"scope=", tag) for tag in re.findall(r"<th[^>e][^>]*>", html))
     figures = re.findall(r"<svg[^>]*>", html)
@@ -157,7 +157,7 @@ def test_missing_runs_are_listed_at_the_top(html, page):
     assert "CUDA out of memory <at step 7>" in page.text
 
 
-def test_a_finished_sweep_has_no_warning(study):
+def test_finished_sweep_has_no_warning(study):
     alone = replace(study, missing=[], rows=study.rows[:1], comparisons=[], notes=[], pretrainings=[])
     html = render(alone)
     assert "Incomplete" not in html
@@ -166,7 +166,7 @@ def test_a_finished_sweep_has_no_warning(study):
     Page(html)
 
 
-def test_names_from_outside_are_escaped(study):
+def test_untrusted_names_are_escaped(study):
     hostile = replace(
         study,
         title=HOSTILE,
@@ -184,7 +184,7 @@ def test_names_from_outside_are_escaped(study):
     assert HOSTILE in page.text
 
 
-def test_every_tip_of_every_figure_is_in_the_page(study, html):
+def test_page_contains_all_tooltips(study, html):
     with style():
         figures = draw_figures(study)
     assert html.count('class="tip"') == sum(len(plot.tips) for plot in figures.all)

@@ -57,7 +57,7 @@ def by_label(study):
     return {method.label: method for method in study.methods}
 
 
-def test_rows_are_called_what_people_call_them(study):
+def test_names_of_lines(study):
     assert {method.name for method in study.methods} == {
         "rotation, pre-trained",
         "simclr, pre-trained",
@@ -69,7 +69,7 @@ def test_rows_are_called_what_people_call_them(study):
     assert {"random init, matched", "random init, published", "random init, linear"} < set(by_label(study))
 
 
-def test_each_is_compared_with_random_weights_of_its_encoder_and_protocol(study):
+def test_default_comparisons_are_with_random_weights(study):
     names = study.labels
     pairs = {(names[each.first], names[each.second]) for each in study.comparisons}
     expected = set()
@@ -82,7 +82,7 @@ def test_each_is_compared_with_random_weights_of_its_encoder_and_protocol(study)
     assert "random initialisation of the same encoder" in study.compared
 
 
-def test_all_pairs_or_one_method_can_be_asked_for(folder):
+def test_compare_all_pairs_or_with_one_method(folder):
     every = build_study([folder], resamples=20, compare="all")
     count = len(every.methods)
     assert len(every.comparisons) == count * (count - 1) / 2 * len(FRACTIONS)
@@ -101,7 +101,7 @@ def test_all_pairs_or_one_method_can_be_asked_for(folder):
         build_study([folder], resamples=20, compare="simclar")
 
 
-def test_p_values_are_corrected_for_what_is_compared_only(folder, study):
+def test_p_values_are_corrected_for_the_chosen_comparisons(folder, study):
     every = build_study([folder], resamples=200, compare="all")
     wide = {(each.first, each.second, each.label_fraction): each for each in every.comparisons}
     wide |= {(each.second, each.first, each.label_fraction): each for each in every.comparisons}
@@ -112,7 +112,7 @@ def test_p_values_are_corrected_for_what_is_compared_only(folder, study):
         assert same.p_holm >= each.p_holm
 
 
-def test_two_ways_of_fine_tuning_with_the_same_labels_are_not_mixed(study):
+def test_fine_tuning_protocols_with_equal_labels_have_separate_columns(study):
     matched = {(share, fold): code for (name, share, fold), code in study.splits.items() if name == "matched"}
     splits = {(name, share, fold): matched[share, fold] for name, share, fold in study.splits}
     found = overview.blocks(dataclasses.replace(study, splits=splits))
@@ -122,7 +122,7 @@ def test_two_ways_of_fine_tuning_with_the_same_labels_are_not_mixed(study):
     ]
 
 
-def test_protocols_of_probes_alone_have_columns_of_their_own(study):
+def test_probes_without_fine_tuning_have_separate_columns(study):
     kept = [method for method in study.methods if method.protocol in ("linear", "majority")]
     found = overview.blocks(dataclasses.replace(study, methods=kept))
     assert [block.name for block in found] == ["linear", "majority"]
@@ -166,7 +166,7 @@ def test_published_results_follow_the_matching_method(study):
     assert not any("jigsaw" in name for name in names)  # there is no such row here
 
 
-def test_without_the_published_protocol_papers_have_columns_of_their_own(tmp_path):
+def test_papers_have_separate_columns_without_the_published_protocol(tmp_path):
     folder = write_table(tmp_path, protocols=("matched",), **SIZE)
     study = build_study([folder], resamples=20)
     (paper,) = cells(study, "rotation (2022)")
@@ -174,7 +174,7 @@ def test_without_the_published_protocol_papers_have_columns_of_their_own(tmp_pat
     assert paper["matched: 100 %"] == ""
 
 
-def test_arrows_mark_what_differs_from_random_weights(study):
+def test_arrows_mark_significant_differences_from_random_weights(study):
     chosen = study.comparisons[0]
     for p_holm, value, mark in (
         (0.01, 0.2, formatting.BETTER),
@@ -190,7 +190,7 @@ def test_arrows_mark_what_differs_from_random_weights(study):
         assert text.count(formatting.WORSE) == (mark == formatting.WORSE)
 
 
-def test_a_small_report_of_one_protocol_has_no_such_table(study):
+def test_small_report_of_one_protocol_has_no_overview(study):
     matched = [method for method in study.methods if method.protocol == "matched"][:4]
     keys = {method.key for method in matched}
     rows = [row for row in study.rows if row.method in keys]
@@ -208,7 +208,7 @@ def test_equal_budgets_are_reported(study):
     assert not any("Unequal" in note for note in study.notes)
 
 
-def test_a_longer_pretraining_is_warned_of(folder, encoders):
+def test_unequal_pretraining_is_a_warning(folder, encoders):
     change_json(encoders / "simclr-0" / "encoder.json", steps=2 * STEPS)
     study = build_study([folder], resamples=20)
     warning = (
@@ -226,7 +226,7 @@ def test_unknown_pretraining_length_is_reported(folder, encoders):
     assert "The length of pre-training is not recorded: mae, pre-trained." in study.notes
 
 
-def test_unequal_fine_tuning_is_warned_of(tmp_path):
+def test_unequal_fine_tuning_is_a_warning(tmp_path):
     folder = write_table(tmp_path, protocols=("matched",), **SIZE)
     run = next(folder.glob("*pretext-simclr*label_fraction-0.1*fold-1*"))
     change_json(run / "provenance.json", steps=7)
@@ -238,7 +238,7 @@ def test_unequal_fine_tuning_is_warned_of(tmp_path):
     )
 
 
-def test_the_table_of_budgets_has_what_the_cards_say(study):
+def test_budget_table_shows_recorded_budgets(study):
     table = budget_table(study)
     lines = {group.name: group.lines[0] for group in table.groups}
     steps, images = f"{STEPS}", f"{32 * STEPS:,}"
@@ -261,7 +261,7 @@ def test_budgets_count_each_encoder_once(study):
         )
 
 
-def test_many_methods_have_axes_of_their_own_and_six_in_the_other_figures(study, figures):
+def test_many_methods_have_separate_panels(study, figures):
     assert len(study.methods) > FEW
     panels = [axes for plot in figures.curves for axes in plot.figure.axes if axes.get_visible()]
     assert [" ".join(axes.get_title().split()) for axes in panels] == list(
@@ -291,7 +291,7 @@ def test_many_methods_have_axes_of_their_own_and_six_in_the_other_figures(study,
     assert len(names) == len(set(names))
 
 
-def test_no_panel_is_cut_off(figures):
+def test_panels_fit_the_figure(figures):
     with style():
         for plot in figures.curves:
             plot.figure.draw_without_rendering()
@@ -303,7 +303,7 @@ def test_no_panel_is_cut_off(figures):
                 assert -1 < box.y0 < box.y1 < height + 1
 
 
-def test_every_format_has_the_table(study, figures, monkeypatch):
+def test_all_formats_contain_overview_and_budget(study, figures, monkeypatch):
     monkeypatch.setattr(writer, "LONG_TABLE", 20)
     with style():
         page, markdown = render_page(study, figures), render_markdown(study, figures)
@@ -324,7 +324,7 @@ def test_every_format_has_the_table(study, figures, monkeypatch):
         assert sentence.split(":")[0] in markdown
 
 
-def test_numbers_of_budgets_are_written_for_programs_too(study):
+def test_budgets_are_in_csv_and_json(study):
     table = pd.read_csv(io.StringIO(csv_files(study)["budget.csv"]))
     own = table[table["method"] == "rotation, pre-trained, matched"]
     assert own["label_fraction"].tolist() == list(FRACTIONS)

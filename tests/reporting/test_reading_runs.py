@@ -50,7 +50,7 @@ def test_runs_are_found_at_any_depth_and_each_once(tmp_path):
     assert found.commands == ["train.py -m +experiment=study"]
 
 
-def test_a_run_that_is_named_before_its_sweep_is_still_the_sweeps(tmp_path):
+def test_run_given_before_its_sweep_belongs_to_the_sweep(tmp_path):
     runs = write_runs(tmp_path / "study", [RANDOM], [1.0])
     for folders in ([runs[0], tmp_path], [tmp_path, runs[0]]):
         cell = next(cell for cell in find_cells(folders).cells if cell.folder == runs[0])
@@ -75,7 +75,7 @@ def test_photographs_may_be_called_na_or_null(run):
     assert set(read.split["image_id"]) >= set(names.values())
 
 
-def test_the_order_of_lines_does_not_matter(run):
+def test_order_of_lines_does_not_matter(run):
     before = read_run(RunLocation(run))
     for file in ("split.csv", "predictions.csv"):
         edit(run / file, lambda table: table.sample(frac=1, random_state=0))
@@ -133,7 +133,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_run_is_refused_with_its_folder_and_what_to_do(run, damage):
+def test_damaged_table_is_an_error_with_folder_and_remedy(run, damage):
     file, change, message = DAMAGES[damage]
     edit(run / file, change)
     with pytest.raises(DataError, match=message) as error:
@@ -143,13 +143,13 @@ def test_a_damaged_run_is_refused_with_its_folder_and_what_to_do(run, damage):
 
 
 @pytest.mark.parametrize("file", ["config.yaml", "split.csv", "predictions.csv"])
-def test_a_finished_run_with_a_missing_file_is_refused(run, file):
+def test_finished_run_with_a_missing_file_is_an_error(run, file):
     (run / file).unlink()
     with pytest.raises(DataError, match=file):
         read_run(RunLocation(run))
 
 
-def test_a_finished_run_without_a_test_is_refused(run):
+def test_finished_run_without_a_test_is_an_error(run):
     metrics = json.loads((run / "metrics.json").read_text())
     del metrics["test/qwk"]
     (run / "metrics.json").write_text(json.dumps(metrics))
@@ -158,20 +158,20 @@ def test_a_finished_run_without_a_test_is_refused(run):
 
 
 @pytest.mark.parametrize("name", ["data", "data_hash", "split_hash"])
-def test_a_finished_run_whose_record_lacks_something_is_refused(run, name):
+def test_finished_run_whose_record_lacks_something_is_an_error(run, name):
     change_json(run / "metrics.json", **{name: None})
     with pytest.raises(DataError, match=f"metrics.json.* has no {name}"):
         read_run(RunLocation(run))
 
 
-def test_a_qwk_that_is_no_number_is_refused(run):
+def test_non_numeric_qwk_is_an_error(run):
     change_json(run / "metrics.json", **{"test/qwk": "good"})
     with pytest.raises(DataError, match="test/qwk is not a number"):
         read_run(RunLocation(run))
 
 
 @pytest.mark.parametrize("name", ["label_fraction", "fold", "seed", "init", "protocol", "data", "split"])
-def test_a_finished_run_whose_config_lacks_something_is_refused(run, name):
+def test_finished_run_whose_config_lacks_something_is_an_error(run, name):
     config = yaml.safe_load((run / "config.yaml").read_text())
     del config[name]
     (run / "config.yaml").write_text(yaml.safe_dump(config))
@@ -180,19 +180,19 @@ def test_a_finished_run_whose_config_lacks_something_is_refused(run, name):
 
 
 @pytest.mark.parametrize(("name", "value"), [("label_fraction", 0.5), ("fold", 2), ("seed", 9)])
-def test_a_config_that_contradicts_the_record_is_refused(run, name, value):
+def test_config_that_contradicts_the_record_is_an_error(run, name, value):
     change_config(run, **{name: value})
     with pytest.raises(DataError, match=f"{name} is {value} in config.yaml and"):
         read_run(RunLocation(run))
 
 
-def test_a_cost_that_is_no_number_is_refused(run):
+def test_non_numeric_cost_is_an_error(run):
     change_json(run / "provenance.json", seconds="long")
     with pytest.raises(DataError, match="seconds is not a number"):
         read_run(RunLocation(run))
 
 
-def test_a_failed_run_may_lack_its_cell(run):
+def test_failed_run_may_lack_its_cell(run):
     fail_run(run)
     config = yaml.safe_load((run / "config.yaml").read_text())
     del config["fold"]
@@ -203,7 +203,7 @@ def test_a_failed_run_may_lack_its_cell(run):
 
 
 @pytest.mark.parametrize("file", ["metrics.json", "provenance.json", "config.yaml"])
-def test_an_unreadable_file_is_named(run, file):
+def test_unreadable_file_is_named(run, file):
     (run / file).write_text("{,")
     with pytest.raises(DataError, match=file):
         read_run(RunLocation(run))
@@ -227,7 +227,7 @@ def test_unfinished_runs_report_their_progress(tmp_path):
     assert len(unfinished) == 4
 
 
-def test_a_cell_that_has_only_begun_to_prepare_is_unfinished(tmp_path):
+def test_cell_that_has_only_begun_to_prepare_is_unfinished(tmp_path):
     runs = write_runs(tmp_path, [RANDOM], [1.0])
     shutil.rmtree(runs[0])
     (runs[0] / ".hydra").mkdir(parents=True)
@@ -237,7 +237,7 @@ def test_a_cell_that_has_only_begun_to_prepare_is_unfinished(tmp_path):
     assert read.status == "unfinished"
 
 
-def test_what_is_no_grading_run_is_left_out_with_a_note(tmp_path):
+def test_other_folders_are_left_out_with_a_note(tmp_path):
     runs = write_runs(tmp_path / "runs", [RANDOM], [1.0], folds=(0, 1, 2, 3, 4), sweep=None)
     change_config(runs[0], task="pretext")
     change_config(runs[1], test=False)
@@ -258,7 +258,7 @@ def test_what_is_no_grading_run_is_left_out_with_a_note(tmp_path):
     assert sum(note.startswith("Left out") for note in study.notes) == 4
 
 
-def test_a_failed_pretraining_is_no_missing_run(tmp_path):
+def test_failed_pre_training_is_not_a_missing_run(tmp_path):
     runs = write_runs(tmp_path, [RANDOM], [1.0], sweep=None)
     fail_run(runs[0])
     config = yaml.safe_load((runs[0] / "config.yaml").read_text())
@@ -280,7 +280,7 @@ def test_error_without_finished_runs_lists_the_others(tmp_path):
         build_study([tmp_path / "nowhere"])
 
 
-def test_a_broken_list_of_cells_is_refused(sweep):
+def test_broken_list_of_cells_is_an_error(sweep):
     (sweep / "sweep.json").write_text("[]")
     with pytest.raises(DataError, match=r"sweep\.json"):
         build_study([sweep])

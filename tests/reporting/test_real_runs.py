@@ -41,7 +41,7 @@ def folder(tmp_path_factory) -> Path:
     return folder / "runs"
 
 
-def test_real_runs_make_a_study(folder):
+def test_report_of_trained_runs(folder):
     study = build_study([folder], resamples=50)
     (row,) = study.rows
     for fold in ("0", "1"):

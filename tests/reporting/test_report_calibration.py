@@ -45,7 +45,7 @@ def own_figures(run):
     return calibrated_metrics(probabilities, torch.tensor(table["grade"].to_numpy()), read_calibration(run))
 
 
-def test_figures_are_the_means_over_folds_of_those_of_the_runs(calibrated):
+def test_calibration_results_are_means_over_folds(calibrated):
     (row,) = study_of(calibrated[0].parent).rows
     own = [own_figures(run) for run in calibrated]
     found = row.calibrated
@@ -66,7 +66,7 @@ def test_figures_are_the_means_over_folds_of_those_of_the_runs(calibrated):
     }
 
 
-def test_operating_points_count_the_photographs_of_all_runs_together(calibrated):
+def test_operating_points_pool_the_photographs_of_all_runs(calibrated):
     (row,) = study_of(calibrated[0].parent).rows
     for point, target in zip(row.calibrated.points, TARGET_SENSITIVITIES, strict=True):
         referred, positive = [], []
@@ -83,7 +83,7 @@ def test_operating_points_count_the_photographs_of_all_runs_together(calibrated)
         assert point.sensitivity.interval.low <= point.sensitivity.value <= point.sensitivity.interval.high
 
 
-def test_resamples_are_the_figures_of_photographs_that_are_drawn_again(calibrated):
+def test_resamples_equal_metrics_of_repeated_photographs(calibrated):
     runs = [read_run(cell) for cell in find_cells([calibrated[0].parent]).cells]
     fold = collect_folds(runs)["0"]
     (run, *_) = [each for each in runs if each.fold == "0"]
@@ -106,17 +106,17 @@ def test_resamples_are_the_figures_of_photographs_that_are_drawn_again(calibrate
         )
 
 
-def test_runs_that_were_made_before_are_reported_as_ever(tmp_path):
+def test_runs_without_calibration_are_reported(tmp_path):
     write_runs(tmp_path, [ROTATION], [1.0])
     study = study_of(tmp_path)
     assert study.rows[0].calibrated is None
     assert not NAMES & {table.name for table in all_tables(study)}
     assert not {"calibrated.csv", "operating_points.csv"} & csv_files(study).keys()
-    said = "No run was calibrated: the run was made before runs were calibrated; run it again."
+    text = "No run was calibrated: the run was made before runs were calibrated; run it again."
     with style():
         figures = draw_figures(study)
-        assert said in render_page(study, figures)
-        assert said in render_markdown(study, figures)
+        assert text in render_page(study, figures)
+        assert text in render_markdown(study, figures)
 
 
 def test_uncalibrated_rows_have_dashes_and_a_reason(tmp_path):
@@ -150,7 +150,7 @@ def test_all_writers_report_the_calibration_of_a_single_run(calibrated):
     assert line["nll_calibrated_change_low"] <= own["nll_calibrated"] - own["nll"]
 
 
-def test_of_many_methods_one_operating_point_is_shown_and_the_others_are_in_the_file(tmp_path):
+def test_many_methods_show_one_operating_point(tmp_path):
     methods = [FakeMethod(("init=random", f"head.dropout=0.{number}")) for number in range(1, 8)]
     for run in write_runs(tmp_path, methods, [1.0], folds=[0]):
         calibrate_run(run)
@@ -164,7 +164,7 @@ def test_of_many_methods_one_operating_point_is_shown_and_the_others_are_in_the_
     )
 
 
-def test_a_damaged_calibration_is_refused(calibrated):
+def test_damaged_calibration_is_an_error(calibrated):
     path = calibrated[0] / "calibration.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "temperature": -1}))
     with pytest.raises(DataError, match=r"calibration\.json: the calibration is damaged: the temperature"):

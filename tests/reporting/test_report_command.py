@@ -43,25 +43,25 @@ def reported(sweep):
     return subprocess.run(command, capture_output=True, text=True, check=True)
 
 
-def test_the_report_lies_in_the_sweeps_folder_and_its_path_comes_last(reported, sweep):
+def test_default_folder_is_in_the_sweep_and_printed_last(reported, sweep):
     page = sweep / "report" / "report.html"
     assert reported.stdout.splitlines()[-1] == str(page)
     assert page.is_file()
     assert reported.stderr == ""
 
 
-def test_the_table_is_printed(reported):
+def test_main_table_is_printed(reported):
     head = next(line for line in reported.stdout.splitlines() if line.startswith("method "))
     assert head.split() == ["method", "labels", "folds", "min", "mean", "max", "95", "%", "sd", "count"]
     assert "(published)" in reported.stdout
 
 
-def test_an_unfinished_sweep_is_reported(reported, sweep):
+def test_unfinished_sweep_is_reported(reported, sweep):
     assert "2 of 6 runs have no result (1 failed and 1 not begun)" in reported.stdout
     assert "2 of 6 runs have no result" in (sweep / "report" / "report.html").read_text()
 
 
-def test_the_numbers_are_those_of_the_stored_predictions(reported, sweep):
+def test_numbers_agree_with_stored_predictions(reported, sweep):
     folds = pd.read_csv(sweep / "report" / "folds.csv")
     runs = json.loads((sweep / "report" / "study.json").read_text())["runs"]
     expected = []
@@ -72,13 +72,13 @@ def test_the_numbers_are_those_of_the_stored_predictions(reported, sweep):
     assert len(folds) == 4
 
 
-def test_a_report_is_no_run_of_the_next_one(reported, sweep):
+def test_folder_of_a_report_is_not_read_as_a_run(reported, sweep):
     before = (sweep / "report" / "table.csv").read_text()
     report(sweep)
     assert (sweep / "report" / "table.csv").read_text() == before
 
 
-def test_title_and_place_can_be_chosen(sweep, tmp_path, capsys):
+def test_title_and_folder_can_be_set(sweep, tmp_path, capsys):
     report(sweep, out=tmp_path / "here", title="A & B")
     assert "<title>A &amp; B</title>" in (tmp_path / "here" / "report.html").read_text()
     assert capsys.readouterr().out.startswith("A & B\n")
@@ -91,14 +91,14 @@ def test_several_folders_are_reported_in_outputs(sweep, tmp_path, monkeypatch):
     assert page.parent.parent == Path("outputs/reports")
 
 
-def test_a_file_is_no_place_for_a_report(sweep, tmp_path):
+def test_file_as_target_folder_is_an_error(sweep, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="is a file"):
         report(sweep, out=tmp_path / "file")
 
 
 @pytest.mark.parametrize(
-    ("folders", "settings", "says"),
+    ("folders", "settings", "message"),
     [
         ([], {}, r"runs=\[\] is not allowed"),
         (["nowhere"], {}, "nowhere does not exist"),
@@ -106,32 +106,32 @@ def test_a_file_is_no_place_for_a_report(sweep, tmp_path):
         (["."], {"resamples": 10}, "resamples=10 is not allowed: whole number ≥ 100"),
     ],
 )
-def test_what_makes_no_sense_is_refused(folders, settings, says):
-    with pytest.raises(ConfigError, match=says):
+def test_invalid_settings_are_errors(folders, settings, message):
+    with pytest.raises(ConfigError, match=message):
         report(folders, **settings)
 
 
-def test_a_folder_without_runs_is_refused_and_nothing_is_written(tmp_path):
+def test_folder_without_runs_is_refused_and_nothing_is_written(tmp_path):
     with pytest.raises(DataError, match="no finished grading run"):
         report(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["tilte=x"], "did you mean title"),
         (["/nowhere"], "/nowhere does not exist"),
         (["seed=-1", "."], "seed=-1 is not allowed: whole number ≥ 0"),
     ],
 )
-def test_refusals_are_one_line_and_a_status(arguments, says):
+def test_command_line_errors_are_one_line(arguments, message):
     command = [sys.executable, "-c", "from drgrade.cli import main; main()", "report", *arguments]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     assert ended.stderr.startswith("error: ")
     assert ended.stderr.count("\n") == 1
-    assert says in ended.stderr
+    assert message in ended.stderr
 
 
 def test_help_names_every_setting():

@@ -98,7 +98,7 @@ def test_confusion_and_recall_are_of_all_folds_and_seeds_together(row, tables):
     assert all(recall.interval.low <= recall.value <= recall.interval.high for recall in row.recall)
 
 
-def test_roc_equals_scikit_learns(row, tables):
+def test_roc_equals_scikit_learn(row, tables):
     pooled = pd.concat(tables.values())
     scores = pooled[["p2", "p3", "p4"]].to_numpy().sum(axis=1)
     false, true, _ = metrics.roc_curve(pooled["grade"] >= 2, scores, drop_intermediate=False)
@@ -139,7 +139,7 @@ def test_calibration_is_a_table_of_bins(row, tables):
     assert row.calibration.ece == row.metrics["ece"]
 
 
-def test_the_interval_equals_a_naive_loop_over_resamples(folder, study, row, tables):
+def test_interval_equals_a_naive_loop_over_resamples(folder, study, row, tables):
     """Repeat the drawn photographs one by one and use the kappa of scikit-learn."""
     samples = []
     by_fold = {fold: counts_of_groups(folder, fold) for fold in FOLDS}
@@ -189,7 +189,7 @@ def test_costs_and_labels_are_means_over_runs(row, folder):
     assert row.labels == pytest.approx(np.mean([(split["subset"] == "train").sum() for split in splits]))
 
 
-def test_a_single_fold_has_no_standard_deviation(tmp_path):
+def test_single_fold_has_no_standard_deviation(tmp_path):
     write_runs(tmp_path, [RANDOM], [1.0], folds=("published",))
     study = build_study([tmp_path], resamples=50)
     (row,) = study.rows
@@ -200,7 +200,7 @@ def test_a_single_fold_has_no_standard_deviation(tmp_path):
     assert any(note.startswith("A single fold has no standard deviation") for note in study.notes)
 
 
-def test_a_fold_with_more_seeds_does_not_count_more(tmp_path):
+def test_fold_with_more_seeds_does_not_count_more(tmp_path):
     runs = write_runs(tmp_path, [ROTATION], [1.0], seeds=SEEDS, sweep=None)
     remove_run(runs[1])  # fold 0, seed 1
     (row,) = build_study([tmp_path], resamples=50).rows
@@ -209,7 +209,7 @@ def test_a_fold_with_more_seeds_does_not_count_more(tmp_path):
     assert not row.complete
 
 
-def test_a_grade_that_does_not_occur_has_no_recall(tmp_path):
+def test_grade_that_does_not_occur_has_no_recall(tmp_path):
     from drgrade.data.splits.split import split_hash
 
     for run in write_runs(tmp_path, [RANDOM], [1.0], folds=(0, 1, 2)):

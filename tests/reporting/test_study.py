@@ -27,52 +27,37 @@ from drgrade.reporting.methods import published_rows
 from drgrade.reporting.study import build_study
 
 
-def refused(tmp_path, message, **options) -> str:
-    """Check that two sweeps cannot be reported together."""
+@pytest.mark.parametrize(
+    ("message", "options"),
+    [
+        (f"data_hash is {'d' * 12} in .* and {'e' * 12}", {"data_hash": "e" * 64}),
+        ("split.seed is 0", {"split_seed": 1}),
+        ("folds is 3", {"folds": (0, 1, 2, 3)}),
+        ("kind of test set", {"folds": ("published",)}),
+    ],
+)
+def test_sweeps_with_different_data_or_folds_are_errors(tmp_path, message, options):
     write_runs(tmp_path / "one", [ROTATION], [1.0])
     write_runs(tmp_path / "other", [RANDOM], [1.0], **options)
     with pytest.raises(DataError, match=message) as error:
         build_study([tmp_path])
-    text = str(error.value)
-    assert str(tmp_path / "one") in text
-    assert str(tmp_path / "other") in text
-    assert "separately" in text
-    return text
-
-
-def test_other_photographs_are_refused(tmp_path):
-    text = refused(tmp_path, "data_hash", data_hash="e" * 64)
-    assert "d" * 12 in text
-    assert "e" * 12 in text
-
-
-def test_another_split_seed_is_refused(tmp_path):
-    assert "split.seed is 0" in refused(tmp_path, "split.seed", split_seed=1)
-
-
-def test_another_number_of_folds_is_refused(tmp_path):
-    assert "folds is 3" in refused(tmp_path, "folds", folds=(0, 1, 2, 3))
-
-
-def test_a_published_test_set_does_not_mix_with_folds(tmp_path):
-    assert "kind of test set" in refused(tmp_path, "kind of test set", folds=("published",))
+    for part in (str(tmp_path / "one"), str(tmp_path / "other"), "separately"):
+        assert part in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("data__image_size", 12), ("data__illumination", "clahe"), ("split__disagreeing", "majority")],
+    [
+        ("data__image_size", 12),
+        ("data__illumination", "clahe"),
+        ("split__disagreeing", "majority"),
+        ("split__file", "folds.csv"),
+    ],
 )
-def test_other_preparation_and_splits_are_refused(tmp_path, name, value):
+def test_other_preparation_and_splits_are_errors(tmp_path, name, value):
     runs = write_runs(tmp_path, [RANDOM], [1.0])
     change_config(runs[1], **{name: value})
     with pytest.raises(DataError, match=name.replace("__", ".")):
-        build_study([tmp_path])
-
-
-def test_a_split_from_a_file_does_not_mix_with_drawn_folds(tmp_path):
-    runs = write_runs(tmp_path, [RANDOM], [1.0])
-    change_config(runs[1], split__file="folds.csv")
-    with pytest.raises(DataError, match=r"split\.file"):
         build_study([tmp_path])
 
 
@@ -87,7 +72,7 @@ def test_other_test_photographs_in_a_fold_are_refused_with_equal_configs(tmp_pat
     assert str(other[0]) in str(error.value)
 
 
-def test_other_groups_are_refused(tmp_path):
+def test_other_groups_are_errors(tmp_path):
     runs = write_runs(tmp_path, [ROTATION, RANDOM], [1.0])
     split = pd.read_csv(runs[0] / "split.csv", dtype=str)
     split.assign(group=split["image_id"]).to_csv(runs[0] / "split.csv", index=False)
@@ -95,7 +80,7 @@ def test_other_groups_are_refused(tmp_path):
         build_study([tmp_path])
 
 
-def test_a_photograph_in_two_test_folds_is_refused(tmp_path):
+def test_photograph_in_two_test_folds_is_an_error(tmp_path):
     runs = write_runs(tmp_path, [RANDOM], [1.0], sweep=None)
     remove_run(runs[1])
     change_config(runs[0], fold=1)
@@ -108,7 +93,7 @@ def test_a_photograph_in_two_test_folds_is_refused(tmp_path):
         build_study([tmp_path])
 
 
-def test_other_training_labels_under_one_protocol_are_refused(tmp_path):
+def test_other_training_labels_under_one_protocol_are_errors(tmp_path):
     runs = write_runs(tmp_path, [ROTATION, RANDOM], [1.0])
     change_json(runs[0] / "metrics.json", split_hash="f" * 64)
     with pytest.raises(DataError, match="were trained on different labels") as error:
@@ -131,7 +116,7 @@ def test_two_protocols_may_have_different_training_labels_and_are_never_averaged
         assert row.mean.value == pytest.approx(np.mean(values), abs=1e-12)
 
 
-def test_a_run_twice_with_the_same_figures_counts_once(tmp_path):
+def test_duplicate_run_counts_once(tmp_path):
     write_runs(tmp_path / "a", [RANDOM], [1.0])
     alone = build_study([tmp_path], resamples=20)
     write_runs(tmp_path / "b", [RANDOM], [1.0])
@@ -141,7 +126,7 @@ def test_a_run_twice_with_the_same_figures_counts_once(tmp_path):
     assert sum("repeats" in note for note in both.notes) == 3
 
 
-def test_many_runs_that_are_there_twice_are_one_note(tmp_path):
+def test_many_duplicate_runs_are_one_note(tmp_path):
     for name in ("a", "b"):
         write_runs(tmp_path / name, [RANDOM], [0.5, 1.0])
     (note,) = (note for note in build_study([tmp_path], resamples=20).notes if "repeat" in note)
@@ -149,7 +134,7 @@ def test_many_runs_that_are_there_twice_are_one_note(tmp_path):
     assert str(tmp_path / "b") in note
 
 
-def test_a_run_twice_with_different_figures_is_refused(tmp_path):
+def test_duplicate_run_with_different_results_is_an_error(tmp_path):
     one = write_runs(tmp_path / "a", [RANDOM], [1.0])
     other = write_runs(tmp_path / "b", [dataclasses.replace(RANDOM, skill=0.9)], [1.0])
     with pytest.raises(DataError, match="different results") as error:
@@ -158,7 +143,7 @@ def test_a_run_twice_with_different_figures_is_refused(tmp_path):
     assert str(other[0]) in str(error.value)
 
 
-def test_an_unfinished_sweep_lists_its_missing_runs(tmp_path):
+def test_unfinished_sweep_lists_its_missing_runs(tmp_path):
     runs = write_runs(tmp_path / "study", [ROTATION, RANDOM], [0.1, 1.0])
     fail_run(runs[0], "RuntimeError: out of memory")  # pre-trained, 10 %
     stop_run(runs[3])  # pre-trained, 100 %
@@ -184,7 +169,7 @@ def test_an_unfinished_sweep_lists_its_missing_runs(tmp_path):
     assert [comparison.folds for comparison in study.comparisons] == [2]
 
 
-def test_a_row_is_incomplete_if_a_seed_of_its_sweep_has_not_begun(tmp_path):
+def test_row_is_incomplete_if_a_seed_of_its_sweep_has_not_begun(tmp_path):
     runs = write_runs(tmp_path, [ROTATION, RANDOM], [1.0], seeds=(0, 1))
     for run in runs[1:6:2]:  # seed 1 of the pre-trained one, in all folds: nothing but the sweep knows
         remove_run(run)
@@ -192,7 +177,7 @@ def test_a_row_is_incomplete_if_a_seed_of_its_sweep_has_not_begun(tmp_path):
     assert [(row.seeds, row.complete) for row in study.rows] == [([0], False), ([0, 1], True)]
 
 
-def test_a_row_with_fewer_folds_than_others_is_incomplete_without_a_sweep_too(tmp_path):
+def test_row_with_fewer_folds_than_others_is_incomplete_without_a_sweep_too(tmp_path):
     runs = write_runs(tmp_path, [ROTATION, RANDOM], [1.0], sweep=None)
     remove_run(runs[0])
     study = build_study([tmp_path], resamples=20)
@@ -200,7 +185,7 @@ def test_a_row_with_fewer_folds_than_others_is_incomplete_without_a_sweep_too(tm
     assert not study.missing
 
 
-def test_a_failed_attempt_that_was_repeated_elsewhere_is_not_missing(tmp_path):
+def test_failed_run_that_was_repeated_is_not_missing(tmp_path):
     fail_run(write_runs(tmp_path / "first", [RANDOM], [1.0], sweep=None)[0])
     runs = write_runs(tmp_path / "second", [RANDOM], [1.0], sweep=None)
     for run in runs[1:]:
@@ -220,7 +205,7 @@ def test_names_of_missing_runs_contain_the_sweep_if_there_are_several(tmp_path):
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.permutations(range(12)))
-def test_neither_the_order_of_folders_nor_of_lines_changes_a_figure(parts, order):
+def test_order_of_folders_and_lines_does_not_change_the_study(parts, order):
     folders, expected = parts
     found = build_study([folders[number] for number in order], resamples=50)
     assert_same(found, expected)
@@ -257,7 +242,7 @@ def assert_same(one, other):
         assert one == other or (math.isnan(one) and math.isnan(other))
 
 
-def test_a_sweep_of_its_own_gives_the_same_figures_as_among_others(tmp_path):
+def test_row_does_not_depend_on_other_sweeps(tmp_path):
     write_runs(tmp_path / "one", [ROTATION], [1.0])
     alone = build_study([tmp_path / "one"], resamples=50).rows[0]
     write_runs(tmp_path / "two", [RANDOM], [0.1, 1.0])
@@ -265,7 +250,7 @@ def test_a_sweep_of_its_own_gives_the_same_figures_as_among_others(tmp_path):
     assert_same(among, alone)
 
 
-def test_another_seed_draws_others(tmp_path):
+def test_seed_changes_the_draws(tmp_path):
     write_runs(tmp_path, [RANDOM], [1.0])
     one, other = (build_study([tmp_path], resamples=50, seed=seed).rows[0] for seed in (0, 1))
     assert one.mean.value == other.mean.value
@@ -328,7 +313,7 @@ def test_validation_within_the_fraction_is_noted(tmp_path):
     assert "Protocol published: validation labels are part of the label fraction." in notes
 
 
-def test_published_figures_of_the_same_data_need_no_note(tmp_path):
+def test_published_results_for_the_same_data_have_no_note(tmp_path):
     for run in write_runs(tmp_path, [RANDOM], [1.0]):
         change_json(run / "metrics.json", data="aptos2019")
     assert not any("Published results" in note for note in build_study([tmp_path], resamples=20).notes)
@@ -357,7 +342,7 @@ def test_pretraining_costs_are_listed_once_per_encoder(tmp_path):
     assert cost.method == study.methods[0].key
 
 
-def test_an_encoders_folder_is_found_from_wherever_the_report_is_made(tmp_path, monkeypatch):
+def test_encoder_folder_is_found_from_any_working_directory(tmp_path, monkeypatch):
     encoder = tmp_path / "outputs" / "encoders" / "rotation-x"
     encoder.mkdir(parents=True)
     (encoder / "provenance.json").write_text(json.dumps({"seconds": 50.0}))
@@ -404,7 +389,7 @@ def test_different_encoders_of_a_method_are_noted(tmp_path):
     )
 
 
-def test_published_rows_are_the_papers():
+def test_published_rows_equal_the_papers():
     rows = {(row.label, row.label_fraction): row for row in published_rows()}
     assert len(rows) == 5 * 7
     rotation = {

@@ -53,7 +53,7 @@ def markdown_rows(text, title):
     return [[cell.strip().replace("**", "") for cell in line.strip("| ").split(" | ")] for line in lines]
 
 
-def test_all_files_are_there(folder):
+def test_report_files(folder):
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert {"report.html", "report.md", "tables.tex", "study.json", "table.csv", "folds.csv"} < names
     assert {
@@ -71,13 +71,13 @@ def test_all_files_are_there(folder):
     assert not [name for name in names if Path(name).name.startswith(".")]
 
 
-def test_pictures_that_markdown_names_are_there(folder):
+def test_figures_referenced_by_markdown_exist(folder):
     named = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", (folder / "report.md").read_text())
     assert len(named) == len(set(named)) == len(list((folder / "figures").glob("*.png")))
     assert all((folder / name).is_file() for name in named)
 
 
-def test_what_an_earlier_report_left_is_removed_and_nothing_else(study, tmp_path):
+def test_only_files_of_an_earlier_report_are_removed(study, tmp_path):
     write_report(replace(study, rows=study.rows[:2], methods=study.methods[:1], comparisons=[]), tmp_path)
     assert (tmp_path / "figures/roc-10pct.png").exists()
     (tmp_path / "figures/mine.png").write_text("mine")
@@ -94,7 +94,7 @@ def test_what_an_earlier_report_left_is_removed_and_nothing_else(study, tmp_path
     assert (tmp_path / "notes.txt").exists()
 
 
-def test_a_folder_that_cannot_be_written_is_an_error(study, tmp_path):
+def test_unwritable_folder_is_an_error(study, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"cannot write the report to .*out=DIR"):
         write_report(replace(study, rows=study.rows[:1], comparisons=[]), tmp_path / "file" / "report")
@@ -126,7 +126,7 @@ def test_published_rows_are_marked_and_keep_their_source(study):
     assert table["published"].sum() == len(study.published)
 
 
-def test_folds_csv_gives_the_table_again(study):
+def test_folds_csv_agrees_with_the_table(study):
     folds = read(study, "folds.csv").groupby(["key", "label_fraction"])["qwk"]
     for row in study.rows:
         values = folds.get_group((row.method, row.label_fraction))
@@ -135,7 +135,7 @@ def test_folds_csv_gives_the_table_again(study):
         assert len(values) == len(row.folds)
 
 
-def test_confusion_csv_gives_the_recall(study):
+def test_confusion_csv_agrees_with_recall_csv(study):
     cells = read(study, "confusion.csv")
     right = cells[cells["grade"] == cells["predicted"]].merge(
         read(study, "recall.csv"), on=["key", "label_fraction", "grade"]
@@ -144,7 +144,7 @@ def test_confusion_csv_gives_the_recall(study):
     pd.testing.assert_series_equal(right["share"], right["recall"], check_names=False)
 
 
-def test_other_csv_files_hold_every_number(study):
+def test_other_csv_files_are_complete(study):
     assert read(study, "comparisons.csv")["difference"].tolist() == pytest.approx(
         [each.difference.value for each in study.comparisons]
     )
@@ -206,7 +206,7 @@ def test_every_dash_has_its_reason(study):
         assert bool(dashes) == any(remark.startswith(formatting.DASH) for remark in table.remarks), table.name
 
 
-def test_a_single_fold_has_a_dash_for_the_standard_deviation(study):
+def test_single_fold_has_a_dash_for_the_standard_deviation(study):
     row = replace(study.rows[0], folds={"published": 0.3}, sd=math.nan)
     table = main_table(replace(study, rows=[row], published=[]))
     assert table.groups[0].lines[0][6] == formatting.DASH
@@ -220,11 +220,11 @@ def test_unrecorded_costs_are_dashes_with_a_reason(study):
     assert table.remarks == [f"{formatting.DASH}: not recorded."]
 
 
-def test_a_grade_that_was_not_tested_has_no_recall(study):
+def test_untested_grade_has_no_recall(study):
     assert recall_table(study).groups[3].lines[0][4] == formatting.DASH
 
 
-def test_metrics_of_one_grade_do_not_widen_the_table(study):
+def test_metrics_of_one_grade_are_not_in_the_table(study):
     rows = [
         replace(row, metrics={**row.metrics, "auroc_3": 0.5, "qwk": 0.1, "new_one": 0.25})
         for row in study.rows
@@ -236,12 +236,12 @@ def test_metrics_of_one_grade_do_not_widen_the_table(study):
     assert not {"auroc 3", "qwk"} & set(names)
 
 
-def test_rows_that_lack_a_run_are_marked(study):
+def test_incomplete_rows_are_marked(study):
     marked = [line for group in main_table(study).groups for line in group.lines if "*" in line[1]]
     assert [line[:2] for line in marked] == [["50 %", "4*"]]
 
 
-def test_study_json_holds_everything(study):
+def test_study_json_is_complete(study):
     record = json.loads(render_json(study, ["a.csv"]))
     assert record["rows"][0]["mean"]["value"] == study.rows[0].mean.value
     assert record["rows"][0]["confusion"] == study.rows[0].confusion.tolist()
@@ -302,7 +302,7 @@ def test_latex_is_well_formed_and_has_the_numbers(folder, study):
     assert r"\emph{another paper} (published) & 100\,\%" in text
 
 
-def test_a_latex_line_never_begins_with_an_argument(study):
+def test_latex_lines_do_not_start_with_an_optional_argument(study):
     """TeX reads ``[`` after a rule or the end of a line as an optional argument."""
     method = replace(study.methods[0], label="[a] *b")
     text = render_latex(replace(study, methods=[method, *study.methods[1:]]))
@@ -310,7 +310,7 @@ def test_a_latex_line_never_begins_with_an_argument(study):
     assert "{[}a{]} {*}b" in text
 
 
-def test_a_latex_table_that_is_too_long_or_wide_for_a_page_is_made_to_fit(study):
+def test_long_and_wide_latex_tables_fit_the_page(study):
     many = [replace(study.rows[0], label_fraction=share / 100) for share in range(1, 61)]
     long = render_latex(replace(study, rows=many))
     check_latex(long)
@@ -321,7 +321,7 @@ def test_a_latex_table_that_is_too_long_or_wide_for_a_page_is_made_to_fit(study)
     assert re.search(r"\\begin\{tabular\}\{@\{\}p\{\d+pt\}r+@\{\}\}", wide)
 
 
-def test_hostile_names_break_neither_latex_nor_markdown(study):
+def test_untrusted_names_keep_latex_and_markdown_valid(study):
     method = replace(study.methods[0], label=HOSTILE)
     hostile = replace(study, title=HOSTILE, methods=[method, *study.methods[1:]], notes=[HOSTILE])
     check_latex(render_latex(hostile))
@@ -355,7 +355,7 @@ def test_any_text_can_be_escaped(text):
     assert not re.search(r"(?<!\\)(?:\\\\)*\|", formatting.escape_markdown(text))
 
 
-def test_the_terminals_table_is_aligned(study):
+def test_plain_table_is_aligned(study):
     lines = main_table(study).plain().splitlines()
     table = lines[: 2 + len(study.rows) + len(study.published)]
     assert len({len(line) for line in table[:2]}) == 1
@@ -375,7 +375,7 @@ def test_the_terminals_table_is_aligned(study):
         (math.inf, formatting.DASH),
     ],
 )
-def test_numbers(value, text):
+def test_decimal(value, text):
     assert formatting.decimal(value) == text
 
 
@@ -413,17 +413,17 @@ def test_numbers(value, text):
         (formatting.listed(["a, b", "c"]), "a, b; c"),
     ],
 )
-def test_words(made, text):
+def test_other_formatting_functions(made, text):
     assert made == text
 
 
-def test_the_summary_counts(study):
+def test_summary_counts_runs_and_folds(study):
     text = summary(study)
     assert "99 runs: 4 methods, 5 test folds, 1 seed, 3662 test photographs" in text
     assert "5 %, 10 %, 25 %, 50 % and 100 % of the labels of aptos2019" in text
 
 
-def test_statuses_are_counted_in_their_order(study):
+def test_statuses_of_missing_runs_are_counted_in_order(study):
     missing = [Missing("a", "not begun", ""), Missing("b", "failed", "x"), Missing("c", "not begun", "")]
     assert "3 of 102 runs have no result (1 failed and 2 not begun)" in unfinished_note(
         replace(study, missing=missing)

@@ -6,13 +6,22 @@ from itertools import groupby
 
 from matplotlib.axes import Axes
 
-from drgrade.reporting.figures.canvas import INK, PAPER, SOFT, Look, ReportFigure, new_figure, point
+from drgrade.reporting.figures.canvas import (
+    INK,
+    PAPER,
+    SOFT,
+    Look,
+    ReportFigure,
+    new_figure,
+    numbered,
+    point,
+)
 from drgrade.reporting.schema import MethodComparison, Study
 from drgrade.stats.formatting import MINUS, fraction, interval, p_value, percent, plural, signed
 
 _LINE = 0.19  # inches of a line of the figure
 _MARGIN = 0.55
-_AT_MOST = 36  # lines of one figure: what fits on a printed page
+_LINES_PER_PAGE = 36
 _TITLE_CHARACTERS = 44
 
 _Pair = tuple[str, list[MethodComparison]]
@@ -28,10 +37,7 @@ def draw_differences(study: Study) -> list[ReportFigure]:
         if (comparisons := list(group))
     ]
     pages = list(_pages(pairs))
-    return [
-        _draw(page, "differences" if len(pages) == 1 else f"differences-{number}")
-        for number, page in enumerate(pages, start=1)
-    ]
+    return [_draw(page, numbered("differences", number, len(pages))) for number, page in enumerate(pages)]
 
 
 def _wrapped(comparison: MethodComparison, names: Mapping[str, str]) -> str:
@@ -48,7 +54,7 @@ def _pages(pairs: Sequence[_Pair]) -> Iterator[list[_Pair]]:
     lines = 0
     for title, group in pairs:
         own = title.count("\n") + 1 + len(group)
-        if page and lines + own > _AT_MOST:
+        if page and lines + own > _LINES_PER_PAGE:
             yield page
             page, lines = [], 0
         page.append((title, group))
