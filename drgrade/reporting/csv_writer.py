@@ -1,6 +1,7 @@
 """CSV and JSON files of a report, with all digits; unknown values are empty or null."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,11 @@ from pydantic_core import to_json
 from drgrade.reporting.figures.details import row_shares
 from drgrade.reporting.schema import (
     Budget,
+    Method,
     MethodComparison,
     PretrainingCost,
     PublishedRow,
+    Reached,
     ResultRow,
     Study,
 )
@@ -24,14 +27,11 @@ Record = dict[str, Any]
 
 def csv_files(study: Study) -> dict[str, str]:
     """Return the text of each CSV file by file name."""
-    files = {
-        name: [
-            _method_keys(study, row.method) | {"label_fraction": row.label_fraction} | record
-            for row in study.rows
-            for record in records(study, row)
-        ]
-        for name, records in _PER_ROW.items()
-    }
+    files: dict[str, list[Record]] = defaultdict(list)
+    for row in study.rows:
+        keys = {**_method_keys(study, row.method), "label_fraction": row.label_fraction}
+        for name, records in _row_records(study, row).items():
+            files[name] += [keys | record for record in records]
     files["table.csv"] += map(_published, study.published)
     files["costs.csv"] += [_pretraining(study, cost) for cost in study.pretrainings]
     files["comparisons.csv"] = [_comparison(study, comparison) for comparison in study.comparisons]
@@ -47,9 +47,38 @@ def _method_keys(study: Study, key: str) -> Record:
     return {"method": study.labels.get(key, key), "key": key}
 
 
-def _row(study: Study, row: ResultRow) -> Iterator[Record]:
+def _row_records(study: Study, row: ResultRow) -> dict[str, list[Record]]:
+    """Return the records of a row of the main table by file name."""
     method = next(method for method in study.methods if method.key == row.method)
-    yield {
+    split = {fold: study.splits.get((method.protocol, row.label_fraction, fold), "") for fold in row.folds}
+    roc = zip(row.roc.x, row.roc.y, strict=True)
+    totals = row.confusion.sum(axis=1).tolist()
+    records = {
+        "table.csv": [_main_record(method, row)],
+        "folds.csv": [
+            {"fold": fold, "qwk": qwk, "split_hash": split[fold]} for fold, qwk in row.folds.items()
+        ],
+        "confusion.csv": _confusion(row),
+        "calibration.csv": _bins(row.calibration),
+        "recall.csv": [
+            {"grade": grade, **_estimate("recall", recall), "count": totals[grade]}
+            for grade, recall in enumerate(row.recall)
+        ],
+        "roc.csv": [{"false_positive_rate": x, "true_positive_rate": y} for x, y in roc],
+        "costs.csv": [{"what": "run", **_costs(row)}],
+    }
+    if row.calibrated:
+        temperatures = row.calibrated.temperatures.items()
+        records |= {
+            "calibrated.csv": _bins(row.calibrated.reliability),
+            "temperatures.csv": [{"fold": fold, "temperature": value} for fold, value in temperatures],
+            "operating_points.csv": list(map(_operating_point, row.calibrated.points)),
+        }
+    return records
+
+
+def _main_record(method: Method, row: ResultRow) -> Record:
+    return {
         "published": False,
         "source": "",
         "protocol": method.protocol,
@@ -97,13 +126,6 @@ def _published(row: PublishedRow) -> Record:
     }
 
 
-def _folds(study: Study, row: ResultRow) -> Iterator[Record]:
-    protocol = next(method.protocol for method in study.methods if method.key == row.method)
-    for fold, qwk in row.folds.items():
-        split = study.splits.get((protocol, row.label_fraction, fold), "")
-        yield {"fold": fold, "qwk": qwk, "split_hash": split}
-
-
 def _comparison(study: Study, comparison: MethodComparison) -> Record:
     return {
         "first": study.labels[comparison.first],
@@ -119,48 +141,34 @@ def _comparison(study: Study, comparison: MethodComparison) -> Record:
     }
 
 
-def _confusion(study: Study, row: ResultRow) -> Iterator[Record]:
+def _confusion(row: ResultRow) -> list[Record]:
     shares = row_shares(row)
-    for true, predicted in np.ndindex(row.confusion.shape):
-        count, share = int(row.confusion[true, predicted]), float(shares[true, predicted])
-        yield {"grade": true, "predicted": predicted, "count": count, "share": share}
-
-
-def _bins(curve: ReliabilityCurve) -> Iterator[Record]:
-    bins = zip(curve.confidence, curve.accuracy, curve.count, strict=True)
-    for number, (confidence, accuracy, count) in enumerate(bins):
-        yield {
-            "bin": number,
-            "confidence": confidence,
-            "accuracy": accuracy,
-            "count": int(count),
-            "ece": curve.ece,
+    return [
+        {
+            "grade": true,
+            "predicted": predicted,
+            "count": int(row.confusion[true, predicted]),
+            "share": float(shares[true, predicted]),
         }
+        for true, predicted in np.ndindex(row.confusion.shape)
+    ]
 
 
-def _temperatures(study: Study, row: ResultRow) -> Iterator[Record]:
-    for fold, temperature in row.calibrated.temperatures.items() if row.calibrated else ():
-        yield {"fold": fold, "temperature": temperature}
+def _bins(curve: ReliabilityCurve) -> list[Record]:
+    bins = zip(curve.confidence, curve.accuracy, curve.count.tolist(), strict=True)
+    return [
+        {"bin": number, "confidence": confidence, "accuracy": accuracy, "count": count, "ece": curve.ece}
+        for number, (confidence, accuracy, count) in enumerate(bins)
+    ]
 
 
-def _operating_points(study: Study, row: ResultRow) -> Iterator[Record]:
-    for point in row.calibrated.points if row.calibrated else ():
-        yield {
-            "wanted": point.target,
-            **_ends("threshold", point.threshold),
-            **_estimate("sensitivity", point.sensitivity),
-            **_estimate("specificity", point.specificity),
-        }
-
-
-def _recall(study: Study, row: ResultRow) -> Iterator[Record]:
-    for grade, recall in enumerate(row.recall):
-        yield {"grade": grade, **_estimate("recall", recall), "count": int(row.confusion[grade].sum())}
-
-
-def _roc(study: Study, row: ResultRow) -> Iterator[Record]:
-    for x, y in zip(row.roc.x, row.roc.y, strict=True):
-        yield {"false_positive_rate": x, "true_positive_rate": y}
+def _operating_point(point: Reached) -> Record:
+    return {
+        "wanted": point.target,
+        **_ends("threshold", point.threshold),
+        **_estimate("sensitivity", point.sensitivity),
+        **_estimate("specificity", point.specificity),
+    }
 
 
 def _costs(cost: ResultRow | PretrainingCost) -> Record:
@@ -197,21 +205,6 @@ def _estimate(name: str, estimate: Estimate) -> Record:
 
 def _ends(name: str, ends: Range) -> Record:
     return {f"{name}_least": ends.low, f"{name}_greatest": ends.high}
-
-
-_PER_ROW: Mapping[str, Callable[[Study, ResultRow], Iterable[Record]]] = {
-    "table.csv": _row,
-    "folds.csv": _folds,
-    "confusion.csv": _confusion,
-    "calibration.csv": lambda _, row: _bins(row.calibration),
-    "calibrated.csv": lambda _, row: _bins(row.calibrated.reliability) if row.calibrated else (),
-    "temperatures.csv": _temperatures,
-    "operating_points.csv": _operating_points,
-    "recall.csv": _recall,
-    "roc.csv": _roc,
-    "costs.csv": lambda _, row: [{"what": "run", **_costs(row)}],
-}
-"""Records of each row of the main table, by file."""
 
 
 def render_json(study: Study, files: Sequence[str]) -> str:

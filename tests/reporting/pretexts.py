@@ -37,16 +37,16 @@ def write_table(
     """Write a sweep like that of ``pretext_table``, and the cards of its encoders.
 
     Args:
-        folder: Receives ``sweep`` and ``encoders``.
-        protocols: Of the rows that do not set one.
+        folder: Target of ``sweep`` and ``encoders``.
+        protocols: Protocols of fine-tuning.
         fractions: Label fractions.
         folds: Test folds.
-        pretexts: Among :data:`INPUTS`.
-        photographs: How many.
-        steps: Of each pre-training.
+        pretexts: Names in :data:`INPUTS`.
+        photographs: Number of photographs.
+        steps: Optimiser steps of each pre-training.
 
     Returns:
-        The sweep's folder.
+        The folder of the sweep.
     """
     methods = []
     common = ("pretrain_on=train", "pretext.epochs=-1", f"pretext.max_steps={steps}")
@@ -62,7 +62,7 @@ def write_table(
                 write_encoder(place, steps, INPUTS[name], 100.0 * INPUTS[name])
             methods.append(
                 FakeMethod(
-                    ("init=ssl", f"method={name}", f"pretext={pretext_config(name)}", *encoder, *chosen),
+                    ("init=ssl", f"method={name}", f"pretext={name}", *encoder, *chosen),
                     skill=0.48 + 0.025 * number - less,
                     encoder=f"{folder / 'encoders'}/{name}-{{fold}}",
                 )
@@ -71,8 +71,3 @@ def write_table(
     methods.append(FakeMethod(("init=random", "method=majority", "protocol=majority", *common), skill=0.02))
     write_runs(folder / "sweep", methods, fractions, folds, photographs=photographs)
     return folder / "sweep"
-
-
-def pretext_config(name: str) -> str:
-    """Return the config name of a pretext."""
-    return name

@@ -33,10 +33,10 @@ class FakeMethod:
     """A method of a synthetic study.
 
     Attributes:
-        overrides: What tells it from others on the command line: ``("init=ssl",)``; composed for real.
-        skill: Share of the photographs that it grades right with all labels; with fewer labels less.
-        encoder: Goes into ``provenance.json``: folder of the pre-trained encoder; ``{fold}`` is the fold.
-        saw_test: Goes into ``metrics.json``.
+        overrides: Overrides of the config, such as ``("init=ssl",)``.
+        skill: Share of correctly graded photographs with all labels; it decreases with fewer labels.
+        encoder: Folder of the pre-trained encoder in ``provenance.json``; ``{fold}`` is the fold.
+        saw_test: ``pretraining_saw_test`` in ``metrics.json``.
     """
 
     overrides: tuple[str, ...] = ("init=random",)
@@ -63,18 +63,18 @@ def write_runs(
     """Write the folder of a finished sweep.
 
     Args:
-        folder: Receives ``sweep.json`` and a folder for each cell.
-        methods: Rows of the table.
+        folder: Target of ``sweep.json`` and a folder for each cell.
+        methods: Methods of the sweep.
         fractions: Label fractions.
-        folds: Test folds; ``("published",)`` for a published test set (then the first third is tested).
+        folds: Test folds; ``("published",)`` for a published test set (the first third of the photographs).
         seeds: Training seeds.
-        photographs: How many there are, in groups of one or two, in all folds together.
-        split_seed: ``split.seed``; another one gives other folds.
-        data_hash: Goes into ``metrics.json``.
+        photographs: Number of photographs in all folds together, in groups of one or two.
+        split_seed: ``split.seed``, which determines the folds.
+        data_hash: ``data_hash`` in ``metrics.json``.
         sweep: Name of the sweep; None for single runs without ``sweep.json``.
 
     Returns:
-        The runs' folders, in the order of ``sweep.json``.
+        The folders of the runs, in the order of ``sweep.json``.
     """
     table = _photographs(photographs, max(3, len(folds)), split_seed)
     cells: dict[str, list[str]] = {}
@@ -145,9 +145,8 @@ def _photographs(count: int, folds: int, seed: int) -> pd.DataFrame:
     grades = np.random.default_rng(2).choice(5, size=count, p=SHARES)
     return pd.DataFrame(
         {
-            "image_id": [
-                f"{row:04d}" for row in range(count)
-            ],  # digits: what a careless reader makes numbers of
+            # Readers must keep identifiers of digits as text.
+            "image_id": [f"{row:04d}" for row in range(count)],
             "group": [f"patient:p{number:03d}" for number in group],
             "grade": grades,
             "fold": fold_of_group[group],
