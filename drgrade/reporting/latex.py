@@ -78,11 +78,8 @@ def _table(table: ReportTable) -> str:
         multicolumn_format="c",
     )
     text = re.sub(r"(\\toprule\n.*\n)", lambda top: top[1] + _rules(table), text)
-    below = (
-        f"\\par\\smallskip\\raggedright {escape(' '.join(table.all_remarks))}\\par\n"
-        if table.all_remarks
-        else ""
-    )
+    remarks = escape(" ".join(table.all_remarks))
+    below = f"\\par\\smallskip\\raggedright {remarks}\\par\n" if remarks else ""
     if long:
         return f"\\begingroup\n{small}{text}{below}\\endgroup\n"
     text = text.replace("\\begin{table}\n", f"\\begin{{table}}\n\\centering\n{small}", 1)
@@ -121,11 +118,9 @@ def _frame(table: ReportTable) -> pd.DataFrame:
 
 def _name_column(table: ReportTable) -> str:
     """Return the format of the column of group names: wrapped where the table is wider than the page."""
-    lines = [
-        [column.name for column in table.columns],
-        *(line for group in table.groups for line in group.lines),
-    ]
-    widths = [max(len(line[place]) for line in lines) for place in range(len(table.columns))]
+    lines = [[column.name for column in table.columns]]
+    lines += [list(line) for group in table.groups for line in group.lines]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     free = _PAGE - _CHARACTER * sum(widths) - _GAP * len(widths)
     longest = max((len(group.name) + 12 * group.published for group in table.groups), default=0)
     return "l" if _CHARACTER * longest <= free else f"p{{{max(free, _NARROWEST):.0f}pt}}"

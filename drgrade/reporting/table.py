@@ -11,14 +11,7 @@ from drgrade.stats.formatting import DASH
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table.
-
-    Attributes:
-        name: Heading.
-        number: Align to the right.
-        strong: Print in bold.
-        over: Heading above ``name`` that neighbouring columns may share.
-    """
+    """A column of a table; ``over`` is a heading above its name that neighbouring columns may share."""
 
     name: str
     number: bool = True
@@ -33,14 +26,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Group:
-    """Consecutive lines of a table, such as those of one method.
-
-    Attributes:
-        name: Heading of the group.
-        remark: Remark on all lines; may be empty.
-        lines: Cells, one per column.
-        published: The values are from a paper.
-    """
+    """Consecutive lines of a table, such as those of one method or one paper."""
 
     name: str
     remark: str
@@ -57,7 +43,7 @@ class ReportTable:
         caption: Caption without a final full stop.
         group_column: Heading of the column of group names.
         columns: The other columns.
-        groups: Groups in display order.
+        groups: In display order.
         remarks: Sentences below the table, such as the reasons for missing values.
         inline: Every group is a single line, with its name in front.
     """
@@ -94,26 +80,25 @@ class ReportTable:
     def text(
         self, fmt: str, escape: Callable[[str], str] = str, strong: str = "{}", paper: str = "{}"
     ) -> str:
-        """Write headings and lines as text.
+        """Write headings and lines in a format of tabulate: ``simple`` for a terminal, ``pipe`` for Markdown.
 
         Args:
-            fmt: Format of tabulate: ``simple`` for a terminal, ``pipe`` for Markdown.
+            fmt: Format of tabulate.
             escape: Applied to every cell.
             strong: Template for cells of strong columns.
             paper: Template for the names of published groups.
         """
         lines = []
         for group in self.groups:
-            name = (
-                f"{paper.format(escape(group.name))} (published)" if group.published else escape(group.name)
-            )
+            name = escape(group.name)
+            if group.published:
+                name = f"{paper.format(name)} (published)"
             for line in group.lines:
-                cells = zip(map(escape, line), self.columns, strict=True)
-                bold = [
-                    strong.format(cell) if column.strong and not group.published else cell
-                    for cell, column in cells
+                cells = [
+                    strong.format(escape(cell)) if column.strong and not group.published else escape(cell)
+                    for cell, column in zip(line, self.columns, strict=True)
                 ]
-                lines.append([name, *bold])
+                lines.append([name, *cells])
         heads = [escape(self.group_column), *(escape(column.title) for column in self.columns)]
         sides = ["left", *("right" if column.number else "left" for column in self.columns)]
         return tabulate(lines, heads, tablefmt=fmt, colalign=sides, disable_numparse=True)

@@ -124,10 +124,10 @@ def _reliability(
 ) -> None:
     names, style = study.labels, looks(study.labels)
     _diagonal(axes)
-    for row, found in curves:
+    for row, curve in curves:
         look = style[row.method]
-        axes.plot(found.confidence, found.accuracy, color=look.colour, linewidth=1.2)
-        for confidence, accuracy, count in zip(found.confidence, found.accuracy, found.count, strict=True):
+        axes.plot(curve.confidence, curve.accuracy, color=look.colour, linewidth=1.2)
+        for confidence, accuracy, count in zip(curve.confidence, curve.accuracy, curve.count, strict=True):
             if not count:
                 continue
             artist = point(axes, confidence, accuracy, look, size=5.0)
@@ -154,8 +154,10 @@ def draw_roc(study: Study, rows: Sequence[ResultRow], part: str = "") -> ReportF
                 f"sensitivity {decimal(y)} at specificity {decimal(1 - x)}",
             )
     axes.set(xlabel="false positive rate (1 - specificity)", ylabel="sensitivity")
-    texts = [f"{names[row.method]}: AUROC {estimate(row.referable_auroc)}" for row in rows]
-    entries = [(legend_entry(style[row.method]), text) for row, text in zip(rows, texts, strict=True)]
+    entries = [
+        (legend_entry(style[row.method]), f"{names[row.method]}: AUROC {estimate(row.referable_auroc)}")
+        for row in rows
+    ]
     add_legend(plot.figure, entries)
     return plot
 
@@ -178,8 +180,8 @@ def _spread(curve: RocCurve) -> list[tuple[float, float]]:
     if len(curve.x) < 2:
         return []
     length = np.concatenate([[0.0], np.cumsum(np.abs(np.diff(curve.x)) + np.abs(np.diff(curve.y)))])
-    wanted: Floats = np.linspace(0, length[-1], _ROC_POINTS + 2)[1:-1]
-    chosen = sorted({int(np.abs(length - place).argmin()) for place in wanted})
+    places: Floats = np.linspace(0, length[-1], _ROC_POINTS + 2)[1:-1]
+    chosen = sorted({int(np.abs(length - place).argmin()) for place in places})
     return [(float(curve.x[number]), float(curve.y[number])) for number in chosen]
 
 
@@ -214,19 +216,10 @@ def row_shares(row: ResultRow) -> Floats:
 
 def _cell(plot: ReportFigure, axes: Axes, row: ResultRow, shares: Floats, true: int, predicted: int) -> None:
     count, share = int(row.confusion[true, predicted]), float(shares[true, predicted])
-    ground = axes.add_patch(
-        Rectangle((predicted - 0.5, true - 0.5), 1, 1, facecolor=PAPER, edgecolor="none", linewidth=0)
-    )
-    axes.add_patch(
-        Rectangle(
-            (predicted - 0.47, true - 0.47),
-            0.94,
-            0.94,
-            facecolor=HEAT,
-            alpha=np.nan_to_num(share) * 0.95 + 0.05,
-            linewidth=0,
-        )
-    )
+    corner, inner = (predicted - 0.5, true - 0.5), (predicted - 0.47, true - 0.47)
+    ground = axes.add_patch(Rectangle(corner, 1, 1, facecolor=PAPER, edgecolor="none", linewidth=0))
+    alpha = np.nan_to_num(share) * 0.95 + 0.05
+    axes.add_patch(Rectangle(inner, 0.94, 0.94, facecolor=HEAT, alpha=alpha, linewidth=0))
     text = f"{count}\n{percent(share)}"
     axes.text(predicted, true, text, ha="center", va="center", fontsize=6.8, linespacing=1.25)
     verdict = "correct" if true == predicted else f"predicted as grade {predicted}"
