@@ -45,15 +45,15 @@ def test_runs_are_found_at_any_depth_and_each_once(tmp_path):
     (runs[0] / "checkpoints" / "config.yaml").write_text("a: 1")
     (tmp_path / "wandb" / "run").mkdir(parents=True)
     (tmp_path / "wandb" / "run" / "config.yaml").write_text("a: 1")
-    found = find_cells([tmp_path, runs[1], tmp_path / "deep" / ".." / "single"])
-    assert [cell.folder.resolve() for cell in found.cells] == sorted([*runs, *single])
-    assert found.commands == ["train.py -m +experiment=study"]
+    cells, commands = find_cells([tmp_path, runs[1], tmp_path / "deep" / ".." / "single"])
+    assert [cell.folder.resolve() for cell in cells] == sorted([*runs, *single])
+    assert commands == ["train.py -m +experiment=study"]
 
 
 def test_run_given_before_its_sweep_belongs_to_the_sweep(tmp_path):
     runs = write_runs(tmp_path / "study", [RANDOM], [1.0])
     for folders in ([runs[0], tmp_path], [tmp_path, runs[0]]):
-        cell = next(cell for cell in find_cells(folders).cells if cell.folder == runs[0])
+        cell = next(cell for cell in find_cells(folders)[0] if cell.folder == runs[0])
         assert cell.sweep == tmp_path / "study"
         assert "init=random" in cell.overrides
 
@@ -215,7 +215,7 @@ def test_unfinished_runs_report_their_progress(tmp_path):
     fail_run(runs[1], status="interrupted")
     stop_run(runs[2])
     remove_run(runs[3])
-    read = [read_run(cell) for cell in find_cells([tmp_path]).cells]
+    read = [read_run(cell) for cell in find_cells([tmp_path])[0]]
     unfinished = {each.location.folder: each for each in read if isinstance(each, Unfinished)}
     assert [unfinished[run].status for run in runs[:4]] == [
         "failed",
@@ -232,7 +232,7 @@ def test_cell_that_has_only_begun_to_prepare_is_unfinished(tmp_path):
     shutil.rmtree(runs[0])
     (runs[0] / ".hydra").mkdir(parents=True)
     (runs[0] / ".hydra" / "config.yaml").write_text("task: grading\nseed: ${x}\n")
-    read = read_run(next(cell for cell in find_cells([tmp_path]).cells if cell.folder == runs[0]))
+    read = read_run(next(cell for cell in find_cells([tmp_path])[0] if cell.folder == runs[0]))
     assert isinstance(read, Unfinished)
     assert read.status == "unfinished"
 
@@ -245,7 +245,7 @@ def test_other_folders_are_left_out_with_a_note(tmp_path):
     other = tmp_path / "prepared"
     (other / ".hydra").mkdir(parents=True)
     (other / ".hydra" / "config.yaml").write_text("data: {name: demo}\n")
-    read = [read_run(cell) for cell in find_cells([tmp_path]).cells]
+    read = [read_run(cell) for cell in find_cells([tmp_path])[0]]
     assert [each.why.split(" (")[0] for each in read if isinstance(each, LeftOut)] == [
         "folders of other commands",
         "pre-training runs",

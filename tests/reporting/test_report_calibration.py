@@ -84,7 +84,7 @@ def test_operating_points_pool_the_photographs_of_all_runs(calibrated):
 
 
 def test_resamples_equal_metrics_of_repeated_photographs(calibrated):
-    runs = [read_run(cell) for cell in find_cells([calibrated[0].parent]).cells]
+    runs = [read_run(cell) for cell in find_cells([calibrated[0].parent])[0]]
     fold = collect_folds(runs)["0"]
     (run, *_) = [each for each in runs if each.fold == "0"]
     (found,) = resample_calibrated(fold, [run], 20, seed=3)
