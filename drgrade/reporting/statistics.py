@@ -228,10 +228,10 @@ def _calibrated(results: Sequence[Result]) -> Calibrated | None:
 
 
 def _change(
-    results: Sequence[Result], found: Callable[[Result], Floats], samples: Callable[[Result], Floats]
+    results: Sequence[Result], measured: Callable[[Result], Floats], samples: Callable[[Result], Floats]
 ) -> Change:
     """Average (2,) values and (B, 2) samples, before and after calibration, over the folds."""
-    before, after = mean_over_folds(results, found).tolist()
+    before, after = mean_over_folds(results, measured).tolist()
     ends = interval(np.diff(mean_over_folds(results, samples), axis=1)[:, 0])
     return Change(before, after, Estimate(after - before, ends))
 

@@ -43,11 +43,11 @@ def inline(svg: str, prefix: str, tips: Mapping[str, str], alt: str) -> str:
     """
     root = ET.fromstring(svg)
     _drop(root, {f"{{{_SVG}}}metadata", f"{{{_SVG}}}style"})
-    found = {element.get("id"): element for element in root.iter()}
+    parts = {element.get("id"): element for element in root.iter()}
     for gid, text in tips.items():
-        if gid not in found:
+        if gid not in parts:
             raise ValueError(f"figure {prefix} has no element {gid}")
-        _give_tip(found[gid], text, first=gid == next(iter(tips)))
+        _give_tip(parts[gid], text, first=gid == next(iter(tips)))
     for element in root.iter():
         _restyle(element)
     _rename(root, prefix)
