@@ -65,6 +65,17 @@ def write_report(study: Study, folder: Path) -> Path:
     Raises:
         DataError: If a file cannot be written.
     """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(study, folder)
+    except OSError as error:
+        raise DataError(
+            f"cannot write the report to {folder}: {error.strerror or error}. Set another folder with out=DIR"
+        ) from error
+    return folder / PAGE
+
+
+def _write(study: Study, folder: Path) -> None:
     with style():
         figures = draw_figures(study)
         texts = {
@@ -78,21 +89,15 @@ def write_report(study: Study, folder: Path) -> Path:
             for figure in figures.all
             for suffix, render in (("png", png), ("pdf", pdf))
         }
-    try:
-        earlier = _earlier_files(folder)
-        for name, data in images.items():
-            write_bytes(folder / name, data)
-        for name, text in texts.items():
-            write_text(folder / name, text)
-        written = {*texts, *images, RECORD}
-        write_text(folder / RECORD, render_json(study, sorted(written)))
-        for name in earlier - written:
-            (folder / name).unlink(missing_ok=True)
-    except OSError as error:
-        raise DataError(
-            f"cannot write the report to {folder}: {error.strerror or error}. Set another folder with out=DIR"
-        ) from error
-    return folder / PAGE
+    earlier = _earlier_files(folder)
+    for name, data in images.items():
+        write_bytes(folder / name, data)
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    written = {*texts, *images, RECORD}
+    write_text(folder / RECORD, render_json(study, sorted(written)))
+    for name in earlier - written:
+        (folder / name).unlink(missing_ok=True)
 
 
 def _earlier_files(folder: Path) -> set[str]:

@@ -72,22 +72,18 @@ def test_numbers_agree_with_stored_predictions(reported, sweep):
     assert len(folds) == 4
 
 
-def test_folder_of_a_report_is_not_read_as_a_run(reported, sweep):
-    before = (sweep / "report" / "table.csv").read_text()
-    report(sweep)
-    assert (sweep / "report" / "table.csv").read_text() == before
-
-
-def test_title_and_folder_can_be_set(sweep, tmp_path, capsys):
+def test_title_and_folder_can_be_set(reported, sweep, tmp_path, capsys):
     report(sweep, out=tmp_path / "here", title="A & B")
     assert "<title>A &amp; B</title>" in (tmp_path / "here" / "report.html").read_text()
     assert capsys.readouterr().out.startswith("A & B\n")
+    # The folder of the earlier report is not read as a run.
+    assert (tmp_path / "here" / "table.csv").read_text() == (sweep / "report" / "table.csv").read_text()
 
 
 def test_several_folders_are_reported_in_outputs(sweep, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folders = [folder for folder in sorted(sweep.iterdir()) if (folder / "metrics.json").exists()]
-    page = report(folders[:3])
+    page = report(folders[:2])
     assert page.parent.parent == Path("outputs/reports")
 
 
@@ -104,6 +100,7 @@ def test_file_as_target_folder_is_an_error(sweep, tmp_path):
         (["nowhere"], {}, "nowhere does not exist"),
         ([__file__], {}, "is not a folder"),
         (["."], {"resamples": 10}, "resamples=10 is not allowed: whole number ≥ 100"),
+        (["."], {"seed": -1}, "seed=-1 is not allowed: whole number ≥ 0"),
     ],
 )
 def test_invalid_settings_are_errors(folders, settings, message):
@@ -117,21 +114,13 @@ def test_folder_without_runs_is_refused_and_nothing_is_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["tilte=x"], "did you mean title"),
-        (["/nowhere"], "/nowhere does not exist"),
-        (["seed=-1", "."], "seed=-1 is not allowed: whole number ≥ 0"),
-    ],
-)
-def test_command_line_errors_are_one_line(arguments, message):
-    command = [sys.executable, "-c", "from drgrade.cli import main; main()", "report", *arguments]
+def test_command_line_errors_are_one_line():
+    command = [sys.executable, "-c", "from drgrade.cli import main; main()", "report", "tilte=x"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     assert ended.stderr.startswith("error: ")
     assert ended.stderr.count("\n") == 1
-    assert message in ended.stderr
+    assert "did you mean title" in ended.stderr
 
 
 def test_help_names_every_setting():

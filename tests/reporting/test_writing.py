@@ -33,12 +33,26 @@ def study():
 
 
 @pytest.fixture(scope="module")
-def folder(study, tmp_path_factory):
-    """Write a small report, because drawing figures is slow."""
-    rows = [row for row in study.rows if row.label_fraction in (0.05, 1.0)]
-    comparisons = [each for each in study.comparisons if each.label_fraction in (0.05, 1.0)]
-    folder = tmp_path_factory.mktemp("report") / "made" / "deep"
-    write_report(replace(study, rows=rows, comparisons=comparisons), folder)
+def small(study):
+    """Return a small study, because drawing figures is slow: two methods, two label fractions."""
+    keys, fractions = ("rotation-ssl", "msssl-ssl"), (0.05, 1.0)
+    return replace(
+        study,
+        methods=[method for method in study.methods if method.key in keys],
+        rows=[row for row in study.rows if row.method in keys and row.label_fraction in fractions],
+        comparisons=[
+            each
+            for each in study.comparisons
+            if (each.first, each.second) == keys and each.label_fraction in fractions
+        ],
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(small, tmp_path_factory):
+    """Write the report of the small study."""
+    folder = tmp_path_factory.mktemp("report") / "new" / "deep"
+    write_report(small, folder)
     return folder
 
 
@@ -78,20 +92,16 @@ def test_figures_referenced_by_markdown_exist(folder):
 
 
 def test_only_files_of_an_earlier_report_are_removed(study, tmp_path):
-    write_report(replace(study, rows=study.rows[:2], methods=study.methods[:1], comparisons=[]), tmp_path)
-    assert (tmp_path / "figures/roc-10pct.png").exists()
-    (tmp_path / "figures/mine.png").write_text("mine")
-    (tmp_path / "notes.txt").write_text("mine")
-    record = json.loads((tmp_path / "study.json").read_text())
-    outside = tmp_path.parent / "outside.csv"
-    outside.write_text("not ours")
-    record["files"] += ["../outside.csv", "notes.txt"]
-    (tmp_path / "study.json").write_text(json.dumps(record))
-    write_report(replace(study, rows=study.rows[:1], methods=study.methods[:1], comparisons=[]), tmp_path)
-    assert not (tmp_path / "figures/roc-10pct.png").exists()
-    assert outside.exists()
-    assert (tmp_path / "figures/mine.png").exists()
-    assert (tmp_path / "notes.txt").exists()
+    earlier = ["figures/roc-10pct.png", "roc-old.csv", "../outside.csv", "notes.txt"]
+    kept = ["figures/mine.png", *earlier[2:]]
+    (tmp_path / "report" / "figures").mkdir(parents=True)
+    for name in {*earlier, *kept}:
+        (tmp_path / "report" / name).write_text("")
+    (tmp_path / "report" / "study.json").write_text(json.dumps({"files": earlier}))
+    only = replace(study, rows=study.rows[:1], methods=study.methods[:1], comparisons=[], published=[])
+    write_report(only, tmp_path / "report")
+    assert not [name for name in earlier[:2] if (tmp_path / "report" / name).exists()]
+    assert all((tmp_path / "report" / name).exists() for name in kept)
 
 
 def test_unwritable_folder_is_an_error(study, tmp_path):
@@ -161,12 +171,11 @@ def test_nan_is_an_empty_cell(study):
         assert "nan" not in text.lower()
 
 
-def test_markdown_has_the_main_table(folder, study):
+def test_markdown_has_the_main_table(folder, small):
     lines = markdown_rows((folder / "report.md").read_text(), "QWK")
     lines = lines[next(number for number, line in enumerate(lines) if line[1] == "labels") :]
-    rows = [row for row in study.rows if row.label_fraction in (0.05, 1.0)]
     assert lines[0] == ["method", "labels", "folds", "min", "mean", "max", "95 %", "sd", "count"]
-    for line, row in zip(lines[1:], rows, strict=False):
+    for line, row in zip(lines[1:], small.rows, strict=False):
         interval = f"{row.mean.interval.low:.3f} to {row.mean.interval.high:.3f}".replace(
             "-", formatting.MINUS
         )
@@ -176,12 +185,13 @@ def test_markdown_has_the_main_table(folder, study):
         assert line[1] == f"{100 * row.label_fraction:.0f} %"
         assert line[3:8] == [*numbers, interval, f"{row.sd:.3f}"]
     published = [line for line in lines if line[0].endswith("(published)")]
-    assert [line[4] for line in published] == [f"{row.mean:.3f}" for row in study.published]
+    assert [line[4] for line in published] == [f"{row.mean:.3f}" for row in small.published]
 
 
-def test_markdown_has_the_comparisons(folder, study):
+def test_markdown_has_the_comparisons(folder, small):
     lines = markdown_rows((folder / "report.md").read_text(), "Comparisons")[1:]
-    expected = [each for each in study.comparisons if each.label_fraction in (0.05, 1.0)]
+    expected = small.comparisons
+    assert len(expected) == 2
     differences = [line[2].replace(formatting.MINUS, "-") for line in lines]
     assert differences == [f"{each.difference.value:+.3f}" for each in expected]
     assert [line[4] for line in lines] == [str(each.folds) for each in expected]

@@ -47,10 +47,10 @@ _TITLE_LINE, _TITLE_CHARACTERS = 0.17, 36
 class Details:
     """Figures of one label fraction: a confusion matrix per method; others with up to six methods."""
 
-    confusions: Sequence[ReportFigure]
-    calibration: Sequence[ReportFigure]
-    recall: Sequence[ReportFigure]
-    roc: Sequence[ReportFigure]
+    confusions: list[ReportFigure]
+    calibration: list[ReportFigure]
+    recall: list[ReportFigure]
+    roc: list[ReportFigure]
 
     @property
     def all(self) -> list[ReportFigure]:
