@@ -202,7 +202,7 @@ def confusion() -> list[Any]:
 def training() -> list[Any]:
     """Learning curves of grading."""
     names = ("val/qwk", "val/auroc", "val/loss", "train/loss")
-    recalls = [f"val/recall_{grade}" for grade in range(NUM_GRADES)]
+    recalls: list[Any] = [f"val/recall_{grade}" for grade in range(NUM_GRADES)]
     panels = [wr.LinePlot(title=name, x="epoch", y=[name]) for name in names]
     return _grid([*panels, wr.LinePlot(title="val recall by grade", x="epoch", y=recalls)])
 

@@ -199,7 +199,7 @@ def draw_curve(study: Study) -> ReportFigure:
         rows = [row for row in study.published if row.label == label]
         _published(plot, axes, rows, look, 4.0, ranges=True)
         legend.append((legend_entry(look, "--"), f"published: {label}"))
-    _curve_axes(axes, {row.label_fraction for row in (*study.rows, *study.published)})
+    _curve_axes(axes, {*study.label_fractions, *(row.label_fraction for row in study.published)})
     add_legend(plot.figure, legend)
     return plot
 
