@@ -336,7 +336,7 @@ def splits_table(study: Study) -> ReportTable:
     folds = sorted({fold for _, _, fold in study.splits}, key=lambda fold: (len(fold), fold))
     dashes = Dashes()
     lines: dict[str, list[list[str]]] = {}
-    for protocol, share in sorted({(protocol, share) for protocol, share, _ in study.splits}):
+    for protocol, share in dict.fromkeys((protocol, share) for protocol, share, _ in study.splits):
         codes = [study.splits.get((protocol, share, fold), DASH)[:12] for fold in folds]
         cells = [dashes.cell(code, "no run") for code in codes]
         lines.setdefault(protocol, []).append([fraction(share), *cells])
