@@ -1,8 +1,9 @@
 """Grade diabetic retinopathy with few labels.
 
-The functions below are the public API. Overrides are written as on the command line; settings at the top
-level are keyword arguments as well. docs/configuration.md lists all settings. The caller needs neither an
-initialised Hydra nor ``if __name__ == "__main__"``.
+The functions below are the public API. ``*overrides`` are written as on the command line
+(``"data.root=DIR"``); ``**settings`` are settings at the top level as Python values (``fold=1``).
+docs/configuration.md lists all settings. The caller needs neither an initialised Hydra nor
+``if __name__ == "__main__"``.
 
 Example:
     >>> import drgrade
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from drgrade.data.store import Store
     from drgrade.evaluation.evaluation import EvaluationResult
     from drgrade.prediction.prediction import PredictionSummary, Predictor
+    from drgrade.settings import Reading
 
 __all__ = [
     "DrgradeError",
@@ -41,13 +43,9 @@ __all__ = [
 
 
 def train(*overrides: str, **settings: object) -> dict[str, Any]:
-    """Train and test one run, as ``python train.py``.
+    """Train and test one run, as ``python train.py`` with these overrides and settings.
 
     A run on several devices (``trainer=ddp``) is started as a command of its own.
-
-    Args:
-        *overrides: As on the command line: ``"+experiment=rotation_10pct"``, ``"data=demo"``.
-        **settings: Settings at the top level, such as ``fold=1`` or ``label_fraction=0.1``.
 
     Returns:
         The content of ``metrics.json``, and ``folder``, the absolute path of the run's folder.
@@ -61,7 +59,7 @@ def train(*overrides: str, **settings: object) -> dict[str, Any]:
         >>> metrics["status"]  # doctest: +SKIP
         'finished'
     """
-    from drgrade.cli.job import in_job, run_training
+    from drgrade.cli.command import in_job, run_training
     from drgrade.runs.run_dir import read_metrics
     from drgrade.settings import TrainSettings
 
@@ -72,8 +70,7 @@ def train(*overrides: str, **settings: object) -> dict[str, Any]:
             return {**read_metrics(folder), "folder": str(folder)}
         from drgrade.training.run import train as train_run
 
-        metrics = train_run(cfg)
-        return {**metrics, "folder": str(cfg.paths.run)}
+        return {**train_run(cfg), "folder": str(cfg.paths.run)}
 
 
 def load(
@@ -82,6 +79,7 @@ def load(
     tta: str = "none",
     sensitivity: float | None = None,
     abstain: bool = True,
+    reading: "Reading" = "head",
 ) -> "Predictor":
     """Load a trained model, or several as an ensemble.
 
@@ -89,14 +87,17 @@ def load(
         checkpoint: Folder of a finished grading run or of a published model; several form an ensemble.
         device: ``auto`` for a GPU if there is one, or any device of torch.
         tta: Test-time augmentation: ``none``, ``flips`` (4 views) or ``dihedral`` (8 views).
-        sensitivity: Refer from the probability that reached this sensitivity on the validation photographs.
+        sensitivity: Refer from the probability that reached this sensitivity on the validation photographs;
+            None refers from 0.5.
         abstain: Do not grade photographs of insufficient quality.
+        reading: Rule that reads the grades: that of the ``head``, or ``thresholds`` fitted on validation
+            photographs.
 
     Returns:
         An object that grades and explains photographs given as paths, arrays (H, W, 3) uint8 or PIL images.
 
     Raises:
-        DrgradeError: If a folder holds no model, or the models do not fit together.
+        DrgradeError: If a model cannot be loaded, or the models do not fit together.
 
     Example:
         >>> grader = load("outputs/runs/rotation_10pct/RUN")  # doctest: +SKIP
@@ -104,30 +105,24 @@ def load(
         >>> row.grade, row.quality  # doctest: +SKIP
         (2, 'good')
     """
+    from drgrade.prediction.grader import Grader
     from drgrade.prediction.prediction import Predictor
 
-    return Predictor.load(checkpoint, device, tta, "head", sensitivity, abstain)
+    return Predictor(Grader.load(checkpoint, device, tta, reading), sensitivity, abstain)
 
 
 def predict(*overrides: str, **settings: object) -> "PredictionSummary":
-    """Grade files and folders and write the results, as ``drgrade predict``.
-
-    Args:
-        *overrides: As on the command line.
-        **settings: Settings of ``drgrade predict``: ``checkpoint``, ``input``, ``out``, ``overlays``, ...
-
-    Returns:
-        Folder and counts of the results.
+    """Grade files and folders, as ``drgrade predict``; return the folder and the counts of the results.
 
     Raises:
         DrgradeError: If there is nothing to grade, or a model cannot be loaded.
 
     Example:
-        >>> found = predict(checkpoint="outputs/runs/NAME/RUN", input=["photographs"])  # doctest: +SKIP
-        >>> found.counts["graded"]  # doctest: +SKIP
+        >>> summary = predict(checkpoint="outputs/runs/NAME/RUN", input="photographs")  # doctest: +SKIP
+        >>> summary.counts["graded"]  # doctest: +SKIP
         12
     """
-    from drgrade.cli.job import in_job
+    from drgrade.cli.command import in_job
     from drgrade.prediction.prediction import predict as predict_files
     from drgrade.settings import PredictSettings
 
@@ -136,24 +131,19 @@ def predict(*overrides: str, **settings: object) -> "PredictionSummary":
 
 
 def evaluate(*overrides: str, **settings: object) -> "EvaluationResult":
-    """Test a trained run, or an ensemble, as ``drgrade evaluate``.
+    """Test a trained run, or an ensemble, as ``drgrade evaluate``; return metrics with 95 % intervals.
 
-    Args:
-        *overrides: As on the command line; ``"data=NAME"`` selects another data set than the run's own.
-        **settings: Settings of ``drgrade evaluate``: ``checkpoint``, ``tta``, ``overlap``, ...
-
-    Returns:
-        Metrics, and their 95 % intervals.
+    ``"data=NAME"`` selects another data set than the run's own.
 
     Raises:
         DrgradeError: If a run is not finished, or was trained on photographs that it is to be tested on.
 
     Example:
         >>> result = evaluate("data=idrid", "data.root=DIR", checkpoint=["RUN"])  # doctest: +SKIP
-        >>> result.estimates["qwk"].interval.low  # doctest: +SKIP
+        >>> result.estimates["test/qwk"].interval.low  # doctest: +SKIP
         0.41
     """
-    from drgrade.cli.job import in_job
+    from drgrade.cli.command import in_job
     from drgrade.evaluation.evaluation import evaluate as evaluate_runs
     from drgrade.settings import EvaluateSettings
 
@@ -163,10 +153,6 @@ def evaluate(*overrides: str, **settings: object) -> "EvaluationResult":
 
 def prepare(*overrides: str, **settings: object) -> list["Store"]:
     """Prepare the photographs of a data set, as ``drgrade prepare``.
-
-    Args:
-        *overrides: As on the command line: ``"data=idrid"``, ``"data.root=DIR"``.
-        **settings: Settings at the top level.
 
     Returns:
         A store for each data set: a manifest and square photographs (N, S, S, 3) uint8.
@@ -179,7 +165,7 @@ def prepare(*overrides: str, **settings: object) -> list["Store"]:
         >>> len(store), store.image_size  # doctest: +SKIP
         (40, 96)
     """
-    from drgrade.cli.job import in_job
+    from drgrade.cli.command import in_job
     from drgrade.cli.prepare import work
     from drgrade.settings import PrepareSettings
 
@@ -188,24 +174,16 @@ def prepare(*overrides: str, **settings: object) -> list["Store"]:
 
 
 def audit(*overrides: str, **settings: object) -> "Audit":
-    """Check the photographs and labels of a data set, as ``drgrade audit``, and write the results.
-
-    Args:
-        *overrides: As on the command line: ``"data=idrid"``, ``"data.root=DIR"``.
-        **settings: Settings at the top level.
-
-    Returns:
-        The findings.
+    """Check the photographs and labels of a data set, as ``drgrade audit``; write and return the findings.
 
     Raises:
         DrgradeError: If the data set is missing, or a setting does not apply to an audit.
 
     Example:
-        >>> found = audit("data=demo", "data.count=40")  # doctest: +SKIP
-        >>> print(found.summary())  # doctest: +SKIP
+        >>> print(audit("data=demo", "data.count=40").summary())  # doctest: +SKIP
     """
     from drgrade.cli.audit import audit_data
-    from drgrade.cli.job import in_job
+    from drgrade.cli.command import in_job
     from drgrade.settings import AuditSettings
 
     with in_job(AuditSettings, overrides, settings) as cfg:
@@ -228,7 +206,9 @@ def report(*runs: Path | str, **settings: object) -> Path:
     Example:
         >>> page = report("outputs/sweeps/rotation_table-idrid")  # doctest: +SKIP
     """
+    from drgrade.cli.command import in_job
     from drgrade.cli.report import make_report
     from drgrade.settings import ReportSettings
 
-    return make_report(ReportSettings.compose(runs=list(map(str, runs)), **settings))
+    with in_job(ReportSettings, (), {"runs": runs, **settings}) as cfg:
+        return make_report(ReportSettings.read(cfg))

@@ -114,6 +114,14 @@ def test_a_script_needs_no_main_guard(tmp_path):
     assert done.stdout.splitlines()[-1] == "photographs: 12"
 
 
-def test_an_unknown_setting_is_an_error_with_the_nearest_name():
-    with pytest.raises(drgrade.DrgradeError, match="label_fraction"):
-        drgrade.train("data=demo", label_fracton=0.1)
+@pytest.mark.parametrize(
+    ("function", "given", "setting"),
+    [
+        (drgrade.train, {"label_fracton": 0.1}, "label_fraction"),
+        (drgrade.predict, {"sensitivty": 0.9}, "sensitivity"),
+        (drgrade.report, {"resample": 200}, "resamples"),
+    ],
+)
+def test_an_unknown_setting_is_an_error_with_the_nearest_name(function, given, setting):
+    with pytest.raises(drgrade.DrgradeError, match=f"did you mean {setting}"):
+        function(**given)

@@ -1,10 +1,12 @@
-"""Run a command: read the command line, compose and check the config, print help and errors."""
+"""Run a command, from the command line or from Python: config, help and errors."""
 
 import os
 import re
+import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -20,12 +22,13 @@ from hydra.errors import (
     OverrideParseException,
 )
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from drgrade.checked_settings import CheckedSettings, declared, holds_text
 from drgrade.config import (
     CONF,
+    as_override,
     choices,
     comments,
     groups,
@@ -164,6 +167,65 @@ def _job(
             fail(message)
 
     return job
+
+
+@contextmanager
+def in_job(
+    settings: type[CheckedSettings], overrides: Sequence[str], given: Mapping[str, object]
+) -> Iterator[DictConfig]:
+    """Compose and check the config of a command that is called from Python.
+
+    Interpolations of the config see the folder of the job, as in a job of Hydra.
+
+    Args:
+        settings: Declares the command's settings and names its config.
+        overrides: As on the command line.
+        given: Further settings, as Python values.
+
+    Raises:
+        ConfigError: If a setting is unknown or missing, or its value is not allowed.
+    """
+    arguments = [*overrides, *_as_overrides(given)]
+    refuse_new_settings(settings.config, arguments)
+    outer_command, _running[:] = _running[:], [settings]
+    try:
+        with initialized_hydra():
+            cfg = hydra.compose(settings.config, arguments, return_hydra_config=True)
+    except HydraException as error:
+        raise ConfigError(explain(error) or str(error)) from error
+    finally:
+        _running[:] = outer_command
+    with open_dict(cfg):
+        folder = Path(cfg.hydra.run.dir).absolute()
+        cfg.hydra.runtime.output_dir = str(folder)
+    shared = HydraConfig.instance()
+    outer, shared.cfg = shared.cfg, cast(Any, OmegaConf.create({"hydra": cfg.hydra}))
+    main = sys.modules["__main__"]
+    file = main.__dict__.pop("__file__", None)  # or worker processes would run the caller's script again
+    try:
+        with open_dict(cfg):
+            del cfg["hydra"]
+        refuse_missing(cfg, settings.config)
+        settings.read(cfg)
+        if "paths" in cfg and folder == Path(str(cfg.paths.get("run") or "")):
+            folder.mkdir(parents=True, exist_ok=True)
+        yield cfg
+    finally:
+        shared.cfg = outer
+        if file is not None:
+            main.__file__ = file
+
+
+def run_training(overrides: Sequence[str], given: Mapping[str, object], folder: Path) -> None:
+    """Run ``drgrade train`` in a process of its own; raise DrgradeError if it fails."""
+    arguments = [*overrides, *_as_overrides({**given, "hydra.run.dir": folder})]
+    status = subprocess.run([sys.executable, "-m", "drgrade.cli.train", *arguments], check=False).returncode
+    if status:
+        raise DrgradeError(f"training ended with status {status}; see the messages above")
+
+
+def _as_overrides(given: Mapping[str, object]) -> list[str]:
+    return [f"{name}={as_override(value)}" for name, value in given.items()]
 
 
 def explain(error: BaseException) -> str | None:

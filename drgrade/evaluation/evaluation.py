@@ -1,39 +1,57 @@
-"""An evaluation from its composed config to its artefacts."""
+"""Evaluation of trained runs: ``drgrade evaluate`` from its composed config to its artefacts."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
+import pytorch_lightning as pl
 from omegaconf import DictConfig, ListConfig
+from torch import Tensor, nn
 
+from drgrade.data.datamodules import GradingDataModule
 from drgrade.data.photographs import Photographs
-from drgrade.errors import ConfigError
-from drgrade.evaluation.html_report import ReportedSet, write_page
-from drgrade.evaluation.intervals import (
-    GroupBootstrap,
-    MetricSource,
-    estimates,
-    group_bootstrap,
-    write_intervals,
-)
-from drgrade.evaluation.runner import EvaluationRun, SetPredictions, evaluate_grader, repeat_test
-from drgrade.grades import REFERABLE
-from drgrade.metrics.distributed import Predictions
-from drgrade.models.calibration import Calibration, expected_grade, referable_probability
+from drgrade.data.preparation import Preparation
+from drgrade.data.splits.spec import SplitSpec
+from drgrade.data.splits.split import groups_of
+from drgrade.errors import ConfigError, DataError
+from drgrade.evaluation.html_report import write_page
+from drgrade.evaluation.intervals import SetPredictions, estimate_set, write_intervals
+from drgrade.evaluation.overlap import exclude_overlap, pretraining_saw
+from drgrade.files import file_sha256
+from drgrade.metrics.distributed import EpochMean, GradingMetrics, Predictions
+from drgrade.metrics.functional import grading_metrics
+from drgrade.models.calibration import TARGET_SENSITIVITIES, Calibration, calibrated_metrics
+from drgrade.prediction.checkpoint import TrainedModel, checkpoint_file, run_photographs
+from drgrade.prediction.grader import GradedBatch, Grader
 from drgrade.prediction.published_folder import is_published
-from drgrade.runs.run_dir import read_finished, write_config, write_metrics, write_provenance, write_split
+from drgrade.runs.run_dir import (
+    read_calibration,
+    read_finished,
+    write_config,
+    write_metrics,
+    write_predictions,
+    write_provenance,
+    write_split,
+)
 from drgrade.settings import EvaluateSettings
-from drgrade.stats.bootstrap import METRICS
-from drgrade.stats.estimates import Estimate, Floats
-from drgrade.training.build import silence_known_warnings
+from drgrade.stats.estimates import Estimate
+from drgrade.training.build import (
+    instantiate,
+    make_task,
+    make_trainer,
+    silence_known_warnings,
+    without_weights,
+)
 from drgrade.training.distributed import is_main_process
+from drgrade.training.run import test, validate
 
 _WITHOUT_EFFECT = {"labelled": [], "unlabelled": [], "external": [], "balanced": False}
 """Settings of a data set that have no effect in an evaluation, with their neutral values."""
 
-_SHOWN = {
+_PAGE_FACTS = {
     "data": "data",
     "part": "part",
     "photographs": "photographs",
@@ -46,7 +64,7 @@ _SHOWN = {
     "overlap_dropped": "of them dropped",
     "pretraining_saw_test": "pre-training used test photographs",
 }
-"""Entries of ``metrics.json`` on the page, with their titles."""
+"""Entries of ``metrics.json`` that the page shows, with their titles."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +78,29 @@ class EvaluationResult:
 
     metrics: Mapping[str, Any]
     estimates: Mapping[str, Estimate]
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationRun:
+    """Outcome of a test.
+
+    Attributes:
+        metrics: Entries of ``metrics.json``.
+        photographs: Photographs with the split that marks the tested ones.
+        sets: Predictions by set: ``test``, and ``external/NAME`` for external data sets of the run.
+        calibration: Calibration of the run or ensemble.
+        seconds: Duration of validation and test.
+        devices: Number of processes.
+        checkpoints: SHA-256 of the tested weights by file.
+    """
+
+    metrics: dict[str, Any]
+    photographs: Photographs
+    sets: dict[str, SetPredictions]
+    calibration: Calibration
+    seconds: float
+    devices: int
+    checkpoints: dict[str, str]
 
 
 def evaluate(cfg: DictConfig) -> EvaluationResult:
@@ -96,14 +137,7 @@ def evaluate(cfg: DictConfig) -> EvaluationResult:
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """Refuse invalid and contradictory settings before anything is loaded.
-
-    Args:
-        cfg: Composed config (``conf/evaluate.yaml``).
-
-    Raises:
-        ConfigError: Naming the setting.
-    """
+    """Raise ConfigError for invalid and contradictory settings, before anything is loaded."""
     EvaluateSettings.read(cfg)
     if cfg.force and cfg.overlap == "drop":
         raise ConfigError("force=true tests on all photographs, overlap=drop drops some: choose one of them")
@@ -124,33 +158,18 @@ def check_settings(cfg: DictConfig) -> None:
 
 
 def run_folders(checkpoint: str | ListConfig | Sequence[str]) -> list[Path]:
-    """Return the folders of the evaluated runs.
-
-    Args:
-        checkpoint: A folder, or a list of folders.
-
-    Raises:
-        ConfigError: If a folder is named twice.
-    """
+    """Return the folders of the evaluated runs; raise ConfigError if a folder is named twice."""
     listed = [checkpoint] if isinstance(checkpoint, str) else checkpoint
-    folders = [Path(str(each)) for each in listed]
-    resolved = [folder.resolve() for folder in folders]
-    for number, folder in enumerate(resolved):
-        if folder in resolved[:number]:
-            raise ConfigError(
-                f"checkpoint: {folders[number]} is named twice; a run counts once in an ensemble"
-            )
-    return folders
+    folders: dict[Path, Path] = {}
+    for folder in map(Path, map(str, listed)):
+        if folder.resolve() in folders:
+            raise ConfigError(f"checkpoint: {folder} is named twice; a run counts once in an ensemble")
+        folders[folder.resolve()] = folder
+    return list(folders.values())
 
 
 def read_run(folder: Path) -> tuple[DictConfig, dict[str, Any]]:
-    """Read config and metrics of a run that may be tested again.
-
-    Args:
-        folder: Run folder.
-
-    Returns:
-        The config, and the content of ``metrics.json``.
+    """Read config and ``metrics.json`` of a run that may be tested again.
 
     Raises:
         ConfigError: If there is no finished grading run, or its test photographs must stay unused.
@@ -170,18 +189,259 @@ def read_run(folder: Path) -> tuple[DictConfig, dict[str, Any]]:
     return cfg, record
 
 
+class EvaluationTask(pl.LightningModule):
+    """Collects the predictions of a grader over a set; its models move to the device of the trainer."""
+
+    def __init__(self, grader: Grader) -> None:
+        """Create empty collectors for one run, or an ensemble."""
+        super().__init__()
+        self.grader = grader
+        self._models = nn.ModuleList(member.model for member in grader.members)
+        self._ensemble, self._calibrated = GradingMetrics(), GradingMetrics()
+        self._members = nn.ModuleList(GradingMetrics() for _ in grader.members)
+        self._loss = EpochMean()
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Grade a batch and collect the predictions."""
+        grades = batch["grade"]
+        ensemble, members = self.grader.grade_normalised(batch["image"].to(self.dtype))
+        self._collect(self._ensemble, batch, ensemble, ensemble.raw)
+        self._collect(self._calibrated, batch, ensemble, ensemble.probabilities)
+        for collector, graded in zip(self._members, members, strict=True):
+            self._collect(collector, batch, graded, graded.raw)
+        if ensemble.logits is not None:
+            head = self.grader.members[0].model.head
+            loss = head.loss(ensemble.logits.to(grades.device), grades)
+            self._loss.update(loss, head.loss_terms(grades))
+            self.log("test/loss", self._loss, on_step=False, on_epoch=True)
+
+    def set_predictions(self, is_plain: bool) -> SetPredictions:
+        """Gather the predictions from all processes; every process must call it.
+
+        ``is_plain`` is True for a single run without test-time augmentation.
+        """
+        ensemble, calibrated = self._ensemble.predictions(), self._calibrated.predictions()
+        members = [each.predictions() for each in self._members if isinstance(each, GradingMetrics)]
+        calibration = self.grader.calibration
+        if is_plain:
+            return calibrate_run(ensemble, calibration)  # in double precision, as in training
+        single = members if len(members) > 1 else ()
+        if not calibration.photographs:
+            return SetPredictions(ensemble, None, {}, single)
+        fitted = all(member.calibration.points for member in self.grader.members)
+        thresholds = {target: self.grader.threshold(target) for target in TARGET_SENSITIVITIES if fitted}
+        return SetPredictions(ensemble, calibrated.probabilities.double(), thresholds, single)
+
+    def _collect(
+        self, collector: Any, batch: dict[str, Any], graded: GradedBatch, probabilities: Tensor
+    ) -> None:
+        device = batch["index"].device
+        collector.update(batch["index"], probabilities.to(device), graded.grades.to(device), batch["grade"])
+
+
+def calibrate_run(predictions: Predictions, calibration: Calibration) -> SetPredictions:
+    """Add calibrated probabilities to the predictions of a single run."""
+    if not calibration.photographs:
+        return SetPredictions(predictions, None, {})
+    calibrated = calibration.probabilities(predictions.probabilities.double())
+    return SetPredictions(predictions, calibrated, calibration.target_thresholds())
+
+
+def repeat_test(
+    cfg: DictConfig, folder: Path, run: DictConfig, record: dict[str, Any], target: Path
+) -> EvaluationRun:
+    """Repeat validation and test of a run on its own photographs, exactly as in training.
+
+    Args:
+        cfg: Composed config of the evaluation.
+        folder: Run folder.
+        run: Config of the run.
+        record: Content of its ``metrics.json``; all entries are kept, with the values computed now.
+        target: Output folder of the predictions.
+
+    Raises:
+        DataError: If photographs or split have changed.
+    """
+    run = run.copy()
+    run.init = "random"  # the checkpoint replaces all weights
+    run.encoder = without_weights(run.encoder)
+    if cfg.data.batch_size is not None:
+        run.grading.datamodule.batch_size = cfg.data.batch_size
+    run.grading.datamodule.num_workers = cfg.data.num_workers
+    photographs = run_photographs(run, record, folder, cfg.paths.stores, cfg.download)
+    task = make_task(run, instantiate(run.encoder))
+    trainer, _ = make_trainer(cfg, target)
+    data = instantiate(run.grading.datamodule, photographs=photographs)
+    checkpoint, calibration = checkpoint_file(folder, record), read_calibration(folder)
+    predictions: dict[str, Predictions] = {}
+    start = time.monotonic()
+    metrics = {**record, **validate(trainer, task, data, checkpoint)}
+    metrics |= test(trainer, task, data, checkpoint, target, calibration, predictions)
+    seconds = time.monotonic() - start
+    sets = {name: calibrate_run(each, calibration) for name, each in predictions.items()}
+    hashes = {str(checkpoint): file_sha256(checkpoint)}
+    return EvaluationRun(metrics, photographs, sets, calibration, seconds, trainer.world_size, hashes)
+
+
+def evaluate_grader(cfg: DictConfig, folders: Sequence[Path], target: Path) -> EvaluationRun:
+    """Test a run or an ensemble on a data set, or on the test photographs of the first run.
+
+    Args:
+        cfg: Composed config of the evaluation.
+        folders: Run folders.
+        target: Output folder of the predictions.
+
+    Raises:
+        DrgradeError: If there is nothing to test on, or a run has been trained on the photographs.
+    """
+    grader = Grader.load(folders, "cpu", cfg.tta, cfg.reading)  # Lightning moves it to the device
+    members, first = grader.members, grader.members[0]
+    photographs, overlap = exclude_overlap(
+        _tested_photographs(cfg, first),
+        members,
+        drop=cfg.overlap == "drop",
+        force=cfg.force,
+        search=bool(cfg.data.get("duplicates", first.config.photographs.find_duplicates)),
+    )
+    task = EvaluationTask(grader)
+    data = GradingDataModule(
+        photographs,
+        None,
+        cfg.data.batch_size or first.config.grading.datamodule.batch_size,
+        seed=0,
+        num_workers=cfg.data.num_workers,
+    )
+    trainer, _ = make_trainer(cfg, target)
+    start = time.monotonic()
+    logged = trainer.test(task, datamodule=data, verbose=False)[0]
+    seconds = time.monotonic() - start
+    tested = task.set_predictions(is_plain=cfg.tta == "none" and len(members) == 1)
+    if is_main_process():
+        write_predictions(target, tested.predictions, photographs.split["image_id"])
+    metrics = {
+        **_facts(cfg, grader, photographs),
+        **overlap,
+        "pretraining_saw_test": pretraining_saw(photographs, members),
+        **{name: float(value) for name, value in logged.items()},
+        **_metrics(tested, grader.calibration),
+        "status": "finished",
+    }
+    hashes = {str(member.weights_file): file_sha256(member.weights_file) for member in members}
+    return EvaluationRun(
+        metrics, photographs, {"test": tested}, grader.calibration, seconds, trainer.world_size, hashes
+    )
+
+
+def _tested_photographs(cfg: DictConfig, first: TrainedModel) -> Photographs:
+    """Return the photographs to test on, in the subset ``test``; all others are ``excluded``."""
+    preparation = first.preparation
+    for name in ("image_size", "illumination", "max_pixels"):
+        value = getattr(preparation, name)
+        if cfg.data[name] not in (None, value):
+            raise ConfigError(
+                f"data.{name}={cfg.data[name]}, but the run was trained with {value}: photographs are "
+                "prepared as in training; remove the setting"
+            )
+    if "source" in cfg.data:
+        stores = Path(cfg.paths.stores or first.config.photographs.folder)
+        return _external_photographs(cfg, preparation, stores)
+    own = run_photographs(first.config, first.record, first.folder, cfg.paths.stores, cfg.download)
+    subset = own.split["subset"]
+    return own.assigned(own.split.assign(subset=subset.mask(subset != "test", "excluded")))
+
+
+def _external_photographs(cfg: DictConfig, preparation: Preparation, stores: Path) -> Photographs:
+    """Return the graded photographs of a data set, or of one of its published parts."""
+    photographs = Photographs(
+        instantiate(cfg.data.source),
+        SplitSpec(),
+        stores,
+        preparation.image_size,
+        illumination=preparation.illumination,
+        max_pixels=preparation.max_pixels,
+        find_duplicates=cfg.data.duplicates,
+        strict=cfg.data.strict,
+        workers=cfg.data.workers,
+        download=cfg.data.download,
+    )
+    manifest = photographs.manifest
+    graded = manifest["grade"].notna()
+    if not graded.any():
+        raise DataError(
+            f"data={cfg.data.name}: none of its {len(manifest)} photographs has a grade to compare with; "
+            f"drgrade predict checkpoint=RUN input={cfg.data.root} grades them"
+        )
+    requested = graded if cfg.part == "all" else graded & (manifest["split"] == cfg.part).fillna(False)
+    if not requested.any():
+        known = sorted(manifest["split"][graded].dropna().unique())
+        listed = (
+            f"available: part={', part='.join(known)}" if known else "it was published as a whole: part=all"
+        )
+        raise DataError(f"part={cfg.part}: {cfg.data.name} has no graded photographs of that part; {listed}")
+    table = pd.DataFrame(
+        {
+            "image_id": manifest["image_id"].astype(str),
+            "group": groups_of(manifest),
+            "grade": manifest["grade"].astype("Int64"),
+            "subset": pd.Series("excluded", index=manifest.index).mask(requested.astype(bool), "test"),
+        }
+    )
+    return photographs.assigned(table)
+
+
+def _metrics(tested: SetPredictions, calibration: Calibration) -> dict[str, float]:
+    """Compute the metrics of a set, and the QWK of each member with its gain by the ensemble."""
+    own = tested.predictions
+    test = grading_metrics(own.probabilities, own.predicted, own.grades)
+    test |= calibrated_metrics(
+        own.probabilities, own.grades, calibration, tested.calibrated, tested.thresholds
+    )
+    metrics = {f"test/{name}": value for name, value in test.items()}
+    for number, member in enumerate(tested.members, start=1):
+        qwk = grading_metrics(member.probabilities, member.predicted, member.grades)["qwk"]
+        metrics |= {f"member/{number}/qwk": qwk, f"member/{number}/qwk_gain": test["qwk"] - qwk}
+    return metrics
+
+
+def _facts(cfg: DictConfig, grader: Grader, photographs: Photographs) -> dict[str, Any]:
+    """Describe models and photographs: entries of ``metrics.json``."""
+    records = [member.record for member in grader.members]
+    # Entries that all members share; metrics are not carried over.
+    common = {
+        name: value
+        for name, value in records[0].items()
+        if "/" not in name and all(name in each and each[name] == value for each in records)
+    }
+    tested = photographs.split[photographs.split["subset"] == "test"]
+    return {
+        **common,
+        "data": str(photographs.source.name),
+        "data_hash": photographs.sha256,
+        "split_hash": photographs.split_hash,
+        **({"part": cfg.part} if "source" in cfg.data else {}),
+        "tta": cfg.tta,
+        "reading": cfg.reading,
+        "forced": bool(cfg.force),
+        "members": len(records),
+        "photographs": len(tested),
+        "groups": int(tested["group"].nunique()),
+    }
+
+
 def _write_artefacts(
     cfg: DictConfig, folder: Path, done: EvaluationRun, metrics: Mapping[str, Any]
 ) -> dict[str, Estimate]:
     """Compute intervals and write all files, ``metrics.json`` last."""
-    bootstrap = int(cfg.resamples), int(cfg.seed)
-    reported = [_report_set(name, found, done, metrics, bootstrap) for name, found in done.sets.items()]
-    found = {name: estimate for each in reported for name, estimate in each.estimates.items()}
+    resamples, seed = int(cfg.resamples), int(cfg.seed)
+    sets = [
+        estimate_set(name, tested, done.photographs, done.calibration, metrics, resamples, seed)
+        for name, tested in done.sets.items()
+    ]
     write_split(folder, done.photographs.split)
     write_config(folder, cfg)
-    write_intervals(folder, found, {each.name: each.bootstrap for each in reported})
-    facts = {title: _as_text(metrics[name]) for name, title in _SHOWN.items() if name in metrics}
-    write_page(folder, reported, facts, _notes(done.photographs, metrics))
+    write_intervals(folder, sets, resamples, seed)
+    facts = {title: _as_text(metrics[name]) for name, title in _PAGE_FACTS.items() if name in metrics}
+    write_page(folder, sets, facts, _notes(done.photographs, metrics), resamples, seed)
     count = sum(len(each.predictions.grades) for each in done.sets.values())
     write_provenance(
         folder,
@@ -192,65 +452,7 @@ def _write_artefacts(
         checkpoints=done.checkpoints,
     )
     write_metrics(folder, metrics)
-    return found
-
-
-def _report_set(
-    name: str,
-    found: SetPredictions,
-    done: EvaluationRun,
-    metrics: Mapping[str, Any],
-    bootstrap_settings: tuple[int, int],
-) -> ReportedSet:
-    """Compute the estimates of one set."""
-    bootstrap = group_bootstrap(done.photographs, found.predictions, *bootstrap_settings)
-    raw = _metric_source(found.predictions, {f"{name}/{metric}": metric for metric in METRICS})
-    samples, calibrated = bootstrap.samples(raw), None
-    if found.calibrated is not None:
-        calibrated, further = _calibrated_sources(name, found, done.calibration)
-        for source in (calibrated, *further):
-            samples |= bootstrap.samples(source)
-    samples |= _member_samples(found.members, bootstrap, samples[f"{name}/qwk"])
-    return ReportedSet(metrics, estimates(metrics, samples), name, bootstrap, raw, calibrated)
-
-
-def _calibrated_sources(
-    name: str, found: SetPredictions, calibration: Calibration
-) -> tuple[MetricSource, list[MetricSource]]:
-    """Return calibrated probabilities, and the grades and referrals that are read from them."""
-    assert found.calibrated is not None
-    probabilities = found.calibrated.numpy()
-    expected, scores = expected_grade(found.calibrated), referable_probability(found.calibrated)
-    read = (expected[:, None] >= expected.new_tensor(calibration.thresholds)).sum(dim=1).numpy()
-    calibrated = MetricSource(
-        found.predictions.predicted.numpy(),
-        probabilities,
-        {f"{name}/{metric}_calibrated": metric for metric in ("ece", "nll")},
-    )
-    further = [MetricSource(read, probabilities, {f"{name}/qwk_thresholds": "qwk"})]
-    for target, threshold in found.thresholds.items():
-        referred = np.where(scores.numpy() >= threshold, REFERABLE, 0)
-        rates = {
-            f"{name}/{rate}_at_{target:g}": f"referable_{rate}" for rate in ("sensitivity", "specificity")
-        }
-        further.append(MetricSource(referred, probabilities, rates))
-    return calibrated, further
-
-
-def _member_samples(
-    members: Sequence[Predictions], bootstrap: GroupBootstrap, ensemble: Floats
-) -> dict[str, Floats]:
-    """Resample the QWK of each member, and its difference from the ensemble's."""
-    samples: dict[str, Floats] = {}
-    for number, member in enumerate(members, start=1):
-        qwk = f"member/{number}/qwk"
-        samples |= bootstrap.samples(_metric_source(member, {qwk: "qwk"}))
-        samples[f"{qwk}_gain"] = ensemble - samples[qwk]
-    return samples
-
-
-def _metric_source(found: Predictions, metrics: Mapping[str, str]) -> MetricSource:
-    return MetricSource(found.predicted.numpy(), found.probabilities.double().numpy(), metrics)
+    return {name: estimate for each in sets for name, estimate in each.estimates.items()}
 
 
 def _as_text(value: object) -> str:

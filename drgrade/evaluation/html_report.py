@@ -1,14 +1,13 @@
 """HTML page of an evaluation: one file without scripts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
-from drgrade.evaluation.intervals import GroupBootstrap, MetricSource
+from drgrade.evaluation.intervals import MetricSource, SetEstimates
 from drgrade.files import write_text
 from drgrade.grades import REFERABLE
 from drgrade.html.templates import fill_page, stylesheet
@@ -23,33 +22,16 @@ from drgrade.stats.estimates import Estimate, Interval
 
 PAGE = "evaluation.html"
 
-_NONE = Interval(float("nan"), float("nan"))
 _PACKAGE = "drgrade.evaluation"
 
 
-@dataclass(frozen=True, eq=False)
-class ReportedSet:
-    """Results of one set.
-
-    Attributes:
-        metrics: Content of ``metrics.json``.
-        estimates: Metrics of the set with intervals, by name in ``metrics.json``.
-        name: ``test`` or ``external/NAME``.
-        bootstrap: Bootstrap of the intervals.
-        raw: Predictions with the uncalibrated probabilities of the heads.
-        calibrated: Predictions with calibrated probabilities; None without a calibration.
-    """
-
-    metrics: Mapping[str, Any]
-    estimates: Mapping[str, Estimate]
-    name: str
-    bootstrap: GroupBootstrap
-    raw: MetricSource
-    calibrated: MetricSource | None
-
-
 def write_page(
-    folder: Path, sets: Sequence[ReportedSet], facts: Mapping[str, str], notes: Sequence[str]
+    folder: Path,
+    sets: Sequence[SetEstimates],
+    facts: Mapping[str, str],
+    notes: Sequence[str],
+    resamples: int,
+    seed: int,
 ) -> None:
     """Write ``evaluation.html``: tables, confusion matrix, calibration curve and ROC.
 
@@ -58,68 +40,70 @@ def write_page(
         sets: One set or several, the test set first.
         facts: Titles and values that describe the model and the data.
         notes: Caveats shown on the page.
+        resamples: Number of resamples of the bootstrap.
+        seed: Seed of the bootstrap.
     """
     with style():
-        shown = [_set(each) for each in sets]
+        shown = [_set_content(each) for each in sets]
     page = fill_page(
         _PACKAGE,
         css=stylesheet("drgrade.reporting", _PACKAGE),
         sets=shown,
         facts=facts,
         notes=notes,
-        sampling=sets[0].bootstrap,
+        resamples=resamples,
+        seed=seed,
     )
     write_text(folder / PAGE, page)
 
 
-def _set(shown: ReportedSet) -> dict[str, Any]:
-    prefix = f"{shown.name}/"
+def _set_content(tested: SetEstimates) -> dict[str, Any]:
     rows = [
         {
-            "name": name.removeprefix(prefix),
+            "name": name.removeprefix(f"{tested.name}/"),
             "value": formatting.decimal(estimate.value),
             "interval": formatting.interval(estimate.interval),
         }
-        for name, estimate in shown.estimates.items()
+        for name, estimate in tested.estimates.items()
     ]
     return {
-        "name": shown.name,
-        "photographs": len(shown.bootstrap.fold.grades),
-        "groups": shown.bootstrap.fold.num_groups,
+        "name": tested.name,
+        "photographs": len(tested.fold.grades),
+        "groups": tested.fold.num_groups,
         "rows": rows,
-        "figures": [_drawn(picture, shown.name) for picture in _pictures(shown)],
+        "figures": [_embed(figure, tested.name) for figure in _figures(tested)],
     }
 
 
-def _pictures(shown: ReportedSet) -> list[ReportFigure]:
-    raw = _row("raw", shown, shown.raw, "ece")
-    rows = [raw] + (
-        [_row("calibrated", shown, shown.calibrated, "ece_calibrated")] if shown.calibrated else []
-    )
+def _figures(tested: SetEstimates) -> list[ReportFigure]:
+    raw = _row("raw", tested, tested.raw, "ece")
+    rows = [raw]
+    if tested.calibrated:
+        rows.append(_row("calibrated", tested, tested.calibrated, "ece_calibrated"))
     study = _study(rows)
-    drawn = [draw_confusion(raw, "counts"), draw_calibration(study, rows)]
+    figures = [draw_confusion(raw, "counts"), draw_calibration(study, rows)]
     if len(raw.roc.x):
-        drawn.append(draw_roc(study, rows[:1]))
+        figures.append(draw_roc(study, rows[:1]))
     texts = (
         "Confusion matrix: counts; the colour shows the share of each true grade",
         "Accuracy against confidence, before and after calibration",
         "ROC of referable DR, grade 2 and above",
     )
-    for picture, alt in zip(drawn, texts, strict=False):
-        picture.alt = f"{alt}; the numbers are in predictions.csv"
-    return drawn
+    for figure, alt in zip(figures, texts, strict=False):
+        figure.alt = f"{alt}; the numbers are in predictions.csv"
+    return figures
 
 
-def _drawn(picture: ReportFigure, name: str) -> Markup:
+def _embed(figure: ReportFigure, name: str) -> Markup:
     """Return a figure for the page; its text is escaped when it is written as XML."""
-    return Markup(inline(svg(picture), f"{name.replace('/', '-')}-{picture.name}", picture.tips, picture.alt))
+    return Markup(inline(svg(figure), f"{name.replace('/', '-')}-{figure.name}", figure.tips, figure.alt))
 
 
-def _row(key: str, shown: ReportedSet, source: MetricSource, ece: str) -> ResultRow:
+def _row(key: str, tested: SetEstimates, source: MetricSource, ece: str) -> ResultRow:
     """Return the report row that holds the data of the figures."""
-    grades = shown.bootstrap.fold.grades
+    grades = tested.fold.grades
     scores = source.probabilities[:, REFERABLE:].sum(axis=1)
-    nothing = Estimate(float("nan"), _NONE)
+    nothing = Estimate(np.nan, Interval(np.nan, np.nan))
     return ResultRow(
         method=key,
         label_fraction=1.0,
@@ -133,10 +117,10 @@ def _row(key: str, shown: ReportedSet, source: MetricSource, ece: str) -> Result
         confusion=confusions(source.predicted, grades),
         recall=(),
         calibration=reliability_curve(
-            source.probabilities, grades, float(shown.metrics[f"{shown.name}/{ece}"])
+            source.probabilities, grades, tested.estimates[f"{tested.name}/{ece}"].value
         ),
         roc=roc_curve(scores, grades >= REFERABLE),
-        referable_auroc=shown.estimates[f"{shown.name}/referable_auroc"],
+        referable_auroc=tested.estimates[f"{tested.name}/referable_auroc"],
         labels=np.nan,
         seconds=np.nan,
         images_per_second=np.nan,

@@ -1,21 +1,42 @@
-"""Metrics with 95 % intervals from the bootstrap of groups, as in a report."""
+"""Metrics of an evaluated set with 95 % intervals from the bootstrap of groups, as in a report."""
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from drgrade.data.photographs import Photographs
 from drgrade.files import write_text
+from drgrade.grades import REFERABLE
 from drgrade.metrics.distributed import Predictions
+from drgrade.models.calibration import Calibration, expected_grade, referable_probability
 from drgrade.stats import formatting
-from drgrade.stats.bootstrap import TestFold, interval_if_spread, resample_metrics
+from drgrade.stats.bootstrap import METRICS, TestFold, interval_if_spread, resample_metrics
 from drgrade.stats.estimates import Counts, Estimate, Floats
 
 INTERVALS = "intervals.json"
+
+
+@dataclass(frozen=True, eq=False)
+class SetPredictions:
+    """Predictions for one set of photographs.
+
+    Attributes:
+        predictions: Predictions with the probabilities as the heads output them.
+        calibrated: (N, 5) float64 calibrated probabilities; None without a calibration.
+        thresholds: Requested sensitivity to P(grade >= 2) from which a photograph is referable.
+        members: Predictions of each member of an ensemble; empty for a single run.
+    """
+
+    predictions: Predictions
+    calibrated: Tensor | None
+    thresholds: Mapping[float, float]
+    members: Sequence[Predictions] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,87 +55,112 @@ class MetricSource:
 
 
 @dataclass(frozen=True, eq=False)
-class GroupBootstrap:
-    """Bootstrap of the photographs of one set.
+class SetEstimates:
+    """Metrics of one set with their intervals.
 
     Attributes:
-        fold: The photographs.
-        resamples: Number B of resamples.
-        seed: Seed of the draws.
+        name: ``test`` or ``external/NAME``.
+        fold: The photographs and their groups.
+        estimates: Estimates by name in ``metrics.json``. An interval is NaN where no resample defines the
+            metric, or all agree.
+        raw: Predictions with the uncalibrated probabilities of the heads.
+        calibrated: Predictions with calibrated probabilities; None without a calibration.
     """
 
+    name: str
     fold: TestFold
-    resamples: int
-    seed: int
-
-    def samples(self, source: MetricSource) -> dict[str, Floats]:
-        """Compute metrics on each resample; the draws are the same for all predictions of the set.
-
-        Args:
-            source: Predictions for the photographs in order.
-
-        Returns:
-            (B,) values by name in ``metrics.json``.
-        """
-        found = resample_metrics(self.fold, source.predicted, source.probabilities, self.resamples, self.seed)
-        return {name: found[metric] for name, metric in source.metrics.items()}
+    estimates: Mapping[str, Estimate]
+    raw: MetricSource
+    calibrated: MetricSource | None
 
 
-def group_bootstrap(
-    photographs: Photographs, predictions: Predictions, resamples: int, seed: int
-) -> GroupBootstrap:
-    """Set up the bootstrap of the tested photographs.
+def estimate_set(
+    name: str,
+    tested: SetPredictions,
+    photographs: Photographs,
+    calibration: Calibration,
+    metrics: Mapping[str, Any],
+    resamples: int,
+    seed: int,
+) -> SetEstimates:
+    """Compute the intervals of the metrics of one set; all metrics have the same resamples.
 
     Args:
-        photographs: With a split that names their groups.
-        predictions: For the tested photographs.
+        name: ``test`` or ``external/NAME``.
+        tested: Predictions for the set.
+        photographs: Photographs with a split that names their groups.
+        calibration: Calibration of the run or ensemble.
+        metrics: Content of ``metrics.json``.
         resamples: Number of resamples.
         seed: Seed of the draws.
     """
+    fold = _test_fold(photographs, tested.predictions)
+
+    def resample(source: MetricSource) -> dict[str, Floats]:
+        values = resample_metrics(fold, source.predicted, source.probabilities, resamples, seed)
+        return {key: values[metric] for key, metric in source.metrics.items()}
+
+    raw = _source(tested.predictions, {f"{name}/{metric}": metric for metric in METRICS})
+    samples = resample(raw)
+    calibrated: MetricSource | None = None
+    if tested.calibrated is not None:
+        calibrated, *decisions = _calibrated_sources(name, tested, tested.calibrated, calibration)
+        for source in (calibrated, *decisions):
+            samples |= resample(source)
+    for number, member in enumerate(tested.members, start=1):
+        qwk = f"member/{number}/qwk"
+        samples |= resample(_source(member, {qwk: "qwk"}))
+        samples[f"{qwk}_gain"] = samples[f"{name}/qwk"] - samples[qwk]
+    estimates = {
+        key: Estimate(float(metrics[key]), interval_if_spread(values)) for key, values in samples.items()
+    }
+    return SetEstimates(name, fold, estimates, raw, calibrated)
+
+
+def _test_fold(photographs: Photographs, predictions: Predictions) -> TestFold:
     rows = photographs.split.iloc[predictions.index.numpy()]
     _, groups = np.unique(rows["group"].to_numpy(dtype=str), return_inverse=True)
-    ids = rows["image_id"].to_numpy(dtype=str)
-    grades = predictions.grades.numpy().astype(np.int64)
-    return GroupBootstrap(TestFold("evaluation", ids, groups.astype(np.int64), grades), resamples, seed)
+    ids, grades = rows["image_id"].to_numpy(dtype=str), predictions.grades.numpy().astype(np.int64)
+    return TestFold("evaluation", ids, groups.astype(np.int64), grades)
 
 
-def estimates(metrics: Mapping[str, float], samples: Mapping[str, Floats]) -> dict[str, Estimate]:
-    """Combine values with their intervals.
-
-    Args:
-        metrics: Values by name.
-        samples: (B,) resampled values by name.
-
-    Returns:
-        Estimates in the order of the samples; the interval is NaN where no resample defines the metric, or
-        all agree.
-    """
-    return {
-        name: Estimate(float(metrics[name]), interval_if_spread(values)) for name, values in samples.items()
-    }
+def _source(predictions: Predictions, metrics: Mapping[str, str]) -> MetricSource:
+    return MetricSource(predictions.predicted.numpy(), predictions.probabilities.double().numpy(), metrics)
 
 
-def write_intervals(
-    folder: Path, found: Mapping[str, Estimate], bootstraps: Mapping[str, GroupBootstrap]
-) -> None:
-    """Write ``intervals.json``.
+def _calibrated_sources(
+    name: str, tested: SetPredictions, calibrated: Tensor, calibration: Calibration
+) -> list[MetricSource]:
+    """Return calibrated probabilities, and the grades and referrals that are read from them."""
+    probabilities = calibrated.numpy()
+    expected, scores = expected_grade(calibrated), referable_probability(calibrated)
+    grades = (expected[:, None] >= expected.new_tensor(calibration.thresholds)).sum(dim=1).numpy()
+    keys = {f"{name}/{metric}_calibrated": metric for metric in ("ece", "nll")}
+    sources = [
+        MetricSource(tested.predictions.predicted.numpy(), probabilities, keys),
+        MetricSource(grades, probabilities, {f"{name}/qwk_thresholds": "qwk"}),
+    ]
+    for target, threshold in tested.thresholds.items():
+        referred = np.where(scores.numpy() >= threshold, REFERABLE, 0)
+        rates = ("sensitivity", "specificity")
+        keys = {f"{name}/{rate}_at_{target:g}": f"referable_{rate}" for rate in rates}
+        sources.append(MetricSource(referred, probabilities, keys))
+    return sources
 
-    Args:
-        folder: Output folder.
-        found: Estimates by name in ``metrics.json``.
-        bootstraps: Bootstrap of each set: ``test``, ``external/NAME``.
-    """
-    first = next(iter(bootstraps.values()))
+
+def write_intervals(folder: Path, sets: Sequence[SetEstimates], resamples: int, seed: int) -> None:
+    """Write ``intervals.json`` for one set or several."""
     record = {
         "level": 0.95,
         "method": "percentile bootstrap of groups",
-        "resamples": first.resamples,
-        "seed": first.seed,
+        "resamples": resamples,
+        "seed": seed,
         "sets": {
-            name: {"photographs": len(each.fold.grades), "groups": each.fold.num_groups}
-            for name, each in bootstraps.items()
+            each.name: {"photographs": len(each.fold.grades), "groups": each.fold.num_groups} for each in sets
         },
-        "intervals": {name: _without_nan(estimate) for name, estimate in found.items()},
+        "intervals": {
+            key: _without_nan(estimate) for each in sets for key, estimate in each.estimates.items()
+        },
     }
     write_text(folder / INTERVALS, json.dumps(record, indent=2, allow_nan=False) + "\n")
 
@@ -124,18 +170,11 @@ def _without_nan(estimate: Estimate) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in flat.items()}
 
 
-def table_lines(found: Mapping[str, Estimate]) -> list[str]:
-    """Format estimates as a table for the terminal.
-
-    Args:
-        found: Estimates by name.
-
-    Returns:
-        A heading, and one line per estimate.
-    """
-    width = max(map(len, found))
+def table_lines(estimates: Mapping[str, Estimate]) -> list[str]:
+    """Format estimates as a table for the terminal: a heading, and one line per estimate."""
+    width = max(map(len, estimates))
     table = [f"{'':{width}}   value   95 % interval"]
-    for name, each in found.items():
+    for name, each in estimates.items():
         value, interval = formatting.decimal(each.value), formatting.interval(each.interval)
         table.append(f"{name:{width}}  {value:>6}   {interval}")
     return table

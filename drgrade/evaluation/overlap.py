@@ -76,19 +76,19 @@ def exclude_overlap(
         log.warning("%s: tested nevertheless (force=true)", error)
         unknown = dict.fromkeys(("overlap", "overlap_identical", "overlap_near"))
         return photographs, {**unknown, "overlap_dropped": 0}
-    found = find_overlap(photographs, members, frozenset().union(*seen.values()), search)
+    overlap = _find_overlap(photographs, members, frozenset().union(*seen.values()), search)
     requested = (photographs.split["subset"] == "test").to_numpy()
-    hit = requested & found.related
+    hit = requested & overlap.related
     counts: dict[str, int | None] = {
         "overlap": int(hit.sum()),
-        "overlap_identical": int((requested & found.identical).sum()),
-        "overlap_near": int((requested & found.near).sum()),
+        "overlap_identical": int((requested & overlap.identical).sum()),
+        "overlap_near": int((requested & overlap.near).sum()),
         "overlap_dropped": 0,
     }
     if not hit.any() or force:
         return photographs, counts
     if not drop:
-        raise ConfigError(_refusal(photographs, found, hit, seen))
+        raise ConfigError(_refusal(photographs, overlap, hit, seen))
     if not (requested & ~hit).any():
         raise DataError(
             f"overlap=drop leaves nothing to test on: a run has been trained on all {hit.sum()} photographs, "
@@ -100,14 +100,14 @@ def exclude_overlap(
 
 
 def _refusal(
-    photographs: Photographs, found: TrainingOverlap, hit: BooleanRows, seen: Mapping[Path, frozenset[str]]
+    photographs: Photographs, overlap: TrainingOverlap, hit: BooleanRows, seen: Mapping[Path, frozenset[str]]
 ) -> str:
     requested = photographs.split["subset"] == "test"
     files = set(photographs.manifest["file_sha256"][requested])
     kinds = {
-        "the same file": int((hit & found.identical).sum()),
-        "re-encoded copies": int((hit & found.near).sum()),
-        "of the same patient or copies": int((hit & ~found.identical & ~found.near).sum()),
+        "the same file": int((hit & overlap.identical).sum()),
+        "re-encoded copies": int((hit & overlap.near).sum()),
+        "of the same patient or copies": int((hit & ~overlap.identical & ~overlap.near).sum()),
     }
     listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
     runs = [str(folder) for folder, hashes in seen.items() if not hashes.isdisjoint(files)]
@@ -123,9 +123,6 @@ def training_files(member: TrainedModel) -> frozenset[str]:
     """Return the SHA-256 of the training and validation files of a run.
 
     For runs of earlier versions, which have no ``seen.txt``, the files are looked up by the run's split.
-
-    Args:
-        member: The trained model.
 
     Raises:
         DataError: If they are unknown.
@@ -153,17 +150,10 @@ def training_files(member: TrainedModel) -> frozenset[str]:
     return frozenset(manifest["file_sha256"][manifest["image_id"].isin(used)])
 
 
-def find_overlap(
+def _find_overlap(
     photographs: Photographs, members: Sequence[TrainedModel], seen: frozenset[str], search: bool
 ) -> TrainingOverlap:
-    """Find photographs that runs have been trained on.
-
-    Args:
-        photographs: N photographs with a split.
-        members: The trained models.
-        seen: SHA-256 of their training and validation files.
-        search: Search for re-encoded copies.
-    """
+    """Find photographs that runs have been trained on; ``seen`` are the hashes of their files."""
     identical = photographs.manifest["file_sha256"].isin(seen).to_numpy(dtype=bool)
     near = np.zeros_like(identical)
     if search and seen and not identical.all():
@@ -177,7 +167,7 @@ def find_overlap(
 def _find_copies(
     photographs: Photographs, members: Sequence[TrainedModel], seen: frozenset[str]
 ) -> BooleanRows:
-    """Mark copies of these files, as far as the files are still in a store of the runs."""
+    """Mark copies of those files that are still in a store of the runs."""
     thumbnails, hashes, diameters = _read_thumbnails(members, seen)
     if len(hashes) < len(seen):
         log.warning(
@@ -186,9 +176,9 @@ def _find_copies(
             len(seen) - len(hashes),
             len(seen),
         )
-    found = np.zeros(len(photographs), dtype=bool)
+    copies = np.zeros(len(photographs), dtype=bool)
     if not hashes:
-        return found
+        return copies
     own = photographs.photographs
     hashes += own["file_sha256"].tolist()
     key = hashlib.sha256(json.dumps([DUPLICATES_VERSION, "overlap", hashes]).encode()).hexdigest()
@@ -205,12 +195,12 @@ def _find_copies(
         rows = sorted(set((pairs["second"][across] - first).tolist()))
         if is_main_process():
             write_text(cache, json.dumps(rows) + "\n")
-    found[rows] = True
-    return found
+    copies[rows] = True
+    return copies
 
 
 def _read_cache(path: Path) -> list[int] | None:
-    """Read rows found earlier; None if there are none, or the file is damaged."""
+    """Read cached rows; None if there are none, or the file is damaged."""
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -250,19 +240,14 @@ def _stores(members: Sequence[TrainedModel]) -> Iterator[Store]:
 
 
 def pretraining_saw(photographs: Photographs, members: Sequence[TrainedModel]) -> bool | None:
-    """Return True if the pre-training of a run used a tested photograph, without its grade.
+    """Return True if the pre-training of a run used a photograph of the subset ``test``, without its grade.
 
-    Args:
-        photographs: Photographs with the tested ones in the subset ``test``.
-        members: The trained models.
-
-    Returns:
-        None if it is unknown for one run, and False for the others.
+    The result is None if it is unknown for one run, and False for the others.
     """
-    found = [_pretraining_saw(photographs, member) for member in members]
-    if any(found):
+    answers = [_pretraining_saw(photographs, member) for member in members]
+    if any(answers):
         return True
-    return None if None in found else False
+    return None if None in answers else False
 
 
 def _pretraining_saw(photographs: Photographs, member: TrainedModel) -> bool | None:

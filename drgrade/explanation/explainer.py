@@ -36,16 +36,12 @@ def grad_cam(scores: Callable[[Tensor], Tensor], layer: MapLayer, images: Tensor
     """
     with _tapped(layer) as tap:
         # captum reads the gradient of `tap`, which the hook inserts into the model.
-        found: Tensor = import_captum().LayerGradCam(scores, tap).attribute(images, relu_attributions=True)
-    return found.detach()[:, 0].float()
+        heat: Tensor = import_captum().LayerGradCam(scores, tap).attribute(images, relu_attributions=True)
+    return heat.detach()[:, 0].float()
 
 
 def import_captum() -> Any:
-    """Import ``captum.attr``.
-
-    Raises:
-        ConfigError: If captum is not installed.
-    """
+    """Import ``captum.attr``; raise ConfigError if captum is not installed."""
     try:
         return importlib.import_module("captum.attr")
     except ModuleNotFoundError as error:
@@ -59,7 +55,7 @@ def import_captum() -> Any:
 
 @contextmanager
 def _tapped(layer: MapLayer) -> Iterator[nn.Module]:
-    """Route the layer's output through a module that receives it as (B, C, h, w), whatever its layout.
+    """Route the layer's output through a module that receives it as (B, C, h, w) for all layouts.
 
     The model continues with a copy: some models modify a layer's output in place, which breaks its gradient.
     """
@@ -181,7 +177,7 @@ def _attention_weights(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
 
 
 AUTO, COMBINED = "auto", "combined"
-"""Map names: the encoder's default map, and the mean of all maps that depend on the target."""
+"""Names of maps: the encoder's default map, and the mean of all maps that depend on the target."""
 
 Target = Literal["expected", "referable", "grade"]
 
@@ -192,7 +188,7 @@ MEANINGS: Mapping[str, str] = {
     "referable": "what raises the probability of referable retinopathy in this photograph",
     "grade": "what raises the probability of the predicted grade of this photograph",
 }
-"""What the heat of each target marks, as shown on pages."""
+"""Meaning of the heat by target, as shown on pages."""
 
 WITHOUT_TARGET = "where the attention of the network goes in this photograph, whatever the grade"
 
@@ -225,14 +221,11 @@ def target_score(target: str, head: Head, logits: Tensor, grades: Tensor) -> Ten
 
 
 def available_maps(models: Sequence[GradingModel], image_size: int) -> tuple[str, ...]:
-    """Return the names of the maps that all models have.
+    """Return the maps that all models have: ``auto``, ``combined``, and the names of the layers.
 
     Args:
         models: One model, or the members of an ensemble.
         image_size: Side of the prepared photographs in pixels.
-
-    Returns:
-        ``auto`` and ``combined``, followed by the names of the layers.
     """
     first, *others = [model.encoder.maps_to_explain(image_size) for model in models]
     return (AUTO, COMBINED, *(name for name in first if all(name in other for other in others)))
@@ -262,7 +255,7 @@ class Explainer:
             models: One model, or the members of an ensemble, in evaluation mode. They are not changed.
             image_size: Side of the prepared photographs in pixels.
             maps: Names from :func:`available_maps`; the first is the main map.
-            target: ExplainableLayer quantity, see :func:`target_score`.
+            target: Explained quantity, see :func:`target_score`.
 
         Raises:
             ConfigError: If a map or target does not exist, or captum is needed and missing.
@@ -276,8 +269,8 @@ class Explainer:
         self._recipes = [{name: _recipe(name, layers) for name in maps} for layers in self._layers]
         if any(isinstance(layer, MapLayer) for name in maps for layer in self._layers_of(name)):
             import_captum()  # report a missing package before photographs are graded
-        self._shown = {name: self._shown_name(name) for name in maps}
-        self.names = tuple(dict.fromkeys(self._shown.values()))
+        self._display_names = {name: self._display_name(name) for name in maps}
+        self.names = tuple(dict.fromkeys(self._display_names.values()))
         attention_only = all(
             isinstance(each, AttentionLayers) and not each.weighted for each in self._layers_of(maps[0])
         )
@@ -301,8 +294,8 @@ class Explainer:
         predicted = torch.tensor(grades, device=device)
         members = [self._member_heat(number, images, predicted) for number in range(len(self._models))]
         return {
-            shown: _scale_to_one(torch.stack([heat[name] for heat in members]).mean(dim=0)).cpu().numpy()
-            for name, shown in self._shown.items()
+            display: _scale_to_one(torch.stack([heat[name] for heat in members]).mean(dim=0)).cpu().numpy()
+            for name, display in self._display_names.items()
         }
 
     def _member_heat(self, number: int, images: Tensor, grades: Tensor) -> dict[str, Tensor]:
@@ -312,9 +305,9 @@ class Explainer:
         needed = dict.fromkeys(layer for recipe in recipes.values() for layer in recipe)
         with torch.enable_grad():
             images = images.detach().clone().requires_grad_()
-            found = {layer: _layer_heat(scores, layers[layer], images) for layer in needed}
+            heat = {layer: _layer_heat(scores, layers[layer], images) for layer in needed}
         return {
-            name: torch.stack([found[layer] for layer in recipe]).mean(dim=0)
+            name: torch.stack([heat[layer] for layer in recipe]).mean(dim=0)
             for name, recipe in recipes.items()
         }
 
@@ -332,7 +325,7 @@ class Explainer:
         pairs = zip(self._layers, self._recipes, strict=True)
         return [layers[layer] for layers, recipes in pairs for layer in recipes[name]]
 
-    def _shown_name(self, name: str) -> str:
+    def _display_name(self, name: str) -> str:
         """Replace ``auto`` by a layer's name if all members agree on that layer."""
         used = {recipe[name] for recipe in self._recipes}
         return used.pop()[0] if name == AUTO and len(used) == 1 else name

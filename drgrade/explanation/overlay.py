@@ -30,9 +30,9 @@ def draw_overlay(photograph: Pixels, facts: Facts, heat: Floats) -> Pixels:
     spread = project_heat(photograph.shape[:2], facts, heat)
     opacity = (_MAX_OPACITY * np.clip(spread, 0, 1))[..., None]
     mixed = (1 - opacity) * photograph + opacity * _viridis(spread)
-    painted = np.ascontiguousarray(np.rint(mixed).astype(np.uint8))
-    _draw_contour(painted, spread)
-    return painted
+    overlay = np.ascontiguousarray(np.rint(mixed).astype(np.uint8))
+    _draw_contour(overlay, spread)
+    return overlay
 
 
 def project_heat(shape: tuple[int, ...], facts: Facts, heat: Floats) -> Floats:
@@ -69,14 +69,7 @@ def project_heat(shape: tuple[int, ...], facts: Facts, heat: Floats) -> Floats:
 
 
 def draw_legend(width: int) -> Pixels:
-    """Draw a colour bar with labels, to be placed below an overlay.
-
-    Args:
-        width: In pixels, at least 1.
-
-    Returns:
-        RGB, uint8 of shape (h, width, 3).
-    """
+    """Draw a colour bar with labels, to be placed below an overlay: RGB, uint8 of shape (h, width, 3)."""
     scale = max(width / 640, 0.3)
     bar, text = max(4, round(14 * scale)), max(8, round(26 * scale))
     ramp = np.linspace(0, 1, width, dtype=np.float32)[None].repeat(bar, 0)
@@ -93,11 +86,9 @@ def draw_legend(width: int) -> Pixels:
 
 
 def resize_to(pixels: Pixels, longest: int) -> Pixels:
-    """Reduce a photograph to a longer side of at most ``longest`` pixels.
+    """Reduce a photograph, uint8 of shape (H, W, 3), to a longer side of at most ``longest`` pixels.
 
-    Args:
-        pixels: uint8 of shape (H, W, 3).
-        longest: In pixels; 0 keeps the size.
+    ``longest=0`` keeps the size.
     """
     factor = longest / max(pixels.shape[:2]) if longest else 1.0
     if factor >= 1:
@@ -112,10 +103,10 @@ def _viridis(heat: Floats) -> Pixels:
     return np.asarray(coloured, dtype=np.uint8)
 
 
-def _draw_contour(painted: Pixels, spread: Floats) -> None:
+def _draw_contour(overlay: Pixels, spread: Floats) -> None:
     """Draw a white line with a dark rim, visible on any background."""
     hot = (spread >= _CONTOUR_LEVEL).astype(np.uint8)
     lines, _ = cv2.findContours(hot, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    thin = max(1, round(max(painted.shape) / 700))
-    cv2.drawContours(painted, lines, -1, (0, 0, 0), 3 * thin, cv2.LINE_AA)
-    cv2.drawContours(painted, lines, -1, (255, 255, 255), thin, cv2.LINE_AA)
+    thin = max(1, round(max(overlay.shape) / 700))
+    cv2.drawContours(overlay, lines, -1, (0, 0, 0), 3 * thin, cv2.LINE_AA)
+    cv2.drawContours(overlay, lines, -1, (255, 255, 255), thin, cv2.LINE_AA)

@@ -43,14 +43,14 @@ class TrainedModel:
 
     @property
     def weights_file(self) -> Path:
-        """File that holds the weights."""
+        """File with the weights."""
         if is_published(self.folder):
             return self.folder / published_folder.WEIGHTS
         return checkpoint_file(self.folder, self.record)
 
     @property
     def config_file(self) -> Path:
-        """File that holds the settings."""
+        """File with the settings."""
         return self.folder / (published_folder.CONFIG if is_published(self.folder) else CONFIG)
 
 
@@ -68,38 +68,28 @@ def load_model(folder: Path) -> TrainedModel:
         EncoderError: If the checkpoint does not fit the config.
         DataError: If a file is damaged.
     """
+    tensors: Mapping[str, Tensor]
     if is_published(folder):
-        published = read_published(folder)
-        cfg, record, calibration = published.config, published.record, published.calibration
-        tensors, origin = published.tensors, folder / published_folder.WEIGHTS
+        cfg, record, calibration, tensors = read_published(folder)
+        origin = folder / published_folder.WEIGHTS
     else:
         cfg, record = read_finished(folder)
         calibration = read_calibration(folder)
         tensors, origin = checkpoint_tensors(folder, record), checkpoint_file(folder, record)
     model = untrained_model(cfg)
     model.load(tensors, origin)
-    return TrainedModel(model.eval(), preparation_of(cfg), calibration, cfg, record, folder)
+    settings = cfg.photographs
+    preparation = Preparation(int(settings.image_size), str(settings.illumination), int(settings.max_pixels))
+    return TrainedModel(model.eval(), preparation, calibration, cfg, record, folder)
 
 
 def checkpoint_file(folder: Path, record: Mapping[str, Any]) -> Path:
-    """Return the path of the checkpoint that a run has selected.
-
-    Args:
-        folder: Run folder.
-        record: Content of its ``metrics.json``.
-    """
+    """Return the path of the checkpoint that a run has selected, according to its ``metrics.json``."""
     return folder / "checkpoints" / str(record["checkpoint"])
 
 
 def checkpoint_tensors(folder: Path, record: Mapping[str, Any]) -> Mapping[str, Tensor]:
-    """Load the tensors of the checkpoint that a run has selected.
-
-    Args:
-        folder: Run folder.
-        record: Content of its ``metrics.json``.
-
-    Returns:
-        Tensors by their names in the task, among them those of encoder and head.
+    """Load the tensors of the selected checkpoint by their names in the task.
 
     Raises:
         ConfigError: If the checkpoint is missing.
@@ -117,11 +107,7 @@ def checkpoint_tensors(folder: Path, record: Mapping[str, Any]) -> Mapping[str, 
 
 
 def untrained_model(cfg: DictConfig) -> GradingModel:
-    """Build the model of a run with random weights; no weights file is read.
-
-    Args:
-        cfg: Config of the run; it is not changed.
-    """
+    """Build the model of a run with random weights; no weights file is read."""
     encoder = instantiate(without_weights(cfg.encoder))
     head = instantiate(cfg.protocol.get("probe") or cfg.grading.task.head)(encoder.num_features)
     return GradingModel(encoder, head)
@@ -152,20 +138,10 @@ def run_photographs(
     if download:
         cfg.photographs.download = True
     photographs = make_photographs(cfg)
-    for name, found in (("data_hash", photographs.sha256), ("split_hash", photographs.split_hash)):
-        if found != record[name]:
+    for name, now in (("data_hash", photographs.sha256), ("split_hash", photographs.split_hash)):
+        if now != record[name]:
             raise DataError(
-                f"{name} is {found[:12]}, but the run has {record[name][:12]}: the photographs, their grades "
+                f"{name} is {now[:12]}, but the run has {record[name][:12]}: the photographs, their grades "
                 f"or their split are not those of {folder}"
             )
     return photographs
-
-
-def preparation_of(cfg: DictConfig) -> Preparation:
-    """Return the preparation of a run's photographs.
-
-    Args:
-        cfg: Config of the run.
-    """
-    settings = cfg.photographs
-    return Preparation(int(settings.image_size), str(settings.illumination), int(settings.max_pixels))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,16 +21,12 @@ from drgrade.models.calibration import (
 )
 from drgrade.models.grading_model import median_grade, tta_views
 from drgrade.prediction.checkpoint import TrainedModel, load_model
-
-Reading = Literal["head", "thresholds"]
-"""Rule that reads a grade: the head's own, or fitted thresholds on the expected grade."""
-
-READINGS: tuple[Reading, ...] = get_args(Reading)
+from drgrade.settings import Reading
 
 
 @dataclass(frozen=True, eq=False)
 class GradedBatch:
-    """Output of a grader for B photographs; all tensors are on the CPU.
+    """Output of a grader for B photographs, on the CPU.
 
     Attributes:
         grades: (B,) int64.
@@ -39,8 +35,8 @@ class GradedBatch:
         expected: (B,) float32, mean of ``probabilities``, in [0, 4].
         referable: (B,) float32, P(grade >= 2).
         uncertainty: (B,) float32, entropy of ``probabilities`` divided by its maximum, in [0, 1].
-        disagreement: (B,) float32, part of the uncertainty that is disagreement of members and views (their
-            mutual information with the grade, on the same scale); 0 for a single one.
+        disagreement: (B,) float32, part of the uncertainty that is disagreement of members and views: their
+            mutual information with the grade, on the same scale; 0 for a single one.
         logits: (B, K) of a single member without test-time augmentation; None otherwise.
     """
 
@@ -80,12 +76,12 @@ class Grader:
         Args:
             members: One model, or the members of an ensemble.
             device: ``auto`` for a GPU if there is one, or any device of torch.
-            tta: Test-time augmentation, a name of :data:`drgrade.models.grading_model.TTA_VIEWS`.
-            reading: Rule that reads the grades. With ``head``, several members or views are read by the
-                median of their mean distribution.
+            tta: Test-time augmentation: ``none``, ``flips`` (4 views) or ``dihedral`` (8 views).
+            reading: ``head`` reads a grade by the rule of the head, and from several members or views the
+                median of their mean distribution; ``thresholds`` uses those fitted on validation photographs.
 
         Raises:
-            ConfigError: If the members need differently prepared photographs, a setting is unknown, or
+            ConfigError: If the members need differently prepared photographs, an argument is unknown, or
                 thresholds are requested and none were fitted.
         """
         if not members:
@@ -100,8 +96,8 @@ class Grader:
                 )
         self.device = _resolve_device(device)
         self._views = tta_views(tta)
-        if reading not in READINGS:
-            raise ConfigError(f"reading={reading} is none of {', '.join(READINGS)}")
+        if reading not in get_args(Reading):
+            raise ConfigError(f"reading={reading} is none of {', '.join(get_args(Reading))}")
         self.calibration = ensemble_calibration([member.calibration for member in members])
         if reading == "thresholds" and not self.calibration.photographs:
             raise ConfigError(
@@ -114,33 +110,32 @@ class Grader:
     @classmethod
     def load(
         cls,
-        folders: Sequence[Path | str],
+        folders: Path | str | Sequence[Path | str],
         device: str | torch.device = "auto",
         tta: str = "none",
         reading: Reading = "head",
     ) -> "Grader":
-        """Load trained models.
+        """Load trained models and build a grader with the other arguments.
 
         Args:
-            folders: Folders of finished grading runs or published models; several form an ensemble.
-            device: See the constructor, also for the other arguments.
-            tta: Test-time augmentation.
-            reading: Rule that reads the grades.
+            folders: Folder of a finished grading run or of a published model; several form an ensemble.
+            device: See the constructor.
+            tta: See the constructor.
+            reading: See the constructor.
 
         Raises:
-            DrgradeError: If a model cannot be loaded, or they do not fit together.
+            DrgradeError: If a model cannot be loaded, or the models do not fit together.
         """
+        folders = [folders] if isinstance(folders, str | Path) else folders
         return cls([load_model(Path(folder)) for folder in folders], device, tta, reading)
 
     def threshold(self, sensitivity: float) -> float:
         """Return the P(grade >= 2) from which a photograph is referable.
 
+        For an ensemble it is the mean over the members, which have different validation photographs.
+
         Args:
             sensitivity: Required sensitivity on the validation photographs, in (0, 1].
-
-        Returns:
-            The threshold; for an ensemble the mean over its members, which have different validation
-            photographs.
 
         Raises:
             ConfigError: If the sensitivity is out of range, or a member has no operating points.
@@ -179,36 +174,28 @@ class Grader:
         self, outputs: Sequence[tuple[TrainedModel, Tensor]], calibration: Calibration
     ) -> GradedBatch:
         """Average the probabilities of several members or views."""
-        raw = torch.stack([member.model.head.probabilities(logits) for member, logits in outputs]).cpu()
-        pairs = zip(outputs, raw, strict=True)
+        single = len(outputs) == 1
+        each_raw = torch.stack([member.model.head.probabilities(logits) for member, logits in outputs]).cpu()
+        pairs = zip(outputs, each_raw, strict=True)
         calibrated = torch.stack([member.calibration.probabilities(own) for (member, _), own in pairs])
-        probabilities = calibrated.mean(dim=0)  # (B, 5)
+        raw, probabilities = each_raw.mean(dim=0), calibrated.mean(dim=0)  # (B, 5)
         total = normalised_entropy(probabilities)
         within = torch.stack([normalised_entropy(each) for each in calibrated]).mean(dim=0)
+        first, logits = outputs[0]
+        if self._reading == "thresholds":
+            grades = calibration.predict(probabilities)
+        else:
+            grades = first.model.head.predict(logits).cpu() if single else median_grade(raw)
         return GradedBatch(
-            self._read_grades(outputs, raw.mean(dim=0), probabilities, calibration),
+            grades,
             probabilities,
-            raw.mean(dim=0),
+            raw,
             expected_grade(probabilities),
             referable_probability(probabilities),
             total,
-            (total - within).clamp(min=0) if len(outputs) > 1 else torch.zeros_like(total),
-            outputs[0][1].cpu() if len(outputs) == 1 else None,
+            torch.zeros_like(total) if single else (total - within).clamp(min=0),
+            logits.cpu() if single else None,
         )
-
-    def _read_grades(
-        self,
-        outputs: Sequence[tuple[TrainedModel, Tensor]],
-        raw: Tensor,
-        calibrated: Tensor,
-        calibration: Calibration,
-    ) -> Tensor:
-        if self._reading == "thresholds":
-            return calibration.predict(calibrated)
-        if len(outputs) > 1:
-            return median_grade(raw)
-        (member, logits), *_ = outputs
-        return member.model.head.predict(logits).cpu()
 
 
 def _resolve_device(wanted: str | torch.device) -> torch.device:

@@ -40,7 +40,7 @@ class InputFile:
 
 @dataclass(frozen=True)
 class InputState:
-    """Properties that tell whether a file has changed.
+    """Properties of a file by which a change is detected.
 
     Attributes:
         size: In bytes; -1 if there is no such file.
@@ -54,17 +54,13 @@ class InputState:
 
 
 def file_state(path: str) -> InputState:
-    """Return the state of a file without opening it.
-
-    Args:
-        path: Path that need not exist.
-    """
+    """Return the state of a file, which need not exist, without opening it."""
     try:
-        found = os.stat(path)  # noqa: PTH116  (entries of a list may be no valid path for pathlib)
+        facts = os.stat(path)  # noqa: PTH116  (entries of a list may be no valid path for pathlib)
     except (OSError, ValueError):  # reading the file gives the reason
         return InputState()
-    opens = stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)
-    return InputState(found.st_size, found.st_mtime_ns, opens)
+    opens = stat.S_ISREG(facts.st_mode) or stat.S_ISDIR(facts.st_mode)
+    return InputState(facts.st_size, facts.st_mtime_ns, opens)
 
 
 class Inputs:
@@ -80,7 +76,7 @@ class Inputs:
         Args:
             given: Files, folders, lists (.txt with one path per line, .csv with a column of paths), or ``-``
                 for paths on standard input, one per line.
-            leave_out: Folder that is not searched, usually that of the results.
+            leave_out: Folder that is not searched: that of the results.
 
         Raises:
             ConfigError: If nothing is given, an input does not exist, or ``-`` is combined with other inputs.
@@ -99,7 +95,7 @@ class Inputs:
 
     @property
     def from_stdin(self) -> bool:
-        """True if the paths come from standard input, so that only one iteration is possible."""
+        """True for paths on standard input, which allow only one iteration."""
         return self.given == (STDIN,)
 
     @cached_property
@@ -127,11 +123,11 @@ class Inputs:
         folder = os.path.join(top, below) if below else top  # noqa: PTH118  (keeps the user's spelling)
         try:
             with os.scandir(folder) as entries:
-                found = sorted((each.name, each.is_dir(follow_symlinks=False)) for each in entries)
+                listed = sorted((each.name, each.is_dir(follow_symlinks=False)) for each in entries)
         except PermissionError:
             yield InputFile(folder, below, NO_PERMISSION.replace("file", "folder"))
             return
-        for name, is_folder in found:
+        for name, is_folder in listed:
             if name.startswith("."):
                 continue
             inner = os.path.join(below, name)  # noqa: PTH118

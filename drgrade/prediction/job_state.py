@@ -1,8 +1,7 @@
 """State of a prediction job in its output folder: ``prediction.json`` and a database of finished rows.
 
-``prediction.json`` describes the job and the origin of its numbers. The database (SQLite) stores each batch
-as one transaction, so that an interrupted job resumes; rows are looked up by path, so memory does not grow
-with their number.
+The database (SQLite) stores each batch as one transaction, so that an interrupted job resumes. Rows are
+looked up by path, so memory does not grow with their number.
 """
 
 import json
@@ -35,11 +34,6 @@ def describe_job(grader: Grader, inputs: Sequence[str], **settings: object) -> J
     """Describe a job by what its rows depend on.
 
     Device, batch size and number of processes are left out: they change the last digits at most.
-
-    Args:
-        grader: Loaded grader.
-        inputs: Inputs as named on the command line.
-        **settings: Settings of the command.
     """
     return {
         "inputs": [each if each == "-" else str(Path(each).absolute()) for each in inputs],
@@ -60,31 +54,20 @@ def _hashes(member: TrainedModel) -> dict[str, str]:
 
 
 def check_output_folder(folder: Path) -> None:
-    """Refuse a folder that contains anything but predictions.
-
-    Args:
-        folder: Output folder.
-
-    Raises:
-        ConfigError: If it is a file, or is not empty and has no ``prediction.json``.
-    """
+    """Raise ConfigError if the output folder is a file, or is not empty and has no ``prediction.json``."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"out={folder} is a file: name a folder")
     if folder.is_dir() and not (folder / MANIFEST).exists():
-        found = next((each.name for each in folder.iterdir() if not each.name.startswith(".")), None)
-        if found is not None:
-            raise ConfigError(f"out={folder} contains other files ({found}, ...): name another folder")
+        other = next((each.name for each in folder.iterdir() if not each.name.startswith(".")), None)
+        if other is not None:
+            raise ConfigError(f"out={folder} contains other files ({other}, ...): name another folder")
 
 
 def check_same_job(folder: Path, job: JobDescription) -> None:
-    """Refuse to resume a different job.
-
-    Args:
-        folder: Output folder.
-        job: Job to start or resume there.
+    """Check that an output folder is new, or belongs to the same job.
 
     Raises:
-        ConfigError: If the folder contains the predictions of another job.
+        ConfigError: If it contains the predictions of another job.
         DataError: If its ``prediction.json`` is damaged.
     """
     path = folder / MANIFEST
@@ -121,14 +104,7 @@ def _changes(name: str, before: JobDescription, now: JobDescription) -> list[str
 
 
 def write_manifest(folder: Path, job: JobDescription, grader: Grader, **more: object) -> None:
-    """Write ``prediction.json``; its content does not depend on the clock.
-
-    Args:
-        folder: Output folder.
-        job: From :func:`describe_job`.
-        grader: Loaded grader.
-        **more: Further entries: status, counts.
-    """
+    """Write ``prediction.json`` with further entries (status, counts); nothing depends on the clock."""
     record = {
         "notice": NOTICE,
         **more,
@@ -157,11 +133,7 @@ def _describe_member(member: TrainedModel) -> dict[str, Any]:
 
 
 def row_provenance(job: JobDescription) -> dict[str, object]:
-    """Return the entries of each line of ``predictions.jsonl`` that identify the weights.
-
-    Args:
-        job: From :func:`describe_job`.
-    """
+    """Return the entries of each line of ``predictions.jsonl`` that identify the weights."""
     return {
         "checkpoints": [run["checkpoint_sha256"][:12] for run in job["runs"]],
         "calibrations": [run["calibration_sha256"][:12] for run in job["runs"]],
@@ -222,17 +194,11 @@ class ProgressDatabase:
         self._connection.close()
 
     def add_input(self, item: InputFile, state: InputState) -> bool:
-        """Append an input to the current order.
-
-        A file that could not be read is always tried again: permissions or a network drive may have been
-        restored.
-
-        Args:
-            item: The input.
-            state: State of its file.
+        """Append an input, with the state of its file, to the current order.
 
         Returns:
-            True if its row exists or will exist, because the same path has been added before.
+            True if its row exists, or will exist because the same path has been added before. A file that
+            could not be read is always tried again: a network drive may have been restored.
         """
         key = os.fsencode(item.path)
         with self._errors():
@@ -247,11 +213,7 @@ class ProgressDatabase:
         return bool(again or kept)
 
     def write(self, rows: Sequence[tuple[PredictionRow, InputState]]) -> None:
-        """Store rows on disk in one transaction.
-
-        Args:
-            rows: Each with the state of its file before it was read.
-        """
+        """Store rows in one transaction, each with the state of its file before it was read."""
         values = [
             (os.fsencode(row.path), state.size, state.modified, row.status, row.content())
             for row, state in rows
@@ -263,18 +225,14 @@ class ProgressDatabase:
     def rows(self) -> Iterator[PredictionRow]:
         """Yield the rows of the current inputs in order."""
         with self._errors():
-            found = self._connection.execute(
+            stored = self._connection.execute(
                 "select items.path, image_id, content from items join rows using (path) order by position"
             )
-            for path, image_id, content in found:
+            for path, image_id, content in stored:
                 yield PredictionRow.from_content(os.fsdecode(path), os.fsdecode(image_id), content)
 
     def delete_others(self) -> int:
-        """Delete the rows of files that are no longer among the inputs.
-
-        Returns:
-            Number of deleted rows.
-        """
+        """Delete the rows of files that are no longer among the inputs; return their number."""
         with self._errors():
             deleted = self._connection.execute("delete from rows where path not in (select path from items)")
             self._connection.commit()

@@ -5,10 +5,10 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
 
 import cv2
@@ -38,55 +38,9 @@ _PNG_COMPRESSION = 3  # a few per cent larger than the best, several times faste
 _MAX_NAME = 60
 
 
-@dataclass(frozen=True)
-class PhotographCard:
-    """One photograph on a page.
-
-    Attributes:
-        row: Its result.
-        photograph: File name of the photograph; empty if there is none.
-        overlay: File name of the overlay; empty if there is none.
-    """
-
-    row: PredictionRow
-    photograph: str
-    overlay: str
-
-
-@dataclass(frozen=True)
-class PageLinks:
-    """Position of a page.
-
-    Attributes:
-        number: Number of the page, from 1.
-        is_last: True if no page follows.
-    """
-
-    number: int
-    is_last: bool
-
-    @property
-    def previous(self) -> str:
-        """File name of the previous page; empty if there is none."""
-        return page_name(self.number - 1) if self.number > 1 else ""
-
-    @property
-    def following(self) -> str:
-        """File name of the next page; empty if there is none."""
-        return "" if self.is_last else page_name(self.number + 1)
-
-
 @dataclass
 class PageSummary:
-    """Counts of one page, or of all.
-
-    Attributes:
-        first: Name of the first photograph.
-        last: Name of the last photograph.
-        statuses: Rows by status.
-        grades: Rows by grade.
-        referable: Referable rows.
-    """
+    """Names of the first and the last photograph of a page, and counts of its rows."""
 
     first: str = ""
     last: str = ""
@@ -94,32 +48,26 @@ class PageSummary:
     grades: Counter[int] = field(default_factory=Counter)
     referable: int = 0
 
-    def add(self, row: PredictionRow) -> None:
-        """Count a row."""
-        self.first, self.last = self.first or row.image_id, row.image_id
-        self.statuses[row.status] += 1
-        if row.result is not None:
-            self.grades[row.result.predicted] += 1
-            self.referable += row.result.referable
+    def add(self, rows: Iterable[PredictionRow]) -> None:
+        """Count rows."""
+        for row in rows:
+            self.first, self.last = self.first or row.image_id, row.image_id
+            self.statuses[row.status] += 1
+            if row.result is not None:
+                self.grades[row.result.predicted] += 1
+                self.referable += row.result.referable
 
 
 def page_name(number: int) -> str:
-    """Return the file name of a page.
-
-    Args:
-        number: From 1.
-    """
+    """Return the file name of a page; numbers start at 1."""
     return f"page-{number:04d}.html"
 
 
 class OverlayPages(ResultWriter):
     """Writes ``overlays/``: a PNG for each graded photograph, and pages that show all photographs.
 
-    Photographs are decoded a second time, because originals are not kept in memory.
-
-    Attributes:
-        folder: Folder of images and pages.
-        index: The first page.
+    Photographs are decoded a second time, because originals are not kept in memory. ``index`` is the path of
+    the first page.
     """
 
     def __init__(
@@ -130,7 +78,7 @@ class OverlayPages(ResultWriter):
         longest: int = OVERLAY_SIDE,
         per_page: int = PER_PAGE,
     ) -> None:
-        """Set the output.
+        """Set the output and its format.
 
         Args:
             folder: Folder of the results; ``overlays/`` is created in it.
@@ -161,35 +109,38 @@ class OverlayPages(ResultWriter):
         Raises:
             DataError: If they cannot be written.
         """
-        pages: list[PageSummary] = []
         total = PageSummary()
+        links: list[tuple[str, PageSummary]] = []
+        only: list[PredictionRow] = []
         remaining = iter(rows)
-        chunk = list(islice(remaining, self._per_page))
-        following = list(islice(remaining, self._per_page))
-        only = [self._card(row) for row in chunk] if not following else []
-        while chunk:
-            pages.append(PageSummary())
-            for row in chunk:
-                pages[-1].add(row)
-                total.add(row)
-            if not only:
-                links = PageLinks(len(pages), is_last=not following)
-                self._save_page(page_name(len(pages)), [self._card(row) for row in chunk], around=links)
-            chunk, following = following, list(islice(remaining, self._per_page))
-        links_to = [] if only else [(page_name(number), page) for number, page in enumerate(pages, start=1)]
-        self._save_page(INDEX, only, overview={"total": total, "links": links_to})
-        self._delete_pages_after(len(links_to))
+        chunks = iter(lambda: list(islice(remaining, self._per_page)), [])
+        for number, (chunk, following) in enumerate(pairwise(chain(chunks, [[]])), start=1):
+            total.add(chunk)
+            if number == 1 and not following:
+                only = chunk
+                break
+            summary = PageSummary()
+            summary.add(chunk)
+            links.append((page_name(number), summary))
+            around = {
+                "number": number,
+                "previous": page_name(number - 1) if number > 1 else "",
+                "following": page_name(number + 1) if following else "",
+            }
+            self._save_page(page_name(number), chunk, around=around)
+        self._save_page(INDEX, only, overview={"total": total, "links": links})
+        self._delete_pages_after(len(links))
 
     def _heats(self, batch: Sequence[ProcessedFile]) -> dict[str, npt.NDArray[np.float32]]:
         """Compute the heat of each graded photograph, by its path."""
-        found = [
+        graded = [
             (each.row.path, each.prepared.crop.pixels, each.row.result.predicted)
             for each in batch
             if each.row.result is not None and each.prepared.crop.pixels is not None
         ]
-        if not found:
+        if not graded:
             return {}
-        paths, pixels, grades = zip(*found, strict=True)
+        paths, pixels, grades = zip(*graded, strict=True)
         heat = self._explainer.heat(np.stack(pixels), grades)[self._explainer.names[0]]
         return dict(zip(paths, heat, strict=True))
 
@@ -206,30 +157,34 @@ class OverlayPages(ResultWriter):
         with _write_errors(self.folder):
             write_image(self.folder / f"{name}.jpg", small, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
             if heat is not None and facts is not None:
-                painted = np.concatenate((draw_overlay(pixels, facts, heat), draw_legend(pixels.shape[1])))
+                overlay = np.concatenate((draw_overlay(pixels, facts, heat), draw_legend(pixels.shape[1])))
                 options = [cv2.IMWRITE_PNG_COMPRESSION, _PNG_COMPRESSION]
-                write_image(self.folder / f"{name}.png", painted, options)
+                write_image(self.folder / f"{name}.png", overlay, options)
 
-    def _card(self, row: PredictionRow) -> PhotographCard:
-        """Combine a row with the images that exist."""
+    def _card(self, row: PredictionRow) -> dict[str, object]:
+        """Combine a row with the names of its images that exist."""
         name = image_name(row.path, row.image_id)
-        photograph, painted = f"{name}.jpg", f"{name}.png"
-        return PhotographCard(
-            row,
-            photograph if row.status != "failed" and (self.folder / photograph).is_file() else "",
-            painted if row.result is not None and (self.folder / painted).is_file() else "",
-        )
+        photograph, overlay = f"{name}.jpg", f"{name}.png"
+        return {
+            "row": row,
+            "photograph": photograph if row.status != "failed" and self._exists(photograph) else "",
+            "overlay": overlay if row.result is not None and self._exists(overlay) else "",
+        }
+
+    def _exists(self, name: str) -> bool:
+        return (self.folder / name).is_file()
 
     def _save_page(
         self,
         name: str,
-        cards: Sequence[PhotographCard],
-        around: PageLinks | None = None,
-        overview: dict[str, object] | None = None,
+        rows: Iterable[PredictionRow],
+        around: Mapping[str, object] | None = None,
+        overview: Mapping[str, object] | None = None,
     ) -> None:
+        """Write a page with links to the pages around it, or the first one with an overview."""
         page = fill_page(
             "drgrade.prediction",
-            cards=cards,
+            cards=[self._card(row) for row in rows],
             map_name=self._explainer.names[0],
             meaning=self._explainer.meaning,
             around=around,
@@ -249,11 +204,7 @@ class OverlayPages(ResultWriter):
 
 
 def delete_overlays(folder: Path) -> None:
-    """Delete the files that an earlier job wrote to ``overlays/``, and nothing else.
-
-    Args:
-        folder: Folder of the results.
-    """
+    """Delete the files that an earlier job wrote to ``overlays/`` in a folder of results, and no others."""
     overlays = folder / FOLDER
     for pattern in _OWN_FILES:
         for path in overlays.glob(pattern):
@@ -263,14 +214,9 @@ def delete_overlays(folder: Path) -> None:
 
 
 def image_name(path: str, image_id: str) -> str:
-    """Return a file name without ending for the images of a photograph.
+    """Return a file name without ending for the images of a photograph; each path has its own.
 
-    Args:
-        path: Path of the photograph; different paths have different names.
-        image_id: Readable part of the name.
-
-    Returns:
-        Letters, digits and ``._-``, valid in every file system and URL.
+    It consists of letters, digits and ``._-``, valid in every file system and URL.
     """
     readable = re.sub(r"[^A-Za-z0-9._-]+", "_", image_id).strip("._")[-_MAX_NAME:]
     return f"{readable or 'photograph'}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:12]}"
@@ -294,12 +240,9 @@ def read_reduced(path: Path, longest: int, max_pixels: int) -> Pixels:
 
 
 def write_image(path: Path, pixels: Pixels, options: Sequence[int]) -> None:
-    """Write an image atomically, with an error if the disk is full (``cv2.imwrite`` does neither).
+    """Write an RGB image atomically, with an error if the disk is full; ``cv2.imwrite`` does neither.
 
-    Args:
-        path: File whose ending is the format.
-        pixels: RGB, uint8 of shape (H, W, 3).
-        options: Encoder options of OpenCV.
+    The ending of the path selects the format; ``options`` are OpenCV's.
     """
     _, encoded = cv2.imencode(path.suffix, cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), list(options))
     write_bytes(path, encoded.tobytes())

@@ -1,25 +1,29 @@
-"""Prediction from Python: :class:`Predictor` for photographs, :func:`predict` for folders of files."""
+"""Prediction: :class:`Predictor` for photographs in memory or on disk, :func:`predict` for whole folders."""
 
 import json
 import tempfile
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image, ImageOps
 
 from drgrade.data.crops import Crop
+from drgrade.data.fundus_check import unreadable
 from drgrade.data.preparation import PreparedPhotograph
 from drgrade.errors import ConfigError
 from drgrade.explanation.explainer import AUTO, Explainer
 from drgrade.explanation.overlay import draw_overlay
-from drgrade.prediction.grader import Grader, Reading
-from drgrade.prediction.inputs import InputFile, Inputs
+from drgrade.prediction.grader import Grader
+from drgrade.prediction.inputs import InputFile, Inputs, InputState, file_state
 from drgrade.prediction.job_state import (
     JobDescription,
     ProgressDatabase,
@@ -35,16 +39,20 @@ from drgrade.prediction.results import (
     CsvTable,
     JsonLines,
     PredictionRow,
+    ProcessedFile,
     ResultCounts,
+    ResultWriter,
     make_row,
     split_batch,
 )
-from drgrade.prediction.runner import REFERABLE_FROM, BatchJob
-from drgrade.progress import say
+from drgrade.progress import say, track
 from drgrade.settings import PredictSettings
 
 ImageLike = Path | str | npt.NDArray[np.uint8] | Image.Image
 """A photograph: path, uint8 array of shape (H, W, 3) or (H, W), or PIL image."""
+
+REFERABLE_FROM = 0.5
+"""P(grade >= 2) from which a photograph is referable unless a sensitivity is requested."""
 
 _BATCH = 16
 
@@ -87,13 +95,14 @@ class Predictor:
     """Grades and explains photographs given as paths, arrays or PIL images.
 
     Photographs are prepared as in training: the disc of the fundus is found and cut out.
+    :func:`drgrade.load` builds a predictor from the folder of a run.
 
     Attributes:
         grader: The grader.
         threshold: P(grade >= 2) from which a photograph is referable.
 
     Example:
-        >>> predictor = Predictor.load("outputs/RUN")  # doctest: +SKIP
+        >>> predictor = drgrade.load("outputs/runs/NAME/RUN")  # doctest: +SKIP
         >>> result, = predictor.predict("photograph.jpg")  # doctest: +SKIP
         >>> result.grade, result.probabilities, result.uncertainty, result.quality  # doctest: +SKIP
         (2, (0.05, 0.1, 0.62, 0.15, 0.08), 0.71, 'good')
@@ -113,32 +122,6 @@ class Predictor:
         """
         self.grader, self._abstain = grader, abstain
         self.threshold = REFERABLE_FROM if sensitivity is None else grader.threshold(sensitivity)
-
-    @classmethod
-    def load(
-        cls,
-        checkpoint: Path | str | Sequence[Path | str],
-        device: str = "auto",
-        tta: str = "none",
-        reading: Reading = "head",
-        sensitivity: float | None = None,
-        abstain: bool = True,
-    ) -> "Predictor":
-        """Load a trained model or an ensemble.
-
-        Args:
-            checkpoint: Folder of a finished grading run or of a published model; several form an ensemble.
-            device: ``auto`` for a GPU if there is one, or any device of torch.
-            tta: Test-time augmentation: ``none``, ``flips`` (4 views) or ``dihedral`` (8 views).
-            reading: Rule that reads the grades: ``head`` or ``thresholds``.
-            sensitivity: See the constructor.
-            abstain: See the constructor.
-
-        Raises:
-            DrgradeError: If a model cannot be loaded, or they do not fit together.
-        """
-        folders = [checkpoint] if isinstance(checkpoint, str | Path) else list(checkpoint)
-        return cls(Grader.load(folders, device, tta, reading), sensitivity, abstain)
 
     def predict(self, photographs: ImageLike | Sequence[ImageLike]) -> list[PredictionRow]:
         """Grade photographs.
@@ -164,7 +147,7 @@ class Predictor:
         Args:
             photographs: One photograph, or several.
             map_name: Name of a map, see docs/explanations.md.
-            target: ExplainableLayer quantity: ``expected``, ``referable`` or ``grade``.
+            target: Explained quantity: ``expected``, ``referable`` or ``grade``.
 
         Returns:
             One result per photograph, in order.
@@ -180,13 +163,27 @@ class Predictor:
 
         Args:
             maps: Names of maps.
-            target: ExplainableLayer quantity.
+            target: Explained quantity.
 
         Raises:
             ConfigError: If there is no such map or target, or captum is needed and missing.
         """
         models = [member.model for member in self.grader.members]
         return Explainer(models, self.grader.preparation.image_size, maps, target)
+
+    def grade_prepared(self, files: Sequence[tuple[InputFile, PreparedPhotograph]]) -> list[PredictionRow]:
+        """Grade one batch of prepared photographs; the rows of those not to be graded have no grade."""
+        pixels = [self.gradable_pixels(prepared) for _, prepared in files]
+        crops = [each for each in pixels if each is not None]
+        results = split_batch(self.grader.grade(np.stack(crops)), self.threshold) if crops else iter(())
+        return [
+            make_row(item, prepared.verdict, prepared.crop.sha256, None if crop is None else next(results))
+            for (item, prepared), crop in zip(files, pixels, strict=True)
+        ]
+
+    def gradable_pixels(self, prepared: PreparedPhotograph) -> npt.NDArray[np.uint8] | None:
+        """Return the crop, or None if the photograph is not to be graded."""
+        return None if prepared.verdict.abstains and self._abstain else prepared.crop.pixels
 
     def _explain_one(self, image: ImageLike, explainer: Explainer) -> ExplainedPhotograph:
         ((row, crop),) = self._grade([image])
@@ -196,31 +193,129 @@ class Predictor:
         heat = explainer.heat(crop.pixels[None], [row.result.predicted])[name][0]
         with _as_file(image) as path:
             original = read_reduced(path, OVERLAY_SIDE, self.grader.preparation.max_pixels)
-        return ExplainedPhotograph(
-            row, heat, draw_overlay(original, crop.facts, heat), name, explainer.meaning
-        )
+        overlay = draw_overlay(original, crop.facts, heat)
+        return ExplainedPhotograph(row, heat, overlay, name, explainer.meaning)
 
     def _grade(self, images: Sequence[ImageLike]) -> list[tuple[PredictionRow, Crop]]:
-        """Grade one batch."""
-        prepared = []
+        """Prepare and grade one batch."""
+        files = []
         for image in images:
-            with _as_file(image) as path:
-                prepared.append(self.grader.preparation.prepare(path))
-        usable = [self._usable_pixels(each) for each in prepared]
-        crops = [pixels for pixels in usable if pixels is not None]
-        results = split_batch(self.grader.grade(np.stack(crops)), self.threshold) if crops else iter(())
-        rows = []
-        for image, each, pixels in zip(images, prepared, usable, strict=True):
-            named = str(image) if isinstance(image, str | Path) else ""
-            result = None if pixels is None else next(results)
-            sha256 = each.crop.sha256 if named else ""
-            row = make_row(InputFile(named, Path(named).stem), each.verdict, sha256, result)
-            rows.append((row, each.crop))
-        return rows
+            path = str(image) if isinstance(image, str | Path) else ""
+            with _as_file(image) as file:
+                files.append((InputFile(path, Path(path).stem), self.grader.preparation.prepare(file)))
+        rows = self.grade_prepared(files)
+        return [
+            (row if row.path else replace(row, sha256=""), prepared.crop)
+            for row, (_, prepared) in zip(rows, files, strict=True)
+        ]
 
-    def _usable_pixels(self, prepared: PreparedPhotograph) -> npt.NDArray[np.uint8] | None:
-        """Return the crop, or None if the photograph is not to be graded."""
-        return None if prepared.verdict.abstains and self._abstain else prepared.crop.pixels
+
+PreparedInput = tuple[InputFile, InputState, PreparedPhotograph]
+
+
+class BatchJob:
+    """Grades many files in batches and stores each batch, so that an interrupted job resumes."""
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        database: ProgressDatabase,
+        batch_size: int = _BATCH,
+        workers: int | None = None,
+    ) -> None:
+        """Collect the parts of the job.
+
+        Args:
+            predictor: Grades the photographs.
+            database: Stores the finished rows.
+            batch_size: Photographs per batch.
+            workers: Processes that decode; None for one per CPU.
+        """
+        self._predictor, self._database = predictor, database
+        self._batch_size, self._workers = batch_size, workers
+        self._writers: Sequence[ResultWriter] = ()
+        self._ungraded: list[PreparedInput] = []
+        self._finished = 0  # inputs since the last progress update
+
+    def run(self, inputs: Inputs, writers: Sequence[ResultWriter]) -> None:
+        """Grade all inputs that have no row yet.
+
+        Args:
+            inputs: Files to grade.
+            writers: Receive every batch, and all rows at the end.
+
+        Raises:
+            DrgradeError: If a list cannot be read, a batch does not fit into memory, a worker process was
+                killed, or rows cannot be written.
+        """
+        self._writers = writers
+        for _ in track(self._steps(inputs), inputs.total, "grading", "photographs"):
+            pass
+        for writer in writers:
+            writer.finish(self._database.rows())
+
+    def _steps(self, inputs: Inputs) -> Iterator[None]:
+        """Process the inputs; yield once per finished input."""
+        batch: list[PreparedInput] = []
+        for item, state, prepared in self._prepare(inputs):
+            if self._predictor.gradable_pixels(prepared) is None:
+                self._add_ungraded(item, state, prepared)
+            else:
+                batch.append((item, state, prepared))
+            if len(batch) == self._batch_size:
+                self._record(batch)
+                batch = []
+            yield from repeat(None, self._take_finished())
+        self._record(batch)
+        yield from repeat(None, self._take_finished())
+
+    def _prepare(self, inputs: Inputs) -> Iterator[PreparedInput]:
+        """Prepare the inputs that have no row yet, a few at a time."""
+        waiting: deque[tuple[InputFile, InputState]] = deque()
+        paths = self._paths_to_open(inputs, waiting)
+        for prepared in self._predictor.grader.preparation.prepare_all(paths, self._workers):
+            yield (*waiting.popleft(), prepared)
+
+    def _paths_to_open(self, inputs: Inputs, waiting: deque[tuple[InputFile, InputState]]) -> Iterator[Path]:
+        """Yield the paths of files to open, and append the files to ``waiting``."""
+        for item in inputs:
+            state = InputState() if item.problem else file_state(item.path)
+            if self._database.add_input(item, state):
+                self._finished += 1
+            elif item.problem or not state.opens:
+                verdict = unreadable(item.problem or "not a regular file: a pipe, a socket or a device")
+                self._add_ungraded(item, state, PreparedPhotograph(Crop(), verdict))
+            else:
+                waiting.append((item, state))
+                yield Path(item.path)
+
+    def _add_ungraded(self, item: InputFile, state: InputState, prepared: PreparedPhotograph) -> None:
+        """Collect files without a grade, because each transaction waits for the disk."""
+        self._ungraded.append((item, state, prepared))
+        if len(self._ungraded) >= self._batch_size:
+            self._record([])
+
+    def _record(self, batch: Sequence[PreparedInput]) -> None:
+        """Grade a batch, pass it and the collected ungraded files to the writers, then store the rows."""
+        files, self._ungraded = [*self._ungraded, *batch], []
+        try:
+            rows = self._predictor.grade_prepared([(item, prepared) for item, _, prepared in files])
+        except torch.cuda.OutOfMemoryError as error:
+            raise ConfigError(
+                f"batch_size={self._batch_size} does not fit into the memory of "
+                f"{self._predictor.grader.device}: set a smaller one; finished photographs are kept"
+            ) from error
+        processed = [
+            ProcessedFile(row, state, prepared) for row, (_, state, prepared) in zip(rows, files, strict=True)
+        ]
+        for writer in self._writers:
+            writer.add_batch(processed)
+        self._database.write([(each.row, each.state) for each in processed])
+        self._finished += len(processed)
+
+    def _take_finished(self) -> int:
+        finished, self._finished = self._finished, 0
+        return finished
 
 
 def predict(settings: PredictSettings) -> PredictionSummary:
@@ -240,15 +335,11 @@ def predict(settings: PredictSettings) -> PredictionSummary:
         >>> print(*predict(settings).lines, sep="\n")  # doctest: +SKIP
     """
     Inputs(settings.input)  # report missing files before the models are loaded
-    predictor = Predictor.load(
-        settings.checkpoint,
-        settings.device,
-        settings.tta,
-        settings.reading,
-        settings.sensitivity,
-        settings.abstain,
-    )
-    job = _describe(predictor.grader, settings)
+    grader = Grader.load(settings.checkpoint, settings.device, settings.tta, settings.reading)
+    predictor = Predictor(grader, settings.sensitivity, settings.abstain)
+    names = ["tta", "reading", "sensitivity", "abstain", "overlays"]
+    names += ["map", "target", "overlay_size"] if settings.overlays else []
+    job = describe_job(grader, settings.input, **{name: getattr(settings, name) for name in names})
     folder = settings.out or settings.paths.outputs / "predictions" / _default_name(job)
     inputs = Inputs(settings.input, leave_out=folder)
     if inputs.total == 0:
@@ -260,12 +351,6 @@ def predict(settings: PredictSettings) -> PredictionSummary:
     except KeyboardInterrupt:
         say(f"finished photographs are kept in {folder}; the same command resumes")
         raise
-
-
-def _describe(grader: Grader, settings: PredictSettings) -> JobDescription:
-    names = ["tta", "reading", "sensitivity", "abstain", "overlays"]
-    names += ["map", "target", "overlay_size"] if settings.overlays else []
-    return describe_job(grader, settings.input, **{name: getattr(settings, name) for name in names})
 
 
 def _run_job(
@@ -283,10 +368,8 @@ def _run_job(
         facts = {"threshold": threshold, "batch_size": settings.batch_size}
         write_manifest(folder, job, grader, status="unfinished", **facts)
         tables, counts = _tables(folder, job, settings), ResultCounts()
-        batch_job = BatchJob(
-            grader, database, threshold, settings.abstain, settings.batch_size, settings.workers
-        )
-        batch_job.run(inputs, [*tables, *pages, counts])
+        batches = BatchJob(predictor, database, settings.batch_size, settings.workers)
+        batches.run(inputs, [*tables, *pages, counts])
         deleted = database.delete_others()
         write_manifest(folder, job, grader, status="finished", **facts, counts=counts.to_json())
     files = [*(table.path for table in tables), *(each.index for each in pages)]
@@ -346,6 +429,6 @@ def _as_file(image: ImageLike) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="drgrade-") as scratch:
         path = Path(scratch) / "photograph.png"
-        picture = Image.fromarray(image) if isinstance(image, np.ndarray) else ImageOps.exif_transpose(image)
-        picture.save(path, compress_level=1)
+        upright = Image.fromarray(image) if isinstance(image, np.ndarray) else ImageOps.exif_transpose(image)
+        upright.save(path, compress_level=1)
         yield path

@@ -7,7 +7,6 @@ own encoders and heads, its tensors are safetensors, and values are not resolved
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -79,40 +78,13 @@ _PUBLISHED_SETTINGS = (
 """Settings of a run that are published; all others are left out."""
 
 
-@dataclass(frozen=True, eq=False)
-class PublishedModel:
-    """Content of a published folder.
-
-    Attributes:
-        config: Published part of the run's config.
-        record: The run's ``metrics.json``.
-        calibration: Calibration on the validation photographs.
-        tensors: Tensors of encoder and head.
-    """
-
-    config: DictConfig
-    record: Mapping[str, Any]
-    calibration: Calibration
-    tensors: Mapping[str, Tensor]
-
-
 def is_published(folder: Path) -> bool:
-    """Return True if the folder has a ``config.json`` and no ``config.yaml`` of a run.
-
-    Args:
-        folder: Any folder.
-    """
+    """Return True if the folder has a ``config.json`` and no ``config.yaml`` of a run."""
     return (folder / CONFIG).is_file() and not (folder / "config.yaml").is_file()
 
 
 def published_settings(cfg: DictConfig) -> dict[str, Any]:
     """Select the settings of a run that describe the model, without paths and names of people.
-
-    Args:
-        cfg: Config of the run.
-
-    Returns:
-        Nested settings; paths of weights files are null.
 
     Raises:
         ConfigError: If encoder or head are not part of drgrade, so that the folder could not be loaded.
@@ -131,14 +103,7 @@ def published_settings(cfg: DictConfig) -> dict[str, Any]:
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Refuse settings that instantiate anything but an encoder and a head of drgrade.
-
-    Args:
-        settings: As returned by :func:`published_settings`.
-
-    Raises:
-        DataError: Naming the refused setting.
-    """
+    """Raise DataError if published settings instantiate anything but an encoder and a head of drgrade."""
     probe = settings["protocol"].get("probe")
     for name, node, kind in (
         ("encoder", settings["encoder"], Encoder),
@@ -183,11 +148,12 @@ def _leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, node
 
 
-def read_published(folder: Path) -> PublishedModel:
-    """Read and check a published folder.
+def read_published(folder: Path) -> tuple[DictConfig, dict[str, Any], Calibration, dict[str, Tensor]]:
+    """Read and check a published folder with ``config.json`` and ``model.safetensors``.
 
-    Args:
-        folder: Contains ``config.json`` and ``model.safetensors``.
+    Returns:
+        The published part of the run's config, the run's ``metrics.json``, its calibration, and the tensors
+        of encoder and head.
 
     Raises:
         ConfigError: If drgrade has not published it, or a later version has.
@@ -207,31 +173,18 @@ def read_published(folder: Path) -> PublishedModel:
     }
     config.data.update({role: [] for role in ROLES})
     calibration = Calibration.from_json(json.dumps(record["calibration"]))
-    return PublishedModel(config, record["metrics"], calibration, _load_tensors(weights))
+    return config, record["metrics"], calibration, _load_tensors(weights)
 
 
 def refuse_photographs(**settings: object) -> NoReturn:
-    """Take the place of the photographs in the config of a published model.
-
-    Args:
-        **settings: Settings of the photographs.
-
-    Raises:
-        DataError: Always.
-    """
+    """Raise DataError; this function replaces the photographs in the config of a published model."""
     raise DataError(
         "a published model does not include its photographs and their split; name a data set with data=NAME"
     )
 
 
 def read_published_config(folder: Path) -> dict[str, Any]:
-    """Read ``config.json`` of a published folder.
-
-    Args:
-        folder: The folder.
-
-    Returns:
-        Its content. All parts are present, and the settings are safe to instantiate.
+    """Read ``config.json`` of a published folder; all parts are present and safe to instantiate.
 
     Raises:
         ConfigError: If drgrade has not published it, or a later version has.

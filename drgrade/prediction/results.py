@@ -112,43 +112,31 @@ class PredictionRow:
 
     def content(self) -> str:
         """Serialise everything but path and image_id as JSON."""
-        return json.dumps(
-            {name: value for name, value in asdict(self).items() if name not in ("path", "image_id")}
-        )
+        entries = asdict(self)
+        del entries["path"], entries["image_id"]
+        return json.dumps(entries)
 
     @classmethod
     def from_content(cls, path: str, image_id: str, content: str) -> "PredictionRow":
         """Restore a row from :meth:`content`."""
-        kept = json.loads(content)
-        result = kept.pop("result")
-        return cls(path, image_id, **kept, result=None if result is None else GradeResult(**result))
+        entries = json.loads(content)
+        result = entries.pop("result")
+        return cls(path, image_id, **entries, result=None if result is None else GradeResult(**result))
 
-    def cells(self) -> Iterator[str]:
-        """Yield the cells of :data:`COLUMNS`; empty where there is no value."""
-        yield from (self.path, self.image_id, self.status)
-        if (result := self.result) is None:
-            yield from [""] * 12
-        else:
-            yield str(result.predicted)
-            yield from map(_decimal, (*result.probabilities, result.expected_grade, result.p_referable))
-            yield from (str(result.referable).lower(), _decimal(result.threshold))
-            yield from map(_decimal, (result.uncertainty, result.disagreement))
-        yield from (self.quality, self.reason, self.sha256)
+    def cells(self) -> list[str]:
+        """Return the cells of :data:`COLUMNS`; empty where there is no value."""
+        entries = self.to_json()
+        entries |= {f"p{grade}": p for grade, p in enumerate(self.probabilities or ())}
+        return [_cell(entries.get(name)) for name in COLUMNS]
 
     def to_json(self, **more: object) -> dict[str, Any]:
-        """Return the object of predictions.jsonl; values that do not exist are None.
-
-        Args:
-            **more: Further entries.
-        """
-        result = (
-            dict.fromkeys(GradeResult.__dataclass_fields__) if self.result is None else asdict(self.result)
-        )
+        """Return an object of ``predictions.jsonl`` with further entries; missing values are None."""
+        result = self.result
         return {
             "path": self.path,
             "image_id": self.image_id,
             "status": self.status,
-            **result,
+            **(dict.fromkeys(GradeResult.__dataclass_fields__) if result is None else asdict(result)),
             "quality": self.quality,
             "measures": dict(self.measures),
             "reason": self.reason,
@@ -159,13 +147,7 @@ class PredictionRow:
 
 @dataclass(frozen=True, eq=False)
 class ProcessedFile:
-    """A file that has just been processed.
-
-    Attributes:
-        row: Its result.
-        state: State of the file before it was read.
-        prepared: The graded crop, or the reason why there is none.
-    """
+    """Row of a file that has just been processed, its state before it was read, and its crop."""
 
     row: PredictionRow
     state: InputState
@@ -175,14 +157,7 @@ class ProcessedFile:
 def make_row(
     item: InputFile, verdict: Verdict, sha256: str, result: GradeResult | None = None
 ) -> PredictionRow:
-    """Build the row of a file.
-
-    Args:
-        item: The file.
-        verdict: Quality verdict.
-        sha256: SHA-256 of the file; empty if it could not be read.
-        result: Output of the grader; None if the photograph was not graded.
-    """
+    """Build the row of a file; see :class:`PredictionRow` for the arguments."""
     ungraded: Status = "failed" if verdict.flag == "unreadable" else "abstained"
     measures = {name: round(value, _DIGITS) for name, value in sorted(verdict.measures.items())}
     reason = " ".join(verdict.reason.split())
@@ -191,14 +166,11 @@ def make_row(
 
 
 def split_batch(graded: GradedBatch, threshold: float) -> Iterator[GradeResult]:
-    """Split the output of the grader into results of single photographs.
+    """Split the output of the grader into results of single photographs, in order.
 
     Args:
         graded: Output for B photographs.
         threshold: P(grade >= 2) from which a photograph is referable.
-
-    Yields:
-        B results in order.
     """
     for i in range(len(graded)):
         yield GradeResult(
@@ -219,37 +191,30 @@ def _rounded(values: list[float]) -> tuple[float, ...]:
     return tuple(round(value, _DIGITS) for value in values)
 
 
-def _decimal(value: float) -> str:
-    return f"{value:.{_DIGITS}f}"
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.{_DIGITS}f}" if isinstance(value, float) else str(value)
 
 
 class ResultWriter:
     """Base class for the outputs of a prediction job."""
 
     def add_batch(self, batch: Sequence[ProcessedFile]) -> None:
-        """Process a batch while its pixels are in memory.
+        """Process a batch, in arbitrary order, while its pixels are in memory.
 
-        A batch is recorded as done only after all writers have processed it, so an interrupted batch comes
-        again. Writing it twice must give the same output.
-
-        Args:
-            batch: Files in arbitrary order.
+        A batch is recorded as done after all writers have processed it, so an interrupted batch comes again.
+        Writing it twice must give the same output.
         """
 
     def finish(self, rows: Iterable[PredictionRow]) -> None:
-        """Write the final output.
-
-        Args:
-            rows: All rows in the order of the inputs, also those of earlier sessions; consumed one at a time.
-        """
+        """Write the final output from all rows, also earlier ones, in the order of the inputs."""
 
 
 class CsvTable(ResultWriter):
-    """Writes ``predictions.csv`` with the columns :data:`COLUMNS`.
-
-    Attributes:
-        path: Path of the table.
-    """
+    """Writes ``predictions.csv`` with the columns :data:`COLUMNS`."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "predictions.csv"
@@ -262,14 +227,9 @@ class CsvTable(ResultWriter):
 
 
 class JsonLines(ResultWriter):
-    """Writes ``predictions.jsonl``, one object per line.
-
-    Attributes:
-        path: Path of the file.
-    """
+    """Writes ``predictions.jsonl``, one object per line, each with the provenance."""
 
     def __init__(self, folder: Path, provenance: Mapping[str, object]) -> None:
-        """Set the output folder and the provenance that is written into every line."""
         self.path = folder / "predictions.jsonl"
         self._provenance = dict(provenance)
 
@@ -321,11 +281,7 @@ class ResultCounts(ResultWriter):
         }
 
     def summary(self, threshold: float) -> list[str]:
-        """Return the summary lines for the terminal.
-
-        Args:
-            threshold: P(grade >= 2) from which a photograph is referable.
-        """
+        """Return the summary lines for the terminal; the threshold is a P(grade >= 2)."""
         earlier = f", {self.rows - self.newly} of them before" if self.rows > self.newly else ""
         lines = [
             f"{self.rows} photographs{earlier}",

@@ -1,4 +1,4 @@
-"""A trained run tested on any data set: the same figures as the run, as an ensemble, and what is refused."""
+"""Evaluation of runs and ensembles, on their own photographs and on data sets."""
 
 import filecmp
 import hashlib
@@ -37,9 +37,9 @@ FILES = {
 
 
 @pytest.fixture(scope="session")
-def elsewhere(tmp_path_factory):
-    """25 photographs of a clinic elsewhere, drawn with another seed; the last four were published as test."""
-    root = tmp_path_factory.mktemp("elsewhere")
+def other_clinic(tmp_path_factory):
+    """25 synthetic photographs of another clinic, the last four published as test."""
+    root = tmp_path_factory.mktemp("other_clinic")
     demo = Demo(root / "drawn", count=25, size=64, seed=7, workers=1)
     manifest = demo.read().manifest
     names = manifest["path"].str.rpartition("/")[2]
@@ -53,7 +53,7 @@ def elsewhere(tmp_path_factory):
 
 @pytest.fixture
 def run(tmp_path):
-    """``run(FOLDER, "data=demo", ...)``: metrics of an evaluation, and its folder."""
+    """``run(FOLDER, "data=demo", ...)`` returns the metrics and the folder of an evaluation."""
     number = iter(range(100))
 
     def make(checkpoint, *more, folder=None):
@@ -72,21 +72,19 @@ def clinic(root, *more):
 
 
 def pixels(grader, root, image_ids):
-    """Photographs as they are prepared one by one, without a store."""
-    found = [next(root.glob(f"{image_id}.*")) for image_id in image_ids]
-    return np.stack([each.crop.pixels for each in grader.preparation.prepare_all(found, workers=1)])
+    """Return photographs that are prepared one by one, without a store."""
+    paths = [next(root.glob(f"{image_id}.*")) for image_id in image_ids]
+    return np.stack([each.crop.pixels for each in grader.preparation.prepare_all(paths, workers=1)])
 
 
 def own(shared):
-    """The data set that the runs were made of."""
+    """Overrides for the data set of the runs."""
     root = next(each for each in shared if each.startswith("data.root"))
     return ["data=demo", root, "data.count=60", "data.size=64", "data.workers=1"]
 
 
-def test_a_data_set_is_tested_as_the_grader_grades_it_and_leaves_what_a_run_leaves(
-    finished_run, elsewhere, run
-):
-    metrics, folder = run(finished_run(), *clinic(elsewhere))
+def test_predictions_on_a_data_set_equal_those_of_the_grader(finished_run, other_clinic, run):
+    metrics, folder = run(finished_run(), *clinic(other_clinic))
     assert {path.name for path in folder.iterdir()} == FILES
     assert json.loads((folder / "metrics.json").read_text()) == metrics
     predictions = pd.read_csv(folder / "predictions.csv")
@@ -98,22 +96,22 @@ def test_a_data_set_is_tested_as_the_grader_grades_it_and_leaves_what_a_run_leav
     assert not [name for name in metrics if name.startswith(("val/", "train/", "split/"))]
 
     grader = Grader.load([finished_run()], "cpu")
-    said = grader.grade(pixels(grader, elsewhere, predictions["image_id"]))
-    np.testing.assert_allclose(predictions[P], said.raw.numpy(), atol=2e-6)
-    assert predictions["predicted"].tolist() == said.grades.tolist()
+    graded = grader.grade(pixels(grader, other_clinic, predictions["image_id"]))
+    np.testing.assert_allclose(predictions[P], graded.raw.numpy(), atol=2e-6)
+    assert predictions["predicted"].tolist() == graded.grades.tolist()
 
 
-def test_on_the_runs_own_test_photographs_the_figures_are_the_runs(finished_run, shared, run):
-    """As a data set, without what it has learnt from; predictions are compared by photograph."""
+def test_metrics_on_the_data_set_of_the_run_equal_those_of_the_run(finished_run, shared, run):
+    """Its training photographs are dropped; predictions are compared by photograph."""
     folder = finished_run()
     metrics, out = run(folder, *own(shared), "overlap=drop")
     tested = pd.read_csv(folder / "predictions.csv").set_index("image_id")
     again = pd.read_csv(out / "predictions.csv").set_index("image_id").loc[tested.index]
     np.testing.assert_allclose(again[P], tested[P], atol=2e-6)
     assert again["predicted"].tolist() == tested["predicted"].tolist()
-    learnt = len((folder / "seen.txt").read_text().split())
-    assert metrics["overlap_identical"] == learnt
-    assert metrics["overlap_dropped"] == metrics["overlap"] >= learnt
+    trained_on = len((folder / "seen.txt").read_text().split())
+    assert metrics["overlap_identical"] == trained_on
+    assert metrics["overlap_dropped"] == metrics["overlap"] >= trained_on
     assert metrics["photographs"] + metrics["overlap"] == 60
     split = pd.read_csv(out / "split.csv")
     assert not set(split["group"][split["subset"] == "test"]) & set(
@@ -121,32 +119,30 @@ def test_on_the_runs_own_test_photographs_the_figures_are_the_runs(finished_run,
     )
 
 
-def test_a_run_tested_again_keeps_its_figures_and_gets_intervals(finished_run, run):
+def test_a_repeated_test_has_the_same_metrics_and_intervals(finished_run, run):
     record = json.loads((finished_run() / "metrics.json").read_text())
     metrics, folder = run(finished_run())
     assert {**metrics, "evaluated": 0} == {**record, "evaluated": 0}
-    found = json.loads((folder / "intervals.json").read_text())
-    assert found["sets"]["test"]["photographs"] == len(pd.read_csv(folder / "predictions.csv"))
-    for name, estimate in found["intervals"].items():
+    intervals = json.loads((folder / "intervals.json").read_text())
+    assert intervals["sets"]["test"]["photographs"] == len(pd.read_csv(folder / "predictions.csv"))
+    for name, estimate in intervals["intervals"].items():
         assert estimate["value"] == pytest.approx(record[name], abs=1e-9), name
         if estimate["low"] is not None:
             assert estimate["low"] < estimate["high"], name
     assert {path.name for path in folder.iterdir()} == FILES
 
 
-def test_evaluation_makes_its_own_store_where_it_is_told_to(finished_run, run, tmp_path):
+def test_photographs_are_prepared_in_the_given_store(finished_run, run, tmp_path):
     folder = finished_run()
     _, again = run(folder, f"paths.stores={tmp_path / 'fresh'}")
     assert list((tmp_path / "fresh").glob("demo-*/images.npy"))
     assert filecmp.cmp(folder / "predictions.csv", again / "predictions.csv", shallow=False)
 
 
-def test_photographs_that_a_run_has_learnt_from_are_refused_unless_forced(
-    finished_run, shared, run, tmp_path
-):
-    learnt = len((finished_run() / "seen.txt").read_text().split())
+def test_training_photographs_are_refused_unless_forced(finished_run, shared, run, tmp_path):
+    trained_on = len((finished_run() / "seen.txt").read_text().split())
     with pytest.raises(
-        ConfigError, match=rf"of the 60 photographs of demo .*{learnt} the same file"
+        ConfigError, match=rf"of the 60 photographs of demo .*{trained_on} the same file"
     ) as error:
         run(finished_run(), *own(shared), folder=tmp_path / "refused")
     assert "overlap=drop" in str(error.value)
@@ -157,19 +153,19 @@ def test_photographs_that_a_run_has_learnt_from_are_refused_unless_forced(
     assert "these metrics do not apply to new photographs" in (folder / "evaluation.html").read_text()
 
 
-def test_any_member_of_an_ensemble_that_has_learnt_from_a_photograph_refuses_it(finished_run, run):
-    """The second member was trained on what the first one is tested on."""
+def test_training_photographs_of_any_member_are_refused(finished_run, run):
+    """The second member was trained on the test photographs of the first."""
     with pytest.raises(ConfigError, match=r"was trained or validated on"):
         run([finished_run(), finished_run("fold=1")])
 
 
-def test_what_a_run_of_an_earlier_version_has_learnt_from_is_looked_up(finished_run, shared, run, tmp_path):
+def test_training_photographs_of_earlier_versions_are_looked_up(finished_run, shared, run, tmp_path):
     old = tmp_path / "old"
     shutil.copytree(finished_run(), old)
-    learnt = len((old / "seen.txt").read_text().split())
+    trained_on = len((old / "seen.txt").read_text().split())
     (old / "seen.txt").unlink()
     metrics, _ = run(old, *own(shared), "overlap=drop")
-    assert metrics["overlap_identical"] == learnt
+    assert metrics["overlap_identical"] == trained_on
     (old / "split.csv").unlink()
     with pytest.raises(DataError, match=r"has no seen\.txt .*force=true tests nevertheless"):
         run(old, *own(shared))
@@ -178,33 +174,31 @@ def test_what_a_run_of_an_earlier_version_has_learnt_from_is_looked_up(finished_
     assert "It is unknown if a run was trained" in (folder / "evaluation.html").read_text()
 
 
-def test_an_ensemble_is_the_mean_of_its_members_and_says_what_each_is_worth(finished_run, elsewhere, run):
+def test_an_ensemble_is_the_mean_of_its_members_with_their_metrics(finished_run, other_clinic, run):
     folders = [finished_run(), finished_run("seed=1")]
-    alone = [run(each, *clinic(elsewhere)) for each in folders]
-    metrics, folder = run(folders, *clinic(elsewhere))
+    alone = [run(each, *clinic(other_clinic)) for each in folders]
+    metrics, folder = run(folders, *clinic(other_clinic))
     both = pd.read_csv(folder / "predictions.csv")
     mean = sum(pd.read_csv(each / "predictions.csv")[P] for _, each in alone) / 2
     np.testing.assert_allclose(both[P], mean, atol=2e-6)
     at_least = both[P].to_numpy()[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:]
     clear = (np.abs(at_least - 0.5) > 1e-5).all(axis=1)
     assert both["predicted"][clear].tolist() == (at_least >= 0.5).sum(axis=1)[clear].tolist()
-    found = json.loads((folder / "intervals.json").read_text())["intervals"]
+    intervals = json.loads((folder / "intervals.json").read_text())["intervals"]
     for number, (one, _) in enumerate(alone, start=1):
         assert metrics[f"member/{number}/qwk"] == pytest.approx(one["test/qwk"], abs=1e-12)
         gain = metrics["test/qwk"] - one["test/qwk"]
-        assert found[f"member/{number}/qwk_gain"]["value"] == pytest.approx(gain, abs=1e-12)
+        assert intervals[f"member/{number}/qwk_gain"]["value"] == pytest.approx(gain, abs=1e-12)
     assert metrics["evaluated"] == ",".join(map(str, folders))
-    assert "seed" not in metrics  # they do not have it in common
+    assert "seed" not in metrics  # the members differ in it
     assert metrics["protocol"] == "published"
     assert "test/loss" not in metrics
 
 
-def test_two_processes_find_what_one_finds_to_the_last_bit(finished_run, elsewhere, run, tmp_path):
-    """25 photographs are not shared evenly. Batches differ in size: in double precision that makes no
-    difference.
-    """
+def test_two_processes_compute_the_same_bits_as_one(finished_run, other_clinic, run, tmp_path):
+    """25 photographs cannot be split evenly. The size of batches has no effect in double precision."""
     folders = [finished_run(), finished_run("seed=1")]
-    settings = [*clinic(elsewhere), "trainer.precision=64-true"]
+    settings = [*clinic(other_clinic), "trainer.precision=64-true"]
     _, one = run(folders, *settings)
     two = tmp_path / "two"
     command = [sys.executable, "-m", "drgrade.cli.evaluate", f"checkpoint={folders[0]},{folders[1]}"]
@@ -225,62 +219,62 @@ def test_two_processes_find_what_one_finds_to_the_last_bit(finished_run, elsewhe
     assert len(pd.read_csv(two / "predictions.csv")) == 25
 
 
-def test_views_and_thresholds_are_those_of_the_grader(finished_run, elsewhere, run):
-    metrics, folder = run(finished_run(), *clinic(elsewhere), "tta=flips", "reading=thresholds")
+def test_tta_and_thresholds_equal_those_of_the_grader(finished_run, other_clinic, run):
+    metrics, folder = run(finished_run(), *clinic(other_clinic), "tta=flips", "reading=thresholds")
     predictions = pd.read_csv(folder / "predictions.csv")
     grader = Grader.load([finished_run()], "cpu", "flips", "thresholds")
-    said = grader.grade(pixels(grader, elsewhere, predictions["image_id"]))
-    np.testing.assert_allclose(predictions[P], said.raw.numpy(), atol=2e-6)
-    assert predictions["predicted"].tolist() == said.grades.tolist()
+    graded = grader.grade(pixels(grader, other_clinic, predictions["image_id"]))
+    np.testing.assert_allclose(predictions[P], graded.raw.numpy(), atol=2e-6)
+    assert predictions["predicted"].tolist() == graded.grades.tolist()
     assert metrics["test/qwk"] == metrics["test/qwk_thresholds"]
 
 
-def test_a_published_part_is_tested_alone(finished_run, elsewhere, run):
-    metrics, _ = run(finished_run(), *clinic(elsewhere, "data.split_column=split"), "part=test")
+def test_a_published_part_is_tested(finished_run, other_clinic, run):
+    metrics, _ = run(finished_run(), *clinic(other_clinic, "data.split_column=split"), "part=test")
     assert metrics["photographs"] == 4
     with pytest.raises(DataError, match=r"no graded photographs of that part; .*part=test, part=train"):
-        run(finished_run(), *clinic(elsewhere, "data.split_column=split"), "part=val")
+        run(finished_run(), *clinic(other_clinic, "data.split_column=split"), "part=val")
     with pytest.raises(DataError, match="published as a whole"):
-        run(finished_run(), *clinic(elsewhere), "part=test")
+        run(finished_run(), *clinic(other_clinic), "part=test")
 
 
-def test_photographs_without_grades_are_for_predict(finished_run, elsewhere, run):
+def test_photographs_without_grades_are_refused(finished_run, other_clinic, run):
     with pytest.raises(
         DataError, match=r"has a grade to compare with; drgrade predict checkpoint=RUN input="
     ):
-        run(finished_run(), *clinic(elsewhere, "data.csv=null"))
+        run(finished_run(), *clinic(other_clinic, "data.csv=null"))
 
 
-def test_pretraining_that_saw_the_photographs_is_said(finished_run, elsewhere, run, tmp_path):
-    begun = tmp_path / "begun"
-    shutil.copytree(finished_run(), begun)
-    record = json.loads((begun / "provenance.json").read_text())
-    (begun / "provenance.json").write_text(json.dumps({**record, "encoder": str(tmp_path / "encoder")}))
-    assert run(begun, *clinic(elsewhere))[0]["pretraining_saw_test"] is None
+def test_pretraining_on_the_photographs_is_reported(finished_run, other_clinic, run, tmp_path):
+    pretrained = tmp_path / "pretrained"
+    shutil.copytree(finished_run(), pretrained)
+    record = json.loads((pretrained / "provenance.json").read_text())
+    (pretrained / "provenance.json").write_text(json.dumps({**record, "encoder": str(tmp_path / "encoder")}))
+    assert run(pretrained, *clinic(other_clinic))[0]["pretraining_saw_test"] is None
     (tmp_path / "encoder").mkdir()
     (tmp_path / "encoder" / "seen.txt").write_text("0" * 64 + "\n")
-    assert run(begun, *clinic(elsewhere))[0]["pretraining_saw_test"] is False
-    _, folder = run(finished_run(), *clinic(elsewhere))
+    assert run(pretrained, *clinic(other_clinic))[0]["pretraining_saw_test"] is False
+    _, folder = run(finished_run(), *clinic(other_clinic))
     name = pd.read_csv(folder / "predictions.csv")["image_id"][3]
-    content = hashlib.sha256(next(elsewhere.glob(f"{name}.*")).read_bytes()).hexdigest()
+    content = hashlib.sha256(next(other_clinic.glob(f"{name}.*")).read_bytes()).hexdigest()
     (tmp_path / "encoder" / "seen.txt").write_text(content + "\n")
-    metrics, folder = run(begun, *clinic(elsewhere))
+    metrics, folder = run(pretrained, *clinic(other_clinic))
     assert metrics["pretraining_saw_test"] is True
     assert "Pre-training used tested photographs" in (folder / "evaluation.html").read_text()
-    assert run([finished_run(), begun], *clinic(elsewhere))[0]["pretraining_saw_test"] is True
+    assert run([finished_run(), pretrained], *clinic(other_clinic))[0]["pretraining_saw_test"] is True
 
 
-def test_a_published_grader_is_tested_on_a_data_set(finished_run, elsewhere, run, tmp_path):
+def test_a_published_model_is_tested_on_a_data_set(finished_run, other_clinic, run, tmp_path):
     published = tmp_path / "published"
     save_pretrained(finished_run(), published, seen=True)
-    metrics, _ = run(published, *clinic(elsewhere), f"paths.stores={tmp_path}/stores")
-    record, _ = run(finished_run(), *clinic(elsewhere))
+    metrics, _ = run(published, *clinic(other_clinic), f"paths.stores={tmp_path}/stores")
+    record, _ = run(finished_run(), *clinic(other_clinic))
     assert metrics["test/qwk"] == record["test/qwk"]
     with pytest.raises(ConfigError, match=r"is a published model.*data=NAME"):
         run(published)
     (published / "seen.txt").unlink()
     with pytest.raises(DataError, match=r"was published without seen\.txt.*force=true"):
-        run(published, *clinic(elsewhere), f"paths.stores={tmp_path}/stores")
+        run(published, *clinic(other_clinic), f"paths.stores={tmp_path}/stores")
 
 
 @pytest.mark.parametrize(
@@ -302,13 +296,13 @@ def test_a_published_grader_is_tested_on_a_data_set(finished_run, elsewhere, run
         (["data.batch_size=0"], r"data\.batch_size=0"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(finished_run, run, settings, message):
+def test_invalid_settings_are_refused(finished_run, run, settings, message):
     with pytest.raises(ConfigError, match=message):
-        # With views the photographs are described by the same code, with and without a data set.
+        # With test-time augmentation, the same code runs with and without a data set.
         run(finished_run(), *settings, *([] if "tta=rotate" in settings else ["tta=flips"]))
 
 
-def test_a_run_counts_once_in_an_ensemble(finished_run, run):
+def test_a_run_named_twice_is_refused(finished_run, run):
     with pytest.raises(ConfigError, match="is named twice"):
         run([finished_run(), f"{finished_run()}/"])
 
@@ -316,12 +310,12 @@ def test_a_run_counts_once_in_an_ensemble(finished_run, run):
 def test_a_setting_of_a_data_set_needs_a_data_set(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["evaluate", "data.root=x"])
     monkeypatch.setattr(command, "_running", [EvaluateSettings])
-    said = command.explain_override("Could not override 'data.root'.")
-    assert said == "data.root is a setting of a data set and none is named: add data=NAME"
+    message = command.explain_override("Could not override 'data.root'.")
+    assert message == "data.root is a setting of a data set and none is named: add data=NAME"
 
 
-def test_the_page_loads_nothing_and_shows_every_count(finished_run, elsewhere, run):
-    metrics, folder = run(finished_run(), *clinic(elsewhere))
+def test_the_page_is_self_contained_and_shows_every_count(finished_run, other_clinic, run):
+    metrics, folder = run(finished_run(), *clinic(other_clinic))
     page = (folder / "evaluation.html").read_text()
     assert not re.search(r"<script|<link|<img|url\((?!#)|https?://(?!www\.w3\.org)", page)
     assert f"{metrics['test/qwk']:.3f}".replace("-", "\N{MINUS SIGN}") in page
@@ -331,5 +325,5 @@ def test_the_page_loads_nothing_and_shows_every_count(finished_run, elsewhere, r
     cells = re.findall(r"grade (\d) \(\w+\), (correct|predicted as grade \d)\n(\d+) of", page)
     assert len(cells) == 25
     for true, verdict, count in cells:
-        called = true if verdict == "correct" else verdict[-1]
-        assert confusion[int(true), int(called)] == int(count)
+        predicted = true if verdict == "correct" else verdict[-1]
+        assert confusion[int(true), int(predicted)] == int(count)

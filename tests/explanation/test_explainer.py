@@ -1,4 +1,4 @@
-"""Heat: what a grade hangs on, by gradients and by attention."""
+"""Heat maps of a prediction, by gradients and by attention."""
 
 import numpy as np
 import pytest
@@ -40,12 +40,12 @@ def _available(grader):
 
 
 def _heat(grader, pixels, maps=("auto",), target="expected"):
-    """Heat by map name."""
+    """Compute heat by map name."""
     return _explainer(grader, maps, target).heat(pixels, grader.grade(pixels).grades.tolist())
 
 
 @pytest.mark.parametrize("encoder", ["encoder=densenet", "encoder=msssl"])
-def test_every_map_is_heat_on_the_prepared_photographs(finished_run, pixels, encoder):
+def test_every_map_is_scaled_heat_on_the_prepared_photographs(finished_run, pixels, encoder):
     grader = _grader(finished_run(encoder))
     heats = _heat(grader, pixels, _available(grader))
     assert set(_available(grader)) - {"auto"} == set(heats)
@@ -58,24 +58,24 @@ def test_every_map_is_heat_on_the_prepared_photographs(finished_run, pixels, enc
     assert any(heat.max() > 0 for heat in heats.values())
 
 
-def test_msssl_shows_the_pyramid_the_refined_map_and_the_transformer(finished_run):
+def test_msssl_has_maps_of_pyramid_refined_map_and_transformer(finished_run):
     names = _available(_grader(finished_run("encoder=msssl")))
     assert {"refined", "p2", "p3", "p4", "p5", "c2", "c5", "vit", "attention", "attention_grad"} <= set(names)
 
 
-def _by_hand(member, layer, pixels, score):
-    """Grad-CAM without captum, at full size."""
-    kept = []
+def _reference(member, layer, pixels, score):
+    """Compute Grad-CAM without captum, at full size."""
+    outputs = []
 
     def keep(module, inputs, output):
         output.retain_grad()
-        kept.append(output)
+        outputs.append(output)
 
     hook = layer.module.register_forward_hook(keep)
     images = normalise(torch.as_tensor(pixels).permute(0, 3, 1, 2)).requires_grad_()
     score(member.model(images)).sum().backward()
     hook.remove()
-    (output,) = kept
+    (output,) = outputs
     weights = output.grad.mean(dim=(2, 3), keepdim=True)
     cam = F.relu((weights * output).sum(dim=1)).detach()
     large = F.interpolate(cam[:, None], size=pixels.shape[1:3], mode="bilinear")[:, 0]
@@ -83,7 +83,7 @@ def _by_hand(member, layer, pixels, score):
 
 
 @pytest.mark.parametrize(("encoder", "name"), [("encoder=densenet", "c3"), ("encoder=msssl", "p2")])
-def test_is_grad_cam_of_the_expected_grade(finished_run, pixels, encoder, name):
+def test_heat_is_grad_cam_of_the_expected_grade(finished_run, pixels, encoder, name):
     grader = _grader(finished_run(encoder))
     (member,) = grader.members
     layer = member.model.encoder.maps_to_explain(32)[name]
@@ -91,15 +91,15 @@ def test_is_grad_cam_of_the_expected_grade(finished_run, pixels, encoder, name):
     def expected(logits):
         return member.model.head.probabilities(logits) @ torch.arange(5.0)
 
-    found = _heat(grader, pixels, [name])[name]
-    np.testing.assert_allclose(found, _by_hand(member, layer, pixels, expected), atol=1e-5)
-    assert found.max() > 0
+    heat = _heat(grader, pixels, [name])[name]
+    np.testing.assert_allclose(heat, _reference(member, layer, pixels, expected), atol=1e-5)
+    assert heat.max() > 0
 
 
 def test_rollout_is_the_product_of_the_weights():
     rng = torch.Generator().manual_seed(0)
     weights = [torch.rand(2, 3, 5, 5, generator=rng).softmax(dim=-1) for _ in range(3)]
-    found = rollout(weights)
+    flow = rollout(weights)
     for photograph in range(2):
         naive = np.eye(5)
         for block in weights:
@@ -107,11 +107,11 @@ def test_rollout_is_the_product_of_the_weights():
             for head in block[photograph]:
                 mean += head.numpy() / 3
             naive = (0.5 * mean + 0.5 * np.eye(5)) @ naive
-        np.testing.assert_allclose(found[photograph], naive, atol=1e-6)
-    torch.testing.assert_close(found.sum(dim=-1), torch.ones(2, 5))
+        np.testing.assert_allclose(flow[photograph], naive, atol=1e-6)
+    torch.testing.assert_close(flow.sum(dim=-1), torch.ones(2, 5))
 
 
-def test_weighted_rollout_adds_what_each_block_lets_through():
+def test_weighted_rollout_equals_a_naive_loop():
     rng = torch.Generator().manual_seed(0)
     weights = [torch.rand(1, 2, 4, 4, generator=rng) for _ in range(2)]
     gradients = [torch.randn(1, 2, 4, 4, generator=rng) for _ in range(2)]
@@ -123,8 +123,8 @@ def test_weighted_rollout_adds_what_each_block_lets_through():
 
 
 @pytest.mark.parametrize("pooled", ["token", "avg"])
-def test_the_weights_are_those_that_timm_computes_with(pooled):
-    """Recomputed from queries and keys, which fused attention leaves as the only trace."""
+def test_attention_weights_equal_those_of_timm(pooled):
+    """The weights are recomputed from queries and keys."""
     torch.manual_seed(0)
     encoder = TimmEncoder(
         "test_vit", 32, options={"global_pool": pooled, "class_token": pooled == "token"}
@@ -146,8 +146,8 @@ def test_the_weights_are_those_that_timm_computes_with(pooled):
     flow = rollout(recomputed)
     prefix = int(pooled == "token")
     read = flow[:, 0, 1:] if prefix else flow.mean(dim=1)
-    found = attention_map(lambda each: encoder(each).sum(dim=1), layers, images)
-    torch.testing.assert_close(found, read.reshape(2, 2, 2).detach())
+    heat = attention_map(lambda each: encoder(each).sum(dim=1), layers, images)
+    torch.testing.assert_close(heat, read.reshape(2, 2, 2).detach())
     assert all(attention.fused_attn for attention in layers.modules)
 
 
@@ -158,8 +158,8 @@ def test_every_head_has_every_target(finished_run, pixels, head, target):
     assert all(np.isfinite(heat).all() for heat in heats.values())
 
 
-def test_the_expected_grade_of_a_regression_has_a_slope_beyond_the_grades(finished_run):
-    """Its probabilities do not change there: by them, heat would be missing from the surest photographs."""
+def test_the_expected_grade_of_a_regression_has_a_gradient_outside_the_grades(finished_run):
+    """Its probabilities are constant there."""
     (member,) = _grader(finished_run("head=regression_fitted")).members
     logits = torch.tensor([[5.2], [-0.7]], requires_grad=True)
     member.model.head.severity(logits).sum().backward()
@@ -168,7 +168,7 @@ def test_the_expected_grade_of_a_regression_has_a_slope_beyond_the_grades(finish
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_targets_differ(finished_run, pixels, target):
-    """A grade that is read may be 0: what speaks for it is not what speaks for a high one."""
+    """Evidence for a predicted grade of 0 is no evidence for a high grade."""
     grader = _grader(finished_run())
     one, other = (_heat(grader, pixels, ["c3"], each)["c3"] for each in (target, "expected"))
     assert (target == "expected") == np.allclose(one, other)
@@ -180,13 +180,13 @@ def test_probes_are_explained_through_the_frozen_encoder(finished_run, pixels, p
     assert _heat(grader, pixels, ["combined"])["combined"].max() > 0
 
 
-def test_what_says_the_same_of_every_photograph_is_not_explained(finished_run, pixels):
+def test_a_constant_model_is_refused(finished_run, pixels):
     grader = _grader(finished_run("protocol=majority"))
     with pytest.raises(ConfigError, match="does not depend on the photograph"):
         _heat(grader, pixels)
 
 
-def test_an_ensemble_shows_the_mean_of_its_members(finished_run, pixels):
+def test_heat_of_an_ensemble_is_the_mean_of_its_members(finished_run, pixels):
     folders = [finished_run(), finished_run("seed=1")]
     both = _heat(_grader(*folders), pixels)["c3"]
     mean = np.mean([_heat(_grader(folder), pixels)["c3"] for folder in folders], axis=0)
@@ -194,7 +194,7 @@ def test_an_ensemble_shows_the_mean_of_its_members(finished_run, pixels):
     np.testing.assert_allclose(both, mean / np.where(hottest > 0, hottest, 1), atol=1e-5)
 
 
-def test_members_with_other_layers_each_choose_their_own(finished_run, pixels):
+def test_members_with_different_layers_use_their_own_default(finished_run, pixels):
     grader = _grader(finished_run(), finished_run("encoder=vit"))
     assert _explainer(grader).names == ("auto",)
     with pytest.raises(
@@ -203,7 +203,7 @@ def test_members_with_other_layers_each_choose_their_own(finished_run, pixels):
         _explainer(grader, ["c3"])
 
 
-def test_the_grader_is_left_as_it_was(finished_run, pixels):
+def test_the_grader_is_not_changed(finished_run, pixels):
     grader = _grader(finished_run("encoder=msssl"))
     before = grader.grade(pixels).raw
     _heat(grader, pixels, _available(grader))
@@ -226,7 +226,7 @@ def test_unknown_maps_and_targets_are_refused(finished_run, settings, message):
         _explainer(_grader(finished_run()), **settings)
 
 
-def test_missing_captum_is_one_line(finished_run, pixels, monkeypatch):
+def test_missing_captum_is_an_error(finished_run, pixels, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "captum.attr", None)
     monkeypatch.setitem(__import__("sys").modules, "captum", None)
     with pytest.raises(ConfigError, match=r"pip install 'drgrade\[explain\]'"):
@@ -236,7 +236,7 @@ def test_missing_captum_is_one_line(finished_run, pixels, monkeypatch):
 
 
 class Edges(Encoder):
-    """An encoder that does not say what its layers are."""
+    """An encoder that names no layers."""
 
     num_features = 2
 
@@ -249,7 +249,7 @@ class Edges(Encoder):
         return self.pool(self.convolve(images)).flatten(1)
 
 
-def test_an_encoder_that_names_no_layers_is_explained_by_its_last_map():
+def test_the_default_map_is_that_of_the_last_spatial_layer():
     encoder = Edges()
     maps = encoder.maps_to_explain(32)
     assert {name: layer.module for name, layer in maps.items()} == {"last": encoder.convolve}
@@ -264,28 +264,28 @@ def test_an_encoder_that_names_no_layers_is_explained_by_its_last_map():
         ("test_vit", 40, ["attention_grad", "tokens", "attention"]),
     ],
 )
-def test_every_family_of_timm_has_maps(name, size, names):
-    """Also where a layer works in place, or the photographs are padded to whole patches."""
+def test_families_of_timm_have_maps(name, size, names):
+    """Also with layers that work in place, and with photographs padded to whole patches."""
     torch.manual_seed(0)
     encoder = TimmEncoder(name, size).eval()
     maps = encoder.maps_to_explain(size)
     assert list(maps)[: len(names)] == names
     images = torch.randn(2, 3, size, size, requires_grad=True)
     for layer in maps.values():
-        look = grad_cam if isinstance(layer, MapLayer) else attention_map
-        cells = look(lambda each: encoder(each).sum(dim=1), layer, images)
+        compute = grad_cam if isinstance(layer, MapLayer) else attention_map
+        cells = compute(lambda each: encoder(each).sum(dim=1), layer, images)
         assert cells.shape[0] == 2
         assert cells.shape[1] == cells.shape[2] > 0
         assert layer.covers == (48 if name == "test_vit" else size)
 
 
-def test_channels_last_and_tokens_are_maps_too():
+def test_layouts_have_the_same_heat():
     """The same numbers in another layout give the same heat."""
     torch.manual_seed(0)
     convolve, read = torch.nn.Conv2d(3, 4, 4, stride=4), torch.randn(4, 8, 8)
     images = torch.randn(2, 3, 32, 32, requires_grad=True)
 
-    class Laid(torch.nn.Module):
+    class Layout(torch.nn.Module):
         def __init__(self, layout):
             super().__init__()
             self.layout = layout
@@ -298,24 +298,24 @@ def test_channels_last_and_tokens_are_maps_too():
             return maps
 
     def heat(layout):
-        laid = Laid(layout)
+        module = Layout(layout)
 
         def scores(each):
-            out = laid(convolve(each))
+            out = module(convolve(each))
             if layout == "NHWC":
                 out = out.permute(0, 3, 1, 2)
             if layout == "tokens":
                 out = out[:, 1:].transpose(1, 2).reshape(-1, 4, 8, 8)
             return (out.square() * read).sum(dim=(1, 2, 3))
 
-        return grad_cam(scores, MapLayer(laid, layout, 32, prefix=int(layout == "tokens")), images)
+        return grad_cam(scores, MapLayer(module, layout, 32, prefix=int(layout == "tokens")), images)
 
     for layout in ("NHWC", "tokens"):
         torch.testing.assert_close(heat(layout), heat("NCHW"))
     assert heat("NCHW").max() > 0
 
 
-def test_plain_attention_does_not_claim_to_be_of_the_target(finished_run):
+def test_the_meaning_of_plain_attention_excludes_the_target(finished_run):
     grader = _grader(finished_run("encoder=msssl"))
     assert "whatever the grade" in _explainer(grader, ["attention"]).meaning
     assert "raises the expected grade" in _explainer(grader, ["attention_grad"]).meaning

@@ -1,4 +1,4 @@
-"""Heat lies on the original photograph where it lay on the prepared one."""
+"""Heat is mapped back to its place on the original photograph."""
 
 import cv2
 import numpy as np
@@ -18,7 +18,7 @@ def _facts(width, height, x, y, radius, stretch=1.0):
 
 
 def _centre(image):
-    """Centre of gravity, pixel i at i + 0.5."""
+    """Compute the centre of gravity; pixel i is at i + 0.5."""
     rows, columns = np.mgrid[: image.shape[0], : image.shape[1]] + 0.5
     return (image * columns).sum() / image.sum(), (image * rows).sum() / image.sum()
 
@@ -32,8 +32,8 @@ def _centre(image):
     stretch=st.sampled_from([1.0, 1.3, 0.75]),
     place=st.tuples(st.floats(-0.6, 0.6), st.floats(-0.6, 0.6)),
 )
-def test_a_mark_comes_back_to_its_place(width, height, shift, reach, stretch, place):
-    """Marked on the photograph, prepared, and brought back; the disc may be cut off at any side."""
+def test_a_mark_is_mapped_back_to_its_place(width, height, shift, reach, stretch, place):
+    """A mark on the photograph is prepared and mapped back; the frame may cut off the disc at any side."""
     radius = reach * min(width / stretch, height) / 2
     x, y = width * (0.5 + shift[0]), height * (0.5 + shift[1])
     at = x + place[0] * radius * stretch, y + place[1] * radius
@@ -47,12 +47,12 @@ def test_a_mark_comes_back_to_its_place(width, height, shift, reach, stretch, pl
     photograph = np.repeat((inside * 255).astype(np.uint8)[..., None], 3, axis=2)
     disc = Disc(x, y, radius, 0, 0, width, height, stretch)
     heat = crop_disc(photograph, disc, SIDE)[..., 0].astype(np.float32) / 255
-    found = project_heat((height, width), _facts(width, height, x, y, radius, stretch), heat)
+    spread = project_heat((height, width), _facts(width, height, x, y, radius, stretch), heat)
     # The crop is rounded to whole pixels of the photograph.
-    np.testing.assert_allclose(_centre(found), _centre(inside), atol=1.0)
+    np.testing.assert_allclose(_centre(spread), _centre(inside), atol=1.0)
 
 
-def test_a_reduced_photograph_is_painted_alike():
+def test_heat_on_a_reduced_photograph_is_the_reduced_heat():
     rng = np.random.default_rng(0)
     heat = cv2.GaussianBlur(rng.random((SIDE, SIDE), np.float32), (0, 0), 8)
     facts = _facts(400, 300, 190.0, 150.0, 160.0)
@@ -63,28 +63,28 @@ def test_a_reduced_photograph_is_painted_alike():
 
 
 @pytest.mark.parametrize("cut", [0.0, 60.0])
-def test_where_there_is_no_heat_the_photograph_shows(cut):
+def test_the_photograph_is_unchanged_without_heat(cut):
     rng = np.random.default_rng(0)
     photograph = rng.integers(0, 255, (300, 400, 3), np.uint8)
     facts = _facts(400, 300, 200.0, 150.0 - cut, 140.0)
     heat = np.zeros((SIDE, SIDE), np.float32)
     assert (draw_overlay(photograph, facts, heat) == photograph).all()
     heat[48:, :] = 1.0
-    painted = draw_overlay(photograph, facts, heat)
-    changed = (painted != photograph).any(axis=2)
+    overlay = draw_overlay(photograph, facts, heat)
+    changed = (overlay != photograph).any(axis=2)
     assert changed[round(150 - cut) + 5 : round(150 - cut) + 100, 200].all()
     assert not changed[: max(round(150 - cut) - 10, 0), :].any()
     assert not changed[:, :40].any()
-    assert painted.shape == photograph.shape
-    assert painted.dtype == np.uint8
+    assert overlay.shape == photograph.shape
+    assert overlay.dtype == np.uint8
 
 
-def test_more_heat_is_lighter():
-    """The order of the colours is that of their lightness: it survives colour blindness and grey prints."""
+def test_lightness_increases_with_heat():
+    """So the order of the colours is visible to colour-blind readers and in grey."""
     photograph = np.full((201, 201, 3), (170, 80, 30), np.uint8)
     ramp = np.repeat(np.linspace(0, 1, SIDE, dtype=np.float32)[None], SIDE, axis=0)
-    painted = draw_overlay(photograph, _facts(201, 201, 100.5, 100.5, 100.5), ramp)
-    lightness = cv2.cvtColor(painted, cv2.COLOR_RGB2LAB)[100, :, 0].astype(int)
+    overlay = draw_overlay(photograph, _facts(201, 201, 100.5, 100.5, 100.5), ramp)
+    lightness = cv2.cvtColor(overlay, cv2.COLOR_RGB2LAB)[100, :, 0].astype(int)
     along = lightness[[60, 80, 120, 140, 160, 180, 192]]  # the line at half of the heat is at 100
     assert (np.diff(along) > 0).all()
     assert along[-1] - lightness[0] > 50

@@ -1,4 +1,4 @@
-"""Batches and the database: what is held in memory, what a stopped job leaves, what goes on."""
+"""Batches and the database of finished rows: memory, interruption, resuming."""
 
 import shutil
 import sqlite3
@@ -17,18 +17,18 @@ from drgrade.errors import ConfigError, DataError
 from drgrade.prediction.grader import GradedBatch
 from drgrade.prediction.inputs import InputFile, Inputs, InputState
 from drgrade.prediction.job_state import DATABASE, ProgressDatabase
+from drgrade.prediction.prediction import BatchJob, Predictor
 from drgrade.prediction.results import PredictionRow, ResultWriter
-from drgrade.prediction.runner import BatchJob
 
 
 class Stopped(Exception):
-    """Stands for whatever ends a process."""
+    """Stands for anything that ends a process."""
 
 
-class Fake:
-    """A grader and a preparation in one that read no file: the number in a file's name says all.
+class FakeGrader:
+    """A grader and a preparation in one. They read no file: results follow from the number in its name.
 
-    Every seventh cannot be read. Grades depend on the batch they are in, as the last digits of real ones do.
+    Every seventh file cannot be read. Grades depend on their batch, like the last digits of real ones.
     """
 
     device = "cpu"
@@ -68,7 +68,7 @@ class Fake:
 
 
 class Stop(ResultWriter):
-    """Ends the job at a batch, before it is kept."""
+    """Ends the job at a batch, before the batch is stored."""
 
     def __init__(self, at: int) -> None:
         self.left = at
@@ -83,7 +83,7 @@ class Stop(ResultWriter):
 
 
 class Lines(ResultWriter):
-    """What comes out in the end."""
+    """Collects the final rows."""
 
     def add_batch(self, batch) -> None:
         pass
@@ -100,80 +100,80 @@ def _list(folder: Path, numbers) -> Inputs:
     return Inputs([str(folder / "list.txt")])
 
 
-def _run(out: Path, inputs: Inputs, fake: Fake | None = None, stop_at: int = 10**6) -> list[dict]:
+def _run(out: Path, inputs: Inputs, fake: FakeGrader | None = None, stop_at: int = 10**6) -> list[dict]:
     database, lines = ProgressDatabase(out), Lines()
     try:
-        BatchJob(fake or Fake(), database, batch_size=4).run(inputs, [Stop(stop_at), lines])
+        BatchJob(Predictor(fake or FakeGrader()), database, batch_size=4).run(inputs, [Stop(stop_at), lines])
     finally:
         database.close()
     return lines.rows
 
 
 def _graded(out: Path) -> int:
-    """How many grades have been kept."""
+    """Return the number of stored grades."""
     with sqlite3.connect(out / DATABASE) as rows:
         return rows.execute("select count(*) from rows where status = 'graded'").fetchone()[0]
 
 
 def test_memory_does_not_grow_with_the_number_of_photographs(tmp_path):
-    fake = Fake()
+    fake = FakeGrader()
     rows = _run(tmp_path / "out", _list(tmp_path, range(300)), fake)
     assert len(rows) == 300
-    assert fake.most_alive <= 2 * 4 + 1  # a batch, and the one that is being made
+    assert fake.most_alive <= 2 * 4 + 1  # a batch, and the one in preparation
 
 
-def test_a_job_stopped_at_any_batch_ends_as_one_that_was_not(tmp_path):
+def test_an_interrupted_job_resumes_to_the_same_rows(tmp_path):
     inputs = _list(tmp_path, range(50))
-    whole = Fake()
+    whole = FakeGrader()
     expected = _run(tmp_path / "whole", inputs, whole)
     assert [row["path"] for row in expected] == [item.path for item in inputs]
     for stop_at in range(11):
-        fake, out = Fake(), tmp_path / f"stopped{stop_at}"
+        fake, out = FakeGrader(), tmp_path / f"stopped{stop_at}"
         with pytest.raises(Stopped):
             _run(out, inputs, fake, stop_at)
-        kept, again = _graded(out), Fake()
+        kept, again = _graded(out), FakeGrader()
         assert kept == 4 * stop_at
         assert _run(out, inputs, again) == expected
-        assert sum(again.batches) == sum(whole.batches) - kept  # nothing twice
+        assert sum(again.batches) == sum(whole.batches) - kept  # nothing is graded twice
 
 
 def test_a_finished_job_grades_nothing_again(tmp_path):
     inputs = _list(tmp_path, range(20))
-    expected, again = _run(tmp_path / "out", inputs), Fake()
+    expected, again = _run(tmp_path / "out", inputs), FakeGrader()
     assert _run(tmp_path / "out", inputs, again) == expected
     assert again.batches == []
 
 
-def test_photographs_that_came_or_changed_since_are_graded(tmp_path):
+def test_new_and_changed_photographs_are_graded(tmp_path):
     _run(tmp_path / "out", _list(tmp_path, range(20, 40)))
     (tmp_path / "25.jpg").write_bytes(b"another")
-    again = Fake()
+    again = FakeGrader()
     rows = _run(tmp_path / "out", _list(tmp_path, range(38, 18, -1)), again)
     assert [Path(row["path"]).stem for row in rows] == [str(number) for number in range(38, 18, -1)]
     assert sum(again.batches) == 2  # 19 and 25
 
 
-def test_a_path_listed_twice_is_graded_once_and_a_row_twice(tmp_path):
-    fake = Fake()
+def test_a_path_listed_twice_is_graded_once_and_has_two_rows(tmp_path):
+    fake = FakeGrader()
     rows = _run(tmp_path / "out", _list(tmp_path, [1, 2, 1, 3, 7, 7]), fake)
     assert [Path(row["path"]).stem for row in rows] == ["1", "2", "1", "3", "7", "7"]
     assert rows[0] == rows[2]
     assert sum(fake.batches) == 3
 
 
-def test_what_could_not_be_read_is_tried_again(tmp_path):
-    class Mended(Fake):
+def test_unreadable_files_are_tried_again(tmp_path):
+    class Repaired(FakeGrader):
         def _prepared(self, number: int) -> PreparedPhotograph:
             return super()._prepared(number + 1 if number % 7 == 0 else number)
 
     inputs = _list(tmp_path, range(8))
     before = _run(tmp_path / "out", inputs)
-    after = _run(tmp_path / "out", inputs, Mended())
+    after = _run(tmp_path / "out", inputs, Repaired())
     assert [row["status"] for row in before if "failed" in row["status"]] == ["failed"] * 2
     assert {row["status"] for row in after} == {"graded"}
 
 
-def test_rows_come_back_as_they_were(tmp_path):
+def test_rows_are_restored_unchanged(tmp_path):
     _list(tmp_path, range(3))
     _run(tmp_path / "out", Inputs([str(tmp_path / "list.txt")]))
     database = ProgressDatabase(tmp_path / "out")
@@ -186,7 +186,7 @@ def test_rows_come_back_as_they_were(tmp_path):
     assert len(list(row.cells())) == 18
 
 
-def test_one_job_at_a_time(tmp_path):
+def test_a_folder_is_locked_by_its_job(tmp_path):
     database = ProgressDatabase(tmp_path)
     with pytest.raises(ConfigError, match="another job is using"):
         ProgressDatabase(tmp_path)
@@ -194,7 +194,7 @@ def test_one_job_at_a_time(tmp_path):
     ProgressDatabase(tmp_path).close()
 
 
-def test_a_damaged_ledger_is_said_and_can_be_begun_anew(tmp_path):
+def test_a_damaged_database_is_an_error_and_can_be_overwritten(tmp_path):
     (tmp_path / DATABASE).write_bytes(b"no database " * 500)
     with pytest.raises(DataError, match="damaged"):
         ProgressDatabase(tmp_path)
@@ -203,13 +203,12 @@ def test_a_damaged_ledger_is_said_and_can_be_begun_anew(tmp_path):
         assert rows.execute("select count(*) from rows").fetchone() == (0,)
 
 
-def test_a_ledger_that_was_being_written_is_whole_again(tmp_path):
-    """As the system leaves it when the process is killed within a transaction: with its journal beside it."""
+def test_a_database_is_restored_after_a_killed_transaction(tmp_path):
+    """The state after a kill within a transaction: the database with its journal."""
     database = ProgressDatabase(tmp_path / "out")
     database.write([(PredictionRow("kept.jpg", "kept", "abstained"), InputState(1, 1))])
-    database._connection.execute(
-        "pragma cache_size = 1"
-    )  # changed pages go to disk before they are committed
+    # Changed pages are then written to disk before they are committed.
+    database._connection.execute("pragma cache_size = 1")
     for number in range(2000):
         database.add_input(InputFile(f"{number}.jpg", "x" * 200), InputState())
     shutil.copytree(tmp_path / "out", tmp_path / "killed")
@@ -221,8 +220,8 @@ def test_a_ledger_that_was_being_written_is_whole_again(tmp_path):
     after.close()
 
 
-def test_a_batch_too_large_for_the_device_says_so(tmp_path):
-    class Small(Fake):
+def test_a_batch_too_large_for_the_device_is_an_error(tmp_path):
+    class Small(FakeGrader):
         def grade(self, pixels):
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
@@ -230,7 +229,7 @@ def test_a_batch_too_large_for_the_device_says_so(tmp_path):
         _run(tmp_path / "out", _list(tmp_path, range(9)), Small())
 
 
-def test_progress_is_shown_where_nobody_knows_how_many_there_are(tmp_path, monkeypatch, capsys):
+def test_progress_is_shown_for_an_unknown_number_of_inputs(tmp_path, monkeypatch, capsys):
     import io
 
     _list(tmp_path, range(9))

@@ -1,4 +1,6 @@
-"""A trained run, loaded again, sees the same pixels and says the same as when it was trained."""
+"""A loaded run prepares the same pixels and predicts the same as in training."""
+
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -19,7 +21,7 @@ ENCODERS = ["encoder=densenet", "encoder=msssl"]
 
 
 def _tested(folder):
-    """Predictions of the run, and its test photographs: store and rows."""
+    """Return the predictions of a run and its test photographs: store and rows."""
     predictions = pd.read_csv(folder / "predictions.csv")
     photographs = make_photographs(OmegaConf.load(folder / "config.yaml"))
     (store,) = photographs.stores
@@ -29,7 +31,7 @@ def _tested(folder):
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
-def test_says_what_the_run_has_said_of_its_test_photographs(finished_run, encoder):
+def test_predictions_equal_those_of_the_run(finished_run, encoder):
     folder = finished_run(encoder)
     predictions, _, store, rows = _tested(folder)
     graded = Grader.load([folder], device="cpu").grade(store.images[rows])
@@ -37,7 +39,7 @@ def test_says_what_the_run_has_said_of_its_test_photographs(finished_run, encode
     assert graded.grades.tolist() == predictions["predicted"].tolist()
 
 
-def test_prepares_files_to_the_pixels_of_the_store(finished_run):
+def test_preparation_equals_the_pixels_of_the_store(finished_run):
     folder = finished_run()
     _, photographs, store, rows = _tested(folder)
     trained = load_model(folder)
@@ -47,14 +49,14 @@ def test_prepares_files_to_the_pixels_of_the_store(finished_run):
         assert crop.facts.file_sha256 == store.manifest["file_sha256"].iloc[row]
 
 
-def test_needs_neither_the_photographs_nor_the_weights_that_training_began_with(finished_run):
+def test_a_loaded_model_is_calibrated_and_in_evaluation_mode(finished_run):
     trained = load_model(finished_run())
     assert trained.calibration.photographs >= 10
     assert not trained.model.training
 
 
 @pytest.mark.parametrize("head", ["softmax", "regression_fitted", "corn"])
-def test_every_head_is_loaded(finished_run, head):
+def test_heads_are_loaded(finished_run, head):
     folder = finished_run(f"head={head}")
     predictions, _, store, rows = _tested(folder)
     graded = Grader.load([folder], device="cpu").grade(store.images[rows])
@@ -81,7 +83,7 @@ def test_an_ensemble_is_the_mean_of_its_members(finished_run):
 
 
 def test_views_of_a_symmetric_photograph_agree(finished_run):
-    """An image that no flip and no quarter turn changes looks the same from all sides."""
+    """No flip and no quarter turn changes the image."""
     pixels = np.full((1, 32, 32, 3), 90, np.uint8)
     pixels[:, 8:24, 8:24] = 160
     alone = Grader.load([finished_run()], device="cpu").grade(pixels)
@@ -96,8 +98,8 @@ def test_flips_are_averaged(finished_run):
     plain = Grader.load([finished_run()], device="cpu")
     mirrored = [pixels, pixels[:, :, ::-1], pixels[:, ::-1], pixels[:, ::-1, ::-1]]
     expected = torch.stack([plain.grade(each.copy()).probabilities for each in mirrored]).mean(dim=0)
-    found = Grader.load([finished_run()], device="cpu", tta="flips").grade(pixels).probabilities
-    torch.testing.assert_close(found, expected)
+    averaged = Grader.load([finished_run()], device="cpu", tta="flips").grade(pixels).probabilities
+    torch.testing.assert_close(averaged, expected)
 
 
 def test_fitted_thresholds_read_the_expected_grade(finished_run):
@@ -109,7 +111,7 @@ def test_fitted_thresholds_read_the_expected_grade(finished_run):
     assert graded.grades.tolist() == naive
 
 
-def test_members_that_want_other_photographs_are_refused(finished_run):
+def test_members_with_another_preparation_are_refused(finished_run):
     with pytest.raises(ConfigError, match="members of an ensemble need the same preparation"):
         Grader.load([finished_run(), finished_run("data.image_size=40")], device="cpu")
 
@@ -133,8 +135,6 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
 
 
 def test_a_checkpoint_of_another_model_is_refused(finished_run, tmp_path):
-    import shutil
-
     folder = tmp_path / "mixed"
     shutil.copytree(finished_run(), folder)
     shutil.copytree(finished_run("encoder=msssl") / "checkpoints", folder / "checkpoints", dirs_exist_ok=True)
@@ -142,9 +142,7 @@ def test_a_checkpoint_of_another_model_is_refused(finished_run, tmp_path):
         load_model(folder)
 
 
-def test_runs_of_earlier_versions_are_not_calibrated(finished_run, tmp_path):
-    import shutil
-
+def test_runs_without_calibration_file_are_not_calibrated(finished_run, tmp_path):
     folder = tmp_path / "old"
     shutil.copytree(finished_run(), folder)
     (folder / "calibration.json").unlink()

@@ -1,4 +1,4 @@
-"""Which files a command means: folders, lists, standard input; nothing is lost without a word."""
+"""Inputs of a prediction: folders, lists, standard input."""
 
 import io
 import os
@@ -23,7 +23,7 @@ def _paths(*given: object, **more) -> list[str]:
     return [item.path for item in Inputs([str(each) for each in given], **more)]
 
 
-def test_a_folder_is_all_photographs_below_it_sorted_without_hidden_ones(tmp_path):
+def test_a_folder_is_searched_recursively_sorted_without_hidden_files(tmp_path):
     _touch(
         *(tmp_path / name for name in ("b.JPG", "a/2.png", "a/10.tif", "c.jpeg", "notes.txt", "labels.csv"))
     )
@@ -33,19 +33,19 @@ def test_a_folder_is_all_photographs_below_it_sorted_without_hidden_ones(tmp_pat
     assert Inputs([str(tmp_path)]).total == 4
 
 
-def test_paths_stay_as_they_were_written(tmp_path, monkeypatch):
+def test_paths_keep_their_spelling(tmp_path, monkeypatch):
     _touch(tmp_path / "eyes/x.jpg")
     monkeypatch.chdir(tmp_path)
     assert _paths("eyes") == ["eyes/x.jpg"]
     assert _paths("./eyes/x.jpg", "eyes") == ["./eyes/x.jpg", "eyes/x.jpg"]
 
 
-def test_a_folder_with_the_ending_of_a_photograph_is_a_row_and_gone_through(tmp_path):
+def test_a_folder_with_the_ending_of_a_photograph_is_a_row_and_is_searched(tmp_path):
     _touch(tmp_path / "scan.jpg/x.jpg")
     assert _paths(tmp_path) == [str(tmp_path / "scan.jpg"), str(tmp_path / "scan.jpg/x.jpg")]
 
 
-def test_the_folder_of_the_results_is_not_gone_through(tmp_path):
+def test_the_folder_of_the_results_is_not_searched(tmp_path):
     _touch(tmp_path / "x.jpg", tmp_path / "results/overlays/x.png")
     assert _paths(tmp_path, leave_out=tmp_path / "results") == [str(tmp_path / "x.jpg")]
 
@@ -67,7 +67,7 @@ def test_a_list_is_relative_to_its_folder(tmp_path):
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 @pytest.mark.parametrize("column", ["path", "image"])
-def test_a_table_names_paths_and_ids(tmp_path, column, delimiter):
+def test_a_table_contains_paths_and_ids(tmp_path, column, delimiter):
     rows = [["n", column, "image_id"], ["1", "a, b;c.jpg", "first"], ["2", "d.jpg", ""], ["3", "", ""]]
     lines = [delimiter.join(f'"{cell}"' for cell in row) for row in rows]
     (tmp_path / "list.csv").write_text("\ufeff" + "\n".join(lines) + "\n", encoding="utf-8")
@@ -83,13 +83,13 @@ def test_a_table_without_a_column_of_paths_is_refused(tmp_path):
         _ = Inputs([str(tmp_path / "list.csv")]).total
 
 
-def test_file_names_may_be_any_bytes(tmp_path):
+def test_file_names_may_contain_any_bytes(tmp_path):
     (tmp_path / "list.txt").write_bytes(b"\xff\xfe.jpg\n")
     (item,) = Inputs([str(tmp_path / "list.txt")])
     assert os.fsencode(item.path).endswith(b"/\xff\xfe.jpg")
 
 
-def test_standard_input_is_read_as_it_comes(monkeypatch):
+def test_standard_input_is_read_line_by_line(monkeypatch):
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"a.jpg\nb/c.jpg\n")))
     inputs = Inputs(["-"])
     assert inputs.total is None
@@ -97,11 +97,11 @@ def test_standard_input_is_read_as_it_comes(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("given", "message"),
     [([], "no photographs are given"), (["nowhere"], "does not exist"), (["-", "."], "cannot be combined")],
 )
-def test_what_cannot_be_meant_is_refused(given, says):
-    with pytest.raises(ConfigError, match=says):
+def test_invalid_inputs_are_refused(given, message):
+    with pytest.raises(ConfigError, match=message):
         Inputs(given)
 
 
@@ -117,16 +117,16 @@ def _name(path: Path) -> str:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_paths_without_end_are_prepared_a_few_ahead(workers):
-    """However long a list is, only so much of it is asked for as the processes are ahead."""
-    asked = []
+def test_endless_paths_are_read_a_few_ahead(workers):
+    """Paths are read only as far as the processes are ahead."""
+    read = []
 
     def paths():
         for number in count():
-            asked.append(number)
+            read.append(number)
             yield Path(str(number))
 
-    made = make_crops(_name, paths(), workers)
-    assert list(islice(made, 40)) == [str(number) for number in range(40)]
-    assert len(asked) <= 40 + 4 * workers
-    made.close()
+    crops = make_crops(_name, paths(), workers)
+    assert list(islice(crops, 40)) == [str(number) for number in range(40)]
+    assert len(read) <= 40 + 4 * workers
+    crops.close()

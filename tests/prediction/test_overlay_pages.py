@@ -1,4 +1,4 @@
-"""Overlays and pages show all photographs, whatever their names and results."""
+"""Overlays and pages show all photographs, with all kinds of names and results."""
 
 import shutil
 from contextlib import closing
@@ -9,26 +9,26 @@ import cv2
 import numpy as np
 import pytest
 
+import drgrade
 from drgrade.cli.predict import work
 from drgrade.config import compose
 from drgrade.errors import ConfigError, DataError
 from drgrade.prediction.inputs import Inputs
 from drgrade.prediction.job_state import ProgressDatabase
 from drgrade.prediction.overlay_pages import OverlayPages, delete_overlays, image_name
-from drgrade.prediction.prediction import Predictor
-from drgrade.prediction.runner import BatchJob
+from drgrade.prediction.prediction import BatchJob
 
 HOSTILE = "<img src=x onerror=alert(1)>&amp;"
 
 
 @pytest.fixture(scope="module")
 def predictor(finished_run):
-    return Predictor.load(finished_run(), device="cpu")
+    return drgrade.load(finished_run(), device="cpu", abstain=False)
 
 
 @pytest.fixture
 def inputs(demo_source, tmp_path):
-    """Five drawn photographs, one that shows nothing, one that cannot be read, one with a hostile name."""
+    """Five synthetic photographs, a black one, an unreadable one, and one with a hostile name."""
     folder = tmp_path / "in"
     folder.mkdir()
     drawn = [demo_source.root / path for path in demo_source.read().manifest["path"][:6]]
@@ -41,7 +41,7 @@ def inputs(demo_source, tmp_path):
 
 
 def _run(predictor, inputs, out, abstain=False, **settings):
-    """As drgrade predict does; the synthetic photographs are so small that it would abstain."""
+    """Write the pages as drgrade predict does."""
     out.mkdir(exist_ok=True)
     pages = OverlayPages(out, predictor.explainer(), max_pixels=10**8, **settings)
     with closing(ProgressDatabase(out)) as database:
@@ -77,22 +77,22 @@ def test_each_graded_photograph_has_an_overlay_and_all_are_on_the_page(predictor
     assert page.tags.count("script") == 0
 
 
-def test_the_overlay_is_the_photograph_with_its_heat_and_a_legend(predictor, inputs, tmp_path):
+def test_the_overlay_shows_photograph_heat_and_legend(predictor, inputs, tmp_path):
     folder = _run(predictor, inputs, tmp_path / "out", longest=0)
     original = cv2.imread(str(inputs / "0.jpg"))
     (path,) = folder.glob("0-*.png")
-    painted = cv2.imread(str(path))
+    overlay = cv2.imread(str(path))
     height, width = original.shape[:2]
-    assert painted.shape[1] == width
-    assert painted.shape[0] > height
+    assert overlay.shape[1] == width
+    assert overlay.shape[0] > height
     # The corners are outside the disc.
-    np.testing.assert_array_equal(painted[:3, :3], original[:3, :3])
+    np.testing.assert_array_equal(overlay[:3, :3], original[:3, :3])
     small = _run(predictor, inputs, tmp_path / "small", longest=40)
     (path,) = small.glob("0-*.png")
     assert cv2.imread(str(path)).shape[1] == 40
 
 
-def test_those_abstained_from_are_shown_with_their_reason_and_without_heat(predictor, inputs, tmp_path):
+def test_abstained_photographs_are_shown_with_their_reason_and_without_heat(predictor, inputs, tmp_path):
     folder = _run(predictor, inputs, tmp_path / "out", abstain=True)
     page = _Page(folder / "index.html")
     assert "not graded" in page.text
@@ -101,7 +101,7 @@ def test_those_abstained_from_are_shown_with_their_reason_and_without_heat(predi
     assert list(folder.glob("black-*.jpg"))
 
 
-def test_long_batches_are_paged(predictor, inputs, tmp_path):
+def test_many_photographs_are_split_into_pages(predictor, inputs, tmp_path):
     folder = _run(predictor, inputs, tmp_path / "out", per_page=3)
     names = [f"page-000{number}.html" for number in (1, 2, 3)]
     assert [path.name for path in sorted(folder.glob("page-*.html"))] == names
@@ -118,17 +118,17 @@ def test_long_batches_are_paged(predictor, inputs, tmp_path):
     assert [path.name for path in sorted(folder.glob("page-*.html"))] == names[:2]
 
 
-def test_a_stopped_job_goes_on_and_leaves_the_same(predictor, inputs, tmp_path, monkeypatch):
+def test_an_interrupted_job_resumes_to_the_same_pages(predictor, inputs, tmp_path, monkeypatch):
     whole = _run(predictor, inputs, tmp_path / "whole")
-    taken = []
+    batches = []
 
     def stop(self, batch):
-        taken.append(batch)
-        if len(taken) == 2:
+        batches.append(batch)
+        if len(batches) == 2:
             raise KeyboardInterrupt
-        return take(self, batch)
+        return add_batch(self, batch)
 
-    take = OverlayPages.add_batch
+    add_batch = OverlayPages.add_batch
     with monkeypatch.context() as patched:
         patched.setattr(OverlayPages, "add_batch", stop)
         with pytest.raises(KeyboardInterrupt):
@@ -139,13 +139,13 @@ def test_a_stopped_job_goes_on_and_leaves_the_same(predictor, inputs, tmp_path, 
     assert (folder / "index.html").read_text() == (whole / "index.html").read_text()
 
 
-def test_no_photographs_no_cards(predictor, tmp_path):
+def test_a_page_without_photographs(predictor, tmp_path):
     (tmp_path / "in").mkdir()
     page = _Page(_run(predictor, tmp_path / "in", tmp_path / "out") / "index.html")
     assert "There were no photographs" in page.text
 
 
-def test_a_picture_that_is_gone_is_not_linked(predictor, inputs, tmp_path):
+def test_a_deleted_overlay_is_not_linked(predictor, inputs, tmp_path):
     folder = _run(predictor, inputs, tmp_path / "out")
     (path,) = folder.glob("0-*.png")
     path.unlink()
@@ -155,14 +155,14 @@ def test_a_picture_that_is_gone_is_not_linked(predictor, inputs, tmp_path):
     assert path.name not in page.links
 
 
-def test_names_are_safe_and_told_apart():
+def test_image_names_are_safe_and_unique():
     names = [image_name(path, "../a/ü ") for path in ("a/ü .jpg", "a/ü .png", "b\udcff.jpg")]
     assert len(set(names)) == 3
     assert all(name.isascii() and "/" not in name and not name.startswith(".") for name in names)
     assert len(image_name("x", "y" * 500)) < 80
 
 
-def test_names_that_are_no_text_can_be_shown(predictor, demo_source, tmp_path):
+def test_names_that_are_not_valid_text_are_shown_with_escapes(predictor, demo_source, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     source = demo_source.root / demo_source.read().manifest["path"].iloc[0]
@@ -171,14 +171,14 @@ def test_names_that_are_no_text_can_be_shown(predictor, demo_source, tmp_path):
     assert "\\udcff" in page.text
 
 
-def test_clearing_removes_what_was_made_and_nothing_else(predictor, inputs, tmp_path):
+def test_delete_overlays_keeps_other_files(predictor, inputs, tmp_path):
     folder = _run(predictor, inputs, tmp_path / "out", per_page=3)
     (folder / "notes.txt").write_text("mine")
     delete_overlays(tmp_path / "out")
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(predictor, inputs, tmp_path):
+def test_a_folder_that_cannot_be_created_is_an_error(predictor, inputs, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "overlays").write_text("a file")
@@ -186,7 +186,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(predictor, inputs, tmp_path):
         _run(predictor, inputs, out)
 
 
-def test_predict_makes_them_if_asked(predictor, inputs, tmp_path, finished_run, capsys):
+def test_predict_writes_overlays_on_request(predictor, inputs, tmp_path, finished_run, capsys):
     out = tmp_path / "out"
     settings = {"checkpoint": finished_run(), "input": inputs, "out": out, "device": "cpu", "abstain": False}
     work(compose("predict", **settings, overlays=True, map="c2", target="referable"))

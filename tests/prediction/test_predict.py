@@ -1,6 +1,7 @@
-"""``drgrade predict`` as a user calls it."""
+"""``drgrade predict`` as a command."""
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -22,6 +23,8 @@ from drgrade.cli.predict import main, work
 from drgrade.config import compose
 from drgrade.data.sources.demo import Demo
 from drgrade.errors import ConfigError, DataError
+from drgrade.prediction.checkpoint import load_model
+from drgrade.prediction.grader import Grader
 from drgrade.prediction.job_state import DATABASE
 from drgrade.prediction.results import COLUMNS
 from drgrade.training.build import make_photographs
@@ -32,12 +35,12 @@ FINAL = ("predictions.csv", "predictions.jsonl", "prediction.json")
 
 @pytest.fixture(scope="module")
 def eyes(tmp_path_factory) -> Path:
-    """Folder of ten drawn photographs, large enough to be judged, and of nothing else."""
-    drawn, folder = tmp_path_factory.mktemp("drawn"), tmp_path_factory.mktemp("some") / "eyes"
-    Demo(drawn, count=10, size=128, workers=1).read()
+    """Folder of ten synthetic photographs, large enough for a quality verdict, and of nothing else."""
+    source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("some") / "eyes"
+    Demo(source, count=10, size=128, workers=1).read()
     folder.mkdir()
-    # The others are cut off at the top: at 32 px nobody can judge them.
-    whole = [path for patient in (1, 2, 5) for path in sorted(drawn.glob(f"*/images/p000{patient}_*"))]
+    # The others are cut off at the top: at 32 px their quality is insufficient.
+    whole = [path for patient in (1, 2, 5) for path in sorted(source.glob(f"*/images/p000{patient}_*"))]
     for number in range(10):
         (folder / f"eye{number}.jpg").write_bytes(whole[number % len(whole)].read_bytes())
     return folder
@@ -53,8 +56,8 @@ def _files(out: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("encoder", ["encoder=densenet", "encoder=msssl"])
-def test_says_of_a_runs_test_photographs_what_the_run_has_said(finished_run, encoder, tmp_path):
-    """From the files, not from the store: the preparation is that of training."""
+def test_predictions_equal_those_of_the_run(finished_run, encoder, tmp_path):
+    """Files are prepared as in training."""
     run = finished_run(encoder)
     own = pd.read_csv(run / "predictions.csv")
     photographs = make_photographs(OmegaConf.load(run / "config.yaml"))
@@ -64,13 +67,13 @@ def test_says_of_a_runs_test_photographs_what_the_run_has_said(finished_run, enc
     listed.to_csv(tmp_path / "list.csv", index=False)
     lines = _predict(run, tmp_path / "list.csv", tmp_path / "out", abstain=False)
     assert [line["image_id"] for line in lines] == own["image_id"].tolist()
-    said = np.array([line["uncalibrated"] for line in lines])
-    np.testing.assert_allclose(said, own[P].to_numpy(), atol=3e-6)
+    raw = np.array([line["uncalibrated"] for line in lines])
+    np.testing.assert_allclose(raw, own[P].to_numpy(), atol=3e-6)
     assert [line["predicted"] for line in lines] == own["predicted"].tolist()
     assert [line["sha256"] for line in lines] == manifest.loc[own["image_id"], "file_sha256"].tolist()
 
 
-def test_table_and_lines_say_the_same(finished_run, eyes, tmp_path):
+def test_csv_and_json_lines_agree(finished_run, eyes, tmp_path):
     lines = _predict(finished_run(), eyes, tmp_path)
     table = pd.read_csv(tmp_path / "predictions.csv", keep_default_na=False)
     assert tuple(table.columns) == COLUMNS
@@ -87,32 +90,28 @@ def test_table_and_lines_say_the_same(finished_run, eyes, tmp_path):
     ]
 
 
-def test_the_header_says_which_weights_and_data(finished_run, eyes, tmp_path):
-    import hashlib
-
+def test_the_manifest_records_weights_and_data(finished_run, eyes, tmp_path):
     run = finished_run()
     lines = _predict(run, eyes, tmp_path, tta="flips")
-    header, record = (
-        json.loads((tmp_path / "prediction.json").read_text()),
-        json.loads((run / "metrics.json").read_text()),
-    )
+    manifest = json.loads((tmp_path / "prediction.json").read_text())
+    record = json.loads((run / "metrics.json").read_text())
     digest = hashlib.sha256((run / "checkpoints" / record["checkpoint"]).read_bytes()).hexdigest()
-    assert header["job"]["runs"][0]["checkpoint_sha256"] == digest
+    assert manifest["job"]["runs"][0]["checkpoint_sha256"] == digest
     assert lines[0]["provenance"]["checkpoints"] == [digest[:12]]
-    assert header["runs"][0]["data_hash"] == record["data_hash"]
-    assert header["job"]["settings"]["tta"] == "flips"
-    assert header["status"] == "finished"
-    assert header["counts"]["graded"] == 10
-    assert "No medical device" in header["notice"]
+    assert manifest["runs"][0]["data_hash"] == record["data_hash"]
+    assert manifest["job"]["settings"]["tta"] == "flips"
+    assert manifest["status"] == "finished"
+    assert manifest["counts"]["graded"] == 10
+    assert "No medical device" in manifest["notice"]
 
 
-def test_bad_files_are_rows_with_their_reasons(finished_run, eyes, tmp_path):
+def test_bad_files_are_rows_with_reasons(finished_run, eyes, tmp_path):
     folder = tmp_path / "mixed"
     folder.mkdir()
     good = sorted(eyes.iterdir())[0].read_bytes()
     (folder / "good.jpg").write_bytes(good)
     (folder / "truncated.jpg").write_bytes(good[: len(good) // 2])
-    (folder / "text.jpg").write_text("no picture")
+    (folder / "text.jpg").write_text("no photograph")
     (folder / "empty.png").touch()
     (folder / "folder.tif").mkdir()
     (folder / "folder.tif" / "within.jpg").write_bytes(good)
@@ -122,11 +121,11 @@ def test_bad_files_are_rows_with_their_reasons(finished_run, eyes, tmp_path):
     (folder / "dangling.jpg").symlink_to("nowhere")
     os.link(folder / "good.jpg", os.fsencode(folder) + b"/\xff.jpg")
     lines = {Path(line["path"]).name: line for line in _predict(finished_run(), folder, tmp_path / "out")}
-    says = {name: (line["status"], line["reason"]) for name, line in lines.items()}
-    assert says.pop("white.png")[0] == "abstained"
+    results = {name: (line["status"], line["reason"]) for name, line in lines.items()}
+    assert results.pop("white.png")[0] == "abstained"
     for name in ("good.jpg", "within.jpg", "\udcff.jpg"):
-        assert says.pop(name) == ("graded", "")
-    assert {status for status, _ in says.values()} == {"failed"}
+        assert results.pop(name) == ("graded", "")
+    assert {status for status, _ in results.values()} == {"failed"}
     expected = {
         "truncated.jpg": "truncated",
         "text.jpg": "looks like text",
@@ -136,9 +135,9 @@ def test_bad_files_are_rows_with_their_reasons(finished_run, eyes, tmp_path):
         "bomb.png": "too many pixels",
         "dangling.jpg": "not there",
     }
-    assert set(says) == set(expected)
+    assert set(results) == set(expected)
     for name, reason in expected.items():
-        assert reason in says[name][1], name
+        assert reason in results[name][1], name
     with (tmp_path / "out" / "predictions.csv").open(encoding="utf-8") as file:
         assert len(list(csv.DictReader(file))) == len(lines)
 
@@ -158,9 +157,7 @@ def test_abstention_can_be_turned_off(finished_run, eyes, tmp_path):
     assert kept["quality"] != "good"
 
 
-def test_referred_at_the_sensitivity_that_is_asked_for(finished_run, eyes, tmp_path):
-    from drgrade.prediction.checkpoint import load_model
-
+def test_photographs_are_referred_at_the_requested_sensitivity(finished_run, eyes, tmp_path):
     run = finished_run()
     plain, at = (_predict(run, eyes, tmp_path / str(s), sensitivity=s) for s in (None, 1.0))
     threshold = load_model(run).calibration.point(1.0).threshold
@@ -184,7 +181,7 @@ def test_an_ensemble_and_views(finished_run, eyes, tmp_path):
     assert max(line["disagreement"] for line in both) > 0
 
 
-def test_killed_it_goes_on_and_ends_as_one_that_was_not(finished_run, eyes, tmp_path, monkeypatch):
+def test_a_killed_job_resumes_to_the_same_files(finished_run, eyes, tmp_path, monkeypatch):
     run, paths = finished_run(), sorted(map(str, eyes.iterdir()))
     listed = [f"{path}\n".encode() for path in paths]
     command = [sys.executable, "-m", "drgrade.cli.predict", f"checkpoint={run}", "input=-", "device=cpu"]
@@ -196,8 +193,8 @@ def test_killed_it_goes_on_and_ends_as_one_that_was_not(finished_run, eyes, tmp_
         assert job.stdin is not None
         job.stdin.write(b"".join(listed[:7]))
         job.stdin.flush()
-        ledger, deadline = tmp_path / "killed" / DATABASE, time.monotonic() + 100
-        while not (ledger.exists() and ledger.read_bytes().count(b'"sha256"') >= 6):
+        database, deadline = tmp_path / "killed" / DATABASE, time.monotonic() + 100
+        while not (database.exists() and database.read_bytes().count(b'"sha256"') >= 6):
             assert job.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -206,8 +203,6 @@ def test_killed_it_goes_on_and_ends_as_one_that_was_not(finished_run, eyes, tmp_
     assert not (tmp_path / "killed" / "predictions.csv").exists()
     assert json.loads((tmp_path / "killed" / "prediction.json").read_text())["status"] == "unfinished"
     graded = []
-    from drgrade.prediction.grader import Grader
-
     grade = Grader.grade
     monkeypatch.setattr(
         Grader, "grade", lambda self, pixels: graded.append(len(pixels)) or grade(self, pixels)
@@ -224,8 +219,8 @@ def test_killed_it_goes_on_and_ends_as_one_that_was_not(finished_run, eyes, tmp_
 
 
 @pytest.mark.slow
-def test_interrupted_it_says_that_it_goes_on(finished_run, eyes, tmp_path):
-    """Ctrl-C reaches the processes that decode, too: they have to end without a word."""
+def test_an_interrupted_job_prints_that_it_resumes(finished_run, eyes, tmp_path):
+    """Ctrl-C also reaches the processes that decode; they end silently."""
     (tmp_path / "list.txt").write_text("".join(f"{path}\n" for path in sorted(eyes.iterdir()) * 3))
     command = [sys.executable, "-m", "drgrade.cli.predict", f"checkpoint={finished_run()}", "input=-"]
     command += ["device=cpu", "workers=2", "batch_size=2", f"out={tmp_path / 'out'}"]
@@ -234,27 +229,27 @@ def test_interrupted_it_says_that_it_goes_on(finished_run, eyes, tmp_path):
     ) as job:
         assert job.stdin is not None
         assert job.stderr is not None
-        # 40 different paths: enough that processes are started.
+        # 40 different paths: enough to start processes.
         for number in range(40):
             link = tmp_path / f"{number}.jpg"
             link.hardlink_to(sorted(eyes.iterdir())[number % 10])
             job.stdin.write(f"{link}\n")
         job.stdin.flush()
-        ledger, deadline = tmp_path / "out" / DATABASE, time.monotonic() + 100
-        while not (ledger.exists() and b'"sha256"' in ledger.read_bytes()):
+        database, deadline = tmp_path / "out" / DATABASE, time.monotonic() + 100
+        while not (database.exists() and b'"sha256"' in database.read_bytes()):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         os.killpg(job.pid, signal.SIGINT)
-        _, said = job.communicate(timeout=60)
+        _, errors = job.communicate(timeout=60)
     assert job.returncode == 130
-    assert "Traceback" not in said, said
-    assert said.splitlines()[-2:] == [
+    assert "Traceback" not in errors, errors
+    assert errors.splitlines()[-2:] == [
         f"finished photographs are kept in {tmp_path / 'out'}; the same command resumes",
         "interrupted",
     ]
 
 
-def test_another_job_in_the_folder_is_refused_or_overwrites(finished_run, eyes, tmp_path):
+def test_another_job_in_the_folder_is_refused_or_overwritten(finished_run, eyes, tmp_path):
     run = finished_run()
     _predict(run, eyes, tmp_path)
     before = _files(tmp_path)
@@ -269,7 +264,7 @@ def test_another_job_in_the_folder_is_refused_or_overwrites(finished_run, eyes, 
     assert _files(tmp_path) != before
 
 
-def test_a_folder_of_other_things_is_never_written_to(finished_run, eyes, tmp_path):
+def test_a_folder_with_other_files_is_refused(finished_run, eyes, tmp_path):
     """A run has a predictions.csv of its own."""
     run = finished_run()
     before = sorted(run.iterdir())
@@ -282,20 +277,20 @@ def test_a_folder_of_other_things_is_never_written_to(finished_run, eyes, tmp_pa
     assert sorted(run.iterdir()) == before
 
 
-def test_the_same_command_finds_its_folder_again(finished_run, eyes, tmp_path, monkeypatch, capsys):
+def test_the_same_command_uses_the_same_folder(finished_run, eyes, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
         work(compose("predict", checkpoint=finished_run(), input=eyes, device="cpu", workers=1))
     (folder,) = (tmp_path / "outputs" / "predictions").iterdir()
     assert folder.name.startswith("eyes-")
-    said = capsys.readouterr().out
-    assert "10 photographs\n  10 graded: " in said
-    assert "10 photographs, 10 of them before" in said
-    assert "No medical device" in said
+    printed = capsys.readouterr().out
+    assert "10 photographs\n  10 graded: " in printed
+    assert "10 photographs, 10 of them before" in printed
+    assert "No medical device" in printed
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"),
+    ("settings", "message"),
     [
         ({"checkpoint": []}, r"checkpoint=\[\] is not allowed"),
         ({"batch_size": 0}, "batch_size=0"),
@@ -306,9 +301,9 @@ def test_the_same_command_finds_its_folder_again(finished_run, eyes, tmp_path, m
         ({"sensitivity": 2.0}, "sensitivity=2.0"),
     ],
 )
-def test_what_makes_no_sense_is_refused(finished_run, eyes, tmp_path, settings, says):
+def test_invalid_settings_are_refused(finished_run, eyes, tmp_path, settings, message):
     given = {"checkpoint": finished_run(), "input": eyes, "out": tmp_path / "out", "device": "cpu"}
-    with pytest.raises((ConfigError, DataError), match=says):
+    with pytest.raises((ConfigError, DataError), match=message):
         work(compose("predict", **{**given, **settings}))
     assert not (tmp_path / "out").exists()
 
@@ -320,10 +315,10 @@ def test_a_folder_without_photographs_is_refused(finished_run, tmp_path):
         _predict(finished_run(), tmp_path / "empty", tmp_path / "out")
 
 
-def test_help_teaches(monkeypatch, capsys):
+def test_help_lists_the_settings(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["predict", "--help"])
     main()
-    said = capsys.readouterr().out
-    assert said.startswith("Grade photographs")
+    printed = capsys.readouterr().out
+    assert printed.startswith("Grade photographs")
     for name in ("checkpoint=", "input=", "sensitivity=null", "tta=none", "overwrite=false"):
-        assert f"  {name}" in said
+        assert f"  {name}" in printed

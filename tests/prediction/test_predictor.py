@@ -1,28 +1,29 @@
-"""The Python interface: paths, arrays and PIL images get the same results as the command."""
+"""The Python interface: paths, arrays and PIL images have the same results as in the command."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import drgrade
 from drgrade.data.sources.demo import Demo
 from drgrade.errors import ConfigError
-from drgrade.prediction.prediction import Predictor, predict
+from drgrade.prediction.prediction import predict
 from drgrade.settings import PredictSettings
 
 
 @pytest.fixture(scope="module")
 def photograph(tmp_path_factory):
-    """A drawn photograph, large enough to be judged."""
-    source = Demo(tmp_path_factory.mktemp("drawn"), count=1, size=256, workers=1)
+    """A synthetic photograph, large enough for a quality verdict."""
+    source = Demo(tmp_path_factory.mktemp("synthetic"), count=1, size=256, workers=1)
     return source.root / source.read().manifest["path"].iloc[0]
 
 
 @pytest.fixture(scope="module")
 def predictor(finished_run):
-    return Predictor.load(finished_run(), device="cpu")
+    return drgrade.load(finished_run(), device="cpu")
 
 
-def test_paths_arrays_and_pil_images_get_the_same_result(predictor, photograph):
+def test_paths_arrays_and_pil_images_have_the_same_result(predictor, photograph):
     image = Image.open(photograph)
     rows = predictor.predict([photograph, str(photograph), np.asarray(image), image])
     assert len({row.grade for row in rows}) == 1
@@ -35,7 +36,7 @@ def test_paths_arrays_and_pil_images_get_the_same_result(predictor, photograph):
     assert predictor.predict(photograph) == rows[:1]
 
 
-def test_the_result_is_that_of_the_command(predictor, finished_run, photograph, tmp_path):
+def test_the_result_equals_that_of_the_command(predictor, finished_run, photograph, tmp_path):
     settings = {"checkpoint": finished_run(), "input": photograph, "out": tmp_path / "out", "device": "cpu"}
     summary = predict(PredictSettings.compose(**settings))
     assert summary.counts["graded"] == 1
@@ -44,7 +45,7 @@ def test_the_result_is_that_of_the_command(predictor, finished_run, photograph, 
     assert line == ",".join(row.cells())
 
 
-def test_turned_pil_images_are_upright(predictor, photograph):
+def test_pil_images_are_turned_upright(predictor, photograph):
     image = Image.open(photograph)
     turned = image.transpose(Image.Transpose.ROTATE_90)
     turned.getexif()[0x0112] = 6
@@ -52,7 +53,7 @@ def test_turned_pil_images_are_upright(predictor, photograph):
     np.testing.assert_allclose(upright.probabilities, same.probabilities, atol=2e-3)
 
 
-def test_photographs_that_cannot_be_judged_have_no_grade(predictor, photograph, finished_run, tmp_path):
+def test_unsuitable_photographs_have_no_grade(predictor, photograph, finished_run, tmp_path):
     dark = (np.asarray(Image.open(photograph)) // 10).astype(np.uint8)
     rows = predictor.predict([dark, photograph, tmp_path / "missing.jpg"])
     assert [row.status for row in rows] == ["abstained", "graded", "failed"]
@@ -60,8 +61,8 @@ def test_photographs_that_cannot_be_judged_have_no_grade(predictor, photograph, 
     assert rows[0].probabilities is None
     assert rows[0].uncertainty is None
     assert "not there" in rows[2].reason
-    insistent = Predictor.load([finished_run()], device="cpu", abstain=False)
-    assert insistent.predict(dark)[0].status in ("graded", "abstained")
+    never_abstains = drgrade.load([finished_run()], device="cpu", abstain=False)
+    assert never_abstains.predict(dark)[0].status in ("graded", "abstained")
     assert predictor.predict([]) == []
 
 
@@ -82,7 +83,7 @@ def test_a_photograph_is_explained(predictor, photograph):
 
 def test_sensitivity_and_ensembles(finished_run, photograph):
     runs = [finished_run(), finished_run("seed=1")]
-    both = Predictor.load(runs, device="cpu", tta="flips", sensitivity=0.9)
+    both = drgrade.load(runs, device="cpu", tta="flips", sensitivity=0.9)
     assert both.threshold == both.grader.threshold(0.9)
     (row,) = both.predict(photograph)
     assert row.result.threshold == round(both.threshold, 6)
