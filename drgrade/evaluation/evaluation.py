@@ -252,12 +252,7 @@ def repeat_test(
 ) -> EvaluationRun:
     """Repeat validation and test of a run on its own photographs, exactly as in training.
 
-    Args:
-        cfg: Composed config of the evaluation.
-        folder: Run folder.
-        run: Config of the run.
-        record: Content of its ``metrics.json``; all entries are kept, with the values computed now.
-        target: Output folder of the predictions.
+    All entries of its ``metrics.json`` (``record``) are kept, with the values computed now.
 
     Raises:
         DataError: If photographs or split have changed.
@@ -285,11 +280,6 @@ def repeat_test(
 
 def evaluate_grader(cfg: DictConfig, folders: Sequence[Path], target: Path) -> EvaluationRun:
     """Test a run or an ensemble on a data set, or on the test photographs of the first run.
-
-    Args:
-        cfg: Composed config of the evaluation.
-        folders: Run folders.
-        target: Output folder of the predictions.
 
     Raises:
         DrgradeError: If there is nothing to test on, or a run has been trained on the photographs.

@@ -33,13 +33,12 @@ BooleanRows = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class TrainingOverlap:
-    """Overlap of N photographs with the training and validation photographs of some runs.
+    """Overlap of N photographs with the training and validation photographs of some runs; each array is (N,).
 
     Attributes:
-        identical: (N,) True for a file that was used in training.
-        near: (N,) True for another file that is a re-encoded copy of one.
-        related: (N,) True for photographs in one group with those: of the same patient, or copies, and
-            themselves.
+        identical: True for a file that was used in training.
+        near: True for another file that is a re-encoded copy of one.
+        related: True for all photographs in a group with such files: of the same patient, or copies.
     """
 
     identical: BooleanRows
@@ -211,7 +210,7 @@ def _read_cache(path: Path) -> list[int] | None:
 def _read_thumbnails(
     members: Sequence[TrainedModel], seen: frozenset[str]
 ) -> tuple[npt.NDArray[np.uint8], list[str], npt.NDArray[np.float64]]:
-    """Read thumbnails, hashes and diameters of these files from the stores of the runs."""
+    """Read thumbnails, hashes and diameters of files from the stores of the runs."""
     left, thumbnails, hashes, diameters = set(seen), [], [], []
     for store in _stores(members):
         if not left:

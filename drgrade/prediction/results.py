@@ -240,22 +240,13 @@ class JsonLines(ResultWriter):
 
 
 class ResultCounts(ResultWriter):
-    """Counts rows for the summary.
-
-    Attributes:
-        rows: All rows.
-        statuses: Rows by status.
-        referable: Referable rows.
-        abstained: Abstained rows by quality flag.
-        cautions: Graded rows by quality flag, without ``good``.
-        newly: Rows processed in this session.
-    """
+    """Counts rows for the summary."""
 
     def __init__(self) -> None:
         self.rows = self.referable = self.newly = 0
         self.statuses: Counter[str] = Counter()
-        self.abstained: Counter[str] = Counter()
-        self.cautions: Counter[str] = Counter()
+        self.abstained: Counter[str] = Counter()  # by quality flag
+        self.cautions: Counter[str] = Counter()  # graded rows by quality flag, without good
 
     def add_batch(self, batch: Sequence[ProcessedFile]) -> None:  # noqa: D102
         self.newly += len(batch)
