@@ -159,15 +159,7 @@ class Predictor:
         return [self._explain_one(image, explainer) for image in _as_list(photographs)]
 
     def explainer(self, maps: Sequence[str] = (AUTO,), target: str = "expected") -> Explainer:
-        """Build an explainer of the grader's models.
-
-        Args:
-            maps: Names of maps.
-            target: Explained quantity.
-
-        Raises:
-            ConfigError: If there is no such map or target, or captum is needed and missing.
-        """
+        """Build an explainer of the grader's models, a :class:`~drgrade.explanation.explainer.Explainer`."""
         models = [member.model for member in self.grader.members]
         return Explainer(models, self.grader.preparation.image_size, maps, target)
 
@@ -223,14 +215,7 @@ class BatchJob:
         batch_size: int = _BATCH,
         workers: int | None = None,
     ) -> None:
-        """Collect the parts of the job.
-
-        Args:
-            predictor: Grades the photographs.
-            database: Stores the finished rows.
-            batch_size: Photographs per batch.
-            workers: Processes that decode; None for one per CPU.
-        """
+        """Collect the parts of the job; ``workers`` processes decode, by default one per CPU."""
         self._predictor, self._database = predictor, database
         self._batch_size, self._workers = batch_size, workers
         self._writers: Sequence[ResultWriter] = ()
@@ -238,11 +223,7 @@ class BatchJob:
         self._finished = 0  # inputs since the last progress update
 
     def run(self, inputs: Inputs, writers: Sequence[ResultWriter]) -> None:
-        """Grade all inputs that have no row yet.
-
-        Args:
-            inputs: Files to grade.
-            writers: Receive every batch, and all rows at the end.
+        """Grade all inputs that have no row yet; writers receive every batch, and all rows at the end.
 
         Raises:
             DrgradeError: If a list cannot be read, a batch does not fit into memory, a worker process was
@@ -322,9 +303,6 @@ def predict(settings: PredictSettings) -> PredictionSummary:
     r"""Grade files and write ``predictions.csv``, ``predictions.jsonl`` and ``prediction.json``.
 
     An interrupted job resumes when it is called again with the same settings.
-
-    Args:
-        settings: Settings of ``drgrade predict``.
 
     Raises:
         DrgradeError: If there is nothing to grade, a model cannot be loaded, or the folder belongs to another
