@@ -16,14 +16,14 @@ from drgrade.errors import ConfigError, DataError
 from drgrade.prediction.inputs import Inputs
 from drgrade.prediction.job_state import ProgressDatabase
 from drgrade.prediction.overlay_pages import OverlayPages, delete_overlays, image_name
-from drgrade.prediction.prediction import BatchJob
+from drgrade.prediction.prediction import BatchJob, Predictor
 
 HOSTILE = "<img src=x onerror=alert(1)>&amp;"
 
 
 @pytest.fixture(scope="module")
 def predictor(finished_run):
-    return drgrade.load(finished_run(), device="cpu", abstain=False)
+    return drgrade.load(finished_run(), device="cpu")
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def _run(predictor, inputs, out, abstain=False, **settings):
     out.mkdir(exist_ok=True)
     pages = OverlayPages(out, predictor.explainer(), max_pixels=10**8, **settings)
     with closing(ProgressDatabase(out)) as database:
-        job = BatchJob(predictor.grader, database, abstain=abstain, batch_size=3, workers=1)
+        job = BatchJob(Predictor(predictor.grader, abstain=abstain), database, batch_size=3, workers=1)
         job.run(Inputs([str(inputs)], leave_out=out), [pages])
     return out / "overlays"
 
