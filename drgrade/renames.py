@@ -23,6 +23,7 @@ RENAMED = {
     "drgrade.training.loggers.mlflow_logger": "drgrade.training.tracking.figure_loggers.mlflow_logger",
     "drgrade.training.loggers.tensorboard_logger": "drgrade.training.tracking.figure_loggers.TensorBoardTracker",
     "drgrade.training.loggers.wandb_logger": "drgrade.training.tracking.wandb_logger.wandb_logger",
+    "drgrade.models.linear_probe.LinearProbe": "drgrade.models.probes.LinearProbe",
     "drgrade.pretext.combination.views_of": "drgrade.pretext.combination.combine_views",
 }
 """First dotted name to present dotted name."""

@@ -18,7 +18,7 @@ from drgrade.data.store import Store
 from drgrade.data.store_builder import INFO
 from drgrade.errors import ConfigError, DataError
 from drgrade.files import write_text
-from drgrade.models.encoder_file import WEIGHTS
+from drgrade.models.encoder import WEIGHTS
 from drgrade.prediction.checkpoint import TrainedModel
 from drgrade.prediction.published_folder import is_published
 from drgrade.runs.run_dir import SEEN, SPLIT, read_provenance

@@ -17,7 +17,7 @@ from drgrade.data.sources.base import About, Source
 from drgrade.errors import DataError
 from drgrade.grades import NUM_GRADES
 from drgrade.models.calibration import Calibration
-from drgrade.models.encoder_file import CARD
+from drgrade.models.encoder import CARD
 from drgrade.runs.reader import Run, RunLocation, initial_encoder_dir, read_run
 from drgrade.runs.run_dir import (
     CALIBRATION,

@@ -7,7 +7,7 @@ and for an exported model. Formulae: docs/calibration.md.
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -85,10 +85,7 @@ class Calibration:
         return (expected[:, None] >= expected.new_tensor(self.thresholds)).sum(dim=1)
 
     def point(self, sensitivity: float) -> OperatingPoint:
-        """Return the most specific operating point that reaches a sensitivity.
-
-        Args:
-            sensitivity: Sensitivity on the validation photographs, in (0, 1].
+        """Return the most specific operating point that reaches a sensitivity in (0, 1].
 
         Raises:
             ConfigError: If the sensitivity is out of range or there are no operating points.
@@ -111,15 +108,11 @@ class Calibration:
 
     @classmethod
     def from_json(cls, text: str) -> "Calibration":
-        """Parse the content of ``calibration.json``.
-
-        Raises:
-            DataError: If it is damaged.
-        """
+        """Parse the content of ``calibration.json``; raise a DataError if it is damaged."""
         try:
-            found: dict[str, Any] = json.loads(text)
-            points = tuple(OperatingPoint(**each) for each in found.pop("points"))
-            parsed = cls(**{**found, "thresholds": tuple(found["thresholds"]), "points": points})
+            content: dict[str, Any] = json.loads(text)
+            points = tuple(OperatingPoint(**each) for each in content.pop("points"))
+            parsed = cls(**{**content, "thresholds": tuple(content["thresholds"]), "points": points})
             fault = parsed._fault()
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(f"the calibration is damaged ({error})") from error
@@ -135,10 +128,7 @@ class Calibration:
             return f"{NUM_GRADES - 1} thresholds are expected"
         if list(self.thresholds) != sorted(self.thresholds):
             return "the thresholds do not rise"
-        rates = [
-            rate for each in self.points for rate in (each.threshold, each.sensitivity, each.specificity)
-        ]
-        if not all(0 <= rate <= 1 for rate in rates):
+        if not all(0 <= rate <= 1 for point in self.points for rate in astuple(point)):
             return "an operating point is not between 0 and 1"
         if self.points and self.points[-1].sensitivity != 1:
             return "the last operating point does not have a sensitivity of 1"
@@ -153,8 +143,8 @@ def fit_calibration(probabilities: Tensor, grades: Tensor) -> Calibration:
         grades: (N,) int64, the true grades.
 
     Returns:
-        The calibration; with fewer than ``MIN_PHOTOGRAPHS`` photographs, or a single grade, one that changes
-        nothing.
+        The calibration; one that changes nothing with fewer than ``MIN_PHOTOGRAPHS`` photographs or a single
+        grade.
     """
     count = len(grades)
     if count < MIN_PHOTOGRAPHS or len(set(grades.tolist())) < 2:
@@ -170,13 +160,10 @@ def fit_calibration(probabilities: Tensor, grades: Tensor) -> Calibration:
 
 
 def ensemble_calibration(calibrations: Sequence[Calibration]) -> Calibration:
-    """Combine the calibrations of an ensemble's members, each fitted on photographs of its own.
+    """Combine the calibrations of the members of an ensemble, each fitted on photographs of its own.
 
     Members are calibrated before their probabilities are averaged, so the temperature is 1. The thresholds
     are the means of the members'. There are no common validation photographs, hence no operating points.
-
-    Args:
-        calibrations: At least one; a single one is returned unchanged.
     """
     if len(calibrations) == 1:
         return calibrations[0]
@@ -189,18 +176,11 @@ def ensemble_calibration(calibrations: Sequence[Calibration]) -> Calibration:
 
 
 def apply_temperature(probabilities: Tensor, temperature: float) -> Tensor:
-    """Scale a distribution by a temperature: softmax(log p / T).
+    """Scale distributions (B, G) by a temperature T above 0: softmax(log p / T).
 
     Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 4.2, with log p in place of the
     logits. For a softmax head this is the same, as logits are log p plus a constant; it also applies to heads
     without a softmax.
-
-    Args:
-        probabilities: (B, G), rows with sum 1.
-        temperature: T, above 0.
-
-    Returns:
-        (B, G), rows with sum 1.
     """
     return torch.softmax(probabilities.clamp(min=MIN_PROBABILITY).log() / temperature, dim=1)
 
@@ -223,7 +203,7 @@ def normalised_entropy(probabilities: Tensor) -> Tensor:
 
 
 def fit_temperature(probabilities: Tensor, grades: Tensor) -> float:
-    """Fit the temperature with a normal prior on its logarithm.
+    """Fit the temperature, in [1/20, 20], with a normal prior on its logarithm.
 
     It minimises -sum log p + (log T)^2 / 2. The prior has no influence with a hundred photographs, but keeps
     ten of them from a temperature of 0 or infinity. docs/calibration.md compares it with no prior and with
@@ -232,9 +212,6 @@ def fit_temperature(probabilities: Tensor, grades: Tensor) -> float:
     Args:
         probabilities: (N, G) float64.
         grades: (N,) int64.
-
-    Returns:
-        T in [1/20, 20].
     """
     logits = probabilities.clamp(min=MIN_PROBABILITY).log()
 
@@ -244,8 +221,8 @@ def fit_temperature(probabilities: Tensor, grades: Tensor) -> float:
         return float(likelihood) + (log_temperature / _PRIOR_STD) ** 2 / 2
 
     bounds = (-_MAX_LOG_TEMPERATURE, _MAX_LOG_TEMPERATURE)
-    found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-8})
-    return float(math.exp(found.x))
+    optimum = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-8})
+    return float(math.exp(optimum.x))
 
 
 def operating_points(scores: Tensor, positive: Tensor) -> tuple[OperatingPoint, ...]:
@@ -274,8 +251,8 @@ def operating_points(scores: Tensor, positive: Tensor) -> tuple[OperatingPoint, 
     lower = np.append(0.0, distinct)[np.searchsorted(distinct, chosen)]  # the next lower score, or 0
     middle = (lower + chosen) / 2
     thresholds = np.where(middle > lower, middle, chosen)  # no float lies between neighbouring floats
-    found = zip(thresholds, sensitivities[corner], specificities[corner], strict=True)
-    return tuple(OperatingPoint(*map(float, each)) for each in found)
+    points = zip(thresholds, sensitivities[corner], specificities[corner], strict=True)
+    return tuple(OperatingPoint(*map(float, point)) for point in points)
 
 
 def calibrated_metrics(
@@ -299,18 +276,17 @@ def calibrated_metrics(
     Returns:
         ``nll`` and ``brier`` of the uncalibrated probabilities. If a calibration was fitted, also
         ``nll_calibrated``, ``brier_calibrated`` and ``ece_calibrated``; ``qwk_thresholds``, the QWK with the
-        fitted thresholds; and, for each target sensitivity, ``sensitivity_at_0.9`` and ``specificity_at_0.9``
-        on these photographs.
+        fitted thresholds; and ``sensitivity_at_T`` and ``specificity_at_T`` for each target sensitivity T.
     """
-    found = _uncalibrated_metrics(probabilities, grades)
+    metrics = _uncalibrated_metrics(probabilities, grades)
     if not calibration.photographs:
-        return found
+        return metrics
     if calibrated is None:
         calibrated = calibration.probabilities(probabilities.detach().double().cpu())
     calibrated = calibrated.detach().double().cpu()
     cuts = calibration.target_thresholds() if thresholds is None else thresholds
     referred = _referrals(calibrated, cuts)
-    return found | _decision_metrics(calibrated, calibration.predict(calibrated), referred, grades.cpu())
+    return metrics | _decision_metrics(calibrated, calibration.predict(calibrated), referred, grades.cpu())
 
 
 def cross_fitted_metrics(probabilities: Tensor, grades: Tensor, groups: Sequence[str]) -> dict[str, float]:
@@ -318,7 +294,7 @@ def cross_fitted_metrics(probabilities: Tensor, grades: Tensor, groups: Sequence
 
     The photographs are divided into ``NUM_PARTS`` parts; each is evaluated with a calibration fitted on the
     others (Stone, "Cross-validatory choice and assessment of statistical predictions", JRSS B 36(2), 1974).
-    Photographs of a group stay together, and the grades are spread over the parts as evenly as groups allow.
+    Groups stay together, and the grades are spread over the parts as evenly as groups allow.
 
     Args:
         probabilities: (N, G) from the head.
@@ -329,12 +305,12 @@ def cross_fitted_metrics(probabilities: Tensor, grades: Tensor, groups: Sequence
         As :func:`calibrated_metrics`; only ``nll`` and ``brier`` if a part leaves too few photographs for a
         fit, and no operating points if it leaves none with, or none without, referable DR.
     """
-    found = _uncalibrated_metrics(probabilities, grades)
+    metrics = _uncalibrated_metrics(probabilities, grades)
     probabilities, grades = probabilities.detach().double().cpu(), grades.cpu()
     part = _assign_parts(grades, groups)
     fitted = [fit_calibration(probabilities[part != k], grades[part != k]) for k in range(NUM_PARTS)]
     if not all(each.photographs for each in fitted):
-        return found
+        return metrics
     calibrated, predicted = torch.empty_like(probabilities), torch.empty_like(grades)
     targets = TARGET_SENSITIVITIES if all(each.points for each in fitted) else ()
     referred = {target: torch.zeros(len(grades), dtype=torch.bool) for target in targets}
@@ -344,7 +320,7 @@ def cross_fitted_metrics(probabilities: Tensor, grades: Tensor, groups: Sequence
         calibrated[held_out], predicted[held_out] = own, calibration.predict(own)
         for target, decisions in _referrals(own, calibration.target_thresholds() if targets else {}).items():
             referred[target][held_out] = decisions
-    return found | _decision_metrics(calibrated, predicted, referred, grades)
+    return metrics | _decision_metrics(calibrated, predicted, referred, grades)
 
 
 def _uncalibrated_metrics(probabilities: Tensor, grades: Tensor) -> dict[str, float]:
@@ -364,7 +340,7 @@ def _decision_metrics(
     calibrated: Tensor, predicted: Tensor, referred: Mapping[float, Tensor], grades: Tensor
 ) -> dict[str, float]:
     confusion = confusion_matrix(predicted, grades, calibrated.shape[1])
-    found = {
+    metrics = {
         "nll_calibrated": negative_log_likelihood(calibrated, grades),
         "brier_calibrated": brier_score(calibrated, grades),
         "ece_calibrated": expected_calibration_error(calibrated, grades),
@@ -372,8 +348,8 @@ def _decision_metrics(
     }
     for target, decisions in referred.items():
         sensitivity, specificity = sensitivity_specificity(decisions, grades >= REFERABLE)
-        found |= {f"sensitivity_at_{target:g}": sensitivity, f"specificity_at_{target:g}": specificity}
-    return found
+        metrics |= {f"sensitivity_at_{target:g}": sensitivity, f"specificity_at_{target:g}": specificity}
+    return metrics
 
 
 def _assign_parts(grades: Tensor, groups: Sequence[str]) -> Tensor:

@@ -1,12 +1,17 @@
 """Encoders: images to features."""
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from drgrade.errors import EncoderError
+from drgrade.errors import ConfigError, EncoderError
+from drgrade.files import file_sha256, write_text
 from drgrade.models.feature_maps import (
     DEFAULT_LEVEL,
     ExplainableLayer,
@@ -15,8 +20,7 @@ from drgrade.models.feature_maps import (
     put_first,
     transformer_layers,
 )
-from drgrade.models.layer_groups import backbone_depths
-from drgrade.models.timm_backbone import build, crop_padding, forward_map, num_features, num_map_features
+from drgrade.models.timm_backbone import backbone_depths, build, crop_padding, forward_map, num_features
 
 
 class Encoder(nn.Module, ABC):
@@ -35,20 +39,10 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
-        """Encode a batch.
-
-        Args:
-            images: (B, 3, H, W) float, normalised.
-
-        Returns:
-            (B, D) features.
-        """
+        """Encode normalised images (B, 3, H, W) as features (B, D)."""
 
     def feature_map(self, images: Tensor) -> Tensor:
-        """Encode a batch without the last pooling.
-
-        Args:
-            images: (B, 3, H, W) float, normalised.
+        """Encode normalised images (B, 3, H, W) without the last pooling.
 
         Returns:
             (B, C, h, w) with C = ``num_map_features``; h and w depend on the encoder.
@@ -59,10 +53,9 @@ class Encoder(nn.Module, ABC):
         raise EncoderError(f"{type(self).__name__} has no feature map")
 
     def layer_depths(self) -> dict[str, int]:
-        """Return the depth of each parameter below the head, for layer-wise learning-rate decay.
+        """Return the depth of every parameter below the head, for layer-wise learning-rate decay.
 
-        Returns:
-            Name of every parameter: 0 for the learning rate of the head, 1 for the uppermost layer, etc.
+        The depth is 0 for the learning rate of the head, 1 for the uppermost layer, and so on.
 
         Raises:
             EncoderError: If the encoder does not define its layers.
@@ -74,10 +67,7 @@ class Encoder(nn.Module, ABC):
     def maps_to_explain(self, side: int) -> Mapping[str, ExplainableLayer]:
         """Return the layers that explanations can use, by name; the first one is the default.
 
-        The base class returns the last layer that outputs a map.
-
-        Args:
-            side: Side of the square images in pixels.
+        The base class returns the last layer that outputs a map. ``side`` is that of the images in pixels.
         """
         return last_feature_map(self, side)
 
@@ -127,7 +117,9 @@ class TimmEncoder(Encoder):
             raise EncoderError(f"{name}: {', '.join(twice)} given twice, in options and separately")
         self.model, self._size = build(name, image_size, **{**settings, **(options or {})})
         self.num_features = num_features(self.model)
-        self.num_map_features = num_map_features(self.model)
+        self.num_map_features = (
+            int(self.model.num_features) if hasattr(self.model, "forward_features") else None
+        )
         self.any_size = self._size.dynamic
 
     def forward(self, images: Tensor) -> Tensor:
@@ -149,3 +141,106 @@ class TimmEncoder(Encoder):
         covers = self._size.padded(side)
         layers = transformer_layers(self.model, covers) or cnn_levels(self.model, covers)
         return put_first(layers, DEFAULT_LEVEL, "attention_grad") or last_feature_map(self, side)
+
+
+WEIGHTS, CARD = "encoder.safetensors", "encoder.json"
+
+
+def save_encoder(encoder: Encoder, folder: Path, card: dict[str, Any]) -> None:
+    """Write an encoder to an existing folder.
+
+    The metadata is written last, so a folder that has it is complete. The hash of the weights and the number
+    of tensors are added to ``card``.
+    """
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
+    partial = folder / f"{WEIGHTS}.partial"
+    save_file(state, partial)
+    partial.replace(folder / WEIGHTS)
+    card = {**card, "sha256": file_sha256(folder / WEIGHTS), "tensors": len(state)}
+    write_text(folder / CARD, json.dumps(card, indent=2) + "\n")
+
+
+def load_encoder(encoder: Encoder, path: Path) -> dict[str, Any]:
+    """Load pre-trained weights into an encoder; every tensor must be matched.
+
+    Args:
+        encoder: Receives the weights; unchanged if an error is raised.
+        path: A run's folder or an ``encoder.safetensors``.
+
+    Returns:
+        The metadata, if there are any, with ``matched``: the number of loaded scalars.
+
+    Raises:
+        EncoderError: If the file is missing or unreadable, or a tensor is missing, left over or of another
+            shape; the message names the tensors.
+    """
+    weights = path / WEIGHTS if path.is_dir() else path
+    if not weights.is_file():
+        raise EncoderError(
+            f"no encoder at {weights}; set init=PATH to the folder of a pre-training run or its {WEIGHTS}"
+        )
+    try:
+        state = load_file(weights)
+    except (SafetensorError, OSError) as error:
+        raise EncoderError(
+            f"{weights} is not a readable safetensors file ({error}); pre-train again, or use init=ssl"
+        ) from error
+    card: dict[str, Any] = {}
+    if weights.with_name(CARD).is_file():
+        card = json.loads(weights.with_name(CARD).read_text())
+        if card.get("sha256") not in (None, file_sha256(weights)):
+            raise EncoderError(f"{weights} and {CARD} do not match (different hash); pre-train again")
+    _check_fit({name: tuple(tensor.shape) for name, tensor in state.items()}, encoder, weights)
+    encoder.load_state_dict(state, strict=True)
+    return {**card, "matched": sum(tensor.numel() for tensor in state.values())}
+
+
+def _check_fit(given: dict[str, tuple[int, ...]], encoder: Encoder, weights: Path) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
+    faults = {
+        "missing": sorted(expected.keys() - given.keys()),
+        "not in this encoder": sorted(given.keys() - expected.keys()),
+        "of another shape": [
+            f"{name} {list(given[name])} instead of {list(expected[name])}"
+            for name in sorted(expected.keys() & given.keys())
+            if given[name] != expected[name]
+        ],
+    }
+    if any(faults.values()):
+        listed = "; ".join(
+            f"{len(names)} {fault}: {_first(names)}" for fault, names in faults.items() if names
+        )
+        raise EncoderError(
+            f"{weights} does not fit this encoder: {listed}. Use the encoder=, data.image_size= and scale= "
+            f"of its pre-training (see {CARD} beside it), or pre-train one with init=ssl"
+        )
+
+
+def _first(names: list[str], count: int = 5) -> str:
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
+
+
+def learning_rate_factors(encoder: "Encoder", decay: float) -> dict[str, float]:
+    """Return the learning rate of every parameter of an encoder as a fraction of that of the head.
+
+    In fine-tuning, lower layers hold general features and should change less than those near the head
+    (Howard and Ruder, ACL 2018; BEiT, Bao et al., ICLR 2022, and MAE, He et al., CVPR 2022, use a decay of
+    0.65 to 0.75 for Vision Transformers).
+
+    Args:
+        encoder: The encoder.
+        decay: Learning rate of a layer as a fraction of that of the layer above it, in (0, 1].
+
+    Returns:
+        Parameter name: decay^d, where d is the depth of the parameter below the head.
+
+    Raises:
+        ConfigError: If the decay is out of range.
+        EncoderError: If the encoder does not define its layers.
+    """
+    if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 < decay <= 1:
+        raise ConfigError(
+            f"protocol.layer_decay={decay} is not in (0, 1]; 0.75 is usual, null uses one rate for all layers"
+        )
+    return {name: decay**depth for name, depth in encoder.layer_depths().items()}

@@ -61,13 +61,12 @@ class AttentionLayers:
 ExplainableLayer = MapLayer | AttentionLayers
 
 
-def cnn_levels(features: Any, covers: int, prefix: str = "c") -> dict[str, ExplainableLayer]:
+def cnn_levels(features: Any, covers: int) -> dict[str, ExplainableLayer]:
     """Return the levels of a CNN, or of another timm model with hierarchical maps.
 
     Args:
         features: A timm model, built with or without ``features_only``.
         covers: Side in pixels of its (padded) images.
-        prefix: Prefix of the names.
 
     Returns:
         ``c2`` for one cell per 2^2 pixels, ``c3`` for one per 2^3, and so on; the last of several levels of
@@ -76,22 +75,18 @@ def cnn_levels(features: Any, covers: int, prefix: str = "c") -> dict[str, Expla
     layout: Layout = "NHWC" if is_channels_last(features) else "NCHW"
     modules = dict(features.named_modules())
     info = getattr(features, "feature_info", [])
-    found: dict[str, ExplainableLayer] = {}
+    levels: dict[str, ExplainableLayer] = {}
     for level in info if isinstance(info, list) else info.get_dicts():
         # A feature extractor of timm renames blocks.1 to blocks_1.
         name = str(level["module"])
         module = modules.get(name, modules.get(name.replace(".", "_")))
         if module is not None and level["reduction"] >= 4:
-            found[f"{prefix}{round(math.log2(level['reduction']))}"] = MapLayer(module, layout, covers)
-    return found
+            levels[f"c{round(math.log2(level['reduction']))}"] = MapLayer(module, layout, covers)
+    return levels
 
 
 def transformer_layers(model: Any, covers: int) -> dict[str, ExplainableLayer]:
-    """Return the explainable layers of a timm Vision Transformer.
-
-    Args:
-        model: A timm model.
-        covers: Side in pixels of its (padded) images.
+    """Return the explainable layers of a timm Vision Transformer for (padded) images of ``covers`` pixels.
 
     Returns:
         ``tokens``, the patch tokens before the last block's attention; ``attention``, for rollout;
@@ -115,20 +110,15 @@ def transformer_layers(model: Any, covers: int) -> dict[str, ExplainableLayer]:
 
 @torch.no_grad()
 def last_feature_map(encoder: nn.Module, side: int) -> dict[str, ExplainableLayer]:
-    """Return the last layer of an encoder that outputs a map (B, C, h, w) of more than one cell.
+    """Return, as ``last``, the last layer that outputs a map (B, C, h, w) of more than one cell, if any.
 
-    Args:
-        encoder: Images to features; it is called once, in its current mode.
-        side: Side of the images in pixels.
-
-    Returns:
-        The layer as ``last``; empty if there is none.
+    The encoder is called once, in its current mode, with an image of ``side`` pixels.
     """
-    found: list[nn.Module] = []
+    with_map: list[nn.Module] = []
 
     def record(module: nn.Module, _: object, output: object) -> None:
         if isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[2:]) > 1:
-            found.append(module)
+            with_map.append(module)
 
     hooks = [module.register_forward_hook(record) for module in encoder.modules() if module is not encoder]
     try:
@@ -137,7 +127,7 @@ def last_feature_map(encoder: nn.Module, side: int) -> dict[str, ExplainableLaye
     finally:
         for hook in hooks:
             hook.remove()
-    return {"last": MapLayer(found[-1], "NCHW", side)} if found else {}
+    return {"last": MapLayer(with_map[-1], "NCHW", side)} if with_map else {}
 
 
 def put_first(layers: Mapping[str, ExplainableLayer], *names: str) -> dict[str, ExplainableLayer]:

@@ -11,15 +11,9 @@ from drgrade.models.heads import Head
 
 
 class GradingModel(nn.Module):
-    """Normalised images to the logits of the head.
-
-    Attributes:
-        encoder: Images to features.
-        head: Features to logits.
-    """
+    """Normalised images (B, 3, S, S) to the logits (B, K) of the head."""
 
     def __init__(self, encoder: Encoder, head: Head) -> None:
-        """Combine an encoder and a head for its number of features."""
         super().__init__()
         self.encoder, self.head = encoder, head
 
@@ -29,10 +23,10 @@ class GradingModel(nn.Module):
         return logits.float()
 
     def load(self, tensors: Mapping[str, Tensor], origin: object) -> None:
-        """Load all weights and buffers.
+        """Load all weights and buffers from tensors by name; those of other modules are ignored.
 
         Args:
-            tensors: Tensors by their names in this model; those of other modules are ignored.
+            tensors: Tensors by their names in this model.
             origin: Where the tensors come from, for the error message.
 
         Raises:
@@ -68,10 +62,7 @@ TTA_VIEWS: Mapping[str, Sequence[View]] = {
 
 
 def tta_views(name: str) -> Sequence[View]:
-    """Return the views of a test-time augmentation; the first one is the identity.
-
-    Args:
-        name: ``none``, ``flips`` (4 views) or ``dihedral`` (8: flips and quarter turns).
+    """Return the views of ``none``, ``flips`` (4 views) or ``dihedral`` (8: flips and quarter turns).
 
     Raises:
         ConfigError: If the name is unknown.
@@ -82,16 +73,10 @@ def tta_views(name: str) -> Sequence[View]:
 
 
 def median_grade(probabilities: Tensor) -> Tensor:
-    """Read the grade of an averaged distribution: the highest grade k with P(grade >= k) of at least 0.5.
+    """Read the grade of averaged distributions (B, G): the highest k with P(grade >= k) of at least 0.5.
 
     No single head can read an average over models or views. For one distribution this is how the cumulative,
     the CORN and the regression head read it.
-
-    Args:
-        probabilities: (B, G), rows with sum 1.
-
-    Returns:
-        (B,) int64.
 
     Example:
         >>> median_grade(torch.tensor([[0.2, 0.2, 0.3, 0.2, 0.1]]))

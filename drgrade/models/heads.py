@@ -88,10 +88,9 @@ class Head(nn.Module, ABC):
         return logits
 
     def set_counts(self, counts: Tensor) -> None:
-        """Set the class weights; required before :meth:`training_loss` unless ``weighting`` is ``none``.
+        """Set the class weights by the training photographs of each grade, ``counts`` (num_grades,).
 
-        Args:
-            counts: (num_grades,) training photographs of each grade.
+        Required before :meth:`training_loss` unless ``weighting`` is ``none``.
         """
         self.grade_weights.copy_(class_weights(counts, self.weighting, self._beta))
 
@@ -120,15 +119,7 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, logits: Tensor, grades: Tensor) -> Tensor:
-        """Compute the mean loss, without class weights or focusing.
-
-        Args:
-            logits: (B, K).
-            grades: (B,) int64, 0 to ``num_grades`` - 1.
-
-        Returns:
-            Scalar.
-        """
+        """Compute the mean loss of logits (B, K) for grades (B,), without class weights or focusing."""
 
     def loss_terms(self, grades: Tensor) -> int:
         """Return the number of terms averaged in the batch loss: B, unless photographs have several terms."""
@@ -136,14 +127,7 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Compute a distribution over the grades.
-
-        Args:
-            logits: (B, K).
-
-        Returns:
-            (B, num_grades) float32, non-negative, rows with sum 1.
-        """
+        """Compute distributions over the grades, (B, num_grades) float32 with row sum 1, of logits (B, K)."""
 
     def severity(self, logits: Tensor) -> Tensor:
         """Compute a score (B,) float32 that rises with the grade: the mean of :meth:`probabilities`.
@@ -162,11 +146,7 @@ class Head(nn.Module, ABC):
         return self.predict(logits)
 
     def fit_thresholds(self, logits: Tensor, grades: Tensor) -> None:
-        """Fit the thresholds of :meth:`predict`; only with ``fits_thresholds``.
-
-        Args:
-            logits: (N, K) of all validation photographs, in any order.
-            grades: (N,) int64.
+        """Fit the thresholds of :meth:`predict` on logits (N, K) and grades (N,) of validation photographs.
 
         Raises:
             ConfigError: If the head has no thresholds to fit.
@@ -368,13 +348,10 @@ def full_precision(logits: Tensor) -> Tensor:
 
 
 def differences(at_least: Tensor) -> Tensor:
-    """Compute P(grade = k) = P(grade >= k) - P(grade >= k + 1).
+    """Compute P(grade = k) = P(grade >= k) - P(grade >= k + 1), (B, G) with rows of sum 1.
 
     Args:
         at_least: (B, G - 1), P(grade >= 1), P(grade >= 2), ...; rows do not rise.
-
-    Returns:
-        (B, G), rows with sum 1.
     """
     one, zero = torch.ones_like(at_least[:, :1]), torch.zeros_like(at_least[:, :1])
     probabilities = torch.cat((one, at_least), dim=1) - torch.cat((at_least, zero), dim=1)
@@ -382,7 +359,7 @@ def differences(at_least: Tensor) -> Tensor:
 
 
 def class_weights(counts: Tensor, weighting: str, beta: float) -> Tensor:
-    """Compute class weights that compensate for rare grades.
+    """Compute class weights (G,) float32 that compensate for rare grades; 0 for a grade that does not occur.
 
     ``balanced`` is n / (K n_k), as in scikit-learn (King and Zeng, "Logistic regression in rare events data",
     Political Analysis 9(2), 2001), so the mean weight of a photograph is 1. ``effective`` is
@@ -395,36 +372,26 @@ def class_weights(counts: Tensor, weighting: str, beta: float) -> Tensor:
         counts: (G,) photographs of each grade.
         weighting: ``none``, ``balanced`` or ``effective``.
         beta: Parameter of ``effective``, in [0, 1).
-
-    Returns:
-        (G,) float32; 0 for a grade that does not occur.
     """
     present = counts > 0
     number = counts[present].double()
     if weighting == "balanced":
-        found = number.sum() / (len(number) * number)
+        of_present = number.sum() / (len(number) * number)
     elif weighting == "effective":
-        found = (1 - beta) / (1 - beta**number)
-        found = found * len(number) / found.sum()
+        of_present = (1 - beta) / (1 - beta**number)
+        of_present = of_present * len(number) / of_present.sum()
     else:
-        found = torch.ones_like(number)
+        of_present = torch.ones_like(number)
     weights = torch.zeros(len(counts))
-    weights[present] = found.float()
+    weights[present] = of_present.float()
     return weights
 
 
 def binary_focal(logits: Tensor, targets: Tensor, gamma: float) -> Tensor:
     """Compute binary cross-entropy times (1 - p_t)^gamma, with p_t the probability of the true class.
 
-    Lin et al., "Focal loss for dense object detection", ICCV 2017, equation 4, without alpha.
-
-    Args:
-        logits: Of any shape.
-        targets: Zeros and ones, of the same shape.
-        gamma: At least 0; 0 for cross-entropy.
-
-    Returns:
-        One loss per logit.
+    Lin et al., "Focal loss for dense object detection", ICCV 2017, equation 4, without alpha. One loss per
+    logit; ``targets`` are zeros and ones, ``gamma`` is at least 0.
     """
     losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     if gamma == 0:
@@ -434,13 +401,7 @@ def binary_focal(logits: Tensor, targets: Tensor, gamma: float) -> Tensor:
 
 
 def multiclass_focal(logits: Tensor, grades: Tensor, gamma: float) -> Tensor:
-    """Compute cross-entropy (B,) times (1 - p_t)^gamma, with p_t the softmax probability of the true grade.
-
-    Args:
-        logits: (B, G).
-        grades: (B,) int64.
-        gamma: At least 0; 0 for cross-entropy.
-    """
+    """Compute cross-entropy (B,) times (1 - p_t)^gamma; p_t is the softmax probability of the true grade."""
     losses = F.cross_entropy(logits, grades, reduction="none")
     if gamma == 0:
         return losses

@@ -22,12 +22,13 @@ from drgrade.models.feature_maps import (
     put_first,
     transformer_layers,
 )
-from drgrade.models.layer_groups import backbone_depths, extractor_depths
 from drgrade.models.timm_backbone import (
     PublishedWeightsError,
+    backbone_depths,
     build,
     crop_padding,
     download_advice,
+    extractor_depths,
     is_channels_last,
     num_features,
 )
@@ -105,14 +106,7 @@ class FeaturePyramid(nn.Module):
         self.smooth = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Compute the pyramid.
-
-        Args:
-            maps: C2-C5, level i of shape (B, in_channels[i], H_i, W_i), the finest first.
-
-        Returns:
-            P2-P5, level i of shape (B, channels, H_i, W_i).
-        """
+        """Compute P2-P5 of C2-C5, the finest first; level i keeps its size and has ``channels`` channels."""
         merged = [lateral(level) for lateral, level in zip(self.laterals, maps, strict=True)]
         for i in range(len(merged) - 2, -1, -1):
             # To the size of the finer level: where that is odd, a scale factor of 2 gives one cell too many.
@@ -124,13 +118,7 @@ class ResidualAttentionBlock(nn.Module):
     """3x3 conv-BN-ReLU, 3x3 conv-BN, CBAM and a skip connection; no activation after the addition."""
 
     def __init__(self, channels: int, reduction: int = 16, use_cbam: bool = True) -> None:
-        """Build the block.
-
-        Args:
-            channels: Channels C of the map, in and out.
-            reduction: Reduction of CBAM's channel attention.
-            use_cbam: False omits the attention.
-        """
+        """Build the block for maps of ``channels`` channels; without ``use_cbam`` it has no attention."""
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1, bias=False),
@@ -153,14 +141,7 @@ class DeepLearner(nn.Module):
     def __init__(
         self, in_channels: int = 256, out_channels: int = 128, reduction: int = 16, use_cbam: bool = True
     ) -> None:
-        """Build the module.
-
-        Args:
-            in_channels: Channels C of the fused map.
-            out_channels: Channels R of the refined map.
-            reduction: Reduction of CBAM's channel attention.
-            use_cbam: False omits every attention.
-        """
+        """Build the module for maps of C = ``in_channels``, refined to R = ``out_channels``."""
         super().__init__()
         self.blocks = nn.Sequential(
             ResidualAttentionBlock(in_channels, reduction, use_cbam),
@@ -189,7 +170,6 @@ class ConvBranch(nn.Module):
 
     Attributes:
         num_maps: Number of maps that ``forward`` returns.
-        any_size: As in :class:`~drgrade.models.encoder.Encoder`.
     """
 
     backbone: Any  # timm's feature extractors share no type
@@ -203,16 +183,7 @@ class ConvBranch(nn.Module):
         pretrained: bool,
         options: dict[str, Any],
     ) -> None:
-        """Build the CNN and its neck.
-
-        Args:
-            name: A timm model with four levels that supports ``features_only``.
-            image_size: Side of the square images in pixels.
-            channels: Channels of every map returned.
-            use_fpn: False projects the last map with a 1x1 convolution instead.
-            pretrained: Load the published weights.
-            options: Options of :func:`drgrade.models.timm_backbone.build`.
-        """
+        """Build the CNN and its neck; see :class:`MsSSL` for the arguments."""
         super().__init__()
         levels = (-4, -3, -2, -1) if use_fpn else (-1,)
         options = {"features_only": True, "out_indices": levels, **options}
@@ -254,7 +225,6 @@ class TransformerBranch(nn.Module):
 
     Attributes:
         num_features: Length of the global vector.
-        any_size: As in :class:`~drgrade.models.encoder.Encoder`.
     """
 
     backbone: Any  # timm's Transformers share no type
@@ -262,14 +232,7 @@ class TransformerBranch(nn.Module):
     def __init__(
         self, name: str, image_size: int, channels: int, pretrained: bool, options: dict[str, Any]
     ) -> None:
-        """Build the Transformer and the transposed convolution.
-
-        Args:
-            name: A timm model that supports ``forward_intermediates``.
-            image_size: Side of the square images in pixels.
-            channels: Channels of the map returned.
-            pretrained: Load the published weights.
-            options: Options of :func:`drgrade.models.timm_backbone.build`.
+        """Build the Transformer and the transposed convolution; see :class:`MsSSL` for the arguments.
 
         Raises:
             EncoderError: If the model cannot return its tokens as a map.
@@ -387,7 +350,7 @@ class MsSSL(Encoder):
         return torch.cat([refined.mean(dim=(2, 3)), *vectors], dim=1)
 
     def feature_map(self, images: Tensor) -> Tensor:
-        """Return the refined map before pooling, one cell per 4 x 4 pixels; see :meth:`Encoder.feature_map`.
+        """Return the refined map, one cell per 4 x 4 pixels; see :meth:`Encoder.feature_map`.
 
         Without the Deep Learner it is the fused map, one cell per 8 x 8 pixels.
         """
@@ -396,8 +359,7 @@ class MsSSL(Encoder):
     def layer_depths(self) -> dict[str, int]:
         """Return 1 for fusion and Deep Learner, and depths below these for each backbone separately.
 
-        The pyramid and the upsampling of the Transformer's tokens count as fusion. See
-        :meth:`Encoder.layer_depths`.
+        The pyramid and the upsampling of the Transformer's tokens count as fusion.
         """
         below = {f"conv_branch.backbone.{name}": d for name, d in self.conv_branch.backbone_depths().items()}
         if self.vit_branch is not None:
@@ -427,17 +389,10 @@ class MsSSL(Encoder):
 
 
 def resize(features: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize a map: average pooling if it is larger, bilinear interpolation if it is smaller.
+    """Resize a map (B, C, H, W) to a height and width.
 
-    Average pooling by an integer factor comes first because its gradient, unlike that of adaptive pooling, is
-    deterministic on CUDA.
-
-    Args:
-        features: (B, C, H, W).
-        size: Height and width of the result.
-
-    Returns:
-        (B, C, height, width).
+    A larger map is averaged, a smaller one interpolated bilinearly. Average pooling by an integer factor
+    comes first because its gradient, unlike that of adaptive pooling, is deterministic on CUDA.
     """
     factor = min(round(have / want) for have, want in zip(features.shape[-2:], size, strict=True))
     if factor > 1:

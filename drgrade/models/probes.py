@@ -1,10 +1,13 @@
 """Probes: heads fitted to frozen features in one go, instead of trained by steps.
 
-Everything fitted is kept in buffers and parameters, so it is part of a checkpoint and a fitted probe is used
-like any head. The linear probe is in :mod:`drgrade.models.linear_probe`.
+Everything fitted is kept in buffers and parameters, so a fitted probe is saved and used like any head.
 """
 
+import copy
+import logging
+import math
 from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -13,13 +16,30 @@ from torch import Tensor, nn
 
 from drgrade.errors import ConfigError
 from drgrade.grades import NUM_GRADES
-from drgrade.models.heads import Head
+from drgrade.metrics.functional import confusion_matrix, quadratic_weighted_kappa
+from drgrade.models.heads import Head, SoftmaxHead
+
+log = logging.getLogger(__name__)
 
 TEMPERATURE = 0.07
 """Temperature of the kNN votes, as in Wu et al. (CVPR 2018) and Caron et al. (DINO, ICCV 2021)."""
 
 _MIN_SHARE = 1e-12
 """Lower bound of a share of votes, so that the loss is finite."""
+
+_MAX_STEPS = 1000
+"""Maximum number of L-BFGS steps; usually a tenth of them suffices."""
+
+_GRADIENT_TOLERANCE = 1e-3
+"""Largest gradient component at an optimum; for smaller penalties, the penalty. Where the loss is flat, the
+penalty alone curves the objective, and a gradient g leaves the weights g / penalty away from the optimum."""
+
+_CONSTANT = 1e-5
+"""Features with a standard deviation below this fraction of their mean are constant up to rounding."""
+
+
+Graded = tuple[Tensor, Tensor]
+"""Features (N, D) and grades (N,) int64."""
 
 
 class FittedHead(Head):
@@ -39,21 +59,14 @@ class FittedHead(Head):
         self.num_grades, self.weighting, self._gamma = num_grades, "none", 0.0
 
     @abstractmethod
-    def fit(
-        self,
-        features: Tensor,
-        grades: Tensor,
-        val_features: Tensor | None = None,
-        val_grades: Tensor | None = None,
-    ) -> dict[str, float]:
+    def fit(self, features: Tensor, grades: Tensor, validation: Graded | None = None) -> dict[str, float]:
         """Fit to labelled photographs.
 
         Args:
             features: (N, D) float32, N at least 1.
             grades: (N,) int64, 0 to ``num_grades`` - 1.
-            val_features: (M, D) of validation photographs for model selection, M at least 1; None for no
-                selection.
-            val_grades: (M,) int64.
+            validation: Features and grades of at least one validation photograph, for model selection; None
+                for no selection.
 
         Returns:
             Selected hyper-parameters by name.
@@ -68,20 +81,8 @@ class FittedHead(Head):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-class VotingProbe(FittedHead):
-    """Base class of probes whose logits are logarithms of probabilities."""
-
-    def loss(self, logits: Tensor, grades: Tensor) -> Tensor:
-        """Compute the cross-entropy; see :meth:`Head.loss`."""
-        return F.cross_entropy(logits.float(), grades)
-
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """Compute the softmax, which inverts the logarithm; see :meth:`Head.probabilities`."""
-        return torch.softmax(logits.float(), dim=1)
-
-    def predict(self, logits: Tensor) -> Tensor:
-        """Return the most probable grade, the lowest of several; see :meth:`Head.predict`."""
-        return logits.argmax(dim=1)
+class VotingProbe(FittedHead, SoftmaxHead):
+    """Base class of probes whose logits are logarithms of probabilities, which the softmax inverts."""
 
 
 class KnnProbe(VotingProbe):
@@ -118,13 +119,7 @@ class KnnProbe(VotingProbe):
         self.register_buffer("bank", torch.zeros(0, in_features))  # (N, D), of unit length
         self.register_buffer("votes", torch.zeros(0, num_grades))  # (N, G), one-hot
 
-    def fit(
-        self,
-        features: Tensor,
-        grades: Tensor,
-        val_features: Tensor | None = None,
-        val_grades: Tensor | None = None,
-    ) -> dict[str, float]:
+    def fit(self, features: Tensor, grades: Tensor, validation: Graded | None = None) -> dict[str, float]:
         """Store the photographs; see :meth:`FittedHead.fit`."""
         self.bank = F.normalize(features, dim=1).to(self.bank)
         self.votes = F.one_hot(grades, self.num_grades).to(self.votes)
@@ -142,17 +137,14 @@ class KnnProbe(VotingProbe):
 def knn_shares(
     features: Tensor, bank: Tensor, grades: Tensor, neighbours: int, num_grades: int = NUM_GRADES
 ) -> Tensor:
-    """Compute the votes of the nearest photographs of a bank, weighted as in :class:`KnnProbe`.
+    """Compute the shares of votes (N, G) of the nearest photographs, weighted as in :class:`KnnProbe`.
 
     Args:
         features: (N, D) of the photographs to grade.
         bank: (M, D) of graded photographs.
-        grades: (M,) int64, 0 to ``num_grades`` - 1.
+        grades: (M,) int64, 0 to G - 1.
         neighbours: Number of neighbours, 1 to M.
-        num_grades: Number of grades.
-
-    Returns:
-        (N, num_grades) float32, share of the votes of each grade; rows with sum 1.
+        num_grades: Number of grades G.
     """
     similarity = F.normalize(features.float(), dim=1) @ F.normalize(bank.float(), dim=1).T
     return _vote(similarity, F.one_hot(grades, num_grades).float(), neighbours, TEMPERATURE)
@@ -171,9 +163,9 @@ class PrototypeProbe(VotingProbe):
 
     Snell, Swersky and Zemel, "Prototypical networks for few-shot learning", NeurIPS 2017: the prototype of a
     grade is the mean of the features of its labelled photographs, and the logits are minus the squared
-    Euclidean distances to the prototypes. As the features were not learnt for this and have no natural scale,
-    distances are divided by the root mean square distance of the labelled photographs from their common mean:
-    this affects the probabilities, but not which prototype is nearest.
+    Euclidean distances to the prototypes. Distances are divided by the root mean square distance of the
+    labelled photographs from their common mean, because features that were not learnt for this have no
+    natural scale; this affects the probabilities, but not which prototype is nearest.
     """
 
     prototypes: Tensor
@@ -187,13 +179,7 @@ class PrototypeProbe(VotingProbe):
         self.register_buffer("present", torch.zeros(num_grades, dtype=torch.bool))
         self.register_buffer("unit", torch.ones(()))
 
-    def fit(
-        self,
-        features: Tensor,
-        grades: Tensor,
-        val_features: Tensor | None = None,
-        val_grades: Tensor | None = None,
-    ) -> dict[str, float]:
+    def fit(self, features: Tensor, grades: Tensor, validation: Graded | None = None) -> dict[str, float]:
         """Compute the class means; see :meth:`FittedHead.fit`."""
         members = F.one_hot(grades, self.num_grades).double()  # (N, G)
         counts = members.sum(dim=0)  # (G,)
@@ -217,10 +203,7 @@ class PrototypeProbe(VotingProbe):
 
 
 class MajorityProbe(VotingProbe):
-    """Baseline that predicts the most frequent training grade for every photograph.
-
-    Its probabilities are the shares of the grades among the labelled photographs.
-    """
+    """Baseline that predicts the most frequent training grade; its probabilities are the grades' shares."""
 
     needs_features = False
     shares: Tensor
@@ -230,13 +213,7 @@ class MajorityProbe(VotingProbe):
         super().__init__(num_grades)
         self.register_buffer("shares", torch.zeros(num_grades))
 
-    def fit(
-        self,
-        features: Tensor,
-        grades: Tensor,
-        val_features: Tensor | None = None,
-        val_grades: Tensor | None = None,
-    ) -> dict[str, float]:
+    def fit(self, features: Tensor, grades: Tensor, validation: Graded | None = None) -> dict[str, float]:
         """Count the grades; see :meth:`FittedHead.fit`."""
         counts = torch.bincount(grades, minlength=self.num_grades).double()
         self.shares = (counts / counts.sum()).to(self.shares)
@@ -245,3 +222,181 @@ class MajorityProbe(VotingProbe):
     def forward(self, features: Tensor) -> Tensor:
         """Return the same logarithms for every photograph; see :meth:`Head.forward`."""
         return self.shares.clamp(min=_MIN_SHARE).log().expand(len(features), -1)
+
+
+class LinearProbe(FittedHead):
+    """One linear layer with the loss and prediction rule of any head, and an L2 penalty.
+
+    Minimises ``training loss + penalty / 2 * |weights|^2`` over features standardised by the labelled
+    photographs; intercepts are not penalised. With the softmax head this is multinomial logistic regression,
+    in scikit-learn with ``C = 1 / (penalty * N)``. Standardisation is folded into the layer, so the result is
+    an ordinary head. Class weights, focusing and fitted thresholds are those of the head.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        head: Callable[..., Head],
+        penalty: float | None = None,
+        penalties: Sequence[float] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0),
+        num_grades: int = NUM_GRADES,
+    ) -> None:
+        """Build the head.
+
+        Args:
+            in_features: Length D of the feature vectors.
+            head: Builds the head from a number of features and ``hidden=0``.
+            penalty: The penalty; None to select it.
+            penalties: Candidates; the one with the highest quadratic weighted kappa on the validation
+                photographs is selected, the largest of several; without validation, the middle one.
+            num_grades: Number of grades.
+
+        Raises:
+            ConfigError: If a penalty is negative or infinite, there is none, or the head is not linear.
+        """
+        super().__init__(num_grades)
+        chosen = list(penalties) if penalty is None else [penalty]
+        if not chosen or not all(map(_is_penalty, chosen)):
+            raise ConfigError(
+                f"protocol.probe.penalty={penalty}, protocol.probe.penalties={list(penalties)}: give "
+                "at least one penalty, a finite number of at least 0"
+            )
+        self.penalties = sorted(map(float, chosen), reverse=True)
+        self.head = head(in_features, hidden=0)
+        layers = [layer for layer in self.head.modules() if isinstance(layer, nn.Linear)]
+        if len(layers) != 1 or layers[0].in_features != in_features:
+            raise ConfigError(
+                f"a linear probe needs a head of one linear layer, {type(self.head).__name__} has others"
+            )
+        self.fits_thresholds = self.head.fits_thresholds
+
+    def fit(self, features: Tensor, grades: Tensor, validation: Graded | None = None) -> dict[str, float]:
+        """Fit by full-batch L-BFGS; see :meth:`FittedHead.fit`.
+
+        Raises:
+            ConfigError: If thresholds are to be fitted without validation photographs.
+        """
+        if self.fits_thresholds and validation is None:
+            raise ConfigError(
+                "head.thresholds=fitted needs validation photographs that the probe may use: set "
+                "protocol.probe_sees_val=true and protocol.val_fraction above 0, or head.thresholds=half"
+            )
+        if self.head.weighting != "none":
+            self.head.set_counts(torch.bincount(grades, minlength=self.num_grades))
+        scaling = _Standardisation(features)
+        model = copy.deepcopy(self.head).double()
+        for parameter in model.parameters():
+            nn.init.zeros_(parameter)
+        selected = self._select(model, scaling, (features, grades), validation)
+        scaling.fold_into(_linear(model))
+        self.head.load_state_dict(model.state_dict())  # rounded to the head's own precision
+        if validation is not None and self.fits_thresholds:
+            with torch.no_grad():
+                self.head.fit_thresholds(self(validation[0]), validation[1])
+        return {"penalty": selected}
+
+    def _select(
+        self, model: Head, scaling: "_Standardisation", labelled: Graded, validation: Graded | None
+    ) -> float:
+        """Fit a head with each penalty, from the optimum of the next larger one, and keep the best."""
+        penalties = self.penalties if validation else [self.penalties[len(self.penalties) // 2]]
+        best, selected, kept = -torch.inf, penalties[0], model.state_dict()
+        features, grades = scaling(labelled[0]), labelled[1]
+        for penalty in penalties:
+            _minimise(model, features, grades, penalty)
+            qwk = _qwk(model, scaling(validation[0]), validation[1]) if validation else 0.0
+            if qwk > best:
+                best, selected = qwk, penalty
+                kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        model.load_state_dict(kept)
+        return selected
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Compute the logits of the head; see :meth:`Head.forward`."""
+        with torch.autocast(features.device.type, enabled=False):
+            logits: Tensor = self.head(features.to(_linear(self.head).weight.dtype))
+        return logits
+
+    def loss(self, logits: Tensor, grades: Tensor) -> Tensor:
+        """Delegate to the head; see :meth:`Head.loss`."""
+        return self.head.loss(logits, grades)
+
+    def loss_terms(self, grades: Tensor) -> int:
+        """Delegate to the head; see :meth:`Head.loss_terms`."""
+        return self.head.loss_terms(grades)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Delegate to the head; see :meth:`Head.probabilities`."""
+        return self.head.probabilities(logits)
+
+    def severity(self, logits: Tensor) -> Tensor:
+        """Delegate to the head; see :meth:`Head.severity`."""
+        return self.head.severity(logits)
+
+    def predict(self, logits: Tensor) -> Tensor:
+        """Delegate to the head; see :meth:`Head.predict`."""
+        return self.head.predict(logits)
+
+    def predict_unfitted(self, logits: Tensor) -> Tensor:
+        """Delegate to the head; see :meth:`Head.predict_unfitted`."""
+        return self.head.predict_unfitted(logits)
+
+
+class _Standardisation:
+    """Standardisation by the labelled photographs; features that are constant among them become 0."""
+
+    def __init__(self, features: Tensor) -> None:
+        wide = features.double()
+        self.mean, deviation = wide.mean(dim=0), wide.std(dim=0, correction=0)
+        varies = deviation > _CONSTANT * self.mean.abs()
+        self.inverse = torch.where(varies, 1 / deviation, torch.zeros_like(deviation))
+
+    def __call__(self, features: Tensor) -> Tensor:
+        return (features.double() - self.mean) * self.inverse
+
+    def fold_into(self, layer: nn.Linear) -> None:
+        """Convert a layer for standardised features into one for the original features."""
+        with torch.no_grad():
+            layer.weight.mul_(self.inverse)
+            layer.bias.sub_(layer.weight @ self.mean)
+
+
+def _is_penalty(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+def _linear(head: nn.Module) -> nn.Linear:
+    return next(layer for layer in head.modules() if isinstance(layer, nn.Linear))
+
+
+def _minimise(model: Head, features: Tensor, grades: Tensor, penalty: float) -> None:
+    """Move a head to the optimum of its penalised loss on standardised features (N, D) float64."""
+    parameters = list(model.parameters())
+    tolerance = min(_GRADIENT_TOLERANCE, penalty) if penalty else _GRADIENT_TOLERANCE
+    optimizer = torch.optim.LBFGS(
+        parameters,
+        max_iter=_MAX_STEPS,
+        history_size=100,
+        tolerance_grad=tolerance / 100,
+        tolerance_change=1e-13,
+        line_search_fn="strong_wolfe",
+    )
+    weight = _linear(model).weight
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = model.training_loss(model(features), grades).double() + penalty / 2 * weight.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    closure()
+    steepest = max(float(each.grad.abs().max()) for each in parameters if each.grad is not None)
+    if not steepest < tolerance:
+        log.warning("the linear probe has not converged with penalty %g: gradient %.1e", penalty, steepest)
+
+
+@torch.no_grad()
+def _qwk(model: Head, features: Tensor, grades: Tensor) -> float:
+    predicted = model.predict_unfitted(model(features))
+    return float(quadratic_weighted_kappa(confusion_matrix(predicted, grades, model.num_grades)))

@@ -52,14 +52,9 @@ def best_thresholds(values: Tensor, grades: Tensor, num_grades: int) -> Tensor:
 
 
 def _best_cuts(table: Ints, rounded: Ints) -> Ints:
-    """Return, for each threshold of the best assignment, the number of distinct values below it.
+    """Return, for each threshold of the best assignment, the number of distinct values below it: (G - 1,).
 
-    Args:
-        table: (M, G) photographs by value and grade.
-        rounded: (M,) nearest grade of each value, the initial assignment.
-
-    Returns:
-        (G - 1,) not falling, 0 to M.
+    ``table`` (M, G) counts photographs by value and grade; ``rounded`` (M,) is the initial assignment.
     """
     grades = np.arange(table.shape[1])
     distance = (grades[:, None] - grades[None, :]) ** 2  # (G, G)
@@ -109,7 +104,7 @@ def _place_thresholds(values: Floats, cuts: Ints, start: Floats) -> Floats:
 
     A threshold keeps its value of ``start`` if that divides the values in the same way.
     """
-    found = start.copy()
+    thresholds = start.copy()
     for cut in np.unique(cuts):
         here = np.flatnonzero(cuts == cut)
         below = values[cut - 1] if cut > 0 else -np.inf
@@ -121,5 +116,5 @@ def _place_thresholds(values: Floats, cuts: Ints, start: Floats) -> Floats:
         high = float(above) if cut < len(values) else float(below) + 1
         placed = (low + share * (high - low)).astype(np.float32)
         # No float lies between neighbouring floats; the threshold is then the upper one.
-        found[here] = np.where(placed > below, placed, np.float32(above))
-    return found
+        thresholds[here] = np.where(placed > below, placed, np.float32(above))
+    return thresholds

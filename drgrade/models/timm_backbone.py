@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,14 +26,9 @@ _logger = logging.getLogger("drgrade.models")
 
 
 class PublishedWeightsError(EncoderError):
-    """The published weights of a model are not available.
-
-    Attributes:
-        reason: Half a sentence that names the model.
-    """
+    """The published weights of a model are not available; ``reason`` names the model and the cause."""
 
     def __init__(self, name: str, reason: str) -> None:
-        """Compose the message from a timm name and the end of a sentence that begins with its weights."""
         self.reason = f"the weights of {name} {reason}"
         super().__init__(f"{self.reason}; {download_advice({'encoder.weights': name})}")
 
@@ -42,9 +38,6 @@ def download_advice(needed: Mapping[str, str]) -> str:
 
     Args:
         needed: Setting that takes a local weights file: timm name of the model.
-
-    Returns:
-        The files to download and the overrides to give.
     """
     files = " ".join(f"{setting}=FILE ({_published_file(name)})" for setting, name in needed.items())
     return (
@@ -133,17 +126,8 @@ def num_features(model: Any) -> int:
     return int(getattr(model, "head_hidden_size", model.num_features))
 
 
-def num_map_features(model: Any) -> int | None:
-    """Return the channels of :func:`forward_map`; None if the model has no features before its pooling."""
-    return int(model.num_features) if hasattr(model, "forward_features") else None
-
-
 def forward_map(model: Any, images: Tensor) -> Tensor:
-    """Compute the features of a timm model before pooling.
-
-    Args:
-        model: A timm model without classifier.
-        images: (B, 3, H, W), padded as the model requires.
+    """Compute the features of a timm model before pooling, of padded images (B, 3, H, W).
 
     Returns:
         (B, C, h, w); for a Vision Transformer the patch tokens, without class token and registers.
@@ -168,31 +152,23 @@ def is_channels_last(model: Any) -> bool:
 
 
 def crop_padding(features: Tensor, images: Tensor, padded: Tensor) -> Tensor:
-    """Drop the cells of a map that cover padding alone.
+    """Drop the cells of a map (B, C, h, w) that cover padding alone.
 
     Args:
-        features: (B, C, h, w), computed from ``padded``.
+        features: Map computed from ``padded``.
         images: (B, 3, H, W), the images before :meth:`InputSize.pad`.
         padded: (B, 3, H', W'), the images after it.
-
-    Returns:
-        (B, C, ceil(h H / H'), ceil(w W / W')).
     """
     height, width = (math.ceil(features.shape[i] * images.shape[i] / padded.shape[i]) for i in (-2, -1))
     return features[..., :height, :width]
 
 
 def convert_sync_batchnorm(model: _Module) -> _Module:
-    """Replace every batch normalisation by one with statistics over all processes.
+    """Replace every batch normalisation of a model by one with statistics over all processes.
 
     torch's own conversion, which Lightning uses, drops the activation that timm builds into a normalisation
-    (DenseNet and others).
-
-    Args:
-        model: Any model; it is modified and must not have been converted before.
-
-    Returns:
-        The model, with the same tensor names.
+    (DenseNet and others). The model is modified, keeps its tensor names, and must not have been converted
+    before.
     """
     _timm()
     converted: _Module = importlib.import_module("timm.layers").convert_sync_batchnorm(model)
@@ -327,3 +303,59 @@ def _create_from_file(name: str, path: Path, options: dict[str, Any]) -> nn.Modu
 
 def _plain_name(key: str) -> str:
     return key.removeprefix("model.").replace(".", "_")
+
+
+MAX_LAYERS = 13
+"""Maximum number of layers of a backbone: a stem and twelve blocks, as in a ViT-B. Neighbouring layers of
+deeper backbones are joined, as in ConvNeXt (Liu et al., CVPR 2022); otherwise the lowest of the 59 layers of
+a DenseNet-121 would learn with 0.75^59 = 4e-8 of the rate."""
+
+
+def backbone_depths(model: Any) -> dict[str, int]:
+    """Return the depth of each parameter of a timm model below its (removed) classifier.
+
+    The depth is 0 for parameters that timm groups with the classifier, such as a last normalisation, 1 for
+    the uppermost layer, and so on down to the stem.
+
+    Raises:
+        EncoderError: If timm does not define the layers.
+    """
+    if not hasattr(model, "group_matcher"):
+        raise EncoderError(
+            f"timm does not define the layers of {type(model).__name__}; set protocol.layer_decay=null"
+        )
+    names = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or "head"
+    heads = [names] if isinstance(names, str) else list(names)
+    manipulate = importlib.import_module("timm.models._manipulate")
+    # The classifier has been removed, but timm's numbering ends with it.
+    named = chain(model.named_parameters(), ((f"{head}.weight", None) for head in heads))
+    layers: dict[str, int] = manipulate.group_with_matcher(
+        named, model.group_matcher(coarse=False), reverse=True
+    )
+    below = {name: max(layers.values()) - layer for name, layer in layers.items()}
+    joined = math.ceil(max(below.values()) / MAX_LAYERS) or 1
+    return {name: math.ceil(below[name] / joined) for name, _ in model.named_parameters()}
+
+
+def extractor_depths(features: nn.Module, name: str, options: dict[str, Any]) -> dict[str, int]:
+    """Return :func:`backbone_depths` of a model that timm built with ``features_only``, which renames layers.
+
+    ``name`` and ``options`` are those that the feature extractor was built with.
+
+    Raises:
+        EncoderError: If timm does not define the layers.
+    """
+    without = ("features_only", "out_indices", "weights", "pretrained")
+    with torch.device("meta"):
+        plain = _timm().create_model(
+            name, num_classes=0, **{key: value for key, value in options.items() if key not in without}
+        )
+    depths = {key.replace(".", "_"): depth for key, depth in backbone_depths(plain).items()}
+    own = {key: key.removeprefix("model.").replace(".", "_") for key, _ in features.named_parameters()}
+    missing = [key for key, plain_key in own.items() if plain_key not in depths]
+    if missing:
+        raise EncoderError(
+            f"timm does not define the layers of {', '.join(missing[:3])} of {name}; "
+            "set protocol.layer_decay=null"
+        )
+    return {key: depths[plain_key] for key, plain_key in own.items()}

@@ -22,14 +22,14 @@ class Pretext(nn.Module):
     """A self-supervised task: targets, a head and a loss.
 
     The constructor receives the encoder as its first argument to read its sizes. It keeps no reference to it,
-    so that the parameters of the encoder are not counted as parameters of the pretext.
+    so that the parameters of the encoder are not counted as parameters of the pretext. It raises a
+    ConfigError if a setting is out of range, and an EncoderError if the pretext cannot train the encoder.
 
     Attributes:
         scores: Names of the quantities logged next to the loss.
         num_views: Number of views per photograph.
         encoder_inputs: Number of images that the trained encoder processes per photograph and step, in units
-            of a whole
-            image: 4 for the four rotations, 1 for nine patches of a ninth of the image each.
+            of a whole image: 4 for the four rotations, 1 for nine patches of a ninth of the image each.
         min_photographs: Smallest number of photographs in a batch. A smaller last batch is skipped in
             validation; in training the pretext rejects it.
     """
@@ -64,19 +64,15 @@ class Pretext(nn.Module):
     def final_encoder(self, encoder: Encoder) -> Encoder:
         """Return the encoder to save after pre-training: the trained one, unless a teacher is better.
 
-        Args:
-            encoder: The trained encoder.
-
-        Returns:
-            An encoder with tensors of the same names and shapes.
+        Its tensors have the names and shapes of those of the trained one.
         """
         return encoder
 
     def generator(self, device: torch.device) -> torch.Generator | None:
         """Return the random generator for :meth:`forward`.
 
-        In training it is None, torch's global generator, which is seeded per epoch and process. In evaluation
-        it is a generator with a fixed seed, so that epochs can be compared.
+        In training it is None, for torch's global generator, which is seeded per epoch and process. In
+        evaluation it is a generator with a fixed seed, so that epochs can be compared.
         """
         return None if self.training else torch.Generator(device).manual_seed(_EVALUATION_SEED)
 
@@ -102,12 +98,7 @@ def classifier(features: int, hidden: Sequence[int], dropout: float, classes: in
 
 
 def accuracy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the share of correct predictions.
-
-    Args:
-        logits: (..., K).
-        targets: (...) int64.
-    """
+    """Return the share of logits (..., K) whose maximum is at the target (...) int64."""
     return (logits.detach().argmax(dim=-1) == targets).float().mean()
 
 
@@ -129,46 +120,27 @@ def frozen_evaluation(encoder: Encoder) -> Iterator[None]:
 
 
 def reject_encoder(pretext: str, encoder: Encoder, reason: str, alternative: str) -> NoReturn:
-    """Raise the error for an encoder that a pretext cannot train.
+    """Raise the EncoderError for an encoder that a pretext cannot train.
 
     Args:
         pretext: Name of the pretext in ``conf/pretext``.
         encoder: The encoder.
         reason: What the encoder lacks.
         alternative: What to use instead.
-
-    Raises:
-        EncoderError: Always.
     """
     name = type(encoder).__name__
     raise EncoderError(f"pretext={pretext} cannot train this encoder ({name}): {reason}; {alternative}")
 
 
 def require_map(pretext: str, encoder: Encoder) -> int:
-    """Return the number of channels of an encoder's feature map.
-
-    Args:
-        pretext: Name of the pretext in ``conf/pretext``.
-        encoder: The encoder.
-
-    Raises:
-        EncoderError: If the encoder has no feature map.
-    """
+    """Return the number of channels of an encoder's feature map; raise an EncoderError if it has none."""
     if encoder.num_map_features is None:
         reject_encoder(pretext, encoder, "it has no feature map", "use a CNN, a Vision Transformer or msssl")
     return encoder.num_map_features
 
 
 def require_any_size(pretext: str, encoder: Encoder) -> None:
-    """Check that an encoder accepts images of any size.
-
-    Args:
-        pretext: Name of the pretext in ``conf/pretext``.
-        encoder: The encoder.
-
-    Raises:
-        EncoderError: If it accepts one size only.
-    """
+    """Raise an EncoderError unless an encoder accepts images of any size."""
     if not encoder.any_size:
         reject_encoder(
             pretext,

@@ -56,10 +56,6 @@ class Colorization(Pretext):
             temperature: Temperature of the annealed mean, above 0; used for ``ab_error`` only.
             stride: Pixels of the view per cell of the predicted map.
             width: Channels of the decoder.
-
-        Raises:
-            EncoderError: If the encoder has no feature map.
-            ConfigError: If a value is out of range.
         """
         super().__init__()
         check_range("(0, 1]", HEAD, mix=mix)
@@ -91,10 +87,7 @@ class Colorization(Pretext):
 
     @torch.no_grad()
     def split(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Split views into the input of the encoder and the colours to predict.
-
-        Args:
-            images: (B, 3, H, W), normalised.
+        """Split normalised views (B, 3, H, W) into the input of the encoder and the colours to predict.
 
         Returns:
             (B, 3, H, W) float32: lightness L / 100 in three channels, normalised as the encoder expects;
@@ -106,14 +99,10 @@ class Colorization(Pretext):
 
     @torch.no_grad()
     def count(self, nearest: Tensor, shares: Tensor) -> None:
-        """Update the running colour distribution with a batch; all processes must call it.
+        """Update the running colour distribution with the soft encodings of a batch, on all processes.
 
         The paper smooths the histogram by the Gaussian of the soft encoding; the mean of soft encodings
         already is.
-
-        Args:
-            nearest: (..., neighbours) int64, bins.
-            shares: (..., neighbours), their shares.
         """
         counts = torch.zeros_like(self.histogram, dtype=torch.float32)
         counts.index_add_(0, nearest.flatten(), shares.flatten().float())
@@ -150,9 +139,6 @@ class ColourBins(nn.Module):
             sigma: Standard deviation in units of Lab of the Gaussian that distributes a colour over bins,
                 above 0.
             neighbours: Number of bins that a colour is distributed over, 1 to 9.
-
-        Raises:
-            ConfigError: If a value is out of range.
         """
         super().__init__()
         check_range("[2, 50]", HEAD, grid=grid)
@@ -173,10 +159,7 @@ class ColourBins(nn.Module):
         return len(self.centres)
 
     def encode(self, colours: Tensor) -> tuple[Tensor, Tensor]:
-        """Distribute colours over their nearest bins (the soft encoding of the paper).
-
-        Args:
-            colours: (..., 2) float32, a and b.
+        """Distribute colours (..., 2), a and b, over their nearest bins (the soft encoding of the paper).
 
         Returns:
             (..., neighbours) int64, the nearest bins, the nearest first; (..., neighbours) their shares,
@@ -191,15 +174,7 @@ class ColourBins(nn.Module):
         return near.gather(-1, nearest.indices), shares
 
     def annealed_mean(self, logits: Tensor, temperature: float) -> Tensor:
-        """Compute one colour per cell (equation 5 of the paper).
-
-        Args:
-            logits: (B, Q, h, w).
-            temperature: 1 for the mean of the distribution, towards 0 for its mode.
-
-        Returns:
-            (B, h, w, 2), a and b.
-        """
+        """Compute one colour per cell, (B, h, w, 2), of logits (B, Q, h, w) (equation 5 of the paper)."""
         with torch.autocast(logits.device.type, enabled=False):
             shares = torch.softmax(to_float32(logits) / temperature, dim=1)
             return torch.einsum("bqhw,qc->bhwc", shares, self.centres.to(shares.dtype))
@@ -208,22 +183,18 @@ class ColourBins(nn.Module):
 def gamut_bins(grid: float) -> Tensor:
     """Find the bins of a square grid in the ab plane that contain an 8-bit sRGB colour.
 
-    Args:
-        grid: Distance between bins, in units of Lab.
-
     Returns:
         (Q, 2) float32, the centres of the bins: multiples of ``grid``, ordered by a, then b.
     """
     levels = torch.linspace(0, 1, 256, dtype=torch.float64)
-    one, other = (each.flatten() for each in torch.meshgrid(levels, levels, indexing="ij"))
+    plane = torch.cartesian_prod(levels, levels)
     # The faces of the RGB cube are enough: projected along L, they cover its inside.
-    faces = []
-    for axis in range(3):
-        for level in (0.0, 1.0):
-            face = [one, other]
-            face.insert(axis, torch.full_like(one, level))
-            faces.append(torch.stack(face))
-    lab = rgb_to_lab(torch.cat(faces, dim=1)[..., None])[..., 0]  # (3, N)
+    faces = [
+        torch.cat([plane[:, :axis], torch.full_like(plane[:, :1], level), plane[:, axis:]], dim=1)
+        for axis in range(3)
+        for level in (0.0, 1.0)
+    ]
+    lab = rgb_to_lab(torch.cat(faces).T[..., None])[..., 0]  # (3, N)
     a, b = (lab[1:] / grid).round().long() + 128
     codes = (a * 256 + b).unique()
     return torch.stack([codes // 256 - 128, codes % 256 - 128], dim=1) * float(grid)
@@ -233,7 +204,7 @@ def class_weights(histogram: Tensor, mix: float) -> Tensor:
     """Compute the weight of each bin, w = ((1 - mix) p + mix / Q)^-1 with sum of p w = 1 (equations 3 and 4).
 
     Args:
-        histogram: (Q,), frequency of each bin; all zero if nothing was counted.
+        histogram: (Q,), frequency of each bin.
         mix: Lambda, share of the uniform distribution, in (0, 1].
 
     Returns:

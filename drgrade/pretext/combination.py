@@ -71,10 +71,7 @@ class Combination(Pretext):
             losses.append(self.weights[name] * loss)
             scores[f"{name}/loss"] = loss.detach()
             scores |= {f"{name}/{score}": value for score, value in own_scores.items()}
-        total = losses[0]
-        for loss in losses[1:]:
-            total = total + loss
-        return total, scores
+        return sum(losses[1:], losses[0]), scores
 
     def before_step(self, encoder: Encoder, progress: float) -> None:
         """Prepare a step of each part; see :class:`Pretext`."""
@@ -91,14 +88,7 @@ class Combination(Pretext):
 
 
 def combine_views(parts: Mapping[str, Part]) -> MultiView:
-    """Return the transform that computes the views of all parts, one part after the other.
-
-    Args:
-        parts: Settings by name, as for :class:`Combination`.
-
-    Raises:
-        ConfigError: If there are fewer than two parts.
-    """
+    """Return the transform that computes the views of all parts, one part after the other."""
     _check_count(parts)
     return MultiView([part["views"] for part in parts.values()])
 

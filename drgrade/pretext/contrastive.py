@@ -43,17 +43,10 @@ class ContrastivePretext(Pretext):
 
 
 def projection_head(widths: Sequence[int], batch_norm: bool = True) -> ProjectionHead:
-    """Build a projection head: linear layers with ReLU between them.
+    """Build a projection head from (B, widths[0]) to (B, widths[-1]): linear layers with ReLU between them.
 
-    With batch normalisation after every layer, including the last, it is the head of SimCLR (Chen et al.,
-    ICML 2020, and their code). Normalised layers have no bias.
-
-    Args:
-        widths: Widths of the input, the hidden layers and the output, each at least 1.
-        batch_norm: Normalise every layer.
-
-    Returns:
-        A module from (B, widths[0]) to (B, widths[-1]).
+    With ``batch_norm`` every layer, including the last, is normalised and has no bias, as in SimCLR (Chen et
+    al., ICML 2020, and their code).
 
     Raises:
         ConfigError: If a width is smaller than 1.
@@ -75,17 +68,9 @@ def projection_head(widths: Sequence[int], batch_norm: bool = True) -> Projectio
 
 
 def embed(encoder: Encoder, head: nn.Module, views: Sequence[Tensor]) -> list[Tensor]:
-    """Encode and project views.
+    """Encode and project views (B, 3, H_k, W_k); return embeddings (B, P) for each.
 
     Consecutive views of one size form one batch and share their batch statistics, as in SimCLR.
-
-    Args:
-        encoder: Maps images to features.
-        head: Maps (N, D) features to (N, P) embeddings.
-        views: Tensors (B, 3, H_k, W_k).
-
-    Returns:
-        (B, P) for each view.
     """
     embeddings: list[Tensor] = []
     for _, group in groupby(views, key=lambda view: view.shape[-2:]):
@@ -96,15 +81,9 @@ def embed(encoder: Encoder, head: nn.Module, views: Sequence[Tensor]) -> list[Te
 
 @contextmanager
 def full_precision(*rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Convert rows to float32 and disable autocast while they are compared.
+    """Convert rows to float32 and disable autocast while they are compared; float64 stays.
 
     Cosines in half precision have steps of up to 0.004, which is large after division by a temperature.
-
-    Args:
-        *rows: Tensors of any floating type.
-
-    Yields:
-        The same in float32; float64 stays.
     """
     with torch.autocast(rows[0].device.type, enabled=False):
         yield tuple(to_float32(each) for each in rows)

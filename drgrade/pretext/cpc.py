@@ -34,15 +34,11 @@ class CPC(PatchPretext):
 
         Args:
             encoder: Encoder that accepts images of any size.
-            patches: Cuts the grid.
+            patches: Cuts the grid. Predicted patches must not share pixels with their context.
             skip: Number of rows directly below the context that are not predicted, because they overlap it or
                 are too close.
             code: Length of codes and contexts.
             layers: Layers of the context network; each sees one row further up.
-
-        Raises:
-            ConfigError: If a value is out of range, or predicted patches may share pixels with their context.
-            EncoderError: If the encoder accepts images of one size only.
         """
         super().__init__("cpc", encoder, patches, patches.count)
         check_range("[1, inf)", HEAD, code=code, layers=layers)
@@ -82,10 +78,7 @@ class CPC(PatchPretext):
             return functional.cross_entropy(logits, correct), scores
 
     def _predictions(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Predict the patches below every context.
-
-        Args:
-            codes: (B, g, g, d).
+        """Predict the patches below every context from codes (B, g, g, d).
 
         Returns:
             (B, N, d), the predictions; (N,) int64, the index of the correct candidate of the photograph.
@@ -111,6 +104,5 @@ class _RowsAbove(nn.Module):
         self.convolution = nn.Conv2d(channels, channels, kernel_size=(2, 3))
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Map (B, C, H, W) to the same shape."""
         above: Tensor = self.convolution(functional.pad(functional.relu(rows), (1, 1, 1, 0)))
         return rows + above

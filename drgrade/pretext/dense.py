@@ -28,8 +28,8 @@ class Decoder(nn.Module):
 
     An upsampling block is a 2 x 2 transposed convolution with stride 2, so that the four parts of a cell can
     differ even if the map is a single cell, and a 3 x 3 convolution. Group normalisation (Wu and He, ECCV
-    2018) needs no batch
-    statistics: it works on a single map of a single cell, and nothing is shared between processes.
+    2018) needs no batch statistics: it works on a single map of a single cell, and nothing is shared between
+    processes.
     """
 
     def __init__(
@@ -70,11 +70,7 @@ class Decoder(nn.Module):
         self.leave = nn.Conv2d(width, out_channels, kernel_size=1)
 
     def forward(self, features: Tensor, view: Tensor) -> Tensor:
-        """Decode a map.
-
-        Args:
-            features: (B, C, h, w), feature map of the encoder.
-            view: (B, 3, H, W), the encoded view; only its size is used.
+        """Decode the feature map (B, C, h, w) of a view (B, 3, H, W), of which only the size is used.
 
         Returns:
             (B, out_channels, ceil(H / stride), ceil(W / stride)).
@@ -99,11 +95,9 @@ def _doubling(width: int) -> nn.Sequential:
 
 
 def map_side(encoder: Encoder, image_size: int) -> int:
-    """Return the number of cells along one side of an encoder's feature map.
+    """Return the number of cells along one side of an encoder's feature map of square images.
 
-    Args:
-        encoder: Encoder with a feature map. It is not changed, and no random number is drawn.
-        image_size: Side of the images in pixels.
+    The encoder is not changed, and no random number is drawn.
     """
     parameter = next(encoder.parameters())
     image = torch.zeros(1, 3, image_size, image_size, dtype=parameter.dtype, device=parameter.device)
@@ -112,14 +106,7 @@ def map_side(encoder: Encoder, image_size: int) -> int:
 
 
 def pixels(views: Tensor) -> Tensor:
-    """Undo the normalisation of views.
-
-    Args:
-        views: (B, 3, H, W), normalised with ImageNet's statistics, of any floating type.
-
-    Returns:
-        (B, 3, H, W) float32, RGB in [0, 1].
-    """
+    """Undo the normalisation of views (B, 3, H, W): RGB in [0, 1], float32."""
     return (views.float() * per_channel(STD, views) + per_channel(MEAN, views)).clamp(0, 1)
 
 
@@ -150,13 +137,5 @@ def rgb_to_lab(rgb: Tensor) -> Tensor:
 
 
 def cell_means(maps: Tensor, stride: int) -> Tensor:
-    """Average over squares of ``stride`` x ``stride`` pixels, smaller ones at the lower and right edge.
-
-    Args:
-        maps: (B, C, H, W) float.
-        stride: Side of a square in pixels.
-
-    Returns:
-        (B, C, ceil(H / stride), ceil(W / stride)).
-    """
+    """Average maps (B, C, H, W) over squares of ``stride`` pixels, smaller ones at right and bottom."""
     return functional.avg_pool2d(maps, stride, ceil_mode=True, count_include_pad=False)

@@ -61,7 +61,7 @@ class DINO(Pretext):
             encoder: The encoder. With local views it must accept images of any size.
             image_size: Side of the two global views in pixels.
             local_views: Number of small views per photograph; 0 works with any encoder.
-            local_size: Side of the small views in pixels.
+            local_size: Side of the small views in pixels; the encoder must be able to process it.
             output_dim: Number K of outputs.
             hidden: Width of the hidden layers of the head.
             bottleneck: Width before the last layer.
@@ -74,10 +74,6 @@ class DINO(Pretext):
             centre_momentum: Momentum of the centre's moving average.
             momentum: Momentum of the teacher in the first step, in [0, 1]; it rises to 1.
             freeze_last_layer: Share of the run, at its start, in which the last layer is frozen.
-
-        Raises:
-            ConfigError: If a value is out of range, or local views are too small for the encoder.
-            EncoderError: If there are local views and the encoder accepts images of one size only.
         """
         super().__init__()
         size = (encoder.num_features, hidden, bottleneck, output_dim)
@@ -172,7 +168,6 @@ class CentredLoss(DINOLoss):  # type: ignore[misc]  # lightly has no types
     def __init__(
         self, output_dim: int, student_temperature: float, centre_momentum: float, centring: bool
     ) -> None:
-        """Initialise the loss; for the arguments see :class:`DINO`."""
         super().__init__(
             output_dim,
             warmup_teacher_temp_epochs=1,  # its schedule is not used

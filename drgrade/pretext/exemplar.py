@@ -45,9 +45,6 @@ class Exemplar(ContrastivePretext):
             margin: Required difference of squared distances between unit vectors, in (0, 4].
             negatives: Choice of the other photograph: ``semi_hard`` (:func:`semi_hard`) or ``random``.
             batch_norm: Normalise every layer of the head.
-
-        Raises:
-            ConfigError: If a value is out of range.
         """
         super().__init__()
         check_range("(0, 4]", HEAD, margin=margin)
@@ -63,9 +60,6 @@ class Exemplar(ContrastivePretext):
         triplets, with every other photograph as the negative, in which the transformed version is the nearer
         one; chance is 0.5. ``active`` is the share of the chosen triplets that violate the margin and so
         contribute to the loss.
-
-        Raises:
-            ConfigError: If there is only one photograph.
         """
         with full_precision(*embed(encoder, self.head, views)) as embeddings:
             anchor, positive = (functional.normalize(each, dim=1) for each in embeddings)

@@ -50,10 +50,6 @@ class Inpainting(Pretext):
             degree: Degree of the surface, 0 to 3; 0 for the mean colour.
             stride: Side in pixels of the square that each cell of the decoder's map predicts.
             width: Channels of the decoder.
-
-        Raises:
-            EncoderError: If the encoder has no feature map.
-            ConfigError: If a value is out of range, or the holes could cover the whole view.
         """
         super().__init__()
         if len(side) != 2 or not 0 < side[0] <= side[1] < 1:
@@ -115,7 +111,7 @@ def draw_holes(
     device: torch.device,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draw rectangles at random positions inside each view; they may overlap.
+    """Draw rectangles at random positions inside each view, (B, H, W) True in a hole; they may overlap.
 
     Args:
         batch: Number of views B.
@@ -124,9 +120,6 @@ def draw_holes(
         side: Range of their sides, relative to those of the view.
         device: Device of the result.
         generator: Random generator; None for torch's own.
-
-    Returns:
-        (B, H, W), True in a hole.
     """
     drawn = torch.rand(2, 2, batch, count, 1, generator=generator, device=device)
     inside = []
@@ -142,15 +135,12 @@ def draw_holes(
 
 @torch.no_grad()
 def smooth_surface(images: Tensor, where: Tensor, degree: int) -> Tensor:
-    """Fit a polynomial in row and column to some pixels by least squares.
+    """Fit a polynomial in row and column to some pixels by least squares; return its value at all pixels.
 
     Args:
         images: (B, 3, H, W) float32 or float64.
         where: (B, 1, H, W), True at the fitted pixels, at least one.
         degree: Degree of the polynomial; 0 for the mean.
-
-    Returns:
-        (B, 3, H, W), its value at all pixels.
     """
     height, width = images.shape[-2:]
     y = torch.linspace(-1, 1, height, dtype=images.dtype, device=images.device)[:, None]
@@ -167,15 +157,7 @@ def smooth_surface(images: Tensor, where: Tensor, degree: int) -> Tensor:
 
 
 def mean_over(where: Tensor, values: Tensor) -> Tensor:
-    """Average each channel of each view over some of its pixels.
-
-    Args:
-        where: (B, 1, H, W), True at one pixel at least.
-        values: (B, C, H, W).
-
-    Returns:
-        (B, C).
-    """
+    """Average each channel of each view (B, C, H, W) over the pixels where (B, 1, H, W) is True: (B, C)."""
     return values.masked_fill(~where, 0).sum(dim=(2, 3)) / where.sum(dim=(2, 3))
 
 

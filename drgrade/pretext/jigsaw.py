@@ -50,10 +50,6 @@ class Jigsaw(PatchPretext):
             permutation_seed: Seed of the choice of permutations.
             hidden: Widths of the hidden layers of the head.
             dropout: Dropout probability before the last layer.
-
-        Raises:
-            ConfigError: If the grid is not 3 x 3, or a value is out of range.
-            EncoderError: If the encoder accepts images of one size only.
         """
         super().__init__("jigsaw", encoder, patches, PIECES, GRID)
         check_range(f"[2, {MAX_PERMUTATIONS}]", HEAD, permutations=permutations)
@@ -71,18 +67,11 @@ class Jigsaw(PatchPretext):
 
 
 def distant_permutations(count: int, seed: int = 0) -> npt.NDArray[np.int64]:
-    """Choose permutations of nine pieces that differ in as many positions as possible.
+    """Choose permutations of nine pieces, (count, 9) int64, that differ in as many positions as possible.
 
     Greedy search after Noroozi and Favaro, ECCV 2016, algorithm 1. The first permutation is random; each next
     one maximises the smallest Hamming distance to the chosen ones, then the mean distance, then it is random.
     (The paper maximises the mean only, which admits close pairs.)
-
-    Args:
-        count: Number of permutations, at least 1.
-        seed: Seed of the random choices.
-
-    Returns:
-        (count, 9) int64, all different.
     """
     return np.array(_distant_permutations(count, seed), dtype=np.int64)
 

@@ -60,10 +60,6 @@ class MAE(Pretext):
             decoder_heads: Attention heads of the decoder; None for about one per 32 channels.
             normalise: Unit of normalisation of the targets: ``colours`` (each channel of each patch),
                 ``patch`` (each patch, as published) or ``nothing``.
-
-        Raises:
-            EncoderError: If the encoder cannot omit patches.
-            ConfigError: If a value is out of range.
         """
         super().__init__()
         model = _plain_transformer(encoder)
@@ -168,16 +164,11 @@ class MAE(Pretext):
 
 
 def visible_tokens(encoder: Encoder, images: Tensor, visible: Tensor) -> Tensor:
-    """Encode some patches of each image with a Vision Transformer as if the others did not exist.
-
-    Args:
-        encoder: A plain Vision Transformer of timm, as for :class:`MAE`.
-        images: (B, 3, S, S), normalised; S a multiple of the patch size.
-        visible: (B, K) int64, patches in reading order from 0.
+    """Encode some patches of images (B, 3, S, S) with a Vision Transformer as if the others did not exist.
 
     Returns:
-        (B, prefix + K, D): class token and registers, if any, then the patches in the order of ``visible``,
-        after the final normalisation of the encoder.
+        (B, prefix + K, D): class token and registers, if any, then the patches in the order of ``visible``
+        (B, K), after the final normalisation of the encoder.
     """
     model: Any = cast(TimmEncoder, encoder).model
     # A wrapper for this call only: if kept, the encoder's parameters would become the pretext's. By default
@@ -191,15 +182,7 @@ def visible_tokens(encoder: Encoder, images: Tensor, visible: Tensor) -> Tensor:
 
 
 def with_prefix(patches: Tensor, prefix: int) -> Tensor:
-    """Return positions in the token sequence: those of the prefix tokens, then those of some patches.
-
-    Args:
-        patches: (B, K) int64, from 0.
-        prefix: Number of tokens before the patches: class token, registers.
-
-    Returns:
-        (B, prefix + K) int64.
-    """
+    """Return positions in the token sequence, those of the prefix tokens first: (B, prefix + K) of (B, K)."""
     before = torch.arange(prefix, device=patches.device).expand(len(patches), prefix)
     return torch.cat([before, patches + prefix], dim=1)
 

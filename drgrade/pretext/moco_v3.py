@@ -48,10 +48,6 @@ class MoCoV3(ContrastivePretext):
             momentum: Momentum of the teacher in the first step, in [0, 1]; it rises to 1.
             freeze_patch_embedding: Keep the initial weights of the first layer of a Vision Transformer
                 (section 4 of the paper: it prevents instability at batch sizes of thousands).
-
-        Raises:
-            ConfigError: If a value is out of range.
-            EncoderError: If there is no patch embedding to freeze.
         """
         super().__init__()
         check_range("[1, inf)", HEAD, projector_layers=projector_layers)
@@ -72,9 +68,6 @@ class MoCoV3(ContrastivePretext):
         """Compute the loss, the sum over both directions; see :class:`Pretext`.
 
         In training the keys of all processes are gathered, in evaluation only those of the process.
-
-        Raises:
-            ConfigError: If there are not two views of one size, or there is only one photograph in training.
         """
         if len(views) != self.num_views or views[0].shape != views[1].shape:
             sides = [view.shape[-1] for view in views]

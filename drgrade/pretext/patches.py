@@ -104,11 +104,7 @@ class Patches:
     def smallest_gap(self, rows: int = 1) -> int:
         """Return the smallest distance in pixels between patches that are some rows (or columns) apart.
 
-        Args:
-            rows: Number of rows, 1 for neighbours.
-
-        Returns:
-            Pixels from the lower edge of one to the upper edge of the other; negative if they may overlap.
+        It is negative if they may overlap.
         """
         steps = (later - start for start, later in zip(self.starts, self.starts[rows:], strict=False))
         return min(steps) - self.cut - self.room
@@ -143,16 +139,7 @@ class Patches:
         return self._augment_colours(patches, generator)
 
     def corners(self, batch: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
-        """Draw the positions of the patches.
-
-        Args:
-            batch: Number of views B.
-            device: Device of the result.
-            generator: Random generator; None for torch's own.
-
-        Returns:
-            (B, grid^2, 2) int64, row and column of the upper left pixel of each patch.
-        """
+        """Draw the row and column of the upper left pixel of each patch, (B, grid^2, 2) int64."""
         starts = torch.tensor(self.starts, device=device)
         fixed = torch.cartesian_prod(starts, starts)  # (grid^2, 2)
         if not self.room:
@@ -177,11 +164,7 @@ class Patches:
 
 
 class PatchPretext(Pretext):
-    """Base of the pretexts whose encoder sees patches instead of whole views.
-
-    Attributes:
-        patches: Cuts the patches.
-    """
+    """Base of the pretexts whose encoder sees patches instead of whole views."""
 
     scores: tuple[str, ...] = ("accuracy",)
 
@@ -196,10 +179,6 @@ class PatchPretext(Pretext):
             patches: Cuts the patches.
             encoded: Number of patches encoded per photograph.
             grid: Required number of patches along each side; None for any.
-
-        Raises:
-            ConfigError: If the grid is another one.
-            EncoderError: If the encoder accepts images of one size only.
         """
         super().__init__()
         require_any_size(name, encoder)
@@ -215,17 +194,7 @@ class PatchPretext(Pretext):
         generator: torch.Generator | None,
         cells: Tensor | None = None,
     ) -> Tensor:
-        """Cut and encode patches.
-
-        Args:
-            encoder: Maps images to D features.
-            views: One tensor (B, 3, S, S).
-            generator: Random generator; see :meth:`Pretext.generator`.
-            cells: (B, M) int64, numbers of the patches; None for all in order.
-
-        Returns:
-            (B, M, D).
-        """
+        """Cut and encode patches (B, M, D) of the only view; see :meth:`Patches.__call__`."""
         (images,) = views
         patches = self.patches(images, generator, cells)
         features: Tensor = encoder(patches.flatten(0, 1))
@@ -233,15 +202,12 @@ class PatchPretext(Pretext):
 
 
 def cut_patches(views: Tensor, corners: Tensor, side: int) -> Tensor:
-    """Cut squares out of a batch of views.
+    """Cut squares (B, M, C, side, side) out of views (B, C, H, W).
 
     Args:
-        views: (B, C, H, W).
+        views: The views.
         corners: (B, M, 2) int64, row and column of the upper left pixel of each square.
         side: Side of the squares in pixels.
-
-    Returns:
-        (B, M, C, side, side).
     """
     along = torch.arange(side, device=views.device)
     rows = corners[..., 0, None] + along  # (B, M, side)
@@ -252,15 +218,7 @@ def cut_patches(views: Tensor, corners: Tensor, side: int) -> Tensor:
 
 
 def resize_patches(patches: Tensor, side: int) -> Tensor:
-    """Resize patches bilinearly, with antialiasing where they shrink.
-
-    Args:
-        patches: (B, M, C, s, s).
-        side: New side in pixels.
-
-    Returns:
-        (B, M, C, side, side).
-    """
+    """Resize patches (B, M, C, s, s) to a side bilinearly, with antialiasing where they shrink."""
     before = patches.shape[-1]
     if before == side:
         return patches.contiguous()
@@ -271,16 +229,10 @@ def resize_patches(patches: Tensor, side: int) -> Tensor:
 
 
 def level_patches(patches: Tensor) -> Tensor:
-    """Subtract from each channel of each patch its least-squares plane, except for its mean.
+    """Subtract from each channel of each patch (..., s, s) its least-squares plane, except for its mean.
 
     Light that falls off from the middle to the rim is close to a plane within a patch, and its slope points
     to the middle.
-
-    Args:
-        patches: (..., s, s), s at least 2.
-
-    Returns:
-        (..., s, s) with the same means.
     """
     offset = torch.linspace(-1, 1, patches.shape[-1], device=patches.device, dtype=patches.dtype)
     # Not a matrix product, which mixed precision would round.
@@ -291,13 +243,6 @@ def level_patches(patches: Tensor) -> Tensor:
 
 
 def normalise_patches(patches: Tensor) -> Tensor:
-    """Give each channel of each patch mean 0 and standard deviation 1 (less where it is flat).
-
-    Args:
-        patches: (..., s, s).
-
-    Returns:
-        (..., s, s).
-    """
+    """Give each channel of each patch (..., s, s) mean 0 and standard deviation 1 (less where it is flat)."""
     variance, mean = torch.var_mean(patches, dim=(-2, -1), correction=0, keepdim=True)
     return (patches - mean) * (variance + _FLAT).rsqrt()

@@ -36,10 +36,6 @@ class RelativePatch(PatchPretext):
             neighbours: Number of neighbours per photograph and step, 1 to 8; drawn at random if fewer than 8.
             hidden: Widths of the hidden layers of the head.
             dropout: Dropout probability before the last layer.
-
-        Raises:
-            ConfigError: If the grid is not 3 x 3, or a value is out of range.
-            EncoderError: If the encoder accepts images of one size only.
         """
         super().__init__("relative_patch", encoder, patches, 1 + neighbours, GRID)
         check_range(f"[1, {NEIGHBOURS}]", HEAD, neighbours=neighbours)

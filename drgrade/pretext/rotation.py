@@ -25,9 +25,6 @@ class Rotation(Pretext):
             encoder: Any encoder.
             hidden: Widths of the hidden layers of the head.
             dropout: Dropout probability before the last layer.
-
-        Raises:
-            ConfigError: If a width is smaller than 1.
         """
         super().__init__()
         self.head = classifier(encoder.num_features, hidden, dropout, TURNS)
@@ -41,14 +38,10 @@ class Rotation(Pretext):
 
 
 def four_turns(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotate every image by all four multiples of 90 degrees, without interpolation.
-
-    Args:
-        images: (B, C, S, S), square.
+    """Rotate square images (B, C, S, S) by all four multiples of 90 degrees, without interpolation.
 
     Returns:
-        (4B, C, S, S), where view k * B + i is image i after k quarter turns counter-clockwise; (4B,) int64,
-        k.
+        (4B, C, S, S), where view k * B + i is image i after k quarter turns counter-clockwise; (4B,) int64 k.
 
     Example:
         >>> views, targets = four_turns(torch.tensor([[[[1, 2], [3, 4]]]]))
@@ -61,17 +54,11 @@ def four_turns(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rotation_scores(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """Compute accuracy and confusions.
+    """Compute accuracy and confusions of logits (N, 4) with equally many views of each target.
 
-    Args:
-        logits: (N, 4).
-        targets: (N,) quarter turns, equally many of each.
-
-    Returns:
-        Scalars: ``accuracy``; ``confusion_0_180``, the share of views rotated by 0 or 180 degrees that are
-            predicted as
-        the other of the two; ``confusion_90_270`` likewise; ``quarter_error``, the share of all views that
-        are predicted as a neighbouring rotation.
+    ``confusion_0_180`` is the share of views rotated by 0 or 180 degrees that are predicted as the other of
+    the two, ``confusion_90_270`` likewise; ``quarter_error`` is the share of all views that are predicted as
+    a neighbouring rotation.
     """
     error = (logits.argmax(dim=1) - targets) % TURNS  # 2: opposite rotation, 1 and 3: a quarter turn off
     opposite, upright = (error == 2).float(), targets % 2 == 0

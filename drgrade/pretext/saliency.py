@@ -33,10 +33,6 @@ class Saliency(Pretext):
             image_size: Side of the views in pixels.
             stride: Pixels of the view per cell of the predicted map.
             width: Channels of the decoder.
-
-        Raises:
-            EncoderError: If the encoder has no feature map.
-            ConfigError: If a value is out of range.
         """
         super().__init__()
         self.decoder = Decoder("saliency", encoder, 1, image_size, stride, width)
@@ -60,14 +56,7 @@ class Saliency(Pretext):
 
     @torch.no_grad()
     def targets(self, images: Tensor) -> Tensor:
-        """Compute the target maps.
-
-        Args:
-            images: (B, 3, H, W), normalised.
-
-        Returns:
-            (B, ceil(H / stride), ceil(W / stride)) float32 in [0, 1].
-        """
+        """Compute the target maps of normalised views (B, 3, H, W), float32 in [0, 1], one value per cell."""
         maps = stretch(frequency_tuned(pixels(images)))
         return cell_means(maps[:, None], self.decoder.stride)[:, 0]
 
@@ -94,28 +83,16 @@ def frequency_tuned(rgb: Tensor) -> Tensor:
 
 
 def stretch(maps: Tensor) -> Tensor:
-    """Stretch each map to the range from 0 to 1; a nearly flat map stays nearly flat.
-
-    Args:
-        maps: (B, H, W), in units of Lab.
-
-    Returns:
-        (B, H, W) in [0, 1].
-    """
+    """Stretch each map (B, H, W) in units of Lab to the range 0 to 1; a nearly flat map stays nearly flat."""
     lowest = maps.amin(dim=(1, 2), keepdim=True)
     span = maps.amax(dim=(1, 2), keepdim=True) - lowest
     return (maps - lowest) / span.clamp(min=_NOTICEABLE)
 
 
 def correlations(one: Tensor, other: Tensor) -> Tensor:
-    """Compute the Pearson correlation of each pair of maps, the CC metric of Bylinskii et al. (PAMI 2019).
+    """Compute the Pearson correlation (B,) of pairs of maps (B, H, W); 0 where one of the two is flat.
 
-    Args:
-        one: (B, H, W).
-        other: (B, H, W).
-
-    Returns:
-        (B,) in [-1, 1]; 0 where one of the two is flat.
+    This is the CC metric of Bylinskii et al. (PAMI 2019).
     """
     first, second = (each.flatten(1) - each.flatten(1).mean(dim=1, keepdim=True) for each in (one, other))
     return functional.cosine_similarity(first, second, dim=1, eps=1e-6)

@@ -45,9 +45,6 @@ class SimCLR(ContrastivePretext):
             embedding: Length of the embeddings.
             temperature: Divisor of the cosine similarities, above 0.
             batch_norm: Normalise every layer of the head.
-
-        Raises:
-            ConfigError: If a value is out of range.
         """
         super().__init__()
         check_range("(0, inf)", HEAD, temperature=temperature)
@@ -61,9 +58,6 @@ class SimCLR(ContrastivePretext):
         """Compute the loss; see :class:`Pretext`.
 
         ``accuracy`` is the share of views whose partner is nearer than all other views.
-
-        Raises:
-            ConfigError: If there is only one photograph.
         """
         with full_precision(*embed(encoder, self.head, views)) as (first, second):
             pairs = torch.stack([first, second], dim=1).detach()  # (B, 2, P)

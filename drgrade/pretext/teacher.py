@@ -39,9 +39,6 @@ class Teacher(nn.Module):
             head_copy: Another head with the same tensors, which becomes the teacher's. (A head with
                 ``weight_norm`` cannot be deep-copied.)
             momentum: Momentum of the first step, in [0, 1]; it rises to 1 with half a cosine.
-
-        Raises:
-            ConfigError: If the momentum is out of range.
         """
         super().__init__()
         check_range("[0, 1]", HEAD, momentum=momentum)
@@ -65,11 +62,6 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def update(self, encoder: Encoder, head: nn.Module, progress: float) -> bool:
         """Move the parameters towards the student's, w <- m w + (1 - m) w_student, once per optimiser step.
-
-        Args:
-            encoder: Encoder of the student.
-            head: Head of the student.
-            progress: Completed share of the optimiser steps, in [0, 1).
 
         Returns:
             True for the first batch of an optimiser step, False for further accumulated batches.

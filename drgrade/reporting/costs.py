@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from drgrade.errors import DataError
-from drgrade.models.encoder_file import CARD
+from drgrade.models.encoder import CARD
 from drgrade.reporting.methods import Grouped, is_trained
 from drgrade.reporting.schema import Budget, PretrainingCost
 from drgrade.reporting.statistics import images_per_second, mean_known

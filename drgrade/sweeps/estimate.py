@@ -23,7 +23,7 @@ from drgrade.data.datamodules import PretextDataModule
 from drgrade.data.photographs import Photographs
 from drgrade.errors import ConfigError, DrgradeError
 from drgrade.files import write_text
-from drgrade.models.encoder_file import CARD
+from drgrade.models.encoder import CARD
 from drgrade.progress import format_duration, say, track
 from drgrade.sweeps.cells import Cell, error_line
 from drgrade.sweeps.inline import InlineLauncher

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from drgrade.errors import ConfigError
 from drgrade.metrics.distributed import GradingMetrics, Predictions, gather_rows
-from drgrade.models.encoder import Encoder
+from drgrade.models.encoder import Encoder, learning_rate_factors
 from drgrade.models.heads import Head
-from drgrade.models.layer_groups import learning_rate_factors
 from drgrade.tasks.base import LR_FACTOR, OptimizerFactory, ScheduleFactory, Task
 
 

@@ -20,8 +20,7 @@ from drgrade.config import further_sources
 from drgrade.data.photographs import Photographs
 from drgrade.data.splits.spec import SUBSETS
 from drgrade.errors import ConfigError
-from drgrade.models.encoder import Encoder
-from drgrade.models.encoder_file import load_encoder
+from drgrade.models.encoder import Encoder, load_encoder
 from drgrade.runs.run_dir import BEST, LAST, start_run_dir
 from drgrade.tasks.grading import GradingTask
 from drgrade.training.callbacks import Clock, MovingAverage

@@ -16,8 +16,7 @@ from drgrade.config import ROLES
 from drgrade.data.photographs import Photographs
 from drgrade.data.splits.spec import SplitSpec
 from drgrade.files import file_sha256
-from drgrade.models.encoder import Encoder
-from drgrade.models.encoder_file import WEIGHTS
+from drgrade.models.encoder import WEIGHTS, Encoder
 from drgrade.training.build import instantiate, make_encoder, make_photographs, seed_everything
 
 _MAX_ENCODERS, _MAX_SPLITS = 4, 32

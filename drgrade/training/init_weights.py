@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from drgrade.data.photographs import Photographs
 from drgrade.errors import ConfigError, EncoderError
 from drgrade.files import file_sha256
-from drgrade.models.encoder_file import CARD, WEIGHTS
+from drgrade.models.encoder import CARD, WEIGHTS
 from drgrade.runs.run_dir import LAST, SEEN
 from drgrade.training.build import weights_files
 from drgrade.training.distributed import (

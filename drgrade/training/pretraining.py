@@ -16,7 +16,7 @@ from drgrade.data.datamodules import PretextDataModule
 from drgrade.data.photographs import Photographs
 from drgrade.errors import ConfigError, DrgradeError
 from drgrade.files import file_sha256
-from drgrade.models.encoder_file import CARD, WEIGHTS, save_encoder
+from drgrade.models.encoder import CARD, WEIGHTS, save_encoder
 from drgrade.renames import canonical
 from drgrade.runs.run_dir import (
     PROVENANCE,

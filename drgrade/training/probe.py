@@ -119,7 +119,8 @@ def fit_probe(
         began = time.monotonic()
         features = find_or_compute(cfg, photographs, frozen) if head.needs_features else None
         train, val = (select(photographs, features, subset) for subset in ("train", "val"))
-        fitted = _fit(head, train, val if cfg.protocol.probe_sees_val else None)
+        use_val = cfg.protocol.probe_sees_val and len(val.rows)
+        fitted = head.fit(train.features, train.grades, (val.features, val.grades) if use_val else None)
         seconds = time.monotonic() - began
         _write_checkpoint(task, folder)
         record: dict[str, Any] = _evaluate(cfg, head, photographs, features, folder, tracked.logger)
@@ -137,12 +138,6 @@ def _unused_parts(cfg: DictConfig, head: FittedHead) -> str:
     return ", ".join(
         ["optimizer", "schedule", "augment", *parts, *([] if head.needs_features else ["encoder"])]
     )
-
-
-def _fit(head: FittedHead, train: GradedFeatures, val: GradedFeatures | None) -> dict[str, float]:
-    if val is not None and len(val.rows):
-        return head.fit(train.features, train.grades, val.features, val.grades)
-    return head.fit(train.features, train.grades)
 
 
 def select(

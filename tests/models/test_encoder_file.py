@@ -7,8 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from drgrade.errors import EncoderError
-from drgrade.models.encoder import TimmEncoder
-from drgrade.models.encoder_file import CARD, WEIGHTS, load_encoder, save_encoder
+from drgrade.models.encoder import CARD, WEIGHTS, TimmEncoder, load_encoder, save_encoder
 
 
 def encoder(seed=0):

@@ -7,9 +7,9 @@ from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from drgrade.errors import ConfigError, EncoderError
-from drgrade.models.encoder import Encoder, TimmEncoder
-from drgrade.models.layer_groups import MAX_LAYERS, backbone_depths, extractor_depths, learning_rate_factors
+from drgrade.models.encoder import Encoder, TimmEncoder, learning_rate_factors
 from drgrade.models.msssl import MsSSL
+from drgrade.models.timm_backbone import MAX_LAYERS, backbone_depths, extractor_depths
 
 SHALLOW = ("resnet18", "vit_small_patch16_224", "swin_tiny_patch4_window7_224", "convnextv2_atto", "vgg11")
 DEEP = {"resnet50": 17, "densenet121": 59, "efficientnetv2_rw_t": 40}

@@ -16,8 +16,7 @@ from torch import nn
 
 from drgrade.errors import ConfigError
 from drgrade.models.heads import CornHead, CumulativeHead, RegressionHead, SoftmaxHead
-from drgrade.models.linear_probe import LinearProbe
-from drgrade.models.probes import FittedHead, KnnProbe, MajorityProbe, PrototypeProbe, knn_shares
+from drgrade.models.probes import FittedHead, KnnProbe, LinearProbe, MajorityProbe, PrototypeProbe, knn_shares
 
 HEADS = [CumulativeHead, CornHead, SoftmaxHead, RegressionHead]
 D = 12
@@ -187,7 +186,7 @@ def test_thresholds_are_fitted_on_validation_photographs_only():
     features, grades = drawn(60)
     val_features, val_grades = drawn(80, seed=1)
     probe = LinearProbe(D, partial(RegressionHead, thresholds="fitted"), penalty=0.1)
-    probe.fit(features, grades, val_features, val_grades)
+    probe.fit(features, grades, (val_features, val_grades))
     logits = probe(val_features).detach()
     reference = RegressionHead(D, hidden=0, thresholds="fitted")
     reference.fit_thresholds(logits, val_grades)
@@ -212,7 +211,7 @@ def test_the_penalty_is_selected_by_validation_kappa():
     val_features, val_grades = drawn(60, seed=1)
     grid = (1e-4, 1e-2, 1.0, 30.0)
     probe = linear(penalties=grid)
-    chosen = probe.fit(features, grades, val_features, val_grades)["penalty"]
+    chosen = probe.fit(features, grades, (val_features, val_grades))["penalty"]
     scores = {}
     for penalty in grid:
         one = linear(penalty=penalty)
@@ -235,7 +234,7 @@ def test_of_equally_good_penalties_the_largest_is_taken():
     features, grades = drawn(60)
     one = torch.zeros(1, dtype=torch.int64)
     probe = linear(penalties=(1e-3, 1e-2, 1e-1))
-    assert probe.fit(features, grades, features[:1], one) == {"penalty": 1e-1}
+    assert probe.fit(features, grades, (features[:1], one)) == {"penalty": 1e-1}
 
 
 def test_a_hidden_layer_is_never_built():

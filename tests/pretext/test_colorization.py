@@ -28,7 +28,7 @@ def colours(count=500, seed=0):
 
 
 @pytest.mark.parametrize("grid", [10, 5, 4.5, 20])
-def test_bins_are_those_that_colours_fall_into(grid):
+def test_bins_contain_every_srgb_colour(grid):
     centres = gamut_bins(grid).double().numpy()
     steps = centres / grid
     np.testing.assert_allclose(steps, steps.round(), atol=1e-6)
@@ -42,7 +42,7 @@ def test_bins_are_those_that_colours_fall_into(grid):
     assert len(reached) > 0.6 * len(known)
 
 
-def test_every_bin_is_the_colour_of_something_that_can_be_shown():
+def test_every_bin_contains_an_srgb_colour():
     centres = gamut_bins(10).double().numpy()
     lightness = np.arange(0, 101, 2.0)
     lab = np.stack([np.insert(np.tile(each, (51, 1)), 0, lightness, axis=1) for each in centres])
@@ -53,7 +53,7 @@ def test_every_bin_is_the_colour_of_something_that_can_be_shown():
 
 
 @pytest.mark.parametrize(("grid", "neighbours"), [(10, 5), (5, 5), (4, 9), (20, 1), (50, 5)])
-def test_the_soft_encoding_is_a_naive_one(grid, neighbours):
+def test_the_soft_encoding_equals_a_naive_loop(grid, neighbours):
     bins, sigma = ColourBins(grid, grid / 2, neighbours), grid / 2
     given_colours = colours()
     nearest, shares = bins.encode(given_colours)
@@ -66,7 +66,7 @@ def test_the_soft_encoding_is_a_naive_one(grid, neighbours):
 
 
 @given(st.integers(0, 10_000))
-def test_shares_are_of_different_bins_and_add_up(seed):
+def test_shares_belong_to_different_bins_and_sum_to_one(seed):
     nearest, shares = COARSE.encode(colours(20, seed))
     assert shares.sum(dim=1).tolist() == pytest.approx([1] * 20)
     assert (shares.diff(dim=1) <= 1e-6).all()
@@ -74,7 +74,7 @@ def test_shares_are_of_different_bins_and_add_up(seed):
 
 
 @given(st.integers(0, 10_000), st.floats(0.01, 1))
-def test_the_weights_are_the_papers(seed, mix):
+def test_class_weights_are_those_of_the_paper(seed, mix):
     rng = np.random.default_rng(seed)
     histogram = rng.exponential(size=30) * (rng.uniform(size=30) < 0.4)
     histogram[0] += 0.1
@@ -87,7 +87,7 @@ def test_the_weights_are_the_papers(seed, mix):
     assert (np.diff(found[np.argsort(share)]) <= 1e-9).all()  # rarer bins have larger weights
 
 
-def test_without_a_colour_seen_or_fully_mixed_all_weigh_the_same():
+def test_class_weights_are_equal_without_counts_or_fully_mixed():
     assert class_weights(torch.zeros(7), 0.5).tolist() == pytest.approx([1] * 7)
     assert class_weights(torch.tensor([1.0, 5.0, 0.0]), 1.0).tolist() == pytest.approx([1] * 3)
 
@@ -118,7 +118,7 @@ def test_the_encoder_sees_lightness_only():
     np.testing.assert_allclose(shown[:, 0].numpy(), expected, atol=1e-4)
 
 
-def test_the_colours_are_the_means_of_the_cells():
+def test_colours_are_means_of_the_cells():
     pretext, images = Colorization(cnn(), 64, stride=8, width=16), pictures()
     _, found = pretext.split(images)
     expected = rgb2lab(pixels(images).movedim(1, -1).double().numpy())[..., 1:]
@@ -126,7 +126,7 @@ def test_the_colours_are_the_means_of_the_cells():
     np.testing.assert_allclose(found[1, 2, 3], expected[1, 16:24, 24:32].mean(axis=(0, 1)), atol=2e-3)
 
 
-def test_loss_and_scores_are_those_of_a_loop():
+def test_loss_and_scores_equal_a_naive_loop():
     torch.manual_seed(0)
     encoder, images = vit().eval(), pictures(2)
     pretext = Colorization(encoder, 64, stride=16, width=16).eval()
@@ -137,27 +137,27 @@ def test_loss_and_scores_are_those_of_a_loop():
     share = pretext.histogram / pretext.histogram.sum()
     weights = 1 / (0.5 * share + 0.5 / len(share))
     weights = weights / (weights * share).sum()
-    centres, total, right, errors, plain = pretext.bins.centres, 0.0, 0, [], []
+    centres, total, correct, errors, plain = pretext.bins.centres, 0.0, 0, [], []
     for b in range(2):
         for row in range(4):
             for column in range(4):
-                said, colour = logits[b, :, row, column], ab[b, row, column]
+                scores_of_cell, colour = logits[b, :, row, column], ab[b, row, column]
                 distance = (centres - colour).norm(dim=1)
                 near = distance.argsort()[:5]
                 soft = torch.zeros(len(centres))
                 soft[near] = (-(distance[near] ** 2) / (2 * 5**2)).exp()
                 soft = soft / soft.sum()
-                total -= (weights[soft.argmax()] * (soft * said.log_softmax(0)).sum()).item()
-                right += int(said.argmax() == near[0])
-                errors.append(((said / 0.38).softmax(0) @ centres - colour).norm().item())
+                total -= (weights[soft.argmax()] * (soft * scores_of_cell.log_softmax(0)).sum()).item()
+                correct += int(scores_of_cell.argmax() == near[0])
+                errors.append(((scores_of_cell / 0.38).softmax(0) @ centres - colour).norm().item())
                 plain.append((ab.mean(dim=(0, 1, 2)) - colour).norm().item())
     assert loss.item() == pytest.approx(total / 32, rel=1e-4)
-    assert scores["accuracy"].item() == pytest.approx(right / 32)
+    assert scores["accuracy"].item() == pytest.approx(correct / 32)
     assert scores["ab_error"].item() == pytest.approx(np.mean(errors), rel=1e-3)
     assert scores["ab_error_of_mean"].item() == pytest.approx(np.mean(plain), rel=1e-3)
 
 
-def test_the_distribution_of_colours_is_a_running_mean_of_what_is_trained_on():
+def test_the_colour_distribution_is_a_running_mean_over_training_batches():
     encoder = cnn()
     pretext = Colorization(encoder, 64, width=16, momentum=0.9)
     batches = [pictures(3, seed=seed) for seed in range(3)]
@@ -175,13 +175,13 @@ def test_the_distribution_of_colours_is_a_running_mean_of_what_is_trained_on():
     assert torch.equal(pretext.histogram, before)
 
 
-def test_the_distribution_is_kept_in_a_checkpoint_and_the_bins_are_not():
+def test_checkpoints_contain_the_distribution_but_not_the_bins():
     pretext = Colorization(cnn(), 64, width=16)
     kept = [name for name in pretext.state_dict() if not name.startswith("decoder.")]
     assert kept == ["histogram"]
 
 
-def test_rare_colours_get_their_share_of_the_gradient():
+def test_rare_colours_get_a_larger_gradient():
     """A colour in 1 of 100 cells is predicted with rebalancing only."""
 
     class Brightness(nn.Module):
@@ -223,7 +223,7 @@ def test_rare_colours_get_their_share_of_the_gradient():
         {"temperature": 0},
     ],
 )
-def test_impossible_settings_are_refused(settings):
+def test_settings_out_of_range_are_refused(settings):
     (name, value), *_ = settings.items()
     with pytest.raises(ConfigError, match=rf"pretext\.head\.{name}={value}"):
         Colorization(cnn(), 64, **settings)

@@ -76,7 +76,7 @@ def test_the_loss_is_the_weighted_sum_of_the_losses_of_the_parts():
     assert not any(value.requires_grad for value in scores.values())
 
 
-def test_weights_weigh_gradients():
+def test_weights_scale_gradients():
     def gradient(first, second):
         torch.manual_seed(0)
         encoder = cnn().eval()
@@ -91,7 +91,7 @@ def test_weights_weigh_gradients():
     assert alone.norm() > 1e-3
 
 
-def test_what_it_says_of_itself_is_what_its_parts_say_together():
+def test_attributes_combine_those_of_the_parts():
     pretext = Combination(cnn(), {"turn": rotation(), "near": part(Distance), "again": rotation()})
     assert pretext.num_views == 1 + 2 + 1
     assert pretext.encoder_inputs == 4 + 2 + 4
@@ -100,32 +100,32 @@ def test_what_it_says_of_itself_is_what_its_parts_say_together():
     assert {"turn/accuracy", "again/accuracy", "near/distance", "near/loss"} <= set(scores)
 
 
-def test_every_part_is_told_of_a_step():
+def test_before_step_is_called_on_every_part():
     pretext = Combination(cnn(), {"one": part(Distance), "two": part(Distance)})
     pretext.before_step(cnn(), 0.0)
     pretext.before_step(cnn(), 0.5)
     assert [each.steps for each in pretext.parts.values()] == [[0.0, 0.5]] * 2
 
 
-def test_parts_follow_into_evaluation():
+def test_parts_follow_the_mode_of_the_combination():
     pretext = Combination(cnn(), {"one": rotation(), "two": rotation()}).eval()
     assert not any(each.training for each in pretext.parts.values())
 
 
-def test_the_trained_encoder_is_left_behind_unless_one_part_has_a_better_one():
+def test_the_final_encoder_is_the_trained_one_unless_a_part_has_a_teacher():
     encoder = cnn()
     assert Combination(encoder, {"one": rotation(), "two": rotation()}).final_encoder(encoder) is encoder
     with_teacher = Combination(encoder, {"one": rotation(), "two": part(Teaching)})
     assert with_teacher.final_encoder(encoder) is with_teacher.parts["two"].teacher
 
 
-def test_two_parts_with_an_encoder_of_their_own_are_refused_before_training():
+def test_two_parts_with_a_final_encoder_are_refused():
     with pytest.raises(ConfigError, match="one and two each replace"):
         Combination(cnn(), {"one": part(Teaching), "two": part(Teaching)})
 
 
 @pytest.mark.parametrize("weight", [0, -1.0, float("nan"), float("inf"), None, "1", True])
-def test_a_weight_that_is_no_positive_number_is_refused(weight):
+def test_a_weight_that_is_not_positive_is_refused(weight):
     with pytest.raises(ConfigError, match=rf"parts\.two\.weight={weight} is not a positive number"):
         Combination(cnn(), {"one": rotation(), "two": rotation(weight)})
 
@@ -138,13 +138,13 @@ def test_fewer_than_two_parts_are_refused(parts):
 
 
 @pytest.mark.parametrize("setting", COMMON)
-def test_a_part_cannot_set_what_all_parts_have_in_common(setting):
+def test_common_settings_of_a_part_are_refused(setting):
     with pytest.raises(ConfigError, match=rf"parts\.two\.{setting} has no effect"):
         Combination(cnn(), {"one": rotation(), "two": rotation(**{setting: 3})})
     Combination(cnn(), {"one": rotation(), "two": rotation(**{setting: None})})
 
 
-def test_views_are_those_of_the_parts_one_after_the_other():
+def test_views_of_the_parts_are_concatenated():
     square, masked = SquareView(size=16), MaskedView()
     made = combine_views(
         {
@@ -171,7 +171,7 @@ def common_settings():
     return {str(name) for name in base} - {"name", "head", "views"}
 
 
-def test_a_part_is_rid_of_all_that_every_pretext_sets():
+def test_configured_parts_have_no_common_settings():
     file = OmegaConf.load(CONF / "pretext" / "combination" / "part.yaml")
     assert {name for name, value in file.items() if value is None} == common_settings() == set(COMMON)
 
@@ -182,12 +182,12 @@ def combinations():
     return [file.stem for file in files if "combination/base" in file.read_text()]
 
 
-def test_there_are_combinations():
+def test_conf_contains_combinations():
     assert {"rotation_simclr", "rotation_inpainting"} <= set(combinations())
 
 
 @pytest.mark.parametrize("name", combinations())
-def test_a_combination_has_the_settings_of_the_pretexts_that_it_names(name, compose):
+def test_parts_have_the_settings_of_their_pretexts(name, compose):
     cfg = compose(f"pretext={name}")
     assert cfg.pretext.name == name
     assert list(cfg.pretext.parts) == name.split("_")
@@ -197,7 +197,7 @@ def test_a_combination_has_the_settings_of_the_pretexts_that_it_names(name, comp
         assert resolved(settings.views) == resolved(alone.views)
 
 
-def test_settings_of_a_part_reach_it_and_those_without_effect_are_refused(compose):
+def test_overrides_of_a_part_are_applied_or_refused(compose):
     cfg = compose("pretext=rotation_simclr", "pretext.parts.rotation.head.hidden=[5]")
     pretext = instantiate(cfg.pretext.head)(cnn())
     assert pretext.parts["rotation"].head[0].out_features == 5
@@ -207,7 +207,7 @@ def test_settings_of_a_part_reach_it_and_those_without_effect_are_refused(compos
         instantiate(cfg.pretext.head)(cnn())
 
 
-def test_a_run_logs_every_part_and_leaves_an_encoder(compose):
+def test_a_run_logs_every_part_and_writes_an_encoder(compose):
     cfg = compose("pretext=rotation_simclr", "task=pretext", "pretext.parts.simclr.weight=0.5")
     metrics = train(cfg)
     for subset in ("train", "val"):
@@ -220,7 +220,7 @@ def test_a_run_logs_every_part_and_leaves_an_encoder(compose):
 
 
 @pytest.mark.parametrize("name", [each for each in choices("pretext") if each not in combinations()])
-def test_every_pretext_can_be_a_part_and_keeps_its_settings(name, compose):
+def test_every_pretext_can_be_a_part(name, compose):
     combined = compose(
         "pretext=combination/base",
         "pretext.name=two",

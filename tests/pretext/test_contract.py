@@ -36,7 +36,7 @@ def build(name, encoder="vit", side=SIDE, seed=0):
     return made, PRETEXTS[name](made, side)
 
 
-def test_every_file_has_a_tiny_pretext():
+def test_every_config_has_a_tiny_pretext():
     combined = {name for name in FILES if "_" in name and set(name.split("_")) <= set(FILES)}
     assert set(FILES) - combined == set(PRETEXTS) - {"combination"}
 
@@ -45,7 +45,7 @@ def test_every_file_has_a_tiny_pretext():
 
 
 @pytest.mark.parametrize(("name", "encoder"), PAIRS)
-def test_every_parameter_gets_a_gradient_and_no_teacher_does(name, encoder):
+def test_every_parameter_but_the_teachers_gets_a_gradient(name, encoder):
     """Use two draws: timm initialises some normalisations with zero, and a few ReLUs may be inactive."""
     missing = []
     for seed in (0, 1):
@@ -64,7 +64,7 @@ def test_every_parameter_gets_a_gradient_and_no_teacher_does(name, encoder):
 
 
 @pytest.mark.parametrize("name", PRETEXTS)
-def test_scores_are_detached_and_finite_and_bear_the_promised_names(name):
+def test_scores_are_detached_finite_and_declared(name):
     encoder, pretext = build(name)
     loss, scores = pretext(encoder, views_for(name))
     assert loss.isfinite()
@@ -74,7 +74,7 @@ def test_scores_are_detached_and_finite_and_bear_the_promised_names(name):
 
 
 @pytest.mark.parametrize("name", PRETEXTS)
-def test_the_encoder_keeps_its_weights_mode_and_parameters(name):
+def test_the_encoder_is_not_modified_or_registered(name):
     torch.manual_seed(0)
     encoder = vit()
     before = copy.deepcopy(encoder.state_dict())
@@ -86,7 +86,7 @@ def test_the_encoder_keeps_its_weights_mode_and_parameters(name):
 
 
 @pytest.mark.parametrize("name", PRETEXTS)
-def test_evaluation_draws_the_same_and_leaves_the_generator_of_training_alone(name):
+def test_evaluation_is_repeatable_and_does_not_draw_from_the_global_generator(name):
     encoder, pretext = build(name)
     encoder.eval()
     if name in (*PATCHES, "inpainting", "mae"):  # the others are deterministic
@@ -98,7 +98,7 @@ def test_evaluation_draws_the_same_and_leaves_the_generator_of_training_alone(na
 
 
 @pytest.mark.parametrize("name", sorted(set(PRETEXTS) - {"mae"}))
-def test_the_pixels_that_the_encoder_sees_are_those_it_is_said_to_see(name):
+def test_encoder_inputs_is_the_number_of_encoded_pixels(name):
     encoder, pretext = build(name)
     seen = []
     forward, feature_map = encoder.forward, encoder.feature_map
@@ -109,7 +109,7 @@ def test_the_pixels_that_the_encoder_sees_are_those_it_is_said_to_see(name):
 
 
 @pytest.mark.parametrize("name", PRETEXTS)
-def test_the_loss_is_about_the_same_in_bfloat16_and_double(name):
+def test_the_loss_agrees_in_bfloat16_and_float64(name):
     encoder, pretext = build(name)
     encoder.eval()
     pretext.eval()
@@ -128,7 +128,7 @@ def test_the_loss_is_about_the_same_in_bfloat16_and_double(name):
 
 @pytest.mark.parametrize("name", ["simclr", "exemplar", "moco_v3"])
 @pytest.mark.parametrize("training", [True, False])
-def test_a_batch_of_one_is_refused_where_photographs_are_compared(name, training):
+def test_contrastive_pretexts_refuse_a_batch_of_one(name, training):
     encoder, pretext = build(name)
     assert pretext.min_photographs == 2
     with pytest.raises(ConfigError, match=r"compares the photographs of a batch.*pretext\.batch_size"):
@@ -136,7 +136,7 @@ def test_a_batch_of_one_is_refused_where_photographs_are_compared(name, training
 
 
 @pytest.mark.parametrize("name", PRETEXTS)
-def test_a_batch_is_learnt_by_heart(name):
+def test_one_batch_can_be_overfitted(name):
     encoder, side = ("vit", SIDE) if name in ("mae", "moco_v3") else ("cnn", 32 if name in DENSE else SIDE)
     made, pretext = build(name, encoder, side)
     pretext.eval()  # equal random numbers in every step
@@ -154,13 +154,13 @@ def test_a_batch_is_learnt_by_heart(name):
 
 
 @pytest.mark.parametrize("name", [*PATCHES, "dino"])
-def test_an_encoder_of_one_size_is_refused_where_views_are_smaller(name):
+def test_an_encoder_of_fixed_size_is_refused_where_images_are_smaller(name):
     with pytest.raises(EncoderError, match=rf"pretext={name} cannot train .* one size only"):
         build(name, one_size())
 
 
 @pytest.mark.parametrize(("name", "encoder"), [each for each in FILE_PAIRS if not trainable(*each)])
-def test_an_encoder_that_cannot_be_trained_is_refused_with_an_alternative(name, encoder, configured):
+def test_an_unsuitable_encoder_is_refused_with_an_alternative(name, encoder, configured):
     with pytest.raises(EncoderError, match=r"pretext=\w+ cannot train this encoder .*; use "):
         task(configured(name, encoder))
 
@@ -207,9 +207,7 @@ def batches():
 
 
 @pytest.mark.parametrize(("name", "encoder"), [each for each in FILE_PAIRS if trainable(*each)])
-def test_a_configured_step_on_photographs_reaches_every_branch_of_the_encoder(
-    name, encoder, configured, batches
-):
+def test_a_configured_step_gives_every_branch_of_the_encoder_a_gradient(name, encoder, configured, batches):
     cfg = configured(name, encoder)
     made = task(cfg)
     learnt, held_out = batches(cfg)
@@ -233,15 +231,15 @@ def test_a_configured_step_on_photographs_reaches_every_branch_of_the_encoder(
 
 
 @pytest.mark.parametrize("name", sorted(set(FILES) - {"dino", "moco_v3", "colorization"}))
-def test_a_run_logs_its_scores_and_leaves_the_encoder_alone(name, compose):
+def test_a_run_logs_its_scores_and_writes_the_encoder_without_head(name, compose):
     encoder = ["encoder=vit", "+scale.vit.options.depth=2"] if name == "mae" else []
     cfg = compose(f"pretext={name}", "task=pretext", "pretext.val_fraction=0.1", *encoder)
     metrics = train(cfg)
     assert metrics["status"] == "finished"
-    wanted = {"loss", *task(cfg).pretext.scores}
+    expected = {"loss", *task(cfg).pretext.scores}
     for subset in ("train", "val"):
-        assert all(torch.tensor(metrics[f"{subset}/{score}"]).isfinite() for score in wanted)
-    for score in (each for each in wanted if each.rpartition("/")[2].startswith("accuracy")):
+        assert all(torch.tensor(metrics[f"{subset}/{score}"]).isfinite() for score in expected)
+    for score in (each for each in expected if each.rpartition("/")[2].startswith("accuracy")):
         assert 0 <= metrics[f"val/{score}"] <= 1
     assert metrics["val/feature_std"] > 0
     tensors = load_file(f"{cfg.paths.run}/encoder.safetensors")
@@ -249,7 +247,7 @@ def test_a_run_logs_its_scores_and_leaves_the_encoder_alone(name, compose):
 
 
 @pytest.mark.parametrize("name", ["moco_v3", "dino", "colorization"])
-def test_a_resumed_run_ends_as_one_never_stopped(name, compose, tmp_path, monkeypatch):
+def test_a_resumed_run_equals_an_uninterrupted_one(name, compose, tmp_path, monkeypatch):
     """These pretexts have a state besides their weights: teacher, centre, distribution of colours."""
     settings = [f"pretext={name}", "task=pretext", "pretext.epochs=2"]
     settings += ["pretext.local_views=2"] if name == "dino" else []
@@ -266,7 +264,7 @@ def test_a_resumed_run_ends_as_one_never_stopped(name, compose, tmp_path, monkey
         assert torch.equal(tensor, straight["state"][final + key]), key
 
 
-def test_an_encoder_that_was_pre_trained_can_be_graded_with(compose, tmp_path):
+def test_a_pre_trained_encoder_can_be_fine_tuned(compose, tmp_path):
     train(compose("pretext=jigsaw", "task=pretext", run="pretext"))
     graded = train(compose(f"init={tmp_path / 'pretext'}", "steps.grading=1", "trainer.max_epochs=1"))
     assert graded["status"] == "finished"

@@ -15,7 +15,7 @@ from drgrade.pretext.simclr import SimCLR
 
 @pytest.mark.parametrize("widths", [(8, 4), (8, 16, 4), (8, 16, 32, 4)])
 @pytest.mark.parametrize("batch_norm", [True, False])
-def test_a_head_is_linear_layers_with_relu_between_and_batch_norm_after_each(widths, batch_norm):
+def test_the_projection_head_has_linear_relu_and_batch_norm_layers(widths, batch_norm):
     kinds = []
     for number, (before, after) in enumerate(pairwise(widths)):
         last = number == len(widths) - 2
@@ -34,12 +34,12 @@ def test_a_head_is_linear_layers_with_relu_between_and_batch_norm_after_each(wid
 
 
 @pytest.mark.parametrize("widths", [(8, 0), (8, -1, 4)])
-def test_widths_that_make_no_head_are_refused(widths):
+def test_widths_below_one_are_refused(widths):
     with pytest.raises(ConfigError, match=r"pretext\.head.*at least 1"):
         projection_head(widths)
 
 
-def test_views_of_one_size_are_embedded_together_and_come_back_in_their_order():
+def test_views_of_one_size_are_embedded_together_in_order():
     encoder, head, calls = vit(), projection_head([64, 8], batch_norm=False), []
     encoder.register_forward_hook(lambda module, inputs, output: calls.append(inputs[0].shape))
     large, small = views(2, batch=3), views(2, batch=3, side=32, seed=1)
@@ -49,7 +49,7 @@ def test_views_of_one_size_are_embedded_together_and_come_back_in_their_order():
         torch.testing.assert_close(embedding, head(encoder(view)))
 
 
-def test_views_that_are_embedded_together_share_the_statistics_of_the_batch():
+def test_views_of_one_size_share_batch_statistics():
     encoder, seen = cnn(), views(2, batch=3)
     head = projection_head([encoder.num_features, 8])
     found = torch.cat(embed(encoder, head, seen))
@@ -58,7 +58,7 @@ def test_views_that_are_embedded_together_share_the_statistics_of_the_batch():
     assert found[:3].mean(dim=0).abs().max() > 1e-3
 
 
-def test_a_single_process_has_all_rows_there_are():
+def test_a_single_process_gathers_its_own_rows():
     rows = torch.randn(3, 2)
     everyone, start = gather_rows(rows)
     assert everyone is rows
@@ -114,16 +114,16 @@ def ranks():
     return on_two_ranks(_on_a_rank, ROWS, SEEN)
 
 
-def test_every_process_has_the_rows_of_all_and_their_gradients_add_up(ranks):
+def test_gathered_rows_receive_the_gradients_of_all_processes(ranks):
     for rank, found in enumerate(ranks):
         assert torch.equal(found["rows"]["everyone"], ROWS)
         assert found["rows"]["start"] == 2 * rank
-        wanted = 3 * torch.arange(8.0).view(4, 2)[2 * rank : 2 * rank + 2]  # once from rank 0, twice from 1
-        assert torch.equal(found["rows"]["gradient"], wanted)
+        expected = 3 * torch.arange(8.0).view(4, 2)[2 * rank : 2 * rank + 2]  # once from rank 0, twice from 1
+        assert torch.equal(found["rows"]["gradient"], expected)
 
 
 @pytest.mark.parametrize("name", ["simclr", "exemplar"])
-def test_two_processes_learn_what_one_would_from_the_joined_batch(ranks, name):
+def test_two_processes_equal_one_with_the_joined_batch(ranks, name):
     joined = _learnt(*_pretexts()[name], SEEN)
     mean = torch.stack([found[name]["loss"] for found in ranks]).mean()
     torch.testing.assert_close(mean, joined["loss"], rtol=1e-5, atol=1e-6)
@@ -154,11 +154,11 @@ def test_processes_do_not_wait_for_each_other_in_validation(ranks, name):
 
 
 @pytest.mark.parametrize(
-    ("given", "wanted"),
+    ("given", "expected"),
     [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)],
 )
-def test_rows_are_compared_in_single_precision_at_least(given, wanted):
+def test_rows_are_compared_in_full_precision(given, expected):
     with torch.autocast("cpu", torch.bfloat16):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
         with full_precision(torch.ones(2, 2, dtype=given)) as (rows,):
-            assert rows.dtype == (rows @ rows.T).dtype == wanted
+            assert rows.dtype == (rows @ rows.T).dtype == expected

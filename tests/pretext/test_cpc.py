@@ -19,7 +19,7 @@ def still(size=SIDE, grid=5, **options):
     return Patches(size, grid, -0.4, 0.0, **options)
 
 
-def by_hand(pretext, encoder, images):
+def naive(pretext, encoder, images):
     """Compute loss and scores prediction by prediction."""
     grid, skip = pretext.patches.grid, pretext.skip
     codes = [
@@ -50,20 +50,20 @@ def by_hand(pretext, encoder, images):
 
 
 @pytest.mark.parametrize(("grid", "skip"), [(5, 1), (4, 1), (5, 2)])
-def test_the_loss_is_that_of_one_prediction_after_the_other(grid, skip):
+def test_the_loss_equals_a_naive_loop_over_predictions(grid, skip):
     torch.manual_seed(0)
     encoder = Means()
     pretext = CPC(encoder, still(grid=grid, level=False, normalise=False), skip, code=7, layers=2)
     (images,) = views(batch=3)
     loss, scores = pretext(encoder, [images])
     with torch.no_grad():
-        expected = by_hand(pretext, encoder, images)
+        expected = naive(pretext, encoder, images)
     found = (loss.item(), scores["accuracy"].item(), scores["accuracy_within"].item())
     assert found == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("layers", [1, 3])
-def test_a_context_sees_its_row_and_those_above_and_nothing_below(layers):
+def test_a_context_depends_on_no_row_below(layers):
     torch.manual_seed(0)
     pretext = CPC(Means(), still(), code=6, layers=layers)
     codes = torch.randn(1, 6, 5, 5, requires_grad=True)
@@ -73,7 +73,7 @@ def test_a_context_sees_its_row_and_those_above_and_nothing_below(layers):
         assert seen.tolist() == [row - layers <= above <= row for above in range(5)]
 
 
-def test_what_is_predicted_shows_no_pixel_of_its_context():
+def test_predicted_patches_share_no_pixel_with_their_context():
     pretext = CPC(Means(), overlapping(96))
     patches = pretext.patches
     assert patches.smallest_gap(1) < 0  # neighbours overlap
@@ -83,14 +83,14 @@ def test_what_is_predicted_shows_no_pixel_of_its_context():
         assert corners[:, row + pretext.skip + 1 :].amin() >= lowest
 
 
-def test_identical_codes_give_the_loss_of_a_guess():
+def test_identical_codes_give_the_loss_of_chance():
     encoder = Means()
     pretext = CPC(encoder, still(), code=6)
     loss, _ = pretext(encoder, [torch.ones(4, 3, SIDE, SIDE)])
     assert loss.item() == pytest.approx(math.log(4 * 3 * 5), rel=1e-5)
 
 
-def of_a_batch(images):
+def batch_results(images):
     """Return the loss and the gradients of a deterministic pretext, on an encoder without batch
     normalisation."""
     torch.manual_seed(0)
@@ -106,9 +106,9 @@ def of_a_batch(images):
     }
 
 
-def of_a_rank(rank, images):
-    """Return of_a_batch for a rank's half of the photographs, and losses of 2 or 1 validation batches."""
-    trained = of_a_batch(images.chunk(WORLD)[rank])
+def rank_results(rank, images):
+    """Return batch_results for a rank's half of the photographs, and losses of 2 or 1 validation batches."""
+    trained = batch_results(images.chunk(WORLD)[rank])
     encoder = Means()
     pretext = CPC(encoder, still(), code=8).eval()
     with torch.no_grad():
@@ -118,25 +118,25 @@ def of_a_rank(rank, images):
 
 @pytest.fixture(scope="module")
 def ranks():
-    return on_two_ranks(of_a_rank, views(batch=4)[0])
+    return on_two_ranks(rank_results, views(batch=4)[0])
 
 
-def test_two_processes_are_one_with_the_joined_batch(ranks):
+def test_two_processes_equal_one_with_the_joined_batch(ranks):
     (images,) = views(batch=4)
-    expected, found = of_a_batch(images), [rank["trained"] for rank in ranks]
+    expected, found = batch_results(images), [rank["trained"] for rank in ranks]
     for name, value in expected.items():
         # DistributedDataParallel averages the gradients.
         mean = torch.stack([each[name] for each in found]).mean(dim=0)
         torch.testing.assert_close(mean, value, rtol=1e-4, atol=1e-6, msg=name)
-    alone = of_a_batch(images[:2])
+    alone = batch_results(images[:2])
     assert found[0]["loss"] > alone["loss"]  # negatives of the other process are included
 
 
-def test_processes_with_unequal_numbers_of_batches_do_not_wait_for_each_other_in_validation(ranks):
+def test_processes_do_not_wait_for_each_other_in_validation(ranks):
     assert [len(rank["validated"]) for rank in ranks] == [2, 1]
 
 
-def test_rows_lie_next_to_each_other_where_they_are_gathered(monkeypatch):
+def test_gathered_rows_are_contiguous(monkeypatch):
     """NCCL rejects others ("Tensors must be contiguous"); gloo, which the tests use, accepts them."""
     sent = []
 
@@ -151,7 +151,7 @@ def test_rows_lie_next_to_each_other_where_they_are_gathered(monkeypatch):
     assert [rows.is_contiguous() for rows in sent] == [True]
 
 
-def test_scores_are_in_single_precision_under_mixed_precision(monkeypatch):
+def test_logits_are_float32_under_mixed_precision(monkeypatch):
     compared = []
 
     def cross_entropy(logits, right):
@@ -165,12 +165,12 @@ def test_scores_are_in_single_precision_under_mixed_precision(monkeypatch):
 
 
 @pytest.mark.parametrize("setting", [{"skip": -1}, {"skip": 4}, {"code": 0}, {"layers": 0}])
-def test_settings_that_make_no_sense_are_refused(setting):
+def test_settings_out_of_range_are_refused(setting):
     ((name, value),) = setting.items()
     with pytest.raises(ConfigError, match=f"pretext.head.{name}={value}"):
         CPC(Means(), overlapping(), **setting)
 
 
-def test_rows_that_overlap_their_context_are_not_predicted():
+def test_overlapping_rows_are_refused():
     with pytest.raises(ConfigError, match=r"skip=0: patches 1 rows apart may overlap"):
         CPC(Means(), overlapping(), skip=0)

@@ -49,7 +49,7 @@ def marked(store):
 
 @pytest.mark.parametrize("pretext", PRETEXTS)
 @pytest.mark.parametrize("name", DATA)
-def test_every_view_of_every_photograph_has_the_same_silhouette(stores, name, pretext):
+def test_all_views_have_the_same_silhouette(stores, name, pretext):
     views = configured(pretext)
     shown = [views(image, clear, seed) for seed, (image, clear) in enumerate(marked(stores(name)))]
     outlines = silhouette(np.stack(shown))
@@ -59,20 +59,20 @@ def test_every_view_of_every_photograph_has_the_same_silhouette(stores, name, pr
 
 @pytest.mark.parametrize("pretext", PRETEXTS)
 @pytest.mark.parametrize("name", DATA)
-def test_what_is_dark_in_a_view_does_not_find_its_partner(pairs, name, pretext):
+def test_dark_pixels_of_views_do_not_identify_the_partner(pairs, name, pretext):
     score = matched(silhouette(pairs(name, pretext)))
     assert score.share - 3 * score.error <= CHANCE + 1e-9
 
 
 @pytest.mark.parametrize("name", DATA)
-def test_the_silhouette_of_a_whole_photograph_does(pairs, name):
+def test_the_silhouette_of_a_whole_photograph_identifies_it(pairs, name):
     score = matched(silhouette(pairs(name, "whole")))
     assert score.share - 3 * score.error > CHANCE
 
 
 @pytest.mark.parametrize("pretext", PRETEXTS)
 @pytest.mark.parametrize("name", DATA)
-def test_mean_colour_finds_the_partner_seldom_where_it_finds_it_often_without_jitter(pairs, name, pretext):
+def test_mean_colour_identifies_the_partner_only_without_jitter(pairs, name, pretext):
     plain = matched(mean_colour(pairs(name, "squares")))
     jittered = matched(mean_colour(pairs(name, pretext)))
     assert plain.share - 3 * plain.error > 0.3
@@ -81,7 +81,7 @@ def test_mean_colour_finds_the_partner_seldom_where_it_finds_it_often_without_ji
 
 @pytest.mark.parametrize(("pretext", "at_most"), [("simclr", 0.15), ("exemplar", 0.2)])
 @pytest.mark.parametrize("name", DATA)
-def test_so_do_mean_and_spread_of_the_colours_in_the_metric_that_serves_best(pairs, name, pretext, at_most):
+def test_mean_and_spread_of_colours_identify_the_partner_only_without_jitter(pairs, name, pretext, at_most):
     plain = by_best_metric(colours(pairs(name, "squares")))
     jittered = by_best_metric(colours(pairs(name, pretext)))
     assert plain.share - 3 * plain.error > 0.6
@@ -92,18 +92,18 @@ def test_so_do_mean_and_spread_of_the_colours_in_the_metric_that_serves_best(pai
 
 
 @pytest.mark.parametrize("batch", [2, 10])
-def test_partners_that_are_alike_are_found_and_views_that_are_all_alike_only_by_chance(batch):
+def test_equal_partners_are_matched_and_identical_views_by_chance_only(batch):
     alone = np.random.default_rng(0).normal(size=(20, 1, 3)).repeat(2, axis=1)
     assert matched(alone, batch, draws=50) == (1, 0)
     assert matched(np.ones((20, 2, 3)), batch, draws=50).share == pytest.approx(1 / batch)
 
 
-def test_views_that_know_nothing_of_each_other_are_matched_by_chance():
+def test_independent_views_are_matched_by_chance():
     score = matched(np.random.default_rng(0).normal(size=(400, 2, 3)))
     assert score.share == pytest.approx(CHANCE, abs=4 * score.error)
 
 
-def test_the_best_metric_finds_what_jitter_left_alone():
+def test_the_best_metric_uses_the_unchanged_dimensions():
     rng = np.random.default_rng(0)
     kept, jittered = rng.normal(size=(300, 1, 1)).repeat(2, axis=1), 30 * rng.normal(size=(300, 2, 2))
     mixed = np.concatenate([kept + jittered[..., :1], jittered], axis=-1)  # kept is their difference

@@ -54,7 +54,7 @@ class Flat(Encoder):
         (5, 90, 7, 1),
     ],
 )
-def test_the_decoder_doubles_as_often_as_the_stride_needs(cells, image_size, stride, doublings):
+def test_the_number_of_upsampling_blocks_follows_from_the_stride(cells, image_size, stride, doublings):
     encoder, view = Cells(cells), torch.randn(2, 3, image_size, image_size)
     decoder = Decoder("saliency", encoder, 4, image_size, stride, width=16)
     assert len(decoder.doublings) == doublings
@@ -67,14 +67,14 @@ def test_the_decoder_doubles_as_often_as_the_stride_needs(cells, image_size, str
 
 @pytest.mark.parametrize("size", [(64, 64), (48, 80), (50, 33)])
 @pytest.mark.parametrize("name", ENCODERS)
-def test_views_of_other_sizes_are_decoded_too(name, size):
+def test_views_of_other_sizes_are_decoded(name, size):
     encoder, view = ENCODERS[name](), torch.randn(2, 3, *size)
     decoder = Decoder("saliency", encoder, 1, 64, stride=4, width=16)
     assert decoder(encoder.feature_map(view), view).shape[-2:] == (-(-size[0] // 4), -(-size[1] // 4))
 
 
 @pytest.mark.parametrize(("make", "side"), [(cnn, 2), (vit, 4), (msssl, 16), (one_size, 4)])
-def test_looking_at_the_size_of_the_map_leaves_the_encoder_as_it_was(make, side):
+def test_map_side_does_not_change_the_encoder(make, side):
     encoder = make()
     before, state = copy.deepcopy(encoder.state_dict()), torch.get_rng_state()
     assert map_side(encoder, 64) == side
@@ -99,13 +99,13 @@ def test_an_encoder_without_a_map_is_refused(make):
 
 @pytest.mark.parametrize("settings", [{"width": 24}, {"width": 0}, {"stride": 0}, {"stride": 65}])
 @pytest.mark.parametrize("make", [Colorization, Inpainting, Saliency])
-def test_impossible_decoders_are_refused(make, settings):
+def test_decoder_settings_out_of_range_are_refused(make, settings):
     with pytest.raises(ConfigError, match=rf"pretext\.head\.{next(iter(settings))}="):
         make(Cells(2), 64, **settings)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_lab_is_that_of_scikit_image(dtype):
+def test_lab_equals_scikit_image(dtype):
     levels = torch.linspace(0, 1, 18, dtype=dtype)
     rgb = torch.stack(torch.meshgrid(levels, levels, levels, indexing="ij")).reshape(3, 81, 72)
     expected = rgb2lab(rgb.double().permute(1, 2, 0).numpy())
@@ -120,7 +120,7 @@ def test_lab_of_black_has_a_finite_gradient():
     assert rgb.grad.isfinite().all()
 
 
-def test_pixels_are_what_was_normalised():
+def test_pixels_undo_the_normalisation():
     stored = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, 3, 16, 16)
     torch.testing.assert_close(pixels(normalise(stored)), stored.float() / 255, atol=1e-6, rtol=0)
     assert pixels(torch.full((1, 3, 2, 2), 9.0)).max() == 1
@@ -129,7 +129,7 @@ def test_pixels_are_what_was_normalised():
 
 
 @pytest.mark.parametrize(("height", "width", "stride"), [(8, 8, 4), (7, 10, 4), (5, 3, 1), (6, 6, 5)])
-def test_cell_means_are_those_of_a_loop(height, width, stride):
+def test_cell_means_equal_a_naive_loop(height, width, stride):
     maps = torch.randn(2, 3, height, width)
     found = cell_means(maps, stride)
     for row in range(found.shape[2]):

@@ -7,14 +7,7 @@ most of the map. Shares are shares of the variance of the maps of held-out photo
 import numpy as np
 import pytest
 import torch
-from dense_shortcuts import (
-    CLUES,
-    MAPS,
-    bin_accuracies,
-    configured,
-    explained,
-    never_recorded,
-)
+from dense_shortcuts import CLUES, MAPS, bin_accuracies, configured, explained, never_recorded
 from rotation_shortcuts import views_of, whole_crop
 
 DATA = ("demo", "idrid")
@@ -37,7 +30,7 @@ def seen(stores):
 @pytest.mark.parametrize("clue", CLUES)
 @pytest.mark.parametrize("pretext", MAPS)
 @pytest.mark.parametrize("name", DATA)
-def test_place_and_silhouette_tell_little_of_the_map_of_a_view(seen, name, pretext, clue):
+def test_position_and_silhouette_explain_little_of_the_map_of_a_view(seen, name, pretext, clue):
     views = seen(name, pretext)
     share = explained(CLUES[clue](views), MAPS[pretext](views))
     assert share.share + 2 * share.error < LITTLE
@@ -45,16 +38,16 @@ def test_place_and_silhouette_tell_little_of_the_map_of_a_view(seen, name, prete
 
 @pytest.mark.parametrize("pretext", MAPS)
 @pytest.mark.parametrize("name", DATA)
-def test_with_the_rim_in_view_they_tell_most_of_it(seen, name, pretext):
+def test_position_and_silhouette_explain_the_map_if_the_rim_is_visible(seen, name, pretext):
     crops = seen(name, None)
     maps = MAPS[pretext](crops)
-    by_place, by_silhouette = (explained(clue(crops), maps) for clue in CLUES.values())
-    assert by_place.share - 2 * by_place.error > MUCH
-    assert by_silhouette.share > by_place.share
+    by_position, by_silhouette = (explained(clue(crops), maps) for clue in CLUES.values())
+    assert by_position.share - 2 * by_position.error > MUCH
+    assert by_silhouette.share > by_position.share
 
 
 @pytest.mark.parametrize("name", DATA)
-def test_the_place_does_not_tell_the_colour_of_a_view_but_that_of_a_crop(seen, name):
+def test_position_predicts_the_colour_of_a_crop_but_not_of_a_view(seen, name):
     always, placed = bin_accuracies(MAPS["colorization"](seen(name, "colorization")))
     assert placed < always + 0.02
     always, placed = bin_accuracies(MAPS["colorization"](seen(name, None)))
@@ -62,12 +55,12 @@ def test_the_place_does_not_tell_the_colour_of_a_view_but_that_of_a_crop(seen, n
 
 
 @pytest.mark.parametrize("name", DATA)
-def test_no_hole_lies_where_nothing_was_recorded(stores, name):
+def test_holes_lie_inside_the_recorded_area(stores, name):
     assert never_recorded(stores(name), configured("inpainting"), [1, 2], 64) == 0
     assert never_recorded(stores(name), whole_crop, [1], 64) > 0.05
 
 
-def test_a_map_that_is_a_function_of_the_clue_is_explained_and_noise_is_not():
+def test_a_function_of_the_clue_is_explained_and_noise_is_not():
     generator = torch.Generator().manual_seed(0)
     clues = torch.randn(200, 5, generator=generator)
     weights = torch.randn(5, 2 * 3 * 3, generator=generator)
@@ -78,7 +71,7 @@ def test_a_map_that_is_a_function_of_the_clue_is_explained_and_noise_is_not():
     assert explained(torch.zeros(200, 1), fixed + 0.01 * noise).share > 0.99
 
 
-def test_bins_are_told_as_often_as_a_loop_counts():
+def test_bin_accuracy_equals_a_naive_loop():
     left, right = np.array([40.0, 30.0]), np.array([0.0, 0.0])
     maps = np.zeros((40, 2, 1, 4), np.float32)
     maps[..., :1], maps[..., 1:] = left[None, :, None, None], right[None, :, None, None]

@@ -34,7 +34,7 @@ def apart(pretext, seed=3):
 
 
 @pytest.mark.parametrize("local_views", [0, 3])
-def test_the_loss_is_that_of_a_loop_over_pairs_of_views(local_views):
+def test_the_loss_equals_a_naive_loop_over_pairs_of_views(local_views):
     encoder, pretext = made(local_views=local_views, local_size=16)
     apart(pretext)
     pretext.eval()
@@ -49,10 +49,10 @@ def test_the_loss_is_that_of_a_loop_over_pairs_of_views(local_views):
         shares = np.exp((taught - centre) / 0.04)
         shares /= shares.sum(axis=1, keepdims=True)
         entropy -= (shares * np.log(shares)).sum(axis=1).mean() / 2
-        for s, said in enumerate(student):
+        for s, output in enumerate(student):
             if s == t:
                 continue
-            logits = said / 0.1
+            logits = output / 0.1
             logs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
             total -= (shares * logs).sum(axis=1).mean()
             pairs += 1
@@ -81,23 +81,25 @@ def distilled(seed, **options):
     encoder.eval()
     pretext.eval()
     with torch.no_grad():
-        said = pretext.teacher(photographs) - pretext.loss.center[0]
-        shares = (said / pretext.temperature(1.0)).softmax(dim=1)
-        told = torch.special.entr(shares.mean(dim=0)).sum() - torch.special.entr(shares).sum(dim=1).mean()
-        return encoder(photographs), float(told)
+        output = pretext.teacher(photographs) - pretext.loss.center[0]
+        shares = (output / pretext.temperature(1.0)).softmax(dim=1)
+        information = (
+            torch.special.entr(shares.mean(dim=0)).sum() - torch.special.entr(shares).sum(dim=1).mean()
+        )
+        return encoder(photographs), float(information)
 
 
-def test_centring_and_sharpening_together_keep_it_from_collapse():
-    features, told = distilled(0, teacher_temperature=(0.04, 0.04))
-    collapsed, nothing = distilled(0, teacher_temperature=(0.1, 0.1), centring=False)
-    assert told > 0.4
-    assert nothing < 0.05
+def test_centring_and_sharpening_prevent_collapse():
+    features, information = distilled(0, teacher_temperature=(0.04, 0.04))
+    collapsed, none = distilled(0, teacher_temperature=(0.1, 0.1), centring=False)
+    assert information > 0.4
+    assert none < 0.05
     assert feature_std(features) > 0.6
     assert feature_std(collapsed) < 0.35
     assert effective_rank(features) > 2
 
 
-def test_the_last_layer_begins_to_learn_when_it_is_told_to():
+def test_the_last_layer_is_frozen_at_the_start():
     encoder, pretext = made(freeze_last_layer=0.5)
     optimizer = torch.optim.AdamW(
         [p for m in (encoder, pretext) for p in m.parameters() if p.requires_grad], 1e-2
@@ -117,24 +119,24 @@ def test_the_last_layer_begins_to_learn_when_it_is_told_to():
 
 
 @pytest.mark.parametrize("normalised", [True, False])
-def test_rows_of_the_last_layer_keep_their_length_if_asked_to(normalised):
+def test_norm_last_layer_keeps_the_length_of_rows(normalised):
     encoder, pretext = made(norm_last_layer=normalised, freeze_last_layer=0.2)
     losses(pretext, encoder, crops(0), steps=5)
     assert torch.equal(pretext.head.last_layer.weight_g, torch.ones(16, 1)) == normalised
 
 
-def test_the_temperature_rises_and_stays():
+def test_the_teacher_temperature_rises_during_the_warm_up():
     _, pretext = made(teacher_temperature=(0.04, 0.07), temperature_warmup=0.2)
     found = [pretext.temperature(progress) for progress in (0.0, 0.1, 0.2, 0.9)]
     assert found == pytest.approx([0.04, 0.055, 0.07, 0.07])
     assert made(temperature_warmup=0)[1].temperature(0.0) == pytest.approx(0.07)
 
 
-def test_the_centre_moves_once_a_step_by_the_mean_of_all_its_batches_and_never_in_validation():
+def test_the_centre_moves_once_per_step_and_never_in_validation():
     encoder, pretext = made(momentum=1.0, centre_momentum=0.8)
     loss = pretext.loss
     batches = [views(2, 4, 32, seed=seed) for seed in range(3)]
-    said = [pretext.teacher(torch.cat(seen)).mean(dim=0) for seen in batches]
+    output = [pretext.teacher(torch.cat(seen)).mean(dim=0) for seen in batches]
     for seen in batches[:2]:  # accumulated into one step
         pretext.before_step(encoder, 0.0)
         pretext(encoder, seen)
@@ -143,15 +145,15 @@ def test_the_centre_moves_once_a_step_by_the_mean_of_all_its_batches_and_never_i
     pretext(encoder, batches[2])
     pretext.train()
     pretext.before_step(encoder, 0.1)
-    expected = 0.2 * (said[0] + said[1]) / 2
+    expected = 0.2 * (output[0] + output[1]) / 2
     torch.testing.assert_close(loss.center[0, 0], expected)
     pretext(encoder, batches[2])
     pretext.before_step(encoder, 0.2)
-    torch.testing.assert_close(loss.center[0, 0], 0.8 * expected + 0.2 * said[2])
+    torch.testing.assert_close(loss.center[0, 0], 0.8 * expected + 0.2 * output[2])
     assert {"loss.center", "loss.pending", "loss.batches"} <= pretext.state_dict().keys()
 
 
-def test_views_are_counted_with_their_sizes():
+def test_encoder_inputs_counts_views_by_their_pixels():
     _, pretext = made(cnn, image_size=64, local_views=3, local_size=32)
     assert pretext.num_views == 5
     assert pretext.encoder_inputs == pytest.approx(2 + 3 / 4)
@@ -160,20 +162,20 @@ def test_views_are_counted_with_their_sizes():
 @pytest.mark.parametrize(
     "seen", [crops(0), crops(2), crops(4), crops(3, local_size=32), crops(3, side=64)], ids=list("abcde")
 )
-def test_views_that_are_not_those_expected_are_refused(seen):
+def test_unexpected_views_are_refused(seen):
     encoder, pretext = made(local_views=3, local_size=16)
     with pytest.raises(ConfigError, match=r"views of \[.*expects \[32, 32, 16, 16, 16\].*local_views"):
         pretext(encoder, seen)
 
 
-def test_an_encoder_of_one_size_is_refused_unless_there_are_no_local_views():
+def test_an_encoder_of_fixed_size_is_refused_with_local_views():
     with pytest.raises(EncoderError, match=r"dino.*one size only"):
         made(one_size, local_views=2, local_size=16)
     encoder, pretext = made(one_size)
     assert pretext(encoder, crops(0))[0].isfinite()
 
 
-def test_local_views_of_which_a_cnn_leaves_nothing_are_refused():
+def test_local_views_too_small_for_a_cnn_are_refused():
     with pytest.raises(ConfigError, match=r"local_size=8.*too small"):
         made(cnn, local_views=2, local_size=8)
 
@@ -211,7 +213,7 @@ def composed(*overrides):
         (("pretext=dino", "pretext.local_views=0"), [96] * 2),
     ],
 )
-def test_views_of_the_configurations_show_nothing_that_was_not_recorded(overrides, sides):
+def test_configured_views_show_recorded_pixels_only(overrides, sides):
     cfg = composed(*overrides)
     see = instantiate(cfg.pretext.views, _convert_="all")
     y, x = np.mgrid[: sides[0], : sides[0]] - (sides[0] - 1) / 2
@@ -229,7 +231,7 @@ def test_views_of_the_configurations_show_nothing_that_was_not_recorded(override
     assert pretext.num_views == len(sides)
 
 
-def test_a_marked_photograph_would_be_seen_without_that_protection():
+def test_unprotected_views_show_marked_pixels():
     see = instantiate(composed("pretext=moco_v3").pretext.views, _convert_="all")
     y, x = np.mgrid[:96, :96] - 95 / 2
     marked = np.where((np.hypot(x, y) <= 0.6 * 48)[..., None], [0, 90, 0], [255, 0, 255]).astype(np.uint8)

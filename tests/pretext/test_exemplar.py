@@ -51,32 +51,32 @@ def far_and_near(batch, seed):
 
 @pytest.mark.parametrize("batch", [2, 3, 7])
 @pytest.mark.parametrize("training", [True, False])
-def test_loss_and_scores_are_those_of_a_loop_over_all_triplets(batch, training):
+def test_loss_and_scores_equal_a_naive_loop_over_triplets(batch, training):
     torch.manual_seed(batch)
     encoder = vit().eval()
     pretext = Exemplar(encoder, margin=MARGIN).train(training)
     first, second = views(2, batch)
     seen = [first, first + second]
     loss, scores = pretext(encoder, seen)
-    wanted, accuracy, active = naive(*(each.detach() for each in embed(encoder, pretext.head, seen)))
-    assert loss.item() == pytest.approx(wanted, rel=1e-3, abs=1e-6)
+    expected, accuracy, active = naive(*(each.detach() for each in embed(encoder, pretext.head, seen)))
+    assert loss.item() == pytest.approx(expected, rel=1e-3, abs=1e-6)
     assert scores["accuracy"].item() == pytest.approx(accuracy)
     assert scores["active"].item() == pytest.approx(active)
 
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 6), st.integers(0, 10_000))
-def test_a_semi_hard_negative_is_the_nearest_of_those_beyond_the_positive(batch, seed):
+def test_the_semi_hard_negative_is_the_nearest_beyond_the_positive(batch, seed):
     near, far, itself = far_and_near(batch, seed)
     chosen = semi_hard(near, far, itself)[:, 0]
     for i, column in enumerate(chosen.tolist()):
         others = {j: far[i, j].item() for j in range(batch + 1) if not itself[i, j]}
         beyond = {j: distance for j, distance in others.items() if distance > near[i]}
-        wanted = min(beyond, key=beyond.get) if beyond else max(others, key=others.get)
-        assert column == wanted
+        expected = min(beyond, key=beyond.get) if beyond else max(others, key=others.get)
+        assert column == expected
 
 
-def test_a_negative_as_near_as_the_positive_is_not_beyond_it():
+def test_a_negative_at_the_distance_of_the_positive_is_not_semi_hard():
     near, itself = torch.tensor([0.5]), torch.tensor([[True, False, False]])
     assert semi_hard(near, torch.tensor([[0.6, 0.5, 0.9]]), itself) == 2
 
@@ -92,7 +92,7 @@ class Fixed(nn.Module):
         return self.embeddings
 
 
-def test_embeddings_that_are_all_alike_cost_the_margin_and_are_no_success():
+def test_identical_embeddings_cost_the_margin_with_accuracy_0():
     pretext = Exemplar(vit(32), margin=MARGIN)
     pretext.head = Fixed(torch.eye(4)[:1].repeat(8, 1))  # exactly of length 1, so that rounding has no effect
     loss, scores = pretext(vit(32), views(2, batch=4, side=32))
@@ -101,7 +101,7 @@ def test_embeddings_that_are_all_alike_cost_the_margin_and_are_no_success():
     assert scores["active"] == 1
 
 
-def test_triplets_that_are_apart_by_the_margin_cost_nothing():
+def test_triplets_separated_by_the_margin_have_no_loss():
     pretext = Exemplar(vit(32), margin=MARGIN)
     pretext.head = Fixed(torch.eye(4).repeat(2, 1))
     loss, scores = pretext(vit(32), views(2, batch=4, side=32))
@@ -109,7 +109,7 @@ def test_triplets_that_are_apart_by_the_margin_cost_nothing():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_random_negatives_are_all_the_others_and_never_the_photograph_itself(training):
+def test_random_negatives_are_never_the_photograph_itself(training):
     pretext = Exemplar(vit(32), negatives="random").train(training)
     itself = torch.zeros(300, 8, dtype=torch.bool)
     itself[:, 5] = True
@@ -117,7 +117,7 @@ def test_random_negatives_are_all_the_others_and_never_the_photograph_itself(tra
     assert sorted(set(chosen[:, 0].tolist())) == [0, 1, 2, 3, 4, 6, 7]
 
 
-def test_random_negatives_are_drawn_anew_in_training_and_alike_in_evaluation():
+def test_random_negatives_are_fixed_in_evaluation_only():
     torch.manual_seed(0)
     encoder, seen = vit(32).eval(), views(2, batch=6, side=32)
     pretext = Exemplar(encoder, negatives="random", margin=4)
@@ -126,7 +126,7 @@ def test_random_negatives_are_drawn_anew_in_training_and_alike_in_evaluation():
     assert len({pretext(encoder, seen)[0].item() for _ in range(5)}) == 1
 
 
-def test_the_embedding_is_one_linear_layer_unless_more_are_asked_for():
+def test_the_head_is_one_linear_layer_by_default():
     encoder = cnn()
     assert [type(layer) for layer in Exemplar(encoder).head.layers] == [nn.Linear]
     assert [type(layer) for layer in Exemplar(encoder, hidden=[16]).head.layers] == [
@@ -150,7 +150,7 @@ def test_settings_out_of_range_are_refused(setting, message):
         Exemplar(cnn(), **setting)
 
 
-def test_a_whole_run_leaves_an_encoder_without_the_head_and_can_end_validation_on_one_photograph(compose):
+def test_a_run_writes_the_encoder_and_skips_a_validation_batch_of_one(compose):
     cfg = compose("pretext=exemplar", "task=pretext", "pretext.val_fraction=0.1", "pretext.batch_size=6")
     metrics = train(cfg)
     held_out = (pd.read_csv(f"{cfg.paths.run}/split.csv")["subset"] == "val").sum()
@@ -167,7 +167,7 @@ def test_a_whole_run_leaves_an_encoder_without_the_head_and_can_end_validation_o
     ("held_out", "batch", "processes", "refused"),
     [(1, 32, 1, True), (2, 32, 1, False), (2, 32, 2, True), (3, 32, 2, False), (9, 1, 1, True)],
 )
-def test_a_validation_in_which_every_batch_is_too_small_is_refused(held_out, batch, processes, refused):
+def test_a_validation_of_too_small_batches_is_refused(held_out, batch, processes, refused):
     loader = DataLoader(TensorDataset(torch.zeros(held_out)), batch_size=batch)
     trainer = SimpleNamespace(val_dataloaders=loader, world_size=processes)
     task = SimpleNamespace(trainer=trainer, pretext=Exemplar(vit(32)))
@@ -178,7 +178,7 @@ def test_a_validation_in_which_every_batch_is_too_small_is_refused(held_out, bat
         PretextTask.on_validation_start(task)
 
 
-def test_such_a_validation_is_refused_before_an_epoch_is_trained(compose, monkeypatch):
+def test_a_validation_of_too_small_batches_is_refused_before_training(compose, monkeypatch):
     def training_step(task, batch, number):
         raise AssertionError("trained for nothing")
 
@@ -187,7 +187,7 @@ def test_such_a_validation_is_refused_before_an_epoch_is_trained(compose, monkey
         train(compose("pretext=exemplar", "task=pretext", "pretext.val_fraction=0.01"))
 
 
-def test_a_combination_needs_as_many_photographs_as_any_of_its_parts():
+def test_a_combination_needs_the_largest_batch_of_its_parts():
     part = {"head": Exemplar, "weight": 1.0}
     other = {**part, "head": Rotation}
     assert Combination(vit(32), {"turn": other, "near": part}).min_photographs == 2

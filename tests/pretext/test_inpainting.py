@@ -23,7 +23,7 @@ def seeded(seed):
     st.tuples(st.integers(4, 40), st.integers(4, 40)),
     st.floats(0.05, 0.45),
 )
-def test_holes_are_rectangles_inside_the_view_and_leave_some_of_it(seed, count, size, longest):
+def test_holes_are_rectangles_inside_the_view(seed, count, size, longest):
     holes = draw_holes(3, size, count, (longest / 2, longest), CPU, seeded(seed))
     assert holes.shape == (3, *size)
     assert holes.dtype == torch.bool
@@ -39,26 +39,26 @@ def test_holes_are_rectangles_inside_the_view_and_leave_some_of_it(seed, count, 
                 assert len(where) <= max(1, longest * pixels_across)
 
 
-def test_holes_are_spread_over_the_whole_view():
+def test_holes_cover_every_position():
     holes = draw_holes(4000, (20, 20), 1, (0.2, 0.4), CPU, seeded(0)).float().mean(dim=0)
     assert holes.min() > 0  # each pixel is hidden in some draws, also in the corners
     torch.testing.assert_close(holes, holes.flip(0), atol=0.04, rtol=0)
     torch.testing.assert_close(holes, holes.T, atol=0.04, rtol=0)
 
 
-def test_the_default_holes_are_about_a_quarter_of_the_view():
+def test_the_default_holes_cover_about_a_quarter_of_the_view():
     assert draw_holes(2000, (96, 96), 3, (0.2, 0.4), CPU, seeded(0)).float().mean() == pytest.approx(
         0.24, abs=0.02
     )
 
 
-def test_each_view_has_holes_of_its_own():
+def test_each_view_has_different_holes():
     holes = draw_holes(6, (32, 32), 3, (0.2, 0.4), CPU, seeded(0)).flatten(1)
     assert len(holes.unique(dim=0)) == 6
 
 
 @pytest.mark.parametrize("make", [cnn, vit, msssl])
-def test_nothing_inside_the_holes_is_seen(make):
+def test_pixels_inside_the_holes_have_no_influence(make):
     torch.manual_seed(0)
     encoder, images = make().eval(), pictures()
     pretext = Inpainting(encoder, 64, width=16).eval()
@@ -70,7 +70,7 @@ def test_nothing_inside_the_holes_is_seen(make):
         assert torch.equal(one, other)
 
 
-def test_nothing_outside_the_holes_counts():
+def test_pixels_outside_the_holes_have_no_loss():
     """The prediction outside the holes changes neither loss nor gradient."""
     torch.manual_seed(0)
     encoder, images = cnn().eval(), pictures()
@@ -95,7 +95,7 @@ def fitted(image, hole, degree=2):
 
 @pytest.mark.parametrize("degree", [0, 1, 2, 3])
 @pytest.mark.parametrize("size", [(64, 64), (40, 23)])
-def test_the_surface_is_numpys(degree, size):
+def test_the_surface_equals_numpys_least_squares(degree, size):
     images = pictures()[..., : size[0], : size[1]]
     holes = draw_holes(4, size, 3, (0.2, 0.4), CPU, seeded(1))
     found = smooth_surface(images, ~holes[:, None], degree)
@@ -103,7 +103,7 @@ def test_the_surface_is_numpys(degree, size):
         torch.testing.assert_close(surface, fitted(image, hole, degree), atol=0.03, rtol=0)
 
 
-def test_the_surface_is_finite_where_almost_nothing_is_seen():
+def test_the_surface_is_finite_with_few_visible_pixels():
     where = torch.zeros(2, 1, 16, 16, dtype=torch.bool)
     where[:, :, 3, 4] = True
     images = torch.randn(2, 3, 16, 16)
@@ -111,7 +111,7 @@ def test_the_surface_is_finite_where_almost_nothing_is_seen():
     torch.testing.assert_close(smooth_surface(images, where, 2), expected, atol=1e-4, rtol=0)
 
 
-def test_loss_and_scores_are_those_of_a_loop():
+def test_loss_and_scores_equal_a_naive_loop():
     torch.manual_seed(0)
     encoder, images = vit().eval(), pictures()
     pretext = Inpainting(encoder, 64, width=16).eval()
@@ -119,21 +119,21 @@ def test_loss_and_scores_are_those_of_a_loop():
     holes = draw_holes(4, (64, 64), 3, (0.2, 0.4), CPU, pretext.generator(CPU))
     predicted, _ = pretext.fill(encoder, images, holes[:, None])
     squares, ratios, without = [], [], []
-    for image, said, hole in zip(images, predicted.detach(), holes, strict=True):
-        squares.append(((image - said)[:, hole] ** 2).mean().item())
+    for image, filled, hole in zip(images, predicted.detach(), holes, strict=True):
+        squares.append(((image - filled)[:, hole] ** 2).mean().item())
         surface = fitted(image, hole)
         true = pixels(image[None])[0][:, hole].numpy()
-        for found, colours in ((ratios, said[:, hole]), (without, surface[:, hole])):
-            shown = colours * torch.tensor([0.229, 0.224, 0.225])[:, None]
-            shown = shown + torch.tensor([0.485, 0.456, 0.406])[:, None]
-            found.append(peak_signal_noise_ratio(true, shown.numpy(), data_range=1))
+        for found, colours in ((ratios, filled[:, hole]), (without, surface[:, hole])):
+            rgb = colours * torch.tensor([0.229, 0.224, 0.225])[:, None]
+            rgb = rgb + torch.tensor([0.485, 0.456, 0.406])[:, None]
+            found.append(peak_signal_noise_ratio(true, rgb.numpy(), data_range=1))
     assert loss.item() == pytest.approx(np.mean(squares), rel=1e-4)
     assert scores["psnr"].item() == pytest.approx(np.mean(ratios), rel=1e-3)
     assert scores["psnr_of_surface"].item() == pytest.approx(np.mean(without), rel=1e-3)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (50, 33)])
-def test_the_prediction_has_a_colour_for_every_pixel(size):
+def test_the_prediction_covers_every_pixel(size):
     encoder, images = vit(), pictures()[..., : size[0], : size[1]]
     pretext = Inpainting(encoder, 64, width=16)
     holes = draw_holes(4, size, 3, (0.2, 0.4), CPU)[:, None]
@@ -152,6 +152,6 @@ def test_the_prediction_has_a_colour_for_every_pixel(size):
         ({"holes": 4, "side": (0.2, 0.5)}, "holes=4 with sides of up to 0.5"),
     ],
 )
-def test_impossible_holes_are_refused(settings, message):
+def test_hole_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         Inpainting(cnn(), 64, **settings)

@@ -18,7 +18,7 @@ def distances(chosen):
 
 @pytest.mark.parametrize("count", [2, 9, 40, 100])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_permutations_are_permutations_and_all_different(count, seed):
+def test_permutations_are_valid_and_distinct(count, seed):
     chosen = distant_permutations(count, seed)
     assert chosen.shape == (count, 9)
     assert (np.sort(chosen, axis=1) == np.arange(9)).all()
@@ -32,7 +32,7 @@ def test_nine_permutations_differ_everywhere_and_a_hundred_in_six_places_at_leas
 
 
 @pytest.mark.parametrize("count", [20, 100])
-def test_they_are_farther_apart_than_permutations_drawn_at_random(count):
+def test_permutations_are_further_apart_than_random_ones(count):
     chosen = distances(distant_permutations(count))
     for seed in range(5):
         rng = np.random.default_rng(seed)
@@ -41,7 +41,7 @@ def test_they_are_farther_apart_than_permutations_drawn_at_random(count):
         assert chosen.mean() > drawn.mean()
 
 
-def test_each_one_is_as_far_from_those_before_it_as_any_could_be():
+def test_each_permutation_maximises_the_smallest_distance():
     chosen = distant_permutations(40)
     rng = np.random.default_rng(0)
     others = np.array([rng.permutation(9) for _ in range(3000)])
@@ -50,12 +50,12 @@ def test_each_one_is_as_far_from_those_before_it_as_any_could_be():
         assert (chosen[n] != chosen[:n]).sum(axis=1).min() >= nearest.max()
 
 
-def test_they_follow_from_the_seed_alone():
+def test_permutations_depend_on_the_seed_only():
     np.testing.assert_array_equal(distant_permutations(30, 4), distant_permutations(30, 4))
     assert (distant_permutations(30, 4) != distant_permutations(30, 5)).any()
 
 
-def test_place_j_shows_patch_p_of_j():
+def test_position_j_shows_patch_p_of_j():
     encoder = Means()
     pretext = Jigsaw(encoder, plain(), permutations=20, hidden=(4,)).eval()
     (images,) = views()
@@ -85,7 +85,7 @@ def test_the_loss_is_the_cross_entropy_of_every_puzzle():
     assert scores["accuracy"].item() == pytest.approx(right / 6)
 
 
-def test_a_checkpoint_keeps_its_puzzles():
+def test_a_checkpoint_restores_the_permutations():
     made = [Jigsaw(Means(), plain(), permutations=5, permutation_seed=seed, hidden=(4,)) for seed in (0, 1)]
     assert not torch.equal(made[0].table, made[1].table)
     made[1].load_state_dict(made[0].state_dict())

@@ -32,7 +32,7 @@ def draw(pretext, batch=4):
 
 @pytest.mark.parametrize("side", [32, 64, 96])
 @pytest.mark.parametrize("kind", TRANSFORMERS)
-def test_the_tokens_of_all_patches_are_those_of_the_encoder_itself(kind, side):
+def test_tokens_of_all_patches_equal_those_of_the_encoder(kind, side):
     torch.manual_seed(0)
     encoder = TRANSFORMERS[kind](side)
     (images,) = views(side=side)
@@ -41,7 +41,7 @@ def test_the_tokens_of_all_patches_are_those_of_the_encoder_itself(kind, side):
     torch.testing.assert_close(tokens, expected, rtol=0, atol=1e-5)
 
 
-def test_the_tokens_come_in_the_order_of_the_patches_asked_for():
+def test_tokens_are_in_the_order_of_the_given_patches():
     torch.manual_seed(0)
     encoder = vit()
     (images,) = views()
@@ -51,24 +51,24 @@ def test_the_tokens_come_in_the_order_of_the_patches_asked_for():
     torch.testing.assert_close(turned, tokens[:, [0, 3, 2, 1]], rtol=0, atol=1e-5)
 
 
-def test_what_is_left_out_cannot_be_seen_and_what_is_kept_is():
+def test_masked_patches_have_no_influence_on_the_tokens():
     torch.manual_seed(0)
     encoder = vit()
     pretext = MAE(encoder).eval()
     (images,) = views()
     keep, left_out = draw(pretext)
     predicted = pretext.reconstruct(encoder, images, keep, left_out)
-    for patches, alike in ((left_out, True), (keep, False)):
+    for patches, unchanged in ((left_out, True), (keep, False)):
         changed = images.clone()
         for image, chosen in zip(changed, patches.tolist(), strict=True):
             for patch in chosen:
                 row, column = divmod(patch, 4)
                 image[:, 16 * row : 16 * (row + 1), 16 * column : 16 * (column + 1)] += 5
-        assert torch.equal(pretext.reconstruct(encoder, changed, keep, left_out), predicted) == alike
+        assert torch.equal(pretext.reconstruct(encoder, changed, keep, left_out), predicted) == unchanged
 
 
 @pytest.mark.parametrize("normalise", ["colours", "patch", "nothing"])
-def test_the_loss_is_the_squared_error_of_a_loop(normalise):
+def test_the_loss_equals_a_naive_loop(normalise):
     torch.manual_seed(0)
     encoder = vit()
     pretext = MAE(encoder, normalise=normalise).eval()  # the same mask in every call
@@ -92,35 +92,35 @@ def test_the_loss_is_the_squared_error_of_a_loop(normalise):
     assert float(scores["explained"]) == pytest.approx(1 - np.mean(errors) / np.mean(variances), abs=1e-4)
 
 
-def test_the_error_is_that_of_masked_patches_only():
-    class Told(MAE):
+def test_visible_patches_have_no_loss():
+    class OffByOne(MAE):
         """Pretext whose predictions have an error of one."""
 
         def reconstruct(self, encoder, images, keep, left_out):
-            self.asked = left_out
+            self.masked_patches = left_out
             return super().targets(images).gather(1, left_out[..., None].expand(-1, -1, 768)) + 1
 
-    pretext = Told(vit())
+    pretext = OffByOne(vit())
     loss, _ = pretext(vit(), views())
-    assert pretext.asked.shape == (4, 12)
+    assert pretext.masked_patches.shape == (4, 12)
     assert loss.item() == pytest.approx(1, rel=1e-5)
 
 
 @pytest.mark.parametrize(("answer", "explained"), [("means", 0.0), ("truth", 1.0)])
 @pytest.mark.parametrize("normalise", ["colours", "patch", "nothing"])
-def test_means_explain_nothing_and_the_truth_all(answer, explained, normalise):
-    class Told(MAE):
+def test_explained_is_0_for_means_and_1_for_a_perfect_prediction(answer, explained, normalise):
+    class OffByOne(MAE):
         def reconstruct(self, encoder, images, keep, left_out):
             truth = self.targets(images).gather(1, left_out[..., None].expand(-1, -1, 768))
             means = truth.unflatten(-1, (256, 3)).mean(dim=2, keepdim=True)
             return truth if answer == "truth" else means.expand(-1, -1, 256, 3).flatten(2)
 
-    _, scores = Told(vit(), normalise=normalise)(vit(), views())
+    _, scores = OffByOne(vit(), normalise=normalise)(vit(), views())
     assert float(scores["explained"]) == pytest.approx(explained, abs=1e-5)
 
 
 @given(ratio=st.floats(0.2, 0.8), side=st.sampled_from([32, 64, 96]), batch=st.integers(1, 5))
-def test_each_patch_is_either_kept_or_left_out(ratio, side, batch):
+def test_each_patch_is_either_visible_or_masked(ratio, side, batch):
     pretext = MAE(TRANSFORMER[side], ratio)
     patches = (side // 16) ** 2
     keep, left_out = draw(pretext, batch)
@@ -133,14 +133,14 @@ def test_each_patch_is_either_kept_or_left_out(ratio, side, batch):
 TRANSFORMER = {side: TimmEncoder("test_vit", side, depth=1) for side in (32, 64, 96)}
 
 
-def test_each_photograph_has_its_own_mask_and_each_step_another():
+def test_masks_differ_between_photographs_and_steps():
     torch.manual_seed(0)
     pretext = MAE(vit(96))
     first, second = draw(pretext, 8)[1], draw(pretext, 8)[1]
     assert len({tuple(sorted(row)) for row in (*first.tolist(), *second.tolist())}) == 16
 
 
-def test_every_patch_is_left_out_as_often_as_any_other():
+def test_all_patches_are_masked_equally_often():
     torch.manual_seed(0)
     pretext = MAE(vit())
     counts = torch.bincount(draw(pretext, 4000)[1].flatten(), minlength=16) / 4000
@@ -154,14 +154,14 @@ def test_every_parameter_gets_a_gradient(kind):
     assert without_gradient(MAE(encoder), encoder, views()) == []
 
 
-def test_the_decoder_is_half_as_wide_and_a_third_as_deep_as_published_for_vit_large():
+def test_the_default_decoder_has_the_published_proportions():
     with torch.device("meta"):
         decoder = MAE(TimmEncoder("vit_large_patch16_224", 224)).decoder
     assert (decoder.pos_embed.shape[-1], len(decoder.blocks)) == (512, 8)
     assert decoder.blocks[0].attn.num_heads == 16
 
 
-def test_the_decoder_can_be_chosen():
+def test_the_decoder_can_be_configured():
     pretext = MAE(vit(), decoder_width=48, decoder_depth=3, decoder_heads=6)
     assert (pretext.embed.out_features, len(pretext.decoder.blocks)) == (48, 3)
     assert pretext.decoder.blocks[0].attn.num_heads == 6
@@ -181,7 +181,7 @@ def test_the_decoder_can_be_chosen():
         {"mask_ratio": 0.99},  # no visible patch left out of 16
     ],
 )
-def test_settings_that_make_no_sense_are_refused(setting):
+def test_settings_out_of_range_are_refused(setting):
     with pytest.raises(ConfigError, match=next(iter(setting))):
         MAE(vit(), **setting)
 
@@ -197,12 +197,12 @@ def test_settings_that_make_no_sense_are_refused(setting):
         (lambda: TimmEncoder("deit_tiny_distilled_patch16_224", 64, depth=1), "not a plain"),
     ],
 )
-def test_an_encoder_that_cannot_leave_out_patches_is_refused_with_what_to_use(encoder, why):
+def test_an_encoder_that_cannot_omit_patches_is_refused(encoder, why):
     with pytest.raises(EncoderError, match=rf"pretext=mae .*({why}).*encoder=vit"):
         MAE(encoder())
 
 
-def test_views_that_are_not_made_of_whole_patches_are_refused_with_the_size_that_is():
+def test_views_of_another_size_are_refused():
     encoder = vit(40)
     pretext = MAE(encoder)
     with pytest.raises(ConfigError, match=r"pretext\.views\.size=48"):
@@ -210,13 +210,13 @@ def test_views_that_are_not_made_of_whole_patches_are_refused_with_the_size_that
     pretext(encoder, views(side=48))
 
 
-def test_places_follow_the_tokens_before_the_patches():
+def test_positions_follow_the_prefix_tokens():
     assert with_prefix(torch.tensor([[4, 0], [2, 1]]), 2).tolist() == [[0, 1, 6, 2], [0, 1, 4, 3]]
     assert with_prefix(torch.tensor([[4, 0]]), 0).tolist() == [[4, 0]]
 
 
 @pytest.mark.parametrize("name", ["demo", "idrid"])
-def test_no_patch_of_a_view_shows_the_black_around_the_retina_and_of_whole_photographs_some_do(stores, name):
+def test_views_show_no_black_patches_unlike_whole_photographs(stores, name):
     store, view = stores(name), SquareView(area=(0.2, 1.0))
     clear = store.manifest["clear"].to_numpy()
     square = [view(np.array(image), clear[i], i) for i, image in enumerate(store.images[:80])]
@@ -225,7 +225,7 @@ def test_no_patch_of_a_view_shows_the_black_around_the_retina_and_of_whole_photo
 
 
 @pytest.mark.parametrize("name", ["demo", "idrid"])
-def test_one_patch_for_all_explains_nothing_and_with_the_published_normalisation_nearly_all(stores, name):
+def test_a_constant_patch_explains_nothing_unlike_with_the_published_normalisation(stores, name):
     store, view = stores(name), SquareView(area=(0.2, 1.0))
     clear = store.manifest["clear"].to_numpy()
     square = [view(np.array(image), clear[i], i) for i, image in enumerate(store.images[:100])]

@@ -21,7 +21,7 @@ def made(make=vit, seed=0, side=32, **options):
 
 
 @pytest.mark.parametrize("temperature", [0.2, 1.0])
-def test_the_loss_is_that_of_a_loop_over_queries_and_keys(temperature):
+def test_info_nce_equals_a_naive_loop(temperature):
     rng = np.random.default_rng(0)
     queries, keys = rng.normal(size=(4, 5)), rng.normal(size=(9, 5))
     total, found, cosine = 0.0, 0, 0.0
@@ -37,12 +37,12 @@ def test_the_loss_is_that_of_a_loop_over_queries_and_keys(temperature):
     assert scores["similarity"].item() == pytest.approx(cosine / 4)
 
 
-def test_the_loss_of_keys_that_are_all_alike_is_chance():
+def test_identical_keys_give_the_loss_of_chance():
     loss, _ = info_nce(torch.randn(4, 8), torch.ones(16, 8), 0, 0.2)
     assert loss.item() == pytest.approx(2 * 0.2 * np.log(16), rel=1e-5)
 
 
-def test_each_view_is_compared_with_the_momentum_encoders_other_view():
+def test_queries_are_compared_with_keys_of_the_other_view():
     encoder, pretext = made()
     with torch.no_grad():  # make the teacher differ from its student
         for each in pretext.teacher.encoder.parameters():
@@ -60,7 +60,7 @@ def test_each_view_is_compared_with_the_momentum_encoders_other_view():
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_the_heads_have_the_layers_asked_for(layers):
+def test_the_heads_have_the_configured_layers(layers):
     _, pretext = made(projector_layers=layers)
     linear = [
         [m for m in head.modules() if isinstance(m, nn.Linear)]
@@ -71,7 +71,7 @@ def test_the_heads_have_the_layers_asked_for(layers):
 
 
 @pytest.mark.parametrize(("name", "frozen"), [("vit", 2), ("msssl", 2), ("cnn", 0)])
-def test_a_patch_embedding_can_be_frozen_where_there_is_one(name, frozen):
+def test_the_patch_embedding_can_be_frozen(name, frozen):
     torch.manual_seed(0)
     encoder = ENCODERS[name](32)
     if not frozen:
@@ -103,14 +103,14 @@ def test_settings_out_of_range_are_refused(options, named):
         made(**options)
 
 
-def test_views_that_are_not_two_of_one_size_are_refused():
+def test_views_other_than_two_of_one_size_are_refused():
     encoder, pretext = made()
     for seen in (views(3, 4, 32), [views(1, 4, 32)[0], views(1, 4, 64)[0]]):
         with pytest.raises(ConfigError, match="two of one size"):
             pretext(encoder, seen)
 
 
-def test_channels_last_gives_the_same_up_to_rounding(compose):
+def test_channels_last_changes_results_by_rounding_only(compose):
     settings = ("pretext=moco_v3", "task=pretext", "trainer.precision=64-true")
     plain = train(compose(*settings, run="plain"))
     last = train(compose(*settings, "channels_last=true", run="last"))

@@ -6,17 +6,7 @@ those of held-out photographs.
 
 import pytest
 from common import halves
-from patch_shortcuts import (
-    GROUP,
-    MATCHING,
-    PARTS,
-    PROTECTIONS,
-    TASKS,
-    hides,
-    matched,
-    solves,
-    views_of,
-)
+from patch_shortcuts import GROUP, MATCHING, PARTS, PROTECTIONS, TASKS, hides, matched, solves, views_of
 
 TOLERANCE = 0.05
 DATA = ("demo", "idrid")
@@ -44,7 +34,7 @@ def score(views, pretext, protection, part, epochs=4):
 
 @pytest.mark.parametrize("pretext", PRETEXTS)
 @pytest.mark.parametrize("name", DATA)
-def test_edges_that_touch_go_on_in_each_other_and_protected_ones_hardly(views, name, pretext):
+def test_edges_identify_neighbours_only_without_protection(views, name, pretext):
     matching = MATCHING[pretext]
     touching, apart = matching.chance
     count = 200 if pretext == "cpc" else None  # which has many patches per photograph
@@ -55,7 +45,7 @@ def test_edges_that_touch_go_on_in_each_other_and_protected_ones_hardly(views, n
 
 
 @pytest.mark.parametrize("name", DATA)
-def test_a_gap_and_jitter_alone_do_not_hide_the_edges(views, name):
+def test_gap_and_jitter_alone_do_not_protect_edges(views, name):
     """Brightness is continuous across a gap, so each patch is normalised and levelled separately."""
     apart = PROTECTIONS["gap, jitter"]
     assert matched("jigsaw", apart, views(name, apart)[:, -1]).share > 0.3
@@ -63,20 +53,20 @@ def test_a_gap_and_jitter_alone_do_not_hide_the_edges(views, name):
 
 @pytest.mark.parametrize("pretext", PRETEXTS)
 @pytest.mark.parametrize("name", DATA)
-def test_the_mean_colour_of_every_patch_is_the_same(views, name, pretext):
+def test_mean_colours_of_patches_are_equal(views, name, pretext):
     assert hides(TASKS[pretext], PROTECTED, PARTS["mean colour"], views(name, PROTECTED)[:64])
     assert not hides(TASKS[pretext], UNPROTECTED, PARTS["mean colour"], views(name, UNPROTECTED)[:64])
 
 
 @pytest.mark.parametrize("pretext", PRETEXTS)
-def test_unprotected_the_mean_colour_tells(views, pretext):
+def test_mean_colour_reveals_the_position_without_protection(views, pretext):
     crop = PROTECTIONS["crop"]
-    told = score(views("idrid", crop), pretext, crop, "mean colour")
-    assert told.share - 3 * told.error > TASKS[pretext].chance[0] + TOLERANCE
+    result = score(views("idrid", crop), pretext, crop, "mean colour")
+    assert result.share - 3 * result.error > TASKS[pretext].chance[0] + TOLERANCE
 
 
 @pytest.mark.parametrize("name", DATA)
-def test_levelling_takes_out_most_of_what_light_tells(views, name):
+def test_levelling_removes_most_of_the_slope_of_light(views, name):
     sloped, level = (
         score(
             views(name, PROTECTIONS[kind]), "relative_patch", PROTECTIONS[kind], "colours of the 4 quarters"
@@ -88,15 +78,17 @@ def test_levelling_takes_out_most_of_what_light_tells(views, name):
     assert level.share - chance < 0.4 * (sloped.share - chance)
 
 
-def test_the_whole_patch_still_tells(views):
-    told = score(views("idrid", PROTECTED), "relative_patch", PROTECTED, "whole patch")
-    assert told.share - 3 * told.error > TASKS["relative_patch"].chance[0]
+def test_whole_patches_reveal_the_position(views):
+    result = score(views("idrid", PROTECTED), "relative_patch", PROTECTED, "whole patch")
+    assert result.share - 3 * result.error > TASKS["relative_patch"].chance[0]
 
 
-def test_unprotected_the_mean_colour_tells_whose_patch_it_is(views):
+def test_mean_colour_identifies_the_photograph_without_protection(views):
     """If it revealed the position only, the accuracy would be divided by the number of photographs."""
     seen = views("idrid", UNPROTECTED)
     train, test = halves(len(seen))
-    told = solves(TASKS["cpc"], UNPROTECTED, PARTS["mean colour"], seen[train, :1], seen[test, -1], epochs=4)
-    within, among_all = told
+    result = solves(
+        TASKS["cpc"], UNPROTECTED, PARTS["mean colour"], seen[train, :1], seen[test, -1], epochs=4
+    )
+    within, among_all = result
     assert among_all.share > 3 * within.share / GROUP

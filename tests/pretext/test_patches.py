@@ -51,7 +51,7 @@ def test_patches_lie_in_the_view_and_keep_their_distance(layout):
 
 @settings(max_examples=60, deadline=None)
 @given(layouts)
-def test_the_grid_uses_the_whole_view(layout):
+def test_the_grid_spans_the_whole_view(layout):
     size, grid, gap, jitter, _ = layout
     patches = made(size, grid, gap, jitter)
     if patches is not None:
@@ -62,14 +62,14 @@ def test_the_grid_uses_the_whole_view(layout):
 
 
 @pytest.mark.parametrize(("size", "cut", "side"), [(32, 7, 32), (96, 23, 32), (224, 53, 64), (512, 123, 128)])
-def test_patches_are_brought_to_a_side_that_encoders_can_take(size, cut, side):
+def test_patches_are_resized_to_a_multiple_of_16(size, cut, side):
     patches = Patches(size)
     assert (patches.cut, patches.side) == (cut, side)
     assert patches(views(size)).shape == (3, 9, 3, side, side)
     assert patches.share == pytest.approx(side**2 / size**2)
 
 
-def test_cutting_is_slicing():
+def test_cutting_equals_slicing():
     images, patches = views(60, batch=4), Patches(60, 3, 0.2, 0.3)
     corners = patches.corners(4, images.device, seeded())
     cut = cut_patches(images, corners, patches.cut)
@@ -86,7 +86,7 @@ def test_patches_are_numbered_in_reading_order():
     assert rows.tolist() == [[y, x] for y in patches.starts for x in patches.starts]
 
 
-def test_chosen_cells_are_those_of_all_in_the_order_asked_for():
+def test_given_cells_are_cut_in_their_order():
     images, patches = views(96), Patches(96, colour_drop=0.0)
     cells = torch.tensor([[4, 0], [8, 8], [1, 7]])
     every, some = patches(images, seeded()), patches(images, seeded(), cells)
@@ -95,7 +95,7 @@ def test_chosen_cells_are_those_of_all_in_the_order_asked_for():
             torch.testing.assert_close(some[b, m], every[b, cells[b, m]], atol=1e-5, rtol=1e-5)
 
 
-def test_every_patch_moves_for_itself_and_over_its_whole_room():
+def test_patches_are_displaced_independently_over_the_whole_range():
     patches = Patches(96, 3, 0.1, 0.3)
     corners = patches.corners(400, torch.device("cpu"), seeded())
     moved = corners - torch.cartesian_prod(*[torch.tensor(patches.starts)] * 2)
@@ -105,13 +105,13 @@ def test_every_patch_moves_for_itself_and_over_its_whole_room():
     assert np.abs(independent).max() < 0.25
 
 
-def test_without_jitter_nothing_moves():
+def test_without_jitter_patches_are_not_displaced():
     patches = Patches(96, jitter=0.0)
     assert patches.room == 0
     assert torch.equal(patches(views(96)), patches(views(96)))
 
 
-def test_a_generator_repeats_its_draws_and_torchs_own_does_not():
+def test_a_seeded_generator_repeats_its_draws():
     patches, images = Patches(96, colour_drop=0.5, colour_jitter=0.3), views(96)
     assert torch.equal(patches(images, seeded(1)), patches(images, seeded(1)))
     assert not torch.equal(patches(images, seeded(1)), patches(images, seeded(2)))
@@ -122,7 +122,7 @@ def test_a_generator_repeats_its_draws_and_torchs_own_does_not():
 @pytest.mark.parametrize(
     ("size", "tolerance"), [(20, 1e-5), (32, 1e-5), (70, 0.01)]
 )  # 70: weights are rounded
-def test_resizing_keeps_a_plane_a_plane(size, tolerance):
+def test_resizing_preserves_planes(size, tolerance):
     y, x = torch.meshgrid(torch.arange(size) + 0.5, torch.arange(size) + 0.5, indexing="ij")
     made = resize_patches(((2 * y - 3 * x) / size)[None, None, None], 32)
     to = (torch.arange(32) + 0.5) / 32
@@ -132,7 +132,7 @@ def test_resizing_keeps_a_plane_a_plane(size, tolerance):
     )
 
 
-def test_levelling_is_the_residual_of_a_least_squares_plane():
+def test_levelling_subtracts_the_least_squares_plane():
     patches = torch.randn(2, 3, 4, 12, 12, generator=seeded(), dtype=torch.float64)
     made = level_patches(patches)
     y, x = np.mgrid[:12, :12]
@@ -151,7 +151,7 @@ def test_mixed_precision_cuts_the_same_patches():
     assert torch.equal(rounded, patches(images))
 
 
-def test_normalised_patches_have_no_colour_and_no_contrast_of_their_own():
+def test_normalised_patches_have_mean_0_and_deviation_1():
     images = views(96) * torch.tensor([0.3, 2.0, 5.0])[:, None, None] + 7
     patches = Patches(96)(images)
     torch.testing.assert_close(patches.mean(dim=(-2, -1)), torch.zeros(3, 9, 3), atol=1e-5, rtol=0)
@@ -162,7 +162,7 @@ def test_normalised_patches_have_no_colour_and_no_contrast_of_their_own():
 
 @given(st.floats(0.5, 3), st.floats(-3, 3))
 @settings(max_examples=20, deadline=None)
-def test_brighter_or_more_contrast_makes_no_difference(factor, shift):
+def test_brightness_and_contrast_have_no_influence(factor, shift):
     images = views(64)
     torch.testing.assert_close(
         Patches(64, jitter=0.0)(images * factor + shift),
@@ -172,7 +172,7 @@ def test_brighter_or_more_contrast_makes_no_difference(factor, shift):
     )
 
 
-def test_light_that_falls_off_in_one_direction_makes_no_difference():
+def test_a_linear_fall_of_light_has_no_influence():
     y, x = torch.meshgrid(torch.linspace(-1, 1, 96), torch.linspace(-1, 1, 96), indexing="ij")
     images, patches = views(96), Patches(96, jitter=0.0)
     lit = images + (2 * y - x) * torch.tensor([1.0, -2.0, 0.5])[:, None, None]
@@ -186,12 +186,12 @@ def test_a_flat_patch_stays_finite():
     assert normalise_patches(torch.full((1, 9, 3, 32, 32), 2.5)).abs().max() == 0
 
 
-def test_dropped_colours_leave_one_of_the_three_in_all_channels():
+def test_colour_drop_copies_one_channel_to_all():
     images = views(96, batch=40)
     plain = Patches(96, jitter=0.0)(images)
-    shown = Patches(96, jitter=0.0, colour_drop=0.3)(images, seeded())
+    dropped = Patches(96, jitter=0.0, colour_drop=0.3)(images, seeded())
     dropped = 0
-    for patch, before in zip(shown.flatten(0, 1), plain.flatten(0, 1), strict=True):
+    for patch, before in zip(dropped.flatten(0, 1), plain.flatten(0, 1), strict=True):
         if torch.equal(patch, before):
             continue
         dropped += 1
@@ -201,7 +201,7 @@ def test_dropped_colours_leave_one_of_the_three_in_all_channels():
     assert torch.equal(everywhere[:, :, 0], everywhere[:, :, 2])
 
 
-def test_colour_jitter_scales_and_shifts_each_colour_of_each_patch():
+def test_colour_jitter_scales_and_shifts_each_channel():
     images = views(96)
     plain = Patches(96, jitter=0.0)(images).flatten(3)
     moved = Patches(96, jitter=0.0, colour_jitter=0.4)(images, seeded()).flatten(3)
@@ -215,7 +215,7 @@ def test_colour_jitter_scales_and_shifts_each_colour_of_each_patch():
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "message"),
     [
         ({"grid": 1}, "grid=1"),
         ({"gap": -1.0}, "gap=-1.0"),
@@ -227,8 +227,8 @@ def test_colour_jitter_scales_and_shifts_each_colour_of_each_patch():
         ({"grid": 12}, "leaves patches of 1 pixels"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(setting, said):
-    with pytest.raises(ConfigError, match=said.replace(".", r"\.")):
+def test_settings_out_of_range_are_refused(setting, message):
+    with pytest.raises(ConfigError, match=message.replace(".", r"\.")):
         Patches(32, **setting)
 
 
@@ -238,6 +238,6 @@ def test_views_of_another_size_are_refused():
 
 
 @pytest.mark.parametrize("hidden", [[0], [16, -1]])
-def test_widths_that_make_no_classifier_are_refused(hidden):
+def test_classifier_widths_below_one_are_refused(hidden):
     with pytest.raises(ConfigError, match=r"pretext\.head\.hidden="):
         classifier(8, hidden, 0.0, 4)

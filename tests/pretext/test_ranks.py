@@ -89,7 +89,7 @@ def shares(rank):
     return gather_rows(index, index[:, None] * torch.tensor([1.0, 10.0]))
 
 
-def all_of_it(rank):
+def rank_results(rank):
     found = {f"{name} one": one_step(name, rank, WORLD) for name in PRETEXTS}
     found |= {"colours": colours(rank, WORLD), "rows": list(shares(rank))}
     for name in PRETEXTS:
@@ -99,11 +99,11 @@ def all_of_it(rank):
 
 @pytest.fixture(scope="module")
 def ranks():
-    return on_two_ranks(all_of_it)
+    return on_two_ranks(rank_results)
 
 
 @pytest.mark.parametrize("name", PRETEXTS)
-def test_two_processes_learn_what_one_learns_from_the_joined_batch(ranks, name):
+def test_two_processes_equal_one_with_the_joined_batch(ranks, name):
     alone = one_step(name, 0, 1)
     joined = [each[f"{name} one"] for each in ranks]
     assert sum(each["loss"] for each in joined) / WORLD == pytest.approx(alone["loss"], rel=1e-5)
@@ -121,7 +121,7 @@ def test_two_processes_learn_what_one_learns_from_the_joined_batch(ranks, name):
 
 @pytest.mark.parametrize("encoder", ["vit", "cnn"])
 @pytest.mark.parametrize("name", PRETEXTS)
-def test_teacher_student_and_centre_of_two_processes_are_equal_to_the_last_bit(ranks, name, encoder):
+def test_teacher_student_and_centre_are_identical_on_two_processes(ranks, name, encoder):
     first, second = (each[f"{name} {encoder}"] for each in ranks)
     assert any(not torch.equal(first["start"][n], second["start"][n]) for n in first["start"])
     teachers = [n for n in first["weights"] if n.startswith("pretext.teacher.")]
@@ -136,20 +136,20 @@ def test_teacher_student_and_centre_of_two_processes_are_equal_to_the_last_bit(r
             assert first[part].abs().max() > 0
 
 
-def test_two_processes_have_the_distribution_of_all_their_photographs(ranks):
+def test_the_colour_distribution_counts_all_processes(ranks):
     first, second = (each["colours"] for each in ranks)
     assert torch.equal(first, second)
     torch.testing.assert_close(first, colours(0, 1))
     assert first.sum() > 0
 
 
-def test_every_gathered_row_is_there_once_on_both_processes(ranks):
+def test_gathered_rows_are_unique_on_all_processes(ranks):
     for index, rows in (each["rows"] for each in ranks):
         assert index.tolist() == list(range(7))
         assert rows.tolist() == [[float(i), 10.0 * i] for i in range(7)]
 
 
-def test_alone_the_rows_are_sorted_and_repeats_dropped():
+def test_one_process_sorts_rows_and_drops_repeats():
     found, rows = gather_rows(torch.tensor([3, 1, 3]), torch.tensor([[3.0], [1.0], [3.0]]))
     assert found.tolist() == [1, 3]
     assert rows.tolist() == [[1.0], [3.0]]

@@ -11,7 +11,7 @@ def still(size=SIDE, **options):
     return Patches(size, jitter=0.0, **options)
 
 
-def test_target_t_is_the_neighbour_in_reading_order_around_the_middle():
+def test_targets_number_the_neighbours_in_reading_order():
     y, x = torch.meshgrid(torch.arange(60.0), torch.arange(60.0), indexing="ij")
     places = torch.stack([y, x, y]).expand(2, -1, -1, -1) - 29.5  # relative to the centre
     encoder = Means()
@@ -24,7 +24,7 @@ def test_target_t_is_the_neighbour_in_reading_order_around_the_middle():
     assert [tuple(each) for each in others[0].sign().where(others[0].abs() > 1, 0).tolist()] == directions
 
 
-def test_cells_leave_out_the_middle():
+def test_cells_omit_the_middle():
     assert cell_of(torch.arange(8)).tolist() == [0, 1, 2, 3, 5, 6, 7, 8]
 
 
@@ -51,7 +51,7 @@ def test_the_loss_is_the_cross_entropy_of_every_pair(neighbours):
     assert scores["accuracy"].item() == pytest.approx(right / (4 * neighbours))
 
 
-def test_no_neighbour_is_asked_for_twice_and_all_are_equally_often():
+def test_neighbours_are_distinct_and_equally_frequent():
     pretext = RelativePatch(Means(), still(), neighbours=3)
     torch.manual_seed(0)
     targets = pretext.draw_targets(4000, torch.device("cpu"), None)
@@ -61,7 +61,7 @@ def test_no_neighbour_is_asked_for_twice_and_all_are_equally_often():
 
 
 @pytest.mark.parametrize("neighbours", [0, 9])
-def test_there_are_eight_neighbours(neighbours):
+def test_a_number_of_neighbours_out_of_range_is_refused(neighbours):
     with pytest.raises(ConfigError, match=f"neighbours={neighbours}"):
         RelativePatch(Means(), Patches(SIDE), neighbours)
 

@@ -34,7 +34,7 @@ def test_target_k_is_k_quarter_turns_counter_clockwise(size):
         np.testing.assert_array_equal(view.numpy(), np.rot90(image.numpy(), int(k), axes=(1, 2)))
 
 
-def test_a_quarter_turn_brings_the_upper_right_corner_to_the_upper_left():
+def test_a_quarter_turn_moves_the_upper_right_corner_to_the_upper_left():
     batch = torch.zeros(1, 3, 4, 4)
     batch[0, :, 0, 3] = 1  # upper right
     views, _ = four_turns(batch)
@@ -42,7 +42,7 @@ def test_a_quarter_turn_brings_the_upper_right_corner_to_the_upper_left():
     assert corners == [(0, 3), (0, 0), (3, 0), (3, 3)]  # counter-clockwise
 
 
-def test_the_turns_add_no_pixel_and_no_type():
+def test_turns_preserve_pixels_and_dtype():
     batch = images().to(torch.float16)
     views, targets = four_turns(batch)
     assert views.dtype == torch.float16
@@ -52,7 +52,7 @@ def test_the_turns_add_no_pixel_and_no_type():
             assert torch.equal(views[k * 5 + i].flatten().sort().values, batch[i].flatten().sort().values)
 
 
-def test_the_encoder_sees_all_four_turns_of_each_image():
+def test_the_encoder_receives_all_four_turns_of_each_image():
     class Recorder(Pixels):
         def forward(self, images):
             self.seen = images
@@ -64,7 +64,7 @@ def test_the_encoder_sees_all_four_turns_of_each_image():
 
 
 @pytest.mark.parametrize("hidden", [(), (7,), (2048, 1024)])
-def test_the_head_has_the_widths_asked_for(hidden):
+def test_the_head_has_the_configured_widths(hidden):
     head = Rotation(Pixels(), hidden).head
     layers = [layer for layer in head if isinstance(layer, nn.Linear)]
     assert [(layer.in_features, layer.out_features) for layer in layers] == list(
@@ -72,7 +72,7 @@ def test_the_head_has_the_widths_asked_for(hidden):
     )
 
 
-def test_dropout_drops_in_training_only():
+def test_dropout_applies_in_training_only():
     torch.manual_seed(0)
     pretext, encoder, batch = Rotation(Pixels(), (32,), dropout=0.5), Pixels(), images()
     assert pretext(encoder, [batch])[0] != pretext(encoder, [batch])[0]
@@ -93,7 +93,7 @@ def test_the_loss_is_the_cross_entropy_of_every_view():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_scores_are_the_counts_of_a_loop(seed):
+def test_scores_equal_a_naive_loop(seed):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(40, 4, generator=generator)
     targets = torch.arange(4).repeat_interleave(10)
@@ -110,6 +110,6 @@ def test_scores_are_the_counts_of_a_loop(seed):
     assert scores == pytest.approx(expected)
 
 
-def test_a_hidden_layer_without_units_is_refused():
+def test_a_hidden_width_of_0_is_refused():
     with pytest.raises(ConfigError, match=r"pretext\.head\.hidden=0"):
         Rotation(Pixels(), hidden=(0,))

@@ -23,7 +23,7 @@ def naive(image):
 
 
 @pytest.mark.parametrize("size", [(16, 16), (7, 31), (3, 3)])
-def test_the_map_is_that_of_a_naive_one(size):
+def test_the_saliency_map_equals_a_naive_loop(size):
     rgb = torch.rand(3, 3, *size, generator=torch.Generator().manual_seed(0))
     found = frequency_tuned(rgb)
     for image, one in zip(rgb, found, strict=True):
@@ -31,7 +31,7 @@ def test_the_map_is_that_of_a_naive_one(size):
         np.testing.assert_allclose(one.numpy(), expected, atol=5e-3)
 
 
-def test_what_differs_from_the_rest_stands_out():
+def test_a_differing_region_is_salient():
     grey = torch.full((1, 3, 32, 32), 0.4)
     grey[:, 0, 8:14, 20:26] = 0.9  # a red square
     found = stretch(frequency_tuned(grey))[0]
@@ -40,7 +40,7 @@ def test_what_differs_from_the_rest_stands_out():
 
 
 @given(st.integers(0, 10_000), st.floats(1.5, 50))
-def test_stretched_maps_reach_from_zero_to_one_and_keep_their_order(seed, span):
+def test_stretched_maps_span_0_to_1_in_the_same_order(seed, span):
     maps = torch.rand(2, 5, 4, generator=torch.Generator().manual_seed(seed)) * span
     maps[:, 0, 0], maps[:, 0, 1] = 0, span
     found = stretch(maps)
@@ -49,13 +49,13 @@ def test_stretched_maps_reach_from_zero_to_one_and_keep_their_order(seed, span):
     assert torch.equal(found.flatten(1).argsort(stable=True), maps.flatten(1).argsort(stable=True))
 
 
-def test_noise_that_nobody_sees_is_not_made_salient():
+def test_invisible_noise_is_not_stretched():
     flat = 30 + 1e-3 * torch.rand(1, 8, 8)
     assert stretch(flat).max() < 0.01
     assert stretch(torch.zeros(1, 8, 8)).abs().max() == 0
 
 
-def test_correlations_are_scipys_and_zero_for_a_flat_map():
+def test_correlations_equal_scipys_and_are_0_for_a_flat_map():
     generator = torch.Generator().manual_seed(0)
     one, other = (torch.rand(4, 5, 6, generator=generator) for _ in range(2))
     expected = [pearsonr(a.flatten(), b.flatten()).statistic for a, b in zip(one, other, strict=True)]
@@ -63,7 +63,7 @@ def test_correlations_are_scipys_and_zero_for_a_flat_map():
     assert correlations(one, torch.ones(4, 5, 6)).tolist() == pytest.approx([0] * 4, abs=1e-3)
 
 
-def test_targets_are_the_means_of_the_cells():
+def test_targets_are_means_of_the_cells():
     pretext, images = Saliency(cnn(), 64, stride=8, width=16), pictures()
     maps = stretch(frequency_tuned(pixels(images)))
     targets = pretext.targets(images)
@@ -77,13 +77,13 @@ def test_the_loss_is_the_cross_entropy_of_every_cell():
     pretext = Saliency(encoder, 64, width=16)
     loss, scores = pretext(encoder, [images])
     targets = pretext.targets(images).double()
-    said = pretext.decoder(encoder.feature_map(images), images)[:, 0].detach().double().sigmoid()
-    expected = -(targets * said.log() + (1 - targets) * (1 - said).log()).mean()
+    predicted = pretext.decoder(encoder.feature_map(images), images)[:, 0].detach().double().sigmoid()
+    expected = -(targets * predicted.log() + (1 - targets) * (1 - predicted).log()).mean()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert scores["l1"].item() == pytest.approx((said - targets).abs().mean().item(), rel=1e-4)
+    assert scores["l1"].item() == pytest.approx((predicted - targets).abs().mean().item(), rel=1e-4)
 
 
-def test_a_layer_that_only_works_on_pooled_features_gets_none():
+def test_layers_after_the_pooling_get_no_gradient():
     # dinov2-like models normalise pooled features: the map does not pass through this layer.
     encoder = TimmEncoder("test_vit", 64, class_token=False, global_pool="avg")
     pretext = Saliency(encoder, 64, width=16)
@@ -94,7 +94,7 @@ def test_a_layer_that_only_works_on_pooled_features_gets_none():
     ]
 
 
-def test_a_flat_view_is_no_trouble():
+def test_a_flat_view_has_a_finite_loss():
     encoder = cnn()
     pretext = Saliency(encoder, 64, width=16)
     loss, scores = pretext(encoder, [normalise(torch.full((2, 3, 64, 64), 90, dtype=torch.uint8))])

@@ -56,7 +56,7 @@ def accuracy(shown, epochs, per_photograph=2):
 
 @pytest.mark.parametrize("part", HIDDEN)
 @pytest.mark.parametrize("name", DATA)
-def test_what_must_not_tell_the_rotation_does_not(views, name, part):
+def test_protected_clues_do_not_reveal_the_rotation(views, name, part):
     shown = HIDDEN[part](views(name, MaskedView(), "views"))
     assert turns_alike(shown)
     assert accuracy(shown, epochs=2, per_photograph=1).share == pytest.approx(CHANCE, abs=TOLERANCE)
@@ -64,7 +64,7 @@ def test_what_must_not_tell_the_rotation_does_not(views, name, part):
 
 @pytest.mark.parametrize("part", ["rim of 5 %", "rim of 10 %"])
 @pytest.mark.parametrize("name", DATA)
-def test_the_rim_of_the_widest_views_does_not_tell_it_either(stores, name, part):
+def test_the_rim_of_the_widest_views_does_not_reveal_the_rotation(stores, name, part):
     assert turns_alike(HIDDEN[part](views_of(stores(name), MaskedView(), [None])))
 
 
@@ -79,25 +79,25 @@ def test_the_rim_of_the_widest_views_does_not_tell_it_either(stores, name, part)
         ("idrid", "rim of 5 %", hard_mask),
     ],
 )
-def test_without_protection_it_does(views, name, part, view):
+def test_unprotected_clues_reveal_the_rotation(views, name, part, view):
     shown = HIDDEN[part](views(name, view, view.__name__))
     score = accuracy(shown, epochs=6, per_photograph=2 if view is hard_mask else 1)
     assert score.share - 3 * score.error > CHANCE + TOLERANCE
 
 
 @pytest.mark.parametrize(("name", "at_least"), [("demo", 0.45), ("idrid", 0.7)])
-def test_the_whole_view_still_does(views, name, at_least):
+def test_the_whole_view_reveals_the_rotation(views, name, at_least):
     assert accuracy(whole(views(name, MaskedView(), "views")), epochs=6).share > at_least
 
 
-def test_levelling_takes_out_part_of_what_light_alone_tells(views):
+def test_levelling_removes_part_of_the_clue_of_light(views):
     plain = accuracy(four_colours(views("idrid", MaskedView(level=False), "plain")), 6, per_photograph=1)
     level = accuracy(four_colours(views("idrid", MaskedView(), "views")), 6, per_photograph=1)
     assert plain.share - level.share > 3 * np.hypot(plain.error, level.error)
 
 
 @pytest.mark.parametrize("name", DATA)
-def test_all_photographs_have_one_silhouette_and_no_padding_under_it(stores, name):
+def test_all_views_have_one_silhouette_without_padding(stores, name):
     store = stores(name)
     clear = store.manifest["clear"].to_numpy()
     mask, core = circular_mask(64), circular_mask(64, 0.9 * 0.92)
@@ -113,7 +113,7 @@ def test_all_photographs_have_one_silhouette_and_no_padding_under_it(stores, nam
 
 
 @pytest.mark.parametrize("name", DATA)
-def test_a_marked_padding_never_shows(stores, name):
+def test_marked_padding_is_never_visible(stores, name):
     store = stores(name)
     y, x = np.mgrid[:64, :64] - 31.5
     for image, clear in zip(store.images[:60], store.manifest["clear"][:60], strict=True):

@@ -36,38 +36,38 @@ def naive(first, second, temperature):
 @pytest.mark.parametrize("temperature", [0.1, 0.5])
 @pytest.mark.parametrize("batch", [2, 5])
 @pytest.mark.parametrize("training", [True, False])
-def test_loss_and_accuracy_are_those_of_a_loop_over_all_views(temperature, batch, training):
+def test_loss_and_accuracy_equal_a_naive_loop(temperature, batch, training):
     torch.manual_seed(batch)
     encoder = vit().eval()
     pretext = SimCLR(encoder, temperature=temperature, batch_norm=False).train(training)
     first, second = views(2, batch)
     near = first + 0.5 * second  # only some partners are the nearest
     loss, scores = pretext(encoder, [first, near])
-    wanted, accuracy = naive(*embed(encoder, pretext.head, [first, near]), temperature)
-    assert loss.item() == pytest.approx(wanted, rel=1e-4)
+    expected, accuracy = naive(*embed(encoder, pretext.head, [first, near]), temperature)
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
     assert scores["accuracy"].item() == pytest.approx(accuracy)
 
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(2, 6), st.floats(0.01, 3), st.integers(0, 1000))
-def test_the_accuracy_is_that_of_the_loop_however_far_the_views_are_apart(batch, apart, seed):
+def test_accuracy_equals_a_naive_loop_at_every_distance(batch, distance, seed):
     generator = torch.Generator().manual_seed(seed)
     first, noise = torch.randn(2, batch, 4, generator=generator, dtype=torch.float64)
-    second = first + apart * noise
+    second = first + distance * noise
     found = partner_accuracy(torch.stack([first, second], dim=1), torch.stack([first, second], dim=1))
     assert found.item() == pytest.approx(naive(first, second, 1.0)[1])
 
 
-def test_the_accuracy_counts_the_views_of_other_processes_too():
+def test_accuracy_includes_views_of_other_processes():
     pairs = torch.eye(4)[:, None].repeat(1, 2, 1)
     assert partner_accuracy(pairs[2:], pairs, start=2) == 1
     assert partner_accuracy(pairs[2:], torch.cat([pairs[2:], pairs[2:]]), start=2) == 0  # ties do not count
     assert partner_accuracy(pairs[1:], torch.cat([pairs[3:], pairs[1:]]), start=1) == pytest.approx(2 / 3)
 
 
-def test_embeddings_that_are_all_alike_are_no_success():
-    alike = torch.ones(5, 2, 3)
-    assert partner_accuracy(alike, alike) == 0
+def test_identical_embeddings_have_accuracy_0():
+    identical = torch.ones(5, 2, 3)
+    assert partner_accuracy(identical, identical) == 0
 
 
 def test_the_published_head_is_the_default():
@@ -78,7 +78,7 @@ def test_the_published_head_is_the_default():
 
 
 @pytest.mark.parametrize("temperature", [0, -0.1, float("nan")])
-def test_a_temperature_that_is_none_is_refused(temperature):
+def test_a_temperature_out_of_range_is_refused(temperature):
     with pytest.raises(ConfigError, match=r"pretext\.head\.temperature=.* is not in \(0, inf\)"):
         SimCLR(cnn(), temperature=temperature)
 
@@ -91,7 +91,7 @@ def test_a_temperature_that_is_none_is_refused(temperature):
         (["pretext=rotation_simclr", "pretext.parts.simclr.views.counts=[3]"], 4, "Combination takes 3"),
     ],
 )
-def test_more_or_fewer_views_than_the_task_takes_are_refused(compose, settings, gives, takes):
+def test_another_number_of_views_is_refused(compose, settings, gives, takes):
     with pytest.raises(
         ConfigError, match=rf"pretext\.views gives {gives} views of a photograph, and {takes}"
     ):

@@ -37,7 +37,7 @@ def weights(*modules):
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_a_teacher_starts_as_its_student_with_memory_of_its_own_and_never_learns(name):
+def test_the_teacher_starts_as_a_frozen_copy_of_the_student(name):
     encoder, student, teacher = made(ENCODERS[name])
     own = {**teacher.encoder.state_dict(), **teacher.head.state_dict()}
     its = {**encoder.state_dict(), **student.state_dict()}
@@ -50,14 +50,14 @@ def test_a_teacher_starts_as_its_student_with_memory_of_its_own_and_never_learns
 
 
 @pytest.mark.parametrize("steps", [2, 7, 100])
-def test_momentum_rises_to_one_with_half_a_cosine(steps):
+def test_momentum_rises_to_1_with_half_a_cosine(steps):
     teacher = made(momentum=0.99)[2]
     for step in range(steps):
         expected = cosine_schedule(step, steps, 0.99, 1.0)
         assert teacher.momentum(step / (steps - 1)) == pytest.approx(expected, abs=1e-12)
 
 
-def test_the_teacher_is_the_average_of_what_the_student_was():
+def test_the_teacher_is_the_moving_average_of_the_student():
     encoder, student, teacher = made(momentum=0.6)
     average = weights(encoder, student).double().numpy()
     share = 1.0
@@ -71,7 +71,7 @@ def test_the_teacher_is_the_average_of_what_the_student_was():
     assert teacher.start_share.item() == pytest.approx(share)
 
 
-def test_a_teacher_equal_to_its_student_stays_so_to_the_last_bit():
+def test_a_teacher_equal_to_its_student_stays_identical():
     encoder, student, teacher = made(cnn, momentum=0.7)
     for step in range(5):
         teacher.update(encoder, student, step / 5)
@@ -79,7 +79,7 @@ def test_a_teacher_equal_to_its_student_stays_so_to_the_last_bit():
 
 
 @pytest.mark.parametrize(("momentum", "follows"), [(0.0, True), (1.0, False)])
-def test_the_ends_of_momentum(momentum, follows):
+def test_momentum_0_copies_and_1_keeps_the_teacher(momentum, follows):
     encoder, student, teacher = made(momentum=momentum)
     before = weights(teacher.encoder, teacher.head)
     moved(encoder, student)
@@ -88,7 +88,7 @@ def test_the_ends_of_momentum(momentum, follows):
     assert torch.equal(weights(teacher.encoder, teacher.head), expected)
 
 
-def test_batches_that_are_accumulated_into_one_step_move_the_teacher_once():
+def test_accumulated_batches_update_the_teacher_once():
     encoder, student, teacher = made(momentum=0.5)
     moved(encoder, student)
     assert [teacher.update(encoder, student, progress) for progress in (0.0, 0.0, 0.1)] == [True, False, True]
@@ -98,14 +98,14 @@ def test_batches_that_are_accumulated_into_one_step_move_the_teacher_once():
     assert torch.equal(weights(once), weights(teacher))
 
 
-def test_in_training_the_teacher_normalises_by_its_own_batch_and_keeps_statistics_of_its_own():
+def test_the_teacher_has_its_own_batch_statistics_in_training():
     encoder, student, teacher = made(cnn, normalise=True)
     (images,) = views(1, 8, 32)
     entering = []
     teacher.head[1].register_forward_hook(lambda module, given, made: entering.append(given[0]))
     for _ in range(80):
-        said = teacher(images * 3 + 1)
-    assert said.mean(dim=0).abs().max() < 1e-4  # normalised by this batch
+        outputs = teacher(images * 3 + 1)
+    assert outputs.mean(dim=0).abs().max() < 1e-4  # normalised by this batch
     torch.testing.assert_close(teacher.head[1].running_mean, entering[-1].mean(dim=0), atol=1e-3, rtol=1e-3)
     assert torch.equal(student[1].running_mean, torch.zeros(6))  # the student has processed no batch
     teacher.eval()
@@ -120,7 +120,7 @@ def test_in_training_the_teacher_normalises_by_its_own_batch_and_keeps_statistic
     assert all(torch.equal(each, before[n]) for n, each in teacher.named_buffers() if n != "start_share")
 
 
-def test_nothing_is_dropped_in_the_teacher():
+def test_dropout_is_off_in_the_teacher():
     torch.manual_seed(0)
     encoder = TimmEncoder("test_vit", 32, drop_path_rate=0.5, proj_drop_rate=0.5)
     student = nn.Sequential(nn.Dropout(0.5), nn.Linear(encoder.num_features, 4))
@@ -134,7 +134,7 @@ def test_nothing_is_dropped_in_the_teacher():
         assert teacher.training == mode
 
 
-def test_weights_in_half_precision_are_refused():
+def test_half_precision_parameters_are_refused():
     encoder, student, teacher = made()
     for module in (encoder, student, teacher):
         module.bfloat16()
@@ -148,7 +148,7 @@ def test_a_momentum_out_of_range_is_refused(momentum):
         made(momentum=momentum)
 
 
-def test_a_teacher_whose_normalisations_are_synchronised_has_the_same_tensors_and_follows():
+def test_synchronised_batch_norm_keeps_the_tensors_of_the_teacher():
     encoder, student, teacher = made(cnn, momentum=0.0, normalise=True)
     names = list(teacher.state_dict())
     teacher, encoder, student = (
@@ -174,7 +174,7 @@ def tasks():
 
 
 @pytest.mark.parametrize("name", ["moco_v3", "dino"])
-def test_the_optimiser_has_all_of_the_student_and_nothing_of_the_teacher(name, monkeypatch):
+def test_the_optimiser_excludes_the_teacher(name, monkeypatch):
     kind, options = tasks()[name]
     encoder = cnn(32)
     task = PretextTask(encoder, lambda e: kind(e, **options), torch.optim.AdamW, constant)

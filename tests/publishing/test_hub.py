@@ -269,7 +269,7 @@ def _encoder(**settings):
 
 ATTACKS = {
     "a command": _encoder(_target_="os.system", command="touch /tmp/owned"),
-    "a function of ours": _encoder(_target_="drgrade.models.encoder_file.save_encoder", path="x"),
+    "a function of ours": _encoder(_target_="drgrade.models.encoder.save_encoder", path="x"),
     "a class of torch": _encoder(_target_="drgrade.models.encoder.nn.Module"),
     "one inside": _encoder(options={"drop": {"_target_": "os.getcwd"}}),
     "the environment": _encoder(name="${oc.env:HF_TOKEN}"),

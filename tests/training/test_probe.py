@@ -18,8 +18,7 @@ from drgrade.config import CONF
 from drgrade.errors import ConfigError
 from drgrade.evaluation.evaluation import evaluate
 from drgrade.models.heads import RegressionHead
-from drgrade.models.linear_probe import LinearProbe
-from drgrade.models.probes import KnnProbe
+from drgrade.models.probes import KnnProbe, LinearProbe
 from drgrade.settings import ReportSettings
 from drgrade.training import features as features_module
 from drgrade.training import probe
@@ -161,11 +160,11 @@ def test_test_grades_do_not_change_predictions(run, monkeypatch):
 def test_penalty_is_chosen_on_validation_only_if_allowed(protocol, sees, penalty, run, monkeypatch):
     given, fit = [], LinearProbe.fit
 
-    def noting(head, *graded):
-        given.append(len(graded) == 4)
-        return fit(head, *graded)
+    def recording(head, features, grades, validation=None):
+        given.append(validation is not None)
+        return fit(head, features, grades, validation)
 
-    monkeypatch.setattr(LinearProbe, "fit", noting)
+    monkeypatch.setattr(LinearProbe, "fit", recording)
     metrics, _ = run(protocol, "probe@protocol.probe=linear", f"protocol.probe_sees_val={sees}")
     assert "val/qwk" in metrics
     assert given == [sees == "true"]
