@@ -76,7 +76,6 @@ class CBAM(nn.Module):
     """Channel attention followed by spatial attention, equation 1."""
 
     def __init__(self, channels: int, reduction: int = 16, kernel_size: int = 7) -> None:
-        """Build both attentions; see :class:`ChannelAttention` and :class:`SpatialAttention`."""
         super().__init__()
         self.channel = ChannelAttention(channels, reduction)
         self.spatial = SpatialAttention(kernel_size)
@@ -95,12 +94,7 @@ class FeaturePyramid(nn.Module):
     """
 
     def __init__(self, in_channels: Sequence[int], channels: int = 256) -> None:
-        """Build a lateral and a smoothing convolution per level.
-
-        Args:
-            in_channels: Channels of the CNN's maps, the finest first (C2, C3, C4, C5).
-            channels: Channels of every map of the pyramid.
-        """
+        """Build a lateral and a smoothing convolution per level, from the finest (C2) to the coarsest."""
         super().__init__()
         self.laterals = nn.ModuleList(nn.Conv2d(width, channels, kernel_size=1) for width in in_channels)
         self.smooth = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels)

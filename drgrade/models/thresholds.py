@@ -74,10 +74,7 @@ def _best_cuts(table: Ints, rounded: Ints) -> Ints:
 
 
 def _cheapest_cuts(cost: npt.NDArray[np.object_]) -> Ints:
-    """Divide M sorted values among G grades at the lowest cost.
-
-    Args:
-        cost: (M, G) integer cost of assigning a value to a grade.
+    """Divide M sorted values among G grades at the lowest total of ``cost`` (M, G).
 
     Returns:
         (G - 1,) number of values with a grade of at most 0, 1, ...

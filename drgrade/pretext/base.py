@@ -78,16 +78,10 @@ class Pretext(nn.Module):
 
 
 def classifier(features: int, hidden: Sequence[int], dropout: float, classes: int) -> nn.Sequential:
-    """Build a head of linear layers with ReLU between them and dropout before the last.
-
-    Args:
-        features: Number of input features.
-        hidden: Widths of the hidden layers.
-        dropout: Dropout probability.
-        classes: Number of logits.
+    """Build a head from ``features`` to ``classes``: linear layers with ReLU, and dropout before the last.
 
     Raises:
-        ConfigError: If a width is smaller than 1.
+        ConfigError: If a width of ``hidden`` is smaller than 1.
     """
     check_range("[1, inf)", HEAD, hidden=min(hidden, default=1))
     layers: list[nn.Module] = []
@@ -120,14 +114,7 @@ def frozen_evaluation(encoder: Encoder) -> Iterator[None]:
 
 
 def reject_encoder(pretext: str, encoder: Encoder, reason: str, alternative: str) -> NoReturn:
-    """Raise the EncoderError for an encoder that a pretext cannot train.
-
-    Args:
-        pretext: Name of the pretext in ``conf/pretext``.
-        encoder: The encoder.
-        reason: What the encoder lacks.
-        alternative: What to use instead.
-    """
+    """Raise the EncoderError for an encoder that a pretext cannot train, with a reason and an alternative."""
     name = type(encoder).__name__
     raise EncoderError(f"pretext={pretext} cannot train this encoder ({name}): {reason}; {alternative}")
 

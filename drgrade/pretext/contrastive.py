@@ -22,16 +22,10 @@ class ContrastivePretext(Pretext):
     min_photographs = 2
 
     def gather(self, rows: Tensor) -> tuple[Tensor, int]:
-        """Return the rows to compare with: in training those of all processes, in evaluation the own ones.
+        """Return the rows to compare with, and the index of the first own row.
 
-        Args:
-            rows: (B, ...), one row per photograph.
-
-        Returns:
-            (W * B, ...), and the index of the first own row.
-
-        Raises:
-            ConfigError: If there is only one photograph.
+        In training these are the rows of all processes, in evaluation the own ones. Raises a ConfigError if
+        there is only one photograph.
         """
         gathered, start = gather_rows(rows) if self.training else (rows, 0)
         if len(gathered) < self.min_photographs:
@@ -90,20 +84,14 @@ def full_precision(*rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
-    """Concatenate the rows of all processes; gradients flow back to the process of each row.
+    """Concatenate the rows (B, ...) of all processes, and return the index of the first own row.
 
-    The gradient of a row is the sum over the losses of all W processes. DDP divides parameter gradients by W,
-    so each process must return the mean loss over its own rows: then both loss and gradient are those of the
-    joined batch.
+    Gradients flow back to the process of each row. The gradient of a row is the sum over the losses of all W
+    processes. DDP divides parameter gradients by W, so each process must return the mean loss over its own
+    rows: then both loss and gradient are those of the joined batch.
 
     Use it in training only, where all processes have equally many batches of equal size. In validation they
     may not, and would wait for each other forever.
-
-    Args:
-        rows: (B, ...), B the same on all processes.
-
-    Returns:
-        (W * B, ...), and the index of the first own row.
     """
     if dist.world_size() == 1:
         return rows, 0

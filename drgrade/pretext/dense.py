@@ -116,13 +116,9 @@ def per_channel(values: tuple[float, ...], images: Tensor) -> Tensor:
 
 
 def rgb_to_lab(rgb: Tensor) -> Tensor:
-    """Convert sRGB under D65 to CIE 1976 L*a*b*.
+    """Convert sRGB (..., 3, H, W) in [0, 1] under D65 to CIE 1976 L*a*b*.
 
-    Args:
-        rgb: (..., 3, H, W) float32 or float64 in [0, 1].
-
-    Returns:
-        (..., 3, H, W): L in [0, 100]; a and b between about -110 and 110, 0 for grey.
+    L is in [0, 100]; a and b are between about -110 and 110, and 0 for grey.
     """
     # The clamps keep powers of invalid numbers out of the branch that is not taken.
     linear = torch.where(rgb > 0.04045, ((rgb.clamp(min=0.04045) + 0.055) / 1.055) ** 2.4, rgb / 12.92)

@@ -85,7 +85,7 @@ class Exemplar(ContrastivePretext):
 
 
 def semi_hard(near: Tensor, far: Tensor, itself: Tensor) -> Tensor:
-    """Choose the nearest of the negatives that are further away than the positive.
+    """Choose the nearest of the negatives that are further away than the positive, else the furthest.
 
     This is the semi-hard negative of Schroff et al., CVPR 2015. Random negatives soon satisfy the margin and
     contribute nothing. The hardest negatives collapsed the embeddings in their experiments; on fundus
@@ -97,7 +97,7 @@ def semi_hard(near: Tensor, far: Tensor, itself: Tensor) -> Tensor:
         itself: (B, M) True at the anchor's own photograph; every row has at least one False.
 
     Returns:
-        (B, 1) columns of ``far``; the furthest negative where none is further away than the positive.
+        (B, 1) columns of ``far``.
     """
     further = far.masked_fill(itself | (far <= near[:, None]), torch.inf)
     found, nearest = further.min(dim=1, keepdim=True)

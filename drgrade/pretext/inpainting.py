@@ -85,16 +85,16 @@ class Inpainting(Pretext):
         return loss, scores
 
     def fill(self, encoder: Encoder, images: Tensor, holes: Tensor) -> tuple[Tensor, Tensor]:
-        """Predict views whose holes are hidden from the encoder.
+        """Predict images (B, 3, H, W) whose pixels in the holes are hidden from the encoder.
 
         Args:
             encoder: Maps images to features.
-            images: (B, 3, H, W), normalised; pixels inside the holes are not used.
+            images: (B, 3, H, W), normalised.
             holes: (B, 1, H, W), True in a hole.
 
         Returns:
-            (B, 3, H, W) the normalised prediction, inside and outside the holes; (B, 3, H, W) the surface it
-            is added to.
+            The normalised prediction, inside and outside the holes, and the surface it is added to, both
+            (B, 3, H, W).
         """
         visible = images.masked_fill(holes, 0)
         surface = smooth_surface(to_float32(images), ~holes, self.degree)

@@ -106,13 +106,7 @@ class MAE(Pretext):
         return loss, {"explained": 1 - loss.detach() / variance.clamp_min(1e-6)}
 
     def reconstruct(self, encoder: Encoder, images: Tensor, visible: Tensor, masked: Tensor) -> Tensor:
-        """Predict the masked patches.
-
-        Args:
-            encoder: The encoder.
-            images: (B, 3, S, S), normalised.
-            visible: (B, K) int64, the patches that the encoder sees, numbered in reading order from 0.
-            masked: (B, M) int64, all others.
+        """Predict the masked patches (B, M) of images (B, 3, S, S) from the visible ones (B, K).
 
         Returns:
             (B, M, 3 P²) pixels of the masked patches in their order: rows, columns, channels.

@@ -88,14 +88,9 @@ def info_nce(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Compute the cross-entropy of finding each query's key among all keys, times 2 tau.
 
-    -2 tau log(exp(q_i k_i / tau) / sum_j exp(q_i k_j / tau)) with unit vectors q and k (Chen, Xie and He,
-    ICCV 2021, equation 1). The factor is that of algorithm 1: it makes the gradient depend less on tau.
-
-    Args:
-        queries: (B, D).
-        keys: (N, D); they receive no gradient.
-        start: The key of query i is key ``start + i``.
-        temperature: tau.
+    -2 tau log(exp(q_i k_i / tau) / sum_j exp(q_i k_j / tau)) with unit vectors q (B, D) and k (N, D), which
+    receive no gradient (Chen, Xie and He, ICCV 2021, equation 1). The key of query i is key ``start + i``.
+    The factor is that of algorithm 1: it makes the gradient depend less on tau, the ``temperature``.
 
     Returns:
         Mean over the queries, and the scores ``accuracy``, the share of queries whose own key is the nearest,

@@ -34,13 +34,10 @@ class Patches:
     """Cut square views into a grid of patches, each displaced at random and normalised separately.
 
     Attributes:
-        view_size: Side of the views in pixels.
-        grid: Patches along each side.
         count: Patches per view, ``grid`` squared. Patch number ``row * grid + column``.
         cut: Side of a patch in the view, in pixels.
         room: Largest displacement of a patch down and to the right, in pixels.
         starts: Upper (left) edge of each row (column) of patches without displacement, in pixels.
-        side: Side of a patch as it is encoded, in pixels.
     """
 
     def __init__(

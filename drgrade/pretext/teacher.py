@@ -23,8 +23,6 @@ class Teacher(nn.Module):
     take the same steps, so their teachers stay equal without communication.
 
     Attributes:
-        encoder: Copy of the encoder; it shares no memory with the student.
-        head: Copy of the head.
         start_share: Weight of the initial parameters in the average, the product of the momenta so far.
     """
 
