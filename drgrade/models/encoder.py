@@ -85,6 +85,8 @@ class TimmEncoder(Encoder):
         torch.Size([2, 64])
     """
 
+    model: Any  # timm's models share no type
+
     def __init__(
         self,
         name: str,

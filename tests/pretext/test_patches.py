@@ -190,13 +190,13 @@ def test_colour_drop_copies_one_channel_to_all():
     images = views(96, batch=40)
     plain = Patches(96, jitter=0.0)(images)
     dropped = Patches(96, jitter=0.0, colour_drop=0.3)(images, seeded())
-    dropped = 0
+    count_dropped = 0
     for patch, before in zip(dropped.flatten(0, 1), plain.flatten(0, 1), strict=True):
         if torch.equal(patch, before):
             continue
-        dropped += 1
+        count_dropped += 1
         assert any(torch.equal(patch, before[c].expand(3, -1, -1)) for c in range(3))
-    assert dropped / 360 == pytest.approx(0.3, abs=0.1)
+    assert count_dropped / 360 == pytest.approx(0.3, abs=0.1)
     everywhere = Patches(96, jitter=0.0, colour_drop=1.0)(images, seeded())
     assert torch.equal(everywhere[:, :, 0], everywhere[:, :, 2])
 
