@@ -21,9 +21,8 @@ from common import make_parser
 from sklearn.metrics import cohen_kappa_score
 
 from drgrade.exporting.export import ExportedFile, export
-from drgrade.exporting.graph import Pixels
+from drgrade.exporting.graph import Pixels, onnx_runner
 from drgrade.exporting.int8 import load_run_photographs, read_pixels, rows_of
-from drgrade.exporting.onnx_file import onnx_runner
 from drgrade.prediction.checkpoint import TrainedModel, load_model
 from drgrade.progress import say
 from drgrade.settings import ExportSettings

@@ -1,8 +1,8 @@
 """Analysis of one uploaded file: quality, grade and heat maps."""
 
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -31,25 +31,6 @@ _SIDE = 1024  # longer side of the images on the page in pixels
 _JPEG_QUALITY = 88
 
 
-@dataclass(frozen=True)
-class ReferralRule:
-    """Threshold for referable DR.
-
-    Attributes:
-        threshold: Refer where P(grade >= 2) is at least this.
-        target: Requested sensitivity.
-        sensitivity: Sensitivity on the validation photographs of each member.
-        specificity: Specificity likewise.
-        photographs: Number of validation photographs of each member.
-    """
-
-    threshold: float
-    target: float
-    sensitivity: tuple[float, ...]
-    specificity: tuple[float, ...]
-    photographs: tuple[int, ...]
-
-
 @dataclass(frozen=True, eq=False)
 class UploadResult:
     """Result for one file.
@@ -59,7 +40,7 @@ class UploadResult:
         verdict: Quality verdict; None if the file was not analysed.
         graded: Output of the grader for one photograph; None if it was not graded.
         photograph: JPEG of the upright photograph; None if it cannot be shown.
-        maps: Name and JPEG of each overlay, main map first; empty if it was not graded.
+        maps: JPEG of each overlay by the name of its map, main map first; empty if it was not graded.
         failure: Why the file was not analysed; empty if it was.
         note: Why there are no maps; empty if there are, or none are needed.
     """
@@ -68,7 +49,7 @@ class UploadResult:
     verdict: Verdict | None = None
     graded: GradedBatch | None = None
     photograph: bytes | None = None
-    maps: tuple[tuple[str, bytes], ...] = ()
+    maps: Mapping[str, bytes] = field(default_factory=dict)
     failure: str = ""
     note: str = ""
 
@@ -78,14 +59,15 @@ class UploadAnalyzer:
 
     Attributes:
         grader: The grader.
-        referral: Threshold for referable DR; None if the run has no operating points.
-        no_referral: Why there is none.
+        sensitivity: Required sensitivity for referable DR.
+        threshold: P(grade >= 2) from which a photograph is referable; None without operating points.
+        no_threshold: Why there is none.
     """
 
     def __init__(
         self, grader: Grader, sensitivity: float | None = None, abstain: bool = True, maps: Sequence[str] = ()
     ) -> None:
-        """Prepare referral and maps.
+        """Choose the threshold and prepare the maps.
 
         Args:
             grader: One model or an ensemble.
@@ -99,31 +81,25 @@ class UploadAnalyzer:
                 exist.
         """
         self.grader, self._abstain = grader, abstain
-        self.referral: ReferralRule | None = None
-        self.no_referral = ""
-        try:
-            self.referral = _referral_rule(grader, SENSITIVITY if sensitivity is None else sensitivity)
-        except ConfigError:
-            if sensitivity is not None:
-                raise
-            notes = [member.calibration.note for member in grader.members if not member.calibration.points]
-            self.no_referral = notes[0] if notes else ""
+        self.sensitivity = SENSITIVITY if sensitivity is None else sensitivity
+        self.threshold: float | None = None
+        notes = [member.calibration.note for member in grader.members if not member.calibration.points]
+        self.no_threshold = notes[0] if notes else ""
+        if sensitivity is not None or not notes:
+            self.threshold = grader.threshold(self.sensitivity)
         self._explainer, self._no_maps = _build_explainer(grader, maps)
 
     def analyse(self, upload: Upload | None, name: str = "") -> UploadResult:
-        """Analyse a file.
+        """Analyse a file; its defects are part of the result and never raise an error.
 
         Args:
             upload: The file; None if it has been deleted.
             name: File name in that case.
-
-        Returns:
-            The result; defects of a file never raise an error.
         """
         if upload is None:
             return UploadResult(name, failure="the file has been deleted: choose it again")
         if upload.is_too_large:
-            size, limit = megabytes(upload.size), megabytes(MAX_BYTES)
+            size, limit = _megabytes(upload.size), _megabytes(MAX_BYTES)
             return UploadResult(upload.name, failure=f"the file has {size}, the limit is {limit}")
         prepared = self.grader.preparation.prepare(upload.path)
         crop, verdict = prepared.crop, prepared.verdict
@@ -133,10 +109,10 @@ class UploadAnalyzer:
             return UploadResult(upload.name, verdict, photograph=photograph)
         graded = self.grader.grade(crop.pixels[None])
         heat, note = self._heat(crop.pixels, graded)
-        maps = []
+        maps: dict[str, bytes] = {}
         if original is not None and crop.facts is not None:
-            maps = [(each, _jpeg(draw_overlay(original, crop.facts, own))) for each, own in heat.items()]
-        return UploadResult(upload.name, verdict, graded, photograph, tuple(maps), note=note)
+            maps = {each: _jpeg(draw_overlay(original, crop.facts, own)) for each, own in heat.items()}
+        return UploadResult(upload.name, verdict, graded, photograph, maps, note=note)
 
     def _read(self, path: Path) -> npt.NDArray[np.uint8] | None:
         try:
@@ -172,18 +148,7 @@ def _build_explainer(grader: Grader, maps: Sequence[str]) -> tuple[Explainer | N
         return None, str(error)
 
 
-def _referral_rule(grader: Grader, sensitivity: float) -> ReferralRule:
-    points = [member.calibration.point(sensitivity) for member in grader.members]
-    return ReferralRule(
-        grader.threshold(sensitivity),
-        sensitivity,
-        tuple(each.sensitivity for each in points),
-        tuple(each.specificity for each in points),
-        tuple(member.calibration.photographs for member in grader.members),
-    )
-
-
-def megabytes(size: int) -> str:
+def _megabytes(size: int) -> str:
     """Format a number of bytes in MB."""
     return f"{size / 1e6:,.1f} MB".replace(".0 MB", " MB")
 

@@ -1,15 +1,15 @@
-"""The page: Gradio components, and the HTML of results. Gradio is imported when the page is built."""
+"""The page: Gradio components, and the HTML of results. Gradio is imported by :func:`build_page`."""
 
 import base64
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import cv2
 
-from drgrade.app.analysis import ReferralRule, UploadAnalyzer, UploadResult
+from drgrade.app.analysis import UploadAnalyzer, UploadResult
 from drgrade.app.uploads import MAX_BYTES, MAX_FILES, Uploads
 from drgrade.html.templates import environment, resource
 from drgrade.prediction.checkpoint import TrainedModel
@@ -61,21 +61,8 @@ _MEASURES = {
 }
 
 
-class LabelledValue(NamedTuple):
-    """A line of a small table."""
-
-    name: str
-    value: str
-
-
 def build_page(analyzer: UploadAnalyzer, uploads: Uploads, tta: str = "none") -> "gradio.Blocks":
-    """Build the page.
-
-    Args:
-        analyzer: Analyses the files.
-        uploads: Keeps the files.
-        tta: Test-time augmentation of the grader, for display.
-    """
+    """Build the page; ``tta`` is the test-time augmentation of the grader, for display."""
     import gradio as gr
 
     page: gr.Blocks = gr.Blocks(title=TITLE, analytics_enabled=False)
@@ -118,11 +105,6 @@ def theme() -> "gradio.Theme":
     )
 
 
-def page_css() -> str:
-    """Return the style sheet of the page."""
-    return resource(__package__ or "", "templates/page.css")
-
-
 def _analyse_files(analyzer: UploadAnalyzer, uploads: Uploads) -> Callable[[Any], Iterator[tuple[None, str]]]:
     def analyse(dropped: Any) -> Iterator[tuple[None, str]]:
         """Show each card as soon as its file is analysed."""
@@ -151,14 +133,7 @@ def _analyse_synthetic(analyzer: UploadAnalyzer, uploads: Uploads) -> Callable[[
 
 
 def draw_example(seed: int) -> tuple[str, bytes]:
-    """Draw a synthetic photograph that no run has been trained on.
-
-    Args:
-        seed: Seed of the drawing.
-
-    Returns:
-        Description and JPEG.
-    """
+    """Draw a synthetic photograph that no run has been trained on; returns its description and JPEG."""
     photographs = plan_photographs(_SYNTHETIC_PATIENTS, seed)
     photograph = photographs[seed % len(photographs)]
     drawing = draw_photograph(photograph, _SYNTHETIC_SIDE, seed)
@@ -169,46 +144,27 @@ def draw_example(seed: int) -> tuple[str, bytes]:
 
 
 def render_cards(results: Sequence[UploadResult], analyzer: UploadAnalyzer) -> str:
-    """Render results as HTML; file names are escaped.
-
-    Args:
-        results: Results of the files.
-        analyzer: Analyzer that produced them.
-    """
+    """Render the results of an analyzer as HTML; file names are escaped."""
     return _render_cards([_card(each, analyzer) for each in results])
 
 
 def render_message(message: str) -> str:
-    """Render a message in place of cards.
-
-    Args:
-        message: Plain text.
-    """
+    """Render a message, plain text, in place of cards."""
     return _render_cards([{"failure": message, "name": "", "grade": None}])
 
 
 def render_about(grader: Grader, tta: str) -> str:
-    """Render the section about the grader.
-
-    Args:
-        grader: The grader.
-        tta: Its test-time augmentation.
-    """
+    """Render the section about the grader and its test-time augmentation."""
     return _render(
         "about.html.j2",
-        runs=[(member.folder.resolve().name, run_facts(member)) for member in grader.members],
+        runs=[(member.folder.resolve().name, _run_facts(member)) for member in grader.members],
         tta="" if tta == "none" else tta,
         most=f"{MAX_BYTES // 1_000_000} MB",
         files=MAX_FILES,
     )
 
 
-def run_facts(member: TrainedModel) -> list[LabelledValue]:
-    """Describe a run.
-
-    Args:
-        member: The trained model.
-    """
+def _run_facts(member: TrainedModel) -> dict[str, str]:
     record, cfg, calibration = member.record, member.config, member.calibration
 
     def entry(name: str) -> str:
@@ -218,7 +174,7 @@ def run_facts(member: TrainedModel) -> list[LabelledValue]:
     calibrated = (
         f"temperature {decimal(calibration.temperature, 2)}, {calibration.photographs} validation photographs"
     )
-    facts = {
+    return {
         "trained on": f"{entry('data')} (hash {entry('data_hash')[:12]})",
         "encoder": f"{_class_name(cfg.encoder)}, weights: {entry('init')}",
         "head": _class_name(cfg.head),
@@ -229,7 +185,6 @@ def run_facts(member: TrainedModel) -> list[LabelledValue]:
         "calibration": calibrated if calibration.photographs else f"none: {calibration.note}",
         "input": f"{member.preparation.image_size} px, illumination: {member.preparation.illumination}",
     }
-    return [LabelledValue(name, value) for name, value in facts.items()]
 
 
 def _render_cards(cards: Sequence[Mapping[str, Any]]) -> str:
@@ -243,15 +198,16 @@ def _card(result: UploadResult, analyzer: UploadAnalyzer) -> dict[str, Any]:
         "name": Path(result.name).name,
         "failure": result.failure,
         "photograph": _data_uri(result.photograph),
-        "maps": [(_map_title(name), _data_uri(jpeg)) for name, jpeg in result.maps],
+        "maps": [(_map_title(name), _data_uri(jpeg)) for name, jpeg in result.maps.items()],
         "note": result.note,
         "grade": None,
     }
     if (verdict := result.verdict) is not None:
-        measures = []
-        for name in filter(_MEASURES.__contains__, verdict.measures):
-            title, unit, places = _MEASURES[name]
-            measures.append(LabelledValue(title, f"{decimal(verdict.measures[name], places)} {unit}".strip()))
+        measures = [
+            f"{title} {decimal(verdict.measures[name], places)} {unit}".strip()
+            for name, (title, unit, places) in _MEASURES.items()
+            if name in verdict.measures
+        ]
         card |= {
             "flag": _FLAGS.get(verdict.flag, verdict.flag.replace("_", " ")),
             "good": verdict.flag == "good",
@@ -266,11 +222,11 @@ def _grade_values(result: UploadResult, analyzer: UploadAnalyzer) -> dict[str, A
     assert graded is not None
     probabilities, grade = graded.probabilities[0].tolist(), int(graded.grades[0])
     several = len(analyzer.grader.members) > 1 or float(graded.disagreement[0]) > 0
-    probability, rule = float(graded.referable[0]), analyzer.referral
-    refer, because = "", f"no threshold was fitted: {analyzer.no_referral}"
-    if rule is not None:
-        refer = "yes" if probability >= rule.threshold else "no"
-        because = f"threshold {percent(rule.threshold, 1)}, {_operating_points(rule)}"
+    probability, threshold = float(graded.referable[0]), analyzer.threshold
+    refer, because = "", f"no threshold was fitted: {analyzer.no_threshold}"
+    if threshold is not None:
+        refer = "yes" if probability >= threshold else "no"
+        because = f"threshold {percent(threshold, 1)}, {_operating_points(analyzer)}"
     return {
         "grade": grade,
         "word": GRADES[grade],
@@ -284,17 +240,18 @@ def _grade_values(result: UploadResult, analyzer: UploadAnalyzer) -> dict[str, A
     }
 
 
-def _operating_points(rule: ReferralRule) -> str:
-    each = zip(rule.sensitivity, rule.specificity, rule.photographs, strict=True)
-    points = [
-        f"sensitivity {percent(sensitivity, 1)} and specificity {percent(specificity, 1)} on {count}"
-        for sensitivity, specificity, count in each
-    ]
+def _operating_points(analyzer: UploadAnalyzer) -> str:
+    target, points = percent(analyzer.sensitivity), []
+    for calibration in (member.calibration for member in analyzer.grader.members):
+        point = calibration.point(analyzer.sensitivity)
+        sensitivity, specificity = percent(point.sensitivity, 1), percent(point.specificity, 1)
+        count = calibration.photographs
+        points.append(f"sensitivity {sensitivity} and specificity {specificity} on {count}")
     if len(points) == 1:
-        return f"chosen for a sensitivity of {percent(rule.target)}: {points[0]} validation photographs"
+        return f"chosen for a sensitivity of {target}: {points[0]} validation photographs"
     return (
-        f"the mean over the members, each chosen for a sensitivity of {percent(rule.target)} on its own "
-        f"validation photographs ({'; '.join(points)})"
+        f"the mean over the members, each chosen for a sensitivity of {target} on its own validation "
+        f"photographs ({'; '.join(points)})"
     )
 
 

@@ -13,9 +13,10 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from drgrade.app.analysis import UploadAnalyzer
-from drgrade.app.page import build_page, page_css, theme
+from drgrade.app.page import build_page, theme
 from drgrade.app.uploads import MAX_BYTES, MAX_FILES, Uploads
 from drgrade.errors import ConfigError
+from drgrade.html.templates import resource
 from drgrade.prediction.grader import Grader
 from drgrade.progress import say
 from drgrade.settings import AppSettings
@@ -32,6 +33,7 @@ _MAX_REQUEST = (MAX_FILES + 2) * MAX_BYTES
 
 _MAX_FORM_FILES = 1000
 _SHUTDOWN_SECONDS = 2
+_BACKLOG = 128
 
 POLICY = "; ".join(
     (
@@ -115,12 +117,7 @@ def _refusal(scope: Scope) -> tuple[int, str] | None:
 
 
 def build_app(page: "gradio.Blocks", uploads: Uploads) -> "FastAPI":
-    """Build the application: the page, and an endpoint for uploads.
-
-    Args:
-        page: From :func:`drgrade.app.page.build_page`.
-        uploads: Keeps the files.
-    """
+    """Build the application: the page, and an endpoint for uploads."""
     import gradio as gr
     from fastapi import FastAPI, Request, Response
 
@@ -130,11 +127,9 @@ def build_app(page: "gradio.Blocks", uploads: Uploads) -> "FastAPI":
         """Replace Gradio's endpoint, which gives the same path to the same file of two users."""
         async with request.form(max_files=_MAX_FORM_FILES, max_fields=1) as form:
             files = [each for each in form.getlist("files") if not isinstance(each, str)]
-            keeps_content = len(files) <= MAX_FILES  # otherwise only the number is needed
+            empty = len(files) > MAX_FILES  # only the number is needed
             kept = [
-                uploads.keep(
-                    each.filename or "file", each.file if keeps_content else BytesIO(), each.size or 0
-                )
+                uploads.keep(each.filename or "file", BytesIO() if empty else each.file, each.size or 0)
                 for each in files
             ]
         return [str(each.path) for each in kept]
@@ -160,7 +155,7 @@ def build_app(page: "gradio.Blocks", uploads: Uploads) -> "FastAPI":
         mcp_server=False,
         pwa=False,
         theme=theme(),
-        css=page_css(),
+        css=resource("drgrade.app", "templates/page.css"),
     )
     return app
 
@@ -175,37 +170,20 @@ def listen(port: int | None) -> socket.socket:
         ConfigError: If the port is in use.
     """
     try:
-        return _bound(PORT if port is None else port)
+        return socket.create_server((HOST, PORT if port is None else port), backlog=_BACKLOG)
     except OSError as error:
         if port is not None:
+            reason = os.strerror(error.errno or 0)
             raise ConfigError(
-                f"port={port} is not available ({error.strerror}); port=0 selects a free port"
+                f"port={port} is not available ({reason}); port=0 selects a free port"
             ) from error
-    other = _bound(0)
+    other = socket.create_server((HOST, 0), backlog=_BACKLOG)
     say(f"port {PORT} is in use; the page is on port {other.getsockname()[1]}")
     return other
 
 
-def _bound(port: int) -> socket.socket:
-    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((HOST, port))
-        listening.listen(128)
-    except OSError:
-        listening.close()
-        raise
-    return listening
-
-
 def serve(app: "FastAPI", listening: socket.socket, uploads: Uploads) -> None:
-    """Serve until the process is interrupted.
-
-    Args:
-        app: From :func:`build_app`.
-        listening: Listening socket, closed at the end.
-        uploads: Its folder receives incoming data.
-    """
+    """Serve until the process is interrupted, and close the socket."""
     import uvicorn
 
     config = uvicorn.Config(

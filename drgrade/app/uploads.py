@@ -8,10 +8,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO
 
 from filelock import FileLock, Timeout
@@ -53,7 +52,7 @@ class Upload:
         return self.size > MAX_BYTES
 
 
-class Uploads:
+class Uploads(AbstractContextManager["Uploads"]):
     """Stores files until they are analysed; a context manager that deletes everything at the end.
 
     Files that are not requested are deleted after ten minutes. If the process is killed, the next one deletes
@@ -89,13 +88,7 @@ class Uploads:
         threading.Thread(target=self._delete_expired, daemon=True).start()
 
     def keep(self, name: str, content: BinaryIO, size: int) -> Upload:
-        """Store a file.
-
-        Args:
-            name: Original name.
-            content: Content; not read if the file is too large.
-            size: Size in bytes.
-        """
+        """Store a file of ``size`` bytes; its content is not read if it is too large."""
         folder = self.folder / secrets.token_hex(16)
         folder.mkdir(mode=0o700)
         upload = Upload(name, folder / _safe_name(name), size)
@@ -109,9 +102,6 @@ class Uploads:
     @contextmanager
     def take(self, path: Path) -> Iterator[Upload | None]:
         """Give access to a file once; it is deleted afterwards.
-
-        Args:
-            path: Path of an upload.
 
         Yields:
             The upload; None if there is no upload with that path.
@@ -134,20 +124,12 @@ class Uploads:
         for path in old:
             shutil.rmtree(path.parent, ignore_errors=True)
 
-    def close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         """Delete all files and release the folder."""
         self._closing.set()
         shutil.rmtree(self.folder, ignore_errors=True)
         Path(self._lock.lock_file).unlink(missing_ok=True)
         self._lock.release()
-
-    def __enter__(self) -> "Uploads":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _delete_expired(self) -> None:
         while not self._closing.wait(_CLEANUP_SECONDS):

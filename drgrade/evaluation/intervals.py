@@ -119,9 +119,8 @@ def estimate_set(
 
 def _test_fold(photographs: Photographs, predictions: Predictions) -> TestFold:
     rows = photographs.split.iloc[predictions.index.numpy()]
-    _, groups = np.unique(rows["group"].to_numpy(dtype=str), return_inverse=True)
-    ids, grades = rows["image_id"].to_numpy(dtype=str), predictions.grades.numpy().astype(np.int64)
-    return TestFold("evaluation", ids, groups.astype(np.int64), grades)
+    ids, groups = (rows[name].to_numpy(dtype=str) for name in ("image_id", "group"))
+    return TestFold.with_groups("evaluation", ids, groups, predictions.grades.numpy().astype(np.int64))
 
 
 def _source(predictions: Predictions, metrics: Mapping[str, str]) -> MetricSource:

@@ -13,14 +13,20 @@ from drgrade.data.normalisation import MEAN, STD
 from drgrade.errors import ConfigError, DataError
 from drgrade.exporting.graph import (
     INPUT,
+    METADATA_KEY,
+    OPSET,
     OUTPUTS,
     ExportedGrader,
     Parity,
     Pixels,
     check_parity,
+    onnx_bytes,
+    onnx_runner,
+    require_packages,
     torch_bytes,
     torch_runner,
     trace,
+    with_metadata,
 )
 from drgrade.exporting.int8 import (
     MIN_PHOTOGRAPHS,
@@ -29,14 +35,6 @@ from drgrade.exporting.int8 import (
     load_run_photographs,
     measure_cost,
     quantise,
-)
-from drgrade.exporting.onnx_file import (
-    METADATA_KEY,
-    OPSET,
-    onnx_bytes,
-    onnx_runner,
-    require_packages,
-    with_metadata,
 )
 from drgrade.files import file_sha256, write_bytes, write_text
 from drgrade.prediction.checkpoint import TrainedModel, load_model
@@ -103,31 +101,31 @@ class ExportedFile:
 
     def summary(self) -> list[str]:
         """Return the summary lines for the terminal."""
-        which = "before int8, " if self.int8 else ""
+        subject = "before int8, " if self.int8 else ""
         lines = [
             f"{self.path}  {self.size / 1e6:.1f} MB",
             str(self.description),
-            f"{which}logits differ from the model's by at most {self.parity.logits:.1e}, probabilities by "
+            f"{subject}logits differ from the model's by at most {self.parity.logits:.1e}, probabilities by "
             f"{self.parity.probabilities:.1e} ({self.parity.photographs} synthetic photographs)",
         ]
         return lines if self.int8 is None else [*lines, *_int8_summary(self.int8, self.size)]
 
 
 def _int8_summary(int8: Int8Report, size: int) -> list[str]:
-    lines = [
+    sizes = (
         f"int8: {int8.bytes_float32 / 1e6:.1f} -> {size / 1e6:.1f} MB, ranges measured on "
         f"{int8.calibrated_on} photographs"
-    ]
-    if int8.cost is None:
-        return [*lines, int8.note]
+    )
     cost = int8.cost
+    if cost is None:
+        return [sizes, int8.note]
     figures = {"QWK": cost.qwk_float32, "in int8": cost.qwk_int8, "change": cost.qwk_change}
     written = [
         f"{name} {each.value:.3f} ({each.interval.low:.3f} to {each.interval.high:.3f})"
         for name, each in figures.items()
     ]
     return [
-        *lines,
+        sizes,
         f"same grade for {100 * cost.same_grade:.1f} % of {cost.photographs} test photographs, expected "
         f"grade differs by {cost.expected_grade:.3f} on average",
         f"{', '.join(written)}; 95 % intervals",
@@ -149,26 +147,42 @@ def export(settings: ExportSettings) -> ExportedFile:
     (folder,) = settings.checkpoint
     name = f"grader{'-int8' if settings.int8 else ''}{ENDINGS[settings.format]}"
     path = settings.out or folder / "export" / name
-    beside = path.with_name(f"{path.name}.json")
-    _check_target(path, beside, settings)
+    description_path = path.with_name(f"{path.name}.json")
+    _check_target(path, description_path, settings)
     trained = load_model(folder)
-    grader = ExportedGrader(trained).eval()
-    photographs = None
-    if settings.int8:  # load them first: tracing takes minutes
-        photographs = calibration_photographs(trained, settings.photographs, settings.count, settings.seed)
     description = describe(trained)
-    if settings.format == "torch":
-        data, parity, int8 = _torch_file(grader, trained, description)
-    else:
-        data, parity, int8 = _onnx_file(grader, trained, description, photographs, settings)
+    data, parity, int8 = _file_content(trained, description, settings)
     description["parity"] = asdict(parity)
     description["file"] = {"name": path.name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     try:
-        write_text(beside, _to_json(description, indent=2) + "\n")  # first, so that no file lacks one
+        write_text(description_path, _to_json(description, indent=2) + "\n")  # before the file that needs it
         write_bytes(path, data)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror or error}") from error
-    return ExportedFile(path, beside, len(data), parity, int8)
+    return ExportedFile(path, description_path, len(data), parity, int8)
+
+
+def _file_content(
+    trained: TrainedModel, description: dict[str, Any], settings: ExportSettings
+) -> tuple[bytes, Parity, Int8Report | None]:
+    """Return the content of a file that was compared with the model; completes the description."""
+    grader = ExportedGrader(trained).eval()
+    size, photographs = trained.preparation.image_size, None
+    if settings.int8:  # load them first: tracing takes minutes
+        photographs = calibration_photographs(trained, settings.photographs, settings.count, settings.seed)
+    program = trace(grader, size)
+    if settings.format == "torch":
+        data = torch_bytes(program, _to_json(description))
+        return data, check_parity(grader, torch_runner(data), size), None
+    data = onnx_bytes(program)
+    description |= {"opset": OPSET, "precision": "float32"}
+    if photographs is None:
+        data = _with_description(data, description)
+        return data, check_parity(grader, onnx_runner(data), size), None
+    parity = check_parity(grader, onnx_runner(data), size)
+    data, int8 = _quantise(data, photographs, trained, settings)
+    description |= {"precision": "int8", "int8": asdict(int8)}
+    return _with_description(data, description), parity, int8
 
 
 def _check_settings(settings: ExportSettings) -> None:
@@ -187,44 +201,14 @@ def _check_settings(settings: ExportSettings) -> None:
         require_packages()
 
 
-def _check_target(path: Path, beside: Path, settings: ExportSettings) -> None:
+def _check_target(path: Path, description_path: Path, settings: ExportSettings) -> None:
     if path.suffix != ENDINGS[settings.format]:
         raise ConfigError(f"out={path}: name a file that ends in {ENDINGS[settings.format]}")
-    for each in (path, beside):
+    for each in (path, description_path):
         if each.is_dir():
             raise ConfigError(f"{each} is a folder: name another file with out=FILE")
         if each.exists() and not settings.overwrite:
             raise ConfigError(f"{each} exists already: overwrite=true replaces it, out=FILE names another")
-
-
-def _torch_file(
-    grader: ExportedGrader, trained: TrainedModel, description: Mapping[str, Any]
-) -> tuple[bytes, Parity, None]:
-    size = trained.preparation.image_size
-    data = torch_bytes(trace(grader, size), _to_json(description))
-    return data, check_parity(grader, torch_runner(data), size), None
-
-
-def _onnx_file(
-    grader: ExportedGrader,
-    trained: TrainedModel,
-    description: dict[str, Any],
-    photographs: Pixels | None,
-    settings: ExportSettings,
-) -> tuple[bytes, Parity, Int8Report | None]:
-    """Write an ONNX file and complete its description."""
-    size = trained.preparation.image_size
-    data = onnx_bytes(trace(grader, size))
-    parity = check_parity(grader, onnx_runner(data), size)
-    int8 = None
-    description |= {"opset": OPSET, "precision": "float32"}
-    if photographs is not None:
-        data, int8 = _quantise(data, photographs, trained, settings)
-        description |= {"precision": "int8", "int8": asdict(int8)}
-    data = with_metadata(data, {METADATA_KEY: _to_json(description), **_flat_entries(description)})
-    if int8 is None:
-        parity = check_parity(grader, onnx_runner(data), size)
-    return data, parity, int8
 
 
 def _quantise(
@@ -241,14 +225,7 @@ def _quantise(
 
 
 def describe(trained: TrainedModel) -> dict[str, Any]:
-    """Describe input, outputs, preparation, calibration and origin of an exported model.
-
-    Args:
-        trained: The trained model.
-
-    Returns:
-        JSON-serialisable description, common to all formats.
-    """
+    """Describe input, outputs, preparation, calibration and origin of an exported model, for all formats."""
     preparation, record = trained.preparation, trained.record
     size = preparation.image_size
     config_file = trained.folder / CONFIG  # does not exist in a published folder
@@ -292,10 +269,11 @@ def describe(trained: TrainedModel) -> dict[str, Any]:
     }
 
 
-def _flat_entries(description: Mapping[str, Any]) -> dict[str, str]:
-    """Return metadata entries for readers of ONNX files that do not parse JSON."""
+def _with_description(data: bytes, description: Mapping[str, Any]) -> bytes:
+    """Store the description in an ONNX file, and some entries again for readers that do not parse JSON."""
     run, preparation = description["run"], description["preparation"]
-    return {
+    entries = {
+        METADATA_KEY: _to_json(description),
         "notice": NOTICE,
         "image_size": str(preparation["image_size"]),
         "illumination": str(preparation["illumination"]),
@@ -304,6 +282,7 @@ def _flat_entries(description: Mapping[str, Any]) -> dict[str, str]:
         "weights_sha256": str(run["weights_sha256"]),
         "drgrade_version": version("drgrade"),
     }
+    return with_metadata(data, entries)
 
 
 def _to_json(value: Mapping[str, Any], indent: int | None = None) -> str:

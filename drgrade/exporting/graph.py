@@ -1,5 +1,7 @@
-"""Computation of an exported file, and the check that a file computes the same as the model."""
+"""Computation of an exported file: trace it, write and run it as ONNX or .pt2, compare it with the model."""
 
+import importlib
+import importlib.util
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,15 +31,23 @@ OUTPUTS: Mapping[str, str] = {
 EXTRA_FILE = "drgrade.json"
 """Name of the description among the extra files of a .pt2 file."""
 
+METADATA_KEY = "drgrade"
+"""Metadata key of the description in an ONNX file."""
+
+OPSET = 18
+"""Opset that torch >= 2.5 writes without conversion; onnxruntime reads it since 1.14."""
+
 BATCHES = (1, 2, 7)
 """Batch sizes of the parity check."""
 
 TOLERANCE, RELATIVE_TOLERANCE = 1e-4, 1e-5
 """Largest absolute and relative difference of an output; float32 has seven digits."""
 
+_MAX_ONNX_BYTES = 2_000_000_000  # limit of a protocol buffer
+
 Pixels = npt.NDArray[np.uint8]
 FileRunner = Callable[[Pixels], dict[str, npt.NDArray[Any]]]
-"""Runs a file: (B, S, S, 3) uint8 to the outputs by name."""
+"""Runs a file on the CPU: (B, S, S, 3) uint8 to the outputs by name."""
 
 
 class ParityError(DrgradeError):
@@ -46,13 +56,7 @@ class ParityError(DrgradeError):
 
 @dataclass(frozen=True)
 class Parity:
-    """Difference between a file and the model.
-
-    Attributes:
-        logits: Largest difference of a logit.
-        probabilities: Largest difference of a probability.
-        photographs: Number of compared photographs.
-    """
+    """Largest difference of a logit and of a probability between a file and the model."""
 
     logits: float
     probabilities: float
@@ -65,11 +69,8 @@ class ExportedGrader(nn.Module):
     def __init__(self, trained: TrainedModel) -> None:
         """Take model and calibration.
 
-        Args:
-            trained: Trained model in evaluation mode.
-
         Raises:
-            ConfigError: If its head does not use the photographs.
+            ConfigError: If the output of the head does not depend on the photographs.
         """
         super().__init__()
         if not getattr(trained.model.head, "needs_features", True):
@@ -80,40 +81,27 @@ class ExportedGrader(nn.Module):
         self.model, self.calibration = trained.model, trained.calibration
 
     def forward(self, photographs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Grade photographs.
-
-        Args:
-            photographs: (B, S, S, 3) uint8 RGB, prepared.
-
-        Returns:
-            The outputs in the order of :data:`OUTPUTS`.
-        """
+        """Grade photographs, (B, S, S, 3) uint8; returns the outputs in the order of :data:`OUTPUTS`."""
         logits = self.model(normalise(photographs.permute(0, 3, 1, 2)))
         head = self.model.head
         probabilities = self.calibration.probabilities(head.probabilities(logits))
-        grade = head.predict(logits)
         return (
             logits,
             probabilities,
-            grade,
+            head.predict(logits),
             expected_grade(probabilities),
             referable_probability(probabilities),
         )
 
 
 def trace(grader: ExportedGrader, image_size: int) -> torch.export.ExportedProgram:
-    """Trace the computation for any batch size.
-
-    Args:
-        grader: On the CPU.
-        image_size: Side S of the prepared photographs in pixels.
+    """Trace the computation on the CPU for any batch size.
 
     Raises:
         ConfigError: If torch cannot trace the model.
     """
-    example = torch.zeros(
-        2, image_size, image_size, 3, dtype=torch.uint8
-    )  # torch specialises a dimension of 1
+    # Two photographs, because torch specialises a dimension of 1.
+    example = torch.zeros(2, image_size, image_size, 3, dtype=torch.uint8)
     shapes = {"photographs": {0: torch.export.Dim("batch")}}
     try:
         with torch.no_grad():
@@ -121,81 +109,163 @@ def trace(grader: ExportedGrader, image_size: int) -> torch.export.ExportedProgr
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
             f"torch {torch.__version__} cannot trace {type(grader.model.encoder).__name__} with "
-            f"{type(grader.model.head).__name__}: {first_line(error)}"
+            f"{type(grader.model.head).__name__}: {_first_line(error)}"
         ) from error
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error message of torch."""
+def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def torch_bytes(program: torch.export.ExportedProgram, description: str) -> bytes:
-    """Serialise a traced grader as a .pt2 file.
-
-    Args:
-        program: From :func:`trace`.
-        description: JSON that is stored in the file.
-    """
+    """Serialise a traced grader as a .pt2 file that contains its description."""
     file = io.BytesIO()
     torch.export.save(program, file, extra_files={EXTRA_FILE: description})
     return file.getvalue()
 
 
 def torch_runner(data: bytes) -> FileRunner:
-    """Load a .pt2 file on the CPU.
-
-    Args:
-        data: Content of the file.
-    """
+    """Load the content of a .pt2 file."""
     module = torch.export.load(io.BytesIO(data)).module()
     return lambda photographs: _run_module(module, photographs)
 
 
 def _run_module(module: nn.Module, photographs: Pixels) -> dict[str, npt.NDArray[Any]]:
     with torch.inference_mode():
-        found = module(torch.from_numpy(photographs))
-    return {name: each.numpy() for name, each in zip(OUTPUTS, found, strict=True)}
+        outputs = module(torch.from_numpy(photographs))
+    return {name: each.numpy() for name, each in zip(OUTPUTS, outputs, strict=True)}
+
+
+def require_packages() -> None:
+    """Check that the packages for ONNX are installed.
+
+    Raises:
+        ConfigError: Naming the missing packages.
+    """
+    packages = ("onnx", "onnxscript", "onnxruntime")
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"format=onnx needs {', '.join(missing)}: pip install 'drgrade[export]' (format=torch does not)"
+        )
+
+
+def onnx_bytes(program: torch.export.ExportedProgram) -> bytes:
+    """Serialise a traced grader as ONNX.
+
+    Raises:
+        ConfigError: If the model cannot be expressed in ONNX, or is too large for one file.
+    """
+    size = sum(each.nbytes for each in program.state_dict.values())
+    if size > _MAX_ONNX_BYTES:
+        raise ConfigError(
+            f"the model has {size / 1e9:.1f} GB of weights, but an ONNX file is limited to 2 GB: use "
+            "format=torch"
+        )
+    try:
+        exported = torch.onnx.export(
+            program.run_decompositions(_UNROLLED),
+            (),
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=list(OUTPUTS),
+            opset_version=OPSET,
+            verbose=False,
+        )
+    except RuntimeError as error:
+        reason = _first_line(error.__cause__ or error)
+        raise ConfigError(f"the model cannot be expressed in ONNX ({reason}): use format=torch") from error
+    assert exported is not None
+    model = exported.model_proto
+    _name_batch_dimension(model)
+    return bytes(model.SerializeToString())
+
+
+def with_metadata(data: bytes, entries: Mapping[str, str]) -> bytes:
+    """Replace the metadata of an ONNX file."""
+    onnx: Any = importlib.import_module("onnx")
+    model = onnx.load_from_string(data)
+    onnx.helper.set_model_props(model, dict(entries))
+    model.producer_name = "drgrade"
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+def onnx_runner(data: bytes, threads: int | None = None) -> FileRunner:
+    """Load the content of an ONNX file; ``threads`` is by default the number of threads of torch."""
+    onnxruntime: Any = importlib.import_module("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return lambda photographs: dict(
+        zip(OUTPUTS, session.run(list(OUTPUTS), {INPUT: photographs}), strict=True)
+    )
+
+
+def _name_batch_dimension(model: Any) -> None:
+    """Rename the free dimension, which torch numbers, to ``batch``."""
+    free = model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.dim_param == free:
+                dimension.dim_param = "batch"
+
+
+def _accumulate(step: Callable[[Tensor, Tensor], Tensor], values: Tensor, dim: int) -> Tensor:
+    """Apply an operation cumulatively along a short dimension."""
+    columns = list(values.unbind(dim))
+    for k in range(1, len(columns)):
+        columns[k] = step(columns[k - 1], columns[k])
+    return torch.stack(columns, dim)
+
+
+def _cummin(values: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    lowest = _accumulate(torch.minimum, values, dim)
+    return lowest, torch.zeros_like(lowest, dtype=torch.int64)  # the indices are not used
+
+
+def _cumprod(values: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
+    return _accumulate(torch.mul, values if dtype is None else values.to(dtype), dim)
+
+
+_UNROLLED: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten.cummin.default: _cummin,
+    torch.ops.aten.cumprod.default: _cumprod,
+}
+"""Operators of the cumulative and the CORN head that ONNX lacks, unrolled over the four thresholds."""
 
 
 def check_parity(grader: ExportedGrader, runner: FileRunner, image_size: int, seed: int = 0) -> Parity:
     """Compare a file with the model on synthetic photographs.
 
-    Args:
-        grader: The model.
-        runner: The file.
-        image_size: Side S of the prepared photographs in pixels.
-        seed: Seed of the photographs.
-
     Raises:
         ParityError: If a difference is too large, or the grades do not follow from the file's logits.
     """
-    logits, probabilities = 0.0, 0.0
+    largest = {"logits": 0.0, "probabilities": 0.0}
     for batch in BATCHES:
         photographs = random_discs(batch, image_size, seed + batch)
-        expected, found = _run_module(grader, photographs), runner(photographs)
+        expected, outputs = _run_module(grader, photographs), runner(photographs)
         for name in OUTPUTS:
             if name == "grade":
                 # Read from the file's logits: a grade may differ where logits differ in the last digit.
-                grades = grader.model.head.predict(torch.from_numpy(np.array(found["logits"])))
-                same = np.array_equal(found[name], grades.numpy())
+                grades = grader.model.head.predict(torch.from_numpy(np.array(outputs["logits"])))
+                same = np.array_equal(outputs[name], grades.numpy())
             else:
-                same = np.allclose(found[name], expected[name], rtol=RELATIVE_TOLERANCE, atol=TOLERANCE)
-            if found[name].shape != expected[name].shape or not same:
-                raise ParityError(_difference(name, batch, found[name], expected[name]))
-        logits = max(logits, float(np.abs(found["logits"] - expected["logits"]).max()))
-        gaps = np.abs(found["probabilities"] - expected["probabilities"])
-        probabilities = max(probabilities, float(gaps.max()))
-    return Parity(logits, probabilities, sum(BATCHES))
+                same = np.allclose(outputs[name], expected[name], rtol=RELATIVE_TOLERANCE, atol=TOLERANCE)
+            if outputs[name].shape != expected[name].shape or not same:
+                raise ParityError(_difference(name, batch, outputs[name], expected[name]))
+        for name in largest:
+            largest[name] = max(largest[name], float(np.abs(outputs[name] - expected[name]).max()))
+    return Parity(**largest, photographs=sum(BATCHES))
 
 
-def _difference(name: str, batch: int, found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> str:
-    if found.shape != expected.shape:
-        gap = f"shape {list(found.shape)} instead of {list(expected.shape)}"
+def _difference(name: str, batch: int, output: npt.NDArray[Any], expected: npt.NDArray[Any]) -> str:
+    if output.shape != expected.shape:
+        gap = f"shape {list(output.shape)} instead of {list(expected.shape)}"
     elif name == "grade":
         gap = "the grades do not follow from the logits"
     else:
-        gap = f"largest difference {float(np.abs(found - expected).max()):.2g}, allowed {TOLERANCE:.0e}"
+        gap = f"largest difference {float(np.abs(output - expected).max()):.2g}, allowed {TOLERANCE:.0e}"
     return (
         f"the exported file differs from the model: {name} of {batch} photographs ({gap}); nothing was "
         "written. Try the other format, or another version of torch, and report it"
@@ -205,13 +275,8 @@ def _difference(name: str, batch: int, found: npt.NDArray[Any], expected: npt.ND
 def random_discs(count: int, image_size: int, seed: int) -> Pixels:
     """Draw discs of blotched orange on black, closer to fundus photographs than uniform noise.
 
-    Args:
-        count: Number B of photographs.
-        image_size: Side S in pixels.
-        seed: Seed of the drawing.
-
     Returns:
-        (B, S, S, 3) uint8.
+        (count, image_size, image_size, 3) uint8.
     """
     cells = 8
     rng = np.random.default_rng(seed)

@@ -47,7 +47,7 @@ class Int8Cost:
         expected_grade: Mean absolute difference of the expected grade.
         qwk_float32: QWK of the file in 32 bits.
         qwk_int8: QWK of the file in 8 bits.
-        qwk_change: Their difference.
+        qwk_change: Difference of the two, int8 minus float32.
     """
 
     photographs: int
@@ -59,15 +59,7 @@ class Int8Cost:
 
 
 def quantise(data: bytes, photographs: Pixels) -> bytes:
-    """Quantise an ONNX file.
-
-    Args:
-        data: Content of the file in 32 bits.
-        photographs: (N, S, S, 3) uint8, prepared, for the ranges of the activations.
-
-    Returns:
-        Content of the file in 8 bits.
-    """
+    """Quantise the content of an ONNX file; ranges are measured on prepared photographs (N, S, S, 3)."""
     tools: Any = importlib.import_module("onnxruntime.quantization")
     shapes: Any = importlib.import_module("onnxruntime.quantization.shape_inference")
     with tempfile.TemporaryDirectory(prefix="drgrade-") as scratch:
@@ -116,14 +108,14 @@ def _nodes_of_logits(path: str) -> list[str]:
     """Return the names of the nodes that the logits depend on."""
     onnx: Any = importlib.import_module("onnx")
     producers = {output: node for node in onnx.load(path).graph.node for output in node.output}
-    found: set[str] = set()
-    waiting = ["logits"]
-    while waiting:
-        node = producers.get(waiting.pop())
-        if node is not None and node.name not in found:
-            found.add(node.name)
-            waiting += node.input
-    return sorted(found)
+    names: set[str] = set()
+    values = ["logits"]
+    while values:
+        node = producers.get(values.pop())
+        if node is not None and node.name not in names:
+            names.add(node.name)
+            values += node.input
+    return sorted(names)
 
 
 def calibration_photographs(model: TrainedModel, folder: Path | None, count: int, seed: int) -> Pixels:
@@ -132,14 +124,14 @@ def calibration_photographs(model: TrainedModel, folder: Path | None, count: int
     Args:
         model: The trained model.
         folder: Folder of photographs; None for the training photographs of the run.
-        count: Maximal number of photographs, drawn at random.
+        count: Maximal number N of photographs, drawn at random.
         seed: Seed of the draw.
 
     Returns:
         (N, S, S, 3) uint8.
 
     Raises:
-        ConfigError: If there are too few.
+        ConfigError: If there are fewer than :data:`MIN_PHOTOGRAPHS`.
     """
     rng = np.random.default_rng(seed)
     if folder is not None:
@@ -166,10 +158,11 @@ def _prepare_folder(folder: Path, preparation: Preparation, count: int, rng: np.
     usable = (
         each.crop.pixels for each in prepared if not each.verdict.abstains and each.crop.pixels is not None
     )
-    wanted = track(islice(usable, count), min(count, len(files)), "preparing", f"photographs of {folder}")
-    found = list(wanted)
-    _check_count(len(found), f"usable photographs in {folder}")
-    return np.stack(found)
+    chosen = list(
+        track(islice(usable, count), min(count, len(files)), "preparing", f"photographs of {folder}")
+    )
+    _check_count(len(chosen), f"usable photographs in {folder}")
+    return np.stack(chosen)
 
 
 def _check_count(count: int, what: str) -> None:
@@ -183,9 +176,6 @@ def _check_count(count: int, what: str) -> None:
 def load_run_photographs(model: TrainedModel) -> Photographs:
     """Return the photographs of a run, without creating missing ones.
 
-    Args:
-        model: The trained model.
-
     Raises:
         DataError: If they are not available, or have changed.
     """
@@ -197,26 +187,13 @@ def load_run_photographs(model: TrainedModel) -> Photographs:
 
 
 def rows_of(photographs: Photographs, subset: str) -> npt.NDArray[np.int64]:
-    """Return the rows of the graded photographs of a subset.
-
-    Args:
-        photographs: With a split.
-        subset: ``train`` or ``test``.
-    """
+    """Return the rows of the graded photographs of a subset, ``train`` or ``test``."""
     split = photographs.split
     return np.flatnonzero((split["subset"] == subset) & split["grade"].notna())
 
 
 def read_pixels(photographs: Photographs, rows: npt.NDArray[np.int64]) -> Pixels:
-    """Read prepared photographs.
-
-    Args:
-        photographs: Photographs in one or more stores.
-        rows: (B,) rows, counted through all stores.
-
-    Returns:
-        (B, S, S, 3) uint8.
-    """
+    """Read prepared photographs, (B, S, S, 3), by their rows (B,), which count through all stores."""
     stores = photographs.stores
     ends = np.cumsum([len(store) for store in stores])
     numbers = np.searchsorted(ends, rows, side="right")
@@ -226,15 +203,15 @@ def read_pixels(photographs: Photographs, rows: npt.NDArray[np.int64]) -> Pixels
 
 
 def measure_cost(
-    before: FileRunner, after: FileRunner, photographs: Photographs, resamples: int, seed: int
+    float32: FileRunner, int8: FileRunner, photographs: Photographs, resamples: int, seed: int
 ) -> Int8Cost:
     """Compare two files on the test photographs of a run.
 
     Args:
-        before: The file in 32 bits.
-        after: The file in 8 bits.
+        float32: The file in 32 bits.
+        int8: The file in 8 bits.
         photographs: Photographs of the run.
-        resamples: Resamples of the bootstrap.
+        resamples: Number of bootstrap resamples.
         seed: Seed of the bootstrap.
     """
     rows = rows_of(photographs, "test")
@@ -243,16 +220,16 @@ def measure_cost(
     outputs: list[list[dict[str, npt.NDArray[Any]]]] = [[], []]
     for batch in track(batches, len(batches), "grading", "batches of test photographs twice"):
         pixels = read_pixels(photographs, batch)
-        for run, found in zip((before, after), outputs, strict=True):
-            found.append(run(pixels))
+        for run, parts in zip((float32, int8), outputs, strict=True):
+            parts.append(run(pixels))
     predicted, probabilities, expected = (
-        np.stack([np.concatenate([part[name] for part in found]) for found in outputs])
+        np.stack([np.concatenate([part[name] for part in parts]) for parts in outputs])
         for name in ("grade", "probabilities", "expected_grade")
     )
-    fold = _test_fold(photographs, rows)
-    samples = resample(
-        fold, predicted, probabilities.astype(np.float64), resamples, seed
-    ).qwk  # (2, resamples)
+    table = photographs.split.iloc[rows]
+    ids, groups = (table[name].to_numpy(dtype=str) for name in ("image_id", "group"))
+    fold = TestFold.with_groups("test", ids, groups, table["grade"].to_numpy(dtype=np.int64))
+    samples = resample(fold, predicted, probabilities.astype(np.float64), resamples, seed).qwk
     qwk = kappas(confusions(predicted, fold.grades))
     return Int8Cost(
         len(rows),
@@ -262,11 +239,3 @@ def measure_cost(
         Estimate(float(qwk[1]), interval(samples[1])),
         Estimate(float(qwk[1] - qwk[0]), interval(samples[1] - samples[0])),
     )
-
-
-def _test_fold(photographs: Photographs, rows: npt.NDArray[np.int64]) -> TestFold:
-    """Describe the test photographs, sorted by image_id, for the bootstrap."""
-    table = photographs.split.iloc[rows]
-    _, groups = np.unique(table["group"].to_numpy(dtype=str), return_inverse=True)
-    image_ids, grades = table["image_id"].to_numpy(dtype=str), table["grade"].to_numpy(dtype=np.int64)
-    return TestFold("test", image_ids, groups.astype(np.int64), grades)

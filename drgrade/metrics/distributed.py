@@ -1,4 +1,4 @@
-"""torchmetrics classes whose values are exact however photographs are divided into batches and processes."""
+"""torchmetrics classes whose values do not depend on the division into batches and processes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Predictions:
     """Predictions for N photographs, ordered by index, each index once.
 
     Attributes:
-        index: (N,) int64, positions in the data set; strictly rising.
+        index: (N,) int64, positions in the data set; strictly ascending.
         probabilities: (N, G) float32.
         predicted: (N,) int64.
         grades: (N,) int64, the true grades.
@@ -74,8 +74,8 @@ class GradingMetrics(Metric):
 
     def compute(self) -> dict[str, float]:
         """Compute the metrics; all processes must call."""
-        found = self._unique()
-        return grading_metrics(found.probabilities, found.predicted, found.grades)
+        unique = self._unique()
+        return grading_metrics(unique.probabilities, unique.predicted, unique.grades)
 
     def predictions(self) -> Predictions:
         """Return the predictions of all processes, on the CPU; all processes must call."""
@@ -137,7 +137,7 @@ def gather_rows(index: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         rows: (N, D).
 
     Returns:
-        (M,) and (M, D) on the CPU, each index once, rising; the same on every process.
+        (M,) and (M, D) on the CPU, each index once, ascending; the same on every process.
     """
     if distributed.is_available() and distributed.is_initialized():
         index, rows = (torch.cat(gather_all_tensors(each)) for each in (index, rows))
@@ -146,6 +146,6 @@ def gather_rows(index: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _first_of_each(index: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the distinct values of an index, rising, and the position of the first row of each."""
+    """Return the distinct values of an index, ascending, and the position of the first row of each."""
     distinct, first = np.unique(index.cpu().numpy(), return_index=True)
     return torch.from_numpy(distinct), torch.from_numpy(first)

@@ -15,14 +15,9 @@ _logger = logging.getLogger("drgrade.metrics")
 
 @cache
 def undefined_value(name: str, value: float, reason: str) -> float:
-    """Return the value reported for an undefined metric, and log a warning on the first call.
+    """Return ``value``, that of a grader without any skill, for an undefined metric; warn on the first call.
 
-    NaN would silently break comparisons such as "best checkpoint so far", so a number is reported instead.
-
-    Args:
-        name: Name of the metric.
-        value: Number to report: the value of a grader without any skill.
-        reason: Why the metric is undefined.
+    NaN would silently break comparisons such as "best checkpoint so far".
     """
     _logger.warning(
         "%s is undefined (%s) and reported as %g; this warning is not repeated", name, reason, value

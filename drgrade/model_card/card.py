@@ -1,28 +1,35 @@
-"""Write the model card of a run: what it is, how it was trained and tested, and its limits.
+"""The model card of a run: model, data, training, results and limits, in the format of the hub.
 
 The card is filled from the files in the run's folder and the descriptions of data sets in drgrade. It names
 no photograph, no patient and no path, so that it can be published.
 """
 
+import math
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+import yaml
 
 from drgrade.data.splits.spec import SUBSETS
+from drgrade.errors import ConfigError
 from drgrade.files import write_text
-from drgrade.model_card.facts import UNNAMED, RunFiles, UsedDataSet, read_run_files
-from drgrade.model_card.limits import find_limits
-from drgrade.model_card.metadata import card_data, cited_papers, licence_of
+from drgrade.grades import NUM_GRADES
+from drgrade.model_card.facts import UNNAMED, RunFiles, UsedDataSet, find_limits, read_run_files
 from drgrade.models.calibration import TARGET_SENSITIVITIES, calibrated_metrics
 from drgrade.stats import formatting
 from drgrade.stats.bootstrap import confusions
 from drgrade.stats.estimates import Estimate
 from drgrade.stats.formatting import escape_markdown
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
 
 MODEL_CARD = "model_card.md"
 """File in a run's folder; in a published folder the card is ``README.md``."""
@@ -52,6 +59,20 @@ METRICS: Mapping[str, str] = {
 }
 """Titles of the metrics in a card, by their names in ``metrics.json``."""
 
+DRGRADE = (
+    "The drgrade developers, drgrade: diabetic-retinopathy grading with few labels, "
+    f"version {version('drgrade')}"
+)
+"""As in ``CITATION.cff``."""
+
+_HUB_METRICS = {
+    "qwk": ("cohen_kappa", "quadratic weighted kappa", {"weights": "quadratic"}),
+    "accuracy": ("accuracy", "accuracy", {}),
+    "mae": ("mae", "mean absolute error in grades", {}),
+    "referable_auroc": ("roc_auc", "AUROC of referable DR (grade 2 and above)", {}),
+}
+"""Metric: its name on the hub, its title, and its arguments."""
+
 _PRIVATE_GROUPS = ("paths", "logger", "hydra", "callbacks", "resume", "sweep", "name")
 """Settings of the command line that do not change the model and may name places and people."""
 
@@ -65,7 +86,7 @@ def write_model_card(run: Path, resamples: int = RESAMPLES, licence: str | None 
     Args:
         run: Folder of a finished grading run.
         resamples: Number of bootstrap resamples.
-        licence: Licence of the weights; see :func:`drgrade.model_card.metadata.licence_of`.
+        licence: Licence of the weights on the hub, such as ``mit``; None for that of the data set.
 
     Returns:
         Path of the card.
@@ -88,18 +109,21 @@ def render_model_card(
         place: Where the model can be loaded from, for the examples: :data:`FOLDER`, or ``user/name`` on the
             Hugging Face hub.
         resamples: Number of bootstrap resamples.
-        licence: Licence of the weights.
+        licence: As for :func:`write_model_card`.
 
     Returns:
         Markdown with a YAML header, in the format of the hub.
+
+    Raises:
+        ConfigError: If ``licence`` is not the name of a licence.
     """
     from huggingface_hub import ModelCard
 
     figures = run.estimates(resamples)
     calibrated = _calibrated(run)
-    weights = licence_of(run.data[0], licence)
+    weights = _licence(run.data[0], licence)
     card = ModelCard.from_template(
-        card_data(run, figures, licence),
+        _card_data(run, figures, weights),
         template_str=files("drgrade.model_card").joinpath("card.md.j2").read_text(encoding="utf-8"),
         run=run,
         notice=NOTICE,
@@ -125,7 +149,7 @@ def render_model_card(
         provenance=list(_provenance(run)),
         licence=weights.get("license_name", weights["license"]),
         licence_given=licence is not None,
-        citations=cited_papers(run),
+        citations=_citations(run),
     )
     return f"{card.content}\n"
 
@@ -136,7 +160,7 @@ def _escaped(facts: Mapping[str, str]) -> list[list[str]]:
 
 def _model(run: RunFiles) -> dict[str, str]:
     encoder = run.config["encoder"]
-    backbones = ", ".join(str(encoder[key]) for key in ("name", "cnn", "vit") if encoder.get(key))
+    backbones = ", ".join(_backbones(encoder))
     size, light = run.config["photographs"]["image_size"], run.config["photographs"]["illumination"]
     grades = ", ".join(f"{grade} {name}" for grade, name in enumerate(formatting.GRADE_NAMES))
     return {
@@ -152,6 +176,11 @@ def _model(run: RunFiles) -> dict[str, str]:
 
 def _class_name(node: Mapping[str, object]) -> str:
     return str(node["_target_"]).rsplit(".", 1)[-1]
+
+
+def _backbones(encoder: Mapping[str, object]) -> list[str]:
+    """Return the timm names of an encoder."""
+    return [str(encoder[key]) for key in ("name", "cnn", "vit") if encoder.get(key)]
 
 
 def _first_weights(run: RunFiles) -> str:
@@ -194,9 +223,8 @@ def _split_counts(run: RunFiles) -> list[list[str]]:
     for subset in SUBSETS:
         own = run.split[run.split["subset"] == subset]
         if len(own):
-            by_grade = own["grade"].value_counts()
-            counts = [int(by_grade.get(grade, 0)) for grade in range(5)]
-            cells = [*counts, len(own) - sum(counts), len(own), own["group"].nunique()]
+            counts = own["grade"].value_counts().reindex(range(NUM_GRADES), fill_value=0)
+            cells = [*counts, own["grade"].isna().sum(), len(own), own["group"].nunique()]
             rows.append([subset, *map(str, cells)])
     return rows
 
@@ -223,10 +251,10 @@ def _training(run: RunFiles) -> dict[str, str]:
 def _pretraining(run: RunFiles) -> dict[str, str]:
     facts, encoder = {"pre-training": _first_weights(run)}, run.encoder
     if encoder:
-        photographs = {"train": "the training side only", "all": "all photographs"}
-        photographs_seen = photographs.get(str(encoder.get("pretrain_on")), "photographs not known")
+        sides = {"train": "the training side only", "all": "all photographs"}
+        side = sides.get(str(encoder.get("pretrain_on")), "photographs not known")
         steps, images = (encoder.get(name) or formatting.DASH for name in ("steps", "images"))
-        facts["pre-training saw"] = f"{encoder.get('data') or UNNAMED}, {photographs_seen}"
+        facts["pre-training saw"] = f"{encoder.get('data') or UNNAMED}, {side}"
         facts["pre-training length"] = f"{steps} steps, {images} photographs shown"
     saw = run.record.get("pretraining_saw_test")
     facts["pre-training saw test photographs"] = (
@@ -262,18 +290,12 @@ def _confusion(run: RunFiles, figures: Mapping[str, Estimate]) -> list[list[str]
 
 
 def _external(run: RunFiles) -> list[list[str]]:
-    names = [each.name for each in run.data if each.role == "external"]
-    return [
-        [
-            escape_markdown(name),
-            *(
-                formatting.decimal(float(run.record[f"external/{name}/{metric}"]))
-                for metric in ("qwk", "accuracy", "referable_auroc")
-            ),
-        ]
-        for name in names
-        if f"external/{name}/qwk" in run.record
-    ]
+    rows, metrics = [], ("qwk", "accuracy", "referable_auroc")
+    for name in (each.name for each in run.data if each.role == "external"):
+        if f"external/{name}/qwk" in run.record:
+            values = [float(run.record[f"external/{name}/{metric}"]) for metric in metrics]
+            rows.append([escape_markdown(name), *map(formatting.decimal, values)])
+    return rows
 
 
 def _calibrated(run: RunFiles) -> Mapping[str, float]:
@@ -295,19 +317,19 @@ def _operating_points(run: RunFiles, calibrated: Mapping[str, float]) -> Iterato
 
 
 def _compute(run: RunFiles) -> Iterator[list[str]]:
-    for what, cost in (("training", run.provenance), ("pre-training", run.encoder_provenance)):
+    for phase, cost in (("training", run.provenance), ("pre-training", run.encoder_provenance)):
         if "seconds" in cost:
             memory = cost.get("peak_memory")
             peak = formatting.memory(None if memory is None else int(memory))
-            yield [what, formatting.hours(float(cost["seconds"])), _hardware(cost), peak]
+            yield [phase, formatting.hours(float(cost["seconds"])), _hardware(cost), peak]
 
 
 def _hardware(cost: Mapping[str, Any]) -> str:
     machine, devices = cost.get("machine"), cost.get("devices", 1)
     if not isinstance(machine, Mapping):
         return "not recorded"
-    what = machine.get("gpu") or f"{machine.get('processor')} with {machine.get('cores')} cores"
-    return escape_markdown(f"{what}, {devices} devices" if devices != 1 else str(what))
+    device = machine.get("gpu") or f"{machine.get('processor')} with {machine.get('cores')} cores"
+    return escape_markdown(f"{device}, {devices} devices" if devices != 1 else str(device))
 
 
 def _provenance(run: RunFiles) -> Iterator[list[str]]:
@@ -325,12 +347,11 @@ def _provenance(run: RunFiles) -> Iterator[list[str]]:
 def public_command(command: Sequence[str]) -> str:
     """Format a command line without paths and names of people.
 
-    Args:
-        command: Program and arguments.
+    Values that may be private are replaced by ``...``; settings of places and logging are left out.
 
-    Returns:
-        The command as typed; values that may be private are replaced by ``...``, and settings of places and
-        logging are left out.
+    Example:
+        >>> public_command(["/home/alice/train.py", "data=idrid", "data.root=/data", "logger=wandb"])
+        'train.py data=idrid data.root=...'
     """
     shown = [Path(command[0]).name]
     for argument in command[1:]:
@@ -351,3 +372,109 @@ def _is_private(setting: str, value: str) -> bool:
     if setting == "init":
         return value not in ("random", "imagenet", "ssl")
     return setting == "split.file" or (setting.startswith("data.") and setting not in _PUBLIC_DATA)
+
+
+def _card_data(run: RunFiles, figures: Mapping[str, Estimate], weights: Mapping[str, str]) -> "ModelCardData":
+    """Build the metadata of a card: licence, tags, data sets, metrics and ``model-index``."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    data, about = run.data[0], run.data[0].about
+    config, encoder = run.config, run.config["encoder"]
+    tags = ["medical", "fundus", "diabetic-retinopathy", "research-only", data.name]
+    tags += [_class_name(encoder).lower(), *_backbones(encoder)]
+    if run.is_pretrained:
+        tags += ["self-supervised", *([str(config["pretext"]["name"])] if config["init"] == "ssl" else [])]
+    metrics = {name: entry for name, entry in _HUB_METRICS.items() if name in figures}
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            task_name="diabetic-retinopathy grading",
+            dataset_type=(about.hub if about else None) or data.name,
+            dataset_name=about.title if about else data.name,
+            dataset_split="test",
+            dataset_args={key: run.record[key] for key in ("fold", "data_hash", "split_hash")},
+            metric_type=kind,
+            metric_name=title,
+            metric_value=round(figures[name].value, 4),
+            metric_args={**arguments, **_interval(figures[name])},
+        )
+        for name, (kind, title, arguments) in metrics.items()
+    ]
+    return ModelCardData(
+        language="en",
+        **weights,
+        library_name="drgrade",
+        pipeline_tag="image-classification",
+        tags=tags,
+        datasets=[each.about.hub for each in run.data if each.about and each.about.hub] or None,
+        metrics=[kind for kind, _, _ in metrics.values()] or None,
+        model_name=run.name,
+        eval_results=results or None,
+    )
+
+
+def _interval(figure: Estimate) -> dict[str, list[float]]:
+    low, high = figure.interval.low, figure.interval.high
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return {}  # JSON has no NaN
+    return {"interval_95": [round(low, 4), round(high, 4)]}
+
+
+def _licence(data: UsedDataSet, licence: str | None) -> dict[str, str]:
+    """Return the entries ``license``, ``license_name`` and ``license_link`` of a card.
+
+    Without ``licence`` it is that of the data set if the hub has a name for it, else ``other`` with a link to
+    the terms of the data set.
+    """
+    if licence is not None:
+        if not licence or not all(sign.isalnum() or sign in "-." for sign in licence):
+            raise ConfigError(f"licence={licence} is no name of a licence on the hub, as mit or cc-by-nc-4.0")
+        return {"license": licence.lower()}
+    about = data.about
+    if about is not None and about.licence:
+        return {"license": about.licence}
+    link = {"license_link": about.url} if about is not None and about.url else {}
+    return {"license": "other", "license_name": f"see-the-terms-of-{data.name}".lower(), **link}
+
+
+def _citations(run: RunFiles) -> list[str]:
+    """Cite drgrade, the papers of encoder, pretext and head, and the data sets."""
+    pretext = run.config["pretext"] if run.config["init"] == "ssl" else run.encoder.get("pretext")
+    method = papers_of(run.config["encoder"], pretext if run.is_pretrained else None, run.head)
+    return [DRGRADE, *method, *(text for each in run.data if each.about for text in each.about.citations)]
+
+
+@cache
+def papers() -> Mapping[str, Mapping[str, Any]]:
+    """Read ``papers.yaml``: ``of`` (class, or prefix of a timm name: keys) and ``papers`` (key: paper)."""
+    text = files("drgrade.model_card").joinpath("papers.yaml").read_text(encoding="utf-8")
+    content: Mapping[str, Mapping[str, Any]] = yaml.safe_load(text)
+    return content
+
+
+def papers_of(*configs: Mapping[str, Any] | None) -> list[str]:
+    """List the papers of encoder, pretext, head or probe without repetition; those of classes first."""
+    known = papers()
+    names = [name for config in configs for name in _names(config)]
+    classes = [name.rsplit(".", 1)[-1] for name in names if name.startswith("drgrade.")]
+    backbones = [
+        kind
+        for name in names
+        for kind in known["of"]
+        if kind.islower() and re.match(rf"(test_)?{kind}(?![a-z])", name)
+    ]
+    keys = [key for name in [*classes, *backbones] for key in known["of"].get(name, [])]
+    return [str(known["papers"][key]) for key in dict.fromkeys(keys)]
+
+
+def _names(node: object) -> Iterator[str]:
+    """Yield the names of classes and timm models in a config."""
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            if name in ("_target_", "cnn", "vit", "name") and isinstance(value, str):
+                yield value
+            else:
+                yield from _names(value)
+    elif isinstance(node, list):
+        for item in node:
+            yield from _names(item)

@@ -1,7 +1,7 @@
-"""Read the files of a finished run that its model card is filled from."""
+"""Facts for the model card of a finished run: the content of its files, and limits that follow from it."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -30,22 +30,12 @@ from drgrade.runs.run_dir import (
     read_provenance,
 )
 from drgrade.runs.settings import strip_private
-from drgrade.stats.bootstrap import interval_if_spread, resample, resample_metrics
+from drgrade.stats import formatting
+from drgrade.stats.bootstrap import interval_if_spread, resample_metrics
 from drgrade.stats.estimates import Estimate
 
 UNNAMED = "unnamed"
 """Replaces a name that may be private."""
-
-WITH_INTERVAL = (
-    "qwk",
-    "accuracy",
-    "mae",
-    "auroc",
-    "referable_auroc",
-    "referable_sensitivity",
-    "referable_specificity",
-    "ece",
-)
 
 
 @dataclass(frozen=True)
@@ -69,7 +59,7 @@ class RunFiles:
     """Content of the files of a finished grading run.
 
     Attributes:
-        folder: The run's folder.
+        folder: Folder of the run.
         config: Composed and resolved config; strings that may be paths or addresses are None.
         record: ``metrics.json``.
         provenance: ``provenance.json``; empty if missing.
@@ -128,36 +118,23 @@ class RunFiles:
         The interval shows how much a metric may change with other test photographs, not with another
         training.
 
-        Args:
-            resamples: Number of resamples.
-            seed: Seed of the bootstrap.
-
         Returns:
-            Estimates by the names in ``metrics.json``: :data:`WITH_INTERVAL` and ``recall_0`` to
-            ``recall_4``; empty without predictions. The interval is NaN if no resample defines the metric, or
-            if all give the same value.
+            Estimates by the names in ``metrics.json``; empty without predictions. The interval is NaN if no
+            resample defines the metric, or if all give the same value.
         """
-        if self.tested is None:
+        run = self.tested
+        if run is None:
             return {}
-        run, fold = self.tested, self.tested.test_fold()
-        samples = dict(resample_metrics(fold, run.predicted, run.probabilities, resamples, seed))
-        counts = resample(fold, run.predicted[None], run.probabilities[None], resamples, seed)
-        recalls = np.where(counts.totals == 0, np.nan, counts.hits[0] / np.maximum(counts.totals, 1))
-        samples |= {f"recall_{grade}": recalls[:, grade] for grade in range(NUM_GRADES)}
+        samples = resample_metrics(run.test_fold(), run.predicted, run.probabilities, resamples, seed)
         return {
-            name: Estimate(float(run.record[f"test/{name}"]), interval_if_spread(samples[name]))
-            for name in (*WITH_INTERVAL, *(f"recall_{grade}" for grade in range(NUM_GRADES)))
+            name: Estimate(float(run.record[f"test/{name}"]), interval_if_spread(values))
+            for name, values in samples.items()
+            if name != "nll"  # not among the metrics of a run
         }
 
 
 def read_run_files(folder: Path) -> RunFiles:
     """Read the files of a finished grading run, without its photographs and checkpoints.
-
-    Args:
-        folder: The run's folder.
-
-    Returns:
-        The content of the files.
 
     Raises:
         ConfigError: If the folder holds no finished grading run.
@@ -210,7 +187,7 @@ def _read_split(path: Path) -> pd.DataFrame | None:
 
 def _data_sets(config: Mapping[str, Any]) -> list[UsedDataSet]:
     data = config["data"]
-    found = [UsedDataSet(str(data["name"] or UNNAMED), "labelled", describe_source(data.get("source")))]
+    used = [UsedDataSet(str(data["name"] or UNNAMED), "labelled", _about(data.get("source")))]
     for role in ("labelled", "unlabelled", "external"):
         for item in data.get(role) or []:
             settings = item if isinstance(item, Mapping) else {"data": item}
@@ -218,24 +195,143 @@ def _data_sets(config: Mapping[str, Any]) -> list[UsedDataSet]:
             path = CONF / "data" / f"{kind}.yaml"
             node = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
             name = str(settings.get("name", kind) or UNNAMED)
-            found.append(UsedDataSet(name, role, describe_source(node.get("source"))))
-    return found
+            used.append(UsedDataSet(name, role, _about(node.get("source"))))
+    return used
 
 
-def describe_source(source: object) -> About | None:
-    """Return drgrade's description of a data set.
-
-    Args:
-        source: Config of its source, with ``_target_``.
-
-    Returns:
-        None if the class does not exist here, or has no description.
-    """
+def _about(source: object) -> About | None:
+    """Return the description of a source, or None if its class is not installed or has none."""
     target = source.get("_target_") if isinstance(source, Mapping) else None
     if not target:
         return None
     try:
         kind = get_class(str(target))
-    except (ImportError, ValueError):  # of a project that is not installed
+    except (ImportError, ValueError):  # a class of a project that is not installed
         return None
     return kind.about if issubclass(kind, Source) else None
+
+
+RARE = 10
+"""With fewer test photographs of a grade, one photograph changes recall by more than 10 points."""
+
+PUBLISHED_SIZE = 224
+"""Image size in pixels of the published protocols."""
+
+_AT_THE_BOUND = 0.99
+"""Share of the logarithm of the highest temperature above which the fit has not converged."""
+
+
+def find_limits(run: RunFiles, figures: Mapping[str, Estimate]) -> list[str]:
+    """List limits of data, test, training and calibration that the metrics of a run do not show.
+
+    Args:
+        run: Files of the run.
+        figures: Return value of :meth:`RunFiles.estimates`.
+
+    Returns:
+        Sentences in plain text.
+    """
+    return [
+        *_data_limits(run),
+        *_test_limits(run, figures),
+        *_training_limits(run),
+        *_calibration_limits(run),
+    ]
+
+
+def _data_limits(run: RunFiles) -> Iterator[str]:
+    own = [each for each in run.data if each.role == "labelled"]
+    for each in own:
+        if each.about is None:
+            yield f"{each.name}: clinics, cameras and patients are not known to drgrade."
+            continue
+        if each.about.cameras:
+            yield f"{each.name}: {each.about.cameras}"
+        yield from each.about.limits
+    external = [each.name for each in run.data if each.role == "external"]
+    if external:
+        yield f"Tested also on {formatting.listed(external)}; not on any other clinic, camera or population."
+    else:
+        yield (
+            "Not tested on photographs of another data set: performance in other clinics, with other cameras "
+            "and in other populations is not known."
+        )
+    described = any(each.about and each.about.limits for each in own)
+    if run.split is not None and not described and not run.split["group"].str.startswith("patient:").any():
+        yield "Patients are not known: both eyes of a patient may be in different subsets."
+
+
+def _test_limits(run: RunFiles, figures: Mapping[str, Estimate]) -> Iterator[str]:
+    if not run.is_tested:
+        yield "Not tested (test=false): the checkpoint was chosen on the validation photographs."
+        return
+    saw = run.record.get("pretraining_saw_test")
+    if saw:
+        yield "Pre-training saw the test photographs, without their grades: the metrics may be too good."
+    elif saw is None:
+        yield "It is not known whether the encoder's first weights were trained on the test photographs."
+    copies = run.record.get("split/copies_of_test")
+    if copies:
+        yield (
+            "1 copy of a test photograph was found on the training side and removed."
+            if copies == 1
+            else f"{copies} copies of test photographs were found on the training side and removed."
+        )
+    if run.tested is not None:
+        yield from _prediction_limits(run.tested, figures)
+
+
+def _prediction_limits(run: Run, figures: Mapping[str, Estimate]) -> Iterator[str]:
+    counts = np.bincount(run.grades, minlength=NUM_GRADES)
+    rare = [f"{count} of grade {grade}" for grade, count in enumerate(counts) if count < RARE]
+    if rare:
+        yield f"Few test photographs: {formatting.listed(rare)}; metrics of these grades are uncertain."
+    if figures["qwk"].interval.low <= 0:
+        yield "The interval of QWK contains 0: the test does not show that the model is better than chance."
+    commonest, share = int(counts.argmax()), float(counts.max() / counts.sum())
+    if figures["accuracy"].value <= share:
+        yield (
+            f"Accuracy is not higher than that of always predicting grade {commonest} "
+            f"({formatting.percent(share, 1)} of the test photographs)."
+        )
+    recalled = [((run.predicted == grade) & (run.grades == grade)).any() for grade in range(NUM_GRADES)]
+    never = [str(grade) for grade in range(NUM_GRADES) if counts[grade] and not recalled[grade]]
+    if never:
+        yield f"Recall of grade {formatting.listed(never)} is 0."
+
+
+def _training_limits(run: RunFiles) -> Iterator[str]:
+    config = run.config
+    share, size = float(config["label_fraction"]), int(config["photographs"]["image_size"])
+    shots = config["protocol"].get("shots")
+    if shots is not None:
+        yield f"Few labels: {shots} photographs of each grade were used."
+    elif share < 1:
+        yield f"Few labels: {formatting.fraction(share)} of the training labels were used."
+    if run.split is not None:
+        counts = run.split[run.split["subset"] == "train"]["grade"].value_counts()
+        by_grade = {grade: int(counts.get(grade, 0)) for grade in range(NUM_GRADES)}
+        few = [f"{count} of grade {grade}" for grade, count in by_grade.items() if count < 2 * RARE]
+        if few:
+            yield f"Few training photographs: {formatting.listed(few)}."
+    if size < PUBLISHED_SIZE:
+        yield (
+            f"Photographs are resized to {size} px (published protocols: {PUBLISHED_SIZE}); lesions of a few "
+            "pixels, such as microaneurysms, are hardly visible."
+        )
+
+
+def _calibration_limits(run: RunFiles) -> Iterator[str]:
+    calibration = run.calibration
+    if not calibration.photographs:
+        yield f"Not calibrated ({calibration.note}): probabilities are those of the model."
+        return
+    yield (
+        f"Temperature, thresholds and operating points were fitted on {calibration.photographs} validation "
+        "photographs; sensitivity and specificity will differ on other photographs."
+    )
+    if abs(np.log(calibration.temperature)) > _AT_THE_BOUND * np.log(20):
+        yield (
+            f"The temperature ({calibration.temperature:.1f}) is at the bound of its range: the "
+            "probabilities were almost uninformative on the validation photographs."
+        )

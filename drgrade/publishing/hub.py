@@ -1,14 +1,14 @@
-"""Publishing of a trained run: ``save_pretrained``, ``from_pretrained`` and ``push_to_hub``.
+"""Publish a trained run as a folder or on the Hugging Face hub, and load it again.
 
-The functions follow the conventions of the Hugging Face hub: a model is a folder with ``config.json``,
-``model.safetensors`` and ``README.md``, or ``user/name`` on the hub. Folders need no network.
+As on the hub, a model is a folder with ``config.json``, ``model.safetensors`` and ``README.md``, or
+``user/name``. Folders need no network.
 """
 
 import json
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -81,7 +81,7 @@ def save_pretrained(
         >>> save_pretrained("outputs/runs/RUN", "grader")  # doctest: +SKIP
     """
     source, target = Path(run), Path(save_directory)
-    _check_free(target, overwrite)
+    _check_target(target, overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as partial:
         fresh = Path(partial) / "new"
@@ -107,7 +107,7 @@ def from_pretrained(
         pretrained_model_name_or_path: A published folder, a run folder, or ``user/name`` on the hub.
         revision: Branch, tag or commit on the hub.
         cache_dir: Folder of downloaded files.
-        token: Token of the hub; None for that of the login.
+        token: Access token; None for that of the login.
         local_files_only: Use files downloaded before, without network.
         force_download: Download again.
 
@@ -182,9 +182,9 @@ def push_to_hub(
         _write(Path(run), folder, seen, training_features, licence, repository)
         api = huggingface_hub.HfApi(token=token, library_name=LIBRARY, library_version=version("drgrade"))
         with _hub_errors(f"{repository} cannot be pushed to the Hugging Face hub"):
-            made = api.create_repo(repo_id=repository, private=private, exist_ok=True, repo_type="model")
-            done = api.upload_folder(
-                repo_id=made.repo_id,
+            created = api.create_repo(repo_id=repository, private=private, exist_ok=True, repo_type="model")
+            commit = api.upload_folder(
+                repo_id=created.repo_id,
                 repo_type="model",
                 folder_path=folder,
                 commit_message=commit_message,
@@ -192,10 +192,10 @@ def push_to_hub(
                 create_pr=create_pr,
                 allow_patterns=list(FILES),
             )
-    return str(done)
+    return str(commit)
 
 
-def _check_free(target: Path, overwrite: bool) -> None:
+def _check_target(target: Path, overwrite: bool) -> None:
     if not target.exists():
         return
     if not target.is_dir():
@@ -234,26 +234,26 @@ def _write(
         for name, tensor in checkpoint_tensors(source, record).items()
         if name.startswith(("encoder.", "head."))
     }
-    artefacts = read_run_files(source)
+    run = read_run_files(source)
     if not training_features:
-        _refuse_features(artefacts, settings)
+        _refuse_features(run, settings)
     target.mkdir()
     save_file(tensors, target / WEIGHTS, metadata={"format": "pt"})
     (target / WEIGHTS).chmod(0o644)  # safetensors creates files that only their owner can read
-    described = {
+    description = {
         "library_name": LIBRARY,
         "format": FORMAT,
         "version": version("drgrade"),
         "grades": list(GRADE_NAMES),
         "normalisation": {"mean": list(MEAN), "std": list(STD)},
         "settings": settings,
-        "calibration": asdict(artefacts.calibration),
+        "calibration": asdict(run.calibration),
         "metrics": strip_private(record),
         "weights": {"sha256": file_sha256(target / WEIGHTS), "tensors": len(tensors)},
     }
-    write_text(target / CONFIG, json.dumps(described, indent=2, allow_nan=False) + "\n")
-    write_text(target / README, render_model_card(artefacts, repo_id or FOLDER, licence=licence))
-    if _with_seen(artefacts, seen):
+    write_text(target / CONFIG, json.dumps(description, indent=2, allow_nan=False) + "\n")
+    write_text(target / README, render_model_card(run, repo_id or FOLDER, licence=licence))
+    if _with_seen(run, seen):
         shutil.copyfile(source / SEEN, target / SEEN)
     load_model(target)
 
@@ -271,34 +271,34 @@ def _copy(source: Path, target: Path, seen: bool | None, licence: str | None) ->
             shutil.copyfile(source / name, target / name)
 
 
-def _refuse_features(artefacts: RunFiles, settings: dict[str, Any]) -> None:
+def _refuse_features(run: RunFiles, settings: dict[str, Any]) -> None:
     """Refuse a probe with features of single photographs, which may identify training photographs."""
     probe = settings["protocol"].get("probe")
-    kind = get_class(probe["_target_"]) if probe else None
-    if kind is None or not issubclass(kind, FittedHead):
+    kind = get_class(probe["_target_"]) if probe else object
+    if not issubclass(kind, FittedHead):
         return
     allow = "training_features=true publishes it nevertheless"
     if kind.sized_by_data:
         raise ConfigError(
-            f"{artefacts.folder}: a {kind.__name__} contains features and grade of every labelled "
+            f"{run.folder}: a {kind.__name__} contains features and grade of every labelled "
             f"photograph, which identify the photographs; {allow}"
         )
-    if issubclass(kind, PrototypeProbe) and artefacts.split is not None:
-        train = artefacts.split[artefacts.split["subset"] == "train"]
+    if issubclass(kind, PrototypeProbe) and run.split is not None:
+        train = run.split[run.split["subset"] == "train"]
         single = int((train["grade"].value_counts() == 1).sum())
         if single:
             raise ConfigError(
-                f"{artefacts.folder}: its {kind.__name__} contains the features of the only photograph of "
+                f"{run.folder}: its {kind.__name__} contains the features of the only photograph of "
                 f"{plural(single, 'grade')}, which identify it; {allow}"
             )
 
 
-def _with_seen(artefacts: RunFiles, wanted: bool | None) -> bool:
-    """Decide if ``seen.txt`` is published."""
-    exists = (artefacts.folder / SEEN).is_file()
+def _with_seen(run: RunFiles, wanted: bool | None) -> bool:
+    """Return True if ``seen.txt`` is published."""
+    exists = (run.folder / SEEN).is_file()
     if wanted and not exists:
-        raise ConfigError(f"seen=true: {artefacts.folder} has no {SEEN}; train again, or remove seen=true")
-    public = all(each.about is not None and each.about.public for each in artefacts.data)
+        raise ConfigError(f"seen=true: {run.folder} has no {SEEN}; train again, or remove seen=true")
+    public = all(each.about is not None and each.about.public for each in run.data)
     return exists and (public if wanted is None else wanted)
 
 
@@ -332,10 +332,11 @@ def _errors() -> tuple[type[Exception], ...]:
     """Return the exceptions of the hub client, of its HTTP library and of the system."""
     import huggingface_hub.errors as own
 
-    found: list[type[Exception]] = [own.HfHubHTTPError, own.HFValidationError, OSError]
-    revision = getattr(own, "RevisionResolutionError", None)  # in later versions
-    try:
-        import httpx  # versions before 1 use requests, whose errors are OSErrors
-    except ImportError:
-        return tuple(filter(None, [*found, revision]))
-    return tuple(filter(None, [*found, revision, httpx.HTTPError]))
+    kinds: list[type[Exception]] = [own.HfHubHTTPError, own.HFValidationError, OSError]
+    if hasattr(own, "RevisionResolutionError"):  # in later versions
+        kinds.append(own.RevisionResolutionError)
+    with suppress(ImportError):  # versions before 1 use requests, whose errors are OSErrors
+        import httpx
+
+        kinds.append(httpx.HTTPError)
+    return tuple(kinds)

@@ -9,10 +9,9 @@ import numpy as np
 from drgrade.errors import ConfigError
 from drgrade.reporting.schema import Method, MethodComparison
 from drgrade.reporting.statistics import Result, mean_over_folds, over_folds
-from drgrade.stats.bootstrap import interval
+from drgrade.stats.bootstrap import holm_correction, interval, two_sided_p_value
 from drgrade.stats.estimates import Estimate
 from drgrade.stats.formatting import listed
-from drgrade.stats.significance import holm_correction, two_sided_p_value
 
 REFERENCE, ALL = "reference", "all"
 

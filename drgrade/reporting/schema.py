@@ -167,9 +167,9 @@ class MethodComparison:
         difference: Mean QWK, first minus second; the interval is from a paired bootstrap of groups inside
             folds.
         won: Share of folds in which the first is better; a tie counts half.
-        p_value: Two-sided (:func:`drgrade.stats.significance.two_sided_p_value`).
+        p_value: Two-sided (:func:`drgrade.stats.bootstrap.two_sided_p_value`).
         p_holm: Corrected for all comparisons of the report
-            (:func:`drgrade.stats.significance.holm_correction`).
+            (:func:`drgrade.stats.bootstrap.holm_correction`).
     """
 
     first: str

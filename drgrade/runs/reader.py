@@ -136,8 +136,7 @@ class Run:
 
     def test_fold(self) -> TestFold:
         """Return the test photographs as a fold to resample."""
-        _, groups = np.unique(self.groups, return_inverse=True)
-        return TestFold(self.fold, self.image_ids, groups.astype(np.int64), self.grades)
+        return TestFold.with_groups(self.fold, self.image_ids, self.groups, self.grades)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Bootstrap of groups inside folds.
+"""Bootstrap of groups inside folds: resampled metrics, percentile intervals and p-values.
 
 Photographs of one patient and near-duplicates are not independent, so whole groups are drawn with
 replacement: in every fold as many as it has. All runs of a fold share the same draws, so their differences
@@ -9,7 +9,7 @@ Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 3.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,9 @@ from drgrade.grades import NUM_BINS, REFERABLE
 from drgrade.stats.curves import confidence_bins, negative_log_likelihoods
 from drgrade.stats.estimates import Booleans, Counts, Floats, Interval
 
+_CHUNK = 4_000_000
+"""Approximate number of values held in memory at a time (32 MB)."""
+
 
 def confusions(predicted: Counts, grades: Counts, num_grades: int = 5) -> Counts:
     """Count confusion matrices.
@@ -26,10 +29,15 @@ def confusions(predicted: Counts, grades: Counts, num_grades: int = 5) -> Counts
     Args:
         predicted: (..., N) predicted grades.
         grades: (N,) true grades.
-        num_grades: G.
+        num_grades: Number of grades G.
 
     Returns:
         (..., G, G); rows are true grades.
+
+    Example:
+        >>> confusions(np.array([0, 1, 1]), np.array([0, 0, 1]), num_grades=2)
+        array([[1, 1],
+               [0, 1]])
     """
     cells = grades * num_grades + predicted
     counted: Counts = (cells[..., None] == np.arange(num_grades**2)).sum(axis=-2, dtype=np.int64)
@@ -49,9 +57,9 @@ def kappas(confusion: Counts | Floats) -> Floats:
     counts = np.asarray(confusion, dtype=np.float64)
     places = np.arange(counts.shape[-1])
     weights = np.square(places[:, None] - places[None, :])
-    truth, calls = counts.sum(axis=-1), counts.sum(axis=-2)
-    observed = (weights * counts).sum(axis=(-2, -1)) * truth.sum(axis=-1)
-    expected = ((truth @ weights) * calls).sum(axis=-1)
+    true, predicted = counts.sum(axis=-1), counts.sum(axis=-2)
+    observed = (weights * counts).sum(axis=(-2, -1)) * true.sum(axis=-1)
+    expected = ((true @ weights) * predicted).sum(axis=-1)
     agreement: Floats = 1 - observed / np.where(expected == 0, 1, expected)
     return np.where(expected == 0, 0.0, agreement)
 
@@ -79,10 +87,6 @@ def aurocs(scores: Floats, positive: Booleans, weights: Floats) -> Floats:
     return np.where(pairs == 0, 0.5, doubled / np.where(pairs == 0, 1, 2 * pairs))
 
 
-_CHUNK = 4_000_000
-"""Approximate number of values held in memory at a time (32 MB)."""
-
-
 @dataclass(frozen=True, eq=False)
 class TestFold:
     """Test photographs of a fold.
@@ -100,6 +104,14 @@ class TestFold:
     image_ids: npt.NDArray[np.str_]
     groups: Counts
     grades: Counts
+
+    @classmethod
+    def with_groups(
+        cls, name: str, image_ids: npt.NDArray[np.str_], groups: npt.NDArray[np.str_], grades: Counts
+    ) -> "TestFold":
+        """Number the groups of photographs, (N,) names."""
+        _, numbers = np.unique(groups, return_inverse=True)
+        return cls(name, image_ids, numbers.astype(np.int64), grades)
 
     @property
     def num_groups(self) -> int:
@@ -125,12 +137,7 @@ class Resampled:
 
 
 def draws(fold: TestFold, resamples: int, seed: int) -> Iterator[Floats]:
-    """Draw groups with replacement.
-
-    Args:
-        fold: Test photographs.
-        resamples: B.
-        seed: Random seed.
+    """Draw groups with replacement, B times in total.
 
     Yields:
         (b, groups) number of times each group is drawn; each row sums to ``groups``, and the b sum to B.
@@ -155,34 +162,29 @@ def resample(
         fold: N test photographs.
         predicted: (R, N) predicted grades of each run.
         probabilities: (R, N, 5).
-        resamples: B.
+        resamples: Number B of resamples.
         seed: Random seed.
-
-    Returns:
-        Metrics of each run in each resample.
     """
     runs, grades = len(predicted), probabilities.shape[-1]
-    called = cells_by_group(fold, predicted, grades)  # (groups, R * 25)
+    cells = cells_by_group(fold, predicted, grades)  # (groups, R * 25)
     scores = probabilities[:, :, REFERABLE:].sum(axis=2)
     referable = fold.grades >= REFERABLE
     of_grade = cells_by_group(fold, fold.grades[None], grades)[:, :: grades + 1]  # (groups, 5): the diagonal
-    parts: list[Resampled] = []
+    qwk, auroc = np.empty((2, runs, resamples))
+    hits, totals = np.empty((runs, resamples, grades)), np.empty((resamples, grades))
+    start = 0
     for counts in draws(fold, resamples, seed):
+        part = slice(start, start + len(counts))
+        start = part.stop
         weights = counts.T[fold.groups]  # (N, b)
-        auroc = np.stack([aurocs(scores[run], referable, weights) for run in range(runs)])
-        qwk, hits = np.empty((runs, len(counts))), np.empty((runs, len(counts), grades))
+        totals[part] = counts @ of_grade
         for run in range(runs):
-            confusion = counts @ called[:, run * grades**2 : (run + 1) * grades**2]
+            confusion = counts @ cells[:, run * grades**2 : (run + 1) * grades**2]
             confusion = confusion.reshape(-1, grades, grades)
-            qwk[run], hits[run] = kappas(confusion), np.diagonal(confusion, axis1=1, axis2=2)
-        totals = counts @ of_grade
-        parts.append(Resampled(qwk, auroc, hits, totals))
-    return Resampled(
-        np.concatenate([part.qwk for part in parts], axis=1),
-        np.concatenate([part.auroc for part in parts], axis=1),
-        np.concatenate([part.hits for part in parts], axis=1),
-        np.concatenate([part.totals for part in parts], axis=0),
-    )
+            qwk[run, part] = kappas(confusion)
+            auroc[run, part] = aurocs(scores[run], referable, weights)
+            hits[run, part] = np.diagonal(confusion, axis1=1, axis2=2)
+    return Resampled(qwk, auroc, hits, totals)
 
 
 def cells_by_group(fold: TestFold, predicted: Counts, grades: int) -> Floats:
@@ -246,19 +248,20 @@ def resample_metrics(
         fold: N test photographs.
         predicted: (N,) predicted grades.
         probabilities: (N, G), rows sum to 1.
-        resamples: B.
+        resamples: Number B of resamples.
         seed: Random seed; use the same for all that is compared.
 
     Returns:
-        (B,) values of each of :data:`METRICS`. NaN where a resample does not define the metric because it
-        contains a single grade, or photographs on one side of the referable threshold only.
+        (B,) values of each of :data:`METRICS` and of ``recall_0`` ... . NaN where a resample does not define
+        the metric: it has no photograph of the grade, a single grade, or photographs on one side of the
+        referable threshold only.
     """
     grades = probabilities.shape[1]
-    called = cells_by_group(fold, predicted[None], grades)  # (groups, G * G)
+    cells = cells_by_group(fold, predicted[None], grades)  # (groups, G * G)
     gaps, likelihood = _gaps_by_group(fold, probabilities), _likelihood_by_group(fold, probabilities)
     parts: list[dict[str, Floats]] = []
     for counts in draws(fold, resamples, seed):
-        confusion = (counts @ called).reshape(-1, grades, grades)
+        confusion = (counts @ cells).reshape(-1, grades, grades)
         total = confusion.sum(axis=(1, 2))
         parts.append(
             {
@@ -268,7 +271,7 @@ def resample_metrics(
                 "nll": counts @ likelihood / total,
             }
         )
-    return {name: np.concatenate([part[name] for part in parts]) for name in METRICS}
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _gaps_by_group(fold: TestFold, probabilities: Floats) -> Floats:
@@ -292,13 +295,14 @@ def _from_confusion(confusion: Floats) -> dict[str, Floats]:
     distance = np.abs(places[:, None] - places[None, :])
     total = confusion.sum(axis=(1, 2))
     referred = confusion[:, :, REFERABLE:].sum(axis=2)  # (B, G) by true grade
-    true = confusion.sum(axis=2)
+    true, hits = confusion.sum(axis=2), np.diagonal(confusion, axis1=1, axis2=2)
     return {
         "qwk": kappas(confusion),
-        "accuracy": np.diagonal(confusion, axis1=1, axis2=2).sum(axis=1) / total,
+        "accuracy": hits.sum(axis=1) / total,
         "mae": (confusion * distance).sum(axis=(1, 2)) / total,
         "referable_sensitivity": _ratio(referred[:, REFERABLE:], true[:, REFERABLE:]),
         "referable_specificity": _ratio((true - referred)[:, :REFERABLE], true[:, :REFERABLE]),
+        **{f"recall_{k}": _ratio(hits[:, [k]], true[:, [k]]) for k in places.tolist()},
     }
 
 
@@ -324,3 +328,38 @@ def _discrimination(
     referable = aurocs(scores, fold.grades >= REFERABLE, weights)
     both = (positive > 0) & (positive < total)
     return {"auroc": mean, "referable_auroc": np.where(both, referable, np.nan)}
+
+
+def two_sided_p_value(samples: Floats) -> float:
+    """Compute a bootstrap p-value: twice the smaller share of resamples on one side of zero.
+
+    The observed difference counts as one more resample on that side, so the p-value is at least 2 / (B + 1)
+    (Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 4.4).
+
+    Args:
+        samples: (B,) differences.
+
+    Example:
+        >>> two_sided_p_value(np.array([0.1, 0.2, 0.3]))
+        0.5
+    """
+    smaller = min(int((samples <= 0).sum()), int((samples >= 0).sum()))
+    return min(1.0, 2 * (smaller + 1) / (len(samples) + 1))
+
+
+def holm_correction(p_values: Sequence[float]) -> list[float]:
+    """Correct p-values for multiple comparisons (Holm, Scandinavian Journal of Statistics 6(2), 1979).
+
+    Returns:
+        Corrected p-values in the same order, at most 1.
+
+    Example:
+        >>> holm_correction([0.01, 0.5])
+        [0.02, 0.5]
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(steps, 1)
+    return [float(value) for value in corrected]

@@ -1,4 +1,4 @@
-"""ROC and reliability curves, and the sums that calibration errors and likelihoods are made of."""
+"""ROC and reliability curves; confidence bins and likelihoods of single photographs."""
 
 from dataclasses import dataclass
 
@@ -49,24 +49,13 @@ def confidence_bins(probabilities: Floats, grades: Counts) -> tuple[Counts, Floa
 
 
 def negative_log_likelihoods(probabilities: Floats, grades: Counts) -> Floats:
-    """Return -log of the probability of each true grade, clipped at :data:`drgrade.grades.MIN_PROBABILITY`.
-
-    Args:
-        probabilities: (N, G).
-        grades: (N,) true grades.
-    """
+    """Return -log of the probability of each true grade, (N,); see :data:`drgrade.grades.MIN_PROBABILITY`."""
     likelihoods: Floats = probabilities[np.arange(len(grades)), grades]
     return np.asarray(-np.log(np.maximum(likelihoods, MIN_PROBABILITY)))
 
 
 def reliability_curve(probabilities: Floats, grades: Counts, ece: float) -> ReliabilityCurve:
-    """Compute mean confidence and accuracy in each bin.
-
-    Args:
-        probabilities: (N, G).
-        grades: (N,) true grades.
-        ece: Expected calibration error that is reported with the curve.
-    """
+    """Compute mean confidence and accuracy in each bin; ``ece`` is the error reported with the curve."""
     bins, confidence, correct = confidence_bins(probabilities, grades)
     count = np.bincount(bins, minlength=NUM_BINS)
     with np.errstate(invalid="ignore"):  # 0 / 0: the bin is empty

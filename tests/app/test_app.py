@@ -1,8 +1,9 @@
-"""What the page to try a run is made of, without a browser: uploads, isolation, cards, settings."""
+"""Parts of the app, without a browser: uploads, isolation, cards, settings."""
 
 import io
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -28,8 +29,8 @@ from drgrade.prediction.grader import GradedBatch, Grader
 
 @pytest.fixture
 def uploads(tmp_path):
-    with Uploads(tmp_path) as made:
-        yield made
+    with Uploads(tmp_path) as uploads:
+        yield uploads
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +46,7 @@ def keep(uploads, name, content=b"content"):
     return uploads.keep(name, io.BytesIO(content), len(content))
 
 
-def test_an_upload_can_be_looked_at_once(uploads):
+def test_upload_can_be_taken_once(uploads):
     upload = keep(uploads, "eye.jpg")
     with uploads.take(upload.path) as kept:
         assert kept.path.read_bytes() == b"content"
@@ -54,21 +55,21 @@ def test_an_upload_can_be_looked_at_once(uploads):
         assert kept is None
 
 
-def test_an_upload_is_deleted_also_where_looking_fails(uploads):
+def test_upload_is_deleted_after_an_error(uploads):
     upload = keep(uploads, "eye.jpg")
     with pytest.raises(RuntimeError), uploads.take(upload.path):
         raise RuntimeError
     assert files(uploads.folder) == []
 
 
-def test_the_same_file_of_two_people_is_two_uploads(uploads):
+def test_same_file_of_two_users_is_two_uploads(uploads):
     first, second = keep(uploads, "eye.jpg"), keep(uploads, "eye.jpg")
     with uploads.take(first.path):
         pass
     assert second.path.read_bytes() == b"content"
 
 
-def test_only_uploads_can_be_looked_at(uploads, tmp_path):
+def test_other_files_cannot_be_taken(uploads, tmp_path):
     secret = tmp_path / "secret.jpg"
     secret.write_bytes(b"not yours")
     with uploads.take(secret) as kept:
@@ -79,19 +80,19 @@ def test_only_uploads_can_be_looked_at(uploads, tmp_path):
 @pytest.mark.parametrize(
     "name", ["../../../etc/passwd", "/etc/passwd", ".", "..", "", "a\0b", "ü" * 500, "a b.tif"]
 )
-def test_a_name_cannot_lead_out_of_the_folder(uploads, name):
+def test_file_name_cannot_leave_the_folder(uploads, name):
     path = keep(uploads, name).path
     assert path.resolve().parent.parent == uploads.folder.resolve()
     assert path.read_bytes() == b"content"
 
 
-def test_of_a_file_that_is_too_large_nothing_is_kept(uploads):
+def test_too_large_file_is_not_stored(uploads):
     upload = uploads.keep("big.tif", io.BytesIO(b"x" * 1000), MAX_BYTES + 1)
     assert upload.is_too_large
     assert upload.path.stat().st_size == 0
 
 
-def test_what_nobody_asks_for_is_deleted(uploads):
+def test_old_uploads_are_deleted(uploads):
     forgotten = keep(uploads, "eye.jpg")
     uploads.delete_older(seconds=3600)
     assert forgotten.path.exists()
@@ -99,14 +100,14 @@ def test_what_nobody_asks_for_is_deleted(uploads):
     assert files(uploads.folder) == []
 
 
-def test_nothing_is_left_in_the_end(tmp_path):
+def test_folder_is_deleted_at_the_end(tmp_path):
     with Uploads(tmp_path) as uploads:
         keep(uploads, "eye.jpg")
         assert uploads.folder.stat().st_mode & 0o077 == 0
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_process_left_is_deleted_and_what_a_living_one_has_is_not(tmp_path):
+def test_folders_of_killed_processes_are_deleted(tmp_path):
     killed = tmp_path / "drgrade-app-0123456789abcdef"
     (killed / "deep").mkdir(parents=True)
     (killed / "deep" / "eye.jpg").write_bytes(b"content")
@@ -120,38 +121,38 @@ def test_what_a_killed_process_left_is_deleted_and_what_a_living_one_has_is_not(
             assert other.exists()
 
 
-def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
+def test_unwritable_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(ConfigError, match="uploads cannot be stored there"):
         Uploads(tmp_path / "file")
 
 
-def test_little_memory_sends_uploads_to_the_folder_for_temporary_files(tmp_path, monkeypatch):
+def test_uploads_are_on_disk_without_shared_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(uploads_module, "_IN_MEMORY", tmp_path / "missing")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with Uploads() as made:
-        assert made.folder.parent == tmp_path
+    with Uploads() as uploads:
+        assert uploads.folder.parent == tmp_path
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", b"127.0.0.1", "127.1.2.3", "::1", "localhost", "0.0.0.0", ""])
-def test_this_machine_is_known(host):
+def test_local_addresses_are_local(host):
     assert is_local(host)
 
 
 @pytest.mark.parametrize(
     "host", ["192.0.2.1", "10.0.0.1", "2001:db8::1", "fe80::1%eth0", "gradio.app", "localhost.evil.org"]
 )
-def test_other_machines_are_known(host):
+def test_other_addresses_are_not_local(host):
     assert not is_local(host)
 
 
-def test_no_other_machine_can_be_reached():
+def test_connections_to_other_machines_are_refused():
     script = """
         import asyncio, socket, urllib.request
         from drgrade.app.isolation import ExternalConnectionError, block_external_connections
         block_external_connections()
         listening = socket.create_server(("127.0.0.1", 0))
-        socket.create_connection(listening.getsockname()).close()  # here one may
+        socket.create_connection(listening.getsockname()).close()  # local connections work
         def refused(work):
             try:
                 work()
@@ -172,50 +173,46 @@ def test_no_other_machine_can_be_reached():
             lambda: asyncio.run(connect()),
         )])
     """
-    said = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True
     )
-    assert said.stdout.strip() == str([True] * 6)
+    assert done.stdout.strip() == str([True] * 6)
 
 
-def test_names_of_files_are_escaped(analyzer):
+def test_file_names_are_escaped(analyzer):
     html = render_cards([UploadResult("<img src=x onerror=alert(1)>.jpg", failure="<b>no</b>")], analyzer)
     assert "<img src=x" not in html
     assert "&lt;b&gt;no&lt;/b&gt;" in html
     assert "<i>" not in render_message("<i>9 files</i>")
 
 
-def test_a_photograph_is_referred_from_the_threshold_on(analyzer):
-    threshold = analyzer.referral.threshold
+def test_photograph_is_referable_from_the_threshold(analyzer):
+    threshold = analyzer.threshold
     assert threshold == analyzer.grader.threshold(0.9)
     point = analyzer.grader.members[0].calibration.point(0.9)
-    for probability, said in ((threshold, "yes"), (threshold - 1e-3, "no")):
-        html = render_cards([UploadResult("eye.jpg", _verdict(), _graded(probability))], analyzer)
-        assert f"<strong>{said}</strong>" in html
+    for probability, answer in ((threshold, "yes"), (threshold - 1e-3, "no")):
+        html = render_cards([UploadResult("eye.jpg", Verdict("good"), _graded(probability))], analyzer)
+        assert f"<strong>{answer}</strong>" in html
         assert (
             f"sensitivity {100 * point.sensitivity:.1f} % and specificity {100 * point.specificity:.1f} %"
             in html
         )
 
 
-def test_maps_that_the_run_does_not_have_or_the_page_no_room_for_are_refused(analyzer):
+def test_unknown_maps_and_too_many_maps_are_refused(analyzer):
     with pytest.raises(ConfigError, match="maps=dream"):
         UploadAnalyzer(analyzer.grader, maps=("dream",))
     with pytest.raises(ConfigError, match="at most 8"):
         UploadAnalyzer(analyzer.grader, maps=("c5",) * 9)
 
 
-def test_what_is_no_fundus_photograph_gets_no_grade_but_its_reason(analyzer):
+def test_other_pictures_get_a_reason_instead_of_a_grade(analyzer):
     result = UploadResult("cat.jpg", Verdict("not_fundus", "no disc, no vessels", abstains=True))
     html = render_cards([result], analyzer)
     assert "Not graded: not a fundus photograph." in html
     assert "no disc, no vessels" in html
     assert "dg-grade" not in html
     assert "dg-bars" not in html
-
-
-def _verdict():
-    return Verdict("good")
 
 
 def _graded(referable):
@@ -233,22 +230,20 @@ def _graded(referable):
     )
 
 
-def test_a_run_without_operating_points_says_why(finished_run, tmp_path):
-    import shutil
-
+def test_run_without_operating_points_has_a_reason(finished_run, tmp_path):
     folder = tmp_path / "old"
     shutil.copytree(finished_run(), folder)
     (folder / "calibration.json").unlink()
     grader = Grader.load([folder], device="cpu")
     analyzer = UploadAnalyzer(grader)
-    html = render_cards([UploadResult("eye.jpg", _verdict(), _graded(0.9))], analyzer)
+    html = render_cards([UploadResult("eye.jpg", Verdict("good"), _graded(0.9))], analyzer)
     assert "no threshold was fitted: the run was made before" in html
     assert "<strong>yes</strong>" not in html
     with pytest.raises(ConfigError, match="no operating points"):
         UploadAnalyzer(grader, sensitivity=0.9)
 
 
-def test_an_ensemble_names_its_members_and_how_far_they_disagree(finished_run, uploads):
+def test_ensemble_shows_members_and_disagreement(finished_run, uploads):
     folders = [finished_run(), finished_run("seed=1")]
     analyzer = UploadAnalyzer(Grader.load(folders, device="cpu", tta="flips"))
     name, content = draw_example(3)
@@ -261,7 +256,7 @@ def test_an_ensemble_names_its_members_and_how_far_they_disagree(finished_run, u
     assert "tta=flips" in about
 
 
-def test_a_head_that_cannot_be_explained_grades_all_the_same(finished_run, uploads):
+def test_probe_without_heat_maps_is_graded(finished_run, uploads):
     analyzer = UploadAnalyzer(Grader.load([finished_run("protocol=knn")], device="cpu"))
     name, content = draw_example(3)
     with uploads.take(keep(uploads, name, content).path) as upload:
@@ -270,7 +265,7 @@ def test_a_head_that_cannot_be_explained_grades_all_the_same(finished_run, uploa
     assert bool(result.maps) != bool(result.note)
 
 
-def test_without_abstaining_all_that_has_pixels_is_graded(finished_run, uploads):
+def test_poor_photograph_is_graded_with_abstain_false(finished_run, uploads):
     import cv2
     import numpy as np
 
@@ -280,18 +275,18 @@ def test_without_abstaining_all_that_has_pixels_is_graded(finished_run, uploads)
     blurred = cv2.GaussianBlur(np.asarray(drawing.pixels), (0, 0), 8)
     content = cv2.imencode(".png", blurred[..., ::-1])[1].tobytes()
     grader = Grader.load([finished_run()], device="cpu")
-    said = []
+    results = []
     for abstain in (True, False):
         with uploads.take(keep(uploads, "blurred.png", content).path) as upload:
-            said.append(UploadAnalyzer(grader, abstain=abstain).analyse(upload))
-    assert said[0].verdict.abstains
-    assert said[0].graded is None
-    assert said[0].photograph is not None
-    assert said[1].graded is not None
-    assert "Caution" in render_cards(said[1:], UploadAnalyzer(grader))
+            results.append(UploadAnalyzer(grader, abstain=abstain).analyse(upload))
+    assert results[0].verdict.abstains
+    assert results[0].graded is None
+    assert results[0].photograph is not None
+    assert results[1].graded is not None
+    assert "Caution" in render_cards(results[1:], UploadAnalyzer(grader))
 
 
-def test_drawn_photographs_say_what_they_are():
+def test_synthetic_photograph_is_named_with_its_grade():
     name, content = draw_example(7)
     assert content == draw_example(7)[1]
     grade = int(re.search(r"as grade (\d)", name)[1])
@@ -299,13 +294,11 @@ def test_drawn_photographs_say_what_they_are():
     assert "synthetic" in name
 
 
-def test_a_missing_run_is_named(monkeypatch):
+def test_missing_run_is_named(monkeypatch):
     from drgrade.app import isolation
 
-    monkeypatch.setattr(
-        isolation, "block_external_connections", lambda: None
-    )  # this process has other things to do
-    monkeypatch.setattr(isolation, "disable_telemetry", lambda: None)
+    for name in ("block_external_connections", "disable_telemetry"):  # they would affect other tests
+        monkeypatch.setattr(isolation, name, lambda: None)
     with pytest.raises(ConfigError, match="not a run's folder"):
         app.work(compose("app", checkpoint="/nowhere"))
 
@@ -316,14 +309,14 @@ def test_missing_gradio_is_named(monkeypatch):
         app.work(compose("app", checkpoint="run"))
 
 
-def test_a_port_that_is_taken_is_named():
+def test_port_in_use_is_named():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"port={port} is not available"):
             listen(port)
 
 
-def test_another_port_is_taken_where_none_was_asked_for(monkeypatch, capsys):
+def test_default_port_in_use_is_replaced_by_a_free_one(monkeypatch, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         monkeypatch.setattr("drgrade.app.server.PORT", port)
@@ -336,7 +329,7 @@ def test_another_port_is_taken_where_none_was_asked_for(monkeypatch, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
-def test_a_signal_ends_it_and_nothing_is_left(finished_run, tmp_path, number):
+def test_signal_ends_the_app_and_deletes_the_uploads(finished_run, tmp_path, number):
     command = ["-m", "drgrade.cli.app", f"checkpoint={finished_run()}", "port=0", "device=cpu"]
     process = subprocess.Popen(
         [sys.executable, *command],
@@ -350,14 +343,14 @@ def test_a_signal_ends_it_and_nothing_is_left(finished_run, tmp_path, number):
         folder = Path(re.search(r"uploads are kept in (\S+)", process.stderr.readline())[1])
         assert folder.is_dir()
         process.send_signal(number)
-        _, said = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=30)
     finally:
         process.kill()
     if number == signal.SIGKILL:
-        with Uploads(folder.parent):  # the next one tidies up
+        with Uploads(folder.parent):  # the next process deletes it
             assert not folder.exists()
         return
     assert process.returncode == 128 + number
-    assert "Traceback" not in said
+    assert "Traceback" not in errors
     assert not folder.exists()
     assert not folder.with_name(f"{folder.name}.lock").exists()

@@ -1,4 +1,4 @@
-"""``drgrade app`` in headless Chromium: what the page says and refuses, and that nothing stays or leaves."""
+"""``drgrade app`` in headless Chromium: results, refusals, no stored files, no external connections."""
 
 import http.client
 import json
@@ -30,7 +30,7 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not 
 INPUT = "#dg-drop input[type=file]"
 CARD = "#dg-results .dg-card"
 
-WATCHED = """
+RECORDED_APP = """
     import json, os, runpy, sys
     log = open(sys.argv.pop(1), "a", buffering=1)
     def note(*what):
@@ -38,9 +38,9 @@ WATCHED = """
     def watch(event, arguments):
         if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
             if isinstance(arguments[1], tuple):
-                note("asked", arguments[1][0])
+                note("connected", arguments[1][0])
         elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
-            note("asked", str(arguments[0] or ""))
+            note("connected", str(arguments[0] or ""))
         elif event == "open" and isinstance(arguments[0], str | bytes | os.PathLike):
             if arguments[2] & (os.O_WRONLY | os.O_RDWR):
                 note("written", os.path.abspath(os.fsdecode(arguments[0])))
@@ -50,7 +50,7 @@ WATCHED = """
     sys.argv[0] = "drgrade"
     runpy.run_module("drgrade.cli.app", run_name="__main__", alter_sys=True)
 """
-"""The command, with a record of all that it asks of other machines and all that it writes."""
+"""Runs the command and records every connection, name lookup and written file."""
 
 
 @pytest.fixture(scope="session")
@@ -65,13 +65,13 @@ def grader(run):
 
 @pytest.fixture(scope="module")
 def server(run, tmp_path_factory):
-    """The command in a process of its own, ended by Ctrl-C."""
+    """Run the command in its own process until Ctrl-C."""
     log = tmp_path_factory.mktemp("app") / "watched"
     process = subprocess.Popen(
         [
             sys.executable,
             "-c",
-            textwrap.dedent(WATCHED),
+            textwrap.dedent(RECORDED_APP),
             str(log),
             f"checkpoint={run}",
             "port=0",
@@ -92,11 +92,11 @@ def server(run, tmp_path_factory):
         port = int(url.split(":")[2].strip("/"))
         yield SimpleNamespace(url=url, port=port, folder=folder, log=log, started=started)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=30)
     finally:
         process.kill()
     assert process.returncode == 130
-    assert said.splitlines() == ["interrupted"]
+    assert errors.splitlines() == ["interrupted"]
     assert not folder.exists()
 
 
@@ -111,40 +111,40 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def asked():
-    """Addresses that the browser asked for anything, in all tests together."""
+def requested():
+    """Collect the addresses that the browser requests in all tests."""
     return []
 
 
 @pytest.fixture(scope="module")
-def open_page(browser, server, asked):
-    """``open_page(width=1280)``: the page in a browser of its own."""
+def open_page(browser, server, requested):
+    """``open_page(width=1280)``: the page in a new browser context."""
     contexts = []
 
-    def open_it(width=1280, **settings):
+    def open_one(width=1280, **settings):
         context = browser.new_context(viewport={"width": width, "height": 800}, **settings)
         context.set_default_timeout(30_000)
         contexts.append(context)
         page = context.new_page()
-        page.on("request", lambda request: asked.append(request.url))
+        page.on("request", lambda request: requested.append(request.url))
         page.goto(server.url)
         page.wait_for_selector(INPUT, state="attached")
         return page
 
-    yield open_it
+    yield open_one
     for context in contexts:
         context.close()
 
 
 @pytest.fixture(scope="module")
 def page(open_page):
-    """One page for all that need none of their own: it has to bear one file after the other."""
+    """Return a page shared by tests, so that it handles one file after the other."""
     return open_page()
 
 
 @pytest.fixture(scope="session")
 def pixels():
-    """A drawn photograph, (256, W, 3) uint8."""
+    """Return a drawn photograph, (256, W, 3) uint8."""
     return np.asarray(draw_photograph(plan_photographs(20, 1)[3], 256, 1).pixels)
 
 
@@ -156,7 +156,7 @@ def photograph(pixels, tmp_path_factory):
 
 
 def drop(page, *paths, cards=None):
-    """Drop files; their cards come back."""
+    """Drop files and return their cards."""
     send(page, *paths)
     return received(page, len(paths) if cards is None else cards)
 
@@ -171,17 +171,17 @@ def received(page, count):
     return page.query_selector_all(CARD)
 
 
-def left(server):
+def remaining_files(server):
     return [path for path in server.folder.rglob("*") if path.is_file()]
 
 
-def agrees(card, path, grader):
-    """The card says what the grader says of the file."""
+def assert_agrees(card, path, grader):
+    """Compare a card with the output of the grader."""
     graded = grader.grade(grader.preparation.prepare(path).crop.pixels[None])
     grade = int(graded.grades[0])
     assert card.query_selector(".dg-grade").inner_text().split("\n") == [str(grade), GRADES[grade]]
-    said = [each.inner_text() for each in card.query_selector_all(".dg-bars .dg-figure")]
-    assert said == [percent(p, 1) for p in graded.probabilities[0].tolist()]
+    written = [each.inner_text() for each in card.query_selector_all(".dg-bars .dg-figure")]
+    assert written == [percent(p, 1) for p in graded.probabilities[0].tolist()]
     facts = card.query_selector(".dg-facts").inner_text()
     assert f"expected grade\n{decimal(float(graded.expected[0]), 2)}" in facts
     threshold = grader.threshold(0.9)
@@ -189,12 +189,12 @@ def agrees(card, path, grader):
     assert "can be graded" in facts
 
 
-def test_a_photograph_is_graded_as_by_the_grader(page, photograph, grader, server):
+def test_photograph_is_graded_as_by_the_grader(page, photograph, grader, server):
     (card,) = drop(page, photograph)
-    agrees(card, photograph, grader)
+    assert_agrees(card, photograph, grader)
     assert card.query_selector(".dg-name").inner_text() == photograph.name
-    assert left(server) == []
-    # The photograph, and of the maps the one that is chosen.
+    assert remaining_files(server) == []
+    # Visible are the photograph and the chosen map.
     shown = "[...document.querySelectorAll('.dg-pictures img')].filter((each) => each.offsetParent)"
     page.wait_for_function(f"{shown}.length == 2 && {shown}.every((each) => each.naturalWidth > 200)")
     first = page.evaluate(f"{shown}[1].src")
@@ -202,26 +202,24 @@ def test_a_photograph_is_graded_as_by_the_grader(page, photograph, grader, serve
     page.keyboard.press("ArrowRight")
     assert page.evaluate(f"{shown}.length") == 2
     assert page.evaluate(f"{shown}[1].src") != first
-    # The notice stays in sight.
+    # The notice stays visible.
     page.mouse.wheel(0, 5000)
     page.wait_for_function("scrollY > 0")
     assert NOTICE in page.inner_text("#dg-notice")
     assert page.evaluate("document.querySelector('#dg-notice').getBoundingClientRect().top") >= 0
 
 
-def test_files_that_other_software_would_change_are_graded_as_they_are(
-    page, pixels, grader, server, tmp_path
-):
+def test_16_bit_png_and_tiff_are_graded(page, pixels, grader, server, tmp_path):
     deep = pixels[..., ::-1].astype(np.uint16) * 257
     paths = [tmp_path / "deep.png", tmp_path / "eye.tif"]
     cv2.imwrite(str(paths[0]), deep)
     cv2.imwrite(str(paths[1]), pixels[..., ::-1])
     for card, path in zip(drop(page, *paths), paths, strict=True):
-        agrees(card, path, grader)
-    assert left(server) == []
+        assert_agrees(card, path, grader)
+    assert remaining_files(server) == []
 
 
-def test_what_is_no_photograph_gets_a_reason_and_no_grade(page, photograph, pixels, server, tmp_path):
+def test_bad_files_get_a_reason_instead_of_a_grade(page, photograph, pixels, server, tmp_path):
     bad = {
         "notes.jpg": (b"a letter, not a photograph", "looks like text"),
         "empty.png": (b"", "empty file"),
@@ -236,25 +234,25 @@ def test_what_is_no_photograph_gets_a_reason_and_no_grade(page, photograph, pixe
         assert "Not graded" in card.inner_text()
         assert reason in card.inner_text()
         assert card.query_selector(".dg-grade, .dg-bars") is None
-    assert left(server) == []
+    assert remaining_files(server) == []
 
 
-def test_a_file_of_100_mb_is_refused_and_the_next_one_is_graded(page, photograph, grader, server, tmp_path):
+def test_file_of_100_mb_is_refused_and_the_next_one_is_graded(page, photograph, grader, server, tmp_path):
     large = tmp_path / "large.tif"
     with large.open("wb") as file:
         file.truncate(100_000_000)
     (card,) = drop(page, large)
     assert "the file has 100 MB, the limit is 60 MB" in card.inner_text()
     assert card.query_selector(".dg-grade, .dg-bars") is None
-    assert left(server) == []
+    assert remaining_files(server) == []
     (card,) = drop(page, photograph)
-    agrees(card, photograph, grader)
+    assert_agrees(card, photograph, grader)
 
 
 def test_too_many_files_are_refused(page, photograph, server):
     (card,) = drop(page, *[photograph] * 9, cards=1)
     assert card.inner_text().strip() == "9 files are too many: the limit is 8"
-    assert left(server) == []
+    assert remaining_files(server) == []
 
 
 def test_two_browsers_get_their_own_results(page, open_page, photograph, grader, server, tmp_path):
@@ -267,11 +265,11 @@ def test_two_browsers_get_their_own_results(page, open_page, photograph, grader,
             send(each, path)
         for each, path in zip(pages, paths, strict=True):
             (card,) = received(each, 1)
-            agrees(card, path, grader)
-    assert left(server) == []
+            assert_agrees(card, path, grader)
+    assert remaining_files(server) == []
 
 
-def test_a_drawn_photograph_can_be_graded_on_a_phone_in_the_dark(open_page, server):
+def test_synthetic_photograph_on_a_narrow_dark_page(open_page, server):
     page = open_page(width=360, color_scheme="dark")
     page.click("#dg-example")
     page.wait_for_selector(CARD)
@@ -281,7 +279,7 @@ def test_a_drawn_photograph_can_be_graded_on_a_phone_in_the_dark(open_page, serv
         page.evaluate("getComputedStyle(document.querySelector('.dg-card')).backgroundColor")
         == "rgb(27, 33, 40)"
     )
-    assert left(server) == []
+    assert remaining_files(server) == []
 
 
 def test_other_pages_and_other_files_are_not_served(server, run):
@@ -293,7 +291,8 @@ def test_other_pages_and_other_files_are_not_served(server, run):
         return connection.getresponse().status
 
     assert status("GET", "/") == 200
-    assert status("GET", "/", Host=f"evil.example:{server.port}") == 421  # a name that points here
+    other_name = f"evil.example:{server.port}"  # may resolve to this machine
+    assert status("GET", "/", Host=other_name) == 421
     assert status("POST", "/gradio_api/upload", Origin="https://evil.example") == 403
     assert status("POST", "/gradio_api/upload", Content_Length="900000000") == 413
     assert status("POST", "/gradio_api/upload", Transfer_Encoding="chunked") == 411
@@ -301,13 +300,13 @@ def test_other_pages_and_other_files_are_not_served(server, run):
         assert status("GET", f"/gradio_api/file={path}") in (403, 404)
 
 
-def test_nothing_leaves_the_machine_and_nothing_is_stored(page, photograph, server, asked):
+def test_no_external_connection_and_no_stored_file(page, photograph, server, requested):
     drop(page, photograph)
-    assert len(asked) > 20
-    assert {url for url in asked if not url.startswith((server.url, "data:", "blob:"))} == set()
+    assert len(requested) > 20
+    assert {url for url in requested if not url.startswith((server.url, "data:", "blob:"))} == set()
     watched = server.log.read_text()
-    everything = [json.loads(line) for line in watched.splitlines()]
-    assert {what for kind, what in everything if kind == "asked" and not is_local(what)} == set()
+    records = [json.loads(line) for line in watched.splitlines()]
+    assert {what for kind, what in records if kind == "connected" and not is_local(what)} == set()
     since = [json.loads(line) for line in watched[server.started :].splitlines()]
     written = {Path(what) for kind, what in since if kind == "written"}
     assert any(what.name.endswith(".jpg") for what in written)

@@ -1,7 +1,8 @@
-"""int8: the photographs that ranges are measured on, the quantised nodes, and the reported cost."""
+"""int8 export: photographs for the ranges, quantised nodes, and the reported cost."""
 
 import json
 import shutil
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +16,7 @@ from sklearn.metrics import cohen_kappa_score
 from drgrade.data.sources.demo import Demo
 from drgrade.errors import ConfigError, DataError
 from drgrade.exporting.export import export
+from drgrade.exporting.graph import onnx_runner
 from drgrade.exporting.int8 import (
     calibration_photographs,
     load_run_photographs,
@@ -22,14 +24,13 @@ from drgrade.exporting.int8 import (
     read_pixels,
     rows_of,
 )
-from drgrade.exporting.onnx_file import onnx_runner
 from drgrade.prediction.checkpoint import load_model
 from drgrade.settings import ExportSettings
 
 
 @pytest.fixture(scope="module")
 def int8(finished_run, tmp_path_factory):
-    """The tiny DenseNet in eight bits."""
+    """Export the tiny DenseNet with 8 bits."""
     out = tmp_path_factory.mktemp("int8") / "small.onnx"
     return export(
         ExportSettings.compose(checkpoint=finished_run(), format="onnx", out=out, int8=True, resamples=200)
@@ -37,27 +38,27 @@ def int8(finished_run, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory):
-    """A folder of photographs of 256 px: those of 64 px are too small to be graded."""
-    demo = Demo(tmp_path_factory.mktemp("drawn"), count=16, size=256, workers=1)
+def synthetic_folder(tmp_path_factory):
+    """Return a folder of photographs of 256 px; those of 64 px are too small to be graded."""
+    demo = Demo(tmp_path_factory.mktemp("synthetic_folder"), count=16, size=256, workers=1)
     demo.read()
     return demo.root / "images"
 
 
-def test_weights_are_8_bit_and_what_follows_the_logits_is_not_quantised(int8):
+def test_weights_are_8_bit_and_nodes_after_the_logits_are_not_quantised(int8):
     graph = onnx.load(int8.path).graph
     kinds = {each.data_type for each in graph.initializer if len(each.dims) == 4}
     assert kinds == {onnx.TensorProto.INT8}
-    reached, after = {"logits"}, []
+    values, operators = {"logits"}, []
     for node in graph.node:  # topologically sorted
-        if reached & set(node.input):
-            reached |= set(node.output)
-            after.append(node.op_type)
-    assert {"probabilities", "grade", "expected_grade", "p_referable"} <= reached
-    assert "QuantizeLinear" not in after
+        if values & set(node.input):
+            values |= set(node.output)
+            operators.append(node.op_type)
+    assert {"probabilities", "grade", "expected_grade", "p_referable"} <= values
+    assert "QuantizeLinear" not in operators
 
 
-def test_the_batch_does_not_change_the_result(int8):
+def test_batch_size_does_not_change_the_outputs(int8):
     run = onnx_runner(int8.path.read_bytes())
     pixels = np.random.default_rng(0).integers(0, 255, (7, 32, 32, 3), np.uint8)
     whole = run(pixels)
@@ -65,22 +66,11 @@ def test_the_batch_does_not_change_the_result(int8):
     np.testing.assert_allclose(run(pixels[:1])["logits"], whole["logits"][:1], atol=1e-4)
 
 
-def test_the_cost_is_measured_on_the_test_photographs(int8, finished_run):
-    photographs = load_run_photographs(load_model(finished_run()))
-    rows = rows_of(photographs, "test")
-    split = photographs.split.iloc[rows]
-    predictions = pd.read_csv(finished_run() / "predictions.csv").set_index("image_id")
-    before = predictions.loc[split["image_id"], "predicted"].to_numpy()
-    after = onnx_runner(int8.path.read_bytes())(read_pixels(photographs, rows))["grade"]
-    grades, cost = split["grade"].to_numpy(int), int8.int8.cost
-    for found, predicted in ((cost.qwk_float32, before), (cost.qwk_int8, after)):
-        expected = cohen_kappa_score(grades, predicted, weights="quadratic")
-        assert found.value == pytest.approx(expected, abs=1e-6)
-        assert found.interval.low <= found.value <= found.interval.high
-    assert cost.qwk_change.value == pytest.approx(cost.qwk_int8.value - cost.qwk_float32.value)
-    assert cost.same_grade == pytest.approx(np.mean(before == after))
-    assert cost.photographs == len(rows)
-    assert json.loads(int8.description.read_text())["int8"]["cost"]["photographs"] == len(rows)
+def test_export_reports_the_cost_on_the_test_photographs(int8, finished_run):
+    predictions, cost = pd.read_csv(finished_run() / "predictions.csv"), int8.int8.cost
+    assert cost.photographs == len(predictions) > 0
+    assert 0 <= cost.same_grade <= 1
+    assert json.loads(int8.description.read_text())["int8"]["cost"] == asdict(cost)
     assert any("QWK" in line for line in int8.summary())
 
 
@@ -96,29 +86,54 @@ def _photographs(split, arrays):
     return SimpleNamespace(split=split, stores=[_Store(array) for array in arrays])
 
 
-def test_a_difference_is_resampled_on_the_same_draws():
-    """Two equal files differ by 0 in every resample, however wide their own intervals are."""
-    split = pd.DataFrame(
-        {
-            "image_id": list("gfedcba"),
-            "group": list("xxyyzzw"),
-            "grade": [0, 1, 2, 3, 4, 0, 1],
-            "subset": "test",
-        }
-    )
-    outputs = {
-        "grade": np.random.default_rng(0).integers(0, 5, 7),
-        "probabilities": np.full((7, 5), 0.2),
-        "expected_grade": np.full(7, 2.0),
-    }
-    photographs = _photographs(split, [np.zeros((7, 2, 2, 3), np.uint8)])
-    cost = measure_cost(lambda _: outputs, lambda _: outputs, photographs, 200, 0)
+def _file(grades, expected):
+    """Return a file whose outputs for a photograph are found by its number, the value of its pixels."""
+
+    def run(pixels):
+        numbers = pixels[:, 0, 0, 0]
+        probabilities = np.eye(5)[grades[numbers]]
+        return {"grade": grades[numbers], "probabilities": probabilities, "expected_grade": expected[numbers]}
+
+    return run
+
+
+def _split(count):
+    """Return photographs in random order, the last quarter of them for training, and their grades."""
+    rng = np.random.default_rng(0)
+    ids = [f"{number:03d}" for number in rng.permutation(count)]
+    subsets = np.where(np.arange(count) < 3 * count // 4, "test", "train")
+    grades = rng.integers(0, 5, count)
+    split = pd.DataFrame({"image_id": ids, "group": rng.integers(0, 20, count), "grade": grades})
+    images = np.zeros((count, 1, 1, 3), np.uint8) + np.arange(count, dtype=np.uint8)[:, None, None, None]
+    return _photographs(split.assign(subset=subsets), [images]), grades
+
+
+def test_cost_compares_two_files_on_the_test_photographs():
+    photographs, grades = _split(80)
+    rng, test = np.random.default_rng(1), slice(0, 60)
+    before, after = (np.where(rng.random(80) < share, grades, rng.integers(0, 5, 80)) for share in (0.7, 0.4))
+    expected = rng.uniform(0, 4, (2, 80))
+    cost = measure_cost(_file(before, expected[0]), _file(after, expected[1]), photographs, 200, 0)
+    for estimate, predicted in ((cost.qwk_float32, before), (cost.qwk_int8, after)):
+        reference = cohen_kappa_score(grades[test], predicted[test], weights="quadratic")
+        assert estimate.value == pytest.approx(reference, abs=1e-6)
+        assert estimate.interval.low < estimate.value < estimate.interval.high
+    assert cost.qwk_change.value == pytest.approx(cost.qwk_int8.value - cost.qwk_float32.value)
+    assert cost.same_grade == pytest.approx(np.mean(before[test] == after[test]))
+    assert cost.expected_grade == pytest.approx(np.abs(expected[0] - expected[1])[test].mean())
+    assert cost.photographs == 60
+
+
+def test_change_of_equal_files_is_0_in_every_resample():
+    photographs, grades = _split(40)
+    file = _file(np.random.default_rng(1).permutation(grades), np.full(40, 2.0))
+    cost = measure_cost(file, file, photographs, 200, 0)
     assert (cost.qwk_change.value, cost.qwk_change.interval.low, cost.qwk_change.interval.high) == (0, 0, 0)
     assert cost.qwk_float32.interval.low < cost.qwk_float32.interval.high
     assert cost.same_grade == 1
 
 
-def test_pixels_are_read_from_the_store_that_holds_them():
+def test_pixels_are_read_from_the_right_store():
     arrays = [np.full((n, 1, 1, 3), n, np.uint8) for n in (2, 3, 4)]
     arrays[1][2] = 77
     pixels = read_pixels(_photographs(None, arrays), np.array([8, 4, 0, 2]))
@@ -136,11 +151,11 @@ def test_ranges_are_measured_on_training_photographs_only(finished_run):
     assert {each.tobytes() for each in pixels} == known
 
 
-def test_ranges_are_measured_on_a_folder(finished_run, drawn, tmp_path):
+def test_ranges_are_measured_on_a_folder(finished_run, synthetic_folder, tmp_path):
     model = load_model(finished_run())
-    pixels = calibration_photographs(model, drawn, count=9, seed=0)
+    pixels = calibration_photographs(model, synthetic_folder, count=9, seed=0)
     assert pixels.shape == (9, 32, 32, 3)
-    assert not np.array_equal(pixels, calibration_photographs(model, drawn, count=9, seed=1))
+    assert not np.array_equal(pixels, calibration_photographs(model, synthetic_folder, count=9, seed=1))
     for number in range(9):
         Image.new("RGB", (64, 64)).save(tmp_path / f"black{number}.png")
     with pytest.raises(ConfigError, match="there are 0 usable photographs"):
@@ -150,7 +165,7 @@ def test_ranges_are_measured_on_a_folder(finished_run, drawn, tmp_path):
 
 
 def _moved(finished_run, tmp_path, **changes):
-    """The run with other paths in its config."""
+    """Copy the run and change its config."""
     folder = tmp_path / "run"
     shutil.copytree(finished_run(), folder, ignore=shutil.ignore_patterns("export"))
     cfg = OmegaConf.load(folder / "config.yaml")
@@ -160,7 +175,7 @@ def _moved(finished_run, tmp_path, **changes):
     return folder
 
 
-def test_without_the_photographs_of_the_run_a_folder_is_needed(finished_run, tmp_path):
+def test_missing_photographs_of_the_run_require_a_folder(finished_run, tmp_path):
     folder = _moved(finished_run, tmp_path, photographs__source__root=str(tmp_path / "gone"))
     with pytest.raises(ConfigError, match=r"gone does not exist.*photographs=DIR"):
         export(ExportSettings.compose(checkpoint=folder, format="onnx", int8=True))
@@ -169,15 +184,15 @@ def test_without_the_photographs_of_the_run_a_folder_is_needed(finished_run, tmp
 
 
 @pytest.mark.slow
-def test_without_test_photographs_the_cost_is_unknown(finished_run, drawn, tmp_path):
+def test_cost_is_unknown_without_test_photographs(finished_run, synthetic_folder, tmp_path):
     folder = _moved(finished_run, tmp_path, photographs__source__root=str(tmp_path / "gone"))
-    options = {"out": tmp_path / "a.onnx", "int8": True, "photographs": drawn, "count": 9}
+    options = {"out": tmp_path / "a.onnx", "int8": True, "photographs": synthetic_folder, "count": 9}
     made = export(ExportSettings.compose(checkpoint=folder, **options))
     assert made.int8.cost is None
     assert "gone does not exist" in made.summary()[-1]
 
 
-def test_photographs_that_have_changed_are_refused(finished_run, tmp_path):
+def test_changed_photographs_are_refused(finished_run, tmp_path):
     folder = _moved(finished_run, tmp_path)
     record = json.loads((folder / "metrics.json").read_text())
     (folder / "metrics.json").write_text(json.dumps(record | {"data_hash": "0" * 64}))

@@ -1,4 +1,4 @@
-"""The model card of a run: what its artefacts say, what they do not say, and nothing else."""
+"""The model card: metadata, results, limits, missing files, and no private names."""
 
 import json
 import re
@@ -21,9 +21,17 @@ from drgrade.config import CONF
 from drgrade.errors import ConfigError, DataError
 from drgrade.metrics.functional import grading_metrics
 from drgrade.model_card import card as card_module
-from drgrade.model_card.card import MODEL_CARD, NOTICE, public_command, render_model_card, write_model_card
+from drgrade.model_card.card import (
+    DRGRADE,
+    MODEL_CARD,
+    NOTICE,
+    papers,
+    papers_of,
+    public_command,
+    render_model_card,
+    write_model_card,
+)
 from drgrade.model_card.facts import read_run_files
-from drgrade.model_card.metadata import DRGRADE, papers, papers_of
 from drgrade.prediction.checkpoint import load_model
 from drgrade.prediction.grader import Grader
 from drgrade.runs.run_dir import read_metrics
@@ -35,13 +43,13 @@ EXAMPLE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 @pytest.fixture(scope="session")
 def card(finished_run):
-    """The card of the plain run."""
+    """Render the card of the plain run."""
     return render_model_card(read_run_files(finished_run()), resamples=200)
 
 
 @pytest.fixture
 def run_copy(finished_run, tmp_path):
-    """A copy of the plain run to be changed."""
+    """Copy the plain run, to change it."""
     return Path(shutil.copytree(finished_run(), tmp_path / "run"))
 
 
@@ -67,7 +75,7 @@ def _predict(run, predicted, probabilities):
 
 @pytest.fixture
 def varied(run_copy):
-    """The plain run with predictions of all grades."""
+    """Return the plain run with predictions of all grades."""
     grades = pd.read_csv(run_copy / "predictions.csv")["grade"].to_numpy()
     rng = np.random.default_rng(0)
     predicted = np.where(rng.random(len(grades)) < 0.6, grades, rng.integers(0, 5, len(grades)))
@@ -76,7 +84,7 @@ def varied(run_copy):
 
 @pytest.fixture
 def constant(run_copy):
-    """The plain run with the same prediction for every photograph."""
+    """Return the plain run with the same prediction for every photograph."""
     count = len(pd.read_csv(run_copy / "predictions.csv"))
     return _predict(run_copy, 1, np.tile([0.1, 0.6, 0.1, 0.1, 0.1], (count, 1)))
 
@@ -85,7 +93,7 @@ def _text(run):
     return render_model_card(read_run_files(run), resamples=50)
 
 
-def test_its_head_is_what_the_hub_reads(varied):
+def test_header_is_read_by_the_hub(varied):
     record = read_metrics(varied)
     parsed = ModelCard(_text(varied))
     data = parsed.data.to_dict()
@@ -101,7 +109,7 @@ def test_its_head_is_what_the_hub_reads(varied):
     assert parsed.text.lstrip().startswith("# ")
 
 
-def test_a_figure_that_no_resample_can_move_has_no_interval(constant):
+def test_constant_resamples_give_no_interval(constant):
     card = _text(constant)
     (qwk,) = (each for each in ModelCard(card).data.eval_results if each.metric_type == "cohen_kappa")
     assert qwk.metric_value == 0
@@ -109,7 +117,7 @@ def test_a_figure_that_no_resample_can_move_has_no_interval(constant):
     assert "nan" not in card
 
 
-def test_figures_are_those_of_the_run_with_their_intervals(varied):
+def test_metrics_are_those_of_the_run_with_intervals(varied):
     files, card = read_run_files(varied), _text(varied)
     run, found = files.tested, files.estimates(500)
     assert found["qwk"].value == run.record["test/qwk"]
@@ -119,7 +127,7 @@ def test_figures_are_those_of_the_run_with_their_intervals(varied):
 
 
 def _naive_recall(run, grade, resamples):
-    """The same by drawing the groups one by one."""
+    """Compute the interval by drawing the groups one by one."""
     rng, groups = np.random.default_rng(0), np.unique(run.groups)
     shares = []
     for _ in range(resamples):
@@ -130,7 +138,7 @@ def _naive_recall(run, grade, resamples):
     return np.percentile(shares, [2.5, 97.5])
 
 
-def test_photographs_are_counted_by_use_and_grade(finished_run, card):
+def test_photographs_are_counted_by_subset_and_grade(finished_run, card):
     split = pd.read_csv(finished_run() / "split.csv")
     for subset, own in split.groupby("subset"):
         counts = [int((own["grade"] == grade).sum()) for grade in range(5)]
@@ -138,27 +146,27 @@ def test_photographs_are_counted_by_use_and_grade(finished_run, card):
         assert f"| {' | '.join(map(str, cells))} |" in card
 
 
-def test_the_confusion_matrix_is_that_of_the_predictions(finished_run, card):
+def test_confusion_matrix_counts_the_predictions(finished_run, card):
     predictions = pd.read_csv(finished_run() / "predictions.csv")
     for grade in range(5):
         own = predictions[predictions["grade"] == grade]
-        counts = [int((own["predicted"] == called).sum()) for called in range(5)]
+        counts = [int((own["predicted"] == predicted).sum()) for predicted in range(5)]
         assert f"| **{grade}** {formatting.GRADE_NAMES[grade]} | {' | '.join(map(str, counts))} |" in card
 
 
-def test_it_says_that_it_is_no_medical_device_and_that_drawings_are_no_patients(card):
+def test_card_contains_the_notices(card):
     assert NOTICE in card
     assert "The photographs are drawn." in card
     assert "mean nothing for patients" in card
 
 
-def test_it_names_no_place_and_no_photograph(finished_run, card):
+def test_card_contains_no_path_and_no_photograph(finished_run, card):
     cfg, split = OmegaConf.load(finished_run() / "config.yaml"), pd.read_csv(finished_run() / "split.csv")
     private = [str(finished_run()), str(cfg.data.root), "/tmp", str(Path.home()), *split["image_id"]]
     assert not [each for each in private if each in card]
 
 
-def test_the_data_set_is_that_of_the_config(run_copy):
+def test_card_describes_the_data_set_of_the_config(run_copy):
     _set(run_copy, data__source___target_="drgrade.data.sources.messidor2.Messidor2", data__name="messidor2")
     text = _text(run_copy)
     assert "no redistribution" in text
@@ -172,7 +180,7 @@ def test_the_data_set_is_that_of_the_config(run_copy):
     assert ModelCard(text).data.license_name == "see-the-terms-of-ours"
 
 
-def test_further_data_sets_are_named_with_their_terms(run_copy):
+def test_card_names_further_data_sets_with_their_terms(run_copy):
     _set(run_copy, data__unlabelled=["aptos2019", {"data": "folder", "name": "ours", "root": "/home/alice"}])
     text = _text(run_copy)
     assert "| unlabelled | the rules of the Kaggle competition" in text
@@ -184,7 +192,7 @@ def test_further_data_sets_are_named_with_their_terms(run_copy):
     assert "Tested also on idrid; not on any other clinic" in text
 
 
-def test_what_is_missing_is_said(run_copy):
+def test_missing_files_are_listed(run_copy):
     for name in ("predictions.csv", "provenance.json", "seen.txt"):
         (run_copy / name).unlink()
     text = _text(run_copy)
@@ -200,14 +208,14 @@ def test_what_is_missing_is_said(run_copy):
     assert "`calibration.json` is missing" in text
 
 
-def test_a_card_claims_no_test_where_there_was_none(finished_run):
+def test_card_of_an_untested_run_has_no_results(finished_run):
     text = _text(finished_run("test=false"))
     assert "Not tested (`test=false`)." in text
     assert ModelCard(text).data.eval_results is None
     assert "predictions.csv" not in text
 
 
-def test_pre_training_is_told_from_the_encoders_own_files(finished_run, tmp_path):
+def test_pretraining_is_described_from_the_files_of_the_encoder(finished_run, tmp_path):
     run = finished_run("init=ssl", f"paths.encoders={tmp_path}/encoders")
     text = _text(run)
     assert "self-supervised pre-training by drgrade (rotation)" in text
@@ -219,13 +227,9 @@ def test_pre_training_is_told_from_the_encoders_own_files(finished_run, tmp_path
     assert "`encoder.json of the pre-trained encoder` is missing" in _text(run)
 
 
-def test_figures_that_are_no_better_than_chance_are_called_so(run_copy):
-    predictions = pd.read_csv(run_copy / "predictions.csv")
-    predictions["predicted"] = 3
-    predictions.to_csv(run_copy / "predictions.csv", index=False)
-    record = (run_copy / "metrics.json").read_text()
-    (run_copy / "metrics.json").write_text(re.sub(r'"test/(qwk|accuracy)": [^,]+', r'"test/\1": 0.0', record))
-    text = _text(run_copy)
+def test_metrics_no_better_than_chance_are_limits(run_copy):
+    count = len(pd.read_csv(run_copy / "predictions.csv"))
+    text = _text(_predict(run_copy, 3, np.tile([0.1, 0.1, 0.1, 0.6, 0.1], (count, 1))))
     assert "Accuracy is not higher than that of always predicting grade 0" in text
     assert re.search(r"Recall of grade 0.* is 0\.", text)
 
@@ -240,7 +244,7 @@ def test_predictions_that_contradict_the_metrics_are_refused(run_copy):
     assert (run_copy / MODEL_CARD).read_text() == card
 
 
-def test_few_labels_and_a_pre_training_that_saw_the_test_are_limits(run_copy):
+def test_few_labels_and_pretraining_on_test_photographs_are_limits(run_copy):
     _set(run_copy, label_fraction=0.1)
     record = (run_copy / "metrics.json").read_text().replace('"label_fraction": 1.0', '"label_fraction": 0.1')
     record = record.replace('"pretraining_saw_test": false', '"pretraining_saw_test": true')
@@ -251,7 +255,7 @@ def test_few_labels_and_a_pre_training_that_saw_the_test_are_limits(run_copy):
     assert "resized to 32 px" in text
 
 
-def test_a_licence_can_be_chosen(finished_run):
+def test_licence_can_be_chosen(finished_run):
     artefacts = read_run_files(finished_run())
     text = render_model_card(artefacts, resamples=10, licence="CC-BY-NC-4.0")
     assert ModelCard(text).data.license == "cc-by-nc-4.0"
@@ -259,7 +263,7 @@ def test_a_licence_can_be_chosen(finished_run):
         render_model_card(artefacts, resamples=10, licence="ask me/first")
 
 
-def test_the_example_in_the_card_runs(finished_run, tmp_path, monkeypatch):
+def test_example_of_the_card_runs(finished_run, tmp_path, monkeypatch):
     run = finished_run()
     cfg = OmegaConf.load(run / "config.yaml")
     photograph = next(Path(cfg.data.root).rglob("images/*.jpg"))
@@ -272,7 +276,7 @@ def test_the_example_in_the_card_runs(finished_run, tmp_path, monkeypatch):
     assert torch.equal(names["graded"].probabilities, expected.probabilities)
 
 
-def test_a_command_is_shown_public_command_and_people():
+def test_public_command_contains_no_paths_and_no_people():
     command = ["/home/alice/drgrade/cli/train.py", "+experiment=msssl_10pct", "data=idrid", "paths.run=/x/y"]
     command += [
         "data.root=/home/alice/idrid",
@@ -294,7 +298,7 @@ def test_a_command_is_shown_public_command_and_people():
     assert "data.csv=..." in shown
 
 
-def test_train_writes_the_card_and_an_error_of_the_card_is_logged(shared, tmp_path, monkeypatch, caplog):
+def test_train_writes_the_card_and_logs_its_errors(shared, tmp_path, monkeypatch, caplog):
     def run(folder):
         overrides = [*TINY, *shared, f"paths.outputs={tmp_path}", f"paths.run={folder}", "protocol=majority"]
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
@@ -312,19 +316,19 @@ def test_train_writes_the_card_and_an_error_of_the_card_is_logged(shared, tmp_pa
     assert not (tmp_path / "other" / MODEL_CARD).exists()
 
 
-def test_every_part_that_a_config_can_choose_has_its_papers():
+def test_every_configurable_part_has_its_papers():
     without = {"CumulativeHead", "RegressionHead", "SoftmaxHead", "LinearProbe", "MajorityProbe"}
     for group in ("encoder", "head", "probe", "pretext"):
         for path in sorted((CONF / group).glob("*.yaml")):
             config = yaml.safe_load(path.read_text())
             node = config.get("head", config) if group == "pretext" else config
             if not isinstance(node, dict) or not str(node.get("_target_")).startswith("drgrade."):
-                continue  # a base, or a combination of what the others say
+                continue  # a base, or a combination of the others
             assert papers_of(node) or node["_target_"].rsplit(".", 1)[-1] in without, path
     assert {key for keys in papers()["of"].values() for key in keys} == papers()["papers"].keys()
 
 
-def test_papers_of_backbones_are_found_by_their_names():
+def test_papers_of_backbones_are_found_by_name():
     config = {"_target_": "drgrade.models.msssl.MsSSL", "cnn": "resnet10t", "vit": "test_vit"}
     found = " ".join(papers_of(config))
     assert "Almattar" in found
@@ -334,7 +338,7 @@ def test_papers_of_backbones_are_found_by_their_names():
     assert papers_of({"name": "vitamin_small"}) == []
 
 
-def test_drgrade_is_cited_as_it_asks_for():
+def test_drgrade_is_cited_as_in_citation_cff():
     cff = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
     assert cff["title"] in DRGRADE
     assert str(cff["version"]) == __version__
@@ -343,7 +347,7 @@ def test_drgrade_is_cited_as_it_asks_for():
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "data").glob("*.yaml")))
-def test_every_data_set_says_what_it_is_as_its_page_does(name):
+def test_every_data_set_is_described_as_on_its_page(name):
     node = yaml.safe_load((CONF / "data" / f"{name}.yaml").read_text())
     if "source" not in node:
         return

@@ -1,4 +1,4 @@
-"""A trained run handed on: the same grader to the last bit, nothing that names a photograph or a place."""
+"""Publishing: bit-identical graders, no private names, refused folders, calls of the hub."""
 
 import getpass
 import json
@@ -30,19 +30,19 @@ PIXELS = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3), np.uint8)
 
 @pytest.fixture(scope="session")
 def published(finished_run, tmp_path_factory):
-    """Folder that the plain run was published to; not to be changed."""
+    """Publish the plain run to a folder; do not change it."""
     return save_pretrained(finished_run(), tmp_path_factory.mktemp("published") / "grader")
 
 
 @pytest.fixture
 def copied(published, tmp_path):
-    """A copy of it to be damaged."""
+    """Copy the published folder, to damage it."""
     return Path(shutil.copytree(published, tmp_path / "copied"))
 
 
 @pytest.fixture
 def run_copy(finished_run, tmp_path):
-    """A copy of the plain run to be changed."""
+    """Copy the plain run, to change it."""
     return Path(shutil.copytree(finished_run(), tmp_path / "run"))
 
 
@@ -66,7 +66,7 @@ def _one_line(error):
         (["protocol=knn"], True),
     ],
 )
-def test_a_published_run_says_the_same_to_the_last_bit(finished_run, tmp_path, overrides, allowed):
+def test_published_run_is_bit_identical(finished_run, tmp_path, overrides, allowed):
     run = finished_run(*overrides)
     before = load_model(run)
     after = from_pretrained(save_pretrained(run, tmp_path / "out", training_features=allowed))
@@ -79,13 +79,13 @@ def test_a_published_run_says_the_same_to_the_last_bit(finished_run, tmp_path, o
     assert torch.equal(own.probabilities, other.probabilities)
 
 
-def test_a_published_folder_is_a_checkpoint_like_a_run(finished_run, published):
+def test_published_folder_is_a_checkpoint(finished_run, published):
     both = Grader.load([finished_run(), published], device="cpu").grade(PIXELS)
     alone = Grader.load([finished_run()], device="cpu").grade(PIXELS)
     torch.testing.assert_close(both.probabilities, alone.probabilities)
 
 
-def test_a_loaded_grader_names_the_files_that_it_was_read_from(finished_run, published):
+def test_loaded_model_knows_its_files(finished_run, published):
     for folder in (finished_run(), published):
         trained = load_model(folder)
         assert trained.weights_file.is_file()
@@ -93,12 +93,12 @@ def test_a_loaded_grader_names_the_files_that_it_was_read_from(finished_run, pub
     assert trained.weights_file == published / "model.safetensors"
 
 
-def test_who_asks_for_its_photographs_is_told_that_there_are_none(published):
+def test_published_folder_has_no_photographs(published):
     with pytest.raises(DataError, match="does not include its photographs"):
         make_photographs(load_model(published).config)
 
 
-def test_a_published_folder_can_be_published_again(published, tmp_path):
+def test_published_folder_can_be_published_again(published, tmp_path):
     again = save_pretrained(published, tmp_path / "again")
     assert {each.name: each.read_bytes() for each in again.iterdir()} == {
         each.name: each.read_bytes() for each in published.iterdir()
@@ -106,7 +106,7 @@ def test_a_published_folder_can_be_published_again(published, tmp_path):
     assert not (save_pretrained(published, tmp_path / "third", seen=False) / "seen.txt").exists()
 
 
-def test_a_published_folder_holds_no_place_no_person_and_no_photograph(finished_run, published):
+def test_published_folder_contains_no_path_person_or_photograph(finished_run, published):
     run = finished_run()
     cfg, split = OmegaConf.load(run / "config.yaml"), pd.read_csv(run / "split.csv", dtype=str)
     assert {each.name for each in published.iterdir()} == {
@@ -125,7 +125,7 @@ def test_a_published_folder_holds_no_place_no_person_and_no_photograph(finished_
         assert file.metadata() == {"format": "pt"}
 
 
-def test_settings_that_are_places_are_not_published(run_copy, tmp_path):
+def test_paths_in_settings_are_not_published(run_copy, tmp_path):
     cfg = OmegaConf.load(run_copy / "config.yaml")
     cfg.init, cfg.encoder.weights = "/home/alice/encoder", "/home/alice/densenet.safetensors"
     cfg.name = "alice@clinic: ~/eyes"
@@ -137,7 +137,7 @@ def test_settings_that_are_places_are_not_published(run_copy, tmp_path):
     assert load_model(folder).config.init is None
 
 
-def test_weights_of_the_optimizer_stay_at_home(finished_run, published):
+def test_optimiser_state_is_not_published(finished_run, published):
     state = torch.load(finished_run() / "checkpoints" / "last.ckpt", weights_only=True)
     assert "optimizer_states" in state
     tensors = load_file(published / "model.safetensors")
@@ -161,7 +161,9 @@ def test_tensors_that_share_memory_are_published(run_copy, tmp_path):
     assert torch.equal(tensors["encoder.model.features.norm5.bias"][:3], torch.arange(3.0))
 
 
-def test_hashes_of_training_files_go_with_public_data_only(finished_run, run_copy, published, tmp_path):
+def test_hashes_of_training_files_are_published_for_public_data_only(
+    finished_run, run_copy, published, tmp_path
+):
     assert (published / "seen.txt").read_text() == (finished_run() / "seen.txt").read_text()
     assert not (save_pretrained(run_copy, tmp_path / "without", seen=False) / "seen.txt").exists()
     cfg = OmegaConf.load(run_copy / "config.yaml")
@@ -174,7 +176,7 @@ def test_hashes_of_training_files_go_with_public_data_only(finished_run, run_cop
     assert not (save_pretrained(run_copy, tmp_path / "unknown") / "seen.txt").exists()
 
 
-def test_a_probe_that_holds_training_photographs_is_refused(finished_run, tmp_path):
+def test_probe_with_features_of_photographs_is_refused(finished_run, tmp_path):
     with pytest.raises(
         ConfigError, match="KnnProbe contains features and grade of every labelled photograph"
     ):
@@ -184,7 +186,7 @@ def test_a_probe_that_holds_training_photographs_is_refused(finished_run, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_is_there_is_replaced_only_if_asked_for(finished_run, copied):
+def test_existing_folder_is_replaced_only_with_overwrite(finished_run, copied):
     with pytest.raises(ConfigError, match="exists already; overwrite=true replaces it"):
         save_pretrained(finished_run(), copied)
     (copied / "seen.txt").unlink()
@@ -194,7 +196,7 @@ def test_a_folder_that_is_there_is_replaced_only_if_asked_for(finished_run, copi
 
 
 @pytest.mark.parametrize("beside", ["thesis.tex", "config.yaml"])
-def test_what_is_no_published_folder_is_never_replaced(finished_run, copied, beside):
+def test_other_folders_are_never_replaced(finished_run, copied, beside):
     (copied / beside).write_text("ours")
     with pytest.raises(ConfigError, match="name a new folder"):
         save_pretrained(finished_run(), copied, overwrite=True)
@@ -204,7 +206,7 @@ def test_what_is_no_published_folder_is_never_replaced(finished_run, copied, bes
     assert (copied / beside).read_text() == "ours"
 
 
-def test_a_folder_is_written_whole_or_not_at_all(finished_run, copied, tmp_path, monkeypatch):
+def test_folder_is_written_atomically(finished_run, copied, tmp_path, monkeypatch):
     def broken(*args, **kwargs):
         raise DataError("damaged")
 
@@ -255,7 +257,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_or_foreign_folder_is_refused(copied, damage):
+def test_damaged_or_foreign_folder_is_refused(copied, damage):
     do, message = DAMAGES[damage]
     do(copied)
     with pytest.raises(DrgradeError, match=message) as error:
@@ -283,18 +285,18 @@ ATTACKS = {
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_a_published_folder_makes_nothing_but_our_encoders_and_heads(copied, attack, monkeypatch):
-    def made(*args, **kwargs):
-        raise AssertionError("something was made of it")
+def test_published_folder_instantiates_only_encoders_and_heads_of_drgrade(copied, attack, monkeypatch):
+    def instantiate(*args, **kwargs):
+        raise AssertionError("an object was instantiated")
 
     _edit(copied, ATTACKS[attack])
-    monkeypatch.setattr("drgrade.prediction.checkpoint.instantiate", made)
+    monkeypatch.setattr("drgrade.prediction.checkpoint.instantiate", instantiate)
     with pytest.raises(DataError, match=r"config\.json is refused: its (encoder|head)") as error:
         load_model(copied)
     assert _one_line(error)
 
 
-def test_an_encoder_that_is_not_ours_is_not_published(run_copy, tmp_path):
+def test_encoder_outside_drgrade_is_not_published(run_copy, tmp_path):
     cfg = OmegaConf.load(run_copy / "config.yaml")
     cfg.encoder._target_ = "clinic.models.Own"
     OmegaConf.save(cfg, run_copy / "config.yaml")
@@ -302,7 +304,7 @@ def test_an_encoder_that_is_not_ours_is_not_published(run_copy, tmp_path):
         save_pretrained(run_copy, tmp_path / "out")
 
 
-def test_a_damaged_checkpoint_is_one_line(run_copy, tmp_path):
+def test_damaged_checkpoint_is_refused_in_one_line(run_copy, tmp_path):
     for each in (run_copy / "checkpoints").iterdir():
         each.write_bytes(b"nothing")
     with pytest.raises(DataError, match=r"\.ckpt is damaged") as error:
@@ -312,7 +314,7 @@ def test_a_damaged_checkpoint_is_one_line(run_copy, tmp_path):
 
 
 class FakeHub:
-    """Takes the place of ``huggingface_hub.HfApi``; keeps what was pushed."""
+    """Stub of ``huggingface_hub.HfApi`` that records what is pushed."""
 
     error: Exception | None = None
 
@@ -333,14 +335,14 @@ class FakeHub:
 
 @pytest.fixture
 def fake_hub(monkeypatch):
-    """The hub, with somebody logged in."""
+    """Replace the hub by a stub, with a login."""
     monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_secret")
     monkeypatch.setattr(FakeHub, "error", None)
     return FakeHub
 
 
-def test_a_run_is_pushed_private_and_in_one_commit(fake_hub, finished_run, published):
+def test_run_is_pushed_private_in_one_commit(fake_hub, finished_run, published):
     assert push_to_hub(finished_run(), "alice/grader").endswith("/commit/1")
     assert fake_hub.made == {
         "repo_id": "alice/grader",
@@ -361,7 +363,7 @@ def test_a_run_is_pushed_private_and_in_one_commit(fake_hub, finished_run, publi
     assert fake_hub.settings["token"] == "hf_other"
 
 
-def test_arguments_are_those_that_the_hub_knows(finished_run, fake_hub):
+def test_hub_accepts_the_arguments(finished_run, fake_hub):
     import inspect
 
     from huggingface_hub.hf_api import HfApi
@@ -372,14 +374,14 @@ def test_arguments_are_those_that_the_hub_knows(finished_run, fake_hub):
     assert fake_hub.settings.keys() <= inspect.signature(HfApi.__init__).parameters.keys()
 
 
-def test_without_a_login_nothing_is_pushed(monkeypatch, finished_run):
+def test_push_needs_a_login(monkeypatch, finished_run):
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
     with pytest.raises(ConfigError, match=r"there is no login .* HF_TOKEN"):
         push_to_hub(finished_run(), "alice/grader")
 
 
 @pytest.mark.parametrize("name", ["a/b/c", "alice/my grader", "alice/..", "alice/x--y", ""])
-def test_names_that_the_hub_refuses_are_refused_before(name, finished_run, fake_hub):
+def test_invalid_repository_names_are_refused(name, finished_run, fake_hub):
     with pytest.raises(ConfigError, match="nor a valid repository of the hub"):
         push_to_hub(finished_run(), name)
 
@@ -393,7 +395,7 @@ def _refusal(status):
     )
 
 
-def test_what_the_hub_has_against_it_is_one_line(finished_run, fake_hub, monkeypatch):
+def test_errors_of_the_hub_are_one_line(finished_run, fake_hub, monkeypatch):
     import httpx
 
     for error, message in (
@@ -408,7 +410,7 @@ def test_what_the_hub_has_against_it_is_one_line(finished_run, fake_hub, monkeyp
         assert _one_line(raised)
 
 
-def test_a_repository_is_fetched_with_the_arguments_of_the_hub(published, monkeypatch, tmp_path):
+def test_repository_is_downloaded_with_the_given_arguments(published, monkeypatch, tmp_path):
     asked = {}
 
     def fetch(repository, **settings):
@@ -424,7 +426,7 @@ def test_a_repository_is_fetched_with_the_arguments_of_the_hub(published, monkey
     assert "model.safetensors" in asked["allow_patterns"]
 
 
-def test_what_was_not_fetched_before_is_one_line_without_network(tmp_path):
+def test_missing_download_is_one_line_without_network(tmp_path):
     with pytest.raises(ConfigError, match="alice/grader is not a folder and cannot be downloaded") as error:
         from_pretrained("alice/grader", cache_dir=tmp_path, local_files_only=True)
     assert _one_line(error)
@@ -432,7 +434,7 @@ def test_what_was_not_fetched_before_is_one_line_without_network(tmp_path):
         from_pretrained(tmp_path / "nowhere")
 
 
-def test_the_command_writes_a_folder_or_a_card(finished_run, run_copy, tmp_path, capsys, fake_hub):
+def test_command_writes_a_folder_a_card_or_a_repository(finished_run, run_copy, tmp_path, capsys, fake_hub):
     work(compose("publish", checkpoint=finished_run(), to=tmp_path / "out"))
     assert capsys.readouterr().out == f"{tmp_path / 'out'}\n"
     assert load_model(tmp_path / "out").record["status"] == "finished"
@@ -451,7 +453,7 @@ def test_the_command_writes_a_folder_or_a_card(finished_run, run_copy, tmp_path,
         ({"licence": "my own/one"}, "no name of a licence"),
     ],
 )
-def test_the_command_refuses_in_one_line(finished_run, settings, message):
+def test_invalid_settings_are_refused(finished_run, settings, message):
     given = {"checkpoint": finished_run(), **settings} if settings else {}
     with pytest.raises(ConfigError, match=message):
         work(compose("publish", **given))

@@ -9,7 +9,7 @@ from scipy import stats
 from synthetic import RANDOM, ROTATION, FakeMethod, remove_run, write_runs
 
 from drgrade.reporting.study import build_study
-from drgrade.stats.significance import holm_correction, two_sided_p_value
+from drgrade.stats.bootstrap import holm_correction, two_sided_p_value
 
 TWIN = FakeMethod(("method=twin", "init=random"), skill=RANDOM.skill)
 """Another method with equal predictions."""
