@@ -117,7 +117,8 @@ def _analyse_files(analyzer: UploadAnalyzer, uploads: Uploads) -> Callable[[Any]
                 results.append(analyzer.analyse(upload, path.name))
             yield None, render_cards(results, analyzer)
         if len(paths) > MAX_FILES:
-            yield None, render_message(f"{len(paths)} files are too many: the limit is {MAX_FILES}")
+            message = f"{len(paths)} files are too many: the limit is {MAX_FILES}"
+            yield None, render_cards([UploadResult("", failure=message)], analyzer)
 
     return analyse
 
@@ -145,12 +146,9 @@ def draw_example(seed: int) -> tuple[str, bytes]:
 
 def render_cards(results: Sequence[UploadResult], analyzer: UploadAnalyzer) -> str:
     """Render the results of an analyzer as HTML; file names are escaped."""
-    return _render_cards([_card(each, analyzer) for each in results])
-
-
-def render_message(message: str) -> str:
-    """Render a message, plain text, in place of cards."""
-    return _render_cards([{"failure": message, "name": "", "grade": None}])
+    cards = [_card(each, analyzer) for each in results]
+    # A random token makes each answer differ from the one before, so that the page notices it.
+    return _render("cards.html.j2", cards=cards, answer=secrets.token_hex(4))
 
 
 def render_about(grader: Grader, tta: str) -> str:
@@ -185,11 +183,6 @@ def _run_facts(member: TrainedModel) -> dict[str, str]:
         "calibration": calibrated if calibration.photographs else f"none: {calibration.note}",
         "input": f"{member.preparation.image_size} px, illumination: {member.preparation.illumination}",
     }
-
-
-def _render_cards(cards: Sequence[Mapping[str, Any]]) -> str:
-    # A random token makes each answer differ from the one before, so that the page notices it.
-    return _render("cards.html.j2", cards=cards, answer=secrets.token_hex(4))
 
 
 def _card(result: UploadResult, analyzer: UploadAnalyzer) -> dict[str, Any]:

@@ -134,7 +134,6 @@ def render_model_card(
         md=escape_markdown,
         model=_escaped(_model(run)),
         data=[_data_row(each) for each in run.data],
-        split_facts=_split_facts(run),
         split_counts=_split_counts(run),
         training=_escaped(_training(run)),
         results=list(_results(run, figures)),
@@ -146,7 +145,7 @@ def render_model_card(
         points=list(_operating_points(run, calibrated)),
         limits=find_limits(run, figures),
         compute=list(_compute(run)),
-        provenance=list(_provenance(run)),
+        public_command=public_command,
         licence=weights.get("license_name", weights["license"]),
         licence_given=licence is not None,
         citations=_citations(run),
@@ -203,17 +202,6 @@ def _data_row(data: UsedDataSet) -> list[str]:
     if data.name.lower() not in about.title.lower():
         title = f"{escape_markdown(data.name)}: {title}"
     return [title, data.role, escape_markdown(about.terms), escape_markdown(about.cameras)]
-
-
-def _split_facts(run: RunFiles) -> list[list[str]]:
-    record = run.record
-    fold = f"{record['fold']} (of {record['folds']}, counted from 0)"
-    return [
-        ["data hash", f"`{record['data_hash']}`"],
-        ["split hash", f"`{record['split_hash']}`"],
-        ["fold", "the published test set" if record["fold"] == "published" else fold],
-        ["labels used", f"{formatting.fraction(float(record['label_fraction']))} of the training labels"],
-    ]
 
 
 def _split_counts(run: RunFiles) -> list[list[str]]:
@@ -332,18 +320,6 @@ def _hardware(cost: Mapping[str, Any]) -> str:
     return escape_markdown(f"{device}, {devices} devices" if devices != 1 else str(device))
 
 
-def _provenance(run: RunFiles) -> Iterator[list[str]]:
-    provenance = run.provenance
-    if "command" in provenance:
-        yield ["command", f"`{public_command(provenance['command'])}`"]
-    if provenance.get("commit"):
-        changed = " (with uncommitted changes)" if str(provenance["commit"]).endswith("+") else ""
-        yield ["commit", f"`{provenance['commit']}`{changed}"]
-    if provenance.get("versions"):
-        versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
-        yield ["versions", escape_markdown(versions)]
-
-
 def public_command(command: Sequence[str]) -> str:
     """Format a command line without paths and names of people.
 
@@ -402,7 +378,9 @@ def _card_data(run: RunFiles, figures: Mapping[str, Estimate], weights: Mapping[
     ]
     return ModelCardData(
         language="en",
-        **weights,
+        license=weights["license"],
+        license_name=weights.get("license_name"),
+        license_link=weights.get("license_link"),
         library_name="drgrade",
         pipeline_tag="image-classification",
         tags=tags,
