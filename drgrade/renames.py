@@ -19,7 +19,7 @@ RENAMED = {
     "drgrade.tasks.GradingTask": "drgrade.tasks.grading.GradingTask",
     "drgrade.tasks.PretextTask": "drgrade.tasks.pretext.PretextTask",
     "drgrade.training.feature_watch.FeatureWatch": "drgrade.training.callbacks.FeatureMonitor",
-    "drgrade.training.pruning.Pruning": "drgrade.sweeps.pruning.Pruning",
+    "drgrade.training.pruning.Pruning": "drgrade.sweeps.trials.Pruning",
     "drgrade.training.loggers.mlflow_logger": "drgrade.training.tracking.figure_loggers.mlflow_logger",
     "drgrade.training.loggers.tensorboard_logger": "drgrade.training.tracking.figure_loggers.TensorBoardTracker",
     "drgrade.training.loggers.wandb_logger": "drgrade.training.tracking.wandb_logger.wandb_logger",

@@ -12,7 +12,7 @@ if find_spec("hydra_plugins.hydra_ray_launcher"):
     # Hydra warns of two configs of one name, and conf/hydra/launcher/ray.yaml replaces that of the package.
     ConfigStore.instance().repo["hydra"]["launcher"].pop("ray.yaml", None)
 else:
-    from drgrade.sweeps.launcher_fallback import MissingLauncher as _Launcher
+    from drgrade.sweeps.launcher import MissingLauncher as _Launcher
 
 
 class RayLauncher(_Launcher):

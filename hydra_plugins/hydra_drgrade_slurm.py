@@ -5,7 +5,7 @@ from importlib.util import find_spec
 if find_spec("hydra_plugins.hydra_submitit_launcher"):
     from drgrade.sweeps.slurm import SlurmLauncher as _Launcher
 else:
-    from drgrade.sweeps.launcher_fallback import MissingLauncher as _Launcher
+    from drgrade.sweeps.launcher import MissingLauncher as _Launcher
 
 
 class SlurmLauncher(_Launcher):

@@ -12,9 +12,6 @@ from drgrade.settings import AppSettings
 def work(cfg: DictConfig) -> None:
     """Serve the page until Ctrl-C.
 
-    Args:
-        cfg: The composed config (``conf/app.yaml``).
-
     Raises:
         DrgradeError: If a run cannot be loaded, the port is taken, or Gradio is not installed.
     """

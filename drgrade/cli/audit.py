@@ -23,27 +23,18 @@ FOUND = 3
 def work(cfg: DictConfig) -> None:
     """Audit a data set, write the results, and print a summary.
 
-    Args:
-        cfg: The composed config (``conf/audit.yaml``).
-
     Raises:
         SystemExit: With status 3 if something was found that ``fail_on`` names.
     """
-    found, page = audit_data(cfg)
-    failing = ", ".join(f"{found.counts[kind]} {kind}" for kind in found.failing)
-    log.info("%s\n%s\n%s", found.summary(), f"failed: {failing}" if failing else "passed", page)
+    result, page = audit_data(cfg)
+    failing = ", ".join(f"{result.counts[kind]} {kind}" for kind in result.failing)
+    log.info("%s\n%s\n%s", result.summary(), f"failed: {failing}" if failing else "passed", page)
     if failing:
         sys.exit(FOUND)
 
 
 def audit_data(cfg: DictConfig) -> tuple["Audit", Path]:
-    """Audit a data set and write the results.
-
-    Args:
-        cfg: The composed config.
-
-    Returns:
-        The findings, and the HTML page.
+    """Audit a data set, write the results, and return the findings and the HTML page.
 
     Raises:
         ConfigError: If a setting does not apply to an audit.
@@ -58,8 +49,8 @@ def audit_data(cfg: DictConfig) -> tuple["Audit", Path]:
     settings, folder = AuditThresholds.read(cfg.audit), Path(cfg.paths.audit)
     check_target(folder)
     collection = instantiate(cfg.photographs, **further_sources(cfg))
-    found = audit(collection, settings, searched=cfg.data.duplicates)
-    return found, write_audit(found, folder)
+    result = audit(collection, settings, searched=cfg.data.duplicates)
+    return result, write_audit(result, folder)
 
 
 def _refuse_idle(cfg: DictConfig) -> None:

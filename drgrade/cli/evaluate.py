@@ -9,11 +9,7 @@ from drgrade.settings import EvaluateSettings
 
 
 def work(cfg: DictConfig) -> None:
-    """Evaluate and print the estimates.
-
-    Args:
-        cfg: The composed config (``conf/evaluate.yaml``).
-    """
+    """Evaluate and print the estimates."""
     from drgrade.evaluation.evaluation import evaluate
     from drgrade.evaluation.intervals import table_lines
     from drgrade.training.distributed import check_process_count, is_main_process

@@ -7,11 +7,7 @@ from drgrade.settings import ExportSettings
 
 
 def work(cfg: DictConfig) -> None:
-    """Export a run and print a summary.
-
-    Args:
-        cfg: The composed config (``conf/export.yaml``).
-    """
+    """Export a run and print a summary."""
     from drgrade.exporting.export import export
 
     print(*export(ExportSettings.read(cfg)).summary(), sep="\n")

@@ -9,11 +9,7 @@ from drgrade.settings import PredictSettings
 
 
 def work(cfg: DictConfig) -> None:
-    """Grade photographs and print a summary and the paths of the results.
-
-    Args:
-        cfg: The composed config (``conf/predict.yaml``).
-    """
+    """Grade photographs and print a summary and the paths of the results."""
     from drgrade.prediction.prediction import predict
 
     print(*predict(PredictSettings.read(cfg)).lines, sep="\n")

@@ -9,23 +9,20 @@ from drgrade.settings import PublishSettings
 
 
 def work(cfg: DictConfig) -> None:
-    """Write a model card, a folder or a repository, and print where it is.
-
-    Args:
-        cfg: The composed config (``conf/publish.yaml``).
-    """
+    """Write a model card, a folder or a repository, and print where it is."""
     from drgrade.model_card.card import write_model_card
     from drgrade.publishing.hub import HUB, push_to_hub, save_pretrained
 
-    it = PublishSettings.read(cfg)
+    settings = PublishSettings.read(cfg)
     names = ("seen", "training_features", "licence")
-    given: dict[str, Any] = {name: getattr(it, name) for name in names}
-    if not it.to:
-        print(write_model_card(it.checkpoint, it.resamples, it.licence))
-    elif it.to.startswith(HUB):
-        print(push_to_hub(it.checkpoint, it.to.removeprefix(HUB), private=it.private, **given))
+    given: dict[str, Any] = {name: getattr(settings, name) for name in names}
+    run_folder, target = settings.checkpoint, settings.to
+    if not target:
+        print(write_model_card(run_folder, settings.resamples, settings.licence))
+    elif target.startswith(HUB):
+        print(push_to_hub(run_folder, target.removeprefix(HUB), private=settings.private, **given))
     else:
-        print(save_pretrained(it.checkpoint, it.to, overwrite=it.overwrite, **given))
+        print(save_pretrained(run_folder, target, overwrite=settings.overwrite, **given))
 
 
 def main() -> None:

@@ -48,8 +48,11 @@ def work(given: Sequence[str], cfg: DictConfig) -> None:
     prepared = time.monotonic()
     incomplete = [sweep.experiment for sweep in sweeps if _run(sweep.experiment, overrides)]
     took = time.monotonic() - prepared
-    reported = _report(sweeps, settings.out or _target(sweeps))
-    print(_conclusion(took, expected, time.monotonic() - began))
+    names = "+".join(sweep.plan.name for sweep in sweeps)
+    reported = _report(sweeps, settings.out or Path(sweeps[0].config.paths.outputs) / "reports" / names)
+    estimated = "" if expected is None else f", estimated {format_duration(expected)}"
+    whole = format_duration(time.monotonic() - began)
+    print(f"the tables took {format_duration(took)}{estimated}; everything {whole}")
     if incomplete:
         print(
             f"error: not complete: {', '.join(incomplete)}; the same command again runs what is missing",
@@ -60,11 +63,7 @@ def work(given: Sequence[str], cfg: DictConfig) -> None:
 
 
 def training_overrides(settings: ReproduceSettings, given: Sequence[str]) -> list[str]:
-    """Return the overrides of every training.
-
-    Args:
-        settings: Of this command.
-        given: Arguments of the command line.
+    """Return the overrides of every training: the arguments without those of this command.
 
     Raises:
         ConfigError: If an override or an experiment cannot be used here.
@@ -112,13 +111,8 @@ def _run(experiment: str, overrides: Sequence[str]) -> int:
     return status
 
 
-def _target(sweeps: Sequence["PlannedSweep"]) -> Path:
-    """Return the folder of the report, the same for the same command."""
-    return Path(sweeps[0].config.paths.outputs) / "reports" / "+".join(sweep.plan.name for sweep in sweeps)
-
-
 def _report(sweeps: Sequence["PlannedSweep"], folder: Path) -> bool:
-    """Report on the finished runs; return whether there are any."""
+    """Report on the finished runs; return False if there are none."""
     from drgrade.cli.report import make_report
 
     folders = [sweep.plan.folder for sweep in sweeps if sweep.plan.folder.is_dir()]
@@ -128,11 +122,6 @@ def _report(sweeps: Sequence["PlannedSweep"], folder: Path) -> bool:
         print(f"error: no report: {error}", file=sys.stderr)
         return False
     return True
-
-
-def _conclusion(took: float, expected: float | None, whole: float) -> str:
-    against = f", estimated {format_duration(expected)}" if expected is not None else ""
-    return f"the tables took {format_duration(took)}{against}; everything {format_duration(whole)}"
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from drgrade.config import choices
 from drgrade.errors import DrgradeError
 from drgrade.settings import ReportSettings, TrainSettings
 from drgrade.sweeps.cells import progress
-from drgrade.sweeps.overrides import cell_command
+from drgrade.sweeps.subprocesses import cell_command
 from drgrade.sweeps.sweeper import SweepOutcome, outcome
 
 

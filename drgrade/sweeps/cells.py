@@ -17,6 +17,23 @@ FINISHED = "finished"
 OUTPUT = "output.log"
 """Receives the output of a cell's process."""
 
+AXES = ("init", "label_fraction", "fold", "seed")
+"""Settings whose further values extend a sweep; they are not part of its name."""
+
+ROW_AXES = ("protocol",)
+"""Further axes of a sweep with rows: its report compares protocols side by side."""
+
+_NAMED = ("experiment", "data", "scale")
+"""Settings that the readable part of the name already contains."""
+
+_FREE = re.compile(
+    r"(resume|download|sweep|method|name)$"
+    r"|(trainer|logger|callbacks)$|logger\.|callbacks\.|paths\."
+    r"|trainer\.(accelerator|devices|num_nodes|strategy)"
+    r"|data\.root$|data\.(workers|num_workers|download)$"
+)
+"""Settings that do not change results, such as devices, folders and loggers."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -60,6 +77,31 @@ def progress(folder: Path) -> Progress:
     return Progress("not begun", "", {})
 
 
+def sweep_name(name: str, data: str, fixed: Sequence[tuple[str, str]], axes: Sequence[str] = AXES) -> str:
+    """Name a sweep by its experiment, its data set and a hash of its other settings.
+
+    Args:
+        name: ``name`` of the config.
+        data: Name of the data set.
+        fixed: (setting, value) pairs of the command line that all cells share.
+        axes: Settings whose further values extend the sweep.
+
+    Returns:
+        ``rotation_table-demo``, with a scale ``rotation_table-idrid-small``, with further settings
+        ``rotation_table-demo-3fa2b1``. Values of the axes and settings that do not change results are
+        ignored.
+    """
+    settings = [(key.lstrip("+"), value) for key, value in fixed]
+    counted = sorted(
+        f"{key}={value}"
+        for key, value in settings
+        if key not in axes and key not in _NAMED and not _FREE.match(key)
+    )
+    scale = [f"-{value}" for key, value in fixed if key == "scale"]
+    suffix = f"-{_short_hash(chr(10).join(counted))}" if counted else ""
+    return f"{name}-{data}{''.join(scale)}{suffix}"
+
+
 def cell_name(values: Mapping[str, str], row: str = "") -> str:
     """Name the folder of a cell; the name needs no quoting in a shell or in an override.
 
@@ -85,37 +127,27 @@ def _last(key: str) -> str:
 
 def _plain(value: str) -> str:
     plain = re.sub(r"[^\w.+-]+", "-", value).strip("-")
-    if plain == value and len(value) <= 40:
-        return value
-    return f"{plain[-30:]}-{hashlib.sha256(value.encode()).hexdigest()[:6]}"
+    return value if plain == value and len(value) <= 40 else f"{plain[-30:]}-{_short_hash(value)}"
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:6]
 
 
 def write_sweep(folder: Path, name: str, command: Sequence[str], cells: Sequence[Cell]) -> None:
     """Write ``sweep.json``; cells that an earlier command listed stay in it.
 
-    Args:
-        folder: The sweep's folder.
-        name: Name of the sweep.
-        command: The command line.
-        cells: Cells of this command.
-
     Raises:
         DataError: If an existing ``sweep.json`` cannot be read.
     """
-    known = {cell.name: cell for cell in read_sweep(folder)} | {cell.name: cell for cell in cells}
+    known = {cell.name: cell for cell in (*read_sweep(folder), *cells)}
     listed = [{"name": cell.name, "overrides": list(cell.overrides)} for cell in known.values()]
     record = {"name": name, "command": list(command), "cells": listed}
     write_text(folder / SWEEP, json.dumps(record, indent=2) + "\n")
 
 
 def read_sweep(folder: Path) -> list[Cell]:
-    """Read the cells of a sweep from ``sweep.json``.
-
-    Args:
-        folder: The sweep's folder.
-
-    Returns:
-        All planned cells; empty without ``sweep.json``.
+    """Read all planned cells of a sweep from ``sweep.json``; empty without this file.
 
     Raises:
         DataError: If ``sweep.json`` cannot be read.
@@ -156,27 +188,25 @@ def failures(folder: Path, cells: Sequence[Cell], errors: Mapping[str, str] | No
     Returns:
         Lines of text; empty if every cell is finished.
     """
-    errors = errors or {}
-    rows = [
-        (cell.name, _with_error(progress(folder / cell.name), errors.get(cell.name, ""))) for cell in cells
-    ]
-    broken = [(name, found) for name, found in rows if found.status != FINISHED]
-    if not broken:
+    results = {cell.name: progress(folder / cell.name) for cell in cells}
+    results = {name: result for name, result in results.items() if result.status != FINISHED}
+    if not results:
         return ""
-    width = max(len(name) for name, _ in broken)
-    lines = [
-        f"  {name:{width}}  {found.status:11}  {_shorten(found.reason)}".rstrip() for name, found in broken
-    ]
-    logs = [path for name, _ in broken if (path := log_file(folder / name)).is_file()]
+    width = max(map(len, results))
+    lines = [f"{len(results)} of {len(cells)} cells are not finished:"]
+    for name, result in results.items():
+        latest = _with_error(result, (errors or {}).get(name, ""))
+        lines.append(f"  {name:{width}}  {latest.status:11}  {_shorten(latest.reason)}".rstrip())
+    logs = [path for name in results if (path := log_file(folder / name)).is_file()]
     if logs:
         lines.append(f"  {'its output' if len(logs) == 1 else 'output of the first'}: {logs[0]}")
-    return "\n".join([f"{len(broken)} of {len(cells)} cells are not finished:", *lines])
+    return "\n".join(lines)
 
 
-def _with_error(found: Progress, error: str) -> Progress:
-    if found.status == FINISHED or error in found.reason:
-        return found
-    return replace(found, status="failed" if found.status == "not begun" else found.status, reason=error)
+def _with_error(result: Progress, error: str) -> Progress:
+    if error in result.reason:
+        return result
+    return replace(result, status="failed" if result.status == "not begun" else result.status, reason=error)
 
 
 def _shorten(reason: str) -> str:

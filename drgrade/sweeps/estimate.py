@@ -28,8 +28,7 @@ from drgrade.progress import format_duration, say, track
 from drgrade.sweeps.cells import Cell, error_line
 from drgrade.sweeps.inline import InlineLauncher
 from drgrade.sweeps.launcher import cell_environment
-from drgrade.sweeps.overrides import cell_command
-from drgrade.sweeps.subprocesses import run_child
+from drgrade.sweeps.subprocesses import cell_command, run_child
 from drgrade.sweeps.sweeper import PlannedSweep
 from drgrade.training.build import instantiate, is_probe
 from drgrade.training.cache import RunCache
@@ -62,15 +61,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class TimeEstimate:
-    """Estimate for one sweep.
-
-    Attributes:
-        experiment: Name of its experiment.
-        cells: Number of cells to run.
-        pretrainings: Number of encoders to pre-train.
-        seconds: Total time if the cells run one after the other.
-        parallel: Number of cells that run at the same time.
-    """
+    """Estimate for one sweep: ``seconds`` is the total time if the cells run one after the other."""
 
     experiment: str
     cells: int
@@ -88,9 +79,6 @@ def estimate_sweeps(sweeps: Sequence[PlannedSweep], seconds: float) -> list[Time
         sweeps: Sweeps in the order in which they will run.
         seconds: Duration of the training in each short run.
 
-    Returns:
-        An estimate for each sweep.
-
     Raises:
         DrgradeError: If the photographs, the split or a short run fail.
     """
@@ -105,7 +93,7 @@ def count_work(sweep: PlannedSweep, encoders: dict[Path, Workload]) -> tuple[lis
 
     Args:
         sweep: The sweep.
-        encoders: Pre-trainings of earlier sweeps by folder of the encoder; those of this sweep are added.
+        encoders: Pre-trainings of earlier sweeps, by folder of the encoder; those of this sweep are added.
 
     Returns:
         Workloads of the cells (probes have 0 epochs), and of the pre-trainings not yet in ``encoders``.
@@ -224,22 +212,19 @@ class Speed:
 
 
 def measure(sweep: PlannedSweep, work: Workload, seconds: float) -> Speed:
-    """Measure the speed of a training with a short run in a process of its own.
+    """Measure the speed of a training with a short run from random weights, in a process of its own.
 
     Args:
         sweep: The sweep.
-        work: The training; the short run starts from random weights.
+        work: The training.
         seconds: Duration of the training; at least two epochs of three steps.
-
-    Returns:
-        The speed.
 
     Raises:
         DrgradeError: If the run fails, as the cells would.
     """
     task = work.config.task
-    what = "grading" if task == "grading" else "pre-training"
-    say(f"measuring the speed of {what} in {sweep.experiment}: {work.cell.name}")
+    kind = "grading" if task == "grading" else "pre-training"
+    say(f"measuring the speed of {kind} in {sweep.experiment}: {work.cell.name}")
     outputs = Path(sweep.config.paths.outputs)
     outputs.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=".probe-", dir=outputs))  # on the disk that the cells will use
@@ -257,15 +242,15 @@ def measure(sweep: PlannedSweep, work: Workload, seconds: float) -> Speed:
             text = output.read_text(encoding="utf-8", errors="replace").strip()
             message = error_line(text) or text.rsplit("\n", 1)[-1] or "it printed nothing"
             raise DrgradeError(f"a short run to measure the speed has failed: {message}")
-        found = json.loads(result.read_text(encoding="utf-8"))
+        speed = json.loads(result.read_text(encoding="utf-8"))
     finally:
         shutil.rmtree(folder)
-    start = wall - found["seconds"] if task == "grading" else 0.0
-    return Speed(found["step"] / found["images"], found["epoch"], start)
+    start = wall - speed["seconds"] if task == "grading" else 0.0
+    return Speed(speed["step"] / speed["images"], speed["epoch"], start)
 
 
 def _short_run(task: str, seconds: float, folder: Path) -> list[str]:
-    """Return the overrides that make a short run of a cell."""
+    """Return the overrides that turn a cell into a short run."""
     timer = {"_target_": f"{__name__}.{StepTimer.__name__}", "folder": str(folder), "seconds": seconds}
     return [
         f"task={task}",

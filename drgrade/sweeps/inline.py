@@ -1,7 +1,6 @@
-"""Hydra launcher that runs probes one after the other in the process of the sweep.
+"""Hydra launcher that fits probes in the process of the sweep: starting a process would take longer.
 
-Fitting a probe takes less time than starting a process. Photographs and encoders are loaded once for all
-cells.
+Photographs and encoders are loaded once for all cells.
 """
 
 import logging

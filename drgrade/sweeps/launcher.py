@@ -1,4 +1,4 @@
-"""Hydra launcher that runs each cell as a process on this machine."""
+"""Hydra launcher that runs each cell as a process on this machine, and the allocation of GPUs to cells."""
 
 import json
 import logging
@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
@@ -21,9 +21,7 @@ from drgrade.errors import ConfigError, DrgradeError
 from drgrade.progress import format_duration
 from drgrade.runs.run_dir import PROVENANCE
 from drgrade.sweeps.cells import FINISHED, OUTPUT, error_line, progress
-from drgrade.sweeps.gpu_pool import Gpu, GpuPool, find_gpus
-from drgrade.sweeps.overrides import cell_command
-from drgrade.sweeps.subprocesses import interruptible, start, stop
+from drgrade.sweeps.subprocesses import cell_command, interruptible, start, stop
 
 log = logging.getLogger("drgrade")
 
@@ -32,16 +30,166 @@ _POLL_SECONDS = 0.2
 _STOP_SECONDS = 60.0
 """Time that an interrupted cell has to write its state."""
 
+_CONTEXT = 600 * 2**20
+"""Bytes of GPU memory that CUDA takes per process beside what torch reserves."""
+
+_SHARE = 0.9
+"""Fraction of a GPU's memory that is allocated; peaks of several processes fragment the rest."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Name as in ``CUDA_VISIBLE_DEVICES`` and memory in bytes, 0 if unknown."""
+
+    name: str
+    memory: int
+
+
+def find_gpus() -> list[Gpu]:
+    """List the NVIDIA GPUs that this process may use, in the order of their numbers.
+
+    CUDA is not initialised. Without a driver the list is empty.
+
+    Raises:
+        ConfigError: If the output of nvidia-smi cannot be parsed.
+    """
+    command = ["nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return []
+    return [] if done.returncode else visible(done.stdout, os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def visible(listed: str, allowed: str | None) -> list[Gpu]:
+    """Parse the output of nvidia-smi and keep the GPUs that the environment allows.
+
+    Args:
+        listed: Lines of index, UUID and memory in MiB, separated by commas.
+        allowed: ``CUDA_VISIBLE_DEVICES``, whose order the result has; None: all.
+
+    Raises:
+        ConfigError: If a line cannot be parsed.
+    """
+    gpus: dict[str, Gpu] = {}
+    for line in listed.strip().splitlines():
+        try:
+            index, uuid, mebibytes = (part.strip() for part in line.split(","))
+            gpus[index] = gpus[uuid] = Gpu(index, int(mebibytes) * 2**20)
+        except ValueError as error:
+            raise ConfigError(
+                f"nvidia-smi printed {line!r}, which cannot be parsed; set hydra.launcher.n_jobs"
+            ) from error
+    if allowed is None:
+        return list(dict.fromkeys(gpus.values()))
+    names = [name.strip() for name in allowed.split(",") if name.strip() not in ("", "-1")]
+    # A MIG slice or an unlisted device is passed on by its name; its memory is unknown.
+    return [gpus.get(name, Gpu(name, 0)) for name in names]
+
+
+class GpuPool:
+    """Places for cells that run at the same time.
+
+    Without GPUs there are ``n_jobs`` places. With GPUs a place is one GPU, or as many as a cell has devices.
+
+    Args:
+        gpus: GPUs to allocate.
+        n_jobs: Maximum number of cells at the same time; None: one without GPUs, else no maximum.
+        cells_per_gpu: Cells that share a GPU; None: one until a finished cell has reported its peak memory,
+            from then on as many as fit.
+        gpus_per_cell: Devices of each cell.
+        most_per_gpu: Upper limit of the cells that share a GPU if ``cells_per_gpu`` is None.
+
+    Raises:
+        ConfigError: If a cell needs more GPUs than there are.
+    """
+
+    def __init__(
+        self,
+        gpus: Sequence[Gpu],
+        n_jobs: int | None = None,
+        cells_per_gpu: int | None = None,
+        gpus_per_cell: int = 1,
+        most_per_gpu: int = 8,
+    ) -> None:
+        if gpus and gpus_per_cell > len(gpus):
+            raise ConfigError(
+                f"trainer.devices={gpus_per_cell}, but {len(gpus)} GPUs are available (CUDA_VISIBLE_DEVICES)"
+            )
+        self._n_jobs = n_jobs or (None if gpus else 1)
+        self._fixed, self._most = cells_per_gpu, most_per_gpu
+        self._fit: int | None = None
+        self._busy = 0
+        starts = range(0, len(gpus) - gpus_per_cell + 1, gpus_per_cell) if gpus else ()
+        self._sets = [tuple(gpus[first : first + gpus_per_cell]) for first in starts]
+        self._load = [0] * len(self._sets)
+
+    @property
+    def parallel(self) -> int:
+        """Number of cells that can run at the same time, as far as it is known."""
+        places = len(self._sets) * self._each if self._sets else (self._n_jobs or 1)
+        return min(places, self._n_jobs or places)
+
+    @property
+    def _each(self) -> int:
+        return self._fixed or self._fit or 1
+
+    def take(self) -> tuple[int, tuple[str, ...]] | None:
+        """Take the least loaded place.
+
+        Returns:
+            Number of the place and names of its GPUs (empty without GPUs); None if no place is free.
+        """
+        if self._n_jobs is not None and self._busy >= self._n_jobs:
+            return None
+        if not self._sets:
+            self._busy += 1
+            return -1, ()
+        number = self._load.index(min(self._load))
+        if self._load[number] >= self._each:
+            return None
+        self._busy += 1
+        self._load[number] += 1
+        return number, tuple(gpu.name for gpu in self._sets[number])
+
+    def give_back(self, number: int, peak_memory: int = 0) -> None:
+        """Return a place, and update the number of cells that fit on a GPU.
+
+        Args:
+            number: Number from :meth:`take`.
+            peak_memory: Bytes of GPU memory that the cell used; 0 if unknown.
+        """
+        self._busy -= 1
+        if number < 0:
+            return
+        self._load[number] -= 1
+        if peak_memory > 0:
+            memory = min(gpu.memory for gpus in self._sets for gpu in gpus)
+            fit = int(_SHARE * memory // (peak_memory + _CONTEXT))
+            # A larger cell may follow a small one, so this number only decreases once it is known.
+            self._fit = max(1, min(fit, self._fit or self._most))
+
+
+class MissingLauncher(Launcher):
+    """Raises an error that names the package of a Hydra plugin that is not installed (``needs``)."""
+
+    needs = ""
+
+    def __init__(self, **settings: Any) -> None:
+        raise ConfigError(f"this launcher needs a package that is not installed: pip install {self.needs}")
+
+    def setup(self, **arguments: Any) -> NoReturn:
+        """Unreachable; required by the base class."""
+        raise NotImplementedError
+
+    def launch(self, *arguments: Any) -> NoReturn:
+        """Unreachable; required by the base class."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class ComposedCell:
-    """A cell that is ready to be launched.
-
-    Attributes:
-        overrides: Overrides from the sweeper.
-        config: Composed config, including the ``hydra`` node.
-        folder: The cell's folder.
-    """
+    """A cell that is ready to be launched; ``config`` includes the ``hydra`` node."""
 
     overrides: list[str]
     config: DictConfig
@@ -71,18 +219,17 @@ class _RunningCell:
 
 
 class LocalLauncher(Launcher):
-    """Runs cells on this machine, each in its own process (``conf/hydra/launcher/local.yaml``)."""
+    """Runs cells on this machine, each in its own process (``conf/hydra/launcher/local.yaml``).
+
+    Args:
+        n_jobs: Cells at the same time; ``auto``: one without GPUs, else as many as the GPUs take.
+        cells_per_gpu: Cells that share a GPU; ``auto``: as many as fit, estimated from the first cell.
+        most_per_gpu: Upper limit of ``auto``.
+    """
 
     def __init__(
         self, n_jobs: int | str = AUTO, cells_per_gpu: int | str = AUTO, most_per_gpu: int = 8
     ) -> None:
-        """Store the settings.
-
-        Args:
-            n_jobs: Cells at the same time; ``auto``: one without GPUs, else as many as the GPUs take.
-            cells_per_gpu: Cells that share a GPU; ``auto``: as many as fit, estimated from the first cell.
-            most_per_gpu: Upper limit of ``auto``.
-        """
         self._settings = {"n_jobs": n_jobs, "cells_per_gpu": cells_per_gpu}
         self._most = most_per_gpu
 
@@ -91,11 +238,7 @@ class LocalLauncher(Launcher):
         self._config, self._context = config, hydra_context
 
     def parallel(self, cells: int) -> int:
-        """Return how many of ``cells`` cells would run at the same time.
-
-        Raises:
-            ConfigError: If a setting is invalid.
-        """
+        """Return how many of ``cells`` cells would run at the same time."""
         return min(self._pool().parallel, cells)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -109,7 +252,8 @@ class LocalLauncher(Launcher):
         pool, total = self._pool(), len(job_overrides)
         cells = list(compose_cells(self._context, self._config, job_overrides, initial_job_idx))
         waiting, running, errors = deque(cells), list[_RunningCell](), dict[Path, str]()
-        log.info("%d to run, %s", total, _at_a_time(min(pool.parallel, total)))
+        parallel = min(pool.parallel, total)
+        log.info("%d to run, %s", total, "one after the other" if parallel == 1 else f"{parallel} at a time")
         progress_log = ProgressLog(total)
         with interruptible():
             try:
@@ -167,34 +311,21 @@ class ProgressLog:
     def add(self, folder: Path, seconds: float, parallel: int) -> None:
         """Log the result of a cell that took ``seconds``, and the remaining time."""
         self._done, self._seconds = self._done + 1, self._seconds + seconds
-        found = progress(folder)
-        qwk = found.record.get("test/qwk", found.record.get("val/qwk"))
+        result = progress(folder)
+        qwk = result.record.get("test/qwk", result.record.get("val/qwk"))
         figure = "" if qwk is None else f"  qwk {qwk:.4f}"
         left = (self._total - self._done) * self._seconds / self._done / parallel
         rest = f", about {format_duration(left)} left" if self._done < self._total else ""
-        log.info(
-            "[%d/%d] %s  %s%s  (%s%s)",
-            self._done,
-            self._total,
-            folder.name,
-            found.status,
-            figure,
-            format_duration(seconds),
-            rest,
-        )
-        if found.reason and found.status != FINISHED:
-            log.info("        %s", " ".join(found.reason.split())[:300])
+        line = f"{folder.name}  {result.status}{figure}  ({format_duration(seconds)}{rest})"
+        log.info("[%d/%d] %s", self._done, self._total, line)
+        if result.reason and result.status != FINISHED:
+            log.info("        %s", " ".join(result.reason.split())[:300])
 
 
 def cell_environment(parallel: int, gpus: Sequence[str] = ()) -> dict[str, str]:
-    """Return this process's environment with the share of GPUs and cores of one cell.
+    """Return the environment of one of ``parallel`` cells, with its GPUs and its share of the cores.
 
-    Args:
-        parallel: Number of cells that run at the same time.
-        gpus: Names of the cell's GPUs; empty: no restriction.
-
-    Returns:
-        Environment with ``CUDA_VISIBLE_DEVICES`` and, unless already set, ``OMP_NUM_THREADS``.
+    ``OMP_NUM_THREADS`` stays if it is set; ``CUDA_VISIBLE_DEVICES`` stays without ``gpus``.
     """
     environment = dict(os.environ)
     if parallel > 1:
@@ -220,18 +351,14 @@ def peak_gpu_memory(folder: Path) -> int:
 
 
 def _job_return(cell: ComposedCell, error: str) -> JobReturn:
-    found = progress(cell.folder)
+    result = progress(cell.folder)
     done = JobReturn(overrides=cell.overrides, working_dir=str(cell.folder))
-    if found.status == FINISHED:
-        done.status, done.return_value = JobStatus.COMPLETED, dict(found.record)
+    if result.status == FINISHED:
+        done.status, done.return_value = JobStatus.COMPLETED, dict(result.record)
     else:
         done.status = JobStatus.FAILED
-        done.return_value = DrgradeError(error or found.reason or found.status)
+        done.return_value = DrgradeError(error or result.reason or result.status)
     return done
-
-
-def _at_a_time(parallel: int) -> str:
-    return "one after the other" if parallel == 1 else f"{parallel} at a time"
 
 
 def _number(name: str, value: int | str | None) -> int | None:

@@ -3,7 +3,7 @@
 import logging
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from drgrade.config import refuse_missing
 from drgrade.errors import ConfigError
-from drgrade.sweeps.overrides import AXES, sweep_name
+from drgrade.sweeps.cells import AXES, sweep_name
 from drgrade.sweeps.sweeper import HydraSweeper, SweepOutcome, chosen_folder, last_overrides, store_outcome
 
 log = logging.getLogger("drgrade")
@@ -28,7 +28,21 @@ _RESERVED = {
 
 
 class SearchSweeper(HydraSweeper):
-    """Searches settings with Optuna (``conf/hydra/sweeper/search.yaml``)."""
+    """Searches settings with Optuna (``conf/hydra/sweeper/search.yaml``).
+
+    Args:
+        sampler: Config of Optuna's sampler.
+        metric: Objective, a validation metric.
+        n_trials: Number of trials that end finished or pruned.
+        n_jobs: Number of trials at the same time.
+        seed: Seed of the sampler, combined with the number of the trial; None: not reproducible.
+        pruner: Config of Optuna's pruner; None: no pruning.
+        storage: URL of the study's database; None: a file in the search's folder.
+        params: Search space: interval, choices or value of each setting, as on the command line, which wins.
+
+    Raises:
+        ConfigError: If a setting is invalid, or Optuna is not installed.
+    """
 
     def __init__(
         self,
@@ -41,22 +55,6 @@ class SearchSweeper(HydraSweeper):
         storage: str | None = None,
         params: Mapping[str, str] | None = None,
     ) -> None:
-        """Check and store the settings.
-
-        Args:
-            sampler: Config of Optuna's sampler.
-            metric: Objective, a validation metric.
-            n_trials: Number of trials that end finished or pruned.
-            n_jobs: Number of trials at the same time.
-            seed: Seed of the sampler, combined with the number of the trial; None: not reproducible.
-            pruner: Config of Optuna's pruner; None: no pruning.
-            storage: URL of the study's database; None: a file in the search's folder.
-            params: Search space: interval, choices or value of each setting, as on the command line, which
-                wins.
-
-        Raises:
-            ConfigError: If a setting is invalid, or Optuna is not installed.
-        """
         if find_spec("optuna") is None:
             raise ConfigError("hydra/sweeper=search needs a package: pip install 'drgrade[search]'")
         if not metric.startswith("val/"):
@@ -78,19 +76,16 @@ class SearchSweeper(HydraSweeper):
     def sweep(self, arguments: list[str]) -> None:
         """Run trials until enough have ended.
 
-        Args:
-            arguments: Task overrides of the command line.
-
         Raises:
             ConfigError: If an override is not valid in a search, or the folder contains another search.
         """
-        from drgrade.sweeps.trials import Search, read_space
+        from drgrade.sweeps.trials import Search, example_point, read_space
 
         overrides = self._overrides(arguments)
         space = read_space(overrides)
         fixed = [each.input_line or "" for each in overrides if not each.is_sweep_override()]
         name, folder = self._place(overrides, arguments)
-        cfg = self._example(fixed, space.example(), folder)
+        cfg = self._compose_example([*fixed, *example_point(space)], folder)
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")
         try:
@@ -105,8 +100,7 @@ class SearchSweeper(HydraSweeper):
             try:
                 search.run()
             finally:  # also if a launcher raises
-                final = self._final_command(arguments, space.names, search.best_overrides())
-                then = search.report(final)
+                then = search.report(self._final_command(arguments, space, search.best_overrides()))
                 store_outcome(SweepOutcome(folder, bool(search.launched), search.failures(), then=then))
         finally:
             lock.release()
@@ -146,9 +140,9 @@ class SearchSweeper(HydraSweeper):
         name = sweep_name(self._config.name, self._config.data.name, settings)
         return name, (Path(self._config.paths.outputs) / "searches" / name).absolute()
 
-    def _example(self, fixed: Sequence[str], params: Sequence[str], folder: Path) -> DictConfig:
+    def _compose_example(self, overrides: Sequence[str], folder: Path) -> DictConfig:
         """Compose the config of one point of the space, so that errors come before any trial."""
-        cfg = self._context.config_loader.load_sweep_config(self._config, [*fixed, *params, "test=false"])
+        cfg = self._context.config_loader.load_sweep_config(self._config, [*overrides, "test=false"])
         OmegaConf.set_struct(cfg, False)
         cfg.pop("hydra")
         cfg.paths.run = str(folder)
@@ -156,7 +150,7 @@ class SearchSweeper(HydraSweeper):
         return cfg
 
     def _final_command(
-        self, arguments: Sequence[str], searched: Sequence[str], best: Sequence[str] | None
+        self, arguments: Sequence[str], searched: Iterable[str], best: Sequence[str] | None
     ) -> str:
         """Return the command that tests the best settings, on every fold if there are folds."""
         if best is None:
@@ -165,7 +159,7 @@ class SearchSweeper(HydraSweeper):
         if "hydra/sweeper=search" not in self._config.hydra.overrides.hydra:
             hydra.insert(0, "hydra/sweeper=cells")  # the experiment chooses hydra/sweeper=search
         folds = isinstance(self._config.fold, int)
-        dropped = {*searched, "test", *(["fold"] if folds else [])}
+        dropped = {*(name.lstrip("+") for name in searched), "test", *(["fold"] if folds else [])}
         kept = [each for each in arguments if each.split("=", 1)[0].lstrip("+") not in dropped]
         each_fold = [f"fold={','.join(map(str, range(self._config.folds)))}"] if folds else []
         return shlex.join(["python", "train.py", "-m", *hydra, *kept, *best, *each_fold])

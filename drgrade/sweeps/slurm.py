@@ -73,11 +73,7 @@ class SlurmLauncher(SubmititLauncher):  # type: ignore[misc]
         job_id: str,
         singleton_state: dict[type, Singleton],
     ) -> JobReturn:
-        """Run one cell inside its job.
-
-        Raises:
-            Exception: The cell's exception, so that SLURM counts the job as failed and ends its other tasks.
-        """
+        """Run one cell inside its job; raise its exception, so that SLURM counts the job as failed."""
         # If SLURM signals the whole process group, each data loader would requeue the job again.
         os.register_at_fork(after_in_child=_ignore_requeue_signal)
         _requeue_in_own_group()
@@ -194,10 +190,10 @@ def _queue() -> set[str] | None:
     """Return this user's jobs that wait or run; None if SLURM does not answer."""
     command = ["squeue", "--me", "--array", "--noheader", "--format=%i"]
     try:
-        asked = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
-    return set(asked.stdout.split()) if asked.returncode == 0 else None
+    return set(done.stdout.split()) if done.returncode == 0 else None
 
 
 def _job_return(job: _CellJob) -> JobReturn:

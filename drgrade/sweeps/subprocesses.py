@@ -6,9 +6,11 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import IO, NoReturn
 
+from drgrade.config import as_override
 from drgrade.progress import say
 
 _SIGNALS = [
@@ -34,13 +36,9 @@ def start(
 
 
 def stop(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
-    """Interrupt processes and wait for them; kill the group of one that does not end.
+    """Interrupt processes from :func:`start`, and kill the group of one that does not end within ``seconds``.
 
     This process ignores further signals from here on, so that a second Ctrl-C leaves nothing running.
-
-    Args:
-        processes: Processes from :func:`start`.
-        seconds: Time that each process has to end.
     """
     ignore_signals()
     for process in processes:
@@ -58,18 +56,15 @@ def stop(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
 def run_child(
     command: Sequence[str], *, stdout: IO[bytes] | None = None, env: Mapping[str, str] | None = None
 ) -> int:
-    """Run a command to its end; if this process is interrupted, interrupt the command and wait for it.
+    """Run a command, and return its exit status.
 
     Args:
         command: Program and arguments.
         stdout: Receives output and errors; None: those of this process.
         env: Environment; None: that of this process.
 
-    Returns:
-        Exit status.
-
     Raises:
-        KeyboardInterrupt: If this process was interrupted or terminated; the command has ended by then.
+        KeyboardInterrupt: If this process was interrupted; the command has been interrupted and has ended.
     """
     with interruptible():
         process = start(command, stdout, env)
@@ -111,3 +106,25 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 
 def _ignore(number: int, frame: FrameType | None) -> None:
     """Do nothing."""
+
+
+_SWEEP_SETTINGS = (
+    "hydra.mode",
+    "hydra.run.",
+    "hydra.sweep.",
+    "hydra.sweeper",
+    "hydra/sweeper",
+    "hydra.launcher",
+    "hydra/launcher",
+)
+
+
+def cell_command(overrides: Sequence[str], folder: Path) -> list[str]:
+    """Return the command that runs a cell in its folder, independent of the program that starts it.
+
+    Settings of the sweep itself are dropped from the overrides.
+    """
+    kept = [override for override in overrides if not override.lstrip("+~").startswith(_SWEEP_SETTINGS)]
+    # The experiment of a table sets MULTIRUN.
+    own = ["hydra.mode=RUN", f"hydra.run.dir={as_override(str(folder))}"]
+    return [sys.executable, "-m", "drgrade.cli.train", *kept, *own]

@@ -6,6 +6,7 @@ checkpoint with every launcher, because each cell gets ``resume=auto``.
 
 import itertools
 import logging
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,73 +23,65 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from drgrade.config import as_override, initialized_hydra, refuse_missing
+from drgrade.config import as_override, initialized_hydra, nearest, refuse_missing
 from drgrade.errors import ConfigError, DrgradeError
 from drgrade.runs.run_dir import AUTO, read_config
 from drgrade.runs.settings import changed_settings
-from drgrade.sweeps.cells import FINISHED, Cell, cell_name, failures, progress, write_sweep
+from drgrade.sweeps.cells import (
+    AXES,
+    FINISHED,
+    ROW_AXES,
+    Cell,
+    cell_name,
+    failures,
+    progress,
+    sweep_name,
+    write_sweep,
+)
 from drgrade.sweeps.inline import InlineLauncher
 from drgrade.sweeps.launcher import LocalLauncher
-from drgrade.sweeps.overrides import AXES, ROW_AXES, sweep_name
-from drgrade.sweeps.rows import SweepRow, read_rows, refuse_unused
 from drgrade.training.distributed import require_single_process
 
 log = logging.getLogger("drgrade")
 
+_ROW_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
+"""Pattern of a row's name, which begins the folder names of its cells."""
+
+Overrides = Mapping[str, Override]
+"""The last override of each setting."""
+
 
 @dataclass(frozen=True)
 class SweepOutcome:
-    """Result of a sweep or a search.
-
-    Attributes:
-        folder: The sweep's folder.
-        begun: True if at least one cell has started.
-        failures: Table of the cells that are not finished; empty if all are.
-        report: True if a report is wanted.
-        then: Text on the next step; may be empty.
-    """
+    """Result of a sweep or a search."""
 
     folder: Path
     begun: bool
+    """True if at least one cell has started."""
     failures: str
+    """Table of the cells that are not finished; empty if all are."""
     report: bool = False
+    """True if a report is wanted."""
     then: str = ""
+    """Text on the next step; may be empty."""
 
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """Cells that a command asks for.
-
-    Attributes:
-        name: Name of the sweep.
-        folder: The sweep's folder.
-        configs: Config of every cell.
-    """
+    """Name and folder of a sweep, and the config of every cell that a command asks for."""
 
     name: str
     folder: Path
     configs: Mapping[Cell, DictConfig]
 
     def waiting(self) -> list[Cell]:
-        """Return the cells that are not finished.
-
-        Raises:
-            ConfigError: If the folder of a cell contains another run.
-        """
+        """Return the cells that are not finished; raise ConfigError for a folder with another run."""
         return [cell for cell, cfg in self.configs.items() if not _is_finished(self.folder / cell.name, cfg)]
 
 
 @dataclass(frozen=True)
 class PlannedSweep:
-    """A sweep that has not started yet.
-
-    Attributes:
-        experiment: Name of its experiment.
-        config: Its config, including the ``hydra`` node.
-        launcher: The launcher that will run its cells.
-        plan: Its cells.
-        waiting: Cells that are not finished.
-    """
+    """A sweep that has not started yet; ``config`` includes the ``hydra`` node."""
 
     experiment: str
     config: DictConfig
@@ -136,7 +129,7 @@ def last_overrides(
 
 def chosen_folder(config: DictConfig) -> Path | None:
     """Return the folder of a sweep if the command sets ``hydra.sweep.dir``, else None."""
-    chosen = [each for each in config.hydra.overrides.hydra if each.startswith("hydra.sweep.dir=")]
+    chosen = any(each.startswith("hydra.sweep.dir=") for each in config.hydra.overrides.hydra)
     return Path(config.hydra.sweep.dir) if chosen else None
 
 
@@ -152,7 +145,17 @@ class HydraSweeper(Sweeper):
 
 
 class CellSweeper(HydraSweeper):
-    """Runs the cells of a sweep that are not finished (``conf/hydra/sweeper/cells.yaml``)."""
+    """Runs the cells of a sweep that are not finished (``conf/hydra/sweeper/cells.yaml``).
+
+    A product over ``pretext`` and ``init`` would repeat the baseline without pre-training for every pretext.
+    Rows name the combinations that make sense; each is crossed with the swept values.
+
+    Args:
+        params: Value or values of settings, as on the command line, which wins.
+        report: Write a report at the end.
+        rows: Overrides of each row, by its name: a mapping from settings to values, or a list of overrides.
+        only: Names of the rows to run; None: all.
+    """
 
     def __init__(
         self,
@@ -161,26 +164,15 @@ class CellSweeper(HydraSweeper):
         rows: Mapping[str, Any] | None = None,
         only: Sequence[str] | None = None,
     ) -> None:
-        """Store the settings.
-
-        Args:
-            params: Value or values of settings, as on the command line, which wins.
-            report: Write a report at the end.
-            rows: Overrides of each row, by its name (:mod:`drgrade.sweeps.rows`).
-            only: Names of the rows to run; None: all.
-        """
         self.report = report
         self.params = dict(params or {})
         self._given_rows, self._only = _plain(rows or {}), _plain(only)
 
     def sweep(self, arguments: list[str]) -> list[Any]:
-        """Run every cell that is not finished.
+        """Run every cell that is not finished, and return the results of the launcher.
 
         Args:
             arguments: Task overrides of the command line.
-
-        Returns:
-            Results of the launcher, one for each cell that was run.
 
         Raises:
             ConfigError: If an override is not valid in a sweep.
@@ -211,38 +203,62 @@ class CellSweeper(HydraSweeper):
         Args:
             arguments: Task overrides of the command line.
 
-        Returns:
-            The cells and their configs.
-
         Raises:
             ConfigError: If an override is not valid in a sweep.
         """
-        overrides = self._overrides(arguments)
-        rows = self._rows(overrides)
-        name, folder = self._place(list(overrides.values()))
-        configs: dict[Cell, DictConfig] = {}
-        for cell, cfg in (each for row in rows for each in self._cells(row, overrides)):
-            if any(cell.name == known.name for known in configs):
-                raise ConfigError(f"{cell.name} occurs twice: give every value of a sweep once")
-            configs[cell] = cfg
-        return SweepPlan(name, folder, configs)
-
-    def _overrides(self, arguments: Sequence[str]) -> dict[str, Override]:
-        last = last_overrides(self._context, self.params, arguments)
-        for key, override in last.items():
+        overrides = last_overrides(self._context, self.params, arguments)
+        for key, override in overrides.items():
             if key in ("resume", "sweep") and (override.is_sweep_override() or override.value()):
                 raise ConfigError(
                     f"{override.input_line}: a sweep resumes by itself when its command is repeated; "
                     "remove this"
                 )
-        return last
+        rows = self._read_rows()
+        _refuse_unused(rows, overrides)
+        name, folder = self._place(list(overrides.values()))
+        configs: dict[Cell, DictConfig] = {}
+        for cell, cfg in (each for row, own in rows.items() for each in self._cells(row, own, overrides)):
+            if any(cell.name == known.name for known in configs):
+                raise ConfigError(f"{cell.name} occurs twice: give every value of a sweep once")
+            configs[cell] = cfg
+        return SweepPlan(name, folder, configs)
 
-    def _rows(self, overrides: Mapping[str, Override]) -> list[SweepRow]:
-        context = self._context
-        rows = read_rows(self._given_rows, self._only, lambda given: last_overrides(context, {}, given))
-        for override, own in refuse_unused(rows, overrides).items():
-            log.info("%s: not applied to the rows that set it themselves: %s", override, ", ".join(own))
-        return rows
+    def _read_rows(self) -> dict[str, Overrides]:
+        """Return the chosen rows by name; one row without a name and overrides if there are none."""
+        rows, only = self._given_rows, self._only
+        if only is not None and (isinstance(only, str) or not isinstance(only, Sequence) or not only):
+            raise ConfigError(
+                f"hydra.sweeper.only={only} is not a list of rows: hydra.sweeper.only=[rotation]"
+            )
+        for name in only or ():
+            if name not in rows:
+                known = nearest(str(name), list(rows)) if rows else "this sweep has no rows"
+                raise ConfigError(f"hydra.sweeper.only: there is no row {name!r}; {known}")
+        chosen = {name: value for name, value in rows.items() if only is None or name in only}
+        return {str(name): self._read_row(name, value) for name, value in chosen.items()} or {"": {}}
+
+    def _read_row(self, name: str, value: Any) -> Overrides:
+        where = f"hydra.sweeper.rows.{name}"
+        if not _ROW_NAME.fullmatch(str(name)):
+            raise ConfigError(f"{where}: the name of a row may contain letters, digits and . + - _")
+        if isinstance(value, Mapping):
+            given = [f"{key}={as_override(item)}" for key, item in value.items()]
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            given = list(map(str, value))
+        elif value is None:
+            given = []
+        else:
+            raise ConfigError(f"{where}={value} is neither a mapping of settings nor a list of overrides")
+        overrides = last_overrides(self._context, {}, given)
+        for key, override in overrides.items():
+            if override.is_sweep_override():
+                raise ConfigError(
+                    f"{where}: {override.input_line}: a row has one value of each setting; "
+                    "several values belong on the command line or into hydra.sweeper.params"
+                )
+            if key in ("resume", "sweep"):
+                raise ConfigError(f"{where}: {override.input_line}: the sweep sets this itself; remove it")
+        return overrides
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -265,16 +281,19 @@ class CellSweeper(HydraSweeper):
             self._config.hydra.sweep.dir = str(folder)
         return name, folder
 
-    def _cells(self, row: SweepRow, sweep: Mapping[str, Override]) -> Iterator[tuple[Cell, DictConfig]]:
-        """Yield every combination of the swept values with its config; the last override varies fastest."""
-        overrides = list(row.combine(sweep).values())
+    def _cells(self, row: str, own: Overrides, sweep: Overrides) -> Iterator[tuple[Cell, DictConfig]]:
+        """Yield every combination of the swept values with its config; the last override varies fastest.
+
+        The row's own overrides replace those of the sweep.
+        """
+        overrides = [*(each for key, each in sweep.items() if key not in own), *own.values()]
         for combination in itertools.product(*map(_values, overrides)):
             cfg = self._context.config_loader.load_sweep_config(self._config, list(combination))
             OmegaConf.set_struct(cfg, False)
             cfg.pop("hydra")
-            own: tuple[str, ...] = ()
-            if row.name and cfg.method is None:
-                cfg.method, own = row.name, (f"method={as_override(row.name)}",)
+            method: tuple[str, ...] = ()
+            if row and cfg.method is None:
+                cfg.method, method = row, (f"method={as_override(row)}",)
             refuse_missing(cfg)
             swept = {
                 each.get_key_element(): argument.split("=", 1)[1]
@@ -284,8 +303,23 @@ class CellSweeper(HydraSweeper):
             # Names always contain the axes, so that a sweep that is extended along one finds its earlier
             # cells; except axes that the row sets, since the name of the row determines them.
             named = {key: value for key, value in sorted(swept.items()) if key not in self.axes}
-            named |= {axis: _axis_value(axis, cfg) for axis in self.axes if axis not in row.overrides}
-            yield Cell(cell_name(named, row.name), (*combination, *own)), cfg
+            named |= {axis: _axis_value(axis, cfg) for axis in self.axes if axis not in own}
+            yield Cell(cell_name(named, row), (*combination, *method)), cfg
+
+
+def _refuse_unused(rows: Mapping[str, Overrides], sweep: Overrides) -> None:
+    """Raise an error for overrides that every row replaces, and log those that some rows replace."""
+    for key, override in sweep.items():
+        replacing = [name for name, own in rows.items() if key in own]
+        if replacing and len(replacing) == len(rows):
+            raise ConfigError(
+                f"{override.input_line} has no effect: every row sets {key} itself. Change a row with "
+                f"hydra.sweeper.rows.{replacing[0]}.{key}=, or choose rows with "
+                f"hydra.sweeper.only=[{replacing[0]}]"
+            )
+        if replacing:
+            names = ", ".join(replacing)
+            log.info("%s: not applied to the rows that set it themselves: %s", override.input_line, names)
 
 
 def _plain(node: Any) -> Any:
@@ -349,9 +383,6 @@ def plan_sweep(experiment: str, overrides: Sequence[str]) -> PlannedSweep:
     Args:
         experiment: Name of an experiment in ``conf/experiment``.
         overrides: Overrides of the command line.
-
-    Returns:
-        The planned sweep.
 
     Raises:
         ConfigError: If the experiment is a search, or a setting is invalid.

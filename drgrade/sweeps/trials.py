@@ -4,12 +4,12 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import optuna
+import pytorch_lightning as pl
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.plugins.launcher import Launcher
 from hydra.utils import instantiate
@@ -23,7 +23,11 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.trial import FrozenTrial, TrialState
+from optuna.pruners import BasePruner
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, Trial, TrialState
+from pytorch_lightning.callbacks import Callback
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from drgrade.config import as_override
 from drgrade.errors import ConfigError
@@ -31,12 +35,15 @@ from drgrade.files import write_text
 from drgrade.runs.run_dir import AUTO
 from drgrade.runs.settings import identity_settings
 from drgrade.sweeps.cells import FINISHED, Progress, log_file, progress
-from drgrade.sweeps.pruning import Pruning, open_storage, open_trial
+from drgrade.tasks.grading import GradingTask
 
 if TYPE_CHECKING:
     from drgrade.sweeps.search import SearchSweeper
 
 log = logging.getLogger("drgrade")
+
+_LOCK_SECONDS = 120
+"""Time that a process waits while another one writes to the same SQLite file."""
 
 _SPACE = "space of"
 _MINIMISED = ("val/loss", "val/mae", "val/ece")
@@ -44,52 +51,25 @@ _COLUMNS = 3
 _STATES = {TrialState.PRUNED: ("pruned", "#b9b9b9"), TrialState.COMPLETE: ("finished", "#1f5f8b")}
 
 
-@dataclass(frozen=True)
-class SearchSpace:
-    """Settings that are searched.
-
-    Attributes:
-        distributions: Distribution of each setting; the name may begin with ``+``.
-    """
-
-    distributions: Mapping[str, BaseDistribution]
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the settings, without ``+``."""
-        return [name.lstrip("+") for name in self.distributions]
-
-    def example(self) -> list[str]:
-        """Return overrides of one point of the space: the lowest, or first, value of each setting."""
-        return [
-            f"{name}={each.choices[0] if isinstance(each, CategoricalDistribution) else each.low}"  # type: ignore[attr-defined]
-            for name, each in self.distributions.items()
-        ]
-
-    def describe(self) -> dict[str, str]:
-        """Describe the distribution of each setting."""
-        return {f"{_SPACE} {name}": str(each) for name, each in sorted(self.distributions.items())}
-
-
-def read_space(overrides: Sequence[Override]) -> SearchSpace:
+def read_space(overrides: Sequence[Override]) -> dict[str, BaseDistribution]:
     """Build the search space from overrides with intervals, ranges or choices.
 
     Args:
         overrides: Overrides of the search; those with a single value are ignored.
 
     Returns:
-        The search space.
+        Distribution of each searched setting; the name may begin with ``+``.
 
     Raises:
         ConfigError: If no setting is searched, or a distribution is invalid.
     """
-    swept = [each for each in overrides if each.is_sweep_override()]
-    if not swept:
+    space = {each.get_key_element(): _distribution(each) for each in overrides if each.is_sweep_override()}
+    if not space:
         raise ConfigError(
             "there is nothing to search: give settings intervals or choices, as in "
             "'optimizer.lr=tag(log, interval(1e-5, 1e-2))' head.dropout=0.2,0.5"
         )
-    return SearchSpace({each.get_key_element(): _distribution(each) for each in swept})
+    return space
 
 
 def _distribution(override: Override) -> BaseDistribution:
@@ -109,8 +89,24 @@ def _distribution(override: Override) -> BaseDistribution:
         raise ConfigError(f"{override.input_line} cannot be searched: {error}") from error
 
 
+def example_point(space: Mapping[str, BaseDistribution]) -> list[str]:
+    """Return overrides of one point of a space: the lowest value, or first choice, of each setting."""
+    return [
+        f"{name}={each.choices[0] if isinstance(each, CategoricalDistribution) else each.low}"  # type: ignore[attr-defined]
+        for name, each in space.items()
+    ]
+
+
 class Search:
-    """One search in its folder.
+    """One search, whose study is opened or created in its folder.
+
+    Args:
+        sweeper: Settings of the search.
+        launcher: Runs the trials.
+        name: Name of the search.
+        folder: Absolute path of its folder.
+        space: The search space.
+        fixed: Overrides that all trials share.
 
     Attributes:
         study: Optuna's study.
@@ -123,23 +119,12 @@ class Search:
         launcher: Launcher,
         name: str,
         folder: Path,
-        space: SearchSpace,
+        space: Mapping[str, BaseDistribution],
         fixed: Sequence[str],
     ) -> None:
-        """Open the study, or create it.
-
-        Args:
-            sweeper: Settings of the search.
-            launcher: Runs the trials.
-            name: Name of the search.
-            folder: Absolute path of its folder.
-            space: The search space.
-            fixed: Overrides that all trials share.
-        """
         optuna.logging.set_verbosity(logging.WARNING)
         self._sweeper, self._launcher, self._name, self._folder = sweeper, launcher, name, folder
-        self._space, self._fixed = space, fixed
-        self._metric = sweeper.metric
+        self._space, self._fixed, self._metric = dict(space), fixed, sweeper.metric
         self._url = sweeper.storage or f"sqlite:///{folder / 'study.db'}"
         self._storage = open_storage(self._url)
         # A constant name lets the file move with its folder; a server may contain other studies.
@@ -163,7 +148,8 @@ class Search:
         Raises:
             ConfigError: If space, metric or another setting differ.
         """
-        settings = {"metric": self._metric, **self._space.describe(), **identity_settings(cfg)}
+        space = {f"{_SPACE} {name}": str(each) for name, each in sorted(self._space.items())}
+        settings = {"metric": self._metric, **space, **identity_settings(cfg)}
         settings = json.loads(json.dumps(settings, default=str))
         before = self.study.user_attrs.get("settings", settings)
         changed = [
@@ -183,15 +169,9 @@ class Search:
         """Resume the trials that an earlier command left, then run new ones."""
         left = [trial.number for trial in self._trials(TrialState.RUNNING) if self._is_complete(trial)]
         ended, wanted, size = len(self._ended()), self._sweeper.n_trials, self._sweeper.n_jobs
-        log.info(
-            "search %s by %s: %d trials wanted, %d of them have ended%s\n%s",
-            self._name,
-            self._metric,
-            wanted,
-            ended,
-            f", {len(left)} resume" if left else "",
-            self._folder,
-        )
+        resumed = f", {len(left)} resume" if left else ""
+        heading = f"search {self._name} by {self._metric}: {wanted} trials wanted, {ended} of them have ended"
+        log.info("%s%s\n%s", heading, resumed, self._folder)
         for start in range(0, len(left), size):
             self._run(left[start : start + size])
         # A failed trial counts here, so that a search whose trials all fail ends.
@@ -210,23 +190,15 @@ class Search:
         lines = [f"  {_name(number)}  {trials[number].user_attrs['reason']}" for number in self._failed]
         if lines:
             first = log_file(self._folder / _name(self._failed[0]))
-            return "\n".join(
-                [f"{len(lines)} trials of the search failed:", *lines, f"  output of the first: {first}"]
-            )
+            heading = f"{len(lines)} trials of the search failed:"
+            return "\n".join([heading, *lines, f"  output of the first: {first}"])
         wanted = self._sweeper.n_trials
         missing = wanted - len(self._ended())
         return f"{missing} of {wanted} trials of the search have not ended" if missing > 0 else ""
 
     def report(self, final_command: str) -> str:
-        """Write ``trials.csv``, ``search.png`` and the best trial.
-
-        Args:
-            final_command: Command that tests the best settings.
-
-        Returns:
-            Text on the best trial and the next step.
-        """
-        write_report(self._folder, self.study, self._metric)
+        """Write ``trials.csv``, ``search.png`` and the best trial; return a text on it and the next step."""
+        self._write_table_and_figure()
         best = self._best()
         if best is None:
             return f"no trial has finished yet\n{self._folder}"
@@ -239,6 +211,16 @@ class Search:
             f"{final_command}"
         )
 
+    def _write_table_and_figure(self) -> None:
+        columns = ("number", "value", "state", "params", "duration", "user_attrs")
+        write_text(self._folder / "trials.csv", self.study.trials_dataframe(columns).to_csv(index=False))
+        # A trial that is pruned before its first report has no value.
+        trials = [trial for trial in self._trials(*_STATES) if trial.value is not None]
+        if trials:
+            partial = self._folder / ".search.png"
+            _figure(trials, self.study, self._metric).savefig(partial, format="png", dpi=150)
+            partial.replace(self._folder / "search.png")
+
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=states or None)
 
@@ -249,11 +231,8 @@ class Search:
         return self.study.best_trial if self._trials(TrialState.COMPLETE) else None
 
     def _is_complete(self, trial: FrozenTrial) -> bool:
-        """Return False for a trial without all its settings, after marking it as failed.
-
-        Its command was killed while Optuna proposed them.
-        """
-        complete = trial.params.keys() == self._space.distributions.keys()
+        """Mark a trial without all its settings as failed: its command was killed before it ran."""
+        complete = trial.params.keys() == self._space.keys()
         if not complete:
             self.study.tell(trial.number, state=TrialState.FAIL)
         return complete
@@ -272,7 +251,7 @@ class Search:
                 "hydra.sweep.dir=, or remove it"
             )
         self.study.sampler = self._sampler(number)
-        return self.study.ask(dict(self._space.distributions)).number
+        return self.study.ask(self._space).number
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
         seed = {}
@@ -291,7 +270,10 @@ class Search:
         trials = self._trials()
         waiting = [number for number in numbers if self._progress(number).status not in (FINISHED, "pruned")]
         for number in waiting:
-            settings = (f"{name}={_short(value)}" for name, value in trials[number].params.items())
+            settings = (
+                f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
+                for name, value in trials[number].params.items()
+            )
             log.info("%s  %s", _name(number), "  ".join(settings))
         if waiting:
             self.launched += waiting
@@ -326,16 +308,16 @@ class Search:
 
     def _tell(self, number: int) -> None:
         """Record the result of a trial from its folder, which is the same with every launcher."""
-        found = self._progress(number)
-        value = found.record.get(self._metric)
-        if found.status == "pruned":
+        result = self._progress(number)
+        value = result.record.get(self._metric)
+        if result.status == "pruned":
             self.study.tell(number, state=TrialState.PRUNED)
-        elif found.status == FINISHED and value is not None and math.isfinite(value):
+        elif result.status == FINISHED and value is not None and math.isfinite(value):
             self.study.tell(number, float(value))
         else:
             missing = f"finished without {self._metric}: are there validation photographs?"
-            reason = missing if found.status == FINISHED else f"{found.status} {found.reason}"
-            trial = open_trial(self.study, self._storage, number)
+            reason = missing if result.status == FINISHED else f"{result.status} {result.reason}"
+            trial = _open_trial(self.study, self._storage, number)
             trial.set_user_attr("reason", " ".join(reason.split())[:300])
             self.study.tell(number, state=TrialState.FAIL)
             self._failed.append(number)
@@ -352,29 +334,103 @@ def _name(number: int) -> str:
     return f"trial-{number:03d}"
 
 
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+class Pruning(Callback):
+    """Reports a metric of every validated epoch to a study, and stops the run if the pruner decides so.
 
-
-def write_report(folder: Path, study: optuna.Study, metric: str) -> None:
-    """Write ``trials.csv`` with a row for each trial, and ``search.png``.
+    The search adds this callback to its trials. A pre-training that a trial does first reports nothing.
 
     Args:
-        folder: The search's folder.
-        study: Optuna's study.
-        metric: Name of the objective.
+        metric: Name of the reported metric, such as ``val/qwk``.
+        trial: Number of the trial.
+        study: Name of the study, which is opened with the first report.
+        storage: URL of the study's database.
+        pruner: Decides whether to stop; None: never.
+
+    Attributes:
+        pruned: True once the pruner has stopped the run.
     """
-    table = study.trials_dataframe(("number", "value", "state", "params", "duration", "user_attrs"))
-    write_text(folder / "trials.csv", table.to_csv(index=False))
-    trials = [
-        trial
-        for trial in study.get_trials(deepcopy=False, states=tuple(_STATES))
-        if trial.value is not None  # None: pruned before its first report
-    ]
-    if trials:
-        partial = folder / ".search.png"
-        _figure(trials, study, metric).savefig(partial, format="png", dpi=150)
-        partial.replace(folder / "search.png")
+
+    def __init__(
+        self, metric: str, trial: int, study: str, storage: str, pruner: BasePruner | None = None
+    ) -> None:
+        self.metric, self.number, self.pruned = metric, trial, False
+        self._study, self._storage, self._pruner = study, storage, pruner
+        self._trial: Trial | None = None
+        self._validated = False
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note that this epoch was validated; the trainer keeps the metrics of earlier epochs."""
+        self._validated = not trainer.sanity_checking
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Report the metric, and stop the run on all processes if the pruner decides so."""
+        if not self._validated or not isinstance(pl_module, GradingTask):
+            return
+        self._validated = False
+        metrics = trainer.callback_metrics  # read by all processes, because it may gather a metric
+        if self.metric not in metrics:
+            raise ConfigError(f"the search needs {self.metric}, which validation does not compute")
+        decision = trainer.is_global_zero and self._report(trainer, float(metrics[self.metric]))
+        self.pruned = bool(trainer.strategy.broadcast(decision))
+        if self.pruned:
+            trainer.should_stop = True
+
+    def _report(self, trainer: pl.Trainer, value: float) -> bool:
+        if self._trial is None:
+            self._trial = self._open()
+        self._trial.report(value, step=trainer.current_epoch)
+        if _is_last_epoch(trainer) or not self._trial.should_prune():
+            return False
+        log.info("the search stops this trial after epoch %d", trainer.current_epoch + 1)
+        return True
+
+    def _open(self) -> Trial:
+        optuna.logging.set_verbosity(logging.ERROR)  # a resumed run may report an epoch twice
+        pruner = self._pruner or optuna.pruners.NopPruner()
+        try:
+            storage = open_storage(self._storage)
+            study = optuna.load_study(study_name=self._study, storage=storage, pruner=pruner)
+            return _open_trial(study, storage, self.number)
+        except KeyError as error:
+            raise ConfigError(f"trial {self.number} of {self._study}: {_unreachable(error)}") from error
+
+
+def _is_last_epoch(trainer: pl.Trainer) -> bool:
+    """Return True if the run ends after this epoch anyway; it then counts as finished."""
+    epochs, steps = trainer.max_epochs or -1, trainer.max_steps
+    return 0 < epochs <= trainer.current_epoch + 1 or 0 < steps <= trainer.global_step
+
+
+def open_storage(url: str) -> RDBStorage:
+    """Open the database of a study, and create it if necessary.
+
+    Args:
+        url: URL of the database in SQLAlchemy's format.
+
+    Raises:
+        ConfigError: If the URL is invalid, or the database cannot be used.
+    """
+    settings = {"connect_args": {"timeout": _LOCK_SECONDS}} if url.startswith("sqlite") else None
+    try:
+        return RDBStorage(url, engine_kwargs=settings)
+    except (ArgumentError, ImportError) as error:
+        raise ConfigError(f"hydra.sweeper.storage is not the URL of a usable database: {error}") from error
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as error:
+        raise ConfigError(_unreachable(error)) from error
+
+
+def _open_trial(study: optuna.Study, storage: RDBStorage, number: int) -> Trial:
+    """Open a trial that another process created; raise KeyError if there is none."""
+    study_id = storage.get_study_id_from_name(study.study_name)
+    return Trial(study, storage.get_trial_id_from_study_id_trial_number(study_id, number))
+
+
+def _unreachable(error: Exception) -> str:
+    # Without the URL, which may contain a password.
+    return (
+        f"the database of the search cannot be used ({type(error).__name__}): every machine that runs trials "
+        "must reach it under the same URL, with the same version of optuna (hydra.sweeper.storage)"
+    )
 
 
 def _figure(trials: Sequence[FrozenTrial], study: optuna.Study, metric: str) -> Figure:

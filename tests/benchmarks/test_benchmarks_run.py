@@ -116,13 +116,13 @@ def assert_printed(output, expected):
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
-def test_a_benchmark_runs(call, name):
+def test_benchmark_runs(call, name):
     arguments, expected = BENCHMARKS[name]
     assert_printed(call(f"benchmarks/{name.split()[0]}.py", *arguments), expected)
 
 
 @pytest.mark.parametrize("name", RUN_BENCHMARKS)
-def test_a_benchmark_of_a_run_runs(call, run, name):
+def test_benchmark_of_a_run_runs(call, run, name):
     arguments, expected = RUN_BENCHMARKS[name]
     assert_printed(call(f"benchmarks/{name}.py", *arguments, **run), expected)
 
@@ -140,12 +140,12 @@ def test_missing_originals_are_named(name, tmp_path):
     assert done.stderr == f"no photographs in {tmp_path}: set --originals=DIR, or --drawn=1424 to draw some\n"
 
 
-def test_the_contact_sheet_is_written(call, tmp_path):
+def test_contact_sheet_is_written(call, tmp_path):
     call("tools/contact_sheet.py", f"--out={tmp_path / 'sheet.jpg'}")
     assert (tmp_path / "sheet.jpg").stat().st_size > 10_000
 
 
-def test_the_recorder_of_behaviour_finds_equal_and_different_recordings(call, tmp_path):
+def test_behaviour_recorder_compares_recordings(call, tmp_path):
     recording = tmp_path / "before.json"
     recorder = ("tools/behaviour.py", "--only=prepare")
     call(*recorder, f"--json={recording}")
@@ -156,7 +156,7 @@ def test_the_recorder_of_behaviour_finds_equal_and_different_recordings(call, tm
         call(*recorder, f"--compare={recording}")
 
 
-def test_the_example_grades_with_an_exported_file(call, run, tmp_path):
+def test_example_grades_with_an_exported_file(call, run, tmp_path):
     model = tmp_path / "grader.onnx"
     entry_point = ("-c", "from drgrade.cli import main; main()")
     call(*entry_point, "export", f"checkpoint={run['run']}", "format=onnx", f"out={model}")

@@ -97,7 +97,7 @@ def test_headline_names_scale_and_command_for_real_data(compose):
     ("arguments", "status", "words"),
     [([], 2, "usage"), (["--help"], 0, "prepare"), (["prepar"], 2, "no command")],
 )
-def test_the_drgrade_command_lists_its_commands(arguments, status, words, monkeypatch, capsys):
+def test_drgrade_lists_its_commands(arguments, status, words, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["drgrade", *arguments])
     with pytest.raises(SystemExit) as caught:
         drgrade()

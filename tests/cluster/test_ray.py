@@ -58,7 +58,7 @@ def test_each_cell_of_two_processes_runs_once_and_ray_ends(call, sweep, tmp_path
     wait_until_ended(before)
 
 
-def test_a_cell_whose_process_was_killed_is_listed_and_resumes(call, sweep, tmp_path):
+def test_killed_cell_is_listed_and_resumes(call, sweep, tmp_path):
     command = sweep("hydra.launcher.ray.remote.max_retries=0", "scale.published_epochs=5", SLOW)
     before = ray_processes()
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}

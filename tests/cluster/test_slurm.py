@@ -78,7 +78,7 @@ def assert_same_result(folder, expected):
         assert found[name] == (pytest.approx(value, abs=1e-5) if isinstance(value, float) else value), name
 
 
-def test_cells_that_run_as_jobs_give_what_they_give_without_slurm(call, sweep, slurm, tmp_path, compose):
+def test_jobs_give_the_results_of_local_cells(call, sweep, slurm, tmp_path, compose):
     call(sweep("label_fraction=0.5,1.0"), tmp_path, slurm)
     for fraction in ("0.5", "1.0"):
         expected = train(
@@ -88,9 +88,7 @@ def test_cells_that_run_as_jobs_give_what_they_give_without_slurm(call, sweep, s
         assert_same_result(cell(tmp_path, fraction), expected)
 
 
-def test_a_preempted_job_is_requeued_and_resumes_from_its_last_checkpoint(
-    begin, sweep, slurm, tmp_path, compose
-):
+def test_preempted_job_is_requeued_and_resumes(begin, sweep, slurm, tmp_path, compose):
     long = ("scale.published_epochs=6", "protocol.frozen_epochs=1")
     process = begin(sweep(*long, "logger=csv", SLOW))
     wait_for(has_checkpoint(tmp_path), process)
@@ -118,7 +116,7 @@ def trained_epochs(folder, attempt):
     return curves.loc[curves["train/loss"].notna(), "epoch"].astype(int).drop_duplicates().tolist()
 
 
-def test_a_cancelled_job_is_listed_does_not_stop_the_others_and_resumes(begin, call, sweep, slurm, tmp_path):
+def test_cancelled_job_is_listed_and_resumes(begin, call, sweep, slurm, tmp_path):
     command = sweep("label_fraction=0.5,1.0", "scale.published_epochs=6", SLOW)
     process = begin(command)
     wait_for(has_checkpoint(tmp_path, "0.5"), process)
@@ -136,7 +134,7 @@ def test_a_cancelled_job_is_listed_does_not_stop_the_others_and_resumes(begin, c
     assert max(epochs(killed)) == 6
 
 
-def test_an_interrupted_command_finds_its_jobs_again(begin, call, sweep, slurm, tmp_path):
+def test_interrupted_command_joins_its_jobs(begin, call, sweep, slurm, tmp_path):
     command = sweep("scale.published_epochs=6", SLOW)
     process = begin(command)
     wait_for(has_checkpoint(tmp_path), process)
@@ -151,7 +149,7 @@ def test_an_interrupted_command_finds_its_jobs_again(begin, call, sweep, slurm, 
     assert epochs(cell(tmp_path)) == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_cell_that_raises_in_its_job_is_listed_with_its_reason(call, sweep, slurm, tmp_path):
+def test_error_of_a_job_is_listed(call, sweep, slurm, tmp_path):
     output = call(sweep("init=/nowhere,random"), tmp_path, slurm, status=1)
     table = output[output.index("1 of 2 cells are not finished") :]
     assert "failed" in table
@@ -166,7 +164,7 @@ def test_a_cell_that_raises_in_its_job_is_listed_with_its_reason(call, sweep, sl
 
 
 @pytest.mark.parametrize(("nodes", "tasks"), [(1, 2), (2, 1)])
-def test_the_tasks_of_a_job_are_the_ranks_of_one_run(call, sweep, slurm, tmp_path, nodes, tasks):
+def test_tasks_of_a_job_are_ranks_of_one_run(call, sweep, slurm, tmp_path, nodes, tasks):
     places = (f"hydra.launcher.nodes={nodes}", f"hydra.launcher.tasks_per_node={tasks}")
     trainer = ("trainer=ddp_cpu", f"trainer.num_nodes={nodes}", f"trainer.devices={tasks}")
     call(sweep(*places, *trainer, "init=ssl", "label_fraction=0.5,1.0"), tmp_path, slurm)
@@ -178,7 +176,7 @@ def test_the_tasks_of_a_job_are_the_ranks_of_one_run(call, sweep, slurm, tmp_pat
     assert len(list((tmp_path / "encoders").glob("*/encoder.safetensors"))) == 1
 
 
-def test_a_job_of_one_task_starts_the_processes_of_a_ddp_cell_itself(call, sweep, slurm, tmp_path):
+def test_job_of_one_task_starts_ddp_processes(call, sweep, slurm, tmp_path):
     call(sweep("trainer=ddp_cpu", "hydra.launcher.cpus_per_task=2"), tmp_path, slurm)
     assert_complete(cell(tmp_path), processes=2)
 
@@ -192,7 +190,7 @@ def test_srun_on_two_nodes_makes_one_run_in_one_folder(call, command, slurm, tmp
     assert_complete(folder, processes=2)
 
 
-def test_srun_refuses_what_would_run_twice(call, command, slurm, tmp_path):
+def test_srun_refuses_tasks_that_would_run_twice(call, command, slurm, tmp_path):
     srun = ["srun", "--ntasks=2", "--ntasks-per-node=2", "--nodes=1", "--kill-on-bad-exit=1"]
     slurm = {**slurm, "MASTER_ADDR": "127.0.0.1"}
     output = call([*srun, *command("init=random")], tmp_path, slurm, status=None)

@@ -19,7 +19,7 @@ def torchrun(command):
     return make
 
 
-def test_two_processes_agree_on_the_folder_and_on_who_pretrains(call, torchrun, tmp_path):
+def test_two_processes_share_folder_and_pretraining(call, torchrun, tmp_path):
     output = call(torchrun(["--standalone", "--nproc-per-node=2"], "init=ssl"), tmp_path)
     (folder,) = (tmp_path / "runs" / "grading").iterdir()
     assert_complete(folder, processes=2)
@@ -54,6 +54,6 @@ def test_two_nodes_make_one_run(torchrun, tmp_path):
     assert_complete(folder, processes=2)
 
 
-def test_a_number_of_processes_that_does_not_fit_is_refused(call, torchrun, tmp_path):
+def test_mismatched_number_of_processes_is_refused(call, torchrun, tmp_path):
     output = call(torchrun(["--standalone", "--nproc-per-node=2"], "trainer.devices=3"), tmp_path, status=1)
     assert "torchrun has started 2 processes, but trainer.devices=3 on trainer.num_nodes=1 makes 3" in output

@@ -8,18 +8,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drgrade.errors import DataError
-from drgrade.sweeps.cells import SWEEP, Cell, cell_name, failures, progress, read_sweep, write_sweep
-from drgrade.sweeps.overrides import sweep_name
+from drgrade.sweeps.cells import (
+    SWEEP,
+    Cell,
+    cell_name,
+    failures,
+    progress,
+    read_sweep,
+    sweep_name,
+    write_sweep,
+)
 
 
-def test_a_cell_is_named_by_its_values():
+def test_cell_name():
     values = {"init": "ssl", "label_fraction": "0.1", "optimizer.lr": "1e-3", "+experiment": "msssl_10pct"}
     assert cell_name(values) == "init-ssl_label_fraction-0.1_lr-1e-3_experiment-msssl_10pct"
     assert cell_name({}) == "single"
 
 
 @given(st.text(min_size=1), st.text(min_size=1))
-def test_a_name_needs_no_quoting_and_two_values_never_share_one(first, second):
+def test_cell_names_need_no_quoting_and_differ(first, second):
     names = [cell_name({"init": value}) for value in (first, second)]
     assert all(re.fullmatch(r"[\w.+-]+", name) and len(name) < 100 for name in names)
     assert (names[0] == names[1]) == (first == second)
@@ -36,7 +44,7 @@ def test_progress_is_read_from_the_folder(tmp_path):
     assert "remove it" in progress(tmp_path).reason
 
 
-def test_the_table_names_what_is_not_finished_and_why(tmp_path):
+def test_failures_lists_unfinished_cells_with_reasons(tmp_path):
     cells = [Cell(name, ()) for name in ("good", "bad", "later")]
     for name, record in {
         "good": {"status": "finished"},
@@ -57,7 +65,7 @@ def test_the_table_names_what_is_not_finished_and_why(tmp_path):
     assert re.search(r"bad +failed +another process is at work", stale)
 
 
-def test_a_sweep_remembers_cells_of_earlier_commands(tmp_path):
+def test_write_sweep_keeps_cells_of_earlier_commands(tmp_path):
     write_sweep(tmp_path, "table", ["train.py", "seed=0"], [Cell("a", ("seed=0",))])
     write_sweep(tmp_path, "table", ["train.py", "seed=0,1"], [Cell("a", ("seed=0",)), Cell("b", ("seed=1",))])
     assert read_sweep(tmp_path) == [Cell("a", ("seed=0",)), Cell("b", ("seed=1",))]
@@ -66,7 +74,7 @@ def test_a_sweep_remembers_cells_of_earlier_commands(tmp_path):
         read_sweep(tmp_path)
 
 
-def test_a_sweep_is_named_by_the_settings_that_change_results():
+def test_sweep_name_depends_on_settings_that_change_results():
     plain = sweep_name("rotation_table", "idrid", [("+experiment", "rotation_table"), ("data", "idrid")])
     assert plain == "rotation_table-idrid"
     # An axis, another device, another logger, another place: the same sweep.

@@ -47,24 +47,24 @@ START = datetime(2025, 3, 4, 22, 0)
         (0, {"max_epochs": 4}, 0, 0),
     ],
 )
-def test_a_training_is_as_long_as_its_settings_say(photographs, settings, epochs, images):
+def test_training_length(photographs, settings, epochs, images):
     steps_per_epoch = settings.pop("steps_per_epoch", None)
     trainer = OmegaConf.create({"max_steps": -1, "accumulate_grad_batches": 1, **settings})
     assert training_length(photographs, 32, trainer, steps_per_epoch) == (pytest.approx(epochs), images)
 
 
-def test_a_training_without_an_end_is_refused():
+def test_training_without_an_end_is_refused():
     trainer = OmegaConf.create({"max_epochs": -1, "max_steps": -1, "accumulate_grad_batches": 1})
     with pytest.raises(ConfigError, match="never ends"):
         training_length(70, 32, trainer)
 
 
-def test_the_time_of_a_run_is_the_sum_of_its_parts():
+def test_time_of_a_run_is_the_sum_of_its_parts():
     work = Workload(cell=None, config=None, epochs=4, images=300)
     assert Speed(image=0.1, epoch=0.5, start=7).seconds(work) == pytest.approx(30 + 2 + 7)
 
 
-def test_the_speed_is_that_of_usual_steps(monkeypatch, tmp_path):
+def test_step_timer_leaves_out_the_first_step(monkeypatch, tmp_path):
     """Two epochs of three steps: ends at 5 (the slow first step), 6, 7; a pause of 2; then 10, 11, 13."""
     clock = iter([5.0, 6.0, 7.0, 10.0, 11.0, 13.0])
     monkeypatch.setattr(estimate.time, "monotonic", lambda: next(clock))
@@ -81,7 +81,7 @@ def test_the_speed_is_that_of_usual_steps(monkeypatch, tmp_path):
     assert speed == {"images": 32, "step": 1.0, "epoch": 2.0, "seconds": 8.0}
 
 
-def test_the_table_adds_up_and_says_when_it_is_done():
+def test_estimates_are_added_up():
     lines = format_estimates([TimeEstimate("one", 50, 1, 3600.0), TimeEstimate("two", 4, 5, 7200.0)], START)
     assert [line.split() for line in lines.splitlines()[1:4]] == [
         ["one", "50", "1", "60", "min"],
@@ -91,7 +91,7 @@ def test_the_table_adds_up_and_says_when_it_is_done():
     assert lines.splitlines()[4] == "Done about Wed 05 Mar 01:00."
 
 
-def test_cells_at_the_same_time_make_it_an_upper_bound():
+def test_estimate_of_parallel_cells_is_an_upper_bound():
     text = format_estimates([TimeEstimate("one", 50, 1, 7200.0, parallel=2)], START, {"one": "elsewhere"})
     assert "one: elsewhere" in text
     assert "Wed 05 Mar 00:00 at the latest: 2 cells run at a time" in text
@@ -102,7 +102,7 @@ def test_cells_at_the_same_time_make_it_an_upper_bound():
     ("seconds", "text"),
     [(0, "0 s"), (89, "89 s"), (90, "2 min"), (5340, "89 min"), (5400, "1 h 30 min"), (187200, "2 d 4 h")],
 )
-def test_durations_read_well(seconds, text):
+def test_format_duration(seconds, text):
     assert format_duration(seconds) == text
 
 
@@ -110,7 +110,7 @@ def provenance(folder):
     return json.loads((Path(folder) / "provenance.json").read_text())
 
 
-def test_what_is_counted_is_what_a_run_does(overrides, compose):
+def test_counted_images_equal_those_of_a_run(overrides, compose):
     changed = ("label_fraction=0.5", "trainer.max_steps=5", "protocol.frozen_epochs=0", "test=false")
     sweep = plan_sweep("msssl_table", [*overrides, "fold=0", "init=random", *changed])
     (work,), pretrainings = count_work(sweep, {})
@@ -123,7 +123,7 @@ def test_what_is_counted_is_what_a_run_does(overrides, compose):
     assert work.images == pytest.approx(provenance(cfg.paths.run)["images"] + evaluated / 3)
 
 
-def test_pre_trainings_are_counted_once_and_only_if_missing(overrides, compose):
+def test_missing_pretrainings_are_counted_once(overrides, compose):
     given = [*overrides, "fold=0,1", "label_fraction=0.5,1.0", "init=ssl"]
 
     def encoders(*more):
@@ -150,7 +150,7 @@ def test_rows_that_share_a_pretraining_share_the_encoder_of_both_protocols(overr
     assert len(pretrainings) == 2  # one of each fold
 
 
-def test_one_short_run_is_made_for_each_encoder_and_task(overrides, monkeypatch):
+def test_each_encoder_and_task_is_measured_once(overrides, monkeypatch):
     measured = []
 
     def measure(sweep, work, seconds):

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drgrade.errors import ConfigError
-from drgrade.sweeps.gpu_pool import Gpu, GpuPool, visible
-from drgrade.sweeps.launcher import cell_environment, peak_gpu_memory
+from drgrade.sweeps.launcher import Gpu, GpuPool, cell_environment, peak_gpu_memory, visible
 
 GIB = 2**30
 LISTED = "0, GPU-aaa, 81559\n1, GPU-bbb, 81559\n"
@@ -21,24 +20,24 @@ def taken(pool, most=100):
     return found
 
 
-def test_without_gpus_cells_run_one_after_the_other_unless_told_otherwise():
+def test_without_gpus_n_jobs_cells_run_at_a_time():
     assert len(taken(GpuPool([]))) == 1
     assert len(taken(GpuPool([], n_jobs=3))) == 3
     assert GpuPool([], n_jobs=3).parallel == 3
 
 
-def test_gpus_are_shared_out_one_to_a_cell():
+def test_each_cell_gets_one_gpu():
     places = taken(GpuPool([Gpu("0", 80 * GIB), Gpu("1", 80 * GIB)]))
     assert [gpus for _, gpus in places] == [("0",), ("1",)]
 
 
-def test_several_cells_share_a_gpu_evenly_if_they_may():
+def test_cells_share_gpus_evenly():
     pool = GpuPool([Gpu("0", 80 * GIB), Gpu("1", 80 * GIB)], cells_per_gpu=2)
     assert [gpus[0] for _, gpus in taken(pool)] == ["0", "1", "0", "1"]
     assert len(taken(GpuPool([Gpu("0", GIB), Gpu("1", GIB)], n_jobs=3, cells_per_gpu=2))) == 3
 
 
-def test_the_first_cell_tells_how_many_fit():
+def test_first_cell_determines_how_many_fit():
     pool = GpuPool([Gpu("0", 80 * GIB)], most_per_gpu=8)
     ((number, _),) = taken(pool)
     pool.give_back(number, peak_memory=17 * GIB)  # with CUDA's own memory 17.6 GiB of 72
@@ -50,7 +49,7 @@ def test_the_first_cell_tells_how_many_fit():
     assert pool.parallel == 2
 
 
-def test_a_gpu_that_is_full_with_one_cell_takes_one():
+def test_full_gpu_takes_one_cell():
     pool = GpuPool([Gpu("0", 10 * GIB)])
     number, _ = pool.take()
     pool.give_back(number, peak_memory=20 * GIB)
@@ -60,7 +59,7 @@ def test_a_gpu_that_is_full_with_one_cell_takes_one():
     assert pool.parallel == 1
 
 
-def test_a_cell_of_two_devices_gets_two_gpus():
+def test_cell_of_two_devices_gets_two_gpus():
     pool = GpuPool([Gpu(str(n), GIB) for n in range(4)], gpus_per_cell=2)
     assert [gpus for _, gpus in taken(pool)] == [("0", "1"), ("2", "3")]
     with pytest.raises(ConfigError, match=r"trainer\.devices=3"):
@@ -73,7 +72,7 @@ def test_a_cell_of_two_devices_gets_two_gpus():
     each=st.none() | st.integers(1, 3),
     events=st.lists(st.integers(0, 40), max_size=30),
 )
-def test_no_gpu_ever_holds_more_than_its_share(gpus, n_jobs, each, events):
+def test_limits_hold_for_any_order_of_events(gpus, n_jobs, each, events):
     pool = GpuPool([Gpu(str(n), 40 * GIB) for n in range(gpus)], n_jobs, each)
     held = []
     for peak in events:
@@ -85,7 +84,7 @@ def test_no_gpu_ever_holds_more_than_its_share(gpus, n_jobs, each, events):
         pool.give_back(number, peak * GIB)
 
 
-def test_only_visible_gpus_are_used_in_the_order_that_is_asked_for():
+def test_visible_gpus_keep_the_order_of_the_environment():
     assert [gpu.name for gpu in visible(LISTED, None)] == ["0", "1"]
     assert [gpu.name for gpu in visible(LISTED, "1,0")] == ["1", "0"]
     assert [gpu.name for gpu in visible(LISTED, "GPU-bbb")] == ["1"]
@@ -95,7 +94,7 @@ def test_only_visible_gpus_are_used_in_the_order_that_is_asked_for():
         visible("what is this\n", None)
 
 
-def test_a_cell_takes_at_least_what_the_pre_training_took_that_it_needs(tmp_path):
+def test_peak_memory_includes_the_pretraining(tmp_path):
     def provenance(name, memory, **more):
         (tmp_path / name).mkdir()
         record = {"machine": {"gpu": "H100"}, "peak_memory": memory, **more}
@@ -109,7 +108,7 @@ def test_a_cell_takes_at_least_what_the_pre_training_took_that_it_needs(tmp_path
     assert peak_gpu_memory(provenance("cpu", 10 * GIB, machine={"gpu": None})) == 0
 
 
-def test_a_cell_sees_its_own_gpus_and_its_share_of_the_cores(monkeypatch):
+def test_cell_environment_has_gpus_and_share_of_cores(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(16)))
     environment = cell_environment(4, ("3", "1"))

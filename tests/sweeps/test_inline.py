@@ -24,7 +24,7 @@ def sweep(command):
     return make
 
 
-def test_cells_are_those_of_processes_of_their_own_and_finished_ones_are_left_alone(
+def test_inline_cells_equal_those_of_processes_and_are_skipped_when_finished(
     sweep, call_here, tmp_path, metrics
 ):
     few = ("fold=1", "label_fraction=0.5,1.0", "protocol=knn,majority")
@@ -59,9 +59,7 @@ def test_cells_are_those_of_processes_of_their_own_and_finished_ones_are_left_al
     assert first == second
 
 
-def test_a_cell_that_fails_does_not_stop_the_others_and_is_named_in_the_end(
-    sweep, call_here, tmp_path, metrics
-):
+def test_failed_cell_does_not_stop_the_others(sweep, call_here, tmp_path, metrics):
     cells = ("protocol=knn", "fold=0", "label_fraction=1.0", "init=/nowhere,random")
     output = call_here(sweep(*cells), status=1)
     (folder,) = (tmp_path / "sweeps").iterdir()
@@ -82,7 +80,7 @@ def test_a_cell_that_fails_does_not_stop_the_others_and_is_named_in_the_end(
         (["+nobody=1"], "nothing reads 'nobody'"),
     ],
 )
-def test_what_is_no_probe_is_refused_before_anything_runs(settings, said, sweep, call_here, tmp_path):
+def test_inline_launcher_refuses_cells_that_train(settings, said, sweep, call_here, tmp_path):
     cells = ("protocol=knn", "fold=0", "label_fraction=1.0")
     output = call_here(sweep(*cells, *settings), status=1)
     assert said in output
@@ -90,7 +88,7 @@ def test_what_is_no_probe_is_refused_before_anything_runs(settings, said, sweep,
 
 
 @pytest.mark.slow
-def test_a_whole_table_makes_its_report(sweep, call_here, tmp_path):
+def test_probe_table_writes_its_report(sweep, call_here, tmp_path):
     call_here(sweep("fold=0,1", "label_fraction=0.5,1.0", "hydra.sweeper.report=true"))
     (folder,) = (tmp_path / "sweeps").iterdir()
     table = pd.read_csv(folder / "report" / "table.csv")

@@ -16,7 +16,7 @@ from drgrade.errors import ConfigError
         ("ray", "hydra_plugins.hydra_ray_launcher", "hydra-ray-launcher"),
     ],
 )
-def test_a_launcher_whose_package_is_missing_says_what_to_install(launcher, plugin, package, monkeypatch):
+def test_missing_launcher_names_its_package(launcher, plugin, package, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *more: None if name == plugin else found(name, *more)

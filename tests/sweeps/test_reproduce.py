@@ -46,7 +46,7 @@ def reproduce_here(reproduce, monkeypatch, capfd, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_estimates_runs_and_reports_and_lists_what_is_missing(reproduce_here, tmp_path):
+def test_reproduce_estimates_runs_and_reports(reproduce_here, tmp_path):
     out, err = reproduce_here("label_fraction=1.0", "init=random,/nowhere", status=1)
     row = next(line for line in out.splitlines() if line.startswith("rotation_table"))
     assert row.split()[1:3] == ["2", "0"]
@@ -63,7 +63,7 @@ def test_the_command_estimates_runs_and_reports_and_lists_what_is_missing(reprod
 
 
 @pytest.mark.slow
-def test_an_estimate_alone_leaves_no_run_and_no_encoder(reproduce_here, tmp_path):
+def test_estimate_leaves_no_files(reproduce_here, tmp_path):
     out, err = reproduce_here("init=random,ssl", "estimate=only")
     row = next(line for line in out.splitlines() if line.startswith("rotation_table"))
     assert row.split()[1:3] == ["4", "1"]  # one encoder serves both fractions
@@ -72,7 +72,7 @@ def test_an_estimate_alone_leaves_no_run_and_no_encoder(reproduce_here, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_first_short_run_finds_what_fails_in_every_cell(reproduce_here, tmp_path):
+def test_short_run_finds_errors_of_all_cells(reproduce_here, tmp_path):
     _, err = reproduce_here("optimizer.lr=-1", status=1)
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert "learning rate" in line
@@ -80,7 +80,7 @@ def test_the_first_short_run_finds_what_fails_in_every_cell(reproduce_here, tmp_
 
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
-def test_an_interrupted_command_leaves_nothing_running(number, reproduce, tmp_path):
+def test_interrupted_reproduce_leaves_no_process(number, reproduce, tmp_path):
     process = subprocess.Popen(
         reproduce("scale.published_epochs=1000", "estimate=none"),
         cwd=tmp_path,
@@ -131,12 +131,12 @@ def test_finished_cells_are_not_planned(overrides, compose):
         ("-m", "name=value"),
     ],
 )
-def test_a_command_that_cannot_be_is_refused(argument, words):
+def test_invalid_arguments_are_refused(argument, words):
     with pytest.raises(ConfigError, match=words):
         training_overrides(ReproduceSettings.compose("data=demo"), ["data=demo", argument])
 
 
-def test_own_settings_are_told_from_those_of_the_trainings():
+def test_own_settings_are_not_passed_to_trainings():
     given = ["data=demo", "seed=0,1", "estimate=only", "~callbacks.progress"]
     overrides = training_overrides(ReproduceSettings.compose("estimate=only"), given)
     assert overrides == ["data=demo", "seed=0,1", "~callbacks.progress"]
@@ -158,7 +158,7 @@ def test_own_settings_are_told_from_those_of_the_trainings():
         ("resume=auto", "resumes by itself"),
     ],
 )
-def test_a_mistake_is_one_line(argument, words, reproduce_here):
+def test_wrong_setting_gives_one_line(argument, words, reproduce_here):
     _, err = reproduce_here(argument, status=1)
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert words in line

@@ -44,7 +44,7 @@ def table(overrides, tmp_path, monkeypatch):
     return write
 
 
-def test_each_row_is_crossed_with_the_swept_values_and_no_other(plan):
+def test_rows_are_crossed_with_swept_values(plan):
     _, cells = plan(MATCHED, PLAIN)
     assert list(cells) == [
         "matched_label_fraction-1.0_fold-0_seed-0",
@@ -56,7 +56,7 @@ def test_each_row_is_crossed_with_the_swept_values_and_no_other(plan):
     assert found == {(*row, fold) for row in (("ssl", "matched"), ("random", "published")) for fold in (0, 1)}
 
 
-def test_a_row_chooses_from_groups_and_then_changes_what_it_chose(plan):
+def test_row_chooses_groups_and_changes_their_settings(plan):
     _, cells = plan(LARGER, "init=random")
     cfg = cells["larger_protocol-published_init-random_label_fraction-1.0_fold-0_seed-0"]
     assert cfg.encoder._target_.endswith("MsSSL")
@@ -64,7 +64,7 @@ def test_a_row_chooses_from_groups_and_then_changes_what_it_chose(plan):
     assert cfg.trainer.detect_anomaly is True
 
 
-def test_rows_come_from_the_experiment_as_mappings_and_as_lists(plan, table):
+def test_rows_are_mappings_or_lists(plan, table):
     place = table(
         {
             "corn": {"head": "corn", "init": "random"},
@@ -82,12 +82,12 @@ def test_rows_come_from_the_experiment_as_mappings_and_as_lists(plan, table):
     assert [cfg.method for cfg in (corn, listed, bare)] == ["corn", "listed", "bare"]
 
 
-def test_a_row_is_the_method_unless_one_is_set(plan):
+def test_row_name_is_the_method_unless_one_is_set(plan):
     _, cells = plan(PLAIN, "+hydra.sweeper.rows.named={method: Mine, init: random}")
     assert {cfg.method for cfg in cells.values()} == {"rotation"}.union({"Mine"})  # the experiment's own
 
 
-def test_the_cell_as_a_command_gets_the_name_of_its_row(overrides, table):
+def test_cell_overrides_contain_the_row(overrides, table):
     place = table({"first": {"init": "random"}})
     (cell,) = plan_sweep("mine", [*overrides, place, "fold=0"]).plan.configs
     assert "method='first'" in cell.overrides
@@ -95,7 +95,7 @@ def test_the_cell_as_a_command_gets_the_name_of_its_row(overrides, table):
     assert cell.overrides[0] == "+experiment=mine"
 
 
-def test_rows_are_left_out_and_chosen_on_the_command_line(plan, table):
+def test_rows_are_chosen_on_the_command_line(plan, table):
     place = table({name: {"init": "random", "seed": n} for n, name in enumerate("abc")})
     rows = lambda *more: [name[0] for name in plan(place, *more, experiment="mine", few=("fold=0",))[1]]  # noqa: E731
     assert rows() == ["a", "b", "c"]
@@ -105,7 +105,7 @@ def test_rows_are_left_out_and_chosen_on_the_command_line(plan, table):
     assert rows("+hydra.sweeper.rows.d={init: imagenet}", "hydra.sweeper.only=[d]") == ["d"]
 
 
-def test_more_rows_and_another_protocol_extend_the_same_sweep(plan):
+def test_rows_and_protocols_extend_the_same_sweep(plan):
     place, cells = plan(MATCHED, PLAIN)
     more, others = plan(MATCHED, PLAIN, LARGER, "init=random", "protocol=matched,published")
     one, last = plan(PLAIN, "protocol=matched")
@@ -116,7 +116,7 @@ def test_more_rows_and_another_protocol_extend_the_same_sweep(plan):
     assert plan(PLAIN, "optimizer.lr=0.5")[0] != place
 
 
-def test_a_row_that_sets_what_is_swept_is_not_crossed_with_it(plan):
+def test_row_that_sets_a_swept_setting_is_not_crossed_with_it(plan):
     _, cells = plan(MATCHED, PLAIN, "protocol=matched,published")
     assert [name for name in cells if name.endswith("fold-0_seed-0")] == [
         "matched_label_fraction-1.0_fold-0_seed-0",
@@ -125,7 +125,7 @@ def test_a_row_that_sets_what_is_swept_is_not_crossed_with_it(plan):
     ]
 
 
-def test_a_row_takes_precedence_over_the_command_line_and_the_log_lists_it(plan, caplog):
+def test_row_replaces_overrides_of_the_command_line(plan, caplog):
     caplog.set_level("INFO")
     _, cells = plan(MATCHED, PLAIN, "protocol=published")
     assert [cfg.protocol.name for cfg in cells.values()] == ["matched"] * 2 + ["published"] * 2
@@ -146,19 +146,19 @@ def test_a_row_takes_precedence_over_the_command_line_and_the_log_lists_it(plan,
         (["+hydra.sweeper.rows={x y: {}}"], "may contain letters, digits"),
     ],
 )
-def test_rows_that_make_no_sense_are_refused(arguments, words, plan):
+def test_invalid_rows_are_refused(arguments, words, plan):
     with pytest.raises(Exception, match=words) as caught:
         plan(MATCHED, PLAIN, *arguments)
     assert isinstance(caught.value, ConfigError) or "headd" in words
 
 
-def test_a_sweep_without_rows_has_none_to_choose(plan):
+def test_sweep_without_rows_refuses_only(plan):
     with pytest.raises(ConfigError, match="this sweep has no rows"):
         plan("hydra.sweeper.only=[a]")
 
 
 @pytest.mark.slow
-def test_a_sweep_with_rows_runs_and_is_extended(command, tmp_path):
+def test_sweep_with_rows_runs_and_is_extended(command, tmp_path):
     def call(*more):
         given = command("+experiment=rotation_table", "fold=0", "label_fraction=1.0", FEW[-1], *more, "-m")
         done = subprocess.run(given, capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False)
@@ -183,7 +183,7 @@ def pretexts():
     return {cell.name: cfg for cell, cfg in plan_sweep("pretext_table", given).plan.configs.items()}
 
 
-def test_the_table_of_pretexts_has_every_pretext_and_what_it_is_measured_by(pretexts):
+def test_pretext_table_has_every_pretext_and_its_baselines(pretexts):
     rows = {cfg.method: cfg for cfg in pretexts.values() if cfg.init == "ssl"}
     single = [
         name
@@ -203,7 +203,7 @@ def test_the_table_of_pretexts_has_every_pretext_and_what_it_is_measured_by(pret
     }
 
 
-def test_the_rows_of_the_table_of_pretexts_are_allowed_the_same(pretexts):
+def test_rows_of_pretext_table_have_equal_budgets(pretexts):
     trained = [cfg for cfg in pretexts.values() if cfg.init == "ssl"]
     assert {(c.pretext.max_steps, c.pretext.epochs, c.pretext.batch_size) for c in trained} == {(2, -1, 8)}
     assert {(c.pretrain_on, c.pretext.val_fraction, c.pretext.seed) for c in trained} == {("train", 0.05, 0)}

@@ -99,7 +99,7 @@ def check_report(folder, trials):
 
 
 @pytest.mark.slow
-def test_trials_in_processes_of_their_own_are_pruned_by_the_shared_study(search, call, tmp_path, metrics):
+def test_trials_in_processes_are_pruned(search, call, tmp_path, metrics):
     more = ("hydra/launcher=local", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2", *THRESHOLD)
     assert "2 at a time" in call(search(*more))
     for trial in trials_of(tmp_path / "found"):
@@ -110,7 +110,7 @@ def test_trials_in_processes_of_their_own_are_pruned_by_the_shared_study(search,
         assert trial.value == pytest.approx(record["val/qwk"], abs=1e-6)
 
 
-def test_a_trial_that_fails_is_listed_and_replaced(search, call_here, tmp_path):
+def test_failed_trial_is_listed_and_replaced(search, call_here, tmp_path):
     output = call_here(search("head.hidden=-1,16", "hydra.sweeper.n_trials=2"), status=1)
     states = [trial.state.name for trial in trials_of(tmp_path / "found")]
     assert "FAIL" in states
@@ -118,7 +118,7 @@ def test_a_trial_that_fails_is_listed_and_replaced(search, call_here, tmp_path):
     assert output.rstrip().splitlines()[-1].startswith("error: ")
 
 
-def test_a_trial_without_all_its_settings_is_not_run(search, call_here, tmp_path):
+def test_trial_without_all_settings_is_not_run(search, call_here, tmp_path):
     """Its command was killed while Optuna proposed the settings."""
     (tmp_path / "found").mkdir()
     storage = f"sqlite:///{tmp_path}/found/study.db"
@@ -130,7 +130,7 @@ def test_a_trial_without_all_its_settings_is_not_run(search, call_here, tmp_path
 
 
 @pytest.mark.slow
-def test_all_processes_of_a_trial_end_with_it(search, call, tmp_path):
+def test_pruning_ends_all_ddp_processes(search, call, tmp_path):
     call(search("hydra/launcher=local", "hydra.sweeper.n_trials=1", "trainer=ddp_cpu", *THRESHOLD))
     (trial,) = trials_of(tmp_path / "found")
     assert trial.state == TrialState.PRUNED
@@ -138,7 +138,7 @@ def test_all_processes_of_a_trial_end_with_it(search, call, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_trial_whose_search_was_killed_resumes_from_its_checkpoint(search, call, tmp_path):
+def test_trial_of_a_killed_search_resumes_from_its_checkpoint(search, call, tmp_path):
     command = search("hydra.sweeper.n_trials=1", "scale.matched_epochs=8")
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     run, end = tmp_path / "found" / "trial-000", time.monotonic() + 300
@@ -158,7 +158,7 @@ def test_a_trial_whose_search_was_killed_resumes_from_its_checkpoint(search, cal
 
 @pytest.mark.parametrize("pruner", ["median", "hyperband", "threshold", "none"])
 @pytest.mark.parametrize("sampler", ["tpe", "random", "cmaes", "nsgaii"])
-def test_every_sampler_and_pruner_can_be_made(sampler, pruner):
+def test_samplers_and_pruners_are_instantiated(sampler, pruner):
     chosen = ["hydra/sweeper=search", f"hydra/sweeper/sampler={sampler}", f"hydra/sweeper/pruner={pruner}"]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = hydra.compose("train", chosen, return_hydra_config=True).hydra.sweeper
@@ -166,7 +166,7 @@ def test_every_sampler_and_pruner_can_be_made(sampler, pruner):
     assert isinstance(hydra.utils.instantiate(cfg.pruner), optuna.pruners.BasePruner)
 
 
-def test_a_search_without_its_package_says_what_to_install(monkeypatch):
+def test_search_without_optuna_names_the_package(monkeypatch):
     monkeypatch.setattr(search_module, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'drgrade\[search\]'"):
         SearchSweeper({})
@@ -199,7 +199,7 @@ def refused(overrides, tmp_path):
         ("hydra.sweeper.n_trials=0", "n_trials=0"),
     ],
 )
-def test_settings_that_no_search_has_are_refused(argument, words, refused):
+def test_invalid_sweeper_settings_are_refused(argument, words, refused):
     assert words in refused(argument)
 
 
@@ -213,12 +213,12 @@ def test_settings_that_no_search_has_are_refused(argument, words, refused):
         (["optimizer.lr=interval(0.1,1)", "data.root=???"], "data.root is not given"),
     ],
 )
-def test_a_search_that_cannot_be_is_refused_before_a_trial_runs(arguments, words, refused, tmp_path):
+def test_invalid_search_is_refused_before_a_trial_runs(arguments, words, refused, tmp_path):
     assert words in refused(task=arguments)
     assert not (tmp_path / "searches").exists()
 
 
-def test_another_search_in_the_same_folder_is_refused(refused, tmp_path):
+def test_folder_of_another_search_is_refused(refused, tmp_path):
     storage = f"sqlite:///{tmp_path}/study.db"
     study = optuna.create_study(study_name="search", storage=storage, direction="maximize")
     study.set_user_attr("settings", {"space of optimizer.lr": "other"})
@@ -226,7 +226,7 @@ def test_another_search_in_the_same_folder_is_refused(refused, tmp_path):
     assert message in refused(f"hydra.sweep.dir={tmp_path}")
 
 
-def test_a_run_without_a_test_never_asks_for_the_test_photographs(compose, tmp_path, monkeypatch):
+def test_run_without_test_loads_no_test_photographs(compose, tmp_path, monkeypatch):
     def refuse(self):
         raise AssertionError("the test photographs were asked for")
 
@@ -241,12 +241,12 @@ def test_a_run_without_a_test_never_asks_for_the_test_photographs(compose, tmp_p
 
 
 @pytest.mark.parametrize(("warm_up", "status"), [(0, "pruned"), (1, "finished")])
-def test_a_trial_that_is_over_anyway_is_not_pruned(warm_up, status, compose, tmp_path):
+def test_trial_is_not_pruned_after_its_last_epoch(warm_up, status, compose, tmp_path):
     storage = f"sqlite:///{tmp_path}/study.db"
     study = optuna.create_study(study_name="search", storage=storage, direction="maximize")
     trial = study.ask()
     callback = {
-        "_target_": "drgrade.sweeps.pruning.Pruning",
+        "_target_": "drgrade.sweeps.trials.Pruning",
         "metric": "val/qwk",
         "trial": trial.number,
         "study": "search",
@@ -262,9 +262,9 @@ def test_a_trial_that_is_over_anyway_is_not_pruned(warm_up, status, compose, tmp
     assert len(trials_of(tmp_path)[0].intermediate_values) == warm_up + 1
 
 
-def test_an_unreachable_study_is_one_clear_line_without_its_password(compose, tmp_path):
+def test_unreachable_study_is_reported_without_its_url(compose, tmp_path):
     callback = {
-        "_target_": "drgrade.sweeps.pruning.Pruning",
+        "_target_": "drgrade.sweeps.trials.Pruning",
         "metric": "val/qwk",
         "trial": 3,
         "study": "search",
@@ -275,7 +275,7 @@ def test_an_unreachable_study_is_one_clear_line_without_its_password(compose, tm
     assert "secret" not in str(caught.value)
 
 
-def test_a_space_is_what_hydra_says_it_is():
+def test_read_space():
     lines = [
         "a=range(0,5)",
         "b=range(1,2,0.25)",
@@ -284,7 +284,7 @@ def test_a_space_is_what_hydra_says_it_is():
         "e=7",
         "f=int(interval(1,4))",
     ]
-    space = read_space(OverridesParser.create().parse_overrides(lines)).distributions
+    space = read_space(OverridesParser.create().parse_overrides(lines))
     assert space == {
         "a": IntDistribution(0, 4),
         "b": FloatDistribution(1, 1.75, step=0.25),
@@ -299,7 +299,7 @@ plain = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) |
 
 
 @given(st.dictionaries(st.sampled_from(["a", "b_c", "_target_"]), plain | st.lists(plain)))
-def test_hydra_reads_the_value_that_was_written(value):
+def test_as_override_of_nested_values_round_trip(value):
     (parsed,) = OverridesParser.create().parse_overrides([f"x={as_override(value)}"])
     assert unquoted(parsed.value()) == value
 

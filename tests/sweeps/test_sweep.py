@@ -13,8 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from drgrade.runs.run_dir import write_config
 from drgrade.sweeps.cells import Cell, read_sweep
-from drgrade.sweeps.overrides import cell_command
-from drgrade.sweeps.subprocesses import stop
+from drgrade.sweeps.subprocesses import cell_command, stop
 from drgrade.sweeps.sweeper import launch_overrides
 
 NO_REPORT = "hydra.sweeper.report=false"
@@ -38,7 +37,7 @@ def sweep(command, tmp_path):
     return make
 
 
-def test_a_sweep_skips_finished_cells_and_lists_the_failed_ones(sweep, call_here, tmp_path, metrics):
+def test_sweep_skips_finished_cells_and_lists_failed_ones(sweep, call_here, tmp_path, metrics):
     assert "1 cells, 0 finished" in call_here(sweep("init=random", NO_REPORT))
     (folder,) = (tmp_path / "sweeps").iterdir()
     cell = folder / "init-random_label_fraction-1.0_fold-0_seed-0"
@@ -59,7 +58,7 @@ def test_a_sweep_skips_finished_cells_and_lists_the_failed_ones(sweep, call_here
 
 
 @pytest.mark.slow
-def test_a_cell_that_was_killed_resumes_from_its_last_checkpoint(sweep, command, call, tmp_path, metrics):
+def test_killed_cell_resumes_from_its_last_checkpoint(sweep, command, call, tmp_path, metrics):
     long = ("init=random", "scale.published_epochs=12")
     process = subprocess.Popen(
         sweep(*long), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -87,7 +86,7 @@ def default_interrupts():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def test_all_processes_are_stopped_if_one_has_just_ended():
+def test_stop_ends_all_processes_if_one_has_just_ended():
     ended, working = (
         subprocess.Popen(
             [sys.executable, "-c", f"import time; time.sleep({seconds})"],
@@ -108,7 +107,7 @@ def test_all_processes_are_stopped_if_one_has_just_ended():
 
 
 @pytest.mark.parametrize("name", ["a b", "o'brien", r"back\slash", r"both\'", "a,b=c", "ends\\"])
-def test_hydra_reads_the_folder_that_a_cell_is_given(name):
+def test_hydra_reads_the_folder_of_a_cell(name):
     parse = OverridesParser.create().parse_override
     folder = Path("/sweeps") / name
     *_, place = cell_command([], folder / "cell")
@@ -144,17 +143,17 @@ def refused(sweep, call_here):
         ("label_fraction=1,1.0", "occurs twice"),
     ],
 )
-def test_an_invalid_sweep_is_one_line(argument, words, refused):
+def test_invalid_sweep_gives_one_line(argument, words, refused):
     (line,) = [line for line in refused(argument).splitlines() if line.startswith("error: ")]
     assert words in line
 
 
-def test_a_cell_that_is_refused_before_it_begins_says_why_in_the_end(refused):
+def test_reason_of_a_refused_cell_is_in_the_table(refused):
     said = refused("seed=-1")
     assert re.search(r"failed +seed=-1 is not allowed: whole number ≥ 0\n  its output: .*output\.log", said)
 
 
-def test_a_finished_cell_of_another_run_is_refused(compose, refused, tmp_path):
+def test_finished_cell_of_another_run_is_refused(compose, refused, tmp_path):
     name = "init-random_label_fraction-1.0_fold-0_seed-0"
     cfg = compose("+experiment=rotation_table", "init=random", "sweep=mine", run=f"mine/{name}")
     (tmp_path / "mine" / name).mkdir(parents=True)
