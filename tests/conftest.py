@@ -1,5 +1,6 @@
 """What tests of several parts share: a small drawn data set, prepared once, and tiny runs on it."""
 
+import gc
 import hashlib
 import os
 import sys
@@ -22,6 +23,12 @@ from drgrade.settings import TrainSettings
 from drgrade.training.run import train
 
 IMAGE_SIZE = 32
+
+
+def pytest_collection_finish() -> None:
+    """Exempt what is imported from garbage collection, which would visit millions of objects again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 class Relabelled(Source):

@@ -277,7 +277,7 @@ def test_unknown_role_is_refused():
 # All rules together
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     manifests_of_all_kinds,
     st.sampled_from([0, 1, "published"]),

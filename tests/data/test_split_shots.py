@@ -15,7 +15,7 @@ from drgrade.data.splits.spec import SplitSpec
 from drgrade.data.splits.split import make_split, split_hash
 from drgrade.errors import ConfigError
 
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=25, deadline=None)
 grades = st.sampled_from([0, 0, 0, 1, 2, 2, 3, 4])
 groups = st.lists(st.lists(grades, min_size=1, max_size=3), min_size=1, max_size=40)
 seeds = st.integers(0, 2**32)

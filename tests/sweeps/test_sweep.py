@@ -38,7 +38,7 @@ def sweep(command, tmp_path):
 
 
 def test_sweep_skips_finished_cells_and_lists_failed_ones(sweep, call_here, tmp_path, metrics):
-    assert "1 cells, 0 finished" in call_here(sweep("init=random", NO_REPORT))
+    assert "1 cells, 0 finished" in call_here(sweep("init=random", "hydra/launcher=basic", NO_REPORT))
     (folder,) = (tmp_path / "sweeps").iterdir()
     cell = folder / "init-random_label_fraction-1.0_fold-0_seed-0"
     before = (cell / "metrics.json").stat().st_mtime_ns
