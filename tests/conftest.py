@@ -26,7 +26,7 @@ IMAGE_SIZE = 32
 
 
 def pytest_collection_finish() -> None:
-    """Exempt what is imported from garbage collection, which would visit millions of objects again and again."""
+    """Exempt imported objects from garbage collection, which would visit millions of them repeatedly."""
     gc.collect()
     gc.freeze()
 
