@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import hydra
+import hypothesis
 import pandas as pd
 import pytest
 from filelock import FileLock
@@ -23,6 +24,11 @@ from drgrade.settings import TrainSettings
 from drgrade.training.run import train
 
 IMAGE_SIZE = 32
+
+
+# Fewer examples than by default; other tests of the run slow an example down, so it has no deadline.
+hypothesis.settings.register_profile("tests", max_examples=50, deadline=None)
+hypothesis.settings.load_profile("tests")
 
 
 def pytest_collection_finish() -> None:

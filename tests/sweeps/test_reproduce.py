@@ -73,7 +73,7 @@ def test_estimate_leaves_no_files(reproduce_here, tmp_path):
 
 
 def test_short_run_finds_errors_of_all_cells(reproduce_here, tmp_path):
-    _, err = reproduce_here("optimizer.lr=-1", status=1)
+    _, err = reproduce_here("label_fraction=1.0", "optimizer.lr=-1", status=1)
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert "learning rate" in line
     assert list(tmp_path.iterdir()) == []
