@@ -1,6 +1,5 @@
 """What tests of several parts share: a small drawn data set, prepared once, and tiny runs on it."""
 
-import gc
 import hashlib
 import os
 import sys
@@ -25,16 +24,9 @@ from drgrade.training.run import train
 
 IMAGE_SIZE = 32
 
-
 # Fewer examples than by default; other tests of the run slow an example down, so it has no deadline.
 hypothesis.settings.register_profile("tests", max_examples=50, deadline=None)
 hypothesis.settings.load_profile("tests")
-
-
-def pytest_collection_finish() -> None:
-    """Exempt imported objects from garbage collection, which would visit millions of them repeatedly."""
-    gc.collect()
-    gc.freeze()
 
 
 class Relabelled(Source):
