@@ -1,4 +1,4 @@
-"""What tests of several parts share: a small drawn data set, prepared once, and tiny runs on it."""
+"""Shared fixtures: a small drawn data set, prepared once, and tiny runs on it."""
 
 import hashlib
 import os

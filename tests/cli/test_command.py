@@ -1,4 +1,4 @@
-"""What all commands share: arguments for Hydra, help, and settings that are checked."""
+"""Command line: arguments for Hydra, help, and checked settings."""
 
 import runpy
 import subprocess

@@ -13,7 +13,7 @@ from drgrade.settings import TrainSettings
 
 @pytest.fixture
 def run(monkeypatch, capfd, overrides, tmp_path):
-    """Run the command in this process; gives status and stderr."""
+    """Run the command in this process; return status and stderr."""
 
     def call(*arguments, tiny=True):
         monkeypatch.setattr(sys, "argv", ["train.py", *(overrides if tiny else []), *arguments])

@@ -33,7 +33,7 @@ def folder_of(demo, root):
 
 @pytest.fixture
 def other(tmp_path):
-    """Twelve photographs of a clinic elsewhere, drawn with another seed, as a folder with a CSV."""
+    """Twelve photographs of another data set, as a folder with a CSV file."""
     return folder_of(Demo(tmp_path / "drawn", count=12, size=64, seed=7, workers=1), tmp_path / "elsewhere")
 
 
@@ -163,7 +163,7 @@ def test_split_remarks_are_logged_and_recorded(shared, tmp_path, caplog):
 
 
 def test_pretraining_is_not_resumed_with_another_split(compose, tmp_path):
-    """It would learn from photographs that its list of those it has seen does not name."""
+    """Otherwise ``seen.txt`` would miss photographs that it learns from."""
     train(compose("+experiment=rotation_pretrain", "pretrain_on=train", "trainer.max_epochs=1"))
     split = pd.read_csv(tmp_path / "run" / "split.csv")
     other = split.assign(subset=["test" if i % 3 else "train" for i in range(len(split))])

@@ -11,7 +11,7 @@ from drgrade.training.run import train
 
 SETTINGS = ("+experiment=rotation_pretrain", "pretext.max_steps=13", "pretext.epochs=-1")
 BATCH = 8
-"""Of the tiny runs."""
+"""Batch size of the tiny runs."""
 
 
 class StopAfter(Callback):

@@ -31,7 +31,7 @@ SETTINGS = (
 
 
 class Witness(Callback):
-    """Keeps the weights after every step and what every validation has come to; may cut the power."""
+    """Store the weights after every step and the results of every validation; may stop the run."""
 
     def __init__(self, stop=None):
         self.weights, self.validated, self.stop = [], [], stop
@@ -49,7 +49,7 @@ class Witness(Callback):
 
 @pytest.fixture
 def watched(monkeypatch):
-    """``watched(cfg, stop)``: train with a witness."""
+    """``watched(cfg, stop)``: train with this callback."""
 
     def run(cfg, stop=None):
         witness, original = Witness(stop), run_module.make_trainer

@@ -20,7 +20,7 @@ PRETRAINING = ("+experiment=rotation_pretrain", "pretext.val_fraction=0.3")
 
 @pytest.fixture
 def watched(compose, tmp_path):
-    """Metrics of a pre-training, and features and grades of its photographs, encoded by hand."""
+    """Metrics of a pre-training, and features and grades of its photographs, encoded directly."""
 
     def run(*more):
         cfg = compose(*PRETRAINING, *more)

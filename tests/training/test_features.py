@@ -36,7 +36,7 @@ def tiny(compose):
 
 @pytest.fixture
 def passes(monkeypatch):
-    """Data sets that were encoded."""
+    """Names of the data sets that were encoded."""
     found, encode = [], features_module.encode
 
     def counted(cfg, store, encoder, array):
@@ -123,7 +123,7 @@ def test_unlabelled_stores_are_not_encoded(tiny, passes, tmp_path):
 
 
 class Broken(Encoder):
-    """Gives what is not a number, or breaks off."""
+    """An encoder that returns NaN, or raises an error."""
 
     num_features = 4
 

@@ -90,7 +90,7 @@ def test_validation_uses_unfitted_thresholds(compose, tmp_path):
 
 
 class OtherTestGrades(Photographs):
-    """The same photographs and split; those that are tested on have other grades."""
+    """The same photographs and split, with other grades of the test photographs."""
 
     @property
     def split(self):

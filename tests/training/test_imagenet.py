@@ -35,7 +35,7 @@ def files(tmp_path):
 
 @pytest.fixture
 def offline(monkeypatch):
-    """No network, and no waiting for it."""
+    """Make every download fail at once."""
     real = timm.create_model
 
     def create(name, pretrained=False, **options):

@@ -16,7 +16,7 @@ mlflow = pytest.importorskip("mlflow")
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory):
-    """An empty data base; making its tables takes seconds."""
+    """An empty database; creating its tables takes seconds."""
     from mlflow.tracking import MlflowClient
 
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
@@ -26,7 +26,7 @@ def database(tmp_path_factory):
 
 @pytest.fixture
 def runs(database, tmp_path, monkeypatch):
-    """``runs()``: the client, and all runs of the default data base, the oldest first."""
+    """``runs()``: the client, and all runs of the default database, the oldest first."""
     from mlflow.tracking import MlflowClient
 
     path = tmp_path / "mlflow" / "mlflow.db"

@@ -252,7 +252,7 @@ def test_resume_auto_repeats_only_unfinished_probes(run, monkeypatch):
 
 
 class Shown(Logger):
-    """A logger that notes what it is given."""
+    """A logger that stores what it receives."""
 
     seen: list[object] = []  # noqa: RUF012 - the config makes the logger, the test reads it here
 

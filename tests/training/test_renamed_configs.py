@@ -59,7 +59,7 @@ def compose(shared, tmp_path):
 
 @pytest.fixture
 def photographs(make_photographs):
-    """Those of the old run; drawings differ by single pixels between some processors."""
+    """Photographs of the old run; drawings differ by single pixels between some processors."""
     drawn = make_photographs(val_fraction=0.25)
     if drawn.sha256 != json.loads((BEFORE / "grading" / "metrics.json").read_text())["data_hash"]:
         pytest.skip("the demo photographs are drawn differently on this processor")

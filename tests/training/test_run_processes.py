@@ -26,7 +26,7 @@ NAMES = ("TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID
 
 @pytest.fixture
 def environment(monkeypatch):
-    """``environment(A="b")``: nothing of torchrun or SLURM but this."""
+    """``environment(A="b")``: set these variables, and unset all others of torchrun and SLURM."""
 
     def change(**values):
         for name in NAMES:
