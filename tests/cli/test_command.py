@@ -82,13 +82,13 @@ def test_written_values_are_read_unchanged(text):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_has_purpose_usage_examples_and_defaults(name):
-    shown = help_text(COMMANDS[name])
-    purpose, rest = shown.split("\n\nusage: ", 1) if "\n\nusage: " in shown else ("", shown)
+    text = help_text(COMMANDS[name])
+    purpose, rest = text.split("\n\nusage: ", 1) if "\n\nusage: " in text else ("", text)
     assert purpose
     examples = rest.split("examples:\n")[1].split("\n\n")[0]
     assert len([line for line in examples.splitlines() if "drgrade" in line or "train.py" in line]) >= 2
     assert "settings, with their defaults:" in rest
-    assert max(map(len, shown.splitlines())) <= 130
+    assert max(map(len, text.splitlines())) <= 130
 
 
 def test_help_needs_no_torch_and_lists_the_settings_of_a_chosen_group():
@@ -96,13 +96,13 @@ def test_help_needs_no_torch_and_lists_the_settings_of_a_chosen_group():
         "import sys, drgrade.cli.train as t; sys.argv = ['train', 'data=folder', '--help']; t.main();"
         "assert 'torch' not in sys.modules"
     )
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "data.patient_column=null" in shown
-    assert "data.batch_size=${scale.batch_size}" in shown
+    text = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "data.patient_column=null" in text
+    assert "data.batch_size=${scale.batch_size}" in text
 
 
 @pytest.mark.parametrize(
-    ("override", "says"),
+    ("override", "message"),
     [
         ("seed=x", "seed=x is not allowed: whole number ≥ 0"),
         ("seed=true", "seed=true is not allowed"),
@@ -118,10 +118,10 @@ def test_help_needs_no_torch_and_lists_the_settings_of_a_chosen_group():
         ("split.disagreeing=keep", "split.disagreeing=keep is not allowed; did you mean keep_one?"),
     ],
 )
-def test_invalid_value_error_lists_what_is_allowed(override, says):
+def test_invalid_value_error_lists_what_is_allowed(override, message):
     with pytest.raises(ConfigError) as error:
         TrainSettings.read(compose("train", override))
-    assert str(error.value).startswith(says)
+    assert str(error.value).startswith(message)
 
 
 @pytest.mark.parametrize("name", ["train", "prepare", "audit", "reproduce"])

@@ -1,4 +1,4 @@
-"""Wrong input on the command line: one line that says what to do, and a status that is not zero."""
+"""Wrong input on the command line: a one-line message and a non-zero exit status."""
 
 import subprocess
 import sys

@@ -51,16 +51,18 @@ def test_spread_and_rank_are_those_of_whole_held_out_photographs(watched):
 def test_neighbours_are_training_photographs_only(watched, pretrain_on):
     metrics, features, table = watched("callbacks.features.knn=3", f"pretrain_on={pretrain_on}")
     side = table["training_side"] & table["grade"].notna()
-    bank, asked = ((side & (table["subset"] == subset)).to_numpy() for subset in ("train", "val"))
+    bank, held_out = ((side & (table["subset"] == subset)).to_numpy() for subset in ("train", "val"))
     grades = table["grade"].to_numpy(dtype=float)
     reference = KNeighborsClassifier(
         3, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.07)
     )
     reference.fit(features[bank].numpy(), grades[bank].astype(int))
-    predicted = reference.predict(features[asked].numpy())
-    expected = cohen_kappa_score(predicted, grades[asked].astype(int), weights="quadratic", labels=range(5))
+    predicted = reference.predict(features[held_out].numpy())
+    expected = cohen_kappa_score(
+        predicted, grades[held_out].astype(int), weights="quadratic", labels=range(5)
+    )
     assert metrics["val/knn_qwk"] == pytest.approx(expected, abs=1e-4)
-    assert metrics["val/knn_accuracy"] == pytest.approx((predicted == grades[asked]).mean(), abs=1e-4)
+    assert metrics["val/knn_accuracy"] == pytest.approx((predicted == grades[held_out]).mean(), abs=1e-4)
 
 
 def test_monitor_does_not_change_the_weights(compose, tmp_path):

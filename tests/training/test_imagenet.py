@@ -74,18 +74,20 @@ def test_msssl_loads_a_weights_file_per_branch(compose, files, offline):
 def test_failed_download_error_names_file_and_override(compose, offline):
     with pytest.raises(EncoderError) as caught:
         make_encoder(compose("encoder=densenet121", "init=imagenet"))
-    said = explain(caught.value)
-    assert "weights of densenet121 could not be downloaded (cannot reach the hub)" in said
-    assert "encoder.weights=FILE (model.safetensors of timm/densenet121.ra_in1k, https://" in said
-    assert "beside init=imagenet" in said
+    message = explain(caught.value)
+    assert "weights of densenet121 could not be downloaded (cannot reach the hub)" in message
+    assert "encoder.weights=FILE (model.safetensors of timm/densenet121.ra_in1k, https://" in message
+    assert "beside init=imagenet" in message
 
 
 def test_failed_msssl_download_error_names_both_branches(compose, files, offline):
     with pytest.raises(EncoderError) as caught:
         make_encoder(compose("encoder=msssl", "scale=paper", "init=imagenet", "scale.cnn.name=resnet50"))
-    said = explain(caught.value)
-    assert "+encoder.cnn_options.weights=FILE (model.safetensors of timm/resnet50.a1_in1k" in said
-    assert "+encoder.vit_options.weights=FILE (model.safetensors of timm/vit_small_patch16_224.augreg" in said
+    message = explain(caught.value)
+    assert "+encoder.cnn_options.weights=FILE (model.safetensors of timm/resnet50.a1_in1k" in message
+    assert (
+        "+encoder.vit_options.weights=FILE (model.safetensors of timm/vit_small_patch16_224.augreg" in message
+    )
     given = f"+encoder.cnn_options.weights={files / 'test_resnet.safetensors'}"
     with pytest.raises(EncoderError) as caught:
         make_encoder(compose("encoder=msssl", "init=imagenet", given))

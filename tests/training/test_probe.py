@@ -88,9 +88,9 @@ def test_checkpoint_holds_the_initial_encoder(run, compose):
     _, folder = run("linear", "seed=4")
     state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     seed_everything(4)
-    begun = make_encoder(compose(*TINY_ENCODER, "seed=4")).state_dict()
-    assert any("running_mean" in name for name in begun)
-    assert all(torch.equal(state[f"encoder.{name}"], tensor) for name, tensor in begun.items())
+    expected = make_encoder(compose(*TINY_ENCODER, "seed=4")).state_dict()
+    assert any("running_mean" in name for name in expected)
+    assert all(torch.equal(state[f"encoder.{name}"], tensor) for name, tensor in expected.items())
 
 
 def test_photographs_are_encoded_once_for_all_protocols(run, monkeypatch):
@@ -251,41 +251,47 @@ def test_resume_auto_repeats_only_unfinished_probes(run, monkeypatch):
         run("linear", "resume=auto", name="same")
 
 
-class Shown(Logger):
+class RecordingLogger(Logger):
     """A logger that stores what it receives."""
 
-    seen: list[object] = []  # noqa: RUF012 - the config makes the logger, the test reads it here
+    events: list[object] = []  # noqa: RUF012 - the config makes the logger, the test reads it here
 
-    name, version = "shown", 0
+    name, version = "recording", 0
 
     def log_hyperparams(self, params, *args, **kwargs):
-        self.seen.append("settings")
+        self.events.append("settings")
 
     def log_metrics(self, metrics, step=None):
-        self.seen.append(sorted(name for name in metrics if name.endswith("/qwk")))
+        self.events.append(sorted(name for name in metrics if name.endswith("/qwk")))
 
     def log_evaluation(self, evaluation):
         assert isinstance(evaluation, Evaluation)
-        self.seen.append(evaluation.name)
+        self.events.append(evaluation.name)
 
     def finish_run(self, ending, record):
-        self.seen.append((ending, record["status"]))
+        self.events.append((ending, record["status"]))
 
 
 def test_probe_logs_settings_metrics_evaluations_and_outcome(run):
-    Shown.seen.clear()
-    run("knn", "logger=none", f"logger._target_={Shown.__module__}.Shown")
-    assert Shown.seen == ["settings", "val", "test", ["test/qwk", "val/qwk"], ("finished", "finished")]
+    RecordingLogger.events.clear()
+    run("knn", "logger=none", f"logger._target_={RecordingLogger.__module__}.RecordingLogger")
+    assert RecordingLogger.events == [
+        "settings",
+        "val",
+        "test",
+        ["test/qwk", "val/qwk"],
+        ("finished", "finished"),
+    ]
 
 
 @pytest.mark.parametrize(
-    ("protocol", "idle"),
+    ("protocol", "unused"),
     [("linear", "head.hidden, head.dropout"), ("knn", "head"), ("majority", "head, encoder")],
 )
-def test_probe_logs_unused_settings(protocol, idle, run, caplog):
+def test_probe_logs_unused_settings(protocol, unused, run, caplog):
     with caplog.at_level(logging.INFO):
         run(protocol)
-    assert f"not used: optimizer, schedule, augment, {idle}\n" in caplog.text
+    assert f"not used: optimizer, schedule, augment, {unused}\n" in caplog.text
 
 
 def test_csv_logger_writes_probe_metrics(run):
@@ -295,7 +301,7 @@ def test_csv_logger_writes_probe_metrics(run):
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         (["protocol.frozen_epochs=3"], "frozen_epochs=3"),
         (["protocol.epochs=20"], "epochs=20"),
@@ -312,8 +318,8 @@ def test_csv_logger_writes_probe_metrics(run):
         (["protocol=majority", "init=imagenet"], "init=imagenet"),
     ],
 )
-def test_settings_without_effect_on_a_probe_are_refused(settings, said, run):
-    with pytest.raises(ConfigError, match=said):
+def test_settings_without_effect_on_a_probe_are_refused(settings, message, run):
+    with pytest.raises(ConfigError, match=message):
         run("knn", *settings)
 
 

@@ -37,48 +37,48 @@ def evaluation(seed=0, size=500, grades=5):
 
 
 def test_thinned_curves_keep_ends_and_area():
-    shown, _ = evaluation()
-    truth, scores = shown.predictions.grades.numpy(), shown.predictions.probabilities.numpy()
-    assert [curve.grade for curve in shown.roc] == list(range(5))
-    for curve in shown.roc:
+    result, _ = evaluation()
+    truth, scores = result.predictions.grades.numpy(), result.predictions.probabilities.numpy()
+    assert [curve.grade for curve in result.roc] == list(range(5))
+    for curve in result.roc:
         assert len(curve.x) <= 200
         assert (curve.x[0], curve.y[0], curve.x[-1], curve.y[-1]) == (0, 0, 1, 1)
         area = reference.roc_auc_score(truth == curve.grade, scores[:, curve.grade])
         assert reference.auc(curve.x, curve.y) == pytest.approx(area, abs=0.01)
-    for curve in shown.precision_recall:
+    for curve in result.precision_recall:
         want = reference.average_precision_score(truth == curve.grade, scores[:, curve.grade])
         assert reference.auc(curve.x, curve.y) == pytest.approx(want, abs=0.02)
 
 
 def test_missing_grade_has_no_curve():
-    shown, _ = evaluation(grades=3)
-    assert [curve.grade for curve in shown.roc] == [0, 1, 2]
+    result, _ = evaluation(grades=3)
+    assert [curve.grade for curve in result.roc] == [0, 1, 2]
 
 
 def test_worst_mistakes_come_first_with_their_images():
-    shown, images = evaluation()
-    found = shown.predictions
+    result, images = evaluation()
+    predictions = result.predictions
     rows = sorted(
-        range(len(found.grades)),
+        range(len(predictions.grades)),
         key=lambda k: (
-            -abs(int(found.predicted[k]) - int(found.grades[k])),
-            float(found.probabilities[k, found.grades[k]]),
+            -abs(int(predictions.predicted[k]) - int(predictions.grades[k])),
+            float(predictions.probabilities[k, predictions.grades[k]]),
         ),
     )
-    worst = shown.worst(20)
-    assert [each.image_id for each in worst] == [f"photo{int(found.index[k])}" for k in rows[:20]]
+    worst = result.worst(20)
+    assert [each.image_id for each in worst] == [f"photo{int(predictions.index[k])}" for k in rows[:20]]
     for each, k in zip(worst, rows, strict=False):
-        np.testing.assert_array_equal(each.image, images[int(found.index[k])])
-    assert all(each.grade != each.predicted for each in shown.worst(10_000))
+        np.testing.assert_array_equal(each.image, images[int(predictions.index[k])])
+    assert all(each.grade != each.predicted for each in result.worst(10_000))
 
 
 def test_figures_are_drawn_without_pyplot():
-    shown, _ = evaluation(size=40)
-    drawn = draw_evaluation(shown, worst=5)
+    result, _ = evaluation(size=40)
+    drawn = draw_evaluation(result, worst=5)
     assert set(drawn) == {"confusion", "roc", "precision_recall", "worst"}
     assert len(drawn["worst"].axes) == 5
     counts = [int(text.get_text()) for text in drawn["confusion"].axes[0].texts]
-    assert counts == shown.confusion.ravel().tolist()
+    assert counts == result.confusion.ravel().tolist()
 
 
 def test_tags_are_at_most_64_characters_long():

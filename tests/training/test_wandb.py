@@ -84,14 +84,14 @@ def test_wandb_logs_the_worst_photographs_on_request(compose, tmp_path):
     train(compose("logger=wandb", "logger.worst_photographs=3"))
 
     (run,) = offline_runs(tmp_path / "run")
-    shown = json.loads(run.artifacts["test/worst.table.json"].read_text())
+    logged = json.loads(run.artifacts["test/worst.table.json"].read_text())
     table = pd.read_csv(tmp_path / "run" / "predictions.csv")
     table["distance"] = (table["predicted"] - table["grade"]).abs()
     table["probability"] = [row[f"p{int(row['grade'])}"] for _, row in table.iterrows()]
     want = table[table["distance"] > 0].sort_values(["distance", "probability"], ascending=[False, True])
-    column = shown["columns"].index("image_id")
-    assert [row[column] for row in shown["data"]] == want["image_id"].tolist()[:3]
-    photographs = [row[shown["columns"].index("photograph")] for row in shown["data"]]
+    column = logged["columns"].index("image_id")
+    assert [row[column] for row in logged["data"]] == want["image_id"].tolist()[:3]
+    photographs = [row[logged["columns"].index("photograph")] for row in logged["data"]]
     assert {Image.open(run.artifacts[each["path"]]).size for each in photographs} == {(32, 32)}
     assert all(path.is_relative_to(tmp_path / "run") for path in run.artifacts.values())
 
