@@ -3,7 +3,7 @@
 Positives are copies of whole photographs (re-encoded, resized, mirrored, ...) that are written to a file,
 read and prepared like any photograph. Negatives are all pairs of different photographs and of their copies,
 the two eyes of a patient, and two exposures of one eye that differ in pose, light and noise. The thresholds
-of drgrade.data.duplicates.verification were chosen on one half of the photographs, by the hash of their ids
+of drgrade.data.duplicates were chosen on one half of the photographs, by the hash of their ids
 (``--half choose`` prints the distributions); the figures are those of the other half (``--half state``).
 
 Two exposures are made in two ways. For the demo's eyes, a scene larger than the field is painted once and
@@ -35,10 +35,9 @@ from scipy.stats import binomtest
 
 from drgrade.data.crops import CropMaker
 from drgrade.data.disc_detection import find_disc
-from drgrade.data.duplicates.features import TURNS, coarse_detail, descriptor, turn_picture, turned
-from drgrade.data.duplicates.search import candidates, find_duplicates
-from drgrade.data.duplicates.thumbnail import THUMBNAIL_SIZE
-from drgrade.data.duplicates.verification import Portrait, compare
+from drgrade.data.duplicate_features import TURNS, coarse_detail, descriptor, orient, orient_descriptors
+from drgrade.data.duplicates import Portrait, candidates, compare, find_duplicates
+from drgrade.data.geometry import THUMBNAIL_SIZE
 from drgrade.data.image_reader import MAX_PIXELS, read_photograph
 from drgrade.data.sources.base import Source
 from drgrade.data.sources.demo import Demo
@@ -381,9 +380,11 @@ def margins(name: str, samples: list[Sample]) -> None:
     rows = []
     for first, *others in by_photograph.values():
         for other in others:
-            scores = [float(spectra[first] @ turned(spectra[other], turn)) for turn in range(TURNS)]
+            scores = [
+                float(spectra[first] @ orient_descriptors(spectra[other], turn)) for turn in range(TURNS)
+            ]
             turn = int(np.argmax(scores))
-            second = Portrait.of(turn_picture(samples[other].thumbnail, turn))
+            second = Portrait.of(orient(samples[other].thumbnail, turn))
             match = compare(Portrait.of(samples[first].thumbnail), second)
             if match is not None:
                 rows.append({"kind": samples[other].kind, "score": max(scores)} | vars(match))

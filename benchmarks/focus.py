@@ -18,8 +18,7 @@ import pandas as pd
 from common import blur, make_parser
 
 from drgrade.data.disc_detection import find_disc
-from drgrade.data.duplicates.thumbnail import make_thumbnail
-from drgrade.data.geometry import crop_disc
+from drgrade.data.geometry import crop_disc, make_thumbnail
 from drgrade.data.image_reader import read_photograph
 from drgrade.data.quality import measure
 from drgrade.data.sources.base import Source

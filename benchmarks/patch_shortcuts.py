@@ -20,9 +20,8 @@ from rotation_shortcuts import Images, View, views_of, whole_crop
 from torch import Tensor, nn
 from torch.nn import functional
 
-from drgrade.data.normalisation import normalise
 from drgrade.data.store import prepare
-from drgrade.data.transforms import SquareView
+from drgrade.data.transforms import SquareView, normalise
 from drgrade.models.encoder import Encoder
 from drgrade.pretext.base import Pretext
 from drgrade.pretext.cpc import CPC

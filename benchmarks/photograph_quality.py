@@ -30,7 +30,7 @@ from sklearn.linear_model import LogisticRegression
 
 from drgrade.data.crops import ExtractedDisc
 from drgrade.data.disc_detection import find_disc
-from drgrade.data.fundus_check import Appearance, FundusRule, Verdict, blank, judge, measure_appearance
+from drgrade.data.fundus_check import Appearance, FundusRule, Verdict, judge, measure_appearance
 from drgrade.data.geometry import NoFundus, crop_disc
 from drgrade.data.image_reader import IMAGE_EXTENSIONS, DecodedImage, UnreadablePhotograph, read_photograph
 from drgrade.data.sources.base import Source
@@ -361,7 +361,7 @@ def verdict_on(pixels: Pixels) -> Verdict:
     try:
         disc = find_disc(pixels)
     except NoFundus as error:
-        return blank(str(error))
+        return Verdict("blank", str(error), abstains=True)
     photo = DecodedImage(pixels, (), (pixels.shape[1], pixels.shape[0]))
     return judge(ExtractedDisc(photo, disc, crop_disc(pixels, disc, GRADED)))
 

@@ -10,10 +10,10 @@ import pandas as pd
 
 from drgrade.auditing.findings import FINDINGS, Finding
 from drgrade.data.photographs import Collection
-from drgrade.data.problems import PROBLEM_COLUMNS
 from drgrade.data.quality import Quality, measure
 from drgrade.data.sources.base import Source
 from drgrade.data.store import Store
+from drgrade.data.store_builder import PROBLEM_COLUMNS
 from drgrade.progress import track
 from drgrade.settings import AuditThresholds
 

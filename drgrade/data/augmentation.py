@@ -23,15 +23,7 @@ class Augmentation(Protocol):
     """Map a photograph to one of the same shape."""
 
     def __call__(self, image: Image, seed: int) -> Image:
-        """Augment.
-
-        Args:
-            image: (H, W, 3) uint8, RGB.
-            seed: Seed of all random choices.
-
-        Returns:
-            (H, W, 3) uint8, RGB.
-        """
+        """Augment an image, (H, W, 3) uint8, RGB; the seed determines all random choices."""
 
 
 class FundusAugmentation:
@@ -66,10 +58,9 @@ class FundusAugmentation:
         Raises:
             ConfigError: If a value is out of range.
         """
-        _check(zoom, rotate=rotate, brightness=brightness, contrast=contrast, saturation=saturation, hue=hue)
-        transforms = _geometric(zoom, rotate, horizontal_flip, vertical_flip) + _colour(
-            brightness, contrast, saturation, hue
-        )
+        colours = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
+        _check(zoom, rotate=rotate, **colours)
+        transforms = _geometric(zoom, rotate, horizontal_flip, vertical_flip) + _colour(**colours)
         self._pipeline = _albumentations().Compose(transforms) if transforms else None
 
     def __call__(self, image: Image, seed: int) -> Image:

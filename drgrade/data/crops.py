@@ -22,10 +22,15 @@ import numpy as np
 import numpy.typing as npt
 
 from drgrade.data.disc_detection import find_disc
-from drgrade.data.duplicates.thumbnail import THUMBNAIL_SIZE, make_thumbnail
-from drgrade.data.geometry import Disc, NoFundus, crop_disc
+from drgrade.data.geometry import THUMBNAIL_SIZE, Disc, NoFundus, crop_disc, make_thumbnail
 from drgrade.data.illumination import illuminate
-from drgrade.data.image_reader import DecodedImage, UnreadablePhotograph, hash_file, read_photograph
+from drgrade.data.image_reader import (
+    MAX_PIXELS,
+    DecodedImage,
+    UnreadablePhotograph,
+    hash_file,
+    read_photograph,
+)
 from drgrade.errors import DataError
 
 Made = TypeVar("Made")
@@ -34,9 +39,7 @@ IN_PROCESS_LIMIT = 24
 """Up to this number, photographs are prepared faster than worker processes start."""
 
 _GRID = 64
-
-_OVERSAMPLING = 1.5
-"""Photographs are decoded at no less than this multiple of the size of the crop; averaging does the rest."""
+_OVERSAMPLING = 1.5  # photographs are decoded at no less than this multiple of the size of the crop
 
 
 class Facts(NamedTuple):
@@ -75,9 +78,10 @@ class Crop:
 
     Attributes:
         sha256: SHA-256 of the file; "" if it could not be read.
-        pixels: RGB, uint8 (S, S, 3); None if the photograph cannot be used or its content is known.
-        thumbnail: Grey, uint8 (T, T), for the search for duplicates; None likewise.
-        facts: Measurements; None likewise.
+        pixels: RGB, uint8 (S, S, 3). This and the next two are None if the photograph cannot be used, or its
+            content is known.
+        thumbnail: Grey, uint8 (T, T), for the search for duplicates.
+        facts: Measurements.
         conversions: Changes made to the decoded image.
         failure: Why the photograph cannot be used; "" if it can.
     """
@@ -91,7 +95,7 @@ class Crop:
 
     @property
     def is_known(self) -> bool:
-        """Whether the content was in :attr:`CropMaker.known`, so that nothing was decoded."""
+        """True if the content was known, so that nothing was decoded."""
         return self.pixels is None and not self.failure
 
 
@@ -117,20 +121,23 @@ class CropMaker:
         image_size: Side of the crops in pixels.
         max_pixels: Photographs with more pixels are refused.
         illumination: Illumination normalisation, a name of :mod:`drgrade.data.illumination`.
-        known: SHA-256 of contents that need not be decoded again.
     """
 
     image_size: int
-    max_pixels: int
+    max_pixels: int = MAX_PIXELS
     illumination: str = "none"
-    known: frozenset[str] = frozenset()
 
-    def __call__(self, path: Path) -> Crop:
-        """Read a photograph, find its disc and crop it."""
+    def __call__(self, path: Path, known: frozenset[str] = frozenset()) -> Crop:
+        """Read a photograph, find its disc and crop it.
+
+        Args:
+            path: File of the photograph.
+            known: SHA-256 of contents that need not be decoded again.
+        """
         sha256 = ""
         try:
             sha256 = hash_file(path)
-            return Crop(sha256) if sha256 in self.known else self.crop(path, sha256, self.extract(path))
+            return Crop(sha256) if sha256 in known else self.crop(path, sha256, self.extract(path))
         except (UnreadablePhotograph, NoFundus) as error:
             return Crop(sha256, failure=str(error))
 
@@ -153,26 +160,18 @@ class CropMaker:
         return ExtractedDisc(photo, disc, crop_disc(photo.pixels, disc, self.image_size))
 
     def crop(self, path: Path, sha256: str, extracted: ExtractedDisc) -> Crop:
-        """Return the crop of an extracted disc, with normalised illumination.
-
-        Args:
-            path: File of the photograph.
-            sha256: SHA-256 of the file.
-            extracted: Result of :meth:`extract`.
-        """
+        """Complete the result of :meth:`extract`: normalise the illumination and measure the photograph."""
         photo, disc, plain = extracted
-        squashed = () if disc.stretch == 1 else (_squash_note(disc),)
+        conversions = photo.conversions
+        if disc.stretch != 1:
+            conversions += (f"squashed by earlier processing ({disc.stretch:.2f} : 1), undone",)
         return Crop(
             sha256,
             illuminate(self.illumination, plain, disc),
             make_thumbnail(photo.pixels, disc),
             _facts(photo, disc, path.stat().st_size, sha256),
-            (*photo.conversions, *squashed),
+            conversions,
         )
-
-
-def _squash_note(disc: Disc) -> str:
-    return f"squashed by earlier processing ({disc.stretch:.2f} : 1), undone"
 
 
 def _facts(photo: DecodedImage, disc: Disc, file_size: int, sha256: str) -> Facts:
@@ -193,7 +192,7 @@ def _facts(photo: DecodedImage, disc: Disc, file_size: int, sha256: str) -> Fact
 
 
 def _border(disc: Disc, height: int, width: int) -> float:
-    """Estimate the share of a photograph outside the recorded part of its disc from a grid of points."""
+    """Estimate the share of a photograph outside its recorded disc from a grid of points."""
     y, x = (np.arange(_GRID) + 0.5)[:, None] * height / _GRID, (np.arange(_GRID) + 0.5) * width / _GRID
     inside = np.hypot((x - disc.x) / disc.stretch, y - disc.y) <= disc.radius
     inside &= (x >= disc.left) & (x <= disc.right) & (y >= disc.top) & (y <= disc.bottom)
@@ -206,7 +205,8 @@ def make_crops(maker: Callable[[Path], Made], paths: Iterable[Path], workers: in
     Args:
         maker: The function, for example a :class:`CropMaker`; must be picklable.
         paths: Files of the photographs, consumed a few ahead.
-        workers: Number of processes; None for one per CPU. With 1, or few photographs, this process does it.
+        workers: Number of processes; None for one per CPU. This process works alone if it is 1 or there are
+            few photographs.
 
     Raises:
         DataError: If a worker process was killed.
@@ -218,7 +218,7 @@ def make_crops(maker: Callable[[Path], Made], paths: Iterable[Path], workers: in
         return
     try:
         with ProcessPoolExecutor(workers, _start_method(), _start_worker, (maker,)) as pool:
-            yield from _in_order(pool, chain(first, paths), ahead=4 * workers)
+            yield from _map_in_order(pool, chain(first, paths), ahead=4 * workers)
     except BrokenProcessPool:
         raise DataError(
             f"a worker process was killed while preparing photographs, perhaps for lack of memory: "
@@ -227,8 +227,8 @@ def make_crops(maker: Callable[[Path], Made], paths: Iterable[Path], workers: in
         ) from None
 
 
-def _in_order(pool: ProcessPoolExecutor, paths: Iterable[Path], ahead: int) -> Iterator[Any]:
-    """Map in order like ``pool.map``, with at most ``ahead`` results in memory."""
+def _map_in_order(pool: ProcessPoolExecutor, paths: Iterable[Path], ahead: int) -> Iterator[Any]:
+    """Map like ``pool.map``, with at most ``ahead`` results in memory."""
     waiting: deque[Future[Any]] = deque()
     try:
         for path in paths:
@@ -248,7 +248,7 @@ def _start_method() -> multiprocessing.context.BaseContext:
 
 
 _makers: list[Callable[[Path], Any]] = []
-"""Function of this worker process; sent once, because :attr:`CropMaker.known` may take megabytes."""
+"""Function of this worker process; sent once, because known contents may take megabytes."""
 
 
 def _start_worker(maker: Callable[[Path], Any]) -> None:
@@ -263,7 +263,7 @@ def _make(path: Path) -> Any:
 
 
 def _follow_parent() -> None:
-    """Exit with the parent: a worker whose parent was killed would wait for work indefinitely."""
+    """Exit with the parent; a worker whose parent was killed would wait for work indefinitely."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -27,24 +27,14 @@ from drgrade.data.datasets import (
     balancing_weights,
     local_batch_size,
 )
-from drgrade.data.normalisation import normalise
 from drgrade.data.photographs import Photographs
 from drgrade.data.splits.draw import proportional_order
-from drgrade.data.transforms import ViewTransform
+from drgrade.data.transforms import ViewTransform, normalise
 from drgrade.errors import ConfigError, DataError
 
 
 class _StoreDataModule(pl.LightningDataModule):
-    """Base class: preparation, loaders for several processes, normalisation.
-
-    Args:
-        photographs: Stores and split.
-        batch_size: Photographs in a batch over all processes. A learning rate therefore keeps its meaning
-            when the number of devices changes.
-        seed: Seed of order and augmentation.
-        num_workers: Loader processes per training process. "auto" is 0 on the CPU; otherwise the number of
-            available cores, at most 8.
-    """
+    """Base class: preparation, loaders for several processes, normalisation."""
 
     def __init__(
         self,
@@ -68,6 +58,10 @@ class _StoreDataModule(pl.LightningDataModule):
         if "views" in batch:
             return {**batch, "views": [normalise(view) for view in batch["views"]]}
         return {**batch, "image": normalise(batch["image"])}
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """Return a loader that yields each validation photograph once; an empty list if there are none."""
+        return self._evaluation_loader(self._datasets["val"]) if len(self._datasets["val"]) else []
 
     @property
     def _rank_and_world(self) -> tuple[int, int]:
@@ -138,11 +132,13 @@ class GradingDataModule(_StoreDataModule):
     Args:
         photographs: Stores and split.
         augment: Augmentation of training photographs; None for none.
-        batch_size: Photographs in a batch over all processes.
+        batch_size: Photographs in a batch over all processes. A learning rate therefore keeps its meaning
+            when the number of devices changes.
         seed: Seed of order and augmentation.
         steps_per_epoch: Optimiser steps in an epoch; None for one pass over the training photographs.
         balanced: Sample all grades equally often.
-        num_workers: Loader processes per training process, or "auto".
+        num_workers: Loader processes per training process. "auto" is 0 on the CPU, otherwise the number of
+            available cores, at most 8.
 
     Raises:
         ConfigError: If ``steps_per_epoch`` is less than 1.
@@ -185,11 +181,7 @@ class GradingDataModule(_StoreDataModule):
             _check_shareable(len(self._datasets[name]), self._rank_and_world[1])
 
     def grade_counts(self, subset: str) -> Tensor:
-        """Count the photographs of each grade in ``train``, ``val`` or ``test``.
-
-        Returns:
-            (5,) int64.
-        """
+        """Count the photographs of each grade in ``train``, ``val`` or ``test``: (5,) int64."""
         return torch.bincount(torch.from_numpy(self._datasets[subset].grades), minlength=5)
 
     @property
@@ -202,10 +194,6 @@ class GradingDataModule(_StoreDataModule):
         dataset = self._datasets["train"]
         weights = balancing_weights(dataset.grades.tolist()) if self.balanced else None
         return self._train_loader(dataset, self._steps, weights)
-
-    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """Return a loader that yields each validation photograph once; an empty list if there are none."""
-        return self._evaluation_loader(self._datasets["val"]) if len(self._datasets["val"]) else []
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Return a loader that yields each photograph of :attr:`tested` once."""
@@ -227,11 +215,11 @@ class PretextDataModule(_StoreDataModule):
     Args:
         photographs: Stores and split.
         views: Transform of a photograph into its views.
-        batch_size: Photographs in a batch over all processes.
+        batch_size: See :class:`GradingDataModule`, also for ``seed`` and ``num_workers``.
         seed: Seed of order and augmentation.
         pretrain_on: One of :data:`PRETRAIN_ON`.
         val_fraction: Share held out to monitor the pretext, in [0, 1).
-        num_workers: Loader processes per training process, or "auto".
+        num_workers: Loader processes per training process.
 
     Raises:
         ConfigError: If ``pretrain_on`` or ``val_fraction`` is invalid.
@@ -302,9 +290,7 @@ class PretextDataModule(_StoreDataModule):
     def photographs_hash(self) -> str:
         """Return the SHA-256 of the photographs that pre-training uses and of their subsets.
 
-        Returns:
-            64 hexadecimal digits, equal for all label fractions and, with ``pretrain_on="all"``, for all
-            folds.
+        It is equal for all label fractions and, with ``pretrain_on="all"``, for all folds.
         """
         used = self._subsets[self._subsets["subset"] != "test"]
         stores = self.photographs.store_numbers(used.index.to_numpy())
@@ -315,10 +301,6 @@ class PretextDataModule(_StoreDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the loader of the stream of training views; an epoch is one pass over the photographs."""
         return self._train_loader(self._datasets["train"], None)
-
-    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """Return a loader that yields each held-out photograph once, in its widest view."""
-        return self._evaluation_loader(self._datasets["val"]) if len(self._datasets["val"]) else []
 
     def whole_photographs(
         self, subset: Literal["train", "val"], *, graded: bool = False

@@ -58,15 +58,10 @@ class AugmentedView:
 
 @dataclass(frozen=True)
 class PretextView:
-    """Views of a pretext task, which depend on the recorded radius of each photograph.
-
-    Attributes:
-        views: Transform of the pretext.
-        clear: (N,) column ``clear`` of the manifest.
-    """
+    """Views of a pretext task, which depend on the recorded radius of each photograph."""
 
     views: ViewTransform
-    clear: npt.NDArray[np.float64]
+    clear: npt.NDArray[np.float64]  # (N,), column of the manifest
 
     def __call__(self, image: Image, row: int, seed: int | None) -> tuple[Image, ...]:
         """Return the views; see :data:`View`."""
@@ -114,13 +109,10 @@ class StoreDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: SampleIndex) -> dict[str, Any]:
         row = int(self.rows[index.photograph])
         view = self._view(self._stored_image(row), row, index.seed)
-        several = isinstance(view, tuple)
-        pixels = {"views": [_channels_first(each) for each in view]} if several else {}
-        return {
-            **(pixels or {"image": _channels_first(np.asarray(view))}),
-            "grade": int(self.grades[index.photograph]),
-            "index": row,
-        }
+        sample = {"grade": int(self.grades[index.photograph]), "index": row}
+        if isinstance(view, tuple):
+            return {"views": [_channels_first(each) for each in view], **sample}
+        return {"image": _channels_first(view), **sample}
 
     def _stored_image(self, row: int) -> Image:
         if self._images is None:
@@ -212,23 +204,12 @@ class EvaluationSampler(Sampler[SampleIndex]):
 
 
 def augmentation_seed(seed: int, position: int) -> int:
-    """Return the augmentation seed at a position of the stream, in [0, 2**63).
-
-    Args:
-        seed: Seed of the run.
-        position: Position in the stream, counted from 0.
-    """
+    """Return the augmentation seed at a position of the stream of a seed, in [0, 2**63)."""
     return int(np.random.SeedSequence([seed, 2, position]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def balancing_weights(grades: Sequence[int]) -> list[float]:
-    """Return sampling weights under which all occurring grades are equally frequent.
-
-    Args:
-        grades: Grade of each photograph.
-
-    Returns:
-        One weight for each photograph, with sum 1.
+    """Return sampling weights, with sum 1, under which all occurring grades are equally frequent.
 
     Example:
         >>> balancing_weights([0, 0, 1])
@@ -240,15 +221,9 @@ def balancing_weights(grades: Sequence[int]) -> list[float]:
 
 
 def local_batch_size(batch_size: int, count: int, world: int) -> int:
-    """Return the batch size of one process; the global batch is at most as large as the dataset.
+    """Return the batch size of one of ``world`` processes, at least 1.
 
-    Args:
-        batch_size: Batch size over all processes.
-        count: Number of photographs.
-        world: Number of processes.
-
-    Returns:
-        At least 1.
+    The global batch is at most as large as the dataset of ``count`` photographs.
 
     Raises:
         ConfigError: If the batch size is not a multiple of the number of processes.

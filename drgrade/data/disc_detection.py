@@ -12,37 +12,38 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from drgrade.data.circle_fit import TOLERANCE, FittedCircle, fit_circle, radial_distances, unexplained_share
 from drgrade.data.geometry import Disc, Mask, NoFundus, Pixels, halve
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int_]
 
-_WORKING_SIZE = 320
-"""Approximate length of the longer side at which the disc is searched, which takes about a millisecond."""
-
-_SMALL_SHARE = 0.4
-"""A disc with less than this share of the longer side is searched again in the part around it."""
-
-_THRESHOLDS = (0.2, 0.35, 0.1, 0.5, 0.05)
-"""Thresholds in order, as shares of the step from the level of the surround to that of the retina."""
-
-_APART = 0.04
-"""A threshold suggested by the rim is tried if it differs by this share from those tried before."""
-
-_GOOD_SCORE, _FAIR_SCORE, _POOR_SCORE = 0.95, 0.7, 0.3
-"""Scores of a rim that ends the search, ends it if two thresholds agree, and is rejected."""
-
+# Search
+_WORKING_SIZE = 320  # approximate longer side at which the disc is searched, in about a millisecond
+_SMALL_SHARE = 0.4  # a disc with less than this share of the longer side is searched again at a larger scale
+_THRESHOLDS = (0.2, 0.35, 0.1, 0.5, 0.05)  # in order, as shares of the step from surround to retina
+_APART = 0.04  # a threshold suggested by the rim is tried if it differs by this share from earlier ones
+_GOOD_SCORE = 0.95  # score of a rim that ends the search
+_FAIR_SCORE = 0.7  # score of a rim that ends the search if two thresholds agree
+_POOR_SCORE = 0.3  # score of a rim that is rejected
 _MARGIN = 2  # working pixels beside the frame that count as the frame
 _LEAST_VISIBLE = 0.04  # share of a circle that must be in the frame
 _LEAST_RECORDED = 0.3  # up to this distance from the centre, in radii, the disc counts as recorded
 _DIRECTIONS = 120
 _REACH = np.linspace(0.86, 1.14, 29)  # radii of the profile across the rim
-
 _ENOUGH_EXPLAINED = 0.65
-
 _BLACK, _BLANK = 16, 6  # brightest level of a black image, range of a blank one
 _NOISE = 4.0
 _SURROUND_SHARE = 0.45  # a surround brighter than this share of the retina is no surround
+
+# Fit
+_TOLERANCE = 0.012  # largest distance of a point of the rim from the circle, as a share of the radius
+_TRIALS, _VOTERS, _FEWEST = 160, 128, 12  # RANSAC: candidates, points that vote, fewest points of a rim
+_LEAST_RADIUS = 0.08  # share of the shorter side
+_LEAST_STRETCH, _MOST_STRETCH = 0.03, 0.9  # logarithms of the stretch of a squashed file
+_BETTER = 0.6  # an ellipse must leave less than this share of what the circle leaves unexplained
+_UNCERTAIN = 0.01  # largest standard error of the logarithm of the stretch
+_NEIGHBOURS = 8  # number of neighbouring rim points with the same error
+_WELL_EXPLAINED = 0.25
 
 
 class _Light(NamedTuple):
@@ -71,22 +72,30 @@ class _Frame(NamedTuple):
         return np.asarray(across & (y > self.top + _MARGIN) & (y < self.bottom - _MARGIN))
 
 
+class _Circle(NamedTuple):
+    """A circle, or an upright ellipse; fields as in :class:`~drgrade.data.geometry.Disc`."""
+
+    x: float
+    y: float
+    radius: float
+    stretch: float = 1.0
+
+
 class _Outline(NamedTuple):
     """Outline of a bright region."""
 
     points: Floats  # (N, 2) of x, y
     frame: _Frame
-    box: FittedCircle | None  # circle around the region, if it is large enough for a disc
+    box: _Circle | None  # circle around the region, if it is large enough for a disc
 
 
 def find_disc(pixels: Pixels) -> Disc:
     """Find the disc of the fundus.
 
-    Thresholds between surround and retina are tried until the outline of the largest component is a circle,
-    or an ellipse with upright axes. Points on the frame or on a flat cut are excluded; a deterministic RANSAC
-    rejects text, flares and notches. Without a visible rim the disc is the circle inscribed in the frame; if
-    no circle fits the rim, it is the circle around the component. An ellipse is accepted only if a circle
-    explains the rim clearly worse.
+    Thresholds between surround and retina are tried until the outline of the largest component is a circle
+    or an upright ellipse. Points on the frame or on a flat cut are excluded; a deterministic RANSAC rejects
+    text, flares and notches. Without a visible rim the disc is the circle inscribed in the frame; if no
+    circle fits the rim, it is the circle around the component.
 
     Args:
         pixels: RGB, uint8 (H, W, 3).
@@ -101,13 +110,13 @@ def find_disc(pixels: Pixels) -> Disc:
 
 
 def _find(pixels: Pixels) -> Disc:
-    """Find the disc in an image of working size."""
+    """Find the disc at working size."""
     height, width = pixels.shape[:2]
     level, scale_x, scale_y = _small_level(pixels)
     light = _measure(level)
     if light.surround > _SURROUND_SHARE * light.retina:
         # No surround is visible: the frame lies inside the disc.
-        disc = _disc(_inscribed(level.shape), _whole(level))
+        disc = Disc(*_inscribed(level.shape)[:3], *_whole(level))
     else:
         disc = _with_recorded_bounds(_best_circle(level, light), level, light)
     large = disc.scaled(scale_x, scale_y)
@@ -186,10 +195,10 @@ def _measure(level: Pixels) -> _Light:
     return _Light(surround, retina, min(max(_NOISE, 2 * noise), 0.4 * (retina - surround)))
 
 
-def _best_circle(level: Pixels, light: _Light) -> FittedCircle:
+def _best_circle(level: Pixels, light: _Light) -> _Circle:
     """Fit the outlines at several thresholds and return the fit with the most complete and steepest rim."""
     best, best_score = None, _POOR_SCORE
-    box: FittedCircle | None = None
+    box: _Circle | None = None
     tried: list[float] = []
     waiting = list(_THRESHOLDS)
     while waiting and best_score < _GOOD_SCORE:
@@ -197,12 +206,12 @@ def _best_circle(level: Pixels, light: _Light) -> FittedCircle:
         threshold = light.surround + max(tried[-1] * light.step, light.noise)
         outline = _outline(_largest_region(level, threshold), level, threshold)
         box = box or outline.box
-        circle = fit_circle(outline.points, level.shape)
+        circle = _fit_circle(outline.points, level.shape)
         if circle is None:
             continue
         score, steepest = _judge(circle, outline, level, light.surround)
         # A circle through one side of an ellipse leaves the other side unexplained.
-        score *= min(1.0, (1 - unexplained_share(circle, outline.points)) / _ENOUGH_EXPLAINED)
+        score *= min(1.0, (1 - _unexplained_share(circle, outline.points)) / _ENOUGH_EXPLAINED)
         if best is not None and min(score, best_score) > _FAIR_SCORE and _alike(circle, best):
             return circle if score > best_score else best
         if score > best_score:
@@ -214,10 +223,10 @@ def _best_circle(level: Pixels, light: _Light) -> FittedCircle:
     return best or box or _inscribed(level.shape)
 
 
-def _alike(one: FittedCircle, other: FittedCircle) -> bool:
-    # Equal within half the tolerance at two thresholds: only a step of brightness gives that.
+def _alike(one: _Circle, other: _Circle) -> bool:
+    """Compare the fits at two thresholds; only a step of brightness gives equal circles."""
     gap = max(abs(one.x - other.x), abs(one.y - other.y), abs(one.radius - other.radius))
-    return gap < 0.5 * TOLERANCE * one.radius and abs(one.stretch / other.stretch - 1) < TOLERANCE
+    return gap < 0.5 * _TOLERANCE * one.radius and abs(one.stretch / other.stretch - 1) < _TOLERANCE
 
 
 def _largest_region(level: Pixels, threshold: float) -> Mask:
@@ -256,7 +265,7 @@ def _ends(lines: Mask, level: Pixels, threshold: float) -> tuple[Floats, Floats]
     numbers, length = np.arange(len(lines)), lines.shape[1]
     first, last = lines.argmax(axis=1), length - 1 - lines[:, ::-1].argmax(axis=1)
 
-    def share(inner: npt.NDArray[np.int_], outer: npt.NDArray[np.int_]) -> Floats:
+    def share(inner: Ints, outer: Ints) -> Floats:
         above = level[numbers, inner] - threshold
         below = threshold - level[numbers, np.clip(outer, 0, length - 1)]
         return np.asarray(np.clip(above / np.maximum(above + below, 1e-6), 0, 1))
@@ -265,15 +274,9 @@ def _ends(lines: Mask, level: Pixels, threshold: float) -> tuple[Floats, Floats]
 
 
 def _flat_cut(edges: Floats, side: int) -> float:
-    """Find a straight line that cuts off a region.
+    """Return the edge at which more lines start (or end: side -1) than at the end of an ellipse.
 
-    Args:
-        edges: Start (or end) of the region on each line.
-        side: 1 for starts, -1 for ends.
-
-    Returns:
-        The edge at which more lines start than at the end of an ellipse; without one, infinity on the far
-        side.
+    Without such a flat cut the result is infinity on the far side.
     """
     places = np.maximum(edges, 0).astype(int)
     counts = np.bincount(places)
@@ -285,19 +288,18 @@ def _flat_cut(edges: Floats, side: int) -> float:
     return float(edges[(places == most) | (places == most + 1)].mean())
 
 
-def _judge(circle: FittedCircle, outline: _Outline, level: Pixels, surround: float) -> tuple[float, float]:
-    """Score a circle by the completeness of its visible rim and the step of brightness across it.
+def _judge(circle: _Circle, outline: _Outline, level: Pixels, surround: float) -> tuple[float, float]:
+    """Return the score of a circle in [0, 1] and the level in the middle of the steepest fall.
 
-    Returns:
-        Score in [0, 1]: the share of visible directions with a point of the outline, reduced if the level
-        falls more steeply elsewhere or falls little. Level in the middle of the steepest fall.
+    The score is the share of visible directions with a point of the outline, reduced if the level falls more
+    steeply elsewhere or falls little.
     """
     angles = (np.arange(_DIRECTIONS) + 0.5) * 2 * np.pi / _DIRECTIONS
     across, down = circle.stretch * circle.radius * np.cos(angles), circle.radius * np.sin(angles)
     visible = outline.frame.holds(circle.x + across, circle.y + down)
     if visible.sum() < _LEAST_VISIBLE * _DIRECTIONS:
         return 0.0, surround
-    near = outline.points[np.abs(radial_distances(circle, outline.points)) < TOLERANCE * circle.radius]
+    near = outline.points[np.abs(_radial_distances(circle, outline.points)) < _TOLERANCE * circle.radius]
     turned = np.arctan2(near[:, 1] - circle.y, (near[:, 0] - circle.x) / circle.stretch) % (2 * np.pi)
     hit = np.zeros(_DIRECTIONS, bool)
     hit[np.minimum((turned * _DIRECTIONS / (2 * np.pi)).astype(int), _DIRECTIONS - 1)] = True
@@ -315,31 +317,25 @@ def _judge(circle: FittedCircle, outline: _Outline, level: Pixels, surround: flo
     return float(support * max(step, 0.0)), float(profile[steepest] + profile[steepest + 4]) / 2
 
 
-def _around(
-    rows: npt.NDArray[np.int_], columns: npt.NDArray[np.int_], shape: tuple[int, int]
-) -> FittedCircle | None:
+def _around(rows: Ints, columns: Ints, shape: tuple[int, int]) -> _Circle | None:
     """Return the circle over the longer side of a bounding box; None if it is too small for a disc."""
-    if max(np.ptp(rows), np.ptp(columns)) < 0.2 * min(shape):
+    reach = max(np.ptp(rows), np.ptp(columns))
+    if reach < 0.2 * min(shape):
         return None
-    radius = max(np.ptp(rows), np.ptp(columns)) / 2 + 0.5
     x, y = (columns[0] + columns[-1] + 1) / 2, (rows[0] + rows[-1] + 1) / 2
-    return FittedCircle(float(x), float(y), float(radius))
+    return _Circle(float(x), float(y), float(reach / 2 + 0.5))
 
 
-def _inscribed(shape: tuple[int, int]) -> FittedCircle:
+def _inscribed(shape: tuple[int, int]) -> _Circle:
     height, width = shape
-    return FittedCircle(width / 2, height / 2, min(height, width) / 2)
+    return _Circle(width / 2, height / 2, min(height, width) / 2)
 
 
 def _whole(level: Pixels) -> _Frame:
     return _Frame(0.0, 0.0, float(level.shape[1]), float(level.shape[0]))
 
 
-def _disc(circle: FittedCircle, frame: _Frame) -> Disc:
-    return Disc(circle.x, circle.y, circle.radius, *frame, stretch=circle.stretch)
-
-
-def _with_recorded_bounds(circle: FittedCircle, level: Pixels, light: _Light) -> Disc:
+def _with_recorded_bounds(circle: _Circle, level: Pixels, light: _Light) -> Disc:
     """Add the recorded rectangle: rows and columns of the disc with content, not a black band."""
     height, width = level.shape
     y = (np.arange(height)[:, None] + 0.5 - circle.y) / circle.radius
@@ -352,20 +348,16 @@ def _with_recorded_bounds(circle: FittedCircle, level: Pixels, light: _Light) ->
     across = circle.stretch * circle.radius
     top, bottom = _extent(bright, (circle.y, circle.radius), (circle.x, across))
     left, right = _extent(bright.T, (circle.x, across), (circle.y, circle.radius))
-    return _disc(circle, _Frame(left, top, right, bottom))
+    return Disc(circle.x, circle.y, circle.radius, left, top, right, bottom, circle.stretch)
 
 
 def _extent(
     bright: npt.NDArray[np.int32], along: tuple[float, float], across: tuple[float, float]
 ) -> tuple[float, float]:
-    """Return the first and last recorded line of an image.
+    """Return the first and last recorded line, given the integral image of bright pixels.
 
-    A line is black if most of its part inside the disc is. Lines outside the disc are ignored.
-
-    Args:
-        bright: Integral image of pixels brighter than the surround, (lines + 1, length + 1).
-        along: Centre and semi-axis of the disc, counted in lines.
-        across: Centre and semi-axis within a line.
+    A line is black if most of its part inside the disc is. ``along`` and ``across`` are centre and semi-axis
+    of the disc, counted in lines and within a line.
     """
     lines, length = bright.shape[0] - 1, bright.shape[1] - 1
     numbers = np.arange(lines)
@@ -373,12 +365,8 @@ def _extent(
     half = np.sqrt(np.maximum(0.97**2 - offsets**2, 0.0))
     start = np.clip(across[0] - half * across[1], 0, length).astype(int)
     stop = np.clip(across[0] + half * across[1] + 1, 0, length).astype(int)
-    filled = (
-        bright[numbers + 1, stop]
-        - bright[numbers, stop]
-        - bright[numbers + 1, start]
-        + bright[numbers, start]
-    )
+    per_line = np.diff(bright, axis=0)
+    filled = per_line[numbers, stop] - per_line[numbers, start]
     black = (half > 0.15) & (filled < 0.5 * (stop - start))
     # A dark line near the centre is a dark fundus, not a band.
     black &= np.abs(offsets) > _LEAST_RECORDED
@@ -387,3 +375,125 @@ def _extent(
     first = before[-1] + 2 if len(before) else 0
     last = after[0] - 1 if len(after) else lines
     return float(first), float(last)
+
+
+def _fit_circle(points: Floats, shape: tuple[int, int]) -> _Circle | None:
+    """Fit a circle to points with outliers, or an upright ellipse if it explains them clearly better.
+
+    RANSAC, then least squares; None if too few points lie on a circle.
+    """
+    circle = _agreed(points, _circles_through(points), shape)
+    rest = 1.0 if circle is None else _unexplained_share(circle, points)
+    if circle is not None and rest < _WELL_EXPLAINED:
+        ellipse = _refined(circle, points, with_stretch=True)
+    else:
+        ellipse = _agreed(points, _ellipses_through(points), shape, with_stretch=True)
+    if ellipse is None or not _LEAST_STRETCH < abs(np.log(ellipse.stretch)) < _MOST_STRETCH:
+        return circle
+    if _unexplained_share(ellipse, points) > min(_BETTER * rest, _WELL_EXPLAINED + 0.15):
+        return circle
+    return ellipse if _uncertainty(ellipse, points) < _UNCERTAIN else circle
+
+
+def _agreed(
+    points: Floats, candidates: Floats, shape: tuple[int, int], with_stretch: bool = False
+) -> _Circle | None:
+    """Choose the candidate (T, 4) with the most points on it and refine it on those points."""
+    height, width = shape
+    x, y, radius, stretch = candidates.T
+    plausible = (radius > _LEAST_RADIUS * min(shape)) & (radius < 0.75 * np.hypot(height, width))
+    plausible &= (x > 0) & (x < width) & (y > 0) & (y < height)
+    plausible &= np.abs(np.log(stretch)) < _MOST_STRETCH
+    if not plausible.any():
+        return None
+    candidates = candidates[plausible]
+    x, y, radius, stretch = candidates.T.astype(np.float32)
+    voters = points[:: max(1, len(points) // _VOTERS)].astype(np.float32)
+    across, down = (voters[:, :1] - x) / stretch, voters[:, 1:] - y
+    near = np.abs(np.sqrt(across * across + down * down) - radius) < _TOLERANCE * radius
+    circle = _Circle(*candidates[int(np.argmax(near.sum(axis=0)))].tolist())
+    return _refined(circle, points, with_stretch)
+
+
+def _circles_through(points: Floats) -> Floats:
+    """Return circles through random triples of points: (T, 4) of centre x and y, radius, and 1."""
+    if len(points) < _FEWEST:
+        return np.zeros((0, 4))
+    a, b, c = points[np.random.default_rng(0).integers(len(points), size=(3, _TRIALS))]
+    (bx, by), (cx, cy) = (b - a).T, (c - a).T
+    twice_area = 2 * (bx * cy - by * cx)
+    usable = np.abs(twice_area) > 1e-6
+    a, bx, by, cx, cy, twice_area = (v[usable] for v in (a, bx, by, cx, cy, twice_area))
+    b2, c2 = bx**2 + by**2, cx**2 + cy**2
+    x, y = (cy * b2 - by * c2) / twice_area, (bx * c2 - cx * b2) / twice_area
+    return np.stack((a[:, 0] + x, a[:, 1] + y, np.hypot(x, y), np.ones_like(x)), axis=1)
+
+
+def _ellipses_through(points: Floats) -> Floats:
+    """Return upright ellipses through random quadruples of points: (T, 4) of x, y, radius, stretch.
+
+    x² + s² y² = a x + b y + c is linear in a, b, c and the square of the stretch s.
+    """
+    if len(points) < _FEWEST:
+        return np.zeros((0, 4))
+    middle = points.mean(axis=0)
+    unit = float(np.abs(points - middle).max()) or 1.0
+    chosen = np.random.default_rng(0).integers(len(points), size=(_TRIALS, 4))
+    x, y = np.moveaxis((points[chosen] - middle) / unit, 2, 0)
+    system = np.stack((x, y, np.ones_like(x), -(y**2)), axis=2)
+    usable = np.abs(np.linalg.det(system)) > 1e-6
+    a, b, c, s2 = np.linalg.solve(system[usable], (x[usable] ** 2)[..., None])[..., 0].T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        stretch = np.sqrt(s2)
+        radius = np.sqrt(c + a**2 / 4 + b**2 / (4 * s2)) / stretch
+        x, y = unit * a / 2 + middle[0], unit * b / (2 * s2) + middle[1]
+    ellipses = np.stack((x, y, unit * radius, stretch))
+    return np.asarray(ellipses.T[np.isfinite(ellipses).all(axis=0) & (s2 > 0)])
+
+
+def _refined(circle: _Circle, points: Floats, with_stretch: bool) -> _Circle | None:
+    """Minimise the squared distances of nearby points (Gauss-Newton); return None if there are too few."""
+    for tolerance in (1.5, 0.8, 0.5):
+        misses = _radial_distances(circle, points)
+        near = np.abs(misses) < tolerance * _TOLERANCE * circle.radius
+        if near.sum() < _FEWEST:
+            return None
+        slopes = _slopes(circle, points[near])[:, : 4 if with_stretch else 3]
+        # A small ridge term, so that collinear points have a solution.
+        normal = slopes.T @ slopes + 1e-9 * len(slopes) * np.eye(slopes.shape[1])
+        change = np.linalg.solve(normal, slopes.T @ misses[near])
+        x, y, radius = (float(value + step) for value, step in zip(circle[:3], change[:3], strict=True))
+        if not 0 < radius < np.inf:
+            return None
+        factor = float(np.exp(np.clip(change[3], -0.2, 0.2))) if with_stretch else 1.0
+        circle = _Circle(x, y, radius, circle.stretch * factor)
+    return circle
+
+
+def _radial_distances(circle: _Circle, points: Floats) -> Floats:
+    """Return the signed distance of each point from the unsquashed circle: (N,), positive outside."""
+    across, down = (points[:, 0] - circle.x) / circle.stretch, points[:, 1] - circle.y
+    return np.asarray(np.sqrt(across**2 + down**2) - circle.radius)
+
+
+def _slopes(circle: _Circle, points: Floats) -> Floats:
+    """Return the negative derivatives of `_radial_distances` by x, y, radius and log stretch: (N, 4)."""
+    across, down = (points[:, 0] - circle.x) / circle.stretch, points[:, 1] - circle.y
+    distance = np.maximum(np.sqrt(across**2 + down**2), 1e-6)
+    by_x, by_y = across / distance / circle.stretch, down / distance
+    return np.stack((by_x, by_y, np.ones_like(distance), across**2 / distance), axis=1)
+
+
+def _unexplained_share(circle: _Circle, points: Floats) -> float:
+    """Return the mean distance of the points in units of the tolerance, each clipped at 1: in [0, 1]."""
+    misses = np.abs(_radial_distances(circle, points)) / (_TOLERANCE * circle.radius)
+    return float(np.minimum(misses, 1).mean())
+
+
+def _uncertainty(ellipse: _Circle, points: Floats) -> float:
+    """Return the standard error of the log stretch, with correlated errors of neighbouring points."""
+    misses = _radial_distances(ellipse, points)
+    near = np.abs(misses) < _TOLERANCE * ellipse.radius
+    slopes = _slopes(ellipse, points[near])
+    covariance = np.linalg.pinv(slopes.T @ slopes) * np.mean(misses[near] ** 2) * _NEIGHBOURS
+    return float(np.sqrt(covariance[3, 3]))

@@ -1,10 +1,9 @@
-"""Check that a picture is a fundus photograph of sufficient quality.
+"""Check that an image is a fundus photograph of sufficient quality.
 
-A fitted rule on measures inside the disc separates fundus photographs from other pictures. A fundus is more
-red than green and more green than blue, and its shading is slow. Its detail consists of vessels: dark, thin,
-sparse, and similar in the red and the green channel (weaker in red, because blood transmits red light). Fur,
-leaves, text and microscopy have other detail, other colours or stronger edges. The accuracy of the rule is in
-``docs/quality.md``.
+A fitted rule on measures inside the disc separates fundus photographs from other images. A fundus is more red
+than green and more green than blue, and its shading is slow. Its detail consists of vessels: dark, thin,
+sparse, and similar in red and green (weaker in red, because blood transmits red light). Other images have
+other detail, other colours or stronger edges. The accuracy of the rule is in ``docs/quality.md``.
 """
 
 import json
@@ -27,9 +26,7 @@ Pixels = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 
-SIDE = 128
-"""Side in pixels of the measured crop; the measures depend on it."""
-
+_APPEARANCE_SIDE = 128  # side in pixels of the crop on which the appearance is measured
 _WITHIN = 0.9  # measured share of the radius: rims may glow
 _MIN_PIXELS = 200
 _OFFSET = 8.0  # grey levels added before the logarithm, which would amplify noise in dark regions
@@ -39,7 +36,7 @@ _EDGE = 7  # width in pixels of the border where slopes are affected by the mask
 
 
 class Appearance(NamedTuple):
-    """Measures of a picture on the logarithms of its channels, so that exposure cancels.
+    """Measures of an image on the logarithms of its channels, so that exposure cancels.
 
     Attributes:
         red_green: Median of red minus green.
@@ -89,11 +86,7 @@ class FundusRule:
     reach: float
 
     def score(self, measures: Appearance) -> float:
-        """Compute the log-odds of a fundus photograph.
-
-        Args:
-            measures: Measures of the picture.
-        """
+        """Compute the log-odds of a fundus photograph."""
         z = np.clip((np.array(measures) - self.mean) / self.scale, -self.reach, self.reach)
         return float(self.constant + z @ self.linear + z @ self.quadratic @ z)
 
@@ -112,19 +105,15 @@ def fitted_rule() -> FundusRule:
 
 
 def measure_appearance(pixels: Pixels, disc: Disc) -> Appearance | None:
-    """Measure a picture inside its disc.
-
-    Args:
-        pixels: Whole picture, RGB, uint8 of shape (H, W, 3).
-        disc: Its disc.
+    """Measure an image, RGB, uint8 (H, W, 3), inside its disc.
 
     Returns:
         The measures; None if too little of the disc was recorded, or it has no detail.
     """
-    inside = recorded_mask(disc, SIDE) & _inner()
+    inside = recorded_mask(disc, _APPEARANCE_SIDE) & _inner()
     if int(inside.sum()) < _MIN_PIXELS:
         return None
-    channels = np.log(crop_disc(pixels, disc, SIDE).astype(np.float64) + _OFFSET)
+    channels = np.log(crop_disc(pixels, disc, _APPEARANCE_SIDE).astype(np.float64) + _OFFSET)
     red, green, blue = (np.ascontiguousarray(channels[..., k]) for k in range(3))
     band = _band(green, inside)
     detail = band[inside]
@@ -135,6 +124,8 @@ def measure_appearance(pixels: Pixels, disc: Disc) -> Appearance | None:
     redness = _blur(red - green, inside, _HUE)[inside]
     agreement = np.corrcoef(red_detail, detail)[0, 1] if red_detail.std() > 0 else 0.0
     ridges, slopes = _shape(green, inside)
+    dark = (band < -strength) & inside
+    regions = cv2.connectedComponents(dark.astype(np.uint8), connectivity=8)[0]  # with the background
     return Appearance(
         float(np.median(redness)),
         float(np.median(_blur(green - blue, inside, _HUE)[inside])),
@@ -146,26 +137,21 @@ def measure_appearance(pixels: Pixels, disc: Disc) -> Appearance | None:
         float(np.arctanh(np.clip(agreement, -0.999, 0.999))),
         ridges,
         float(np.log(slopes / (strength + 0.003) + 1e-6)),
-        float(np.log1p(_count((band < -strength) & inside))),
+        float(np.log1p(regions - 1)),
     )
 
 
-def _blur(picture: Floats, inside: Mask, sigma: float) -> Floats:
+def _blur(image: Floats, inside: Mask, sigma: float) -> Floats:
     """Apply a Gaussian that averages over the inside only."""
     weights = inside.astype(np.float64)
     border = cv2.BORDER_CONSTANT
-    total = cv2.GaussianBlur(picture * weights, (0, 0), sigma, borderType=border)
+    total = cv2.GaussianBlur(image * weights, (0, 0), sigma, borderType=border)
     share = cv2.GaussianBlur(weights, (0, 0), sigma, borderType=border)
     return np.asarray(total / np.maximum(share, 1e-3), np.float64)
 
 
-def _band(picture: Floats, inside: Mask) -> Floats:
-    return _blur(picture, inside, _FINE) - _blur(picture, inside, _COARSE)
-
-
-def _count(mask: Mask) -> int:
-    """Count the 8-connected regions."""
-    return int(cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[0]) - 1
+def _band(image: Floats, inside: Mask) -> Floats:
+    return _blur(image, inside, _FINE) - _blur(image, inside, _COARSE)
 
 
 def _shape(green: Floats, inside: Mask) -> tuple[float, float]:
@@ -191,7 +177,7 @@ def _shape(green: Floats, inside: Mask) -> tuple[float, float]:
 
 @cache
 def _inner() -> Mask:
-    offsets = (np.arange(SIDE) + 0.5) / (SIDE / 2) - 1
+    offsets = (np.arange(_APPEARANCE_SIDE) + 0.5) / (_APPEARANCE_SIDE / 2) - 1
     return np.asarray(np.square(offsets)[:, None] + np.square(offsets) < _WITHIN**2)
 
 
@@ -200,9 +186,18 @@ Flag = Literal[
 ]
 """Quality flags of a photograph."""
 
+FLAGS: tuple[Flag, ...] = get_args(Flag)
+
 _SIDE = 224  # side in pixels of the crop whose light and focus are measured; smaller crops hide blur
 
-FLAGS: tuple[Flag, ...] = get_args(Flag)
+LEAST_CONTRAST, LEAST_FOCUS, LEAST_LEVEL, MOST_OVER_EXPOSED = 0.004, 0.5, 32, 0.25
+"""Limits of :class:`~drgrade.data.quality.Quality` beyond which a photograph is not graded."""
+
+LEAST_DIAMETER = 64
+"""Smallest diameter of the disc in pixels of the file.
+
+A photograph whose disc is smaller than the grader's input is graded with a caution.
+"""
 
 
 @dataclass(frozen=True)
@@ -222,100 +217,41 @@ class Verdict:
     measures: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class QualityLimits:
-    """Limits beyond which a photograph is not graded; see :class:`~drgrade.data.quality.Quality`.
-
-    Attributes:
-        tiny_below: Diameter of the disc in pixels of the file. Between this and the size of the grader's
-            input, the photograph is graded with a caution.
-        blank_below: Contrast.
-        dark_below: Brightness level, 0-255.
-        over_exposed_above: Over-exposed share of the disc, 0-1.
-        blurred_below: Focus.
-        strange_below: Score of :class:`FundusRule`.
-    """
-
-    tiny_below: float = 64.0
-    blank_below: float = 0.004
-    dark_below: float = 32.0
-    over_exposed_above: float = 0.25
-    blurred_below: float = 0.5
-    strange_below: float = 0.0
-
-
-def judge(seen: ExtractedDisc, limits: QualityLimits | None = None) -> Verdict:
-    """Judge the quality of a decoded photograph.
-
-    Args:
-        seen: Photograph, disc and crop without illumination normalisation.
-        limits: None for the defaults.
-    """
-    limits = limits or QualityLimits()
-    pixels, disc = seen.photo.pixels, seen.disc
+def judge(extracted: ExtractedDisc) -> Verdict:
+    """Judge the quality of a decoded photograph."""
+    pixels, disc = extracted.photo.pixels, extracted.disc
     plain = crop_disc(pixels, disc, _SIDE)
-    found = measure(plain, recorded_mask(disc, _SIDE), 2 * disc.radius)
-    found = found._replace(diameter=2 * disc.radius * seen.photo.full_size[0] / pixels.shape[1])
-    flag, reason, abstains = _light_and_focus(found, len(seen.plain), limits)
-    measures = {name: float(value) for name, value in found._asdict().items() if isfinite(value)}
+    quality = measure(plain, recorded_mask(disc, _SIDE), 2 * disc.radius)
+    quality = quality._replace(diameter=2 * disc.radius * extracted.photo.full_size[0] / pixels.shape[1])
+    flag, reason, abstains = _light_and_focus(quality, len(extracted.plain))
+    measures = {name: float(value) for name, value in quality._asdict().items() if isfinite(value)}
     # The fundus rule is unreliable on dark or blurred photographs, which are refused already.
     if not abstains:
         appearance = measure_appearance(pixels, disc)
         score = fitted_rule().score(appearance) if appearance else -inf
         measures |= {"fundus": score} if isfinite(score) else {}
-        if score < limits.strange_below:
-            least = limits.strange_below
-            reason = (
-                f"does not look like a fundus photograph: score {score:.1f}, at least {least:g} is needed"
-            )
+        if score < 0:
             flag, abstains = "not_fundus", True
+            reason = f"does not look like a fundus photograph: score {score:.1f}, at least 0 is needed"
     return Verdict(flag, reason, abstains, measures)
 
 
-def unreadable(reason: str) -> Verdict:
-    """Return the verdict on a file that could not be decoded.
-
-    Args:
-        reason: Why not.
-    """
-    return Verdict("unreadable", reason, abstains=True)
-
-
-def blank(reason: str) -> Verdict:
-    """Return the verdict on a picture that is black or of one colour.
-
-    Args:
-        reason: Which of the two.
-    """
-    return Verdict("blank", reason, abstains=True)
-
-
-def _light_and_focus(found: Quality, size: int, limits: QualityLimits) -> tuple[Flag, str, bool]:
+def _light_and_focus(quality: Quality, size: int) -> tuple[Flag, str, bool]:
     """Return flag, reason and abstention by light, focus and size."""
-    if not np.isfinite(found.contrast):
+    _, level, over_exposed, contrast, focus = quality
+    if not np.isfinite(contrast):
         return "blank", "too little of the disc is visible", True
-    if found.contrast < limits.blank_below:
-        least = limits.blank_below
-        return "blank", f"no structure: contrast {found.contrast:.4f}, at least {least} is needed", True
-    if found.focus < limits.blurred_below:
-        least = limits.blurred_below
-        return "out_of_focus", f"out of focus: {found.focus:.2f}, at least {least} is needed", True
-    if found.over_exposed > limits.over_exposed_above:
-        most = limits.over_exposed_above
-        return (
-            "over_exposed",
-            f"{found.over_exposed:.0%} of the disc is over-exposed, at most {most:.0%} is allowed",
-            True,
-        )
-    if found.level < limits.dark_below:
-        least = limits.dark_below
-        return "too_dark", f"too dark: level {found.level:.0f} of 255, at least {least:.0f} is needed", True
-    if found.diameter < max(limits.tiny_below, size):
-        abstains = found.diameter < limits.tiny_below
-        least = limits.tiny_below if abstains else size
-        return (
-            "tiny",
-            f"the disc has a diameter of {found.diameter:.0f} px, at least {least:.0f} is needed",
-            abstains,
-        )
+    if contrast < LEAST_CONTRAST:
+        return "blank", f"no structure: contrast {contrast:.4f}, at least {LEAST_CONTRAST} is needed", True
+    if focus < LEAST_FOCUS:
+        return "out_of_focus", f"out of focus: {focus:.2f}, at least {LEAST_FOCUS} is needed", True
+    if over_exposed > MOST_OVER_EXPOSED:
+        limit = f"at most {MOST_OVER_EXPOSED:.0%} is allowed"
+        return "over_exposed", f"{over_exposed:.0%} of the disc is over-exposed, {limit}", True
+    if level < LEAST_LEVEL:
+        return "too_dark", f"too dark: level {level:.0f} of 255, at least {LEAST_LEVEL} is needed", True
+    for least, abstains in ((LEAST_DIAMETER, True), (size, False)):
+        if quality.diameter < least:
+            reason = f"the disc has a diameter of {quality.diameter:.0f} px, at least {least} is needed"
+            return "tiny", reason, abstains
     return "good", "", False

@@ -1,4 +1,4 @@
-"""The disc of the fundus in a photograph, and the square crop around it.
+"""The disc of the fundus in a photograph, and the square crop and thumbnail of it.
 
 Coordinates are continuous, in pixels, from the upper left corner of the photograph: pixel ``i`` covers
 ``[i, i + 1)``. :mod:`drgrade.data.disc_detection` finds the disc; see ``docs/geometry.md``.
@@ -15,8 +15,18 @@ from drgrade.errors import DataError
 Pixels = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
-_LAST_REDUCTION = 1.5
-"""The last resize of a crop reduces it by at least this factor, which hides artefacts of the halvings."""
+Thumbnail = npt.NDArray[np.uint8]
+"""(T, T) uint8: 0 where the camera recorded nothing, 1-255 in the disc of the fundus."""
+
+THUMBNAIL_SIZE = 128
+"""Side T of a thumbnail in pixels. It does not depend on the image size, so that splits do not either.
+
+A larger image size may decode photographs at a finer scale, which changes a thumbnail by less than JPEG
+noise.
+"""
+
+_GREEN = 1  # channel with the most contrast of vessels and lesions and the least JPEG noise
+_LAST_REDUCTION = 1.5  # the last resize of a crop reduces at least by this, which hides artefacts of halving
 
 
 class NoFundus(DataError):
@@ -62,16 +72,8 @@ class Disc:
 
     def scaled(self, fx: float, fy: float) -> "Disc":
         """Return the disc after the photograph was resized by ``fx`` horizontally and ``fy`` vertically."""
-        return Disc(
-            x=fx * self.x,
-            y=fy * self.y,
-            radius=(fx + fy) / 2 * self.radius,
-            left=fx * self.left,
-            top=fy * self.top,
-            right=fx * self.right,
-            bottom=fy * self.bottom,
-            stretch=self.stretch,
-        )
+        box = fx * self.left, fy * self.top, fx * self.right, fy * self.bottom
+        return Disc(fx * self.x, fy * self.y, (fx + fy) / 2 * self.radius, *box, self.stretch)
 
 
 def halve(pixels: Pixels) -> Pixels:
@@ -133,3 +135,22 @@ def recorded_mask(disc: Disc, size: int) -> Mask:
         recorded = (offset - reach >= first) & (offset + reach <= last)
         inside &= np.expand_dims(recorded, 1 - axis)
     return np.asarray(inside)
+
+
+def make_thumbnail(pixels: Pixels, disc: Disc) -> Thumbnail:
+    """Compute the thumbnail of a photograph: the green channel of the square around its disc.
+
+    Args:
+        pixels: RGB, uint8 (H, W, 3), decoded at any size.
+        disc: The disc in these pixels.
+    """
+    green = crop_disc(pixels, disc, THUMBNAIL_SIZE)[..., _GREEN]
+    offsets = np.linspace(-1, 1, 2 * THUMBNAIL_SIZE + 1)[1::2]  # pixel centres, in units of the radius
+    x, y = disc.x + disc.radius * disc.stretch * offsets, disc.y + disc.radius * offsets
+    in_disc = np.square(offsets)[:, None] + np.square(offsets) < 1
+    recorded = in_disc & _between(disc.top, y, disc.bottom)[:, None] & _between(disc.left, x, disc.right)
+    return np.where(recorded, np.maximum(green, 1), 0).astype(np.uint8)
+
+
+def _between(low: float, values: npt.NDArray[np.floating], high: float) -> Mask:
+    return np.asarray((low < values) & (values < high))

@@ -1,7 +1,7 @@
 """Normalisation of the illumination of a crop, selected by ``data.illumination``.
 
-The functions take a crop and the mask of the recorded disc (:func:`drgrade.data.geometry.recorded_mask`).
-They ignore the pixels outside the mask and return black there.
+The functions take a crop, RGB, uint8 (S, S, 3), and the mask (S, S) of the recorded disc
+(:func:`drgrade.data.geometry.recorded_mask`). They ignore pixels outside the mask and return black there.
 """
 
 from collections.abc import Callable
@@ -34,13 +34,6 @@ def ben_graham(crop: Pixels, mask: Mask) -> Pixels:
     for each channel, with a Gaussian G whose standard deviation is 1/30 of the disc's radius. Here the mean
     is taken over the disc only (normalised convolution: G * (w I) / (G * w), with w = 1 inside), so that the
     black surround causes no glow along the rim.
-
-    Args:
-        crop: RGB, uint8 of shape (S, S, 3).
-        mask: (S, S), True where the crop shows the disc.
-
-    Returns:
-        uint8 of shape (S, S, 3), black outside the mask.
     """
     radius = len(crop) / 2
     weight = _without_rim(mask, radius).astype(np.float32)[..., None]
@@ -57,13 +50,6 @@ def clahe(crop: Pixels, mask: Mask) -> Pixels:
 
     K. Zuiderveld, Graphics Gems IV, 1994, on the L channel of CIELAB, with OpenCV's tiles and limit. The
     disc is first extended beyond its edge by reflection, so that no tile counts the black surround.
-
-    Args:
-        crop: RGB, uint8 of shape (S, S, 3).
-        mask: (S, S), True where the crop shows the disc.
-
-    Returns:
-        uint8 of shape (S, S, 3), black outside the mask.
     """
     lab = cv2.cvtColor(reflected(crop, _without_rim(mask, len(crop) / 2)), cv2.COLOR_RGB2LAB)
     equaliser = cv2.createCLAHE(CLAHE_CLIP, (CLAHE_GRID, CLAHE_GRID))
@@ -86,15 +72,12 @@ def check_illumination(name: str) -> None:
 
 
 def illuminate(name: str, crop: Pixels, disc: Disc) -> Pixels:
-    """Normalise the illumination of a crop.
+    """Normalise the illumination of a crop of :func:`~drgrade.data.geometry.crop_disc`.
 
     Args:
         name: One of :data:`ILLUMINATIONS`.
-        crop: RGB, uint8 of shape (S, S, 3), cut out by :func:`drgrade.data.geometry.crop_disc`.
+        crop: RGB, uint8 (S, S, 3).
         disc: Disc of the crop.
-
-    Returns:
-        uint8 of shape (S, S, 3).
 
     Raises:
         ConfigError: If the name is unknown.
@@ -107,13 +90,8 @@ def illuminate(name: str, crop: Pixels, disc: Disc) -> Pixels:
 def reflected(crop: Pixels, mask: Mask) -> Pixels:
     """Extend the inside of a mask beyond its edge by reflection.
 
-    Args:
-        crop: uint8 of shape (S, S, C).
-        mask: (S, S).
-
-    Returns:
-        The crop, in which each pixel outside the mask is replaced by its reflection at the nearest pixel
-        inside, or by the nearest pixel if the reflection is not inside. Unchanged if the mask is empty.
+    Each pixel outside the mask is replaced by its reflection at the nearest pixel inside, or by the nearest
+    pixel if the reflection is not inside. With an empty mask the crop is unchanged.
     """
     from scipy import ndimage  # imported here to keep the start of preparation workers fast
 
@@ -122,8 +100,8 @@ def reflected(crop: Pixels, mask: Mask) -> Pixels:
     nearest = ndimage.distance_transform_edt(~mask, return_distances=False, return_indices=True)
     y, x = np.clip(2 * nearest - np.indices(mask.shape), 0, np.array(mask.shape)[:, None, None] - 1)
     y, x = np.where(mask[y, x], (y, x), nearest)
-    continued: Pixels = crop[y, x]
-    return continued
+    extended: Pixels = crop[y, x]
+    return extended
 
 
 def _without_rim(mask: Mask, radius: float) -> Mask:

@@ -29,18 +29,8 @@ NO_MEMORY = "not enough memory to decode it"
 
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "PPM", "GIF")
 _EXIF_ORIENTATION = 0x0112
-_DECODER_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    OverflowError,
-    EOFError,
-    struct.error,
-    zlib.error,
-)
-"""Exceptions raised by Pillow's decoders on damaged files."""
+# Raised by Pillow's decoders on damaged files; struct.error and zlib.error have no common base.
+_DECODER_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, OverflowError, EOFError)
 
 _pillow_settings = threading.RLock()
 
@@ -95,13 +85,13 @@ def hash_file(path: Path) -> str:
 
 
 def _decode(image: Image.Image, max_pixels: int, at_least: int | None) -> DecodedImage:
-    """Decode an opened image."""
     width, height = image.size
     if width * height > max_pixels:
         raise UnreadablePhotograph(
             f"too many pixels: {width} x {height} is more than the limit of {max_pixels:,}"
         )
-    conversions = _frame_notes(image)
+    frames = 1 if image.format in ("JPEG", "MPO") else int(getattr(image, "n_frames", 1))
+    conversions = [f"first of {frames} frames"] if frames > 1 else []
     sixteen_bit = _is_sixteen_bit(image)
     if at_least is not None and image.format in ("JPEG", "MPO"):
         _shrink_while_decoding(image, at_least)
@@ -147,7 +137,7 @@ def _errors_as_reasons(path: Path) -> Iterator[None]:
         raise UnreadablePhotograph(NO_MEMORY) from None
     except UnidentifiedImageError:
         raise UnreadablePhotograph(_why_unidentified(path)) from None
-    except _DECODER_ERRORS as error:
+    except (*_DECODER_ERRORS, struct.error, zlib.error) as error:
         raise UnreadablePhotograph(_reason(error)) from error
 
 
@@ -170,13 +160,8 @@ def _why_unidentified(path: Path) -> str:
 
 def _reason(error: BaseException) -> str:
     text = str(error) or type(error).__name__
-    return f"truncated: {text}" if _speaks_of_an_early_end(text) else f"damaged: {text}"
-
-
-def _speaks_of_an_early_end(text: str) -> bool:
-    return any(
-        word in text.lower() for word in ("truncated", "not enough", "premature", "unexpected end", "eof")
-    )
+    signs = ("truncated", "not enough", "premature", "unexpected end", "eof")
+    return f"truncated: {text}" if any(sign in text.lower() for sign in signs) else f"damaged: {text}"
 
 
 def _shrink_while_decoding(image: Image.Image, at_least: int) -> None:
@@ -188,11 +173,6 @@ def _shrink_while_decoding(image: Image.Image, at_least: int) -> None:
         image.draft(None, (image.width // scale, image.height // scale))
 
 
-def _frame_notes(image: Image.Image) -> list[str]:
-    frames = 1 if image.format in ("JPEG", "MPO") else int(getattr(image, "n_frames", 1))
-    return [f"first of {frames} frames"] if frames > 1 else []
-
-
 def _is_sixteen_bit(image: Image.Image) -> bool:
     """Return True for 16 bits per channel; Pillow silently reduces them to 8 when it loads colour."""
     tiles = getattr(image, "tile", None) or []
@@ -200,14 +180,7 @@ def _is_sixteen_bit(image: Image.Image) -> bool:
 
 
 def _to_rgb(image: Image.Image, sixteen_bit: bool) -> tuple[npt.NDArray[np.uint8], list[str]]:
-    """Convert any mode to (H, W, 3) uint8.
-
-    Returns:
-        The pixels, and descriptions of the conversions.
-
-    Raises:
-        ValueError: For floating-point pixels.
-    """
+    """Convert any mode to (H, W, 3) uint8; return the pixels and descriptions of the conversions."""
     changes = ["16 bit to 8 bit"] if sixteen_bit else []
     if image.mode.startswith("I"):
         image = Image.fromarray(_to_eight_bit(np.asarray(image)))

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 from filelock import FileLock
 
-from drgrade.data.duplicates.search import DUPLICATES_VERSION, clusters, find_duplicates
+from drgrade.data.duplicates import DUPLICATES_VERSION, clusters, find_duplicates
 from drgrade.data.sources.base import Source
 from drgrade.data.splits.remarks import Remark
 from drgrade.data.splits.spec import SplitSpec
@@ -29,7 +29,6 @@ from drgrade.files import write_text
 Role = Literal["labelled", "unlabelled", "external"]
 """Use of a data set: grading (training, validation and test), pre-training only, or test only."""
 
-_OTHER_ROLES: tuple[Role, ...] = ("labelled", "unlabelled", "external")
 _NAME = re.compile(r"[\w-][\w.-]*")
 _DUPLICATE_TYPES = {"kind": "string", "mirrored": "bool"}
 
@@ -71,8 +70,9 @@ class Collection:
     ) -> None:
         self.source = source
         self.roles: list[tuple[Source, Role]] = [(source, "labelled")]
-        for role in _OTHER_ROLES:
-            self.roles += [(other, role) for other in options.pop(role, ())]
+        self.roles += [(other, "labelled") for other in options.pop("labelled", ())]
+        self.roles += [(other, "unlabelled") for other in options.pop("unlabelled", ())]
+        self.roles += [(other, "external") for other in options.pop("external", ())]
         _check_names([each.name for each, _ in self.roles])
         self.folder, self._image_size = Path(folder), image_size
         self._find_duplicates = options.pop("find_duplicates", True)
@@ -122,7 +122,7 @@ class Collection:
 
     @cached_property
     def duplicates(self) -> pd.DataFrame:
-        """Pairs of copies as returned by :func:`~drgrade.data.duplicates.search.find_duplicates`.
+        """Pairs of copies as returned by :func:`~drgrade.data.duplicates.find_duplicates`.
 
         The result is stored beside the stores.
         """
@@ -131,14 +131,14 @@ class Collection:
         hashes = self.photographs["file_sha256"].tolist()
         values = json.dumps([DUPLICATES_VERSION, PREPARATION_VERSION, hashes])
         path = self.folder / "duplicates" / f"{hashlib.sha256(values.encode()).hexdigest()[:32]}.csv"
-        found = _read_pairs(path)
-        if found is not None:
-            return found
+        pairs = _read_pairs(path)
+        if pairs is not None:
+            return pairs
         try:
             path.parent.mkdir(exist_ok=True)
             with FileLock(path.with_suffix(".lock")):
-                found = _read_pairs(path)
-                return self._search(path, hashes) if found is None else found
+                pairs = _read_pairs(path)
+                return self._search(path, hashes) if pairs is None else pairs
         except OSError as error:
             raise DataError(
                 f"cannot write the list of duplicates to {path.parent}: {error.strerror or error}"
@@ -149,7 +149,7 @@ class Collection:
         with self._thumbnails() as thumbnails:
             pairs = find_duplicates(thumbnails, hashes, diameters, progress=True)
         write_text(path, pairs.to_csv(index=False))
-        return pd.read_csv(path, dtype=_DUPLICATE_TYPES)  # exactly as later calls will read it
+        return pd.read_csv(path, dtype=_DUPLICATE_TYPES)  # exactly as later calls read it
 
     @contextmanager
     def _thumbnails(self) -> Iterator[npt.NDArray[np.uint8]]:
@@ -208,7 +208,7 @@ class Photographs(Collection):
     Args:
         source: Reader of the first data set.
         split: Specification of the split.
-        folder: Folder of all stores.
+        folder: See :class:`Collection`, also for the rest.
         image_size: Side of the prepared photographs in pixels.
         **options: See :class:`CollectionOptions`.
     """
@@ -233,11 +233,7 @@ class Photographs(Collection):
         return other
 
     def assigned(self, table: pd.DataFrame) -> "Photographs":
-        """Return the same photographs with a given split, of which nothing is used for training.
-
-        Args:
-            table: Columns of :attr:`split`.
-        """
+        """Return the same photographs with a given :attr:`split`, of which nothing is used for training."""
         other = self.split_by(self.spec)
         none = pd.Series(False, index=table.index)
         other._drawn = Split(table, (), training_side=none, foreign=none)

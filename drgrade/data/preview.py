@@ -1,6 +1,6 @@
 """Contact sheets of prepared photographs with the fitted discs, for visual inspection."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +58,15 @@ def write_preview(
         DataError: If a photograph cannot be read or the folder cannot be written.
     """
     if number < 1:
-        raise ConfigError(f"preview={number} is no number of photographs: 1 or more, or leave it out")
+        raise ConfigError(f"preview={number} is not a number of photographs: use 1 or more, or leave it out")
     chosen = np.linspace(0, len(manifest) - 1, min(number, len(manifest))).round().astype(int)
-    tiles = (_tile(manifest.iloc[i], root, images[i], max_pixels) for i in chosen)
+    sheets: list[Path] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        sheets = [_save(sheet, folder / _NAME.format(i)) for i, sheet in enumerate(_sheets(tiles), start=1)]
+        for start in range(0, len(chosen), COLUMNS * ROWS):
+            rows = chosen[start : start + COLUMNS * ROWS]
+            tiles = [_tile(manifest.iloc[i], root, images[i], max_pixels) for i in rows]
+            sheets.append(_save(_arrange(tiles), folder / _NAME.format(len(sheets) + 1)))
         for old in set(folder.glob(_NAME.replace("{:03d}", "[0-9]*"))) - set(sheets):
             old.unlink()
     except OSError as error:
@@ -82,15 +85,12 @@ def draw_disc(
     """Fit a photograph and its whole disc into a box and draw the disc and its clear circle.
 
     Args:
-        pixels: RGB, uint8 of shape (H, W, 3).
+        pixels: RGB, uint8 (H, W, 3).
         centre: Centre (x, y) of the disc in pixels.
         radius: Vertical radius of the disc in pixels.
         stretch: Horizontal over vertical radius.
         clear: Radius of the clear circle as a share of the disc's radius.
-        size: (width, height) of the box in pixels.
-
-    Returns:
-        uint8 of shape (height, width, 3); grey around the photograph.
+        size: (width, height) of the box in pixels; it is grey around the photograph.
     """
     height, width = pixels.shape[:2]
     (x, y), across = centre, stretch * radius
@@ -133,7 +133,10 @@ def _tile(row: "pd.Series[Any]", root: Path, crop: Pixels, max_pixels: int) -> P
     tile = np.zeros((_PHOTO[1] + _LABEL + _GAP, _PHOTO[0] + _CROP + 2 * _GAP, 3), np.uint8)
     _paste(tile, photo, 0, 0)
     _paste(tile, _resized(np.asarray(crop), (_CROP, _CROP)), _PHOTO[0] + 2, (_PHOTO[1] - _CROP) // 2)
-    return _labelled(tile, _label(row), _PHOTO[1] + 1)
+    image = Image.fromarray(tile)  # Pillow's font supports more than ASCII
+    position, font = (2, _PHOTO[1] + 1), ImageFont.load_default(11)
+    ImageDraw.Draw(image).text(position, _label(row), fill=_TEXT, font=font)
+    return np.array(image)
 
 
 def _label(row: "pd.Series[Any]") -> str:
@@ -143,26 +146,8 @@ def _label(row: "pd.Series[Any]") -> str:
     return f"{name if len(name) <= 24 else '...' + name[-21:]}, {grade}{squashed}"
 
 
-def _labelled(tile: Pixels, text: str, y: int) -> Pixels:
-    """Write a line of text with Pillow, whose font supports more than ASCII."""
-    image = Image.fromarray(tile)
-    ImageDraw.Draw(image).text((2, y), text, fill=_TEXT, font=ImageFont.load_default(11))
-    return np.array(image)
-
-
-def _sheets(tiles: Iterator[Pixels]) -> Iterator[Pixels]:
-    """Arrange tiles on sheets, row by row; the last sheet has only the rows that it needs."""
-    sheet: list[Pixels] = []
-    for tile in tiles:
-        sheet.append(tile)
-        if len(sheet) == COLUMNS * ROWS:
-            yield _laid_out(sheet)
-            sheet = []
-    if sheet:
-        yield _laid_out(sheet)
-
-
-def _laid_out(tiles: list[Pixels]) -> Pixels:
+def _arrange(tiles: Sequence[Pixels]) -> Pixels:
+    """Arrange tiles on a sheet, row by row; the sheet has only the rows that it needs."""
     height, width = tiles[0].shape[:2]
     sheet = np.zeros((-(-len(tiles) // COLUMNS) * height, COLUMNS * width, 3), np.uint8)
     for i, tile in enumerate(tiles):
@@ -182,11 +167,11 @@ def _resized(pixels: Pixels, size: tuple[int, int]) -> Pixels:
     return np.asarray(cv2.resize(pixels, size, interpolation=method), dtype=np.uint8)
 
 
-def _paste(onto: Pixels, what: Pixels, x: int, y: int) -> None:
+def _paste(target: Pixels, image: Pixels, x: int, y: int) -> None:
     """Copy an image into a larger one in place, cropped at its right and lower edges."""
     x, y = max(x, 0), max(y, 0)
-    part = what[: onto.shape[0] - y, : onto.shape[1] - x]
-    onto[y : y + part.shape[0], x : x + part.shape[1]] = part
+    part = image[: target.shape[0] - y, : target.shape[1] - x]
+    target[y : y + part.shape[0], x : x + part.shape[1]] = part
 
 
 def _fixed(x: float, y: float) -> tuple[int, int]:

@@ -1,11 +1,10 @@
 """Measures of light, contrast and focus inside the recorded disc of a fundus photograph.
 
 Focus is the ratio of fine to coarse detail. Detail is the logarithm of the green channel, where vessels have
-the most contrast, filtered to a band of spatial frequencies (a difference of two Gaussians). The logarithm
-makes it independent of exposure, the ratio independent of the amount of structure. Blur removes fine detail
-first. Noise adds to it: its variance is estimated (Immerkaer 1996, with a robust median) and its contribution
-to each band is subtracted. Comparison with a blurred copy follows Crete et al. 2007 ("The blur effect");
-band-passed energy as a measure of focus of fundus photographs follows Marrugo et al. 2012.
+the most contrast, in a band of spatial frequencies (a difference of two Gaussians). The logarithm makes it
+independent of exposure, the ratio independent of the amount of structure. Blur removes fine detail first.
+Noise adds to it; its variance is estimated (Immerkaer 1996, with a robust median) and subtracted. The measure
+follows Crete et al. 2007 ("The blur effect") and Marrugo et al. 2012 (focus of fundus photographs).
 """
 
 from functools import cache
@@ -20,11 +19,7 @@ Pixels = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
 
-_SCALES = (
-    0.8,
-    1.6,
-    3.2,
-)  # standard deviations in px; fine detail lies between the first two, coarse between the last
+_SCALES = (0.8, 1.6, 3.2)  # standard deviations in px; fine detail between the first two, coarse after them
 _WITHIN = 0.9  # measured share of the radius: rims may glow, and are a strong edge
 _OFFSET = 8.0  # grey levels added before the logarithm, which would amplify noise in dark regions
 _WHITE = 250
@@ -58,7 +53,7 @@ def measure(pixels: Pixels, recorded: Mask, diameter: float) -> Quality:
     """Measure one photograph.
 
     Args:
-        pixels: Crop, RGB, uint8 of shape (S, S, 3), whose disc touches the four sides.
+        pixels: Crop, RGB, uint8 (S, S, 3), whose disc touches the four sides.
         recorded: (T, T), True where the camera recorded the disc.
         diameter: Diameter of the disc in pixels of the file. If it is below S, the crop was enlarged and is
             reduced to the original size: it is small, not out of focus.
@@ -96,8 +91,8 @@ def _detail(green: Pixels, disc: cv2.typing.MatLike) -> tuple[float, float]:
     return float(coarse), float(fine / coarse) if coarse > 0 else float("nan")
 
 
-def _blur(picture: Floats, sigma: float) -> Floats:
-    return np.asarray(cv2.GaussianBlur(picture, (0, 0), sigma), np.float32)
+def _blur(image: Floats, sigma: float) -> Floats:
+    return np.asarray(cv2.GaussianBlur(image, (0, 0), sigma), np.float32)
 
 
 @cache

@@ -25,20 +25,22 @@ import numpy.typing as npt
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from drgrade.data.crop_cache import IMAGES, THUMBNAILS, CropArchive, CropCache
-from drgrade.data.duplicates.thumbnail import THUMBNAIL_SIZE
+from drgrade.data.crops import CropMaker
+from drgrade.data.geometry import THUMBNAIL_SIZE
 from drgrade.data.illumination import check_illumination
 from drgrade.data.image_reader import MAX_PIXELS
-from drgrade.data.problems import problem_summary, read_problems, short_list
 from drgrade.data.sources.base import MANIFEST_COLUMNS, Source
 from drgrade.data.store_builder import (
     FORMAT,
+    IMAGES,
     INFO,
     MANIFEST,
     PROBLEMS,
+    THUMBNAILS,
     BuiltStore,
+    CropArchive,
+    CropCache,
     StorePlan,
-    StoreSettings,
     build_store,
     can_resume,
 )
@@ -47,12 +49,8 @@ from drgrade.files import write_text
 from drgrade.progress import say
 
 _UNFINISHED = ".unfinished"
-_ARCHIVES = 3
-"""Number of finished stores, newest first, that provide crops; each takes memory."""
-
-_INDEX = ".index"
-"""Folder of small files that map the state of a source's files to the name of the store made from them."""
-
+_ARCHIVES = 3  # finished stores, newest first, that provide crops; each takes memory
+_INDEX = ".index"  # folder of small files that map the state of a source's files to the name of its store
 _TYPES = dict.fromkeys(MANIFEST_COLUMNS, "string") | dict.fromkeys(
     ("grade", "width", "height", "file_size"), "Int64"
 )
@@ -124,7 +122,7 @@ class Store:
         try:
             images, thumbnails = (np.load(folder / name, mmap_mode="r") for name in (IMAGES, THUMBNAILS))
             manifest = read_manifest(folder / MANIFEST)
-            problems = read_problems(folder / PROBLEMS)
+            problems = pd.read_csv(folder / PROBLEMS, dtype="string", keep_default_na=False)
         except (OSError, ValueError, KeyError) as error:
             raise DataError(
                 f"{folder} is a damaged store ({error}): delete it and prepare it again"
@@ -209,11 +207,9 @@ def prepare(
     _refuse_unguarded_script()
     if download:
         source.download()
-    settings = StoreSettings(image_size, max_pixels, illumination)
-    plan = StorePlan(source, source.read(), Path(folder), settings)
+    plan = StorePlan(source, source.read(), Path(folder), CropMaker(image_size, max_pixels, illumination))
     target = _find_prepared(plan)
     if target is None:
-        _make_folder(plan.folder / _INDEX)
         with _locked(plan):
             target = _find_prepared(plan)
             if target is None:
@@ -243,18 +239,12 @@ def _find_prepared(plan: StorePlan) -> Path | None:
     return plan.folder / name if name and (plan.folder / name).is_dir() else None
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"cannot make the folder of stores {folder}: {error.strerror}") from error
-
-
 @contextmanager
 def _locked(plan: StorePlan) -> Iterator[None]:
     """Hold the lock of one source's preparation; print a line if another process holds it."""
     lock = FileLock(plan.folder / f".{plan.work}.lock")
     try:
+        (plan.folder / _INDEX).mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         say(f"waiting for another process that prepares {plan.source.name}")
@@ -307,7 +297,7 @@ def _check_usable(
         raise _strict_error(left_out, report)
     _remove([*leftovers, unfinished])
     raise DataError(
-        f"no photograph of {plan.source.root} can be used: {short_list(left_out)}. All problems: {report}"
+        f"no photograph of {plan.source.root} can be used: {_short_list(left_out)}. All problems: {report}"
     )
 
 
@@ -323,26 +313,26 @@ def _move(unfinished: Path, target: Path) -> None:
 
 
 def _new_unfinished(plan: StorePlan, leftovers: list[Path]) -> Path:
-    numbers = [int(path.name.rpartition("-")[2]) for path in leftovers]
-    unfinished = plan.folder / f".{plan.work}{_UNFINISHED}-{max(numbers, default=0) + 1:04d}"
+    last = int(leftovers[-1].name.rpartition("-")[2]) if leftovers else 0
+    unfinished = plan.folder / f".{plan.work}{_UNFINISHED}-{last + 1:04d}"
     unfinished.mkdir()
     return unfinished
 
 
 def _finished_archives(plan: StorePlan) -> list[CropArchive]:
     """Open the newest finished stores of this source with these settings."""
-    stores = [path for path in plan.folder.glob(f"{plan.family}-*") if _same_settings(path, plan.settings)]
+    stores = [path for path in plan.folder.glob(f"{plan.family}-*") if _has_settings(path, plan)]
     newest = sorted(stores, key=lambda path: path.stat().st_mtime)[-_ARCHIVES:]
     return [archive for path in newest if (archive := CropArchive.open(path, finished=True))]
 
 
-def _same_settings(folder: Path, settings: StoreSettings) -> bool:
+def _has_settings(folder: Path, plan: StorePlan) -> bool:
     try:
         info: dict[str, Any] = json.loads((folder / INFO).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False  # not a store, or written by a version with other files
-    keys = ["preparation_version", "format", *asdict(settings)]
-    return [info.get(key) for key in keys] == settings.versioned
+    keys = ["preparation_version", "format", *asdict(plan.maker)]
+    return [info.get(key) for key in keys] == plan.versioned_settings
 
 
 def _remove(folders: list[Path]) -> None:
@@ -352,6 +342,41 @@ def _remove(folders: list[Path]) -> None:
 
 def _strict_error(left_out: pd.DataFrame, report: Path) -> DataError:
     return DataError(
-        f"{len(left_out)} rows cannot be used and data.strict=true: {short_list(left_out)}. "
+        f"{len(left_out)} rows cannot be used and data.strict=true: {_short_list(left_out)}. "
         f"All problems: {report}"
     )
+
+
+def problem_summary(problems: pd.DataFrame, report: Path) -> str:
+    """Summarise a table of problems by reason, with counts and examples, in a few lines."""
+    lines: list[str] = []
+    for action in ("left out", "converted"):
+        rows = problems[problems["action"] == action]
+        if len(rows):
+            lines.append(f"{len(rows)} {'row' if len(rows) == 1 else 'rows'} {action}:")
+            lines += _lines_by_reason(rows)
+    return "\n".join([*lines, f"all problems: {report}"]) if lines else ""
+
+
+def _short_list(problems: pd.DataFrame) -> str:
+    first = [f"{_name(row.image_id, row.path)}: {row.reason}" for row in problems.head(3).itertuples()]
+    more = len(problems) - len(first)
+    return "; ".join(first) + (f"; and {more} more" if more > 0 else "")
+
+
+def _lines_by_reason(problems: pd.DataFrame) -> list[str]:
+    # A reason is common to photographs up to its colon or bracket.
+    kinds = problems["reason"].str.split(":").str[0].str.split(" (", regex=False).str[0]
+    counts = kinds.value_counts()
+    lines = []
+    for kind, count in counts.items():
+        same = problems[kinds == kind]
+        examples = same.head(max(2, 10 // len(counts)))
+        names = ", ".join(_name(row.image_id, row.path) for row in examples.itertuples())
+        reason = same["reason"].iloc[0] if count == 1 else kind
+        lines.append(f"  {count} x {reason}: {names}{', ...' if int(count) > len(examples) else ''}")
+    return lines
+
+
+def _name(image_id: object, path: object) -> str:
+    return f"{image_id} ({path})" if image_id and str(path) != str(image_id) else str(path)

@@ -1,4 +1,4 @@
-"""Writing of a prepared store.
+"""Writing of a prepared store, and reuse of crops of earlier builds.
 
 While a store is built its folder holds two arrays and ``files.jsonl``, which gets one line per photograph
 after its pixels are written. A build that was killed at any point can therefore resume, and a finished store
@@ -7,13 +7,16 @@ can provide crops for the next one.
 
 import hashlib
 import json
+import os
 import platform
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -21,20 +24,9 @@ import numpy.typing as npt
 import pandas as pd
 import PIL
 
-from drgrade.data.crop_cache import (
-    FILES,
-    IMAGES,
-    THUMBNAILS,
-    CropArchive,
-    CropCache,
-    FileRecord,
-    FileState,
-    StoreWriter,
-    has_transient_failure,
-)
-from drgrade.data.crops import CropMaker, Facts
-from drgrade.data.image_reader import MAX_PIXELS
-from drgrade.data.problems import problem_table
+from drgrade.data.crops import Crop, CropMaker, Facts, make_crops
+from drgrade.data.geometry import THUMBNAIL_SIZE
+from drgrade.data.image_reader import NO_MEMORY, NO_PERMISSION
 from drgrade.data.sources.base import MANIFEST_COLUMNS, Problem, Source, SourceTable
 from drgrade.files import write_text
 from drgrade.progress import track
@@ -47,46 +39,274 @@ FORMAT = 2
 PREPARATION_VERSION = 3
 """Raised whenever the same photographs would give other pixels, so that older stores are not used."""
 
+PROBLEM_COLUMNS = ("image_id", "path", "reason", "action")
+
+IMAGES, THUMBNAILS, FILES = "images.npy", "thumbnails.npy", "files.jsonl"
+"""Files of a store that exist while it is being built."""
+
 MANIFEST, PROBLEMS, INFO = "manifest.csv", "problems.csv", "store.json"
 
 _LABELS = ("image_id", "grade", "patient_id", "eye", "dataset", "split")
 
 
-@dataclass(frozen=True)
-class StoreSettings:
-    """Settings that determine the pixels of a store.
+class FileState(NamedTuple):
+    """Absolute path and state of a file at some time."""
 
-    Attributes:
-        image_size: Side of the images in pixels.
-        max_pixels: Photographs with more pixels are left out.
-        illumination: Illumination normalisation, a name of :mod:`drgrade.data.illumination`.
-    """
+    path: str
+    signature: tuple[int, int, int] | None  # size, modification and change time in ns; None if it is missing
 
-    image_size: int
-    max_pixels: int = MAX_PIXELS
-    illumination: str = "none"
+    @classmethod
+    def of(cls, path: Path) -> "FileState":
+        """Return the state of a file without reading its content."""
+        signature = None
+        with suppress(OSError):
+            status = path.stat()
+            signature = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        return cls(str(path.absolute()), signature)
+
+
+class FileRecord(NamedTuple):
+    """One line of ``files.jsonl``: the result for one file. See also :class:`~drgrade.data.crops.Crop`."""
+
+    file: FileState  # before the file was read
+    sha256: str
+    slot: int | None  # row of its crop in the arrays
+    check: int  # CRC-32 of crop and thumbnail
+    facts: Facts | None
+    conversions: tuple[str, ...]
+    failure: str
+
+    def to_line(self) -> str:
+        """Serialise as one line of JSON."""
+        return json.dumps(self, separators=(",", ":")) + "\n"
+
+    @classmethod
+    def parse(cls, line: str) -> "FileRecord":
+        """Parse a line; raise ValueError or TypeError if it is incomplete or invalid."""
+        if not line.endswith("\n"):
+            raise ValueError("incomplete line")
+        (path, signature), sha256, slot, check, facts, conversions, failure = json.loads(line)
+        file = FileState(path, tuple(signature) if signature else None)
+        return cls(file, sha256, slot, check, Facts(*facts) if facts else None, tuple(conversions), failure)
 
     @property
-    def versioned(self) -> list[Any]:
-        """Settings together with the versions of this code."""
-        return [PREPARATION_VERSION, FORMAT, *asdict(self).values()]
+    def is_reproducible(self) -> bool:
+        """True if the same content would give the same result again."""
+        return bool(self.sha256) and not self.failure.startswith(NO_MEMORY)
+
+    @property
+    def is_transient_failure(self) -> bool:
+        """True if another attempt may succeed without a change, because memory or a disk failed."""
+        exists = self.file.signature is not None
+        return bool(self.failure) and exists and not self.is_reproducible and self.failure != NO_PERMISSION
+
+
+def pixel_checksum(pixels: Pixels, thumbnail: Pixels) -> int:
+    """Return the CRC-32 of a crop and its thumbnail."""
+    return zlib.crc32(np.ascontiguousarray(thumbnail).data, zlib.crc32(np.ascontiguousarray(pixels).data))
+
+
+@dataclass(frozen=True, eq=False)
+class CropArchive:
+    """Crops in the folder of a finished or unfinished store."""
+
+    folder: Path
+    images: Pixels  # (N, S, S, 3)
+    thumbnails: Pixels  # (N, T, T)
+    records: tuple[FileRecord, ...]  # in the order in which the files were read
+
+    @classmethod
+    def open(cls, folder: Path, *, finished: bool) -> "CropArchive | None":
+        """Open the folder of a store; return None if it contains no usable record.
+
+        The records of an unfinished store end before the first one that is torn, or whose pixels do not have
+        its checksum.
+        """
+        try:
+            images, thumbnails = (_map_unfinished_array(folder / name) for name in (IMAGES, THUMBNAILS))
+            lines = (folder / FILES).read_text(encoding="utf-8").splitlines(keepends=True)
+        except (OSError, ValueError):
+            return None
+        records: list[FileRecord] = []
+        for line in lines:
+            try:
+                record = FileRecord.parse(line)
+            except (ValueError, TypeError):  # torn by a kill, or arbitrary bytes after a power cut
+                break
+            if not (finished or _is_intact(record, images, thumbnails)):
+                break
+            records.append(record)
+        return cls(folder, images, thumbnails, tuple(records)) if records else None
+
+    @property
+    def is_shared(self) -> bool:
+        """True if another store has the same arrays (hard links), which must then not be written to."""
+        return any((self.folder / name).stat().st_nlink > 1 for name in (IMAGES, THUMBNAILS))
+
+    def crop(self, record: FileRecord) -> Crop:
+        """Return the crop of a record."""
+        if record.slot is None:
+            return Crop(record.sha256, failure=record.failure)
+        pixels, thumbnail = np.array(self.images[record.slot]), np.array(self.thumbnails[record.slot])
+        return Crop(record.sha256, pixels, thumbnail, record.facts, record.conversions)
+
+
+def _map_unfinished_array(path: Path) -> Pixels:
+    """Memory-map the complete rows of a file that :class:`ArrayWriter` may not have closed."""
+    with path.open("rb") as file:
+        np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        start = file.tell()
+    count = (path.stat().st_size - start) // int(np.prod(shape[1:]))
+    if not count:
+        return np.zeros((0, *shape[1:]), dtype)
+    return np.memmap(path, dtype, mode="r", offset=start, shape=(count, *shape[1:]))
+
+
+def _is_intact(record: FileRecord, images: Pixels, thumbnails: Pixels) -> bool:
+    if record.slot is None:
+        return True
+    exists = record.slot < min(len(images), len(thumbnails))
+    return exists and record.check == pixel_checksum(images[record.slot], thumbnails[record.slot])
+
+
+class CropCache:
+    """Reproducible crops of earlier builds with the same settings, by state of the file and by content."""
+
+    def __init__(self, archives: Iterable[CropArchive] = ()) -> None:
+        self._found: dict[FileState | str, tuple[CropArchive, FileRecord]] = {}
+        for archive in archives:
+            for record in archive.records:
+                if record.is_reproducible:
+                    self._found[record.file] = self._found[record.sha256] = (archive, record)
+
+    def _crop(self, key: FileState | str) -> Crop:
+        archive, record = self._found[key]
+        return archive.crop(record)
+
+    def find_or_make(
+        self, files: Sequence[FileState], paths: Sequence[Path], maker: CropMaker, workers: int | None
+    ) -> Iterator[Crop]:
+        """Yield the crops of files in order; only new contents are decoded."""
+        contents = frozenset(key for key in self._found if isinstance(key, str))
+        unknown = [path for path, file in zip(paths, files, strict=True) if file not in self._found]
+        made = make_crops(partial(maker, known=contents), unknown, workers)
+        for file in files:
+            crop = self._crop(file) if file in self._found else next(made)
+            yield self._crop(crop.sha256) if crop.is_known else crop
+
+    def same_files(self, files: Sequence[FileState]) -> CropArchive | None:
+        """Return an archive of exactly these files in this order; None if there is none."""
+        if not files or files[0] not in self._found:
+            return None
+        archive, _ = self._found[files[0]]
+        same = [record.file for record in archive.records] == list(files)
+        return archive if same and all(record.is_reproducible for record in archive.records) else None
+
+
+class ArrayWriter:
+    """Append arrays of one shape to a .npy file.
+
+    The final number is only known at the end; until then the header contains the upper bound ``at_most``.
+    NumPy pads its header, so it can be rewritten in place. Each array is passed to the operating system
+    before :meth:`append` returns. Writing continues after ``after`` arrays of the file; 0 makes a new file.
+    """
+
+    def __init__(self, path: Path, at_most: int, shape: tuple[int, ...], after: int = 0) -> None:
+        if after and path.stat().st_nlink > 1:
+            raise RuntimeError(f"{path} also belongs to another store and must not be written to")
+        self.count = after
+        self._shape = shape
+        self._file = path.open("r+b" if after else "w+b", buffering=0)
+        self._write_header(at_most)
+        self._start = self._file.tell()
+        self._file.seek(after * int(np.prod(shape)), os.SEEK_CUR)
+        self._file.truncate()
+
+    def append(self, values: Pixels) -> int:
+        """Write the next array and return its row."""
+        left = np.ascontiguousarray(values).data.cast("B")
+        while left:
+            left = left[self._file.write(left) :]
+        self.count += 1
+        return self.count - 1
+
+    def close(self, *, complete: bool) -> None:
+        """Close the file; a complete file gets its true length and is flushed to the disk."""
+        if complete:
+            self._file.seek(0)
+            self._write_header(self.count)
+            if self._file.tell() != self._start:
+                raise RuntimeError("the length of NumPy's header changed")
+            os.fsync(self._file.fileno())
+        self._file.close()
+
+    def _write_header(self, count: int) -> None:
+        values = {"descr": "|u1", "fortran_order": False, "shape": (count, *self._shape)}
+        np.lib.format.write_array_header_1_0(self._file, values)
+
+
+class StoreWriter:
+    """Write arrays and ``files.jsonl`` so that a build can resume after being killed at any point.
+
+    Args:
+        folder: Folder of the unfinished store.
+        at_most: Upper bound of the number of photographs.
+        image_size: Side of the images in pixels.
+        begun: Existing content of the folder.
+    """
+
+    def __init__(self, folder: Path, at_most: int, image_size: int, begun: CropArchive | None) -> None:
+        self._digest = hashlib.sha256()
+        self.records = list(begun.records) if begun else []
+        after = sum(record.slot is not None for record in self.records)
+        for slot in range(after):
+            self._digest.update(np.ascontiguousarray(begun.images[slot]).data)  # type: ignore[union-attr]
+        self._images = ArrayWriter(folder / IMAGES, at_most, (image_size, image_size, 3), after)
+        self._thumbnails = ArrayWriter(folder / THUMBNAILS, at_most, (THUMBNAIL_SIZE, THUMBNAIL_SIZE), after)
+        # Rewritten, which drops a torn or invalid end.
+        write_text(folder / FILES, "".join(record.to_line() for record in self.records))
+        self._files = (folder / FILES).open("a", encoding="utf-8")
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of all pixels."""
+        return self._digest.hexdigest()
+
+    def add(self, file: FileState, crop: Crop) -> None:
+        """Write a crop, then its record."""
+        slot, check = None, 0
+        if crop.pixels is not None and crop.thumbnail is not None:
+            self._digest.update(np.ascontiguousarray(crop.pixels).data)
+            self._thumbnails.append(crop.thumbnail)
+            slot, check = self._images.append(crop.pixels), pixel_checksum(crop.pixels, crop.thumbnail)
+        record = FileRecord(file, crop.sha256, slot, check, crop.facts, crop.conversions, crop.failure)
+        self.records.append(record)
+        self._files.write(record.to_line())
+        self._files.flush()
+
+    def __enter__(self) -> "StoreWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        for array in (self._images, self._thumbnails):
+            array.close(complete=kind is None)
+        self._files.close()
 
 
 @dataclass(frozen=True)
 class StorePlan:
-    """Specification of one store.
-
-    Attributes:
-        source: Reader of the data set.
-        table: Result of ``source.read()``.
-        folder: Folder of all stores.
-        settings: Settings of the preparation.
-    """
+    """Specification of one store."""
 
     source: Source
-    table: SourceTable
-    folder: Path
-    settings: StoreSettings
+    table: SourceTable  # result of source.read()
+    folder: Path  # of all stores
+    maker: CropMaker
+
+    @property
+    def versioned_settings(self) -> list[Any]:
+        """Everything but the files that determines the pixels: versions of this code, and settings."""
+        return [PREPARATION_VERSION, FORMAT, *asdict(self.maker).values()]
 
     @cached_property
     def paths(self) -> list[Path]:
@@ -106,7 +326,7 @@ class StorePlan:
     def hash(self, files: Sequence[object]) -> str:
         """Hash settings, labels and problems together with a JSON-serialisable description of each file."""
         problems = [list(asdict(problem).values()) for problem in self.table.problems]
-        values = [self.settings.versioned, self.source.name, files, problems]
+        values = [self.versioned_settings, self.source.name, files, problems]
         digest = hashlib.sha256(json.dumps(values).encode())
         digest.update(self.table.manifest.to_csv(index=False).encode())
         return digest.hexdigest()
@@ -114,32 +334,25 @@ class StorePlan:
     @property
     def family(self) -> str:
         """Common beginning of the names of all stores of this source with these settings."""
-        light = self.settings.illumination
+        light = self.maker.illumination
         variant = "" if light == "none" else f"-{light.replace('_', '-')}"
-        return f"{self.source.name}-{self.settings.image_size}px{variant}"
+        return f"{self.source.name}-{self.maker.image_size}px{variant}"
 
     @cached_property
     def work(self) -> str:
         """Name of the unfinished store; constant for a source folder and settings."""
-        values = [self.settings.versioned, self.source.name, str(self.source.root.absolute())]
+        values = [self.versioned_settings, self.source.name, str(self.source.root.absolute())]
         return f"{self.family}-{hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]}"
 
 
 @dataclass(frozen=True)
 class BuiltStore:
-    """Result of :func:`build_store`.
-
-    Attributes:
-        key: Key of the store.
-        photographs: Number of photographs.
-        problems: Table of :mod:`drgrade.data.problems`.
-        is_reproducible: Whether the same files would give the same store again.
-    """
+    """Result of :func:`build_store`."""
 
     key: str
     photographs: int
-    problems: pd.DataFrame
-    is_reproducible: bool
+    problems: pd.DataFrame  # with PROBLEM_COLUMNS
+    is_reproducible: bool  # the same files would give the same store again
 
 
 def build_store(
@@ -148,7 +361,7 @@ def build_store(
     """Write the files of a store, reusing crops that were made before.
 
     Args:
-        plan: What to prepare.
+        plan: Store to prepare.
         folder: Folder of the unfinished store.
         workers: Number of processes; None for one per CPU.
         cache: Crops of earlier builds.
@@ -159,16 +372,14 @@ def build_store(
     """
     same = None if begun else cache.same_files(plan.files)
     if same is not None and _link_arrays(same.folder, folder):
-        write_text(folder / FILES, "".join(record.line() for record in same.records))
+        write_text(folder / FILES, "".join(record.to_line() for record in same.records))
         info = json.loads((same.folder / INFO).read_text(encoding="utf-8"))
         return write_metadata(plan, folder, same.records, str(info["pixels_sha256"]))
-    with StoreWriter(folder, len(plan.files), plan.settings.image_size, begun) as writer:
+    with StoreWriter(folder, len(plan.files), plan.maker.image_size, begun) as writer:
         start = len(writer.records)
         resumed = f" ({start} are prepared)" if start else ""
-        settings = plan.settings
-        maker = CropMaker(settings.image_size, settings.max_pixels, settings.illumination, cache.contents)
         crops = track(
-            cache.find_or_make(plan.files[start:], plan.paths[start:], maker, workers),
+            cache.find_or_make(plan.files[start:], plan.paths[start:], plan.maker, workers),
             len(plan.files) - start,
             "preparing",
             f"photographs of {plan.source.name}{resumed}",
@@ -179,14 +390,18 @@ def build_store(
 
 
 def can_resume(plan: StorePlan, begun: CropArchive) -> bool:
-    """Return whether an unfinished store is exactly the beginning of the planned one."""
+    """Return True if an unfinished store is exactly the beginning of the planned one."""
     same = [record.file for record in begun.records] == plan.files[: len(begun.records)]
     # A transient failure is tried again, which is impossible in the middle of an array.
-    return same and not begun.is_shared and not has_transient_failure(begun.records)
+    return same and not begun.is_shared and not _has_transient_failure(begun.records)
+
+
+def _has_transient_failure(records: Iterable[FileRecord]) -> bool:
+    return any(record.is_transient_failure for record in records)
 
 
 def _link_arrays(existing: Path, folder: Path) -> bool:
-    """Hard-link the arrays of a finished store; return False if that is impossible."""
+    """Hard-link the arrays of a finished store; return False if this is impossible."""
     if not (existing / INFO).is_file():
         return False
     try:
@@ -202,14 +417,7 @@ def _link_arrays(existing: Path, folder: Path) -> bool:
 def write_metadata(
     plan: StorePlan, folder: Path, records: Sequence[FileRecord], pixels_sha256: str
 ) -> BuiltStore:
-    """Write manifest, problems and ``store.json``.
-
-    Args:
-        plan: What was prepared.
-        folder: Folder of the unfinished store.
-        records: One record for each row of the source's manifest.
-        pixels_sha256: SHA-256 of all pixels.
-    """
+    """Write manifest, problems and ``store.json``, given one record for each row of the source's manifest."""
     rows: list[tuple[Any, ...]] = []
     problems = list(plan.table.problems)
     for row, record in zip(plan.table.manifest.itertuples(index=False, name=None), records, strict=True):
@@ -233,7 +441,14 @@ def write_metadata(
         **_provenance(plan, table),
     }
     (folder / INFO).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-    return BuiltStore(info["key"], len(rows), table, not has_transient_failure(records))
+    return BuiltStore(info["key"], len(rows), table, not _has_transient_failure(records))
+
+
+def problem_table(problems: Iterable[Problem]) -> pd.DataFrame:
+    """Return problems as a table with :data:`PROBLEM_COLUMNS`, those that excluded a photograph first."""
+    ordered = sorted(problems, key=lambda p: (p.action != "left out", p.image_id, p.path))
+    rows = [(p.image_id, p.path, p.reason, p.action) for p in ordered]
+    return pd.DataFrame(rows, columns=list(PROBLEM_COLUMNS), dtype="string")
 
 
 def _provenance(plan: StorePlan, problems: pd.DataFrame) -> dict[str, Any]:
@@ -243,7 +458,7 @@ def _provenance(plan: StorePlan, problems: pd.DataFrame) -> dict[str, Any]:
         "source": plan.source.name,
         "reader": f"{type(plan.source).__module__}.{type(plan.source).__qualname__}",
         "root": str(plan.source.root.absolute()),
-        **asdict(plan.settings),
+        **asdict(plan.maker),
         "left_out": int((problems["action"] == "left out").sum()),
         "converted": int((problems["action"] == "converted").sum()),
         "versions": {

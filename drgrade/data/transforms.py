@@ -1,10 +1,8 @@
-"""View transforms of the pretexts: what a pretext sees of a photograph, without traces of the camera.
+"""Normalisation of pixels, and view transforms of the pretexts.
 
-The rim, cut-off parts, the black surround and burnt-in text differ from camera to camera. They reveal which
-way up a photograph is, where a patch lies and whose photograph it is, so a pretext could be solved without
-the retina. Two transforms exclude them: :class:`MaskedView` shows the disc under a circular mask,
-:class:`SquareView` a square cut from inside the recorded circle. Residual shortcuts are measured in
-``docs/rotation.md`` and ``docs/pretexts``.
+The rim, cut-off parts, the black surround and burnt-in text differ from camera to camera and reveal
+orientation, position and identity, so that a pretext could be solved without the retina. :class:`MaskedView`
+and :class:`SquareView` exclude them; ``docs/rotation.md`` and ``docs/pretexts`` measure residual shortcuts.
 """
 
 from collections.abc import Sequence
@@ -13,9 +11,20 @@ from typing import NamedTuple, Protocol
 import cv2
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from drgrade.data.augmentation import FundusAugmentation, Image
 from drgrade.errors import ConfigError
+
+Floats = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+MEAN = (0.485, 0.456, 0.406)
+"""ImageNet channel means (RGB, values in [0, 1]), expected by timm weights."""
+
+STD = (0.229, 0.224, 0.225)
+"""ImageNet channel standard deviations."""
 
 FILL = (124, 116, 104)
 """Colour of pixels outside the mask, and of no others: ImageNet's mean, zero after normalisation."""
@@ -23,18 +32,10 @@ FILL = (124, 116, 104)
 MAX_MASK_RADIUS = 0.92
 """Largest radius of the mask, as a share of the half side."""
 
-_MAX_SLOPE = 0.8
-"""Steepest brightness slope that is levelled, relative to the mean; beyond it dark pixels are amplified
-fivefold."""
-
-_ATTEMPTS = 64
-"""Number of positions drawn for a square; the centre is used if none of them fits."""
-
-_MARGIN = 2**0.5
-"""Pixels kept clear of the recorded edge: interpolation reads the next pixel, also along a diagonal."""
-
-_BLUR = (0.1, 2.0)
-"""Standard deviation of the blur in pixels at 224 pixels, as in SimCLR (Chen et al., ICML 2020, app. A)."""
+_MAX_SLOPE = 0.8  # steepest brightness slope that is levelled, relative to the mean
+_ATTEMPTS = 64  # positions drawn for a square; the centre is used if none of them fits
+_MARGIN = 2**0.5  # pixels kept clear of the recorded edge: interpolation reads a diagonal neighbour
+_BLUR = (0.1, 2.0)  # standard deviations in pixels at 224 pixels (SimCLR, Chen et al., ICML 2020, app. A)
 
 
 class ViewTransform(Protocol):
@@ -229,8 +230,7 @@ class MultiView:
             counts: Number of views of each transform, 0 for none; None for one each.
 
         Raises:
-            ConfigError: If the number of counts differs from the number of transforms, or there is no view at
-                all.
+            ConfigError: If the number of counts is not the number of transforms, or there is no view.
         """
         counts = [1] * len(views) if counts is None else list(counts)
         if not views or len(counts) != len(views) or min(counts) < 0 or sum(counts) < 1:
@@ -244,14 +244,12 @@ class MultiView:
         """Compute the views; see :class:`ViewTransform`.
 
         Without a seed the first view is the deterministic one, and the others are drawn with the same seeds
-        for all
-        photographs: identical views would make a task that compares two views trivial.
+        for all photographs: identical views would make a task that compares two views trivial.
         """
-        seeds: list[int | None] = [None]
-        if seed is not None or len(self._views) > 1:
-            state = np.random.SeedSequence(seed or 0).generate_state(len(self._views))
-            seeds = [int(each) for each in state]
-            seeds[0] = None if seed is None else seeds[0]
+        state = np.random.SeedSequence(seed or 0).generate_state(len(self._views))
+        seeds: list[int | None] = [int(each) for each in state]
+        if seed is None:
+            seeds[0] = None
         results: list[Image] = []
         for transform, own_seed in zip(self._views, seeds, strict=True):
             view = transform(image, clear, own_seed)
@@ -259,7 +257,25 @@ class MultiView:
         return tuple(results)
 
 
-def circular_mask(size: int, radius: float = MAX_MASK_RADIUS) -> npt.NDArray[np.bool_]:
+def normalise(images: Tensor) -> Tensor:
+    """Scale stored pixels to [0, 1] and standardise each channel with the ImageNet statistics.
+
+    Args:
+        images: (..., 3, H, W) uint8.
+
+    Returns:
+        (..., 3, H, W) float32.
+
+    Example:
+        >>> normalise(torch.zeros(3, 1, 1, dtype=torch.uint8)).flatten().round(decimals=2)
+        tensor([-2.1200, -2.0400, -1.8000])
+    """
+    mean = torch.tensor(MEAN, device=images.device).view(3, 1, 1)
+    std = torch.tensor(STD, device=images.device).view(3, 1, 1)
+    return (images.float() / 255 - mean) / std
+
+
+def circular_mask(size: int, radius: float = MAX_MASK_RADIUS) -> Mask:
     """Return a disc about the centre of the pixel grid, ((size-1)/2, (size-1)/2).
 
     It is invariant under quarter turns.
@@ -294,7 +310,7 @@ def zoom_about_centre(image: Image, factor: float) -> Image:
     return _warp(image, np.array([[factor, 0, shift], [0, factor, shift]]), image.shape[0], cv2.INTER_LINEAR)
 
 
-def level_image(image: Image, core: npt.NDArray[np.bool_]) -> Image:
+def level_image(image: Image, core: Mask) -> Image:
     """Divide each channel by its least-squares plane, so that no side is brighter than the other.
 
     The light of a camera falls off to one side, which is the same in most of its photographs. On IDRiD this
@@ -323,8 +339,8 @@ def level_image(image: Image, core: npt.NDArray[np.bool_]) -> Image:
 class _Regions(NamedTuple):
     """Regions of a masked view of one size."""
 
-    core: npt.NDArray[np.bool_]  # (S, S), shows the photograph
-    band: npt.NDArray[np.bool_]  # (S, S), shows the mean colour of the photograph
+    core: Mask  # (S, S), True where the photograph is shown
+    band: Mask  # (S, S), True where its mean colour is shown
     outside: npt.NDArray[np.uint8]  # (S, S), 1 where FILL is shown
     surround: Image  # (S, S, 3), FILL everywhere
 
@@ -335,9 +351,7 @@ def _regions(size: int, radius: float, band: float) -> _Regions:
     return _Regions(core, mask & ~core, (~mask).astype(np.uint8), surround)
 
 
-def _draw_centre(
-    rng: np.random.Generator, radius: float, half: float
-) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _draw_centre(rng: np.random.Generator, radius: float, half: float) -> Floats:
     """Draw the centre (x, y) of a square of side 2 * half, uniformly over all positions inside a circle."""
     room = max(0.0, radius - half * 2**0.5)  # the square may have any orientation
     centres = rng.uniform(-room, room, (_ATTEMPTS, 2))
@@ -345,9 +359,7 @@ def _draw_centre(
     return np.asarray(centres[inside.argmax()] if inside.any() else np.zeros(2))
 
 
-def _cut_square(
-    image: Image, half: float, centre: np.ndarray[tuple[int], np.dtype[np.float64]], angle: float, size: int
-) -> Image:
+def _cut_square(image: Image, half: float, centre: Floats, angle: float, size: int) -> Image:
     """Cut a square of side 2 * half, turned by an angle in degrees, and resize it to (size, size, 3)."""
     scale = 2 * half / size
     turn = np.deg2rad(angle)
@@ -359,6 +371,6 @@ def _cut_square(
     return _warp(image, np.column_stack((matrix, shift)), size, cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
 
 
-def _warp(image: Image, matrix: npt.NDArray[np.float64], size: int, flags: int) -> Image:
+def _warp(image: Image, matrix: Floats, size: int, flags: int) -> Image:
     warped = cv2.warpAffine(image, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(warped, np.uint8)

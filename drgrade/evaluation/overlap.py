@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from drgrade.data.duplicates.search import DUPLICATES_VERSION, find_duplicates
+from drgrade.data.duplicates import DUPLICATES_VERSION, find_duplicates
 from drgrade.data.photographs import Photographs
 from drgrade.data.splits.spec import examples
 from drgrade.data.store import Store

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from drgrade.data.normalisation import normalise
+from drgrade.data.transforms import normalise
 from drgrade.errors import ConfigError
 from drgrade.grades import REFERABLE
 from drgrade.models.feature_maps import AttentionLayers, ExplainableLayer, MapLayer

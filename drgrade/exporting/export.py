@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from drgrade.data.normalisation import MEAN, STD
+from drgrade.data.transforms import MEAN, STD
 from drgrade.errors import ConfigError, DataError
 from drgrade.exporting.graph import (
     INPUT,

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from drgrade.data.normalisation import normalise
+from drgrade.data.transforms import normalise
 from drgrade.errors import ConfigError, DrgradeError
 from drgrade.models.calibration import expected_grade, referable_probability
 from drgrade.prediction.checkpoint import TrainedModel

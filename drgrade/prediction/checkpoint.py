@@ -79,7 +79,7 @@ def load_model(folder: Path) -> TrainedModel:
     model = untrained_model(cfg)
     model.load(tensors, origin)
     settings = cfg.photographs
-    preparation = Preparation(int(settings.image_size), str(settings.illumination), int(settings.max_pixels))
+    preparation = Preparation(int(settings.image_size), int(settings.max_pixels), str(settings.illumination))
     return TrainedModel(model.eval(), preparation, calibration, cfg, record, folder)
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from drgrade.data.normalisation import normalise
+from drgrade.data.transforms import normalise
 from drgrade.errors import ConfigError
 from drgrade.models.calibration import (
     Calibration,

@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageOps
 
 from drgrade.data.crops import Crop
-from drgrade.data.fundus_check import unreadable
+from drgrade.data.fundus_check import Verdict
 from drgrade.data.preparation import PreparedPhotograph
 from drgrade.errors import ConfigError
 from drgrade.explanation.explainer import AUTO, Explainer
@@ -264,7 +264,8 @@ class BatchJob:
             if self._database.add_input(item, state):
                 self._finished += 1
             elif item.problem or not state.opens:
-                verdict = unreadable(item.problem or "not a regular file: a pipe, a socket or a device")
+                reason = item.problem or "not a regular file: a pipe, a socket or a device"
+                verdict = Verdict("unreadable", reason, abstains=True)
                 self._add_ungraded(item, state, PreparedPhotograph(Crop(), verdict))
             else:
                 waiting.append((item, state))

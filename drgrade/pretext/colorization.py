@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, distributed, nn
 
-from drgrade.data.normalisation import MEAN, STD
+from drgrade.data.transforms import MEAN, STD
 from drgrade.errors import check_range
 from drgrade.models.encoder import Encoder
 from drgrade.pretext.base import HEAD, Pretext, to_float32

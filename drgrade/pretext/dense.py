@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from drgrade.data.normalisation import MEAN, STD
+from drgrade.data.transforms import MEAN, STD
 from drgrade.errors import ConfigError
 from drgrade.models.encoder import Encoder
 from drgrade.models.msssl import resize

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from drgrade.data.normalisation import STD
+from drgrade.data.transforms import STD
 from drgrade.errors import ConfigError
 from drgrade.models.encoder import Encoder
 from drgrade.pretext.base import HEAD, Pretext, to_float32

@@ -16,7 +16,7 @@ from typing import Any
 
 from hydra.utils import get_class
 
-from drgrade.data.normalisation import MEAN, STD
+from drgrade.data.transforms import MEAN, STD
 from drgrade.errors import ConfigError
 from drgrade.files import file_sha256, write_text
 from drgrade.model_card.card import FOLDER, render_model_card

@@ -23,9 +23,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from drgrade.data.datasets import UNGRADED, AugmentedView, EvaluationSampler, StoreDataset
-from drgrade.data.normalisation import normalise
 from drgrade.data.photographs import Photographs
 from drgrade.data.store import Store
+from drgrade.data.transforms import normalise
 from drgrade.errors import DataError, DrgradeError
 from drgrade.files import write_text
 from drgrade.models.encoder import Encoder

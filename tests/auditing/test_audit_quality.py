@@ -12,8 +12,7 @@ from scipy import ndimage
 
 from drgrade.auditing.checks import quality_findings
 from drgrade.data.disc_detection import find_disc
-from drgrade.data.duplicates.thumbnail import make_thumbnail
-from drgrade.data.geometry import crop_disc
+from drgrade.data.geometry import crop_disc, make_thumbnail
 from drgrade.data.quality import Quality, measure
 from drgrade.settings import AuditThresholds
 

@@ -1,4 +1,4 @@
-"""Photographs and folders made up for tests."""
+"""Synthetic photographs and folders for tests."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def disc_photograph(
     brightness=170,
     seed=0,
 ):
-    """RGB uint8 (H, W, 3): a textured disc; ``size`` is (width, height), coordinates are continuous."""
+    """Draw a textured disc, RGB uint8 (H, W, 3); ``size`` is (width, height), coordinates are continuous."""
     width, height = size
     x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
     centre = centre or (width / 2, height / 2)
@@ -40,7 +40,7 @@ def write_labels(path: Path, *rows: str, header="image,grade") -> Path:
 
 
 def labelled_folder(root: Path, number=6) -> Path:
-    """A folder with ``number`` PNG photographs p0..., grades 0-4 in turn."""
+    """Write a folder with ``number`` PNG photographs p0..., grades 0-4 in turn."""
     for i in range(number):
         save(root / f"p{i}.png", disc_photograph(seed=i, brightness=120 + 10 * i))
     write_labels(root / "labels.csv", *(f"p{i}.png,{i % 5}" for i in range(number)))

@@ -1,4 +1,4 @@
-"""Augmentation: a function of its seed, geometrically true, and albumentations kept at arm's length."""
+"""Tests of augmentation: reproducible with its seed, geometrically correct, and a lazy import."""
 
 import multiprocessing
 import os
@@ -49,11 +49,11 @@ def published():
 
 
 def augment_all(augmentation, image, seeds):
-    """In another process."""
+    """Augment in another process."""
     return [augmentation(image, seed).tobytes() for seed in seeds]
 
 
-def test_the_same_seed_gives_the_same_photograph(image):
+def test_augmentation_is_reproducible_with_a_seed(image):
     augmentation, other = FundusAugmentation(**STRONG), FundusAugmentation(**STRONG)
     first = [augmentation(image, seed) for seed in range(20)]
     for seed in reversed(range(20)):  # whatever came before
@@ -62,7 +62,7 @@ def test_the_same_seed_gives_the_same_photograph(image):
     assert len({picture.tobytes() for picture in first}) == 20
 
 
-def test_neither_reads_nor_moves_the_global_generators(image):
+def test_augmentation_does_not_use_global_generators(image):
     augmentation = FundusAugmentation(**STRONG)
     random.seed(1)
     np.random.seed(1)  # noqa: NPY002
@@ -75,11 +75,11 @@ def test_neither_reads_nor_moves_the_global_generators(image):
 
 
 @pytest.mark.parametrize("seed", [0, 2**31, 2**32, 2**63 - 1])
-def test_takes_every_seed_that_the_sampler_gives(image, seed):
+def test_augmentation_accepts_63_bit_seeds(image, seed):
     assert FundusAugmentation(**STRONG)(image, seed).shape == image.shape
 
 
-def test_the_photograph_itself_stays_untouched(image):
+def test_augmentation_does_not_modify_its_input(image):
     before = image.copy()
     augmentation = FundusAugmentation(**STRONG)
     for seed in range(5):
@@ -88,14 +88,14 @@ def test_the_photograph_itself_stays_untouched(image):
     np.testing.assert_array_equal(image, before)
 
 
-def test_nothing_asked_for_changes_nothing(image):
+def test_default_augmentation_returns_the_input(image):
     settings = yaml.safe_load((CONF / "none.yaml").read_text())
     del settings["_target_"]
     np.testing.assert_array_equal(FundusAugmentation(**settings)(image, 3), image)
 
 
-def test_horizontal_and_vertical_flips_are_independent_and_equally_common(image):
-    """Albumentations' own ``set_random_seed`` seeds every transform alike: both flips or none."""
+def test_flips_are_independent_and_equally_common(image):
+    """With ``set_random_seed`` of albumentations both flips would coincide."""
     augmentation = FundusAugmentation(horizontal_flip=True, vertical_flip=True)
     names = {
         image[::h, ::v].tobytes(): (h, v) for h in (1, -1) for v in (1, -1)
@@ -191,7 +191,7 @@ def test_colour_stays_within_its_range():
     assert max(levels) in range(117, 121)
 
 
-def test_published_is_zoom_and_flips_and_nothing_else():
+def test_published_augmentation_is_zoom_and_flips():
     settings = published()
     assert settings.pop("zoom") == [0.85, 1.15]
     assert settings.pop("horizontal_flip") is True
@@ -201,7 +201,7 @@ def test_published_is_zoom_and_flips_and_nothing_else():
 
 
 def test_published_config_builds_zoom_and_flips(image):
-    """Every view is one of the four flips of a zoomed photograph: colours and angles stay."""
+    """Each view is one of the four flips of a zoomed photograph; colours and angles are unchanged."""
     augmentation = FundusAugmentation(**published())
     only_zoom = FundusAugmentation(zoom=(0.85, 1.15))
     for seed in range(30):
@@ -210,7 +210,7 @@ def test_published_config_builds_zoom_and_flips(image):
 
 
 @pytest.mark.parametrize("zoom", [(1.15, 0.85), (0.0, 1.0), (-1.0, 1.0), (0.9,), (0.8, 0.9, 1.0)])
-def test_a_zoom_that_is_no_range_is_an_error(zoom):
+def test_invalid_zoom_is_refused(zoom):
     with pytest.raises(ConfigError, match="zoom="):
         FundusAugmentation(zoom=zoom)
 
@@ -219,12 +219,12 @@ def test_a_zoom_that_is_no_range_is_an_error(zoom):
     ("name", "value"),
     [("brightness", -0.1), ("contrast", 1.5), ("saturation", -1), ("hue", 0.6), ("rotate", -5.0)],
 )
-def test_a_strength_out_of_range_is_an_error(name, value):
+def test_strengths_out_of_range_are_refused(name, value):
     with pytest.raises(ConfigError, match=f"{name}={value} is not in"):
         FundusAugmentation(**{name: value})
 
 
-def test_importing_it_does_not_import_albumentations():
+def test_import_does_not_load_albumentations():
     code = (
         "import sys, os; os.environ.pop('NO_ALBUMENTATIONS_UPDATE', None)\n"
         "import drgrade.data.augmentation as a\n"
@@ -238,13 +238,13 @@ def test_importing_it_does_not_import_albumentations():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-def test_a_pickled_copy_augments_alike(image):
+def test_pickled_augmentation_gives_the_same_result(image):
     augmentation = FundusAugmentation(**STRONG)
     copy = pickle.loads(pickle.dumps(augmentation))
     assert augment_all(copy, image, range(5)) == augment_all(augmentation, image, range(5))
 
 
-def test_a_spawned_worker_augments_alike(image):
+def test_augmentation_in_a_spawned_process_gives_the_same_result(image):
     augmentation = FundusAugmentation(**STRONG)
     assert os.environ["NO_ALBUMENTATIONS_UPDATE"] == "1"  # which the worker inherits
     with multiprocessing.get_context("spawn").Pool(1) as pool:

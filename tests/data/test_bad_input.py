@@ -1,4 +1,4 @@
-"""What people really have: each bad file and row is named with its reason in one report."""
+"""Tests of preparation with bad files and rows, which are reported with a reason."""
 
 import os
 import sys
@@ -82,13 +82,13 @@ def reason_of(problems, image_id):
 
 
 @pytest.mark.parametrize(("image_id", "reason"), LEFT_OUT.items())
-def test_what_cannot_be_used_is_left_out_with_its_reason(store, image_id, reason):
+def test_unusable_photographs_are_left_out_with_a_reason(store, image_id, reason):
     assert reason_of(store.left_out, image_id).startswith(reason)
     assert image_id not in set(store.manifest["image_id"])
 
 
 @pytest.mark.parametrize(("image_id", "reason"), CONVERTED.items())
-def test_what_can_be_converted_is_kept_and_named(store, image_id, reason):
+def test_converted_photographs_are_kept_and_reported(store, image_id, reason):
     converted = store.problems[store.problems["action"] == "converted"]
     assert reason_of(converted, image_id) == reason
     row = store.manifest.index[store.manifest["image_id"] == image_id][0]
@@ -97,7 +97,7 @@ def test_what_can_be_converted_is_kept_and_named(store, image_id, reason):
     assert tuple(store.manifest.loc[row, ["width", "height"]]) == expected
 
 
-def test_everything_else_is_in_the_store_and_nothing_else_in_the_report(store):
+def test_other_photographs_are_stored_and_not_reported(store):
     assert set(store.manifest["image_id"]) == {"good", *CONVERTED}
     assert set(store.problems["image_id"]) == {*LEFT_OUT, *CONVERTED}
     assert store.info["left_out"] == len(LEFT_OUT) + 1  # both rows of "twice"
@@ -105,7 +105,7 @@ def test_everything_else_is_in_the_store_and_nothing_else_in_the_report(store):
     assert len(store.images) == 6
 
 
-def test_a_summary_is_printed_with_counts_examples_and_the_place_of_the_report(root, tmp_path, capsys):
+def test_summary_has_counts_examples_and_path_of_the_report(root, tmp_path, capsys):
     store = prepare(Folder(root), tmp_path, image_size=48)
     out, err = capsys.readouterr()
     assert out == ""
@@ -116,7 +116,7 @@ def test_a_summary_is_printed_with_counts_examples_and_the_place_of_the_report(r
     assert str(store.folder / "problems.csv") in err
 
 
-def test_strict_stops_before_a_store_is_left_and_keeps_the_report(root, tmp_path):
+def test_strict_leaves_no_store_but_a_report(root, tmp_path):
     with pytest.raises(DataError, match=r"11 rows cannot be used and data\.strict=true: ") as error:
         prepare(Folder(root), tmp_path, image_size=48, strict=True)
     (report,) = tmp_path.glob("*.problems.csv")
@@ -125,7 +125,7 @@ def test_strict_stops_before_a_store_is_left_and_keeps_the_report(root, tmp_path
     assert not list(tmp_path.glob("folder-*/"))
 
 
-def test_strict_also_stops_at_a_store_that_was_prepared_without(root, store):
+def test_strict_refuses_an_existing_store_with_left_out_rows(root, store):
     with pytest.raises(DataError, match="11 rows cannot be used") as error:
         prepare(Folder(root), store.folder.parent, image_size=48, strict=True)
     assert str(store.folder / "problems.csv") in str(error.value)
@@ -139,7 +139,7 @@ def test_strict_accepts_conversions(tmp_path):
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_if_nothing_can_be_used_the_reasons_are_given_and_no_store_is_left(tmp_path, strict):
+def test_error_without_usable_photographs_gives_reasons(tmp_path, strict):
     (tmp_path / "zero.jpg").write_bytes(b"")
     write_labels(tmp_path / "labels.csv", "zero,1", "nowhere,2", "zero,9")
     stores = tmp_path / "stores"
@@ -151,7 +151,7 @@ def test_if_nothing_can_be_used_the_reasons_are_given_and_no_store_is_left(tmp_p
     assert len(list(stores.glob("*.problems.csv"))) == 1
 
 
-def test_a_missing_column_stops_at_once_and_writes_nothing(root, tmp_path):
+def test_missing_column_writes_nothing(root, tmp_path):
     with pytest.raises(
         DataError, match=r'no column "label"; its columns are image, grade.*data\.grade_column'
     ):
@@ -159,13 +159,13 @@ def test_a_missing_column_stops_at_once_and_writes_nothing(root, tmp_path):
     assert not (tmp_path / "stores").exists()
 
 
-def test_no_file_is_ever_written_into_the_data_set(root, store):
+def test_preparation_writes_nothing_into_the_data_set(root, store):
     assert sorted(path.suffix for path in root.iterdir()).count(".csv") == 1
     assert not list(root.glob("*.lock"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not allow such names")
-def test_a_file_name_that_is_no_text_is_left_out(tmp_path):
+def test_undecodable_file_name_is_left_out(tmp_path):
     content = save(tmp_path / "good.png").read_bytes()
     Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9.png")).write_bytes(content)
     store = prepare(Folder(tmp_path, csv=None), tmp_path / "stores", image_size=48)

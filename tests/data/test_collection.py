@@ -1,4 +1,4 @@
-"""One data set and others beside it."""
+"""Tests of collections of several data sets."""
 
 import shutil
 
@@ -19,7 +19,7 @@ SIZE = 32
 
 
 def data_set(root, name, number, first=0) -> Folder:
-    """Photographs that no two data sets share unless ``first`` says so; patients p0, p1, ... of two each."""
+    """Write photographs that differ between data sets unless ``first`` is equal; two for each patient."""
     for i in range(number):
         save(root / f"{i}.png", disc_photograph(brightness=90 + 2 * (first + i)))
     rows = (f"{i}.png,{i % 5},p{i // 2}" for i in range(number))
@@ -37,7 +37,7 @@ def other(tmp_path):
     return data_set(tmp_path / "other", "other", 10, first=30)
 
 
-def test_a_single_data_set_is_its_store(main, tmp_path):
+def test_collection_of_one_data_set_equals_its_store(main, tmp_path):
     photographs = Collection(main, tmp_path / "stores", SIZE)
     (store,) = photographs.stores
     assert len(photographs) == len(store) == 20
@@ -47,7 +47,7 @@ def test_a_single_data_set_is_its_store(main, tmp_path):
     assert photographs.manifest["duplicate"].isna().all()
 
 
-def test_ids_and_patients_of_further_data_sets_carry_their_name(main, other, tmp_path):
+def test_ids_of_further_data_sets_have_a_prefix(main, other, tmp_path):
     manifest = Collection(main, tmp_path / "stores", SIZE, unlabelled=[other]).manifest
     assert manifest["image_id"].tolist()[18:22] == ["8", "9", "other/0", "other/1"]
     assert manifest["patient_id"].tolist()[19:21] == ["p4", "other/p0"]
@@ -55,7 +55,7 @@ def test_ids_and_patients_of_further_data_sets_carry_their_name(main, other, tmp
     assert manifest["image_id"].is_unique
 
 
-def test_rows_count_through_all_stores(main, other, tmp_path):
+def test_rows_are_numbered_through_all_stores(main, other, tmp_path):
     photographs = Collection(main, tmp_path / "stores", SIZE, labelled=[other])
     rows = range(len(photographs))
     view = AugmentedView(lambda image, seed: image)
@@ -69,7 +69,7 @@ def test_rows_count_through_all_stores(main, other, tmp_path):
     assert photographs.store_numbers(np.array([19, 20])) == [0, 1]
 
 
-def test_copies_are_found_across_data_sets_and_searched_for_once(main, other, tmp_path, monkeypatch):
+def test_duplicates_across_data_sets_are_searched_for_once(main, other, tmp_path, monkeypatch):
     shutil.copyfile(main.root / "3.png", other.root / "7.png")
     photographs = Collection(main, tmp_path / "stores", SIZE, external=[other])
     (pair,) = photographs.duplicates.itertuples()
@@ -82,18 +82,18 @@ def test_copies_are_found_across_data_sets_and_searched_for_once(main, other, tm
     assert again.duplicates.equals(photographs.duplicates)
 
 
-def test_the_search_for_copies_can_be_left_out(main, other, tmp_path):
+def test_search_for_duplicates_can_be_disabled(main, other, tmp_path):
     shutil.copyfile(main.root / "3.png", other.root / "7.png")
     photographs = Collection(main, tmp_path / "stores", SIZE, external=[other], find_duplicates=False)
     assert photographs.manifest["duplicate"].isna().all()
 
 
-def test_one_name_for_two_data_sets_is_refused(main, tmp_path):
+def test_repeated_name_of_a_data_set_is_refused(main, tmp_path):
     with pytest.raises(ConfigError, match=r"main occurs twice.*name: more"):
         Collection(main, tmp_path, SIZE, external=[main])
 
 
-def test_the_hash_tells_data_sets_and_roles_apart(main, other, tmp_path):
+def test_hash_depends_on_data_sets_and_roles(main, other, tmp_path):
     def collected(**roles):
         return Collection(main, tmp_path / "stores", SIZE, **roles).sha256
 
@@ -107,7 +107,7 @@ def pretext(photographs, pretrain_on) -> PretextDataModule:
 
 
 @pytest.mark.parametrize("pretrain_on", ["train", "all"])
-def test_pools_are_pretrained_on_and_external_data_sets_never(main, other, tmp_path, pretrain_on):
+def test_pretraining_uses_unlabelled_but_not_external_data_sets(main, other, tmp_path, pretrain_on):
     third = data_set(tmp_path / "third", "third", 10, first=50)
     shutil.copyfile(third.root / "4.png", main.root / "6.png")
     photographs = Photographs(
@@ -123,7 +123,7 @@ def test_pools_are_pretrained_on_and_external_data_sets_never(main, other, tmp_p
     assert subsets["6"] in ("excluded", "test")
 
 
-def test_external_data_sets_do_not_change_the_key_of_a_pretraining(main, other, tmp_path):
+def test_external_data_sets_do_not_change_the_photographs_hash(main, other, tmp_path):
     def key(**roles):
         photographs = Photographs(main, SplitSpec(val_fraction=0.3), tmp_path / "stores", SIZE, **roles)
         return pretext(photographs, "train").photographs_hash()
@@ -132,7 +132,7 @@ def test_external_data_sets_do_not_change_the_key_of_a_pretraining(main, other, 
     assert key() != key(unlabelled=[other])
 
 
-def test_grades_of_copies_that_disagree_are_those_of_the_split(main, tmp_path):
+def test_conflicting_grades_of_duplicates_follow_the_split(main, tmp_path):
     shutil.copyfile(main.root / "0.png", main.root / "1.png")  # grades 0 and 1
     photographs = Photographs(
         main, SplitSpec(disagreeing="keep_one", val_fraction=0.3), tmp_path / "stores", SIZE
@@ -149,7 +149,7 @@ def test_grades_of_copies_that_disagree_are_those_of_the_split(main, tmp_path):
     assert index("1") not in served
 
 
-def test_a_damaged_list_of_copies_is_searched_for_again(main, other, tmp_path):
+def test_damaged_list_of_duplicates_is_replaced(main, other, tmp_path):
     shutil.copyfile(main.root / "3.png", other.root / "7.png")
     photographs = Collection(main, tmp_path / "stores", SIZE, external=[other])
     assert len(photographs.duplicates) == 1
@@ -158,20 +158,20 @@ def test_a_damaged_list_of_copies_is_searched_for_again(main, other, tmp_path):
     assert len(Collection(main, tmp_path / "stores", SIZE, external=[other]).duplicates) == 1
 
 
-def test_copies_that_were_found_can_be_read_where_nothing_can_be_written(main, tmp_path, monkeypatch):
+def test_stored_duplicates_are_read_from_a_read_only_folder(main, tmp_path, monkeypatch):
     assert len(Collection(main, tmp_path / "stores", SIZE).duplicates) == 0
     monkeypatch.setattr(collection, "FileLock", None)
     assert len(Collection(main, tmp_path / "stores", SIZE).duplicates) == 0
 
 
 @pytest.mark.parametrize("name", ["a/b", "", "a b", "..", ".a", "ä\n"])
-def test_a_name_that_cannot_be_part_of_a_files_is_refused(main, tmp_path, name):
+def test_name_that_cannot_be_part_of_a_file_name_is_refused(main, tmp_path, name):
     main.name = name
     with pytest.raises(ConfigError, match=r"data\.name="):
         Collection(main, tmp_path, SIZE)
 
 
-def test_grades_of_a_pool_do_not_change_the_key_of_a_pretraining(main, other, tmp_path):
+def test_grades_of_unlabelled_data_do_not_change_the_photographs_hash(main, other, tmp_path):
     def key():
         photographs = Photographs(
             main, SplitSpec(val_fraction=0.3), tmp_path / "stores", SIZE, unlabelled=[other]
@@ -184,8 +184,8 @@ def test_grades_of_a_pool_do_not_change_the_key_of_a_pretraining(main, other, tm
     assert key() == before
 
 
-def test_what_pretraining_sees_of_a_pool_does_not_depend_on_who_validates(main, other, tmp_path):
-    """A photograph of the pool's own published test set is not seen, whatever it is a copy of."""
+def test_pretraining_photographs_do_not_depend_on_the_validation_set(main, other, tmp_path):
+    """Photographs of the published test set of unlabelled data are excluded, even as copies."""
     rows = (f"{i}.png,1,{'test' if i == 4 else 'train'}" for i in range(10))
     write_labels(other.root / "labels.csv", *rows, header="image,grade,split")
     pool = Folder(other.root, name="other", split_column="split")

@@ -1,10 +1,9 @@
-"""Duplicates: copies are found however they were saved; eyes, exposures and blank pictures are not."""
+"""Tests of the search for duplicates: copies are found; other eyes, exposures and blank images are not."""
 
 import hashlib
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -16,14 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_photographs import disc_photograph
 
+from drgrade.data import duplicates as retrieval
+from drgrade.data import duplicates as search
 from drgrade.data.disc_detection import find_disc
-from drgrade.data.duplicates import search
-from drgrade.data.duplicates import search as retrieval
-from drgrade.data.duplicates.features import TURNS, coarse_detail, descriptor, turn_picture, turned
-from drgrade.data.duplicates.search import clusters, find_duplicates
-from drgrade.data.duplicates.thumbnail import THUMBNAIL_SIZE, make_thumbnail
-from drgrade.data.duplicates.verification import CopyMatch, Portrait, compare
-from drgrade.data.geometry import Disc
+from drgrade.data.duplicate_features import TURNS, coarse_detail, descriptor, orient, orient_descriptors
+from drgrade.data.duplicates import CopyMatch, Portrait, clusters, compare, find_duplicates
+from drgrade.data.geometry import THUMBNAIL_SIZE, Disc, make_thumbnail
 from drgrade.synthetic.drawing import draw_photograph, plan_photographs
 
 EYES = 14
@@ -31,7 +28,7 @@ EYES = 14
 
 @pytest.fixture(scope="module")
 def photographs():
-    """Both eyes of most of the patients."""
+    """Draw photographs, with both eyes of most patients."""
     return [draw_photograph(photograph, 256, seed=0).pixels for photograph in plan_photographs(EYES, seed=0)]
 
 
@@ -41,25 +38,25 @@ def originals(photographs):
 
 
 def saved(pixels, quality=95):
-    """Write as JPEG and read again."""
+    """Return the pixels after JPEG compression."""
     encoded = cv2.imencode(".jpg", np.ascontiguousarray(pixels), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
     return cv2.imdecode(encoded, cv2.IMREAD_COLOR)
 
 
 def prepared(photographs):
-    """Thumbnails (N, T, T) and diameters (N,)."""
+    """Return thumbnails (N, T, T) and diameters (N,)."""
     discs = [find_disc(pixels) for pixels in photographs]
     thumbnails = [make_thumbnail(pixels, disc) for pixels, disc in zip(photographs, discs, strict=True)]
     return np.stack(thumbnails), np.array([2 * disc.radius for disc in discs])
 
 
 def names(count, start=0):
-    """Hashes of different files."""
+    """Return hashes of different files."""
     return [hashlib.sha256(str(number).encode()).hexdigest() for number in range(start, start + count)]
 
 
 def search_among(*sets, hashes=None):
-    """Search through all of some sets of (thumbnails, diameters)."""
+    """Search the union of sets of (thumbnails, diameters)."""
     thumbnails, diameters = (np.concatenate(parts) for parts in zip(*sets, strict=True))
     return find_duplicates(thumbnails, hashes or names(len(thumbnails)), diameters)
 
@@ -109,7 +106,7 @@ COPIES = {
 
 
 @pytest.mark.parametrize("kind", COPIES)
-def test_copies_are_found_and_nothing_else(kind, photographs, originals):
+def test_search_finds_exactly_the_copies(kind, photographs, originals):
     copies = prepared([COPIES[kind](pixels) for pixels in photographs])
     found = search_among(originals, copies)
     assert pairs_of(found) == [(row, row + EYES) for row in range(EYES)]
@@ -119,9 +116,9 @@ def test_copies_are_found_and_nothing_else(kind, photographs, originals):
 
 @pytest.mark.parametrize("turn", range(TURNS))
 @pytest.mark.parametrize("swapped", [False, True])
-def test_it_is_told_how_the_second_has_to_be_laid(turn, swapped, originals):
+def test_pairs_report_the_turn_of_the_second(turn, swapped, originals):
     thumbnails, diameters = originals
-    other = np.stack([turn_picture(picture, turn) for picture in thumbnails])
+    other = np.stack([orient(picture, turn) for picture in thumbnails])
     sets = [(other, diameters), originals] if swapped else [originals, (other, diameters)]
     for row in search_among(*sets).itertuples():
         second = np.concatenate([pictures for pictures, _ in sets])[row.second]
@@ -132,7 +129,7 @@ def test_it_is_told_how_the_second_has_to_be_laid(turn, swapped, originals):
         assert row.mirrored == (turn >= 4)
 
 
-def test_scale_and_shift_are_those_of_the_retina(originals):
+def test_pairs_report_scale_and_shift_of_the_retina(originals):
     thumbnails, diameters = originals
     warp = cv2.getRotationMatrix2D(((THUMBNAIL_SIZE - 1) / 2,) * 2, 0, 1.02)
     warp[0, 2] += 0.01 * THUMBNAIL_SIZE
@@ -147,28 +144,28 @@ def test_scale_and_shift_are_those_of_the_retina(originals):
         assert found["shift"].to_numpy() == pytest.approx(0.01, abs=0.003)
 
 
-def test_three_copies_of_one_are_three_pairs(photographs, originals):
+def test_three_copies_give_three_pairs(photographs, originals):
     one = prepared([COPIES["quality 30"](photographs[5]), COPIES["mirrored"](photographs[5])])
     assert pairs_of(search_among(originals, one)) == [(5, EYES), (5, EYES + 1), (EYES, EYES + 1)]
 
 
-def test_copies_are_found_whatever_size_they_are_decoded_at(photographs, originals):
+def test_copies_decoded_at_another_size_are_found(photographs, originals):
     decoded = prepared([cv2.resize(pixels, None, fx=1.7, fy=1.7) for pixels in photographs])
     assert pairs_of(search_among(originals, decoded)) == [(row, row + EYES) for row in range(EYES)]
 
 
-# What is not a copy
+# Other photographs
 
 
-def test_different_eyes_are_no_copies(originals):
-    """Two eyes of one patient are among them."""
+def test_different_eyes_are_not_copies(originals):
+    """The photographs include both eyes of some patients."""
     patients = [photograph.patient for photograph in plan_photographs(EYES, seed=0)]
     assert len(set(patients)) < EYES
     assert search_among(originals).empty
 
 
 def field(photograph, turn=0.0, shift=(0.0, 0.0), light=(0.0, 0.0)):
-    """A smaller round field of the retina, turned (in degrees), shifted and lit from elsewhere (in radii)."""
+    """Draw a smaller field of the retina, turned (degrees), shifted and lit from another side (radii)."""
     disc = find_disc(photograph)
     radius = 0.8 * disc.radius
     side = int(2.2 * radius)
@@ -191,8 +188,8 @@ def field(photograph, turn=0.0, shift=(0.0, 0.0), light=(0.0, 0.0)):
         ({"shift": (0.08, 0.03)}, False),
     ],
 )
-def test_two_exposures_of_one_eye_are_no_copies(second, is_copy, photographs):
-    """They differ in pose, in light, or in both."""
+def test_two_exposures_of_one_eye_are_not_copies(second, is_copy, photographs):
+    """The exposures differ in pose, in light, or in both."""
     first = prepared([field(pixels) for pixels in photographs])
     again = prepared([field(pixels, **second) for pixels in photographs])
     expected = [(row, row + EYES) for row in range(EYES)] if is_copy else []
@@ -200,7 +197,7 @@ def test_two_exposures_of_one_eye_are_no_copies(second, is_copy, photographs):
 
 
 def test_two_exposures_of_one_eye_match_in_detail(photographs):
-    """They are told apart by pose and light, not because they could not be laid over each other."""
+    """Pose and light distinguish them, not a failed alignment."""
     thumbnails, _ = prepared([field(photographs[0]), field(photographs[0], turn=1.0, light=(0.1, 0.0))])
     match = compare(Portrait.of(thumbnails[0]), Portrait.of(thumbnails[1]))
     assert match is not None
@@ -224,13 +221,13 @@ ALIKE = CopyMatch(similarity=0.95, light=0.004, scale=1.005, rotation=-0.1, shif
         {"shift": 0.03},
     ],
 )
-def test_copies_must_agree_in_everything(difference):
+def test_match_fails_if_any_measure_differs(difference):
     assert ALIKE.one_exposure
-    assert not replace(ALIKE, **difference).one_exposure
+    assert not ALIKE._replace(**difference).one_exposure
 
 
-def test_what_cannot_be_laid_over_each_other_is_no_copy(originals):
-    """A negative, in which the alignment diverges; another eye; nothing."""
+def test_photographs_that_cannot_be_aligned_are_not_copies(originals):
+    """Includes a negative, for which the alignment diverges."""
     one, other = originals[0][:2]
     negative = np.where(one > 0, 255 - one // 2, 0).astype(np.uint8)
     for picture in (negative, other, np.zeros_like(one)):
@@ -245,7 +242,7 @@ def idrid(*files):
     return [cv2.imread(str(root / "1. Original Images" / "a. Training Set" / name)) for name in files]
 
 
-def test_real_copies_are_found_and_real_second_exposures_are_not():
+def test_real_copies_are_found_and_second_exposures_are_not():
     """IDRiD_013 and IDRiD_397 are one eye, exposed twice: 0.8 degrees and 2 % of light apart."""
     photographs = idrid("IDRiD_013.jpg", "IDRiD_397.jpg", "IDRiD_001.jpg", "IDRiD_002.jpg")
     copies = [COPIES[kind](p) for kind in ("all at once", "quality 30") for p in photographs]
@@ -253,7 +250,7 @@ def test_real_copies_are_found_and_real_second_exposures_are_not():
     assert pairs_of(found) == [(a, b) for a, b in combinations(range(12), 2) if (b - a) % 4 == 0]
 
 
-# What shows too little
+# Images with too little detail
 
 
 def blank_ones():
@@ -265,25 +262,25 @@ def blank_ones():
     return [np.repeat(picture[..., None], 3, axis=2).astype(np.uint8) for picture in (smooth, stripes, dark)]
 
 
-def test_pictures_without_a_retina_are_never_near_duplicates():
+def test_images_without_a_retina_are_not_near_duplicates():
     blank = blank_ones() + [disc_photograph(brightness=brightness) for brightness in (120, 130, 150, 170)]
     noisy = [saved(pixels, quality) for pixels in blank for quality in (95, 70)]
     assert search_among(prepared(blank), prepared(noisy)).empty
 
 
-def test_black_and_white_thumbnails_are_never_near_duplicates():
+def test_black_and_white_thumbnails_are_not_near_duplicates():
     thumbnails = np.zeros((6, THUMBNAIL_SIZE, THUMBNAIL_SIZE), np.uint8)
     thumbnails[2:4], thumbnails[4:] = 255, 1
     assert find_duplicates(thumbnails, names(6), np.full(6, 500.0)).empty
 
 
-def test_noise_is_no_near_duplicate_of_other_noise():
+def test_noise_images_are_not_near_duplicates():
     rng = np.random.default_rng(0)
     thumbnails = rng.integers(1, 256, (20, THUMBNAIL_SIZE, THUMBNAIL_SIZE), dtype=np.uint8)
     assert find_duplicates(thumbnails, names(20), np.full(20, 500.0)).empty
 
 
-def test_photographs_of_few_pixels_are_compared_by_their_bytes_alone(originals):
+def test_small_photographs_are_compared_by_bytes_only(originals):
     small = (originals[0], np.full(EYES, 60.0))
     assert search_among(originals, small).empty
     again = search_among(originals, small, hashes=names(EYES) * 2)
@@ -294,7 +291,7 @@ def test_photographs_of_few_pixels_are_compared_by_their_bytes_alone(originals):
 # Identical files
 
 
-def test_identical_files_are_always_found(originals):
+def test_identical_files_are_found_without_detail(originals):
     thumbnails, diameters = originals
     nothing = np.zeros_like(thumbnails)
     hashes = names(EYES) + names(EYES, start=100) + names(EYES, start=100)
@@ -304,7 +301,7 @@ def test_identical_files_are_always_found(originals):
     assert (found["similarity"] == 1).all()
 
 
-def test_a_copy_of_a_file_that_is_there_twice_is_a_copy_of_both(photographs, originals):
+def test_copy_of_a_repeated_file_is_paired_with_both(photographs, originals):
     copy = prepared([COPIES["quality 80"](photographs[0])])
     twice = (originals[0][:1], originals[1][:1])
     found = search_among(originals, twice, copy, hashes=[*names(EYES), names(1)[0], "copy"])
@@ -312,7 +309,7 @@ def test_a_copy_of_a_file_that_is_there_twice_is_a_copy_of_both(photographs, ori
     assert found["kind"].tolist() == ["identical", "near", "near"]
 
 
-def test_a_file_that_is_there_very_often_is_one_cluster_of_few_pairs(originals):
+def test_frequent_file_is_one_cluster_of_few_pairs(originals):
     often = 3 * search.MOST_LISTED
     thumbnails = np.repeat(originals[0][:1], often, axis=0)
     found = find_duplicates(thumbnails, names(1) * often, np.full(often, 500.0))
@@ -325,7 +322,7 @@ def test_a_file_that_is_there_very_often_is_one_cluster_of_few_pairs(originals):
 
 @settings(max_examples=8, deadline=None)
 @given(st.randoms(use_true_random=False))
-def test_the_order_of_the_photographs_does_not_matter(mixed, shuffler):
+def test_result_does_not_depend_on_the_order_of_photographs(mixed, shuffler):
     thumbnails, hashes, diameters = mixed
     order = list(range(len(hashes)))
     shuffler.shuffle(order)
@@ -336,7 +333,7 @@ def test_the_order_of_the_photographs_does_not_matter(mixed, shuffler):
 
 @pytest.fixture(scope="module")
 def mixed(photographs, originals):
-    """Photographs, copies of some, files that are there twice, and blank ones."""
+    """Photographs, copies of some, repeated files, and blank images."""
     few = photographs[:8]
     copies = [
         COPIES[kind](pixels) for kind in ("all at once", "turned by 90", "0.35 times") for pixels in few[:4]
@@ -347,7 +344,7 @@ def mixed(photographs, originals):
 
 
 def described(table, order):
-    """Pairs by the original numbers of rows; what depends on which comes first is made symmetric."""
+    """Return pairs by original row numbers, independent of the order of the two."""
     return {
         (
             *sorted((order[row.first], order[row.second])),
@@ -359,7 +356,7 @@ def described(table, order):
     }
 
 
-def test_first_comes_before_second_and_pairs_are_ordered(mixed):
+def test_pairs_are_ordered(mixed):
     found = pairs_of(find_duplicates(*mixed))
     assert all(first < second for first, second in found)
     assert found == sorted(set(found))
@@ -370,43 +367,45 @@ def test_first_comes_before_second_and_pairs_are_ordered(mixed):
 
 
 @pytest.mark.parametrize("turn", range(TURNS))
-def test_a_descriptor_can_be_turned_without_the_picture(turn, originals):
+def test_orient_descriptors_equals_orient_of_the_thumbnail(turn, originals):
     for thumbnail in originals[0][:4]:
-        direct = descriptor(coarse_detail(turn_picture(thumbnail, turn)))
-        np.testing.assert_allclose(turned(descriptor(coarse_detail(thumbnail)), turn), direct, atol=1e-5)
+        direct = descriptor(coarse_detail(orient(thumbnail, turn)))
+        np.testing.assert_allclose(
+            orient_descriptors(descriptor(coarse_detail(thumbnail)), turn), direct, atol=1e-5
+        )
 
 
-def test_the_eight_turns_are_different(originals):
+def test_eight_orientations_have_different_descriptors(originals):
     spectrum = descriptor(coarse_detail(originals[0][0]))
-    scores = [float(spectrum @ turned(spectrum, turn)) for turn in range(TURNS)]
+    scores = [float(spectrum @ orient_descriptors(spectrum, turn)) for turn in range(TURNS)]
     assert scores[0] == pytest.approx(1, abs=1e-5)
     assert max(scores[1:]) < 0.5
 
 
 def naive_candidates(descriptors):
-    """Every pair over the least score with its best turn, by two loops."""
+    """Return each pair above the least score with its best turn, by two loops."""
     found = {}
     for i, j in combinations(range(len(descriptors)), 2):
-        scores = [float(descriptors[i] @ turned(descriptors[j], turn)) for turn in range(TURNS)]
+        scores = [float(descriptors[i] @ orient_descriptors(descriptors[j], turn)) for turn in range(TURNS)]
         if max(scores) >= retrieval.LEAST_SCORE:
             found[i, j] = int(np.argmax(scores))
     return found
 
 
 @pytest.mark.parametrize("block", [1, 4, 7, 100])
-def test_retrieval_in_blocks_finds_what_two_loops_find(block, monkeypatch, originals):
+def test_candidates_equal_those_of_two_loops(block, monkeypatch, originals):
     monkeypatch.setattr(retrieval, "_BLOCK", block)
     spectra = np.stack([descriptor(coarse_detail(thumbnail)) for thumbnail in originals[0][:9]])
     rng = np.random.default_rng(0)
-    noisy = turned(spectra, 3) + rng.normal(0, 0.02, spectra.shape).astype(np.float32)
+    noisy = orient_descriptors(spectra, 3) + rng.normal(0, 0.02, spectra.shape).astype(np.float32)
     noisy /= np.linalg.norm(noisy, axis=1, keepdims=True)
-    together = np.concatenate((spectra, noisy, turned(spectra[:3], 6)))
+    together = np.concatenate((spectra, noisy, orient_descriptors(spectra[:3], 6)))
     first, second, turn = retrieval.candidates(together)
     assert dict(zip(zip(first, second, strict=True), turn, strict=True)) == naive_candidates(together)
     assert len(first) == len(set(zip(first, second, strict=True))) > 9
 
 
-def test_many_copies_of_one_stay_connected_in_few_pairs(monkeypatch, originals):
+def test_many_copies_stay_connected_in_few_pairs(monkeypatch, originals):
     monkeypatch.setattr(retrieval, "MOST_PER_PHOTOGRAPH", 3)
     monkeypatch.setattr(retrieval, "_BLOCK", 8)
     spectra = np.stack([descriptor(coarse_detail(thumbnail)) for thumbnail in originals[0][:2]])
@@ -418,7 +417,7 @@ def test_many_copies_of_one_stay_connected_in_few_pairs(monkeypatch, originals):
 
 
 def naive_clusters(pairs, count):
-    """Union-find, one pair after the other."""
+    """Return clusters by union-find."""
     parent = list(range(count))
 
     def root(row):
@@ -437,7 +436,7 @@ def naive_clusters(pairs, count):
         lambda n: st.tuples(st.just(n), st.lists(st.tuples(*[st.integers(0, n - 1)] * 2)))
     )
 )
-def test_clusters_are_those_of_union_find(case):
+def test_clusters_equal_those_of_union_find(case):
     count, pairs = case
     table = pd.DataFrame(pairs, columns=["first", "second"], dtype="int64")
     found = clusters(table, count)
@@ -445,7 +444,7 @@ def test_clusters_are_those_of_union_find(case):
     assert found.tolist() == naive_clusters(pairs, count)
 
 
-def test_no_pairs_and_no_photographs():
+def test_empty_input_gives_no_pairs_and_clusters():
     found = find_duplicates(np.zeros((0, 1, 1), np.uint8), [], np.zeros(0))
     assert found.empty
     assert {"first", "second", "kind", "similarity", "mirrored"} <= set(found.columns)
@@ -454,7 +453,7 @@ def test_no_pairs_and_no_photographs():
     assert clusters(found, 0).tolist() == []
 
 
-def test_memory_mapped_thumbnails(tmp_path, originals):
+def test_memory_mapped_thumbnails_give_the_same_pairs(tmp_path, originals):
     thumbnails, diameters = (np.concatenate((part, part)) for part in originals)
     np.save(tmp_path / "thumbnails.npy", thumbnails)
     mapped = np.load(tmp_path / "thumbnails.npy", mmap_mode="r")
@@ -463,7 +462,7 @@ def test_memory_mapped_thumbnails(tmp_path, originals):
     assert len(expected) == EYES
 
 
-def test_progress_is_told_on_stderr(capsys, originals):
+def test_progress_is_shown_on_stderr(capsys, originals):
     search_among(originals)
     assert capsys.readouterr() == ("", "")
     find_duplicates(originals[0], names(EYES), originals[1], progress=True)
@@ -480,7 +479,7 @@ def test_progress_is_told_on_stderr(capsys, originals):
         ((2, 128, 128), 2, 1, "diameters"),
     ],
 )
-def test_parts_that_do_not_belong_together_are_refused(shape, hashes, diameters, wrong):
+def test_inconsistent_shapes_are_refused(shape, hashes, diameters, wrong):
     with pytest.raises(ValueError, match=wrong):
         find_duplicates(np.zeros(shape, np.uint8), names(hashes), np.ones(diameters))
 
@@ -488,7 +487,7 @@ def test_parts_that_do_not_belong_together_are_refused(shape, hashes, diameters,
 # Thumbnails
 
 
-def test_a_thumbnail_is_zero_exactly_where_nothing_was_recorded():
+def test_thumbnail_is_zero_exactly_outside_the_recorded_disc():
     pixels = np.zeros((200, 300, 3), np.uint8)
     disc = Disc(x=150, y=100, radius=80, left=0, top=40, right=200, bottom=200)
     thumbnail = make_thumbnail(pixels, disc)
@@ -501,13 +500,13 @@ def test_a_thumbnail_is_zero_exactly_where_nothing_was_recorded():
         assert thumbnail[row, column] == inside
 
 
-def test_a_thumbnail_shows_the_green_channel():
+def test_thumbnail_is_the_green_channel():
     pixels = np.full((256, 256, 3), (10, 77, 200), np.uint8)
     thumbnail = make_thumbnail(pixels, Disc(128, 128, 100, 0, 0, 256, 256))
     assert set(np.unique(thumbnail)) == {0, 77}
 
 
-def test_a_squashed_disc_is_round_on_the_thumbnail():
+def test_squashed_disc_is_round_on_the_thumbnail():
     pixels = np.full((256, 384, 3), 90, np.uint8)
     wide = make_thumbnail(pixels, Disc(192, 128, 100, 0, 0, 384, 256, stretch=1.5))
     np.testing.assert_array_equal(wide, make_thumbnail(pixels, Disc(192, 128, 100, 0, 0, 384, 256)))
@@ -515,9 +514,9 @@ def test_a_squashed_disc_is_round_on_the_thumbnail():
     np.testing.assert_array_equal(cut, np.where(np.arange(THUMBNAIL_SIZE) < THUMBNAIL_SIZE // 2, 0, wide))
 
 
-def test_making_thumbnails_imports_little():
+def test_geometry_import_does_not_load_pandas_or_torch():
     code = (
-        "import sys, drgrade.data.duplicates.thumbnail\n"
+        "import sys, drgrade.data.geometry\n"
         "print([m for m in ('pandas', 'scipy', 'torch', 'rich') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""What is graded, and what is not: photographs pass, other pictures and spoilt photographs do not."""
+"""Tests of the quality check: fundus photographs pass, other images and spoilt photographs do not."""
 
 import os
 from importlib.util import find_spec
@@ -73,7 +73,7 @@ def test_real_photographs_are_graded(idrid, prepare):
     ],
 )
 @pytest.mark.parametrize("how", ["as it is", "as a disc"])
-def test_cats_and_other_pictures_are_not_graded(picture, how, prepare, tmp_path):
+def test_other_images_are_not_graded(picture, how, prepare, tmp_path):
     package, _, inside = picture.partition("/")
     spec = find_spec(package)
     path = Path(spec.origin).parent / inside if spec and spec.origin else Path()
@@ -107,14 +107,14 @@ def test_orange_discs_and_noise_are_not_graded(draw, prepare, tmp_path):
     assert prepare(_written(_as_disc(draw()), tmp_path / "disc.png")).verdict.abstains
 
 
-def test_grey_and_inverted_photographs_are_said_not_to_look_like_it(drawn, prepare, tmp_path):
+def test_grey_and_inverted_photographs_are_not_fundus(drawn, prepare, tmp_path):
     pixels = _pixels(drawn[0])
     grey = np.repeat(pixels[..., 1:2], 3, axis=2)
     assert prepare(_written(grey, tmp_path / "grey.png")).verdict.flag == "not_fundus"
     assert prepare(_written(255 - pixels, tmp_path / "negative.png")).verdict.abstains
 
 
-def test_blur_is_found_and_more_of_it_is_never_better(drawn, prepare, tmp_path):
+def test_blur_is_detected_and_focus_decreases_with_it(drawn, prepare, tmp_path):
     for path in drawn[:4]:
         pixels, focus = _pixels(path), []
         for sigma in (0.0, 1.0, 2.0, 4.0, 8.0):
@@ -125,7 +125,7 @@ def test_blur_is_found_and_more_of_it_is_never_better(drawn, prepare, tmp_path):
         assert focus == sorted(focus, reverse=True)
 
 
-def test_darkness_is_found_and_half_the_light_is_enough(drawn, prepare, tmp_path):
+def test_dark_photographs_are_refused_and_half_exposed_ones_graded(drawn, prepare, tmp_path):
     for path in drawn[:4]:
         pixels = _pixels(path).astype(float)
         flags = [
@@ -136,12 +136,12 @@ def test_darkness_is_found_and_half_the_light_is_enough(drawn, prepare, tmp_path
         assert flags[1] in ("too_dark", "blank")
 
 
-def test_too_much_light_is_found(drawn, prepare, tmp_path):
+def test_over_exposure_is_detected(drawn, prepare, tmp_path):
     bright = np.clip(_pixels(drawn[0]).astype(float) * 6, 0, 255).astype(np.uint8)
     assert prepare(_written(bright, tmp_path / "bright.png")).verdict.abstains
 
 
-def test_the_verdict_depends_on_neither_format_nor_size(drawn, prepare, tmp_path):
+def test_verdict_does_not_depend_on_format_or_size(drawn, prepare, tmp_path):
     for path in drawn[:4]:
         pixels = _pixels(path)
         as_png = prepare(_written(pixels, tmp_path / "same.png")).verdict
@@ -155,7 +155,7 @@ def test_the_verdict_depends_on_neither_format_nor_size(drawn, prepare, tmp_path
 @pytest.mark.parametrize(
     ("content", "flag"), [(b"", "unreadable"), (b"no image", "unreadable"), (None, "blank")]
 )
-def test_what_cannot_be_looked_at_has_a_reason(content, flag, prepare, tmp_path):
+def test_unreadable_and_blank_files_have_a_reason(content, flag, prepare, tmp_path):
     path = tmp_path / "photo.png"
     _written(np.zeros((80, 80, 3), np.uint8), path)
     if content is not None:
@@ -166,7 +166,7 @@ def test_what_cannot_be_looked_at_has_a_reason(content, flag, prepare, tmp_path)
     assert prepared.crop.pixels is None
 
 
-def test_the_score_is_the_quadratic_function_that_the_file_holds():
+def test_score_is_the_quadratic_function_of_the_file():
     rule = fitted_rule()
     measures = Appearance(*(rule.mean + rule.scale * np.linspace(-2, 9, len(Appearance._fields))))
     z = [
@@ -183,7 +183,7 @@ def test_the_score_is_the_quadratic_function_that_the_file_holds():
     assert isinstance(rule, FundusRule)
 
 
-def test_exposure_hardly_changes_the_colours(drawn):
+def test_colour_measures_do_not_depend_on_exposure(drawn):
     pixels = _pixels(drawn[0])
     bright = measure_appearance(pixels, find_disc(pixels))
     darker = (pixels * 0.7).astype(np.uint8)

@@ -34,7 +34,7 @@ def draw(
     text=False,
     seed=0,
 ):
-    """A fundus of known place: optic disc, dark macula, blurred rim, and what goes wrong.
+    """Draw a fundus at a known position, with optic disc, dark macula, blurred rim and artefacts.
 
     ``centre``, ``radius`` and ``stretch`` as in `Disc`; ``background`` is level and noise; flares are angles
     on the rim; ``cut`` are widths of black bands at left, top, right, bottom.
@@ -72,7 +72,7 @@ def draw(
 
 
 def misses(disc, centre, radius, stretch=1.0):
-    """Errors of centre, radius and stretch, as shares."""
+    """Return the relative errors of centre, radius and stretch."""
     place = (
         max(abs(disc.x - centre[0]) / stretch, abs(disc.y - centre[1]), abs(disc.radius - radius)) / radius
     )
@@ -108,7 +108,7 @@ HARD = {
 
 @pytest.mark.parametrize("options", HARD.values(), ids=HARD.keys())
 @pytest.mark.parametrize("seed", [0, 1])
-def test_a_hard_photograph_gives_its_disc_and_is_not_taken_for_squashed(options, seed):
+def test_difficult_photographs_give_the_true_round_disc(options, seed):
     size = options.get("size", (640, 480))
     centre, radius = (
         options.get("centre", (size[0] / 2, size[1] / 2)),
@@ -134,7 +134,7 @@ SQUASHED = {
 
 @pytest.mark.parametrize("options", SQUASHED.values(), ids=SQUASHED.keys())
 @pytest.mark.parametrize("stretch", [0.45, 0.664, 0.9, 1.1, 1.5])
-def test_a_squashed_photograph_gives_its_stretch_to_one_per_cent(options, stretch):
+def test_stretch_of_squashed_photographs_is_within_one_per_cent(options, stretch):
     options = dict(options)
     radius = 250 if options.pop("cut_off", False) else 200
     size = (round(2.3 * radius * stretch), 430)
@@ -155,7 +155,7 @@ def test_a_squashed_photograph_gives_its_stretch_to_one_per_cent(options, stretc
     brightness=st.integers(80, 220),
     seed=st.integers(0, 99),
 )
-def test_place_and_roundness_hold_over_size_cut_and_background(
+def test_disc_is_accurate_for_all_sizes_cuts_and_backgrounds(
     width, aspect, share, shift, bands, background, brightness, seed
 ):
     size = (width, round(width * aspect))
@@ -168,15 +168,15 @@ def test_place_and_roundness_hold_over_size_cut_and_background(
     assert misses(disc, centre, radius)[0] < 0.02
 
 
-def test_specks_at_the_edge_of_a_long_black_frame_are_no_reason_to_stop():
+def test_specks_in_a_long_black_frame_give_a_disc():
     pixels = np.zeros((100, 900, 3), np.uint8)
     for x in range(760, 900, 20):
         pixels[40:50, x : x + 10] = 120
     assert find_disc(pixels).radius == pytest.approx(50, rel=0.02)  # nothing found: the inscribed circle
 
 
-def test_the_crop_is_the_mean_over_each_of_its_pixels():
-    """Reductions in several steps are those in one, but for rounding."""
+def test_crop_averages_the_pixels_of_the_photograph():
+    """Reductions in several steps equal those in one, up to rounding."""
     pixels = draw((900, 700), radius=300)
     disc = Disc(450, 350, 300, 0, 0, 900, 700)
     square = pixels[50:650, 150:750]
@@ -194,7 +194,7 @@ def test_the_crop_is_the_mean_over_each_of_its_pixels():
     radius=st.floats(260, 420),
     seed=st.integers(0, 99),
 )
-def test_the_crop_of_a_smaller_copy_is_the_crop_of_the_photograph(factor, stretch, radius, seed):
+def test_crop_of_a_smaller_copy_is_the_same(factor, stretch, radius, seed):
     size = (round(900 * max(stretch, 0.8)), 700)
     pixels = draw(size, radius=radius, stretch=stretch, seed=seed)
     small = cv2.resize(pixels, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
@@ -203,7 +203,7 @@ def test_the_crop_of_a_smaller_copy_is_the_crop_of_the_photograph(factor, stretc
 
 
 @pytest.mark.parametrize("stretch", [0.664, 1.3])
-def test_the_crop_of_a_squashed_photograph_is_that_of_the_photograph(stretch):
+def test_crop_of_a_squashed_copy_is_the_same(stretch):
     pixels = draw((900, 640), (460, 310), 290)
     squashed = cv2.resize(pixels, None, fx=stretch, fy=1, interpolation=cv2.INTER_AREA)
     crops = [crop_disc(image, find_disc(image), 128).astype(int) for image in (pixels, squashed)]
@@ -212,13 +212,13 @@ def test_the_crop_of_a_squashed_photograph_is_that_of_the_photograph(stretch):
     assert np.abs(crops[0] - stretched).mean() > 8
 
 
-def test_without_a_rim_nothing_is_known_of_squashing():
+def test_stretch_is_one_without_a_visible_rim():
     pixels = draw((900, 900), radius=700)[200:700, 150:750]
     squashed = np.ascontiguousarray(cv2.resize(pixels, (300, 500), interpolation=cv2.INTER_AREA))
     assert find_disc(squashed) == Disc(x=150, y=250, radius=150, left=0, top=0, right=300, bottom=500)
 
 
-def test_the_clear_circle_of_a_squashed_disc_is_measured_where_it_is_round():
+def test_clear_radius_of_a_squashed_disc_is_measured_vertically():
     disc = Disc(x=50, y=100, radius=80, left=10, top=0, right=100, bottom=200, stretch=0.5)
     assert disc.clear_radius == 80
     assert replace(disc, left=20).clear_radius == 60  # 30 of 40 pixels across
@@ -227,7 +227,7 @@ def test_the_clear_circle_of_a_squashed_disc_is_measured_where_it_is_round():
 
 
 @pytest.mark.parametrize("stretch", [1.0, 0.6])
-def test_the_recorded_mask_is_the_disc_without_padding_and_bands(stretch):
+def test_recorded_mask_excludes_padding_and_bands(stretch):
     size, disc = 40, Disc(x=60, y=70, radius=60, left=0, top=25, right=200, bottom=130, stretch=stretch)
     mask = recorded_mask(disc, size)
     for row in range(size):
@@ -256,7 +256,7 @@ def close_to(disc, centre, radius, tolerance=0.02):
     noise=st.floats(0, 4),
     brightness=st.integers(60, 250),
 )
-def test_the_circle_is_recovered(size, shift, share, background, noise, brightness):
+def test_drawn_circle_is_recovered(size, shift, share, background, noise, brightness):
     centre = (size[0] * (0.5 + shift[0]), size[1] * (0.5 + shift[1]))
     radius = share * min(size) if share < 0.5 else min(share * min(size), 0.47 * max(size))
     assume(radius < 0.6 * min(size))
@@ -273,7 +273,7 @@ def test_the_circle_is_recovered(size, shift, share, background, noise, brightne
     background=st.integers(0, 12),
     flip=st.booleans(),
 )
-def test_bands_that_cut_the_disc_inside_the_file_are_not_recorded(top, bottom, background, flip):
+def test_black_bands_are_outside_the_recorded_rectangle(top, bottom, background, flip):
     pixels = disc_photograph((600, 480), (300, 240), 225, background, noise=2)
     pixels[:top] = pixels[480 - bottom :] = background
     if flip:
@@ -286,38 +286,38 @@ def test_bands_that_cut_the_disc_inside_the_file_are_not_recorded(top, bottom, b
             assert band - 1 <= edge <= band + 5
 
 
-def test_the_clear_circle_is_inside_disc_and_recorded_rectangle():
+def test_clear_circle_is_inside_disc_and_recorded_rectangle():
     disc = Disc(x=50, y=40, radius=45, left=0, top=10, right=100, bottom=80)
     assert disc.clear_radius == 30
     assert Disc(50, 50, 40, 0, 0, 100, 100).clear_radius == 40
 
 
 @pytest.mark.parametrize("level", [0, 3, 12])
-def test_a_black_photograph_shows_no_fundus(level):
+def test_black_photograph_raises_no_fundus(level):
     pixels = np.random.default_rng(0).integers(0, level + 1, (300, 400, 3)).astype(np.uint8)
     with pytest.raises(NoFundus, match="black"):
         find_disc(pixels)
 
 
 @pytest.mark.parametrize("level", [40, 128, 255])
-def test_a_blank_photograph_shows_no_fundus(level):
+def test_blank_photograph_raises_no_fundus(level):
     with pytest.raises(NoFundus, match="one colour"):
         find_disc(np.full((300, 400, 3), level, np.uint8))
 
 
-def test_a_crop_inside_the_disc_gives_the_inscribed_circle():
+def test_photograph_inside_the_disc_gives_the_inscribed_circle():
     pixels = disc_photograph((900, 900), radius=440)[300:560, 250:650]
     disc = find_disc(np.ascontiguousarray(pixels))
     assert disc == Disc(x=200, y=130, radius=130, left=0, top=0, right=400, bottom=260)
 
 
-def test_a_square_crop_that_touches_the_disc_on_all_sides():
+def test_disc_that_touches_all_four_sides_is_found():
     disc = find_disc(disc_photograph((512, 512), radius=256))
     assert close_to(disc, (256, 256), 256, 0.01)
     assert disc.clear_radius > 0.98 * disc.radius
 
 
-def test_text_in_a_corner_and_a_flare_do_not_move_the_circle():
+def test_text_and_flare_do_not_move_the_circle():
     pixels = disc_photograph((771, 512), radius=230)
     cv2.putText(pixels, "OD 12/03", (5, 500), cv2.FONT_HERSHEY_SIMPLEX, 1.2, (255, 255, 255), 3)
     cv2.ellipse(pixels, (630, 250), (40, 60), 0, 0, 360, (120, 110, 100), -1)
@@ -344,7 +344,7 @@ def test_light_from_one_side_does_not_shift_the_circle():
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 200), (40, 40), (17, 900)])
-def test_tiny_and_odd_shapes_give_a_disc_or_a_reason(shape):
+def test_tiny_and_odd_shapes_give_a_disc_or_no_fundus(shape):
     pixels = np.random.default_rng(0).integers(0, 255, (*shape, 3)).astype(np.uint8)
     try:
         disc = find_disc(pixels)
@@ -354,7 +354,7 @@ def test_tiny_and_odd_shapes_give_a_disc_or_a_reason(shape):
     assert crop_disc(pixels, disc, 32).shape == (32, 32, 3)
 
 
-def test_the_same_photograph_gives_the_same_disc_at_any_size():
+def test_disc_does_not_depend_on_image_size():
     large = disc_photograph((2400, 1600), (1180, 810), 760)
     small = cv2.resize(large, (600, 400), interpolation=cv2.INTER_AREA)
     big, little = find_disc(large), find_disc(small)
@@ -368,7 +368,7 @@ def test_the_same_photograph_gives_the_same_disc_at_any_size():
     share=st.floats(0.3, 0.7),
     side=st.sampled_from([64, 224, 299]),
 )
-def test_the_crop_is_centred_and_keeps_circles_round(size, shift, share, side):
+def test_crop_is_centred_and_keeps_circles_round(size, shift, share, side):
     centre = (size[0] * (0.5 + shift), size[1] * (0.5 - shift))
     radius = share * min(size)
     x, y = np.meshgrid(np.arange(size[0]) + 0.5, np.arange(size[1]) + 0.5)
@@ -382,7 +382,7 @@ def test_the_crop_is_centred_and_keeps_circles_round(size, shift, share, side):
     assert abs(columns.mean() + 0.5 - side / 2) < 1 + side / (2 * radius)
 
 
-def test_outside_the_photograph_the_crop_is_black():
+def test_crop_is_black_outside_the_photograph():
     pixels = np.full((100, 200, 3), 200, np.uint8)
     crop = crop_disc(pixels, Disc(100, 50, 100, 0, 0, 200, 100), 80)
     assert not crop[:19].any()
@@ -391,8 +391,8 @@ def test_outside_the_photograph_the_crop_is_black():
 
 
 @real
-def test_every_idrid_disc_is_found_alike():
-    """One camera: radius and height of the centre barely vary."""
+def test_idrid_discs_have_similar_radius_and_centre():
+    """All photographs are from one camera."""
     paths = sorted((REAL / "idrid").rglob("*.jpg"))[::6]
     discs = [find_disc(read_photograph(path).pixels) for path in paths]
     assert np.allclose([disc.radius for disc in discs], 307, atol=1.5)
@@ -402,7 +402,7 @@ def test_every_idrid_disc_is_found_alike():
 
 @real
 def test_no_pixel_under_the_pretext_mask_is_padding_or_black_on_idrid():
-    """Marked pixels show where padding gets to; a real dark lesion is not padding."""
+    """Padding is marked by a colour, because a real dark lesion is not padding."""
     side = 224
     y, x = np.ogrid[:side, :side]
     distance = np.hypot(x - (side - 1) / 2, y - (side - 1) / 2)
@@ -434,7 +434,7 @@ def test_no_pixel_under_the_mask_is_black_when_the_file_has_bands(bands):
 
 
 @real
-def test_the_disc_of_a_full_size_photograph_is_that_of_its_small_copy():
+def test_disc_of_a_full_size_photograph_is_that_of_its_small_copy():
     path = sorted((REAL / "idrid_originals").glob("*.jpg"))[0]
     small = find_disc(read_photograph(path, at_least=448).pixels)
     full = find_disc(read_photograph(path).pixels)
@@ -443,8 +443,8 @@ def test_the_disc_of_a_full_size_photograph_is_that_of_its_small_copy():
 
 @real
 @pytest.mark.parametrize(("width", "height"), [(512, 512), (224, 224), (900, 512), (718, 512)])
-def test_squashed_idrid_photographs_give_their_stretch_to_one_per_cent(width, height):
-    """Cut off at top and bottom, only the sides of the ellipse are to be seen."""
+def test_stretch_of_squashed_idrid_photographs_is_within_one_per_cent(width, height):
+    """Only the sides of the ellipse are visible, because it is cut off at top and bottom."""
     for path in sorted((REAL / "idrid").rglob("*.jpg"))[::40]:
         pixels = read_photograph(path).pixels
         disc = find_disc(pixels)
@@ -457,6 +457,6 @@ def test_squashed_idrid_photographs_give_their_stretch_to_one_per_cent(width, he
 
 
 @real
-def test_no_idrid_photograph_is_taken_for_squashed():
+def test_idrid_photographs_are_not_squashed():
     for path in sorted((REAL / "idrid").rglob("*.jpg"))[1::6]:
         assert find_disc(read_photograph(path, at_least=200).pixels).stretch == 1, path

@@ -44,7 +44,7 @@ def inner(mask, share=0.97):
     return mask & (np.hypot(offset[:, None], offset) <= share)
 
 
-def test_names_lead_to_functions_and_wrong_ones_to_the_choices(photograph, cut_off):
+def test_unknown_illumination_error_lists_the_choices(photograph, cut_off):
     crop, disc = photograph
     assert np.array_equal(illuminate("none", crop, disc), crop)
     assert np.array_equal(illuminate("ben_graham", crop, disc), ben_graham(*cut_off))
@@ -57,7 +57,7 @@ def test_names_lead_to_functions_and_wrong_ones_to_the_choices(photograph, cut_o
 
 
 @pytest.mark.parametrize("function", [ben_graham, clahe])
-def test_outside_is_black_and_tells_nothing(cut_off, function):
+def test_pixels_outside_the_mask_are_ignored_and_black(cut_off, function):
     crop, mask = cut_off
     result = function(crop, mask)
     assert result.shape == crop.shape
@@ -68,7 +68,7 @@ def test_outside_is_black_and_tells_nothing(cut_off, function):
 
 
 @pytest.mark.parametrize("function", [ben_graham, clahe])
-def test_the_same_crop_gives_the_same_result_and_is_left_alone(cut_off, function):
+def test_illumination_is_deterministic_and_keeps_its_input(cut_off, function):
     crop, mask = cut_off
     before = crop.copy()
     first = function(crop, mask)
@@ -76,7 +76,7 @@ def test_the_same_crop_gives_the_same_result_and_is_left_alone(cut_off, function
     assert np.array_equal(crop, before)
 
 
-def test_ben_graham_is_the_difference_from_the_mean_over_the_disc(cut_off):
+def test_ben_graham_subtracts_the_mean_over_the_disc(cut_off):
     crop, mask = cut_off
     sigma = SIDE / 2 / 30
     weight = inner(mask).astype(float)
@@ -89,7 +89,7 @@ def test_ben_graham_is_the_difference_from_the_mean_over_the_disc(cut_off):
         assert np.abs(result[row, column] - expected).max() <= 1
 
 
-def test_ben_graham_makes_a_ramp_of_light_nearly_grey_up_to_the_rim():
+def test_ben_graham_flattens_a_brightness_ramp():
     ramp = np.broadcast_to(np.linspace(60, 200, SIDE)[:, None, None], (SIDE, SIDE, 3)).astype(np.uint8)
     offset = np.arange(SIDE) + 0.5 - SIDE / 2
     mask = np.hypot(offset[:, None], offset) <= SIDE / 2
@@ -111,7 +111,7 @@ def test_clahe_raises_contrast_and_keeps_colour(cut_off):
     assert np.median(np.abs(result[core][:, 1:] - lab[core][:, 1:])) <= 2
 
 
-def test_clahe_of_a_crop_without_surround_is_opencvs():
+def test_clahe_without_surround_equals_opencv():
     rng = np.random.default_rng(0)
     crop = ndimage.gaussian_filter(rng.uniform(0, 255, (64, 64, 3)), (3, 3, 0))
     crop = np.clip(4 * (crop - 127) + 127, 0, 255).astype(np.uint8)
@@ -122,7 +122,7 @@ def test_clahe_of_a_crop_without_surround_is_opencvs():
     assert np.array_equal(clahe(crop, mask)[mask], expected[mask])
 
 
-def test_reflection_shows_what_lies_as_far_inside():
+def test_reflection_mirrors_at_the_nearest_pixel():
     size = 24
     crop = np.random.default_rng(1).integers(0, 255, (size, size, 3), dtype=np.uint8)
     mask = np.zeros((size, size), bool)
@@ -142,8 +142,8 @@ def test_reflection_never_shows_the_surround(cut_off):
 
 
 @pytest.mark.skipif(not (REAL / "idrid").is_dir(), reason=f"no IDRiD in {REAL}")
-def test_no_rim_glows_on_idrid():
-    """Near rim and cuts the level is that of the middle, while the plain formula is far off."""
+def test_rim_does_not_glow_on_idrid():
+    """Near rim and cuts the level is that of the centre; with the plain formula it is not."""
     for path in sorted((REAL / "idrid").rglob("*.jpg"))[::60]:
         pixels = read_photograph(path).pixels
         disc = find_disc(pixels)

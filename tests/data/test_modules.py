@@ -1,4 +1,4 @@
-"""The DataModules: what their loaders yield, alone and over several processes."""
+"""Tests of the DataModules and their loaders, in one and in several processes."""
 
 import pickle
 from collections import Counter
@@ -13,16 +13,15 @@ import torch
 from drgrade.data.augmentation import FundusAugmentation
 from drgrade.data.datamodules import GradingDataModule, PretextDataModule
 from drgrade.data.datasets import local_batch_size
-from drgrade.data.normalisation import MEAN, STD, normalise
 from drgrade.data.splits.split import groups_of
-from drgrade.data.transforms import FILL, MaskedView, circular_mask
+from drgrade.data.transforms import FILL, MEAN, STD, MaskedView, circular_mask, normalise
 from drgrade.errors import ConfigError, DataError
 
 PUBLISHED = {"zoom": (0.85, 1.15), "horizontal_flip": True, "vertical_flip": True}
 
 
 def process(rank=0, world=1):
-    """What a DataModule asks its trainer."""
+    """Return a stand-in for the trainer of a DataModule."""
     return SimpleNamespace(
         global_rank=rank, world_size=world, strategy=SimpleNamespace(root_device=torch.device("cpu"))
     )
@@ -55,7 +54,7 @@ def batches(loader, epoch=0):
 
 
 def same(first, second):
-    """Whether two lists of batches are equal, pixel by pixel."""
+    """Compare two lists of batches pixel by pixel."""
     return len(first) == len(second) and all(
         a.keys() == b.keys() and all(map(torch.equal, tensors(a), tensors(b)))
         for a, b in zip(first, second, strict=True)
@@ -63,7 +62,7 @@ def same(first, second):
 
 
 def tensors(batch):
-    """All tensors of a batch, in one order."""
+    """Return all tensors of a batch in a fixed order."""
     return [each for value in batch.values() for each in (value if isinstance(value, list) else [value])]
 
 
@@ -76,7 +75,7 @@ def subset_rows(photographs, *subsets):
 
 
 def some_ungraded(manifest):
-    """Every fifth photograph without a grade: often one eye of two."""
+    """Remove the grade of each fifth photograph."""
     return manifest.assign(grade=manifest["grade"].mask(np.arange(len(manifest)) % 5 == 0))
 
 
@@ -88,10 +87,10 @@ def with_published_test(manifest):
     return manifest.assign(split=pd.array(["train"] * 40 + ["test"] * 20, dtype="string"))
 
 
-# What a batch is
+# Batches
 
 
-def test_batches_are_uint8_until_they_are_on_the_device(photographs):
+def test_batches_are_uint8_before_the_device_transfer(photographs):
     data = grading(photographs)
     batch = next(iter(data.train_dataloader()))
     assert set(batch) == {"image", "grade", "index"}
@@ -114,13 +113,13 @@ def test_normalisation_matches_a_naive_loop():
     np.testing.assert_allclose(normalise(images).numpy(), expected, atol=1e-6)
 
 
-def test_the_fill_of_the_pretext_is_nearly_zero_once_normalised():
+def test_normalised_fill_colour_is_nearly_zero():
     fill = torch.tensor(FILL, dtype=torch.uint8).view(3, 1, 1)
     assert normalise(fill).abs().max() < 0.01
 
 
 @pytest.mark.parametrize("subset", ["train", "val", "test"])
-def test_photographs_and_grades_are_those_of_the_index(photographs, subset):
+def test_images_and_grades_match_the_index(photographs, subset):
     data = grading(photographs)
     found = batches(getattr(data, f"{subset}_dataloader")())
     manifest = photographs.manifest
@@ -153,7 +152,7 @@ def test_ungraded_photographs_have_no_grade_in_the_pretext(make_photographs):
 
 
 @pytest.mark.parametrize("make", [grading, pretext])
-def test_the_number_of_workers_does_not_matter(photographs, make):
+def test_batches_do_not_depend_on_the_number_of_workers(photographs, make):
     options = {"augment": PUBLISHED} if make is grading else {}
     alone, helped = make(photographs, **options), make(photographs, num_workers=2, **options)
     loader, helped_loader = alone.train_dataloader(), helped.train_dataloader()
@@ -162,8 +161,8 @@ def test_the_number_of_workers_does_not_matter(photographs, make):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_loading_leaves_the_global_generators_alone(photographs, workers):
-    """Else dropout would depend on the number of workers, and on how often validation runs."""
+def test_loading_does_not_advance_global_generators(photographs, workers):
+    """Otherwise dropout would depend on the number of workers and validations."""
     data = grading(photographs, num_workers=workers, augment=PUBLISHED)
     torch.manual_seed(0)
     before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # noqa: NPY002
@@ -174,7 +173,7 @@ def test_loading_leaves_the_global_generators_alone(photographs, workers):
 
 
 @pytest.mark.parametrize("make", [grading, pretext])
-def test_a_seed_is_repeatable_and_epochs_differ(photographs, make):
+def test_stream_is_reproducible_and_epochs_differ(photographs, make):
     options = {"augment": PUBLISHED} if make is grading else {}
     loader = make(photographs, **options).train_dataloader()
     first, second = batches(loader, 0), batches(loader, 1)
@@ -184,7 +183,7 @@ def test_a_seed_is_repeatable_and_epochs_differ(photographs, make):
     assert not same(batches(make(photographs, seed=1, **options).train_dataloader(), 0), first)
 
 
-def test_lightning_moves_the_stream_on_with_every_epoch_and_after_a_resume(photographs, tmp_path):
+def test_lightning_continues_the_stream_after_a_resume(photographs, tmp_path):
     class Recorder(pl.LightningModule):
         def __init__(self):
             super().__init__()
@@ -221,11 +220,11 @@ def test_lightning_moves_the_stream_on_with_every_epoch_and_after_a_resume(photo
     assert fit(4, tmp_path / "last.ckpt") == expected[6:]
 
 
-# Batches and steps
+# Batch size and steps
 
 
 @pytest.mark.parametrize("batch_size", [6, 500])
-def test_epochs_have_the_steps_that_are_asked_for_and_full_batches(make_photographs, batch_size):
+def test_epochs_have_the_requested_steps_and_full_batches(make_photographs, batch_size):
     photographs = make_photographs(label_fraction=0.25, val_fraction=0.15)
     count = len(subset_rows(photographs, "train"))
     data = grading(photographs, batch_size=batch_size, steps_per_epoch=7)
@@ -236,7 +235,7 @@ def test_epochs_have_the_steps_that_are_asked_for_and_full_batches(make_photogra
     assert len(loader) == 7
 
 
-def test_without_steps_an_epoch_is_one_pass_of_full_batches(photographs):
+def test_default_epoch_is_one_pass_of_full_batches(photographs):
     count = len(subset_rows(photographs, "train"))
     found = batches(grading(photographs, batch_size=8).train_dataloader())
     assert [len(batch["index"]) for batch in found] == [8] * -(-count // 8)
@@ -244,15 +243,15 @@ def test_without_steps_an_epoch_is_one_pass_of_full_batches(photographs):
 
 
 @pytest.mark.parametrize("steps", [0, -3])
-def test_no_steps_are_an_error(photographs, steps):
+def test_steps_below_one_are_refused(photographs, steps):
     with pytest.raises(ConfigError, match=f"steps_per_epoch={steps}"):
         grading(photographs, steps_per_epoch=steps)
 
 
 @pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.parametrize("make", [grading, pretext])
-def test_a_batch_is_shared_by_the_processes(photographs, make, world):
-    """The batch size is over all of them: together they see the batch that one would."""
+def test_processes_share_each_batch(photographs, make, world):
+    """The batch size counts all processes."""
     alone = batches(make(photographs, batch_size=6).train_dataloader(), 1)
     shares = [batches(make(photographs, r, world, batch_size=6).train_dataloader(), 1) for r in range(world)]
     assert {len(share) for share in shares} == {len(alone)}
@@ -264,7 +263,7 @@ def test_a_batch_is_shared_by_the_processes(photographs, make, world):
 
 
 @pytest.mark.parametrize("batch_size", [0, -4, 5, 7])
-def test_a_batch_that_cannot_be_shared_is_an_error(photographs, batch_size):
+def test_batch_size_must_be_divisible_by_the_processes(photographs, batch_size):
     with pytest.raises(ConfigError, match=f"data.batch_size={batch_size} .*shared evenly by 2 processes"):
         grading(photographs, world=2, batch_size=batch_size).train_dataloader()
 
@@ -288,8 +287,8 @@ def test_every_photograph_is_evaluated_exactly_once(photographs, loader, world):
     assert sorted(found) == subset_rows(photographs, loader.removesuffix("_dataloader"))
 
 
-def test_more_processes_than_photographs_to_evaluate_are_an_error(photographs):
-    """Lightning skips a process without a batch, and the others would wait for it for ever."""
+def test_more_processes_than_evaluated_photographs_are_refused(photographs):
+    """Lightning skips a process without a batch, and the others would wait indefinitely."""
     count = len(subset_rows(photographs, "test"))
     for rank in (0, count):
         data = grading(photographs, rank, count + 1, batch_size=count + 1)
@@ -297,7 +296,7 @@ def test_more_processes_than_photographs_to_evaluate_are_an_error(photographs):
             data.test_dataloader()
 
 
-def test_no_validation_photographs_no_validation(make_photographs):
+def test_val_dataloader_is_empty_without_validation_photographs(make_photographs):
     assert grading(make_photographs(val_fraction=0.0)).val_dataloader() == []
 
 
@@ -314,14 +313,14 @@ def test_balanced_sampling_draws_grades_equally_often(photographs, world):
     assert all(abs(count - share) < 4 * np.sqrt(share) for count in found.values())
 
 
-def test_unbalanced_sampling_follows_the_photographs(photographs):
+def test_unbalanced_sampling_draws_photographs_equally_often(photographs):
     found = batches(grading(photographs, steps_per_epoch=40, batch_size=6).train_dataloader())
     seen = Counter(rows(found))
     assert max(seen.values()) - min(seen.values()) <= 1
 
 
 @pytest.mark.parametrize("make", [grading, pretext])
-def test_a_dataset_is_pickled_without_its_pixels(photographs, make):
+def test_pickled_dataset_contains_no_pixels(photographs, make):
     dataset = make(photographs).train_dataloader().dataset
     loader = make(photographs).train_dataloader()
     first = dataset[next(iter(loader.sampler))]  # the store is open now
@@ -332,11 +331,11 @@ def test_a_dataset_is_pickled_without_its_pixels(photographs, make):
     assert torch.equal(mine, its)
 
 
-# What a pretext sees
+# Photographs of a pretext
 
 
 @pytest.mark.parametrize("fold", [0, 3, "published"])
-def test_pretraining_on_the_training_side_never_sees_a_test_photograph(make_photographs, fold):
+def test_pretraining_on_train_excludes_test_groups(make_photographs, fold):
     def change(manifest):
         return with_published_test(some_ungraded(manifest))
 
@@ -348,12 +347,12 @@ def test_pretraining_on_the_training_side_never_sees_a_test_photograph(make_phot
     if fold == "published":
         tested |= set(groups.iloc[40:])
     assert tested
-    # Nor the other eye of a tested patient, nor fewer than all others.
+    # Exactly the photographs outside the tested groups.
     assert set(seen) == set(np.flatnonzero(~groups.isin(tested)).tolist())
 
 
 @pytest.mark.parametrize("fold", [0, 3])
-def test_pretraining_on_all_sees_every_photograph(make_photographs, fold):
+def test_pretraining_on_all_uses_every_photograph(make_photographs, fold):
     photographs = make_photographs(some_ungraded, fold=fold, val_fraction=0.15)
     data = pretext(photographs, pretrain_on="all")
     seen = set(rows(batches(data.train_dataloader()))), set(rows(batches(data.val_dataloader())))
@@ -363,9 +362,7 @@ def test_pretraining_on_all_sees_every_photograph(make_photographs, fold):
 
 @pytest.mark.parametrize("pretrain_on", ["train", "all"])
 @pytest.mark.parametrize("val_fraction", [0.05, 0.3])
-def test_groups_are_not_split_between_training_and_validation_of_the_pretext(
-    photographs, pretrain_on, val_fraction
-):
+def test_pretext_validation_does_not_split_groups(photographs, pretrain_on, val_fraction):
     data = pretext(photographs, pretrain_on=pretrain_on, val_fraction=val_fraction)
     table = data.subsets()
     seen = table[table["subset"] != "test"]
@@ -374,7 +371,7 @@ def test_groups_are_not_split_between_training_and_validation_of_the_pretext(
     assert table["image_id"].tolist() == photographs.split["image_id"].tolist()
 
 
-def test_the_pretext_validates_in_the_widest_view_and_masks_everything(photographs):
+def test_pretext_views_are_masked_and_validation_is_the_widest_view(photographs):
     data = pretext(photographs, val_fraction=0.3)
     outside = ~circular_mask(32)
     for batch in batches(data.train_dataloader()) + batches(data.val_dataloader()):
@@ -392,7 +389,7 @@ def test_the_pretext_validates_in_the_widest_view_and_masks_everything(photograp
 
 @pytest.mark.parametrize("within", [False, True])
 @pytest.mark.parametrize("pretrain_on", ["train", "all"])
-def test_one_encoder_serves_all_fractions(make_photographs, pretrain_on, within):
+def test_photographs_hash_is_equal_for_all_fractions(make_photographs, pretrain_on, within):
     hashes = set()
     for fraction in (0.25, 0.5, 1.0):
         photographs = make_photographs(
@@ -403,7 +400,7 @@ def test_one_encoder_serves_all_fractions(make_photographs, pretrain_on, within)
 
 
 @pytest.mark.parametrize(("pretrain_on", "encoders"), [("train", 5), ("all", 1)])
-def test_one_encoder_for_each_fold_or_for_all(make_photographs, pretrain_on, encoders):
+def test_photographs_hash_differs_between_folds_only_for_train(make_photographs, pretrain_on, encoders):
     hashes = {
         pretext(make_photographs(fold=fold, val_fraction=0.15), pretrain_on=pretrain_on).photographs_hash()
         for fold in range(5)
@@ -411,7 +408,7 @@ def test_one_encoder_for_each_fold_or_for_all(make_photographs, pretrain_on, enc
     assert len(hashes) == encoders
 
 
-def test_another_encoder_where_other_photographs_are_held_out_or_seen(make_photographs, photographs):
+def test_photographs_hash_depends_on_photographs_and_subsets_only(make_photographs, photographs):
     hashes = [
         pretext(photographs).photographs_hash(),
         pretext(photographs, val_fraction=0.3).photographs_hash(),
@@ -443,12 +440,12 @@ def test_pretraining_without_validation(photographs):
     assert set(data.subsets()["subset"]) == {"train", "test"}
 
 
-def test_pretraining_on_something_else_is_an_error(photographs):
+def test_unknown_pretrain_on_is_refused(photographs):
     with pytest.raises(ConfigError, match="pretrain_on='everything' is neither 'train' nor 'all'"):
         pretext(photographs, pretrain_on="everything")
 
 
 @pytest.mark.parametrize("val_fraction", [1.0, 1.5, -0.1])
-def test_a_pretext_validation_that_leaves_nothing_is_an_error(photographs, val_fraction):
+def test_invalid_pretext_val_fraction_is_refused(photographs, val_fraction):
     with pytest.raises((ConfigError, DataError), match="val_fraction"):
         pretext(photographs, val_fraction=val_fraction)

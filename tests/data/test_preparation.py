@@ -1,10 +1,10 @@
-"""A photograph that is judged is prepared to the pixels of training, and judged by its own light."""
+"""Tests of the preparation of photographs for a trained model."""
 
 import cv2
 import numpy as np
 import pytest
 
-from drgrade.data import crops, preparation
+from drgrade.data import crops
 from drgrade.data.crops import CropMaker
 from drgrade.data.preparation import Preparation
 from drgrade.data.sources.demo import Demo
@@ -18,25 +18,25 @@ def photographs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("illumination", ["none", "ben_graham", "clahe"])
-def test_the_crop_is_that_of_training_bit_for_bit(photographs, illumination):
+def test_crop_equals_that_of_the_store(photographs, illumination):
     for path in photographs:
-        crop = Preparation(64, illumination).prepare(path).crop
-        trained = CropMaker(64, Preparation(64).max_pixels, illumination)(path)
+        crop = Preparation(64, illumination=illumination).prepare(path).crop
+        trained = CropMaker(64, illumination=illumination)(path)
         np.testing.assert_array_equal(crop.pixels, trained.pixels)
         np.testing.assert_array_equal(crop.thumbnail, trained.thumbnail)
         assert (crop.facts, crop.sha256) == (trained.facts, trained.sha256)
 
 
-def test_the_verdict_is_on_the_light_of_the_photograph_not_on_the_normalised_one(photographs):
+def test_verdict_does_not_depend_on_illumination_normalisation(photographs):
     for path in photographs:
         plain, *others = (
-            Preparation(64, illumination).prepare(path).verdict
+            Preparation(64, illumination=illumination).prepare(path).verdict
             for illumination in ("none", "ben_graham", "clahe")
         )
         assert others == [plain, plain]
 
 
-def test_a_photograph_is_decoded_once(photographs, monkeypatch):
+def test_photograph_is_decoded_once(photographs, monkeypatch):
     read, original = [], crops.read_photograph
 
     def spy(path, **options):
@@ -48,7 +48,7 @@ def test_a_photograph_is_decoded_once(photographs, monkeypatch):
     assert read == photographs[:1]
 
 
-def test_many_are_prepared_in_their_order_each_with_its_verdict(photographs, tmp_path):
+def test_prepare_all_keeps_the_order_and_gives_verdicts(photographs, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
     paths = [photographs[1], broken, photographs[0]]
@@ -58,17 +58,17 @@ def test_many_are_prepared_in_their_order_each_with_its_verdict(photographs, tmp
     assert prepared[0].crop.facts == Preparation(64).prepare(photographs[1]).crop.facts
 
 
-def test_worker_processes_say_the_same(photographs, monkeypatch):
+def test_worker_processes_give_the_same_results(photographs, monkeypatch):
     monkeypatch.setattr("drgrade.data.crops.IN_PROCESS_LIMIT", 1)
-    here = list(preparation.Preparation(64).prepare_all(photographs, workers=1))
-    there = list(preparation.Preparation(64).prepare_all(photographs, workers=2))
+    here = list(Preparation(64).prepare_all(photographs, workers=1))
+    there = list(Preparation(64).prepare_all(photographs, workers=2))
     assert [each.verdict for each in there] == [each.verdict for each in here]
     for one, other in zip(here, there, strict=True):
         np.testing.assert_array_equal(one.crop.pixels, other.crop.pixels)
 
 
 @pytest.mark.parametrize(("side", "flag", "abstains"), [(100, "tiny", False), (48, "tiny", True)])
-def test_small_discs_are_graded_with_a_caution_and_tiny_ones_not(photographs, tmp_path, side, flag, abstains):
+def test_small_discs_are_cautioned_and_tiny_ones_refused(photographs, tmp_path, side, flag, abstains):
     pixels = cv2.imread(str(photographs[0]))
     scale = side / pixels.shape[0]
     small = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)

@@ -11,7 +11,7 @@ RED, GREEN = (255, 60, 60), (80, 255, 80)
 
 
 def store(root, number, **columns):
-    """Manifest and images of ``number`` photographs of 160 x 120, disc of radius 54 in the middle."""
+    """Return manifest and images of photographs of 160 x 120, with a centred disc of radius 54."""
     for i in range(number):
         save(root / f"photos/p{i}.png", disc_photograph(seed=i))
     manifest = pd.DataFrame(
@@ -33,7 +33,7 @@ def store(root, number, **columns):
 
 
 def crops_on(sheets, number):
-    """The grey levels of the crops on the sheets, in order; crop i of `store` is of level 10 (i + 1)."""
+    """Return the grey levels of the crops on the sheets; crop i of `store` has level 10 (i + 1)."""
     levels = []
     for sheet in sheets:
         pixels = np.asarray(Image.open(sheet)).astype(int)
@@ -45,18 +45,18 @@ def crops_on(sheets, number):
     return np.array(levels)
 
 
-def test_few_photographs_are_all_shown_in_order(tmp_path):
+def test_preview_of_few_photographs_shows_all_in_order(tmp_path):
     sheets = write_preview(*store(tmp_path, 10), tmp_path / "sheets", 400)
     assert [sheet.name for sheet in sheets] == ["preview-001.jpg"]
     assert np.abs(crops_on(sheets, 10) - np.arange(1, 11)).max() < 0.3
 
 
-def test_a_number_is_spread_evenly_from_the_first_to_the_last(tmp_path):
+def test_preview_is_spread_evenly_over_the_manifest(tmp_path):
     sheets = write_preview(*store(tmp_path, 21), tmp_path / "sheets", 5)
     assert np.abs(crops_on(sheets, 5) - [1, 6, 11, 16, 21]).max() < 0.3
 
 
-def test_more_than_a_sheet_goes_on_the_next_and_older_sheets_go(tmp_path):
+def test_preview_fills_several_sheets_and_removes_older_ones(tmp_path):
     manifest, root, images = store(tmp_path, 3)
     many = COLUMNS * ROWS + 2
     rows = np.arange(many) % 3
@@ -70,12 +70,12 @@ def test_more_than_a_sheet_goes_on_the_next_and_older_sheets_go(tmp_path):
 
 
 @pytest.mark.parametrize("number", [0, -3])
-def test_no_photographs_is_no_preview(tmp_path, number):
+def test_preview_of_no_photographs_is_refused(tmp_path, number):
     with pytest.raises(ConfigError, match=f"preview={number}"):
         write_preview(*store(tmp_path, 2), tmp_path / "sheets", number)
 
 
-def test_a_photograph_that_has_gone_is_named_and_nothing_half_done_is_left(tmp_path):
+def test_missing_photograph_is_named_and_leaves_no_sheet(tmp_path):
     manifest, root, images = store(tmp_path, 3)
     (tmp_path / "photos/p1.png").unlink()
     with pytest.raises(DataError, match=r"p1\.png: the file is not there"):
@@ -83,19 +83,19 @@ def test_a_photograph_that_has_gone_is_named_and_nothing_half_done_is_left(tmp_p
     assert not list((tmp_path / "sheets").iterdir())
 
 
-def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
+def test_unwritable_preview_folder_is_an_error(tmp_path):
     (tmp_path / "sheets").write_text("a file")
     with pytest.raises(DataError, match="cannot write the preview"):
         write_preview(*store(tmp_path, 2), tmp_path / "sheets", 2)
 
 
-def test_an_empty_store_gives_no_sheet(tmp_path):
+def test_preview_of_an_empty_store_has_no_sheet(tmp_path):
     manifest, root, images = store(tmp_path, 1)
     assert write_preview(manifest[:0], root, images[:0], tmp_path / "sheets", 3) == []
 
 
 def where(drawing, colour):
-    """Mean and half extent of what was drawn in a colour: x, y, across, down."""
+    """Return mean and half extent of the pixels of a colour: x, y, across, down."""
     near = np.abs(drawing.astype(int) - colour).max(axis=2) < 90
     rows, columns = np.nonzero(near)
     assert len(rows) > 50
@@ -103,7 +103,7 @@ def where(drawing, colour):
 
 
 @pytest.mark.parametrize("stretch", [1.0, 0.5, 1.6])
-def test_the_circles_lie_where_the_manifest_says(stretch):
+def test_preview_circles_match_the_manifest(stretch):
     pixels = np.zeros((300, 400, 3), np.uint8)
     drawing = draw_disc(pixels, (180.0, 160.0), 100.0, stretch, 0.7, (202, 152))
     assert drawing.shape == (152, 202, 3)
@@ -115,7 +115,7 @@ def test_the_circles_lie_where_the_manifest_says(stretch):
         assert abs(down - radius) < 1.5
 
 
-def test_a_disc_that_reaches_over_the_photograph_is_drawn_whole():
+def test_disc_beyond_the_photograph_is_drawn_whole():
     drawing = draw_disc(np.zeros((100, 200, 3), np.uint8), (100.0, 50.0), 90.0, 1.0, 0.55, (200, 200))
     _, y, across, down = where(drawing, RED)
     assert abs(across - down) < 1.5

@@ -12,7 +12,7 @@ from drgrade.data.image_reader import UnreadablePhotograph, read_photograph
 RGB = disc_photograph((160, 120))
 
 
-def test_an_ordinary_png_comes_back_pixel_by_pixel(tmp_path):
+def test_ordinary_png_is_read_exactly(tmp_path):
     photo = read_photograph(save(tmp_path / "a.png", RGB))
     assert np.array_equal(photo.pixels, RGB)
     assert photo.conversions == ()
@@ -44,7 +44,7 @@ def convertible():
     ("name", "image", "note"), convertible(), ids=lambda v: v if isinstance(v, str) else ""
 )
 @pytest.mark.parametrize("at_least", [None, 20])
-def test_convertible_photographs_are_converted_and_say_so(tmp_path, name, image, note, at_least):
+def test_conversions_are_made_and_reported(tmp_path, name, image, note, at_least):
     image.save(tmp_path / name)
     photo = read_photograph(tmp_path / name, at_least=at_least)
     assert any(note in conversion for conversion in photo.conversions)
@@ -56,7 +56,7 @@ def test_convertible_photographs_are_converted_and_say_so(tmp_path, name, image,
     assert photo.pixels[0, 0].max() < 30
 
 
-def test_sixteen_bit_colour_is_named_although_pillow_reduces_it_silently(tmp_path):
+def test_sixteen_bit_colour_is_reported(tmp_path):
     import cv2
 
     cv2.imwrite(str(tmp_path / "a.png"), RGB[..., ::-1].astype(np.uint16) * 257)
@@ -97,7 +97,7 @@ def test_jpegs_are_decoded_small_but_never_below_at_least(tmp_path, at_least, ex
 
 @pytest.mark.parametrize("size", [(801, 601), (333, 999), (1001, 1003)])
 @pytest.mark.parametrize("at_least", [40, 100, 150])
-def test_odd_sizes_keep_the_shorter_side(tmp_path, size, at_least):
+def test_reduced_jpeg_keeps_the_minimum_shorter_side(tmp_path, size, at_least):
     path = save(tmp_path / "a.jpg", disc_photograph(size))
     photo = read_photograph(path, at_least=at_least)
     assert min(photo.pixels.shape[:2]) >= at_least
@@ -115,7 +115,7 @@ def test_truncated_files_are_refused(tmp_path, kind, kept, at_least):
         read_photograph(path, at_least=at_least)
 
 
-def test_truncated_files_are_refused_even_if_other_code_told_pillow_to_load_them(tmp_path, monkeypatch):
+def test_truncated_files_are_refused_despite_global_pillow_setting(tmp_path, monkeypatch):
     path = save(tmp_path / "a.jpg")
     path.write_bytes(path.read_bytes()[:-500])
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
@@ -134,7 +134,7 @@ def test_truncated_files_are_refused_even_if_other_code_told_pillow_to_load_them
         (b"\x89PNG\r\n\x1a\n" + bytes(30), "damaged|truncated"),
     ],
 )
-def test_what_is_not_an_image_is_refused_with_its_reason(tmp_path, content, reason):
+def test_other_files_are_refused_with_a_reason(tmp_path, content, reason):
     (tmp_path / "a.jpg").write_bytes(content)
     with pytest.raises(UnreadablePhotograph, match=reason):
         read_photograph(tmp_path / "a.jpg")
@@ -148,7 +148,7 @@ def test_missing_files_and_folders_are_refused(tmp_path):
         read_photograph(tmp_path / "b.jpg")
 
 
-def test_bombs_are_refused_from_their_header(tmp_path):
+def test_decompression_bombs_are_refused(tmp_path):
     Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -156,7 +156,7 @@ def test_bombs_are_refused_from_their_header(tmp_path):
             read_photograph(tmp_path / "bomb.png")
 
 
-def test_the_limit_on_pixels_is_the_callers_not_pillows(tmp_path, monkeypatch):
+def test_pixel_limit_is_that_of_the_caller(tmp_path, monkeypatch):
     path = save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert read_photograph(path).full_size == (160, 120)
@@ -166,7 +166,7 @@ def test_the_limit_on_pixels_is_the_callers_not_pillows(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-def test_random_damage_never_escapes_as_another_error(tmp_path):
+def test_random_damage_raises_unreadable_photograph(tmp_path):
     rng = np.random.default_rng(0)
     for kind in ("JPEG", "PNG", "TIFF", "WEBP", "BMP"):
         buffer = io.BytesIO()

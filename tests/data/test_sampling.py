@@ -1,4 +1,4 @@
-"""Which photographs make up each batch: alike for any number of processes, in any order of epochs."""
+"""Tests of the samplers, which draw the same batches for any number of processes and order of epochs."""
 
 from collections import Counter
 from itertools import islice
@@ -32,7 +32,7 @@ def epoch(sampler, number):
 
 @settings(max_examples=40, deadline=None)
 @given(streams)
-def test_several_processes_together_see_the_batches_of_one(case):
+def test_processes_together_draw_the_batches_of_one(case):
     count, world, local = case["count"], case["world"], case["local"]
     length = case["steps"] * local * world
     weights = list(range(1, count + 1)) if case["weighted"] else None
@@ -53,8 +53,8 @@ def test_several_processes_together_see_the_batches_of_one(case):
 
 @settings(max_examples=40, deadline=None)
 @given(count=st.integers(1, 30), length=st.integers(1, 50), seed=st.integers(0, 1000))
-def test_every_photograph_comes_equally_often(count, length, seed):
-    """Naive reference: the epochs, strung together, are permutation after permutation."""
+def test_stream_is_a_sequence_of_permutations(count, length, seed):
+    """Naive reference: the concatenated epochs are a sequence of permutations."""
     sampler = StreamSampler(count, length, seed)
     stream = [draw.photograph for number in range(count) for draw in epoch(sampler, number)]
     assert Counter(stream) == dict.fromkeys(range(count), length)  # count * length draws in all
@@ -78,7 +78,7 @@ def test_permutations_differ():
     weighted=st.booleans(),
     order=st.permutations(range(5)),
 )
-def test_epoch_does_not_depend_on_which_came_before(count, length, weighted, order):
+def test_epoch_does_not_depend_on_earlier_epochs(count, length, weighted, order):
     weights = list(range(1, count + 1)) if weighted else None
     stream = list(StreamSampler(count, 5 * length, 7, weights=weights))
     sampler = StreamSampler(count, length, 7, weights=weights)
@@ -87,11 +87,11 @@ def test_epoch_does_not_depend_on_which_came_before(count, length, weighted, ord
         assert list(sampler) == list(sampler)
 
 
-def test_without_set_epoch_it_is_the_first_epoch():
+def test_default_epoch_is_the_first():
     assert list(StreamSampler(9, 6, 0)) == epoch(StreamSampler(9, 6, 0), 0)
 
 
-def test_two_samplers_do_not_disturb_each_other_or_the_global_generators():
+def test_samplers_are_independent_of_global_generators():
     state = np.random.get_state()[1].tolist()  # noqa: NPY002
     alone = list(StreamSampler(30, 30, 3))
     one, other = iter(StreamSampler(30, 30, 3)), iter(StreamSampler(30, 30, 4))
@@ -99,21 +99,21 @@ def test_two_samplers_do_not_disturb_each_other_or_the_global_generators():
     assert np.random.get_state()[1].tolist() == state  # noqa: NPY002
 
 
-def test_augmentation_seeds_are_unique_per_place_and_fit_into_63_bits():
+def test_augmentation_seeds_are_unique_and_fit_into_63_bits():
     seeds = [augmentation_seed(seed, place) for seed in range(5) for place in range(4000)]
     assert len(set(seeds)) == len(seeds)
     assert min(seeds) >= 0
     assert max(seeds) < 2**63
 
 
-def test_photograph_is_augmented_anew_every_time_it_comes():
+def test_repeated_photographs_have_different_augmentation_seeds():
     sampler = StreamSampler(4, 100, 0)
     seeds = [draw.seed for number in range(3) for draw in epoch(sampler, number)]
     assert len(set(seeds)) == 300
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
-def test_augmentation_seeds_belong_to_the_place_whatever_the_number_of_processes(world):
+def test_augmentation_seeds_do_not_depend_on_the_processes(world):
     draws = [None] * 24
     for rank in range(world):
         draws[rank::world] = list(StreamSampler(10, 24, 5, rank=rank, world=world))
@@ -151,7 +151,7 @@ def test_balancing_weights_match_scikit_learn(grades):
 
 @settings(max_examples=50, deadline=None)
 @given(count=st.integers(0, 50), world=st.integers(1, 60))
-def test_every_photograph_is_dealt_to_exactly_one_process(count, world):
+def test_evaluation_gives_each_photograph_to_one_process(count, world):
     samplers = [EvaluationSampler(count, rank=rank, world=world) for rank in range(world)]
     shares = [list(sampler) for sampler in samplers]
     assert [len(sampler) for sampler in samplers] == [len(share) for share in shares]
@@ -161,19 +161,19 @@ def test_every_photograph_is_dealt_to_exactly_one_process(count, world):
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_epochs_are_longer_than_the_set_where_asked():
-    """Equal optimiser steps at every label fraction: 8 photographs still fill 5 batches of 4."""
+def test_epochs_can_be_longer_than_the_dataset():
+    """8 photographs fill 5 batches of 4, so that steps are equal at every label fraction."""
     draws = list(StreamSampler(8, 20, 0))
     assert len(draws) == 20
     assert {Counter(d.photograph for d in draws)[i] for i in range(8)} == {2, 3}
     assert len(list(islice(StreamSampler(8, 20, 0), 3))) == 3
 
 
-def test_nothing_to_draw_from_is_an_error():
+def test_sampler_refuses_an_empty_dataset():
     with pytest.raises(ConfigError, match="no photographs to sample from"):
         StreamSampler(0, 10, 0)
 
 
-def test_epoch_that_cannot_be_dealt_evenly_is_an_error():
+def test_sampler_refuses_uneven_epochs():
     with pytest.raises(ConfigError, match="10 samples cannot be shared evenly by 3 processes"):
         StreamSampler(10, 10, 0, world=3)

@@ -1,8 +1,9 @@
 import pytest
 from source_layouts import files, reasons, rows, text
 
-from drgrade.data.problems import problem_summary, problem_table
 from drgrade.data.sources.messidor2 import Messidor2
+from drgrade.data.store import problem_summary
+from drgrade.data.store_builder import problem_table
 from drgrade.errors import DataError
 
 GRADES = "image_id,adjudicated_dr_grade,adjudicated_dme,adjudicated_gradable"

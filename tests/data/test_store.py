@@ -16,13 +16,13 @@ import pytest
 from PIL import Image
 from synthetic_photographs import disc_photograph, labelled_folder, save, write_labels
 
-from drgrade.data import crop_cache, store_builder
-from drgrade.data.crop_cache import ArrayWriter, StoreWriter
+from drgrade.data import store_builder
 from drgrade.data.crops import Crop, CropMaker, make_crops
-from drgrade.data.duplicates.thumbnail import THUMBNAIL_SIZE
+from drgrade.data.geometry import THUMBNAIL_SIZE
 from drgrade.data.image_reader import NO_MEMORY, UnreadablePhotograph
 from drgrade.data.sources.folder import Folder
 from drgrade.data.store import Store, prepare
+from drgrade.data.store_builder import ArrayWriter, StoreWriter
 from drgrade.errors import DataError
 
 SIZE = 48
@@ -38,13 +38,13 @@ def make(root, folder, **options):
 
 
 def visible(folder):
-    """Stores, finished and not."""
+    """Return the names of finished and unfinished stores."""
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name != ".index")
 
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """Names of the files that are decoded from now on, by this process."""
+    """Record the names of the files that this process decodes."""
     names = []
     original = CropMaker.extract
 
@@ -57,12 +57,12 @@ def decoded(monkeypatch):
 
 
 class Killed(BaseException):
-    """Nothing in the code under test may catch it, as nothing catches a SIGKILL."""
+    """Not caught by the code under test, like a SIGKILL."""
 
 
 @contextmanager
 def killed_after(number):
-    """Within it, preparation ends without any clearing up once so many photographs are written."""
+    """Abort preparation without any clean-up after a number of photographs is written."""
     original = StoreWriter.add
     count = 0
 
@@ -83,7 +83,7 @@ def killed_after(number):
         yield
 
 
-def test_store_holds_crops_labels_and_geometry(root, tmp_path):
+def test_store_has_crops_labels_and_geometry(root, tmp_path):
     store = make(root, tmp_path / "stores")
     assert store.images.shape == (6, SIZE, SIZE, 3)
     assert store.images.dtype == np.uint8
@@ -111,7 +111,7 @@ def test_images_are_read_only(root, tmp_path):
         store.images[0] = 0
 
 
-def test_folder_says_how_it_was_made(root, tmp_path):
+def test_store_info_records_settings_and_versions(root, tmp_path):
     store = make(root, tmp_path / "stores")
     assert sorted(path.name for path in store.folder.iterdir()) == [
         "files.jsonl",
@@ -127,7 +127,7 @@ def test_folder_says_how_it_was_made(root, tmp_path):
     assert {"drgrade", "numpy", "opencv", "pillow"} <= set(store.info["versions"])
 
 
-def test_manifest_types_and_odd_ids_survive(tmp_path):
+def test_manifest_types_and_odd_ids_are_kept(tmp_path):
     for name in ("001", "NA", "1e5"):
         save(tmp_path / f"{name}.png")
     write_labels(tmp_path / "labels.csv", "001,0", "NA,", "1e5,4")
@@ -139,10 +139,10 @@ def test_manifest_types_and_odd_ids_survive(tmp_path):
     assert store.manifest.dtypes[expected.index].astype(str).tolist() == expected.astype(str).tolist()
 
 
-def test_prepared_store_is_opened_not_made_again(root, tmp_path, capsys, monkeypatch):
+def test_prepared_store_is_reused(root, tmp_path, capsys, monkeypatch):
     first = make(root, tmp_path / "stores")
     capsys.readouterr()
-    monkeypatch.setattr(crop_cache, "make_crops", None)
+    monkeypatch.setattr(store_builder, "make_crops", None)
     second = make(root, tmp_path / "stores")
     assert second.folder == first.folder
     out, err = capsys.readouterr()
@@ -150,7 +150,7 @@ def test_prepared_store_is_opened_not_made_again(root, tmp_path, capsys, monkeyp
     assert err == f"using the prepared store {first.folder} (6 photographs)\n"
 
 
-def test_changed_files_rows_or_settings_make_another_store(root, tmp_path):
+def test_changed_files_rows_or_settings_give_another_store(root, tmp_path):
     stores = tmp_path / "stores"
     folders = {make(root, stores).folder}
     folders.add(make(root, stores, max_pixels=10**6).folder)
@@ -165,7 +165,7 @@ def test_changed_files_rows_or_settings_make_another_store(root, tmp_path):
     assert len(folders) == 7
 
 
-def test_of_changed_photographs_only_those_are_prepared_again(root, tmp_path, decoded):
+def test_only_changed_photographs_are_prepared_again(root, tmp_path, decoded):
     before = make(root, tmp_path / "stores")
     assert len(decoded) == 6
     save(root / "p4.png", disc_photograph(brightness=99))
@@ -183,7 +183,7 @@ def test_of_changed_photographs_only_those_are_prepared_again(root, tmp_path, de
     pd.testing.assert_frame_equal(alone.manifest, after.manifest)
 
 
-def test_file_that_is_replaced_under_its_old_size_and_time_is_noticed(tmp_path):
+def test_replaced_file_of_equal_size_and_time_is_detected(tmp_path):
     root = tmp_path / "photos"
     for name, brightness in (("a", 120), ("b", 180)):
         Image.fromarray(disc_photograph(brightness=brightness)).save(save(root / f"{name}.bmp"))
@@ -196,7 +196,7 @@ def test_file_that_is_replaced_under_its_old_size_and_time_is_noticed(tmp_path):
     assert make(root, tmp_path / "stores").sha256 != first.sha256
 
 
-def test_touched_and_renamed_files_are_known_by_their_content(root, tmp_path, decoded):
+def test_touched_and_renamed_files_are_not_decoded_again(root, tmp_path, decoded):
     first = make(root, tmp_path / "stores")
     decoded.clear()
     for path in root.iterdir():
@@ -210,7 +210,7 @@ def test_touched_and_renamed_files_are_known_by_their_content(root, tmp_path, de
     np.testing.assert_array_equal(renamed.images[5], first.images[0])
 
 
-def test_with_other_labels_the_pixels_are_shared(root, tmp_path, decoded):
+def test_stores_with_other_labels_share_pixels(root, tmp_path, decoded):
     (root / "p2.png").write_bytes(b"")
     first = make(root, tmp_path / "stores")
     decoded.clear()
@@ -226,7 +226,7 @@ def test_with_other_labels_the_pixels_are_shared(root, tmp_path, decoded):
     assert Store.open(second.folder).images[0].max() > 80
 
 
-def test_hash_is_of_pixels_and_labels_not_of_places_and_times(root, tmp_path):
+def test_hash_depends_on_pixels_and_labels_only(root, tmp_path):
     first = make(root, tmp_path / "stores")
     elsewhere = tmp_path / "else where"
     shutil.copytree(root, elsewhere)
@@ -263,7 +263,7 @@ def test_killed_worker_is_reported(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("number", range(7))
-def test_build_that_is_killed_is_gone_on_with(root, tmp_path, decoded, number):
+def test_killed_build_resumes(root, tmp_path, decoded, number):
     (root / "p1.png").write_bytes(b"")
     with killed_after(number):
         make(root, tmp_path / "stores")
@@ -279,7 +279,7 @@ def test_build_that_is_killed_is_gone_on_with(root, tmp_path, decoded, number):
     assert visible(tmp_path / "stores") == [store.folder.name]
 
 
-def test_build_may_be_killed_again_and_again(root, tmp_path, decoded):
+def test_build_resumes_after_several_kills(root, tmp_path, decoded):
     for _ in range(3):
         with killed_after(2):
             make(root, tmp_path / "stores")
@@ -291,7 +291,7 @@ def test_build_may_be_killed_again_and_again(root, tmp_path, decoded):
     ]  # what was decoded but not written, twice
 
 
-def test_what_was_begun_is_used_when_photographs_have_changed_since(root, tmp_path, decoded):
+def test_unfinished_crops_are_used_after_photographs_changed(root, tmp_path, decoded):
     with killed_after(4):
         make(root, tmp_path / "stores")
     save(root / "p1.png", disc_photograph(brightness=99))
@@ -306,8 +306,8 @@ def test_what_was_begun_is_used_when_photographs_have_changed_since(root, tmp_pa
     assert store.sha256 == make(root, tmp_path / "at once").sha256
 
 
-def test_build_that_shares_a_stores_arrays_is_never_written_to(root, tmp_path):
-    """It would change the store: an unfinished one may have hard links to a finished one's."""
+def test_unfinished_store_with_shared_arrays_is_not_written_to(root, tmp_path):
+    """Its arrays may be hard links to those of a finished store."""
     (root / "p1.png").write_bytes(b"")
     first = make(root, tmp_path / "stores")
     before = (first.folder / "images.npy").read_bytes()
@@ -324,7 +324,7 @@ def test_build_that_shares_a_stores_arrays_is_never_written_to(root, tmp_path):
     assert second.sha256 == make(root, tmp_path / "afresh").sha256
 
 
-def test_failure_that_may_pass_is_tried_again(root, tmp_path, monkeypatch):
+def test_transient_failure_is_tried_again(root, tmp_path, monkeypatch):
     original = CropMaker.extract
 
     def out_of_memory(maker, path):
@@ -342,7 +342,7 @@ def test_failure_that_may_pass_is_tried_again(root, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("torn", ["\0" * 40 + "\n", "[1,2]\n", "null\n"])
-def test_damaged_journal_costs_no_more_than_what_it_speaks_of(root, tmp_path, decoded, torn):
+def test_damaged_record_file_loses_only_later_records(root, tmp_path, decoded, torn):
     with killed_after(3):
         make(root, tmp_path / "stores")
     with (unfinished(tmp_path / "stores") / "files.jsonl").open("a") as journal:
@@ -355,8 +355,8 @@ def test_damaged_journal_costs_no_more_than_what_it_speaks_of(root, tmp_path, de
     assert len(make(root, tmp_path / "stores")) == 6
 
 
-def test_two_copies_of_a_data_set_may_be_prepared_at_once(root, tmp_path, monkeypatch):
-    """Their lock is by folder, their store by content."""
+def test_two_copies_of_a_data_set_can_be_prepared_at_once(root, tmp_path, monkeypatch):
+    """The lock depends on the folder, the store on the content."""
     stores = tmp_path / "stores"
     other = tmp_path / "other"
     shutil.copytree(root, other)
@@ -377,7 +377,7 @@ def unfinished(stores):
     return folder
 
 
-def test_what_a_kill_tore_is_prepared_again(root, tmp_path, decoded):
+def test_torn_record_is_prepared_again(root, tmp_path, decoded):
     with killed_after(4):
         make(root, tmp_path / "stores")
     files = unfinished(tmp_path / "stores") / "files.jsonl"
@@ -388,7 +388,7 @@ def test_what_a_kill_tore_is_prepared_again(root, tmp_path, decoded):
     assert store.sha256 == make(root, tmp_path / "at once").sha256
 
 
-def test_pixels_that_a_power_cut_lost_are_prepared_again(root, tmp_path, decoded):
+def test_lost_pixels_are_prepared_again(root, tmp_path, decoded):
     with killed_after(4):
         make(root, tmp_path / "stores")
     with (unfinished(tmp_path / "stores") / "images.npy").open("r+b") as file:
@@ -400,7 +400,7 @@ def test_pixels_that_a_power_cut_lost_are_prepared_again(root, tmp_path, decoded
     assert store.sha256 == make(root, tmp_path / "at once").sha256
 
 
-def test_full_disk_is_reported_and_what_is_there_is_kept(root, tmp_path, monkeypatch, decoded):
+def test_full_disk_is_reported_and_the_build_resumes(root, tmp_path, monkeypatch, decoded):
     original = ArrayWriter.append
 
     def append(writer, values):
@@ -417,7 +417,7 @@ def test_full_disk_is_reported_and_what_is_there_is_kept(root, tmp_path, monkeyp
     assert decoded == ["p3.png", "p4.png", "p5.png"]
 
 
-def test_after_a_strict_stop_only_the_mended_file_is_prepared(root, tmp_path, decoded):
+def test_build_after_strict_error_decodes_only_the_repaired_file(root, tmp_path, decoded):
     content = (root / "p1.png").read_bytes()
     (root / "p1.png").write_bytes(content[:60])
     with pytest.raises(DataError, match="strict"):
@@ -433,7 +433,7 @@ def test_after_a_strict_stop_only_the_mended_file_is_prepared(root, tmp_path, de
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from drgrade.data import crop_cache
+from drgrade.data import store_builder
 from drgrade.data.sources.folder import Folder
 from drgrade.data.store import prepare
 
@@ -442,7 +442,7 @@ def slow(maker, paths, workers):
         time.sleep(float(sys.argv[3]))
         yield maker(path)
 
-crop_cache.make_crops = slow
+store_builder.make_crops = slow
 store = prepare(Folder(sys.argv[1]), Path(sys.argv[2]), image_size=48)
 print(store.sha256)
 """
@@ -453,7 +453,7 @@ def start(root, folder, seconds):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_of_several_processes_one_prepares_and_the_others_wait(root, tmp_path):
+def test_one_of_several_processes_prepares_and_the_others_wait(root, tmp_path):
     running = [start(root, tmp_path / "stores", 0.2) for _ in range(3)]
     results = [process.communicate(timeout=60) for process in running]
     assert [process.returncode for process in running] == [0, 0, 0], results
@@ -463,7 +463,7 @@ def test_of_several_processes_one_prepares_and_the_others_wait(root, tmp_path):
     assert len(visible(tmp_path / "stores")) == 1
 
 
-def test_killed_run_leaves_nothing_that_looks_like_a_store(root, tmp_path):
+def test_killed_run_leaves_no_finished_store(root, tmp_path):
     stores = tmp_path / "stores"
     process = start(root, stores, 30)
     deadline = time.monotonic() + 30
@@ -479,7 +479,7 @@ def test_killed_run_leaves_nothing_that_looks_like_a_store(root, tmp_path):
     assert visible(stores) == [store.folder.name]
 
 
-def test_run_in_progress_is_not_cleared_away(root, tmp_path):
+def test_build_in_progress_is_not_removed(root, tmp_path):
     stores = tmp_path / "stores"
     process = start(root, stores, 0.5)
     deadline = time.monotonic() + 30
@@ -492,17 +492,17 @@ def test_run_in_progress_is_not_cleared_away(root, tmp_path):
     assert len(visible(stores)) == 2
 
 
-def test_no_worker_outlives_a_killed_run(tmp_path):
+def test_workers_end_with_a_killed_run(tmp_path):
     root = labelled_folder(tmp_path / "photos", 30)
     script = (
-        SCRIPT.replace("crop_cache.make_crops = slow", "")
+        SCRIPT.replace("store_builder.make_crops = slow", "")
         .replace(
             "store = ",
             "from drgrade.data import crops\nimport multiprocessing, os, signal\n"
             "def add(writer, file, crop):\n"
             "    print(*[child.pid for child in multiprocessing.active_children()], flush=True)\n"
             "    os.kill(os.getpid(), signal.SIGKILL)\n"
-            "crop_cache.StoreWriter.add = add\n"
+            "store_builder.StoreWriter.add = add\n"
             "store = ",
         )
         .replace("image_size=48", "image_size=48, workers=2")
@@ -518,13 +518,13 @@ def test_no_worker_outlives_a_killed_run(tmp_path):
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
 
 
-def test_photograph_smaller_than_the_store_is_enlarged(tmp_path):
+def test_small_photograph_is_enlarged(tmp_path):
     save(tmp_path / "a.png", disc_photograph((40, 30)))
     write_labels(tmp_path / "labels.csv", "a,1")
     assert prepare(Folder(tmp_path), tmp_path / "s", image_size=224).images[0, 112, 112].max() > 80
 
 
-def test_small_disc_in_a_large_jpeg_is_not_decoded_below_its_size(tmp_path):
+def test_small_disc_in_a_large_jpeg_is_decoded_at_sufficient_size(tmp_path):
     pixels = disc_photograph((1600, 1600), radius=260)
     pixels[::4] //= 3  # fine lines that only full resolution shows
     save(tmp_path / "a.jpg", pixels, quality=95)
@@ -533,7 +533,7 @@ def test_small_disc_in_a_large_jpeg_is_not_decoded_below_its_size(tmp_path):
     assert store.images[0, 256 - 40 : 256 + 40, 256, 0].astype(float).std() > 20
 
 
-def test_what_is_no_store_is_refused(root, tmp_path):
+def test_invalid_stores_are_refused(root, tmp_path):
     with pytest.raises(DataError, match="not a prepared store"):
         Store.open(tmp_path)
     store = make(root, tmp_path / "stores")
@@ -551,11 +551,11 @@ def test_what_is_no_store_is_refused(root, tmp_path):
 
 def test_folder_of_stores_must_be_writable(root, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot make the folder of stores"):
+    with pytest.raises(DataError, match="cannot write to the folder of stores"):
         make(root, tmp_path / "file" / "stores")
 
 
-def test_size_that_makes_no_sense_is_refused(root, tmp_path):
+def test_invalid_image_size_is_refused(root, tmp_path):
     with pytest.raises(DataError, match="image_size=0"):
         prepare(Folder(root), tmp_path / "stores", image_size=0)
 

@@ -41,14 +41,14 @@ def silhouette(view):
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("radius", [0.3, 0.8, MAX_MASK_RADIUS])
-def test_the_mask_is_its_own_image_under_turns_and_mirrors(size, radius):
+def test_circular_mask_is_invariant_under_turns_and_mirrors(size, radius):
     mask = circular_mask(size, radius)
     for image in (np.rot90(mask), np.rot90(mask, 2), mask[::-1], mask[:, ::-1], mask.T):
         np.testing.assert_array_equal(image, mask)
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_the_mask_is_the_disc_about_the_centre_of_the_pixels(size):
+def test_circular_mask_is_centred(size):
     mask = circular_mask(size)
     assert distance(size)[mask].max() <= 0.92
     assert mask.sum() == pytest.approx(np.pi * (0.92 * size / 2) ** 2, rel=0.05)
@@ -71,7 +71,7 @@ def test_settings_out_of_range_are_refused(transform, options):
 
 @pytest.mark.parametrize("seed", [None, 0, 5])
 @pytest.mark.parametrize("size", [33, 64, 96])
-def test_every_photograph_has_the_same_silhouette(size, seed):
+def test_masked_views_have_the_same_silhouette(size, seed):
     views = [
         photograph(size),
         photograph(size, low=0, high=2),
@@ -97,7 +97,7 @@ def test_every_photograph_has_the_same_silhouette(size, seed):
     size=st.sampled_from([32, 63, 96, 224]),
     radius=st.floats(0.5, MAX_MASK_RADIUS),
 )
-def test_nothing_under_the_mask_was_not_recorded(clear, low, spread, seed, size, radius):
+def test_masked_view_shows_recorded_pixels_only(clear, low, spread, seed, size, radius):
     recorded = distance(size) <= clear
     image = np.where(recorded[..., None], np.uint8(90), np.array(SENTINEL, np.uint8))
     view = MaskedView(mask_radius=radius, zoom=(low, low * spread), level=False)(image, clear, seed)
@@ -108,7 +108,7 @@ def test_nothing_under_the_mask_was_not_recorded(clear, low, spread, seed, size,
 
 @settings(max_examples=15, deadline=None)
 @given(top=st.floats(0.0, 0.4), bottom=st.floats(0.0, 0.4), seed=st.integers(0, 1000))
-def test_nothing_of_a_cut_off_disc_shows_the_cut(top, bottom, seed):
+def test_masked_view_does_not_show_a_cut(top, bottom, seed):
     y, x = np.mgrid[:240, :240] + 0.5
     inside = np.hypot(x - 120, y - 120) < 110
     frame = slice(round(10 + 110 * top), round(230 - 110 * bottom))
@@ -120,7 +120,7 @@ def test_nothing_of_a_cut_off_disc_shows_the_cut(top, bottom, seed):
 
 @pytest.mark.parametrize("seed", [None, 3])
 @pytest.mark.parametrize("size", [32, 63, 96, 224])
-def test_the_rim_shows_one_colour_the_mean_of_the_rest(size, seed):
+def test_band_has_the_mean_colour(size, seed):
     view = MaskedView()(photograph(size), 0.9, seed)
     rim = circular_mask(size) & ~circular_mask(size, 0.9 * MAX_MASK_RADIUS)
     colours = np.unique(view[rim], axis=0)
@@ -129,7 +129,7 @@ def test_the_rim_shows_one_colour_the_mean_of_the_rest(size, seed):
     np.testing.assert_allclose(colours[0], core.mean(axis=0), atol=0.6)
 
 
-def test_the_view_shows_what_was_recorded_up_to_the_band():
+def test_masked_view_shows_the_photograph_up_to_the_band():
     size, clear = 224, 0.8
     y, x = np.mgrid[:size, :size] - (size - 1) / 2
     radius = np.hypot(x, y) / (size / 2)
@@ -140,13 +140,13 @@ def test_the_view_shows_what_was_recorded_up_to_the_band():
     np.testing.assert_allclose(view[core][:, 0], (250 * radius * shown / MAX_MASK_RADIUS)[core], atol=1.5)
 
 
-def test_a_view_follows_from_its_seed():
+def test_masked_view_is_reproducible_with_a_seed():
     view, image = MaskedView(brightness=0.2, hue=0.1), photograph()
     np.testing.assert_array_equal(view(image, 0.9, 7), MaskedView(brightness=0.2, hue=0.1)(image, 0.9, 7))
     assert len({view(image, 0.9, seed).tobytes() for seed in range(20)}) == 20
 
 
-def test_a_view_leaves_the_photograph_as_it_is():
+def test_masked_view_does_not_modify_its_input():
     image = photograph()
     before = image.copy()
     for seed in (None, 0, 1):
@@ -154,20 +154,20 @@ def test_a_view_leaves_the_photograph_as_it_is():
     np.testing.assert_array_equal(image, before)
 
 
-def test_without_a_seed_it_is_the_widest_view_unmirrored():
+def test_masked_view_without_seed_is_the_widest_unmirrored_view():
     image = smooth_photograph()
     plain = MaskedView(zoom=(0.7, 0.7), horizontal_flip=False)
     for clear in (0.6, 1.0):
         np.testing.assert_array_equal(MaskedView()(image, clear, None), plain(image, clear, 1))
 
 
-def test_only_the_ratio_of_the_zooms_counts():
+def test_masked_view_depends_on_the_ratio_of_zooms():
     image = photograph()
     one, other = MaskedView(zoom=(0.5, 1.0)), MaskedView(zoom=(1.0, 2.0))
     np.testing.assert_array_equal(one(image, 0.9, 5), other(image, 0.9, 5))
 
 
-def test_views_are_mirrored_left_to_right_only():
+def test_masked_views_are_mirrored_left_to_right_only():
     view = MaskedView(zoom=(1, 1), level=False)
     image = photograph(65)
     widest = view(image, 1.0, None)
@@ -178,21 +178,21 @@ def test_views_are_mirrored_left_to_right_only():
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
-def test_a_turned_photograph_gives_the_turned_view(k):
+def test_masked_view_of_a_turned_photograph_is_turned(k):
     image = smooth_photograph(64)
     turned = MaskedView()(np.rot90(image, k).copy(), 0.9, None)
     expected = np.rot90(MaskedView()(image, 0.9, None), k)
     assert np.abs(turned.astype(int) - expected).max() <= 2
 
 
-def test_zooming_by_one_changes_nothing():
+def test_zoom_by_one_is_the_identity():
     image = photograph()
     np.testing.assert_array_equal(zoom_about_centre(image, 1.0), image)
 
 
 @pytest.mark.parametrize("size", [32, 63, 224])
 @pytest.mark.parametrize("slopes", [(0.3, -0.2), (0.0, 0.5), (-0.5, -0.5)])
-def test_levelling_takes_a_gradient_out(size, slopes):
+def test_levelling_removes_a_gradient(size, slopes):
     core = circular_mask(size, 0.8)
     offset = np.linspace(-1, 1, size)
     plane = 1 + slopes[0] * offset[None, :] + slopes[1] * offset[:, None]
@@ -201,7 +201,7 @@ def test_levelling_takes_a_gradient_out(size, slopes):
     np.testing.assert_allclose(shown, np.broadcast_to([120, 80, 60], shown.shape), atol=2)
 
 
-def test_levelling_is_a_division_by_the_plane_of_least_squares():
+def test_levelling_divides_by_the_least_squares_plane():
     core, image = circular_mask(64, 0.8), photograph(64)
     image[:20] //= 3
     y, x = np.meshgrid(np.linspace(-1, 1, 64), np.linspace(-1, 1, 64), indexing="ij")
@@ -211,7 +211,7 @@ def test_levelling_is_a_division_by_the_plane_of_least_squares():
     np.testing.assert_allclose(level_image(image, core)[core], expected.clip(0, 255), atol=0.6)
 
 
-def test_levelling_survives_a_black_and_a_half_black_photograph():
+def test_levelling_accepts_black_and_half_black_photographs():
     core = circular_mask(64, 0.8)
     black = np.zeros((64, 64, 3), np.uint8)
     np.testing.assert_array_equal(level_image(black, core)[core], 0)
@@ -220,7 +220,7 @@ def test_levelling_survives_a_black_and_a_half_black_photograph():
 
 
 def marked(size, clear):
-    """Dark inside the circle that was recorded, white outside."""
+    """Return an image that is dark inside the recorded circle and white outside."""
     y, x = np.mgrid[:size, :size] - (size - 1) / 2
     noise = np.random.default_rng(0).integers(0, 100, (size, size, 3))
     return np.where((np.hypot(x, y) <= clear * size / 2)[..., None], noise, 255).astype(np.uint8)
@@ -234,20 +234,20 @@ def marked(size, clear):
     rotate=st.sampled_from([0.0, 30.0, 180.0]),
     size=st.sampled_from([33, 64, 96]),
 )
-def test_nothing_that_was_not_recorded_is_ever_shown(seed, clear, low, rotate, size):
+def test_square_view_shows_recorded_pixels_only(seed, clear, low, rotate, size):
     view = SquareView(area=(low, 1.0), rotate=rotate, vertical_flip=True)(marked(size, clear), clear, seed)
     assert view.shape == (size, size, 3)
     assert view.max() < 100
 
 
-def test_the_largest_square_reaches_the_circle():
+def test_largest_square_touches_the_circle():
     image = marked(96, 0.8)
     view = SquareView(size=64)(image, 0.86, None)
     assert (view[[0, 0, -1, -1], [0, -1, 0, -1]] > 100).any()  # its corners lie on the edge
     assert (view > 100).mean() < 0.02
 
 
-def test_the_same_seed_gives_the_same_view_and_another_another():
+def test_square_view_is_reproducible_with_a_seed():
     view = SquareView(area=(0.2, 0.6), brightness=0.3, grayscale=0.5, blur=0.5, rotate=90)
     image = np.random.default_rng(1).integers(0, 255, (64, 64, 3)).astype(np.uint8)
     first = view(image, 0.9, 5)
@@ -255,7 +255,7 @@ def test_the_same_seed_gives_the_same_view_and_another_another():
     assert (first != view(image, 0.9, 6)).any()
 
 
-def test_small_squares_come_from_everywhere_in_the_circle():
+def test_small_squares_cover_the_circle():
     y, x = np.mgrid[:64, :64].astype(np.uint8)
     image = np.stack((x, y, np.zeros_like(x)), axis=-1)
     view = SquareView(area=(0.05, 0.05), horizontal_flip=False, size=8)
@@ -264,13 +264,13 @@ def test_small_squares_come_from_everywhere_in_the_circle():
     assert centres.mean(axis=0) == pytest.approx([31.5, 31.5], abs=2.5)
 
 
-def test_without_a_seed_the_middle_is_shown_as_it_is():
+def test_square_view_without_seed_is_the_centred_square():
     image = np.random.default_rng(2).integers(0, 255, (65, 65, 3)).astype(np.uint8)
     view = SquareView(size=45, grayscale=1.0, blur=1.0, brightness=0.9)(image, 1.0, None)
     assert view[22, 22].tolist() == image[32, 32].tolist()
 
 
-def test_gray_views_have_no_colour_and_blurred_ones_less_contrast():
+def test_grayscale_and_blur_have_their_effect():
     image = np.random.default_rng(3).integers(0, 255, (64, 64, 3)).astype(np.uint8)
     gray = SquareView(grayscale=1.0)(image, 1.0, 1)
     assert (gray.max(axis=-1) == gray.min(axis=-1)).all()
@@ -279,7 +279,7 @@ def test_gray_views_have_no_colour_and_blurred_ones_less_contrast():
     assert np.mean(blurred) < np.mean(plain)
 
 
-def test_several_views_are_different_views_of_their_sizes():
+def test_multi_view_returns_different_views():
     image = np.random.default_rng(4).integers(0, 255, (64, 64, 3)).astype(np.uint8)
     views = MultiView([SquareView(), SquareView(area=(0.1, 0.3), size=32)], [2, 3])
     for seed in (None, 0, 7):
@@ -290,7 +290,7 @@ def test_several_views_are_different_views_of_their_sizes():
             np.testing.assert_array_equal(first, second)
 
 
-def test_views_of_views_are_joined():
+def test_nested_multi_view_is_flattened():
     image = np.random.default_rng(4).integers(0, 255, (32, 32, 3)).astype(np.uint8)
     joined = MultiView([MaskedView(), MultiView([SquareView()], [2])])(image, 0.9, None)
     np.testing.assert_array_equal(joined[0], MaskedView()(image, 0.9, None))
@@ -298,6 +298,6 @@ def test_views_of_views_are_joined():
 
 
 @pytest.mark.parametrize(("views", "counts"), [([], None), ([SquareView()], [0]), ([SquareView()], [1, 2])])
-def test_a_count_is_needed_for_each_kind(views, counts):
+def test_multi_view_needs_a_count_for_each_transform(views, counts):
     with pytest.raises(ConfigError, match="counts"):
         MultiView(views, counts)

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from drgrade.data.normalisation import normalise
+from drgrade.data.transforms import normalise
 from drgrade.errors import ConfigError
 from drgrade.explanation.explainer import (
     TARGETS,

@@ -21,7 +21,7 @@ from tiny_run import REPOSITORY
 
 from drgrade.cli.export import work
 from drgrade.config import compose
-from drgrade.data.normalisation import MEAN, STD
+from drgrade.data.transforms import MEAN, STD
 from drgrade.errors import ConfigError
 from drgrade.exporting import export as job
 from drgrade.exporting import graph

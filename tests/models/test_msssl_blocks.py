@@ -1,7 +1,14 @@
 import torch
 import torch.nn.functional as F
 
-from drgrade.models.msssl import CBAM, ChannelAttention, DeepLearner, FeaturePyramid, SpatialAttention, resize
+from drgrade.models.msssl import (
+    CBAM,
+    ChannelAttention,
+    DeepLearner,
+    FeaturePyramid,
+    SpatialAttention,
+    resize,
+)
 
 
 def test_channel_attention_is_equation_2_of_the_paper():

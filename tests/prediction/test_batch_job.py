@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from drgrade.data.crops import Crop
-from drgrade.data.fundus_check import Verdict, unreadable
+from drgrade.data.fundus_check import Verdict
 from drgrade.data.preparation import PreparedPhotograph
 from drgrade.errors import ConfigError, DataError
 from drgrade.prediction.grader import GradedBatch
@@ -56,7 +56,9 @@ class FakeGrader:
 
     def _prepared(self, number: int) -> PreparedPhotograph:
         if number % 7 == 0:
-            return PreparedPhotograph(Crop("", failure="broken"), unreadable("broken"))
+            return PreparedPhotograph(
+                Crop("", failure="broken"), Verdict("unreadable", "broken", abstains=True)
+            )
         pixels = np.full((4, 4, 3), number % 200, np.uint8)
         self.alive += 1
         self.most_alive = max(self.most_alive, self.alive)

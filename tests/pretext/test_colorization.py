@@ -9,7 +9,7 @@ from skimage.color import lab2rgb, rgb2lab
 from tiny import cnn, losses, pictures, vit
 from torch import nn
 
-from drgrade.data.normalisation import normalise
+from drgrade.data.transforms import normalise
 from drgrade.errors import ConfigError
 from drgrade.pretext.colorization import Colorization, ColourBins, class_weights, gamut_bins
 from drgrade.pretext.dense import cell_means, pixels, rgb_to_lab

@@ -7,7 +7,7 @@ from skimage.color import rgb2lab
 from tiny import ENCODERS, cnn, msssl, one_size, vit
 from torch import nn
 
-from drgrade.data.normalisation import MEAN, STD, normalise
+from drgrade.data.transforms import MEAN, STD, normalise
 from drgrade.errors import ConfigError, EncoderError
 from drgrade.models.encoder import Encoder
 from drgrade.pretext.colorization import Colorization

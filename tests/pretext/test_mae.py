@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import cnn, msssl, one_size, views, vit, without_gradient
 
-from drgrade.data.normalisation import normalise
-from drgrade.data.transforms import SquareView
+from drgrade.data.transforms import SquareView, normalise
 from drgrade.errors import ConfigError, EncoderError
 from drgrade.models.encoder import TimmEncoder
 from drgrade.pretext.mae import MAE, visible_tokens, with_prefix

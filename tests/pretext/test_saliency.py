@@ -8,7 +8,7 @@ from scipy.stats import pearsonr
 from skimage.color import rgb2lab
 from tiny import cnn, pictures, vit
 
-from drgrade.data.normalisation import normalise
+from drgrade.data.transforms import normalise
 from drgrade.models.encoder import TimmEncoder
 from drgrade.pretext.dense import pixels
 from drgrade.pretext.saliency import Saliency, correlations, frequency_tuned, stretch

@@ -7,7 +7,7 @@ import torch
 from sklearn.metrics import cohen_kappa_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from drgrade.data.normalisation import normalise
+from drgrade.data.transforms import normalise
 from drgrade.errors import ConfigError
 from drgrade.metrics.functional import effective_rank, feature_std
 from drgrade.training import callbacks

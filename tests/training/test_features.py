@@ -12,8 +12,8 @@ from filelock import FileLock
 from hydra.utils import instantiate
 from torch import nn
 
-from drgrade.data.normalisation import normalise
 from drgrade.data.splits.spec import SplitSpec
+from drgrade.data.transforms import normalise
 from drgrade.errors import DrgradeError
 from drgrade.models.encoder import Encoder
 from drgrade.training import features as features_module
