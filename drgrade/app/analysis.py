@@ -111,7 +111,7 @@ class UploadAnalyzer:
         heat, note = self._heat(crop.pixels, graded)
         maps: dict[str, bytes] = {}
         if original is not None and crop.facts is not None:
-            maps = {each: _jpeg(draw_overlay(original, crop.facts, own)) for each, own in heat.items()}
+            maps = {each: _jpeg(draw_overlay(original, crop.facts, values)) for each, values in heat.items()}
         return UploadResult(upload.name, verdict, graded, photograph, maps, note=note)
 
     def _read(self, path: Path) -> npt.NDArray[np.uint8] | None:

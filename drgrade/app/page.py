@@ -127,8 +127,8 @@ def _analyse_synthetic(analyzer: UploadAnalyzer, uploads: Uploads) -> Callable[[
     def analyse() -> tuple[None, str]:
         name, content = draw_example(_FIRST_SEED + secrets.randbelow(_FIRST_SEED))
         upload = uploads.keep(name, BytesIO(content), len(content))
-        with uploads.take(upload.path) as kept:
-            return None, render_cards([analyzer.analyse(kept)], analyzer)
+        with uploads.take(upload.path) as stored:
+            return None, render_cards([analyzer.analyse(stored)], analyzer)
 
     return analyse
 

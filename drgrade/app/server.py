@@ -102,11 +102,11 @@ class RequestFilter:
 def _refusal(scope: Scope) -> tuple[int, str] | None:
     """Return status and reason if a request must be refused."""
     headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
-    own = {f"{name}:{scope['server'][1]}" for name in (HOST, "localhost")}
-    if headers.get(b"host") not in own:
+    allowed = {f"{name}:{scope['server'][1]}" for name in (HOST, "localhost")}
+    if headers.get(b"host") not in allowed:
         return 421, "this page is available on this computer only, as 127.0.0.1"
     origin = headers.get(b"origin")
-    if origin is not None and origin.removeprefix("http://") not in own:
+    if origin is not None and origin.removeprefix("http://") not in allowed:
         return 403, "requests from other pages are refused"
     length = headers.get(b"content-length", "0")
     if not length.isdigit() or int(length) > _MAX_REQUEST:
@@ -128,11 +128,11 @@ def build_app(page: "gradio.Blocks", uploads: Uploads) -> "FastAPI":
         async with request.form(max_files=_MAX_FORM_FILES, max_fields=1) as form:
             files = [each for each in form.getlist("files") if not isinstance(each, str)]
             empty = len(files) > MAX_FILES  # only the number is needed
-            kept = [
+            stored = [
                 uploads.keep(each.filename or "file", BytesIO() if empty else each.file, each.size or 0)
                 for each in files
             ]
-        return [str(each.path) for each in kept]
+        return [str(each.path) for each in stored]
 
     async def progress() -> Response:
         """End the polling of upload progress with 204: files come from this computer."""

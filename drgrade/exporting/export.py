@@ -217,8 +217,8 @@ def _quantise(
     """Quantise a file and measure the cost on the run's test photographs."""
     small, cost, note = quantise(data, photographs), None, ""
     try:
-        own = load_run_photographs(trained)
-        cost = measure_cost(onnx_runner(data), onnx_runner(small), own, settings.resamples, settings.seed)
+        tested = load_run_photographs(trained)
+        cost = measure_cost(onnx_runner(data), onnx_runner(small), tested, settings.resamples, settings.seed)
     except DataError as error:
         note = f"the cost in QWK is unknown: the run's test photographs are not available ({error})"
     return small, Int8Report(len(photographs), len(data), cost, note)

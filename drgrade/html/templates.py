@@ -21,8 +21,8 @@ def resource(package: str, name: str) -> str:
 
 def stylesheet(*packages: str) -> Markup:
     """Concatenate the common stylesheet and ``templates/page.css`` of packages."""
-    own = [resource(package, "templates/page.css") for package in packages]
-    return Markup(resource("drgrade.html", "base.css") + "".join(own))
+    styles = [resource(package, "templates/page.css") for package in packages]
+    return Markup(resource("drgrade.html", "base.css") + "".join(styles))
 
 
 def fill_page(package: str, **content: Any) -> str:

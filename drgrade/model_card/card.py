@@ -209,10 +209,10 @@ def _split_counts(run: RunFiles) -> list[list[str]]:
         return []
     rows = []
     for subset in SUBSETS:
-        own = run.split[run.split["subset"] == subset]
-        if len(own):
-            counts = own["grade"].value_counts().reindex(range(NUM_GRADES), fill_value=0)
-            cells = [*counts, own["grade"].isna().sum(), len(own), own["group"].nunique()]
+        part = run.split[run.split["subset"] == subset]
+        if len(part):
+            counts = part["grade"].value_counts().reindex(range(NUM_GRADES), fill_value=0)
+            cells = [*counts, part["grade"].isna().sum(), len(part), part["group"].nunique()]
             rows.append([subset, *map(str, cells)])
     return rows
 
@@ -329,16 +329,16 @@ def public_command(command: Sequence[str]) -> str:
         >>> public_command(["/home/alice/train.py", "data=idrid", "data.root=/data", "logger=wandb"])
         'train.py data=idrid data.root=...'
     """
-    shown = [Path(command[0]).name]
+    words = [Path(command[0]).name]
     for argument in command[1:]:
         setting, _, value = argument.partition("=")
         if setting.lstrip("+~").replace("/", ".").split(".")[0] in _PRIVATE_GROUPS:
             continue
         if _is_private(setting, value):
-            shown.append(f"{setting}=..." if value else "...")
+            words.append(f"{setting}=..." if value else "...")
         else:
-            shown.append(shlex.quote(argument))
-    return " ".join(shown).replace("`", "'")
+            words.append(shlex.quote(argument))
+    return " ".join(words).replace("`", "'")
 
 
 def _is_private(setting: str, value: str) -> bool:

@@ -240,8 +240,8 @@ def find_limits(run: RunFiles, figures: Mapping[str, Estimate]) -> list[str]:
 
 
 def _data_limits(run: RunFiles) -> Iterator[str]:
-    own = [each for each in run.data if each.role == "labelled"]
-    for each in own:
+    labelled = [each for each in run.data if each.role == "labelled"]
+    for each in labelled:
         if each.about is None:
             yield f"{each.name}: clinics, cameras and patients are not known to drgrade."
             continue
@@ -256,7 +256,7 @@ def _data_limits(run: RunFiles) -> Iterator[str]:
             "Not tested on photographs of another data set: performance in other clinics, with other cameras "
             "and in other populations is not known."
         )
-    described = any(each.about and each.about.limits for each in own)
+    described = any(each.about and each.about.limits for each in labelled)
     if run.split is not None and not described and not run.split["group"].str.startswith("patient:").any():
         yield "Patients are not known: both eyes of a patient may be in different subsets."
 

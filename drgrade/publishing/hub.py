@@ -253,7 +253,7 @@ def _write(
     }
     write_text(target / CONFIG, json.dumps(description, indent=2, allow_nan=False) + "\n")
     write_text(target / README, render_model_card(run, repo_id or FOLDER, licence=licence))
-    if _with_seen(run, seen):
+    if _includes_seen(run, seen):
         shutil.copyfile(source / SEEN, target / SEEN)
     load_model(target)
 
@@ -293,13 +293,13 @@ def _refuse_features(run: RunFiles, settings: dict[str, Any]) -> None:
             )
 
 
-def _with_seen(run: RunFiles, wanted: bool | None) -> bool:
+def _includes_seen(run: RunFiles, requested: bool | None) -> bool:
     """Return True if ``seen.txt`` is published."""
     exists = (run.folder / SEEN).is_file()
-    if wanted and not exists:
+    if requested and not exists:
         raise ConfigError(f"seen=true: {run.folder} has no {SEEN}; train again, or remove seen=true")
     public = all(each.about is not None and each.about.public for each in run.data)
-    return exists and (public if wanted is None else wanted)
+    return exists and (public if requested is None else requested)
 
 
 def _repository(name: str) -> str:
@@ -330,11 +330,11 @@ def _hub_errors(what: str) -> Iterator[None]:
 
 def _errors() -> tuple[type[Exception], ...]:
     """Return the exceptions of the hub client, of its HTTP library and of the system."""
-    import huggingface_hub.errors as own
+    from huggingface_hub import errors
 
-    kinds: list[type[Exception]] = [own.HfHubHTTPError, own.HFValidationError, OSError]
-    if hasattr(own, "RevisionResolutionError"):  # in later versions
-        kinds.append(own.RevisionResolutionError)
+    kinds: list[type[Exception]] = [errors.HfHubHTTPError, errors.HFValidationError, OSError]
+    if hasattr(errors, "RevisionResolutionError"):  # in later versions
+        kinds.append(errors.RevisionResolutionError)
     with suppress(ImportError):  # versions before 1 use requests, whose errors are OSErrors
         import httpx
 
