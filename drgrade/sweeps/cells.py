@@ -37,12 +37,7 @@ _FREE = re.compile(
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a sweep.
-
-    Attributes:
-        name: Name of its folder below the sweep's.
-        overrides: Overrides that define it, as on the command line.
-    """
+    """One run of a sweep: the name of its folder, and the overrides that define it."""
 
     name: str
     overrides: tuple[str, ...]

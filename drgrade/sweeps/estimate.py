@@ -43,11 +43,9 @@ _PROBE_SECONDS, _START_SECONDS = 1.0, 9.0
 
 @dataclass(frozen=True)
 class Workload:
-    """Work of one training.
+    """Work of one training of a cell; ``config`` has ``task: pretext`` for a pre-training.
 
     Attributes:
-        cell: The cell that does it.
-        config: Its config; with ``task: pretext`` for a pre-training.
         epochs: Number of epochs; a fraction if the number of steps ends the training within an epoch.
         images: Number of images in training steps. Evaluated images and images of frozen epochs count
             as a third of an image.
@@ -150,8 +148,7 @@ def training_length(
         steps_per_epoch: Batches of an epoch; None: one pass over the photographs.
 
     Returns:
-        Number of epochs, with a fraction if ``max_steps`` ends the training within one, and number of images
-        in the training steps of an epoch.
+        Epochs, with a fraction if ``max_steps`` ends the training within one; images of an epoch's steps.
 
     Raises:
         ConfigError: If neither epochs nor steps are limited.
@@ -194,17 +191,14 @@ def _speed_key(cfg: DictConfig) -> str:
 
 @dataclass(frozen=True)
 class Speed:
-    """Result of a short run, in seconds.
-
-    Attributes:
-        image: Time per image of a training step.
-        epoch: Time per epoch beside its steps, mostly for checkpoints.
-        start: Time of the process beside training; 0 for a pre-training, which a grading run does.
-    """
+    """Result of a short run, in seconds."""
 
     image: float
+    """Time per image of a training step."""
     epoch: float
+    """Time per epoch beside its steps, mostly for checkpoints."""
     start: float
+    """Time of the process beside training; 0 for a pre-training, which a grading run does."""
 
     def seconds(self, work: Workload) -> float:
         """Return the time that a workload needs."""

@@ -38,8 +38,6 @@ class InlineLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the cells; a failure does not stop the others.
 
-        See :class:`hydra.plugins.launcher.Launcher`.
-
         Raises:
             ConfigError: If a cell trains a model; nothing has run by then.
         """

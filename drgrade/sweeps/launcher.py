@@ -244,8 +244,6 @@ class LocalLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the cells; a failure does not stop the others.
 
-        See :class:`hydra.plugins.launcher.Launcher`.
-
         Raises:
             ConfigError: If a setting is invalid.
         """

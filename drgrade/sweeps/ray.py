@@ -26,8 +26,6 @@ class RayLauncher(PluginLauncher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the cells; a failure does not stop the others.
 
-        See :class:`hydra.plugins.launcher.Launcher`.
-
         Raises:
             ConfigError: If Ray cannot be started or reached.
         """

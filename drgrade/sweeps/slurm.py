@@ -85,8 +85,6 @@ class SlurmLauncher(SubmititLauncher):  # type: ignore[misc]
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Submit the cells, and wait for all of them.
 
-        See :class:`hydra.plugins.launcher.Launcher`.
-
         Raises:
             ConfigError: If SLURM is not available here, or refuses the jobs.
         """
