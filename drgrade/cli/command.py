@@ -35,11 +35,10 @@ from drgrade.config import (
     header,
     initialized_hydra,
     nearest,
-    quote,
+    parse_override,
     refuse_missing,
     refuse_new_settings,
     setting_names,
-    with_paths,
 )
 from drgrade.errors import ConfigError, DrgradeError
 
@@ -117,6 +116,52 @@ def arguments(given: Sequence[str], settings: type[CheckedSettings]) -> list[str
         hint = f" ({next(iter(settings.model_fields))}={paths[0]}?)" if os.path.lexists(paths[0]) else ""
         raise ConfigError(f"{paths[0]} is not a setting; settings are written name=value{hint}")
     return [*options, *with_paths(overrides, settings.positional, paths)]
+
+
+def quote(argument: str, many: bool, sweeps: bool) -> str:
+    """Quote the value of an override that is a text or a path, where Hydra would read something else.
+
+    Args:
+        argument: ``name=value``.
+        many: The setting is a list, written with commas; a value that is an existing path is one item.
+        sweeps: Commas separate the values of a sweep, unless the value is an existing path.
+
+    Example:
+        >>> quote("data.root=/photos/ddr (copy)", many=False, sweeps=True)
+        "data.root='/photos/ddr (copy)'"
+    """
+    name, _, value = argument.partition("=")
+    if value.startswith("~/"):
+        value = os.path.expanduser(value)  # noqa: PTH111 - a Path would drop a slash at the end
+    exists = os.path.lexists(value)
+    read = _parsed(f"{name}={value}")
+    if value in ("", "null") or read == value:
+        return f"{name}={value}"
+    explicit = read is not None and (value[0] in "'\"[" or sweeps)
+    if explicit and not exists:
+        return argument
+    if many and not exists:
+        return f"{name}={as_override([part.strip() for part in value.split(',') if part.strip()])}"
+    return f"{name}={as_override(value)}"
+
+
+def with_paths(overrides: Sequence[str], setting: str, paths: Sequence[str]) -> list[str]:
+    """Add positional paths to the overrides, as further values of a setting."""
+    begin = f"{setting}="
+    values: list[str] = []
+    for override in overrides:
+        if override.startswith(begin):
+            read = _parsed(override)
+            values += read if isinstance(read, list) else [str(read)]
+    values += paths
+    value = values[0] if len(values) == 1 else values
+    return [*(each for each in overrides if not each.startswith(begin)), begin + as_override(value)]
+
+
+def _parsed(argument: str) -> Any:
+    """Return the value that Hydra reads; None if it cannot read one."""
+    override = parse_override(argument)
+    return None if override is None else override.value()
 
 
 def _is_setting(argument: str, settings: type[CheckedSettings], kinds: Container[str]) -> bool:
