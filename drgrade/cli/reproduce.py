@@ -29,7 +29,7 @@ def work(given: Sequence[str], cfg: DictConfig) -> None:
 
     Args:
         given: Arguments of the command line.
-        cfg: The config composed from those that sweep over nothing (``conf/reproduce.yaml``).
+        cfg: The config composed from those without several values.
 
     Raises:
         DrgradeError: If a setting is wrong, or a table cannot be planned.

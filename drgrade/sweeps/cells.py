@@ -172,16 +172,10 @@ def log_file(folder: Path) -> Path:
 
 
 def failures(folder: Path, cells: Sequence[Cell], errors: Mapping[str, str] | None = None) -> str:
-    """Format a table of the cells that are not finished.
+    """Format a table of the cells that are not finished; empty if every cell is.
 
-    Args:
-        folder: The sweep's folder.
-        cells: Cells to look at.
-        errors: Last error of each cell's process, by name. A cell that fails before it writes into its folder
-            leaves no reason there, or that of an earlier attempt.
-
-    Returns:
-        Lines of text; empty if every cell is finished.
+    ``errors`` are the last errors of the cells' processes, by name of the cell: a cell that fails before it
+    writes into its folder leaves no reason there, or that of an earlier attempt.
     """
     results = {cell.name: progress(folder / cell.name) for cell in cells}
     results = {name: result for name, result in results.items() if result.status != FINISHED}

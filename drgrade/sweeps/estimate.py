@@ -71,11 +71,8 @@ class TimeEstimate:
 def estimate_sweeps(sweeps: Sequence[PlannedSweep], seconds: float) -> list[TimeEstimate]:
     """Estimate the time that sweeps need, with short runs that measure the time of a step.
 
-    Photographs are prepared if necessary. A pre-training that several cells need counts once.
-
-    Args:
-        sweeps: Sweeps in the order in which they will run.
-        seconds: Duration of the training in each short run.
+    Photographs are prepared if necessary. A pre-training that several cells need counts once, in the first of
+    the sweeps. Each short run trains for ``seconds``.
 
     Raises:
         DrgradeError: If the photographs, the split or a short run fail.
@@ -208,10 +205,7 @@ class Speed:
 def measure(sweep: PlannedSweep, work: Workload, seconds: float) -> Speed:
     """Measure the speed of a training with a short run from random weights, in a process of its own.
 
-    Args:
-        sweep: The sweep.
-        work: The training.
-        seconds: Duration of the training; at least two epochs of three steps.
+    The run trains for ``seconds``, and at least two epochs of three steps.
 
     Raises:
         DrgradeError: If the run fails, as the cells would.

@@ -56,12 +56,7 @@ def stop(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
 def run_child(
     command: Sequence[str], *, stdout: IO[bytes] | None = None, env: Mapping[str, str] | None = None
 ) -> int:
-    """Run a command, and return its exit status.
-
-    Args:
-        command: Program and arguments.
-        stdout: Receives output and errors; None: those of this process.
-        env: Environment; None: that of this process.
+    """Run a command, and return its exit status; output and environment default to those of this process.
 
     Raises:
         KeyboardInterrupt: If this process was interrupted; the command has been interrupted and has ended.

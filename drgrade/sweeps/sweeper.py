@@ -171,9 +171,6 @@ class CellSweeper(HydraSweeper):
     def sweep(self, arguments: list[str]) -> list[Any]:
         """Run every cell that is not finished, and return the results of the launcher.
 
-        Args:
-            arguments: Task overrides of the command line.
-
         Raises:
             ConfigError: If an override is not valid in a sweep.
         """
@@ -199,9 +196,6 @@ class CellSweeper(HydraSweeper):
 
     def plan(self, arguments: Sequence[str]) -> SweepPlan:
         """Compose every cell without running or writing anything.
-
-        Args:
-            arguments: Task overrides of the command line.
 
         Raises:
             ConfigError: If an override is not valid in a sweep.
@@ -378,11 +372,7 @@ def launch_overrides(cell: Cell, name: str, folder: Path) -> list[str]:
 
 
 def plan_sweep(experiment: str, overrides: Sequence[str]) -> PlannedSweep:
-    """Plan the sweep of ``python train.py -m +experiment=...`` without running it.
-
-    Args:
-        experiment: Name of an experiment in ``conf/experiment``.
-        overrides: Overrides of the command line.
+    """Plan the sweep of ``python train.py -m +experiment=EXPERIMENT OVERRIDES`` without running it.
 
     Raises:
         ConfigError: If the experiment is a search, or a setting is invalid.

@@ -52,10 +52,7 @@ _STATES = {TrialState.PRUNED: ("pruned", "#b9b9b9"), TrialState.COMPLETE: ("fini
 
 
 def read_space(overrides: Sequence[Override]) -> dict[str, BaseDistribution]:
-    """Build the search space from overrides with intervals, ranges or choices.
-
-    Args:
-        overrides: Overrides of the search; those with a single value are ignored.
+    """Build the search space from overrides with intervals, ranges or choices; others are ignored.
 
     Returns:
         Distribution of each searched setting; the name may begin with ``+``.
@@ -140,10 +137,6 @@ class Search:
 
     def check(self, cfg: DictConfig, command: Sequence[str]) -> None:
         """Compare the search with the one that the study was created for, and write ``search.json``.
-
-        Args:
-            cfg: Config of any trial.
-            command: The command line.
 
         Raises:
             ConfigError: If space, metric or another setting differ.
@@ -402,10 +395,7 @@ def _is_last_epoch(trainer: pl.Trainer) -> bool:
 
 
 def open_storage(url: str) -> RDBStorage:
-    """Open the database of a study, and create it if necessary.
-
-    Args:
-        url: URL of the database in SQLAlchemy's format.
+    """Open the database of a study by its URL in SQLAlchemy's format, and create it if necessary.
 
     Raises:
         ConfigError: If the URL is invalid, or the database cannot be used.
