@@ -63,13 +63,13 @@ def test_a_loaded_model_explains(metrics, photographs):
 
 
 def test_predict_writes_a_table(metrics, photographs, outputs):
-    found = drgrade.predict(
+    summary = drgrade.predict(
         checkpoint=[metrics["folder"]],
         input=[str(photographs[0].parent)],
         out=str(outputs / "predicted"),
         device="cpu",
     )
-    lines = (found.folder / "predictions.csv").read_text().splitlines()
+    lines = (summary.folder / "predictions.csv").read_text().splitlines()
     assert len(lines) == 1 + len(photographs)
 
 
@@ -84,8 +84,7 @@ def test_prepare_and_audit(outputs):
     data = ["data=demo", "data.count=40", "data.size=96", "data.workers=1", f"paths.outputs={outputs}"]
     (store,) = drgrade.prepare(*data, "data.image_size=32")
     assert (len(store), store.image_size) == (40, 32)
-    found = drgrade.audit(*data)
-    assert found.summary()
+    assert drgrade.audit(*data).summary()
 
 
 def test_report_writes_a_page(metrics, outputs):

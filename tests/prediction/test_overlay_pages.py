@@ -31,10 +31,10 @@ def inputs(demo_source, tmp_path):
     """Five synthetic photographs, a black one, an unreadable one, and one with a hostile name."""
     folder = tmp_path / "in"
     folder.mkdir()
-    drawn = [demo_source.root / path for path in demo_source.read().manifest["path"][:6]]
-    for number, path in enumerate(drawn[:5]):
+    paths = [demo_source.root / path for path in demo_source.read().manifest["path"][:6]]
+    for number, path in enumerate(paths[:5]):
         shutil.copy(path, folder / f"{number}.jpg")
-    shutil.copy(drawn[5], folder / f"{HOSTILE}.jpg")
+    shutil.copy(paths[5], folder / f"{HOSTILE}.jpg")
     cv2.imwrite(str(folder / "black.png"), np.zeros((300, 300, 3), np.uint8))
     (folder / "text.jpg").write_text("no photograph")
     return folder
