@@ -50,7 +50,7 @@ def thirty():
 # Split file of a run
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     manifests_of_all_kinds,
     st.sampled_from([0, 1, "published"]),

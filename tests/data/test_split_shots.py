@@ -93,7 +93,7 @@ def test_shots_do_not_change_test_fold_and_validation(shots):
     assert (counts(few, "train") >= shots).all()
 
 
-@quick
+@settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.lists(grades, min_size=1, max_size=2), min_size=15, max_size=60),
     st.integers(1, 4),
