@@ -46,10 +46,10 @@ def views(stores):
     return of
 
 
-def accuracy(shown, epochs, per_photograph=2):
+def accuracy(clue, epochs, per_photograph=2):
     """Train on the views of half the photographs; return the accuracy on the last view of the others."""
-    train, test = halves(len(shown))
-    score = tells(shown[train, :per_photograph], shown[test, -1], epochs)
+    train, test = halves(len(clue))
+    score = tells(clue[train, :per_photograph], clue[test, -1], epochs)
     assert 4 * len(test) >= 300
     return score
 
@@ -57,9 +57,9 @@ def accuracy(shown, epochs, per_photograph=2):
 @pytest.mark.parametrize("part", HIDDEN)
 @pytest.mark.parametrize("name", DATA)
 def test_protected_clues_do_not_reveal_the_rotation(views, name, part):
-    shown = HIDDEN[part](views(name, MaskedView(), "views"))
-    assert turns_alike(shown)
-    assert accuracy(shown, epochs=2, per_photograph=1).share == pytest.approx(CHANCE, abs=TOLERANCE)
+    clue = HIDDEN[part](views(name, MaskedView(), "views"))
+    assert turns_alike(clue)
+    assert accuracy(clue, epochs=2, per_photograph=1).share == pytest.approx(CHANCE, abs=TOLERANCE)
 
 
 @pytest.mark.parametrize("part", ["rim of 5 %", "rim of 10 %"])
@@ -80,8 +80,8 @@ def test_the_rim_of_the_widest_views_does_not_reveal_the_rotation(stores, name, 
     ],
 )
 def test_unprotected_clues_reveal_the_rotation(views, name, part, view):
-    shown = HIDDEN[part](views(name, view, view.__name__))
-    score = accuracy(shown, epochs=6, per_photograph=2 if view is hard_mask else 1)
+    clue = HIDDEN[part](views(name, view, view.__name__))
+    score = accuracy(clue, epochs=6, per_photograph=2 if view is hard_mask else 1)
     assert score.share - 3 * score.error > CHANCE + TOLERANCE
 
 
