@@ -1,4 +1,4 @@
-"""Layers of an encoder that explanations can use; the explanations are computed elsewhere."""
+"""Feature maps: resizing, and the layers of an encoder that explanations can use."""
 
 import math
 from collections.abc import Mapping
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from drgrade.models.timm_backbone import is_channels_last
@@ -134,3 +135,17 @@ def put_first(layers: Mapping[str, ExplainableLayer], *names: str) -> dict[str, 
     """Return the same layers with the given names, if present, first."""
     first = [name for name in names if name in layers]
     return {name: layers[name] for name in dict.fromkeys((*first, *layers))}
+
+
+def resize(features: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a map (B, C, H, W) to a height and width.
+
+    A larger map is averaged, a smaller one interpolated bilinearly. Average pooling by an integer factor
+    comes first because its gradient, unlike that of adaptive pooling, is deterministic on CUDA.
+    """
+    factor = min(round(have / want) for have, want in zip(features.shape[-2:], size, strict=True))
+    if factor > 1:
+        features = F.avg_pool2d(features, factor, ceil_mode=True, count_include_pad=False)
+    if features.shape[-2:] == size:
+        return features
+    return F.interpolate(features, size=size, mode="bilinear", align_corners=False)

@@ -370,18 +370,16 @@ def class_weights(counts: Tensor, weighting: str, beta: float) -> Tensor:
 
     Args:
         counts: (G,) photographs of each grade.
-        weighting: ``none``, ``balanced`` or ``effective``.
+        weighting: ``balanced`` or ``effective``.
         beta: Parameter of ``effective``, in [0, 1).
     """
     present = counts > 0
     number = counts[present].double()
     if weighting == "balanced":
         of_present = number.sum() / (len(number) * number)
-    elif weighting == "effective":
+    else:
         of_present = (1 - beta) / (1 - beta**number)
         of_present = of_present * len(number) / of_present.sum()
-    else:
-        of_present = torch.ones_like(number)
     weights = torch.zeros(len(counts))
     weights[present] = of_present.float()
     return weights

@@ -20,6 +20,7 @@ from drgrade.models.feature_maps import (
     MapLayer,
     cnn_levels,
     put_first,
+    resize,
     transformer_layers,
 )
 from drgrade.models.timm_backbone import (
@@ -380,17 +381,3 @@ class MsSSL(Encoder):
         resized = [resize(level, (height, width)) for level in maps]  # each (B, channels, H/8, W/8)
         refined: Tensor = self.deep_learner(self.fuse(torch.cat(resized, dim=1)))
         return refined, vectors
-
-
-def resize(features: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize a map (B, C, H, W) to a height and width.
-
-    A larger map is averaged, a smaller one interpolated bilinearly. Average pooling by an integer factor
-    comes first because its gradient, unlike that of adaptive pooling, is deterministic on CUDA.
-    """
-    factor = min(round(have / want) for have, want in zip(features.shape[-2:], size, strict=True))
-    if factor > 1:
-        features = F.avg_pool2d(features, factor, ceil_mode=True, count_include_pad=False)
-    if features.shape[-2:] == size:
-        return features
-    return F.interpolate(features, size=size, mode="bilinear", align_corners=False)

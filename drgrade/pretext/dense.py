@@ -9,7 +9,7 @@ from torch.nn import functional
 from drgrade.data.transforms import MEAN, STD
 from drgrade.errors import ConfigError
 from drgrade.models.encoder import Encoder
-from drgrade.models.msssl import resize
+from drgrade.models.feature_maps import resize
 from drgrade.pretext.base import HEAD, frozen_evaluation, require_map
 
 GROUP = 16

@@ -1,14 +1,8 @@
 import torch
 import torch.nn.functional as F
 
-from drgrade.models.msssl import (
-    CBAM,
-    ChannelAttention,
-    DeepLearner,
-    FeaturePyramid,
-    SpatialAttention,
-    resize,
-)
+from drgrade.models.feature_maps import resize
+from drgrade.models.msssl import CBAM, ChannelAttention, DeepLearner, FeaturePyramid, SpatialAttention
 
 
 def test_channel_attention_is_equation_2_of_the_paper():
