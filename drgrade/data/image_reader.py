@@ -2,6 +2,7 @@
 
 import hashlib
 import struct
+import sys
 import threading
 import zlib
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +29,9 @@ NO_PERMISSION = "no permission to read the file"
 NO_MEMORY = "not enough memory to decode it"
 """The only reason that may not recur in another attempt."""
 
+_SEPARATE_PLANES = "16 bit in separate planes: save it with interleaved channels"
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "PPM", "GIF")
-_EXIF_ORIENTATION = 0x0112
+_EXIF_ORIENTATION, _TIFF_BITS, _TIFF_PLANES = 0x0112, 258, 284
 # Raised by Pillow's decoders on damaged files; struct.error and zlib.error have no common base.
 _DECODER_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, OverflowError, EOFError)
 
@@ -71,7 +74,7 @@ def read_photograph(path: Path, *, max_pixels: int = MAX_PIXELS, at_least: int |
         if path.stat().st_size == 0:
             raise UnreadablePhotograph("empty file (0 bytes)")
         with Image.open(path, formats=_known_formats()) as image:
-            return _decode(image, max_pixels, at_least)
+            return _decode(image, path, max_pixels, at_least)
 
 
 def hash_file(path: Path) -> str:
@@ -84,7 +87,7 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _decode(image: Image.Image, max_pixels: int, at_least: int | None) -> DecodedImage:
+def _decode(image: ImageFile.ImageFile, path: Path, max_pixels: int, at_least: int | None) -> DecodedImage:
     width, height = image.size
     if width * height > max_pixels:
         raise UnreadablePhotograph(
@@ -92,13 +95,16 @@ def _decode(image: Image.Image, max_pixels: int, at_least: int | None) -> Decode
         )
     frames = 1 if image.format in ("JPEG", "MPO") else int(getattr(image, "n_frames", 1))
     conversions = [f"first of {frames} frames"] if frames > 1 else []
-    sixteen_bit = _is_sixteen_bit(image)
+    sixteen_bit, tiles = _is_sixteen_bit(image), tuple(image.tile)
     if at_least is not None and image.format in ("JPEG", "MPO"):
         _shrink_while_decoding(image, at_least)
+    if not sixteen_bit and _has_separate_planes(image):
+        raise UnreadablePhotograph(_SEPARATE_PLANES)
     image.load()
+    bits = _use_lower_bits(image, tiles, path) if sixteen_bit else 0
     orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
     turned = orientation in range(2, 9)
-    pixels, changes = _to_rgb(ImageOps.exif_transpose(image) if turned else image, sixteen_bit)
+    pixels, changes = _to_rgb(ImageOps.exif_transpose(image) if turned else image, bits)
     conversions += changes
     if turned:
         conversions.append(f"turned upright by EXIF orientation {orientation}")
@@ -179,11 +185,11 @@ def _is_sixteen_bit(image: Image.Image) -> bool:
     return image.mode.startswith("I") or any(";16" in str(tile[-1]) for tile in tiles)
 
 
-def _to_rgb(image: Image.Image, sixteen_bit: bool) -> tuple[npt.NDArray[np.uint8], list[str]]:
+def _to_rgb(image: Image.Image, bits: int) -> tuple[npt.NDArray[np.uint8], list[str]]:
     """Convert any mode to (H, W, 3) uint8; return the pixels and descriptions of the conversions."""
-    changes = ["16 bit to 8 bit"] if sixteen_bit else []
     if image.mode.startswith("I"):
-        image = Image.fromarray(_to_eight_bit(np.asarray(image)))
+        image, bits = _to_eight_bit(image)
+    changes = [f"16 bit to 8 bit ({bits} bits used)"] if bits else []
     if image.mode == "F":
         raise ValueError("floating-point pixels, not a photograph")
     if image.mode in ("P", "PA"):
@@ -199,11 +205,57 @@ def _to_rgb(image: Image.Image, sixteen_bit: bool) -> tuple[npt.NDArray[np.uint8
     return np.array(image if image.mode == "RGB" else image.convert("RGB")), changes
 
 
-def _to_eight_bit(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
-    """Reduce 16-bit grey values to 8 bits; cameras that record 12 bits store them in the lower 12 of 16."""
-    clipped = np.clip(values.astype(np.int64), 0, 65535)
-    shift = 4 if clipped.max(initial=0) < 4096 else 8
-    return (clipped >> shift).astype(np.uint8)
+def _used_bits(highest: int) -> int:
+    """Return how many bits of 16 a photograph uses, given its highest value; cameras record 10, 12 or 14."""
+    return next((bits for bits in (8, 10, 12, 14) if highest < 1 << bits), 16)
+
+
+def _to_eight_bit(image: Image.Image) -> tuple[Image.Image, int]:
+    """Reduce 16-bit grey to 8 bits; also return the number of bits used."""
+    values = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+    bits = _used_bits(int(values.max(initial=0)))
+    return Image.fromarray((values >> (bits - 8)).astype(np.uint8)), bits
+
+
+def _use_lower_bits(image: ImageFile.ImageFile, tiles: tuple[ImageFile._Tile, ...], path: Path) -> int:
+    """Rescale 16-bit colour, of which Pillow loads the upper bytes, if its highest bits are not used.
+
+    The lower bytes are decoded with exchanged byte order. Returns the number of bits used.
+    """
+    if image.mode.startswith("I"):
+        return 16
+    colours = sum(band not in "Aa" for band in image.getbands())
+    if _used_bits(256 * int(np.asarray(image)[..., :colours].max(initial=0))) == 16:
+        return 16
+    if _has_separate_planes(image):
+        raise UnreadablePhotograph(_SEPARATE_PLANES)
+    with Image.open(path, formats=_known_formats()) as lower:
+        lower.tile = [tile._replace(args=_with_lower_bytes(tile.args)) for tile in tiles]
+        lower.load()
+        bands = lower.split()
+    if any(tile.args == "LA;16B" for tile in tiles):  # decoded as both bytes of grey, both bytes of alpha
+        bands = (bands[1], bands[1], bands[1], bands[3])
+    pairs = zip(image.split(), bands, strict=True)
+    values = [np.asarray(upper).astype(np.uint16) << 8 | np.asarray(low) for upper, low in pairs]
+    bits = _used_bits(max(int(each.max()) for each in values[:colours]))
+    shifts = [bits - 8] * colours + [_used_bits(int(alpha.max())) - 8 for alpha in values[colours:]]
+    channels = [(each >> shift).astype(np.uint8) for each, shift in zip(values, shifts, strict=True)]
+    image.paste(Image.merge(image.mode, [Image.fromarray(channel) for channel in channels]))
+    return bits
+
+
+def _has_separate_planes(image: ImageFile.ImageFile) -> bool:
+    """Return True for a TIFF of 16 bits whose channels are stored one after the other."""
+    tags = getattr(image, "tag_v2", {})
+    return tags.get(_TIFF_PLANES) == 2 and max(tags.get(_TIFF_BITS, (8,))) > 8
+
+
+def _with_lower_bytes(args: Any) -> Any:
+    """Exchange the byte order in the arguments of a 16-bit decoder."""
+    if not isinstance(args, str):
+        return (_with_lower_bytes(args[0]), *args[1:])
+    native = "B" if sys.byteorder == "little" else "L"
+    return "RGBA" if args == "LA;16B" else args[:-1] + {"B": "L", "L": "B", "N": native}[args[-1]]
 
 
 def _without_alpha(image: Image.Image) -> tuple[Image.Image, str]:

@@ -232,11 +232,16 @@ def _refuse_unguarded_script() -> None:
 
 def _find_prepared(plan: StorePlan) -> Path | None:
     """Return the store made from exactly these files, if it exists."""
-    try:
-        name = (plan.folder / _INDEX / plan.state).read_text(encoding="utf-8")
-    except OSError:
-        return None
-    return plan.folder / name if name and (plan.folder / name).is_dir() else None
+    for state in (plan.state, plan.earlier_state):
+        try:
+            name = (plan.folder / _INDEX / state).read_text(encoding="utf-8")
+            problems = (plan.folder / name / PROBLEMS).read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            continue
+        misread = "16 bit to 8 bit" in problems or "all black" in problems
+        if name and not (state == plan.earlier_state and misread):
+            return plan.folder / name
+    return None
 
 
 @contextmanager

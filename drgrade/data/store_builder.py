@@ -95,6 +95,18 @@ class FileRecord(NamedTuple):
         return bool(self.sha256) and not self.failure.startswith(NO_MEMORY)
 
     @property
+    def is_reusable(self) -> bool:
+        """True if it is reproducible and no earlier version can have misread its bits."""
+        misread = "16 bit to 8 bit" in self.conversions or self.failure.startswith("all black")
+        return self.is_reproducible and not misread
+
+    @property
+    def bits_used(self) -> list[str]:
+        """The conversion from bits that were misread by versions with the same preparation version."""
+        bits = ("(8 bits used)", "(10 bits used)", "(14 bits used)")
+        return [conversion for conversion in self.conversions if conversion.endswith(bits)]
+
+    @property
     def is_transient_failure(self) -> bool:
         """True if another attempt may succeed without a change, because memory or a disk failed."""
         exists = self.file.signature is not None
@@ -177,7 +189,7 @@ class CropCache:
         self._found: dict[FileState | str, tuple[CropArchive, FileRecord]] = {}
         for archive in archives:
             for record in archive.records:
-                if record.is_reproducible:
+                if record.is_reusable:
                     self._found[record.file] = self._found[record.sha256] = (archive, record)
 
     def _crop(self, key: FileState | str) -> Crop:
@@ -201,7 +213,7 @@ class CropCache:
             return None
         archive, _ = self._found[files[0]]
         same = [record.file for record in archive.records] == list(files)
-        return archive if same and all(record.is_reproducible for record in archive.records) else None
+        return archive if same and all(record.is_reusable for record in archive.records) else None
 
 
 class ArrayWriter:
@@ -321,6 +333,11 @@ class StorePlan:
     @cached_property
     def state(self) -> str:
         """Hash of everything that determines the store, without reading any photograph."""
+        return self.hash([*self.files, "bits used of 16"])
+
+    @cached_property
+    def earlier_state(self) -> str:
+        """The state as hashed by versions that did not read 10, 12 and 14 bits in 16."""
         return self.hash(self.files)
 
     def hash(self, files: Sequence[object]) -> str:
@@ -434,7 +451,7 @@ def write_metadata(
     digest = hashlib.sha256(pixels_sha256.encode())
     digest.update(manifest[list(_LABELS)].to_csv(index=False).encode())
     info = {
-        "key": plan.hash([[record.sha256, record.failure] for record in records]),
+        "key": plan.hash([[record.sha256, record.failure, *record.bits_used] for record in records]),
         "sha256": digest.hexdigest(),
         "pixels_sha256": pixels_sha256,
         "photographs": len(rows),

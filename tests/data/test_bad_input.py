@@ -30,7 +30,7 @@ LEFT_OUT = {
     "nowhere": "the file is not there: nowhere.jpg",
 }
 CONVERTED = {
-    "sixteen": "16 bit to 8 bit, greyscale to RGB",
+    "sixteen": "16 bit to 8 bit (16 bits used), greyscale to RGB",
     "grey": "greyscale to RGB",
     "rgba": "alpha dropped",
     "cmyk": "CMYK to RGB",

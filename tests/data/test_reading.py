@@ -1,7 +1,10 @@
 import contextlib
 import io
+import struct
 import warnings
+import zlib
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
@@ -57,11 +60,10 @@ def test_conversions_are_made_and_reported(tmp_path, name, image, note, at_least
 
 
 def test_sixteen_bit_colour_is_reported(tmp_path):
-    import cv2
 
     cv2.imwrite(str(tmp_path / "a.png"), RGB[..., ::-1].astype(np.uint16) * 257)
     photo = read_photograph(tmp_path / "a.png")
-    assert photo.conversions == ("16 bit to 8 bit",)
+    assert photo.conversions == ("16 bit to 8 bit (16 bits used)",)
     assert np.array_equal(photo.pixels, RGB)
 
 
@@ -178,3 +180,56 @@ def test_random_damage_raises_unreadable_photograph(tmp_path):
             (tmp_path / "x").write_bytes(content)
             with contextlib.suppress(UnreadablePhotograph):
                 assert read_photograph(tmp_path / "x", max_pixels=10**6).pixels.ndim == 3
+
+
+def deep_colour(path, bits, **options):
+    """Save RGB with ``bits`` bits in the lower part of 16."""
+    deep = RGB[..., ::-1].astype(np.uint16)
+    deep = deep * 257 if bits == 16 else deep << (bits - 8)
+    if options.get("alpha"):
+        deep = np.dstack((deep, np.full(deep.shape[:2], options["alpha"], np.uint16)))
+    cv2.imwrite(str(path), deep[..., 1] if options.get("grey") else deep)
+    return path
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+@pytest.mark.parametrize("options", [{}, {"grey": True}, {"alpha": 65535}], ids=["colour", "grey", "alpha"])
+def test_bits_used_of_sixteen_are_scaled_to_eight(tmp_path, name, bits, options):
+    photo = read_photograph(deep_colour(tmp_path / name, bits, **options))
+    assert np.array_equal(photo.pixels, np.dstack([RGB[..., 1]] * 3) if options.get("grey") else RGB)
+    assert photo.conversions[0] == f"16 bit to 8 bit ({bits} bits used)"
+
+
+def test_alpha_of_twelve_bit_colour_has_its_own_range(tmp_path):
+    assert np.array_equal(read_photograph(deep_colour(tmp_path / "a.png", 12, alpha=4095)).pixels, RGB)
+
+
+def test_twelve_bit_grey_with_alpha_is_read(tmp_path):
+    pairs = np.dstack((RGB[..., 0].astype(np.uint16) << 4, np.full(RGB.shape[:2], 65535, np.uint16)))
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pairs)
+    header = struct.pack(">IIBBBBB", 160, 120, 16, 4, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    packed = (struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in chunks)
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+    photo = read_photograph(tmp_path / "a.png")
+    assert np.array_equal(photo.pixels, np.dstack([RGB[..., 0]] * 3))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib", "predictor": True}, {"tile": (16, 16)}])
+def test_twelve_bit_tiff_of_any_layout_is_read(tmp_path, order, options):
+    tifffile = pytest.importorskip("tifffile")
+    deep = RGB.astype(np.uint16) << 4
+    tifffile.imwrite(tmp_path / "a.tif", deep, byteorder=order, photometric="rgb", **options)
+    assert np.array_equal(read_photograph(tmp_path / "a.tif").pixels, RGB)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_sixteen_bit_planes_that_pillow_misreads_are_refused(tmp_path, compression):
+    tifffile = pytest.importorskip("tifffile")
+    planes = np.moveaxis(RGB, -1, 0).astype(np.uint16) << 4
+    options = {"photometric": "rgb", "planarconfig": "separate", "compression": compression}
+    tifffile.imwrite(tmp_path / "a.tif", planes, **options)
+    with pytest.raises(UnreadablePhotograph, match="16 bit in separate planes: save it"):
+        read_photograph(tmp_path / "a.tif")

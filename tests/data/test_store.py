@@ -10,6 +10,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,7 +23,7 @@ from drgrade.data.geometry import THUMBNAIL_SIZE
 from drgrade.data.image_reader import NO_MEMORY, UnreadablePhotograph
 from drgrade.data.sources.folder import Folder
 from drgrade.data.store import Store, prepare
-from drgrade.data.store_builder import ArrayWriter, StoreWriter
+from drgrade.data.store_builder import ArrayWriter, StorePlan, StoreWriter
 from drgrade.errors import DataError
 
 SIZE = 48
@@ -148,6 +149,23 @@ def test_prepared_store_is_reused(root, tmp_path, capsys, monkeypatch):
     out, err = capsys.readouterr()
     assert out == ""
     assert err == f"using the prepared store {first.folder} (6 photographs)\n"
+
+
+@pytest.mark.parametrize("bits", [0, 14])
+def test_store_of_an_earlier_version_is_used_unless_bits_were_misread(root, tmp_path, decoded, bits):
+    if bits:
+        deep = disc_photograph()[..., ::-1].astype(np.uint16) << (bits - 8)
+        cv2.imwrite(str(root / "p0.png"), deep)
+    stores = tmp_path / "stores"
+    first = make(root, stores)
+    for name in ("files.jsonl", "problems.csv"):
+        text = (first.folder / name).read_text()
+        (first.folder / name).write_text(text.replace(" (14 bits used)", ""))
+    plan = StorePlan(Folder(root), Folder(root).read(), stores, CropMaker(SIZE))
+    (stores / ".index" / plan.state).rename(stores / ".index" / plan.earlier_state)
+    decoded.clear()
+    assert len(make(root, stores)) == 6
+    assert decoded == (["p0.png"] if bits else [])
 
 
 def test_changed_files_rows_or_settings_give_another_store(root, tmp_path):
