@@ -180,13 +180,17 @@ def declared(model: type[CheckedSettings], prefix: str = "") -> dict[str, Any]:
     return annotations
 
 
-def holds_text(kind: Any) -> Literal["one", "many"] | None:
-    """Return ``one`` for the annotation of a text or path, ``many`` for a list of these, else None."""
+def text_settings(model: type[CheckedSettings]) -> dict[str, Literal["one", "many"] | None]:
+    """Return ``one`` for each setting that is a text or path, ``many`` for a list of these, else None."""
+    return {name: _holds_text(kind) for name, kind in declared(model).items()}
+
+
+def _holds_text(kind: Any) -> Literal["one", "many"] | None:
     origin, parts = get_origin(kind), get_args(kind)
     if origin is list:
-        return "many" if holds_text(parts[0]) else None
+        return "many" if _holds_text(parts[0]) else None
     if origin is Annotated:
-        return holds_text(parts[0])
+        return _holds_text(parts[0])
     if origin in (Union, UnionType):
-        return next(filter(None, map(holds_text, parts)), None)
+        return next(filter(None, map(_holds_text, parts)), None)
     return "one" if kind in (str, Path) or origin is Literal else None

@@ -25,7 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from drgrade.checked_settings import CheckedSettings, declared, holds_text
+from drgrade.checked_settings import CheckedSettings, text_settings
 from drgrade.config import (
     CONF,
     as_override,
@@ -94,8 +94,7 @@ def arguments(given: Sequence[str], settings: type[CheckedSettings]) -> list[str
     Raises:
         ConfigError: If an argument is neither an option nor a setting, and the command takes no paths.
     """
-    kinds: dict[str, str | None] = {name: holds_text(kind) for name, kind in declared(settings).items()}
-    kinds |= {"hydra.run.dir": "one", "hydra.sweep.dir": "one"}
+    kinds = text_settings(settings) | {"hydra.run.dir": "one", "hydra.sweep.dir": "one"}
     options: list[str] = []
     overrides: list[str] = []
     paths: list[str] = []

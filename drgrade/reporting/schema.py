@@ -109,33 +109,47 @@ class Calibrated:
     points: Sequence[Reached]
 
 
-@dataclass(frozen=True)
-class ResultRow:
-    """Results of a method at a label fraction.
+@dataclass(frozen=True, kw_only=True)
+class MethodCurves:
+    """Confusion matrix and curves on test photographs, as the figures of one method show them.
 
     Attributes:
         method: Key of the method.
         label_fraction: In (0, 1].
+        confusion: (5, 5) sum over folds and seeds; rows are true grades.
+        calibration: Over the photographs of all folds, as ``roc`` for referable DR (grade >= 2).
+        referable_auroc: Mean over the folds.
+        calibrated: None if a run has no calibration.
+    """
+
+    method: str
+    label_fraction: float
+    confusion: Counts
+    calibration: ReliabilityCurve
+    roc: RocCurve
+    referable_auroc: Estimate
+    calibrated: Calibrated | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultRow(MethodCurves):
+    """Results of a method at a label fraction.
+
+    Attributes:
         folds: QWK of each fold, mean over its seeds.
         seeds: Seeds that all folds have in common.
         minimum: QWK over the folds, as ``maximum``.
         mean: QWK over the folds; the interval is from the bootstrap of groups inside folds.
         sd: Sample standard deviation over the folds (n - 1); NaN for a single fold.
         metrics: Other test metrics (:func:`drgrade.metrics.functional.grading_metrics`), mean over the folds.
-        confusion: (5, 5) sum over folds and seeds; rows are true grades.
         recall: Of each grade, over all folds; NaN if the grade does not occur.
-        calibration: Over the photographs of all folds, as ``roc`` for referable DR (grade >= 2).
-        referable_auroc: Mean over the folds.
         labels: Number of training labels of a run, mean over the folds.
         seconds: Wall-clock time of training, mean over the runs; NaN if unknown, as ``images_per_second``.
         peak_memory: Bytes, maximum over the runs; None if unknown.
         complete: No run is missing: no cell of the sweep, no fold of other rows, no seed of other folds.
-        calibrated: None if a run has no calibration.
         uncalibrated: Reason why a run has no calibration; else empty.
     """
 
-    method: str
-    label_fraction: float
     folds: Mapping[str, float]
     seeds: Sequence[int]
     minimum: float
@@ -143,17 +157,12 @@ class ResultRow:
     maximum: float
     sd: float
     metrics: Mapping[str, float]
-    confusion: Counts
     recall: Sequence[Estimate]
-    calibration: ReliabilityCurve
-    roc: RocCurve
-    referable_auroc: Estimate
     labels: float
     seconds: float
     images_per_second: float
     peak_memory: int | None
     complete: bool
-    calibrated: Calibrated | None = None
     uncalibrated: str = "not calibrated"
 
 

@@ -17,11 +17,11 @@ from drgrade.files import write_bytes, write_text
 from drgrade.html.templates import environment, fill_page, resource
 from drgrade.reporting import notes
 from drgrade.reporting.csv_writer import csv_files, render_json
-from drgrade.reporting.figures.canvas import FEW, ReportFigure, pdf, png, style, svg
+from drgrade.reporting.figures.canvas import FEW, ReportFigure, pdf, png, style
 from drgrade.reporting.figures.curve import draw_curves
 from drgrade.reporting.figures.details import Details, draw_details
 from drgrade.reporting.figures.differences import draw_differences
-from drgrade.reporting.figures.svg import inline
+from drgrade.reporting.figures.svg import embed
 from drgrade.reporting.latex import render_latex
 from drgrade.reporting.schema import Study
 from drgrade.reporting.tables import all_tables, splits_table
@@ -130,15 +130,15 @@ def render_page(study: Study, figures: ReportFigures) -> str:
         script=Markup(script),
         script_hash=f"sha256-{digest}",
         missing_open=len(study.missing) <= _MISSING_OPEN,
-        curves=list(map(_embed, figures.curves)),
+        curves=list(map(embed, figures.curves)),
         panels=len(study.methods) > FEW,
         long=LONG_TABLE,
-        differences=list(map(_embed, figures.differences)),
+        differences=list(map(embed, figures.differences)),
         details=[
             {
                 "share": fraction(share),
                 "slug": fraction_slug(share),
-                **{kind: list(map(_embed, getattr(details, kind))) for kind in _KINDS},
+                **{kind: list(map(embed, getattr(details, kind))) for kind in _KINDS},
             }
             for share, details in figures.details.items()
         ],
@@ -170,8 +170,3 @@ def _content(study: Study) -> dict[str, Any]:
 def _as_markdown(value: object) -> Markup:
     """Escape the value of an expression in a Markdown template, unless it is marked as safe."""
     return value if isinstance(value, Markup) else Markup(escape_markdown(str(value)))
-
-
-def _embed(figure: ReportFigure) -> Markup:
-    """Return a figure for the page; its text is escaped when it is written as XML."""
-    return Markup(inline(svg(figure), figure.name, figure.tips, figure.alt))

@@ -146,7 +146,8 @@ def make_trainer(
         logger: Receives the metrics.
     """
     clock = Clock()
-    every: list[Callback] = [*(instantiate(node) for node in cfg.callbacks.values()), clock, *callbacks]
+    from_config = [instantiate(node) for node in cfg.callbacks.values()]
+    every: list[Callback] = [*from_config, clock, *callbacks]
     decay = OmegaConf.select(cfg, "protocol.ema_decay")
     if cfg.task == "grading" and decay is not None:
         every.append(MovingAverage(decay))

@@ -168,7 +168,7 @@ def test_points_of_a_roc_curve_lie_on_the_curve(study, figures):
 def test_undefined_roc_curve_is_empty(study):
     nothing = RocCurve(np.array([]), np.array([]))
     with style():
-        plot = draw_roc(study, [replace(study.rows[0], roc=nothing)])
+        plot = draw_roc(study.labels, [replace(study.rows[0], roc=nothing)])
     assert plot.tips == {}
 
 

@@ -10,7 +10,6 @@ A column ``grade`` is compared with the grades of the data; other columns are ig
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
@@ -20,38 +19,13 @@ import pandas as pd
 from drgrade.data.image_reader import IMAGE_EXTENSIONS
 from drgrade.data.sources.base import parse_grade, parse_split
 from drgrade.data.sources.label_files import LabelFile, LabelRow, RowError, read_label_file
-from drgrade.data.splits.spec import SUBSETS, SplitSpec, examples
+from drgrade.data.splits.remarks import examples
+from drgrade.data.splits.spec import SUBSETS, SplitFile, SplitSpec
 from drgrade.errors import DataError
 
 _Value = TypeVar("_Value")
 
 _PLACES = ("subset", "split", "fold")
-_SPELLINGS = {subset: subset for subset in SUBSETS} | {"unlabeled": "unlabelled"}
-
-
-@dataclass(frozen=True)
-class SplitFile:
-    """Split file matched with photographs.
-
-    Attributes:
-        path: The file.
-        subsets: Subset of each photograph in the file. In a file of folds, "test" for the test fold and
-            "train" for the others.
-        grades: Values of the column ``grade``; None without that column.
-        unknown: Names in the file that no photograph has.
-        folds: Folds in the file; empty if it names subsets.
-    """
-
-    path: Path
-    subsets: dict[str, str]
-    grades: dict[str, int] | None
-    unknown: tuple[str, ...]
-    folds: tuple[int, ...] = ()
-
-    @property
-    def validates(self) -> bool:
-        """Whether the file names validation photographs."""
-        return "val" in self.subsets.values()
 
 
 def read_split_file(table: pd.DataFrame, spec: SplitSpec) -> SplitFile:
@@ -155,7 +129,8 @@ def _one(path: Path, image_id: str, rows: list[LabelRow], parse: Callable[[Label
 
 def _subset(row: LabelRow, column: str) -> str:
     text = row.cells[column]
-    subset = _SPELLINGS.get(text.lower()) or parse_split(text)
+    name = text.lower().replace("unlabeled", "unlabelled")
+    subset = name if name in SUBSETS else parse_split(text)
     if subset is None:
         raise RowError(f"no {column} is given; write one of {', '.join(SUBSETS)}")
     return subset

@@ -1,12 +1,11 @@
 """Remarks on a split for readers of the results."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import pandas as pd
 
-from drgrade.data.splits.files import SplitFile
-from drgrade.data.splits.spec import SplitSpec, disagreeing_copies, examples
+from drgrade.data.splits.spec import SplitFile, SplitSpec, disagreeing_copies
 
 
 @dataclass(frozen=True)
@@ -173,3 +172,12 @@ def _on_shots(table: pd.DataFrame, shots: int) -> Iterator[Remark]:
         "copies stay together"
     )
     yield Remark("shots_beyond", beyond, text)
+
+
+_EXAMPLES = 3
+
+
+def examples(names: Iterable[str]) -> str:
+    """Return the first few names in alphabetical order, in brackets."""
+    ordered = sorted(names)
+    return f"({', '.join(ordered[:_EXAMPLES])}{', ...' if len(ordered) > _EXAMPLES else ''})"

@@ -1,22 +1,13 @@
 """Specification of a split, and settlement of grades that disagree between copies."""
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 import pandas as pd
 
 from drgrade.errors import ConfigError, check_range
-
-_EXAMPLES = 3
-
-
-def examples(names: Iterable[str]) -> str:
-    """Return the first few names in alphabetical order, in brackets."""
-    ordered = sorted(names)
-    return f"({', '.join(ordered[:_EXAMPLES])}{', ...' if len(ordered) > _EXAMPLES else ''})"
-
 
 SUBSETS = ("train", "unlabelled", "val", "test", "external", "excluded")
 """Subsets of a split.
@@ -139,3 +130,28 @@ def settle_grades(table: pd.DataFrame, how: Disagreeing) -> pd.Series:
             free = free.drop(copies.sort_values("image_id").index[0])
         grades.loc[free] = pd.NA
     return grades
+
+
+@dataclass(frozen=True)
+class SplitFile:
+    """Split file matched with photographs.
+
+    Attributes:
+        path: The file.
+        subsets: Subset of each photograph in the file. In a file of folds, "test" for the test fold and
+            "train" for the others.
+        grades: Values of the column ``grade``; None without that column.
+        unknown: Names in the file that no photograph has.
+        folds: Folds in the file; empty if it names subsets.
+    """
+
+    path: Path
+    subsets: dict[str, str]
+    grades: dict[str, int] | None
+    unknown: tuple[str, ...]
+    folds: tuple[int, ...] = ()
+
+    @property
+    def validates(self) -> bool:
+        """Whether the file names validation photographs."""
+        return "val" in self.subsets.values()

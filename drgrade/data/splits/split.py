@@ -14,9 +14,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from drgrade.data.splits.draw import draw_test_fold, draw_validation_and_training
-from drgrade.data.splits.files import SplitFile, read_split_file
-from drgrade.data.splits.remarks import Remark, remarks_on
-from drgrade.data.splits.spec import PUBLISHED, ROLES, SplitSpec, examples, settle_grades
+from drgrade.data.splits.files import read_split_file
+from drgrade.data.splits.remarks import Remark, examples, remarks_on
+from drgrade.data.splits.spec import PUBLISHED, ROLES, SplitFile, SplitSpec, settle_grades
 from drgrade.errors import ConfigError, DataError
 
 

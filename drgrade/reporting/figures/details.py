@@ -1,7 +1,7 @@
 """Figures of one label fraction: confusion matrices, recall, calibration, ROC."""
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ from drgrade.reporting.figures.canvas import (
     parts,
     point,
 )
-from drgrade.reporting.schema import ResultRow, Study
+from drgrade.reporting.schema import MethodCurves, ResultRow, Study
 from drgrade.stats.curves import ReliabilityCurve, RocCurve
 from drgrade.stats.estimates import Floats
 from drgrade.stats.formatting import (
@@ -41,6 +41,9 @@ _ROOM = 0.7  # of the distance between two grades
 _ROC_POINTS = 11
 _MATRIX_WIDTH, _MATRIX_HEIGHT = 2.6, 2.55
 _TITLE_LINE, _TITLE_CHARACTERS = 0.17, 36
+
+Labels = Mapping[str, str]
+"""Display name of each method, by key."""
 
 
 @dataclass(frozen=True)
@@ -63,17 +66,17 @@ def draw_details(study: Study, share: float) -> Details:
     rows = [row for row in study.rows if row.label_fraction == share]
     groups = parts(rows)
 
-    def each(draw: Callable[[Study, Sequence[ResultRow], str], ReportFigure]) -> list[ReportFigure]:
-        return [draw(study, group, numbered("", n, len(groups))) for n, group in enumerate(groups)]
+    def each(draw: Callable[[Labels, Sequence[ResultRow], str], ReportFigure]) -> list[ReportFigure]:
+        return [draw(study.labels, group, numbered("", n, len(groups))) for n, group in enumerate(groups)]
 
     confusions = [draw_confusion(row, study.labels[row.method]) for row in rows]
     return Details(confusions, each(draw_calibration), each(draw_recall), each(draw_roc))
 
 
-def draw_recall(study: Study, rows: Sequence[ResultRow], part: str = "") -> ReportFigure:
+def draw_recall(names: Labels, rows: Sequence[ResultRow], part: str = "") -> ReportFigure:
     """Draw the recall of each grade with its interval; ``part`` is a suffix of the name, such as ``-2``."""
     plot, axes = _begin("recall", "Recall of each grade with 95 % intervals", rows, _FLAT, part)
-    names, style = study.labels, looks(study.labels)
+    style = looks(names)
     for number, row in enumerate(rows):
         for grade, recall in enumerate(row.recall):
             if not np.isfinite(recall.value):
@@ -96,33 +99,33 @@ def draw_recall(study: Study, rows: Sequence[ResultRow], part: str = "") -> Repo
     return plot
 
 
-def draw_calibration(study: Study, rows: Sequence[ResultRow], part: str = "") -> ReportFigure:
+def draw_calibration(names: Labels, rows: Sequence[MethodCurves], part: str = "") -> ReportFigure:
     """Draw reliability diagrams of the raw and, if there are any, of the calibrated probabilities."""
     plot, axes = _begin("calibration", "Accuracy against confidence", rows, _SQUARE, part)
-    names, style = study.labels, looks(study.labels)
+    style = looks(names)
     calibrated = [(row, row.calibrated.reliability) for row in rows if row.calibrated]
     if calibrated:
         plot.figure.set_figheight(2 * _SQUARE)
         axes.set(title="uncalibrated")
         axes.set_subplotspec(plot.figure.add_gridspec(2, 1)[0])
-    _reliability(plot, axes, study, [(row, row.calibration) for row in rows])
+    _reliability(plot, axes, names, [(row, row.calibration) for row in rows])
     if calibrated:
         below = plot.figure.add_subplot(2, 1, 2, title="calibrated on validation photographs")
-        _reliability(plot, below, study, calibrated)
+        _reliability(plot, below, names, calibrated)
     entries = [(legend_entry(style[row.method]), f"{names[row.method]} ({_ece(row)})") for row in rows]
     add_legend(plot.figure, entries)
     return plot
 
 
-def _ece(row: ResultRow) -> str:
+def _ece(row: MethodCurves) -> str:
     before = f"ECE {decimal(row.calibration.ece)}"
     return f"{before}, calibrated {decimal(row.calibrated.ece.after)}" if row.calibrated else before
 
 
 def _reliability(
-    plot: ReportFigure, axes: Axes, study: Study, curves: Sequence[tuple[ResultRow, ReliabilityCurve]]
+    plot: ReportFigure, axes: Axes, names: Labels, curves: Sequence[tuple[MethodCurves, ReliabilityCurve]]
 ) -> None:
-    names, style = study.labels, looks(study.labels)
+    style = looks(names)
     _diagonal(axes)
     for row, curve in curves:
         look = style[row.method]
@@ -139,10 +142,10 @@ def _reliability(
     axes.set(xlabel="confidence (largest probability)", ylabel="accuracy")
 
 
-def draw_roc(study: Study, rows: Sequence[ResultRow], part: str = "") -> ReportFigure:
+def draw_roc(names: Labels, rows: Sequence[MethodCurves], part: str = "") -> ReportFigure:
     """Draw ROC curves for referable DR."""
     plot, axes = _begin("roc", "ROC curve for referable DR (grade >= 2)", rows, _SQUARE, part)
-    names, style = study.labels, looks(study.labels)
+    style = looks(names)
     _diagonal(axes)
     for row in rows:
         axes.plot(row.roc.x, row.roc.y, color=style[row.method].colour, linewidth=1.4)
@@ -163,7 +166,7 @@ def draw_roc(study: Study, rows: Sequence[ResultRow], part: str = "") -> ReportF
 
 
 def _begin(
-    name: str, alt: str, rows: Sequence[ResultRow], height: float, part: str
+    name: str, alt: str, rows: Sequence[MethodCurves], height: float, part: str
 ) -> tuple[ReportFigure, Axes]:
     share = rows[0].label_fraction
     alt = f"{alt}, with {fraction(share)} of the labels; values in {name}.csv"
@@ -185,7 +188,7 @@ def _spread(curve: RocCurve) -> list[tuple[float, float]]:
     return [(float(curve.x[number]), float(curve.y[number])) for number in chosen]
 
 
-def draw_confusion(row: ResultRow, label: str) -> ReportFigure:
+def draw_confusion(row: MethodCurves, label: str) -> ReportFigure:
     """Draw the counts of a row; the colour shows the share of the true grade."""
     share_of_labels = fraction(row.label_fraction)
     title = textwrap.fill(label, _TITLE_CHARACTERS)
@@ -207,14 +210,16 @@ def draw_confusion(row: ResultRow, label: str) -> ReportFigure:
     return plot
 
 
-def row_shares(row: ResultRow) -> Floats:
+def row_shares(row: MethodCurves) -> Floats:
     """Divide confusion counts (5, 5) by their row sums; NaN in rows of grades that do not occur."""
     totals = row.confusion.sum(axis=1, keepdims=True)
     nothing = np.full(row.confusion.shape, np.nan)
     return np.asarray(np.divide(row.confusion, totals, out=nothing, where=totals > 0))
 
 
-def _cell(plot: ReportFigure, axes: Axes, row: ResultRow, shares: Floats, true: int, predicted: int) -> None:
+def _cell(
+    plot: ReportFigure, axes: Axes, row: MethodCurves, shares: Floats, true: int, predicted: int
+) -> None:
     count, share = int(row.confusion[true, predicted]), float(shares[true, predicted])
     corner, inner = (predicted - 0.5, true - 0.5), (predicted - 0.47, true - 0.47)
     ground = axes.add_patch(Rectangle(corner, 1, 1, facecolor=PAPER, edgecolor="none", linewidth=0))

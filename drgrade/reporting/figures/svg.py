@@ -4,7 +4,9 @@ import re
 from collections.abc import Mapping
 from xml.etree import ElementTree as ET
 
-from drgrade.reporting.figures.canvas import COLOURS, HEAT, INK, LINE, PAPER, SOFT
+from markupsafe import Markup
+
+from drgrade.reporting.figures.canvas import COLOURS, HEAT, INK, LINE, PAPER, SOFT, ReportFigure, svg
 
 _SVG, _LINK = "http://www.w3.org/2000/svg", "{http://www.w3.org/1999/xlink}href"
 
@@ -21,6 +23,11 @@ VARIABLES = {
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 _FAMILY = re.compile(r"\s*font-family:[^;]*;?")
 _SHORTHAND = re.compile(r"font:\s*((?:bold|\d+)\s+)?([\d.]+px)\s+[^;]*")
+
+
+def embed(figure: ReportFigure, prefix: str = "") -> Markup:
+    """Return a figure for a page; its text is escaped when it is written as XML."""
+    return Markup(inline(svg(figure), prefix + figure.name, figure.tips, figure.alt))
 
 
 def inline(svg: str, prefix: str, tips: Mapping[str, str], alt: str) -> str:
