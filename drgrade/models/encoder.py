@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -246,3 +247,8 @@ def learning_rate_factors(encoder: "Encoder", decay: float) -> dict[str, float]:
             f"protocol.layer_decay={decay} is not in (0, 1]; 0.75 is usual, null uses one rate for all layers"
         )
     return {name: decay**depth for name, depth in encoder.layer_depths().items()}
+
+
+def to_float32(values: Tensor) -> Tensor:
+    """Convert half precision to float32, in which losses are computed; float64 stays."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

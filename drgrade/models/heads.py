@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from drgrade.errors import ConfigError
 from drgrade.grades import NUM_GRADES
+from drgrade.models.encoder import to_float32
 from drgrade.models.thresholds import best_thresholds, rounding_thresholds
 
 WEIGHTINGS = ("none", "balanced", "effective")
@@ -111,7 +112,7 @@ class Head(nn.Module, ABC):
         weights = torch.ones_like(grades, dtype=torch.float32)
         if self.weighting != "none":
             weights = self.grade_weights[grades]
-        return self._weighted_loss(full_precision(logits), grades, weights)
+        return self._weighted_loss(to_float32(logits), grades, weights)
 
     def _weighted_loss(self, logits: Tensor, grades: Tensor, weights: Tensor) -> Tensor:
         """Compute the training loss with the weight (B,) of each photograph and with focusing."""
@@ -168,7 +169,7 @@ class CumulativeHead(Head):
 
     def loss(self, logits: Tensor, grades: Tensor) -> Tensor:
         """Compute the binary cross-entropy, averaged over batch and thresholds; see :meth:`Head.loss`."""
-        logits = full_precision(logits)
+        logits = to_float32(logits)
         return F.binary_cross_entropy_with_logits(logits, self.targets(grades).to(logits.dtype))
 
     def _weighted_loss(self, logits: Tensor, grades: Tensor, weights: Tensor) -> Tensor:
@@ -204,7 +205,7 @@ class CornHead(Head):
     def loss(self, logits: Tensor, grades: Tensor) -> Tensor:
         """Compute the binary cross-entropy of each threshold over the photographs that reach it."""
         targets, reached = self._conditions(grades)
-        logits = full_precision(logits)
+        logits = to_float32(logits)
         losses = F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none")
         # Equation 7 of the paper divides the sum over all thresholds by the number of its terms.
         return (losses * reached).sum() / reached.sum()
@@ -240,7 +241,7 @@ class SoftmaxHead(Head):
 
     def loss(self, logits: Tensor, grades: Tensor) -> Tensor:
         """Compute the cross-entropy; see :meth:`Head.loss`."""
-        return F.cross_entropy(full_precision(logits), grades)
+        return F.cross_entropy(to_float32(logits), grades)
 
     def _weighted_loss(self, logits: Tensor, grades: Tensor, weights: Tensor) -> Tensor:
         return (multiclass_focal(logits, grades, self._gamma) * weights).mean()
@@ -303,7 +304,7 @@ class RegressionHead(Head):
 
     def loss(self, logits: Tensor, grades: Tensor) -> Tensor:
         """Compute the smooth L1 or squared error of the unclipped number; see :meth:`Head.loss`."""
-        return self._loss(full_precision(logits[:, 0]), grades.float())
+        return self._loss(to_float32(logits[:, 0]), grades.float())
 
     def _weighted_loss(self, logits: Tensor, grades: Tensor, weights: Tensor) -> Tensor:
         return (self._loss(logits[:, 0], grades.float(), reduction="none") * weights).mean()
@@ -340,11 +341,6 @@ class RegressionHead(Head):
 
     def _clipped(self, logits: Tensor) -> Tensor:
         return logits[:, 0].float().clamp(0, self.num_grades - 1)  # (B,)
-
-
-def full_precision(logits: Tensor) -> Tensor:
-    """Convert logits of half precision to float32 for the loss; float64 is kept."""
-    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def differences(at_least: Tensor) -> Tensor:

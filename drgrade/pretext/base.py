@@ -96,11 +96,6 @@ def accuracy(logits: Tensor, targets: Tensor) -> Tensor:
     return (logits.detach().argmax(dim=-1) == targets).float().mean()
 
 
-def to_float32(values: Tensor) -> Tensor:
-    """Convert half precision to float32, in which losses are computed; float64 stays."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
 @contextmanager
 def frozen_evaluation(encoder: Encoder) -> Iterator[None]:
     """Put an encoder into evaluation mode without gradients, and restore its mode afterwards."""

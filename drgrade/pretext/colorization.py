@@ -8,8 +8,8 @@ from torch import Tensor, distributed, nn
 
 from drgrade.data.transforms import MEAN, STD
 from drgrade.errors import check_range
-from drgrade.models.encoder import Encoder
-from drgrade.pretext.base import HEAD, Pretext, to_float32
+from drgrade.models.encoder import Encoder, to_float32
+from drgrade.pretext.base import HEAD, Pretext
 from drgrade.pretext.dense import Decoder, cell_means, per_channel, pixels, rgb_to_lab
 
 _REACH = 110.0

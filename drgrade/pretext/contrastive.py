@@ -10,8 +10,8 @@ from lightly.utils import dist
 from torch import Tensor, nn
 
 from drgrade.errors import ConfigError
-from drgrade.models.encoder import Encoder
-from drgrade.pretext.base import HEAD, Pretext, to_float32
+from drgrade.models.encoder import Encoder, to_float32
+from drgrade.pretext.base import HEAD, Pretext
 
 
 class ContrastivePretext(Pretext):

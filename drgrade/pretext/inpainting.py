@@ -8,8 +8,8 @@ from torch.nn import functional
 
 from drgrade.data.transforms import STD
 from drgrade.errors import ConfigError
-from drgrade.models.encoder import Encoder
-from drgrade.pretext.base import HEAD, Pretext, to_float32
+from drgrade.models.encoder import Encoder, to_float32
+from drgrade.pretext.base import HEAD, Pretext
 from drgrade.pretext.dense import Decoder, per_channel
 
 _SMALLEST = 1e-8

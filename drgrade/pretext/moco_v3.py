@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from drgrade.errors import ConfigError, check_range
-from drgrade.models.encoder import Encoder
-from drgrade.pretext.base import HEAD, accuracy, reject_encoder, to_float32
+from drgrade.models.encoder import Encoder, to_float32
+from drgrade.pretext.base import HEAD, accuracy, reject_encoder
 from drgrade.pretext.contrastive import ContrastivePretext, projection_head
 from drgrade.pretext.teacher import Teacher
 

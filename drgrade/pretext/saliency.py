@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from drgrade.models.encoder import Encoder
-from drgrade.pretext.base import Pretext, to_float32
+from drgrade.models.encoder import Encoder, to_float32
+from drgrade.pretext.base import Pretext
 from drgrade.pretext.dense import Decoder, cell_means, pixels, rgb_to_lab
 
 _BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)

@@ -17,15 +17,15 @@ class Camera:
     """Camera model with its settings in one clinic."""
 
     name: str
-    aspect: float  # width over height of the frame, at least 1
+    aspect: float = 4 / 3  # width over height of the frame, at least 1
     fill: float  # diameter of the field over the height of the frame; above 1 the frame cuts the field
-    degrees: float  # angle of the field
+    degrees: float = 45  # angle of the field
     gains: tuple[float, float, float]  # white balance: factors of red, green and blue
-    gamma: float  # exponent of the tone curve; below 1 is brighter
-    vignetting: float  # loss of light at the rim, in [0, 1]
-    blur: float  # standard deviation of the optical blur in radii of the field
-    noise: float  # standard deviation of the sensor noise, in [0, 1]
-    quality: int  # JPEG quality
+    gamma: float = 0.95  # exponent of the tone curve; below 1 is brighter
+    vignetting: float = 0.35  # loss of light at the rim, in [0, 1]
+    blur: float = 0.004  # standard deviation of the optical blur in radii of the field
+    noise: float = 0.008  # standard deviation of the sensor noise, in [0, 1]
+    quality: int = 90  # JPEG quality
     notch: Notch = "none"  # mark at the rim of the field
     notch_angle: float = 0  # position of the mark in degrees, clockwise from the right
     haze: float = 0.0  # bluish-grey veil at the rim, in [0, 1]
@@ -46,19 +46,15 @@ CAMERAS = (
         vignetting=0.45,
         backdrop=(0.012, 0.008, 0.006),
         blur=0.0035,
-        noise=0.008,
         quality=92,
         offset=(-0.07, 0.0),
     ),
     Camera(
         name="whole-45",
-        aspect=4 / 3,
         fill=0.96,
-        degrees=45,
         notch="tab",
         notch_angle=-45,
         gains=(1.0, 1.02, 1.15),
-        gamma=0.95,
         vignetting=0.30,
         haze=0.05,
         blur=0.003,
@@ -69,11 +65,8 @@ CAMERAS = (
         name="square-45",
         aspect=1.0,
         fill=0.99,
-        degrees=45,
         gains=(1.0, 1.05, 0.70),
         gamma=1.0,
-        vignetting=0.35,
-        blur=0.004,
         noise=0.010,
         quality=88,
     ),
@@ -81,7 +74,6 @@ CAMERAS = (
         name="pink-45",
         aspect=1.5,
         fill=0.94,
-        degrees=45,
         notch="triangle",
         notch_angle=42,
         gains=(0.92, 1.0, 1.35),
@@ -89,15 +81,11 @@ CAMERAS = (
         vignetting=0.20,
         haze=0.10,
         backdrop=(0.02, 0.016, 0.024),
-        blur=0.004,
         noise=0.007,
-        quality=90,
     ),
     Camera(
         name="dim-45",
-        aspect=4 / 3,
         fill=1.0,
-        degrees=45,
         notch="bite",
         gains=(0.85, 0.75, 0.55),
         gamma=1.15,
@@ -114,13 +102,9 @@ CAMERAS = (
         notch="tab",
         notch_angle=-45,
         gains=(0.98, 1.0, 0.95),
-        gamma=0.95,
         vignetting=0.15,
         haze=0.42,
         backdrop=(0.008, 0.010, 0.012),
-        blur=0.004,
-        noise=0.008,
-        quality=90,
     ),
     Camera(
         name="handheld-40",
@@ -128,7 +112,6 @@ CAMERAS = (
         fill=1.22,
         degrees=40,
         gains=(1.08, 0.95, 0.75),
-        gamma=0.95,
         vignetting=0.50,
         haze=0.08,
         backdrop=(0.03, 0.018, 0.012),
@@ -138,12 +121,10 @@ CAMERAS = (
     ),
     Camera(
         name="narrow-35",
-        aspect=4 / 3,
         fill=0.9,
         degrees=35,
         gains=(1.0, 1.0, 0.85),
         gamma=0.9,
-        vignetting=0.35,
         backdrop=(0.016, 0.016, 0.016),
         blur=0.005,
         noise=0.010,
