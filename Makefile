@@ -64,6 +64,7 @@ benchmark: $(READY)  ## speed, as ratios
 	$(BIN)/python benchmarks/loading.py
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/busy_machine.py
 
 clean:  ## remove what tools leave; outputs/ stays
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info .coverage .coverage.*

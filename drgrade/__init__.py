@@ -13,6 +13,7 @@ Example:
     2
 """
 
+import os
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +22,11 @@ from typing import TYPE_CHECKING, Any
 from drgrade.errors import DrgradeError
 
 __version__ = version("drgrade")
+
+# Threads that spin while they wait make the work many times slower beside other processes (docs/speed.md).
+# libgomp reads the variable when torch or scikit-learn is imported; child processes inherit it.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 if TYPE_CHECKING:
     from drgrade.auditing.audit import Audit

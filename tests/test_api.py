@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -124,3 +125,27 @@ def test_a_script_needs_no_main_guard(tmp_path):
 def test_an_unknown_setting_is_an_error_with_the_nearest_name(function, given, setting):
     with pytest.raises(drgrade.DrgradeError, match=f"did you mean {setting}"):
         function(**given)
+
+
+@pytest.mark.parametrize(
+    ("variables", "spins"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "0")],
+)
+def test_waiting_threads_spin_for_microseconds_unless_the_user_decides(variables, spins):
+    """libgomp prints what it has read when it is loaded, once for PyTorch and once for scikit-learn."""
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", "import drgrade, torch, sklearn.ensemble"],
+        env={**environment, "OMP_DISPLAY_ENV": "verbose", **variables},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert set(re.findall(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)) == {spins}
+
+
+def test_commands_do_not_import_torch_before_the_setting():
+    code = "import sys, drgrade.cli, drgrade.cli.train; assert not {'torch', 'sklearn'} & {*sys.modules}"
+    subprocess.run([sys.executable, "-c", code], check=True)

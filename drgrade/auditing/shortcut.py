@@ -98,6 +98,7 @@ def probe(manifest: pd.DataFrame, settings: AuditThresholds) -> Probe:
         manifest: Rows of one data set in the manifest of a collection.
         settings: Settings of the probe.
     """
+    import sklearn.ensemble  # noqa: F401 - the limit holds for libraries that are loaded already
     from threadpoolctl import threadpool_limits
 
     # Such small models are slower on several threads.

@@ -1,7 +1,5 @@
 """``drgrade predict``: grade photographs with a trained run."""
 
-import os
-
 from omegaconf import DictConfig
 
 from drgrade.cli.command import run
@@ -17,9 +15,6 @@ def work(cfg: DictConfig) -> None:
 
 def main() -> None:
     """Run from the command line."""
-    # Threads that spin while they wait would take a third of the speed from the processes that decode. Read
-    # when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     run(work, PredictSettings)
 
 

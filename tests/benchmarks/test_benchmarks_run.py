@@ -15,6 +15,7 @@ NONE = "--idrid=none"
 PARTS = ("--only", "crop", "all", "--parts", "edges", "mean colour")
 
 BENCHMARKS = {
+    "busy_machine": (("--rounds=1", "--repeats=1"), ("training step: ", "trees: ", "beside 1 busy")),
     "calibration": (("--seeds", "1"), ("CornHead", "largest increase of NLL with N = 160")),
     "crop_shortcuts": (("--count", "130", "--size", "32"), ("| demo | silhouette |", "learnt metric")),
     "demo_drawing": (("--count", "3", "--size", "64"), ("photographs/s on one core at 64 px",)),
