@@ -222,7 +222,7 @@ class LocalLauncher(Launcher):
     """Runs cells on this machine, each in its own process (``conf/hydra/launcher/local.yaml``).
 
     Args:
-        n_jobs: Cells at the same time; ``auto``: one without GPUs, else as many as the GPUs take.
+        n_jobs: Cells at the same time; ``auto``: one without GPUs, else as many as fit on the GPUs.
         cells_per_gpu: Cells that share a GPU; ``auto``: as many as fit, estimated from the first cell.
         most_per_gpu: Upper limit of ``auto``.
     """
