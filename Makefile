@@ -8,7 +8,7 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo reproduce test test-slow test-cluster coverage lint format benchmark clean
+.PHONY: help install demo reproduce test test-slow test-cluster test-campaigns coverage lint format benchmark clean
 
 # make reproduce DATA=idrid ROOT=/data/idrid SCALE=small ARGS="hydra.launcher.n_jobs=2"
 DATA ?= demo
@@ -34,7 +34,7 @@ reproduce: $(READY)  ## from photographs to the report: DATA=idrid ROOT=DIR [SCA
 	@$(BIN)/python -m drgrade.cli.reproduce data=$(DATA) $(if $(ROOT),'data.root=$(ROOT)') $(if $(SCALE),scale=$(SCALE)) $(ARGS)
 
 test: $(READY)  ## the tests, some minutes on two cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) -m "not slow and not cluster"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) -m "not slow and not cluster and not campaign"
 
 test-slow: $(READY)  ## the tests that take long
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m slow
@@ -42,9 +42,12 @@ test-slow: $(READY)  ## the tests that take long
 test-cluster: $(READY)  ## the tests on SLURM, Ray and several processes; need root and Debian's slurm-wlm and munge
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cluster -m cluster
 
+test-campaigns: $(READY)  ## random attempts to break something, 15 minutes on two cores; SCALE=10 for all, SEED=N to repeat
+	OMP_NUM_THREADS=1 SCALE=$(or $(SCALE),1) SEED=$(SEED) $(BIN)/python -m pytest -s -n 0 tests/campaigns -m campaign
+
 coverage: $(READY)  ## line coverage of the fast tests, subprocesses included; fails below 90 %
 	rm -rf .coverage .coverage.*
-	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest $(PARALLEL) -m "not slow and not cluster"
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest $(PARALLEL) -m "not slow and not cluster and not campaign"
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

@@ -117,7 +117,7 @@ def _analyse_files(analyzer: UploadAnalyzer, uploads: Uploads) -> Callable[[Any]
                 results.append(analyzer.analyse(upload, path.name))
             yield None, render_cards(results, analyzer)
         if len(paths) > MAX_FILES:
-            message = f"{len(paths)} files are too many: the limit is {MAX_FILES}"
+            message = f"too many files: the limit is {MAX_FILES}"
             yield None, render_cards([UploadResult("", failure=message)], analyzer)
 
     return analyse

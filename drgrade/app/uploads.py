@@ -23,6 +23,9 @@ MAX_BYTES = 60_000_000
 MAX_FILES = 8
 """Number of files that are analysed together."""
 
+MAX_KEPT = 4 * MAX_FILES
+"""Number of files that are kept at the same time, of at most ``MAX_FILES * MAX_BYTES`` together."""
+
 _PREFIX = "drgrade-app-"
 _IN_MEMORY = Path("/dev/shm")
 _MIN_FREE = 2**31  # bytes that must be free in memory; otherwise temporary files are on disk
@@ -55,8 +58,10 @@ class Upload:
 class Uploads(AbstractContextManager["Uploads"]):
     """Stores files until they are analysed; a context manager that deletes everything at the end.
 
-    Files that are not requested are deleted after ten minutes. If the process is killed, the next one deletes
-    its files; in memory (``/dev/shm``) they do not outlive the computer being switched off.
+    Files that are not requested are deleted after ten minutes; earlier, the oldest first, if there are more
+    than :data:`MAX_KEPT`, or they have more than ``MAX_FILES * MAX_BYTES`` bytes together. If the process is
+    killed, the next one deletes its files; in memory (``/dev/shm``) they do not outlive the computer being
+    switched off.
 
     Attributes:
         folder: Folder of the files, readable by its owner only.
@@ -97,7 +102,17 @@ class Uploads(AbstractContextManager["Uploads"]):
                 shutil.copyfileobj(content, file)
         with self._guard:
             self._kept[upload.path] = upload, time.monotonic()
+            sizes = [0 if each.is_too_large else each.size for each, _ in self._kept.values()]
+            surplus = 0
+            while len(sizes) - surplus > MAX_KEPT or sum(sizes[surplus:]) > MAX_FILES * MAX_BYTES:
+                surplus += 1
+            self._forget(list(self._kept)[:surplus])
         return upload
+
+    def __contains__(self, path: Path) -> bool:
+        """Return True if a file with that path has been stored and has not been taken or deleted."""
+        with self._guard:
+            return path in self._kept
 
     @contextmanager
     def take(self, path: Path) -> Iterator[Upload | None]:
@@ -119,9 +134,11 @@ class Uploads(AbstractContextManager["Uploads"]):
         latest = time.monotonic() - seconds
         with self._guard:
             old = [path for path, (_, at) in self._kept.items() if at <= latest]
-            for path in old:
-                del self._kept[path]
-        for path in old:
+            self._forget(old)
+
+    def _forget(self, paths: list[Path]) -> None:
+        for path in paths:
+            del self._kept[path]
             shutil.rmtree(path.parent, ignore_errors=True)
 
     def __exit__(self, *_: object) -> None:
@@ -164,4 +181,4 @@ def _delete_orphans(parent: Path) -> None:
 
 def _safe_name(name: str) -> str:
     """Return a valid file name with the same ending."""
-    return re.sub(r"[^\w.-]+", "_", name)[-_MAX_NAME:].lstrip(".") or "file"
+    return re.sub(r"[^\w.-]+", "_", name, flags=re.ASCII)[-_MAX_NAME:].lstrip(".") or "file"

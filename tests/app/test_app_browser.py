@@ -251,7 +251,7 @@ def test_file_of_100_mb_is_refused_and_the_next_one_is_graded(page, photograph, 
 
 def test_too_many_files_are_refused(page, photograph, server):
     (card,) = drop(page, *[photograph] * 9, cards=1)
-    assert card.inner_text().strip() == "9 files are too many: the limit is 8"
+    assert card.inner_text().strip() == "too many files: the limit is 8"
     assert remaining_files(server) == []
 
 
