@@ -1,6 +1,7 @@
 """Reading of single photographs from disk, with conversion to upright 8-bit RGB."""
 
 import hashlib
+import os
 import struct
 import sys
 import threading
@@ -16,10 +17,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from drgrade.data.decoder_process import DECODE_BYTES, DecoderEnded, DecoderProcess
 from drgrade.errors import DataError
+from drgrade.files import special_kind
 
 MAX_PIXELS = 100_000_000
 """Limit in pixels; larger photographs are refused before decoding. Fundus cameras write 5-25 million."""
+
+MAX_FILE_BYTES = 1_000_000_000
+"""Limit of the size of a file; larger ones are refused before reading."""
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".ppm")
 """Extensions of photographs, in lower case."""
@@ -32,6 +38,10 @@ NO_MEMORY = "not enough memory to decode it"
 _SEPARATE_PLANES = "16 bit in separate planes: save it with interleaved channels"
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "PPM", "GIF")
 _EXIF_ORIENTATION, _TIFF_BITS, _TIFF_PLANES = 0x0112, 258, 284
+_MOST_SCANS, _MOST_DIRECTORIES = 200, 1_000  # of a JPEG and a TIFF; cameras write at most about 10
+# A JPEG within these limits is decoded in this process, which bounds neither time nor memory. Its costs grow
+# with pixels times scans, and the orientation is searched in one segment of 64 kB (Exif).
+_PLAIN_BYTES, _PLAIN_SCANS, _PLAIN_PIXELS = 32_000_000, 20, 30_000_000
 # Raised by Pillow's decoders on damaged files; struct.error and zlib.error have no common base.
 _DECODER_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, OverflowError, EOFError)
 
@@ -70,11 +80,43 @@ def read_photograph(path: Path, *, max_pixels: int = MAX_PIXELS, at_least: int |
     Raises:
         UnreadablePhotograph: If the file is missing, empty, truncated, damaged, too large or not an image.
     """
-    with _strict_pillow(), _errors_as_reasons(path):
+    with _errors_as_reasons(path):
+        _check_file(path)
         if path.stat().st_size == 0:
             raise UnreadablePhotograph("empty file (0 bytes)")
-        with Image.open(path, formats=_known_formats()) as image:
-            return _decode(image, path, max_pixels, at_least)
+        if _is_plain_jpeg(path):
+            with _strict_pillow(), Image.open(path, formats=_known_formats()) as image:
+                if not (_is_progressive(image) and image.width * image.height > _PLAIN_PIXELS):
+                    return _decode(image, path, max_pixels, at_least)
+    try:
+        pixels, value = _decoder.call(path.absolute(), max_pixels, at_least)
+    except DecoderEnded as error:
+        raise UnreadablePhotograph(str(error)) from None
+    if pixels is None:
+        raise UnreadablePhotograph(value)
+    return DecodedImage(pixels, *value)
+
+
+def read_photograph_here(
+    path: Path, max_pixels: int, at_least: int | None
+) -> tuple[npt.NDArray[np.uint8] | None, Any]:
+    """Decode a photograph in this process; for the process of :func:`read_photograph`.
+
+    Returns:
+        The pixels, and the other attributes of :class:`DecodedImage`; or None, and the reason.
+    """
+    try:
+        with _errors_as_reasons(path), _strict_pillow():
+            _check_directories(path)
+            with Image.open(path, formats=_known_formats()) as image:
+                decoded = _decode(image, path, max_pixels, at_least)
+    except UnreadablePhotograph as error:
+        limit = f"needs more than {DECODE_BYTES / 2**30:.0f} GiB of memory to decode"
+        return None, limit if str(error) == NO_MEMORY else str(error)
+    return decoded.pixels, (decoded.conversions, decoded.full_size)
+
+
+_decoder = DecoderProcess(f"{__name__}:{read_photograph_here.__name__}")
 
 
 def hash_file(path: Path) -> str:
@@ -83,8 +125,54 @@ def hash_file(path: Path) -> str:
     Raises:
         UnreadablePhotograph: If the file cannot be read.
     """
-    with _errors_as_reasons(path), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with _errors_as_reasons(path):
+        _check_file(path)
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_file(path: Path) -> None:
+    """Refuse what must not be opened, and files that are too large."""
+    kind = special_kind(path)
+    if kind:
+        raise UnreadablePhotograph(f"{kind}, not a file")
+    size = path.stat().st_size
+    if size > MAX_FILE_BYTES:
+        raise UnreadablePhotograph(f"too large: {size:,} bytes, the limit is {MAX_FILE_BYTES:,}")
+
+
+def _is_plain_jpeg(path: Path) -> bool:
+    """Return True for a JPEG whose costs are bounded by its size; refuse one with thousands of scans."""
+    with path.open("rb") as file:
+        if file.read(3) != b"\xff\xd8\xff":
+            return False
+        if path.stat().st_size > _PLAIN_BYTES:
+            return False
+        content = file.read(_PLAIN_BYTES)
+    scans = content.count(b"\xff\xda")  # not inside a scan, where 0 follows 0xff
+    if scans > _MOST_SCANS:
+        raise UnreadablePhotograph(f"{scans:,} scans in a JPEG, the limit is {_MOST_SCANS}")
+    return scans <= _PLAIN_SCANS and content.count(b"Exif\0\0") <= 1
+
+
+def _is_progressive(image: Image.Image) -> bool:
+    return bool(image.info.get("progressive"))
+
+
+def _check_directories(path: Path) -> None:
+    """Refuse a TIFF with thousands of directories, which Pillow would read one by one."""
+    with path.open("rb") as file:
+        order = {b"II*\0": "<", b"MM\0*": ">"}.get(file.read(4), "")
+        for _ in range(_MOST_DIRECTORIES if order else 0):
+            pointer = file.read(4)
+            position = struct.unpack(f"{order}I", pointer)[0] if len(pointer) == 4 else 0
+            file.seek(position)
+            count = file.read(2)
+            if not position or len(count) < 2:
+                return
+            file.seek(12 * struct.unpack(f"{order}H", count)[0], os.SEEK_CUR)
+    if order:
+        raise UnreadablePhotograph(f"more than {_MOST_DIRECTORIES:,} directories in a TIFF")
 
 
 def _decode(image: ImageFile.ImageFile, path: Path, max_pixels: int, at_least: int | None) -> DecodedImage:
@@ -93,9 +181,15 @@ def _decode(image: ImageFile.ImageFile, path: Path, max_pixels: int, at_least: i
         raise UnreadablePhotograph(
             f"too many pixels: {width} x {height} is more than the limit of {max_pixels:,}"
         )
+    sixteen_bit = _is_sixteen_bit(image)
+    if sixteen_bit and 2 * width * height > max_pixels:
+        raise UnreadablePhotograph(
+            f"too many pixels: {width} x {height} with 16 bits per channel is more than the limit of "
+            f"{max_pixels // 2:,}"
+        )
     frames = 1 if image.format in ("JPEG", "MPO") else int(getattr(image, "n_frames", 1))
     conversions = [f"first of {frames} frames"] if frames > 1 else []
-    sixteen_bit, tiles = _is_sixteen_bit(image), tuple(image.tile)
+    tiles = tuple(image.tile)
     if at_least is not None and image.format in ("JPEG", "MPO"):
         _shrink_while_decoding(image, at_least)
     if not sixteen_bit and _has_separate_planes(image):

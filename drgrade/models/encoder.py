@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from drgrade.errors import ConfigError, EncoderError
-from drgrade.files import file_sha256, write_text
+from drgrade.files import file_sha256, require_regular, write_text
 from drgrade.models.feature_maps import (
     DEFAULT_LEVEL,
     ExplainableLayer,
@@ -178,7 +178,7 @@ def load_encoder(encoder: Encoder, path: Path) -> dict[str, Any]:
             shape; the message names the tensors.
     """
     weights = path / WEIGHTS if path.is_dir() else path
-    if not weights.is_file():
+    if not require_regular(weights).is_file():
         raise EncoderError(
             f"no encoder at {weights}; set init=PATH to the folder of a pre-training run or its {WEIGHTS}"
         )

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from drgrade.errors import EncoderError
+from drgrade.files import require_regular
 
 _Module = TypeVar("_Module", bound=nn.Module)
 _logger = logging.getLogger("drgrade.models")
@@ -262,7 +263,7 @@ def _create_pretrained(name: str, options: dict[str, Any]) -> nn.Module:
 
 def _create_from_file(name: str, path: Path, options: dict[str, Any]) -> nn.Module:
     """Build a model with the weights of a local file, which must hold every tensor of the model."""
-    if not path.is_file():
+    if not require_regular(path).is_file():
         raise EncoderError(f"there is no weights file {path}")
     missing: list[str] = []
     load = nn.Module.load_state_dict

@@ -13,6 +13,7 @@ from torch import Tensor
 from drgrade.data.photographs import Photographs
 from drgrade.data.preparation import Preparation
 from drgrade.errors import ConfigError, DataError
+from drgrade.files import require_regular
 from drgrade.models.calibration import Calibration
 from drgrade.models.grading_model import GradingModel
 from drgrade.prediction import published_folder
@@ -96,7 +97,7 @@ def checkpoint_tensors(folder: Path, record: Mapping[str, Any]) -> Mapping[str, 
         DataError: If it is damaged.
     """
     path = checkpoint_file(folder, record)
-    if not path.is_file():
+    if not require_regular(path).is_file():
         raise ConfigError(f"checkpoint={folder}: {path.relative_to(folder)} is missing")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)

@@ -2,7 +2,6 @@
 
 import csv
 import os
-import stat
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import IO
 
 from drgrade.data.image_reader import IMAGE_EXTENSIONS, NO_PERMISSION
 from drgrade.errors import ConfigError, DataError
+from drgrade.files import require_regular, special_kind
 
 STDIN = "-"
 """Input that stands for paths on standard input."""
@@ -45,7 +45,7 @@ class InputState:
     Attributes:
         size: In bytes; -1 if there is no such file.
         modified: In nanoseconds since 1970; -1 likewise.
-        opens: False for files that must not be opened, such as pipes and devices.
+        opens: False for what must not be opened (:func:`~drgrade.files.special_kind`).
     """
 
     size: int = -1
@@ -59,8 +59,7 @@ def file_state(path: str) -> InputState:
         facts = os.stat(path)  # noqa: PTH116  (entries of a list may be no valid path for pathlib)
     except (OSError, ValueError):  # reading the file gives the reason
         return InputState()
-    opens = stat.S_ISREG(facts.st_mode) or stat.S_ISDIR(facts.st_mode)
-    return InputState(facts.st_size, facts.st_mtime_ns, opens)
+    return InputState(facts.st_size, facts.st_mtime_ns, opens=not special_kind(path))
 
 
 class Inputs:
@@ -140,6 +139,7 @@ class Inputs:
 
 def _read_list(path: str) -> Iterator[InputFile]:
     folder = os.path.dirname(path)  # noqa: PTH120
+    require_regular(Path(path))
     with _list_errors(path):
         if path.lower().endswith(".csv"):
             # File names may contain any bytes; surrogateescape keeps them.

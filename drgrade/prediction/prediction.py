@@ -22,6 +22,7 @@ from drgrade.data.preparation import PreparedPhotograph
 from drgrade.errors import ConfigError
 from drgrade.explanation.explainer import AUTO, Explainer
 from drgrade.explanation.overlay import draw_overlay
+from drgrade.files import special_kind
 from drgrade.prediction.grader import Grader
 from drgrade.prediction.inputs import InputFile, Inputs, InputState, file_state
 from drgrade.prediction.job_state import (
@@ -264,7 +265,7 @@ class BatchJob:
             if self._database.add_input(item, state):
                 self._finished += 1
             elif item.problem or not state.opens:
-                reason = item.problem or "not a regular file: a pipe, a socket or a device"
+                reason = item.problem or f"{special_kind(item.path)}, not a file"
                 verdict = Verdict("unreadable", reason, abstains=True)
                 self._add_ungraded(item, state, PreparedPhotograph(Crop(), verdict))
             else:

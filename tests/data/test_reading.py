@@ -1,8 +1,12 @@
 import contextlib
 import io
+import os
+import socket
 import struct
+import time
 import warnings
 import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -10,7 +14,10 @@ import pytest
 from PIL import Image, ImageFile
 from synthetic_photographs import disc_photograph, save
 
-from drgrade.data.image_reader import UnreadablePhotograph, read_photograph
+from drgrade.data.decoder_process import DecoderEnded, DecoderProcess
+from drgrade.data.image_reader import UnreadablePhotograph, hash_file, read_photograph
+from drgrade.errors import DataError
+from drgrade.files import require_regular
 
 RGB = disc_photograph((160, 120))
 
@@ -233,3 +240,91 @@ def test_sixteen_bit_planes_that_pillow_misreads_are_refused(tmp_path, compressi
     tifffile.imwrite(tmp_path / "a.tif", planes, **options)
     with pytest.raises(UnreadablePhotograph, match="16 bit in separate planes: save it"):
         read_photograph(tmp_path / "a.tif")
+
+
+@pytest.fixture
+def special_files(tmp_path):
+    """Paths of a pipe, a socket, a device, files of the kernel, and links to them, with their kinds."""
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket.jpg"))
+    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    (tmp_path / "memory.jpg").symlink_to("/proc/self/mem")
+    return [
+        (tmp_path / "pipe.jpg", "a pipe"),
+        (tmp_path / "socket.jpg", "a socket"),
+        (Path("/dev/zero"), "a device"),
+        (tmp_path / "zero.jpg", "a device"),
+        (Path("/proc/self/status"), "a file of the kernel"),
+        (tmp_path / "memory.jpg", "a file of the kernel"),
+    ]
+
+
+def test_pipes_devices_and_kernel_files_are_named_and_not_opened(special_files):
+    for path, kind in special_files:
+        for read in (read_photograph, hash_file):
+            with pytest.raises(UnreadablePhotograph, match=kind):
+                read(path)
+        with pytest.raises(DataError, match=f"is {kind}"):
+            require_regular(path)
+
+
+def test_a_huge_sparse_file_is_refused_before_reading(tmp_path):
+    with (tmp_path / "a.jpg").open("wb") as file:
+        file.truncate(10**12)
+    for read in (read_photograph, hash_file):
+        with pytest.raises(UnreadablePhotograph, match="too large: 1,000,000,000,000 bytes"):
+            read(tmp_path / "a.jpg")
+
+
+def costly_files(folder):
+    """Write files of small size that take very long or much memory to decode, with their reasons."""
+    path = save(folder / "scans.jpg", RGB, progressive=True)
+    content = path.read_bytes()
+    last = content.rindex(b"\xff\xda")
+    path.write_bytes(content[:last] + content[last:-2] * 5000 + content[-2:])
+    yield path, "5,00. scans in a JPEG"
+
+    directory = save(folder / "a.tif").read_bytes()
+    count = 100_000
+    chain = b"".join(struct.pack("<HI", 0, len(directory) + 6 * (n + 1)) for n in range(count))
+    first = struct.unpack("<I", directory[4:8])[0]
+    end = first + 2 + 12 * struct.unpack("<H", directory[first : first + 2])[0]
+    chained = directory[:end] + struct.pack("<I", len(directory)) + directory[end + 4 :] + chain
+    (folder / "directories.tif").write_bytes(chained)
+    yield folder / "directories.tif", "directories in a TIFF"
+
+    Image.fromarray(np.zeros((10_000, 10_000), np.uint16)).save(folder / "large.png", compress_level=1)
+    yield folder / "large.png", "with 16 bits per channel"
+
+    # Every entry of this directory holds the same four million bytes.
+    data = bytes(4_000_000)
+    entries = b"".join(struct.pack("<HHII", 40_000 + n, 7, len(data), 8) for n in range(5000))
+    head = b"II*\0" + struct.pack("<I", 8 + len(data))
+    (folder / "entries.tif").write_bytes(head + data + struct.pack("<H", 5000) + entries + bytes(4))
+    yield folder / "entries.tif", "memory"
+
+
+def test_costly_files_are_refused_in_seconds(tmp_path):
+    for path, reason in costly_files(tmp_path):
+        start = time.monotonic()
+        with pytest.raises(UnreadablePhotograph, match=reason):
+            read_photograph(path)
+        assert time.monotonic() - start < 20
+    assert read_photograph(save(tmp_path / "a.png", RGB)).full_size == (160, 120)
+
+
+@pytest.mark.parametrize(("work", "reason"), [("loop", "more than 0.2 s"), ("crash", "ended by signal SIG")])
+def test_decoder_that_hangs_or_crashes_is_replaced(work, reason):
+    decoder = DecoderProcess("hostile_decoders:decode", seconds=0.2)
+    for _ in range(2):
+        with pytest.raises(DecoderEnded, match=reason):
+            decoder.call(work)
+        assert decoder.call("greet")[1] == "hello"
+    decoder.close()
+
+
+def test_memory_of_the_decoder_is_limited():
+    decoder = DecoderProcess("hostile_decoders:decode", memory=2**30)
+    assert decoder.call("allocate") == (None, "MemoryError")
+    decoder.close()

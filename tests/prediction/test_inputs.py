@@ -109,7 +109,14 @@ def test_a_pipe_is_not_opened(tmp_path):
     os.mkfifo(tmp_path / "x.jpg")
     assert not file_state(str(tmp_path / "x.jpg")).opens
     assert not file_state("/dev/zero").opens
+    assert not file_state("/proc/self/status").opens
     assert file_state("a\0b").size == -1
+
+
+def test_a_list_that_is_a_pipe_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "list.csv")
+    with pytest.raises(DataError, match="is a pipe, not a file"):
+        list(Inputs([str(tmp_path / "list.csv")]))
 
 
 def _name(path: Path) -> str:

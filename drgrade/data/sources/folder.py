@@ -18,6 +18,7 @@ from drgrade.data.sources.base import (
 )
 from drgrade.data.sources.label_files import LabelFile, LabelRow, PhotoFinder, read_label_file
 from drgrade.errors import DataError
+from drgrade.files import require_regular
 
 
 class Folder(Source):
@@ -103,7 +104,7 @@ data=folder reads your own photographs: data.root=DIR is their folder, data.csv=
 
     def _label_file(self) -> LabelFile:
         assert self.csv is not None
-        if not self.csv.is_file():
+        if not require_regular(self.csv).is_file():
             there = ", ".join(sorted(path.name for path in self.root.glob("*.csv"))) or "none"
             raise DataError(
                 f"the label file {self.csv} does not exist (CSV files in {self.root}: {there}). Set "

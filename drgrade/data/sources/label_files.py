@@ -14,6 +14,7 @@ import pandas as pd
 
 from drgrade.data.image_reader import IMAGE_EXTENSIONS
 from drgrade.errors import DataError
+from drgrade.files import require_regular, special_kind
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def _row(line: int, values: list[str], header: list[str]) -> LabelRow:
 
 def _decode(path: Path) -> str:
     try:
-        content = path.read_bytes()
+        content = require_regular(path).read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -150,7 +151,9 @@ def _decode(path: Path) -> str:
 def _sheet(path: Path) -> str:
     """Convert the first sheet of a spreadsheet to CSV."""
     try:
-        sheet = pd.read_excel(path, header=None, dtype=str, keep_default_na=False, engine="openpyxl")
+        sheet = pd.read_excel(
+            require_regular(path), header=None, dtype=str, keep_default_na=False, engine="openpyxl"
+        )
     except ImportError:
         raise DataError(
             f"{path} needs openpyxl: pip install 'drgrade[datasets]', or export the sheet as "
@@ -250,8 +253,9 @@ class PhotoFinder:
 
     def _check_link(self, path: Path, name: str) -> None:
         """Check that a file that is, or lies behind, a symbolic link is inside the root."""
-        if not path.is_file():
-            raise RowError(f"the file is not there: {name}")
+        kind = special_kind(path)
+        if kind or not path.is_file():
+            raise RowError(f"{f'{kind}, not a file' if kind else 'the file is not there'}: {name}")
         if not path.resolve().is_relative_to(self.root.resolve()):
             raise RowError(f"path outside the root {self.root} (through a symbolic link): {name}")
 

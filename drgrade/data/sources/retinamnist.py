@@ -27,6 +27,7 @@ from drgrade.data.sources.base import (
 )
 from drgrade.data.sources.label_files import LabelRow, PhotoFinder, read_label_file
 from drgrade.errors import ConfigError, DataError
+from drgrade.files import require_regular
 from drgrade.progress import say
 
 SIZES = (28, 64, 128, 224)
@@ -125,7 +126,7 @@ px; selected by data.size). The official client (pip install medmnist) also down
 
     def _folder(self) -> str:
         """Return the folder of the unpacked photographs, named after the checksums of the archive."""
-        path = self.root / self.need(self.file)
+        path = require_regular(self.root / self.need(self.file))
         try:
             with zipfile.ZipFile(path) as archive:
                 content = sorted((member.filename, member.CRC) for member in archive.infolist())
