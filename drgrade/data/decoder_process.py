@@ -98,7 +98,7 @@ class DecoderProcess:
             return None, value
         pixels = np.empty(shape, np.uint8)
         if pixels.size:
-            connection.recv_bytes_into(memoryview(pixels).cast("B"))
+            connection.recv_bytes_into(pixels.data.cast("B"))
         return pixels, value
 
     def _start(self) -> Connection:
@@ -148,5 +148,5 @@ def serve(descriptor: str, function: str, seconds: str, memory: str) -> None:
             signal.setitimer(signal.ITIMER_PROF, 0)
             connection.send((None if pixels is None else pixels.shape, value))
             if pixels is not None and pixels.size:
-                connection.send_bytes(memoryview(np.ascontiguousarray(pixels)).cast("B"))
+                connection.send_bytes(np.ascontiguousarray(pixels).data.cast("B"))
             del pixels, value
