@@ -1,5 +1,7 @@
 """Errors that the user can correct. The commands print them as one line and exit with status 1."""
 
+import errno
+
 
 class DrgradeError(Exception):
     """An error outside of the code; the message names the cause and what to do about it."""
@@ -15,6 +17,25 @@ class ConfigError(DrgradeError):
 
 class EncoderError(DrgradeError):
     """A pre-trained encoder is missing or does not fit."""
+
+
+_DISK_ADVICE = {
+    errno.ENOSPC: "make room (or free some inodes: df -i) and repeat the command",
+    errno.EDQUOT: "make room and repeat the command",
+    errno.EROFS: "choose another folder, for example with paths.outputs=DIR or hydra.run.dir=DIR",
+    errno.EACCES: "change the permissions, or choose another folder, for example with paths.outputs=DIR",
+    errno.EPERM: "change the permissions, or choose another folder, for example with paths.outputs=DIR",
+    errno.EIO: "the disk or the network drive fails",
+    errno.ENAMETOOLONG: "choose a shorter folder, for example with paths.outputs=DIR",
+}
+
+
+def describe_disk_error(error: BaseException) -> str | None:
+    """Describe an error of the disk in one line; None for any other error."""
+    if not isinstance(error, OSError) or error.errno not in _DISK_ADVICE:
+        return None
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror}: {_DISK_ADVICE[error.errno]}"
 
 
 def check_range(interval: str, prefix: str = "", **settings: float) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import stat
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -67,6 +68,39 @@ def _kernel_devices() -> dict[int, str]:
     return devices
 
 
+_PARTIAL = ".partial"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file under another name in its folder, and rename it once it is on the disk.
+
+    The rename is atomic because no file system is crossed. Until then the previous file stays.
+
+    Args:
+        path: The file; its folder is created.
+
+    Yields:
+        The path to write to. It is removed if an error is raised.
+
+    Raises:
+        OSError: If the file cannot be written; the error names it.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            flush(partial)
+            partial.replace(path)
+            flush(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a write to an open file names no file
+        raise
+
+
 def write_text(path: Path, text: str) -> None:
     """Write text as UTF-8, atomically; the folder is created."""
     write_bytes(path, text.encode("utf-8"))
@@ -74,10 +108,8 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write bytes atomically; the folder is created."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(data)
-    partial.replace(path)
+    with replacing(path) as partial:
+        partial.write_bytes(data)
 
 
 @contextmanager
@@ -85,22 +117,58 @@ def writing(path: Path) -> Iterator[IO[str]]:
     r"""Write a long text piece by piece, atomically.
 
     Args:
-        path: The file; its folder exists.
+        path: The file; its folder is created.
 
     Yields:
         A text file in UTF-8 with line ends as they are written. Bytes of file names that are not UTF-8 are
         written as ``\udcNN``.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with (
+        replacing(path) as partial,
+        partial.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
+        yield file
+
+
+def flush(path: Path) -> None:
+    """Write a file, or the names in a folder, from the cache of the system to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        with partial.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            yield file
-        partial.replace(path)
+        os.fsync(descriptor)
     finally:
+        os.close(descriptor)
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Remove files that killed processes have not completed; no process may be writing into the folder."""
+    for partial in folder.glob(f".*{_PARTIAL}"):
         partial.unlink(missing_ok=True)
+
+
+def allocate(path: Path) -> None:
+    """Allocate the blocks of a sparse file.
+
+    A write to a memory map for which the disk has no room would end the process with SIGBUS.
+
+    Raises:
+        OSError: If the disk has no room.
+    """
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content, 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checkpoint_fault(path: Path) -> str | None:
+    """Compare a file of :func:`torch.save` with its checksums; return what is damaged, None if nothing is."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError) as error:
+        return str(error) or type(error).__name__
+    return None if damaged is None else f"{damaged} has another checksum"

@@ -1,5 +1,6 @@
 """Run a command, from the command line or from Python: config, help and errors."""
 
+import logging
 import os
 import re
 import subprocess
@@ -40,7 +41,7 @@ from drgrade.config import (
     refuse_new_settings,
     setting_names,
 )
-from drgrade.errors import ConfigError, DrgradeError
+from drgrade.errors import ConfigError, DrgradeError, describe_disk_error
 
 _FULL_ERROR = os.environ.setdefault("DRGRADE_FULL_ERROR", os.environ.get("HYDRA_FULL_ERROR", "0")) == "1"
 """True if the user wants stack traces. Started processes read it under a name of its own, because :func:`run`
@@ -69,6 +70,7 @@ def run(function: Callable[[DictConfig], object], settings: type[CheckedSettings
     if {"-h", "--help", "help"}.intersection(sys.argv[1:]):
         print(help_text(settings, sys.argv[1:]))
         return
+    logging.raiseExceptions = False  # on a full disk, each line of the log would print a stack trace
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then passes exceptions on instead of printing them
     try:
         sys.argv[1:] = arguments(sys.argv[1:], settings)
@@ -277,6 +279,8 @@ def explain(error: BaseException) -> str | None:
     for cause in _causes(error):
         if isinstance(cause, DrgradeError):
             return str(cause)  # with its line breaks: for a missing data set it shows the layout
+        if message := describe_disk_error(cause):
+            return message
         if type(cause).__name__ == "MisconfigurationException":  # Lightning's; its import takes seconds
             return _one_line(str(cause))
         if isinstance(cause, OverrideParseException):

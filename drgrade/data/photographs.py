@@ -24,7 +24,7 @@ from drgrade.data.splits.split import Split, has_grades, make_split, split_hash,
 from drgrade.data.store import PrepareOptions, Store, prepare
 from drgrade.data.store_builder import PREPARATION_VERSION
 from drgrade.errors import ConfigError, DataError
-from drgrade.files import write_text
+from drgrade.files import allocate, write_text
 
 Role = Literal["labelled", "unlabelled", "external"]
 """Use of a data set: grading (training, validation and test), pre-training only, or test only."""
@@ -160,7 +160,9 @@ class Collection:
             return
         with TemporaryDirectory(dir=self.folder) as scratch:
             shape = (len(self), *parts[0].shape[1:])
-            joined = np.lib.format.open_memmap(Path(scratch) / "thumbnails.npy", "w+", np.uint8, shape)
+            path = Path(scratch) / "thumbnails.npy"
+            joined = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+            allocate(path)
             np.concatenate(parts, out=joined)
             yield joined
 

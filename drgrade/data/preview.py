@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from drgrade.data.image_reader import MAX_PIXELS, UnreadablePhotograph, read_photograph
 from drgrade.errors import ConfigError, DataError
+from drgrade.files import replacing
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -157,9 +158,9 @@ def _arrange(tiles: Sequence[Pixels]) -> Pixels:
 
 def _save(sheet: Pixels, path: Path) -> Path:
     """Write a JPEG atomically."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    Image.fromarray(sheet).save(unfinished, format="JPEG", quality=_QUALITY)
-    return unfinished.replace(path)
+    with replacing(path) as partial:
+        Image.fromarray(sheet).save(partial, format="JPEG", quality=_QUALITY)
+    return path
 
 
 def _resized(pixels: Pixels, size: tuple[int, int]) -> Pixels:

@@ -445,9 +445,9 @@ def write_metadata(
             problems.append(Problem(row[0], row[1], ", ".join(record.conversions), "converted"))
         rows.append(row + tuple(record.facts))
     manifest = pd.DataFrame(rows, columns=[*MANIFEST_COLUMNS, *Facts._fields]).astype({"grade": "Int64"})
-    manifest.to_csv(folder / MANIFEST, index=False)
+    write_text(folder / MANIFEST, manifest.to_csv(index=False))
     table = problem_table(problems)
-    table.to_csv(folder / PROBLEMS, index=False)
+    write_text(folder / PROBLEMS, table.to_csv(index=False))
     digest = hashlib.sha256(pixels_sha256.encode())
     digest.update(manifest[list(_LABELS)].to_csv(index=False).encode())
     info = {
@@ -457,7 +457,7 @@ def write_metadata(
         "photographs": len(rows),
         **_provenance(plan, table),
     }
-    (folder / INFO).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / INFO, json.dumps(info, indent=2) + "\n")
     return BuiltStore(info["key"], len(rows), table, not _has_transient_failure(records))
 
 

@@ -80,13 +80,19 @@ _PUBLIC_DATA = ("data.image_size", "data.batch_size", "data.balanced", "data.ill
 """Settings below ``data`` that cannot name a user's files and columns."""
 
 
-def write_model_card(run: Path, resamples: int = RESAMPLES, licence: str | None = None) -> Path:
+def write_model_card(
+    run: Path,
+    resamples: int = RESAMPLES,
+    licence: str | None = None,
+    record: Mapping[str, Any] | None = None,
+) -> Path:
     """Write the model card into a run's folder.
 
     Args:
         run: Folder of a finished grading run.
         resamples: Number of bootstrap resamples.
         licence: Licence of the weights on the hub, such as ``mit``; None for that of the data set.
+        record: Content of ``metrics.json``, if it is not written yet.
 
     Returns:
         Path of the card.
@@ -95,7 +101,8 @@ def write_model_card(run: Path, resamples: int = RESAMPLES, licence: str | None 
         DrgradeError: If the folder holds no such run, or its files are damaged.
     """
     target = run / MODEL_CARD
-    write_text(target, render_model_card(read_run_files(run), resamples=resamples, licence=licence))
+    run_files = read_run_files(run, record)
+    write_text(target, render_model_card(run_files, resamples=resamples, licence=licence))
     return target
 
 

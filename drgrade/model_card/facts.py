@@ -133,14 +133,18 @@ class RunFiles:
         }
 
 
-def read_run_files(folder: Path) -> RunFiles:
+def read_run_files(folder: Path, record: Mapping[str, Any] | None = None) -> RunFiles:
     """Read the files of a finished grading run, without its photographs and checkpoints.
+
+    Args:
+        folder: The run's folder.
+        record: Content of ``metrics.json``, if it is not written yet.
 
     Raises:
         ConfigError: If the folder holds no finished grading run.
         DataError: If a file is damaged, or files contradict each other.
     """
-    cfg, record = read_finished(folder)
+    cfg, record = read_finished(folder, record)
     config = cast(dict[str, Any], strip_private(OmegaConf.to_container(cfg, resolve=True)))
     expected = [SPLIT, PROVENANCE, CALIBRATION, SEEN, *([PREDICTIONS] if "test/qwk" in record else [])]
     missing = [name for name in expected if not (folder / name).is_file()]
@@ -149,7 +153,7 @@ def read_run_files(folder: Path) -> RunFiles:
     encoder = strip_private(_read_json(initial / CARD)) if initial else {}
     if config.get("init") not in ("random", "imagenet") and not encoder:
         missing.append(f"{CARD} of the pre-trained encoder")
-    tested = None if {SPLIT, PREDICTIONS} & {*missing} else read_run(RunLocation(folder))
+    tested = None if {SPLIT, PREDICTIONS} & {*missing} else read_run(RunLocation(folder), record)
     return RunFiles(
         folder,
         config,

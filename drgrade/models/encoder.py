@@ -1,18 +1,19 @@
 """Encoders: images to features."""
 
 import json
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from drgrade.errors import ConfigError, EncoderError
-from drgrade.files import file_sha256, require_regular, write_text
+from drgrade.files import file_sha256, require_regular, write_bytes, write_text
 from drgrade.models.feature_maps import (
     DEFAULT_LEVEL,
     ExplainableLayer,
@@ -22,6 +23,8 @@ from drgrade.models.feature_maps import (
     transformer_layers,
 )
 from drgrade.models.timm_backbone import backbone_depths, build, crop_padding, forward_map, num_features
+
+log = logging.getLogger(__name__)
 
 
 class Encoder(nn.Module, ABC):
@@ -156,11 +159,29 @@ def save_encoder(encoder: Encoder, folder: Path, card: dict[str, Any]) -> None:
     of tensors are added to ``card``.
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
-    partial = folder / f"{WEIGHTS}.partial"
-    save_file(state, partial)
-    partial.replace(folder / WEIGHTS)
+    write_bytes(folder / WEIGHTS, save(state))
     card = {**card, "sha256": file_sha256(folder / WEIGHTS), "tensors": len(state)}
     write_text(folder / CARD, json.dumps(card, indent=2) + "\n")
+
+
+def is_complete_encoder(folder: Path) -> bool:
+    """Return True if a folder holds an encoder whose weights have the hash in its metadata.
+
+    A warning names a damaged one. The card of an early version has no hash; its file then has to be readable.
+    """
+    if not (folder / CARD).is_file():
+        return False
+    try:
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        with safe_open(folder / WEIGHTS, "pt") as tensors:
+            tensors.keys()
+        if card.get("sha256") in (None, file_sha256(folder / WEIGHTS)):
+            return True
+        fault = f"{WEIGHTS} does not have the hash in {CARD}"
+    except (AttributeError, OSError, RecursionError, SafetensorError, ValueError) as error:
+        fault = str(error)
+    log.warning("encoder: %s is damaged (%s) and is not used", folder, fault)
+    return False
 
 
 def load_encoder(encoder: Encoder, path: Path) -> dict[str, Any]:
@@ -186,7 +207,8 @@ def load_encoder(encoder: Encoder, path: Path) -> dict[str, Any]:
         state = load_file(weights)
     except (SafetensorError, OSError) as error:
         raise EncoderError(
-            f"{weights} is not a readable safetensors file ({error}); pre-train again, or use init=ssl"
+            f"{weights} is not a readable safetensors file ({error}); pre-train again (task=pretext), or use "
+            "init=ssl, which does so by itself"
         ) from error
     card: dict[str, Any] = {}
     if weights.with_name(CARD).is_file():

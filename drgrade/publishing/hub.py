@@ -18,7 +18,7 @@ from hydra.utils import get_class
 
 from drgrade.data.transforms import MEAN, STD
 from drgrade.errors import ConfigError
-from drgrade.files import file_sha256, write_text
+from drgrade.files import file_sha256, write_bytes, write_text
 from drgrade.model_card.card import FOLDER, render_model_card
 from drgrade.model_card.facts import RunFiles, read_run_files
 from drgrade.models.probes import FittedHead, PrototypeProbe
@@ -221,7 +221,7 @@ def _write(
     repo_id: str | None,
 ) -> None:
     """Write a published folder to a new path and load it once."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     if is_published(source):
         _copy(source, target, seen, licence)
@@ -238,8 +238,7 @@ def _write(
     if not training_features:
         _refuse_features(run, settings)
     target.mkdir()
-    save_file(tensors, target / WEIGHTS, metadata={"format": "pt"})
-    (target / WEIGHTS).chmod(0o644)  # safetensors creates files that only their owner can read
+    write_bytes(target / WEIGHTS, save(tensors, metadata={"format": "pt"}))
     description = {
         "library_name": LIBRARY,
         "format": FORMAT,

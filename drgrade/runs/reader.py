@@ -164,8 +164,12 @@ class LeftOut:
     why: str
 
 
-def read_run(location: RunLocation) -> Run | Unfinished | LeftOut:
+def read_run(location: RunLocation, record: Mapping[str, Any] | None = None) -> Run | Unfinished | LeftOut:
     """Read the run in a folder, or return the reason why there is none.
+
+    Args:
+        location: Location of the run.
+        record: Content of ``metrics.json``, if it is not written yet.
 
     Raises:
         DataError: If files of a finished run are damaged or contradict each other.
@@ -174,7 +178,7 @@ def read_run(location: RunLocation) -> Run | Unfinished | LeftOut:
     if not folder.is_dir():
         return Unfinished(location, "not begun", "", None)
     config = _read_yaml(folder / CONFIG)
-    record = read_metrics(folder)
+    record = read_metrics(folder) if record is None else record
     composed = config or _read_yaml(folder / HYDRA_CONFIG) or {}
     why = _reason_to_leave_out(composed, record, is_cell=location.sweep is not None)
     if why is not None:

@@ -5,6 +5,7 @@ module does not import torch.
 """
 
 import json
+import logging
 import os
 import platform
 import shutil
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from drgrade.errors import ConfigError, DataError
-from drgrade.files import write_text
+from drgrade.files import checkpoint_fault, remove_partial_files, write_text
 from drgrade.renames import current
 from drgrade.runs.settings import changed_settings
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
     from drgrade.metrics.distributed import Predictions
     from drgrade.models.calibration import Calibration
+
+log = logging.getLogger(__name__)
 
 CONFIG, METRICS, PROVENANCE = "config.yaml", "metrics.json", "provenance.json"
 SPLIT, HASHES, SEEN = "split.csv", "photographs.json", "seen.txt"
@@ -63,6 +66,8 @@ def resolve_run_dir(cfg: DictConfig) -> tuple[Path, Path | None]:
     folder = Path(cfg.paths.run if cfg.resume == AUTO else cfg.resume)
     checkpoint = folder / "checkpoints" / f"{LAST}.ckpt"
     started = checkpoint.is_file() and (folder / CONFIG).is_file()
+    if cfg.resume == AUTO and started and not intact_checkpoints(folder):
+        started = False
     if cfg.resume != AUTO and not started:
         raise ConfigError(
             f"resume={cfg.resume} is not a run's folder with {CONFIG} and {checkpoint.relative_to(folder)}"
@@ -76,6 +81,16 @@ def resolve_run_dir(cfg: DictConfig) -> tuple[Path, Path | None]:
             "repeat its command and add resume="
         )
     return folder, checkpoint if started else None
+
+
+def intact_checkpoints(folder: Path) -> bool:
+    """Return True if every checkpoint of a run has its checksums; a warning names one that has not."""
+    for path in sorted((folder / "checkpoints").glob("*.ckpt")):
+        fault = checkpoint_fault(path)
+        if fault is not None:
+            log.warning("%s is damaged (%s): the run starts from the beginning", path, fault)
+            return False
+    return True
 
 
 def read_config(folder: Path) -> DictConfig:
@@ -115,16 +130,22 @@ def read_json(path: Path, repair: str) -> dict[str, Any]:
     return content
 
 
-def read_finished(folder: Path) -> tuple[DictConfig, dict[str, Any]]:
+def read_finished(
+    folder: Path, record: Mapping[str, Any] | None = None
+) -> tuple[DictConfig, Mapping[str, Any]]:
     """Read ``config.yaml`` and ``metrics.json`` of a finished grading run.
+
+    Args:
+        folder: The run's folder.
+        record: Content of ``metrics.json``, if it is not written yet.
 
     Raises:
         ConfigError: If the folder holds no finished grading run.
         DataError: If its ``metrics.json`` is damaged.
     """
-    if not (folder / CONFIG).is_file() or not (folder / METRICS).is_file():
+    if not (folder / CONFIG).is_file() or not (record or (folder / METRICS).is_file()):
         raise ConfigError(f"checkpoint={folder} is not a run's folder (no {CONFIG} or {METRICS} in it)")
-    record = read_metrics(folder)
+    record = record or read_metrics(folder)
     if record.get("status") != "finished" or "checkpoint" not in record or "evaluated" in record:
         raise ConfigError(
             f"checkpoint={folder} is not a finished grading run (status: {record.get('status')})"
@@ -198,6 +219,8 @@ def start_run_dir(
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     else:
         _check_hashes(folder, hashes)
+    for each in (folder, folder / "checkpoints"):
+        remove_partial_files(each)
     write_split(folder, split)
     write_text(folder / HASHES, json.dumps(dict(hashes), indent=2) + "\n")
     write_text(folder / SEEN, "".join(f"{sha256}\n" for sha256 in sorted(set(seen))))

@@ -16,7 +16,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from drgrade.config import refuse_new_settings
-from drgrade.errors import ConfigError, DrgradeError
+from drgrade.errors import ConfigError, DrgradeError, describe_disk_error
 from drgrade.settings import TrainSettings
 from drgrade.sweeps.cells import OUTPUT
 from drgrade.sweeps.launcher import ComposedCell, ProgressLog, compose_cells
@@ -94,8 +94,9 @@ def _log_error(error: Exception) -> DrgradeError:
     if isinstance(cause, DrgradeError):
         log.error("error: %s", cause)
         return cause
-    log.error("error: %r", error, exc_info=error)
-    return DrgradeError(repr(error))
+    message = describe_disk_error(error)
+    log.error("error: %s", message or repr(error), exc_info=None if message else error)
+    return DrgradeError(message or repr(error))
 
 
 @contextmanager

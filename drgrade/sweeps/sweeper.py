@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from drgrade.config import as_override, initialized_hydra, nearest, refuse_missing
 from drgrade.errors import ConfigError, DrgradeError
+from drgrade.files import write_text
 from drgrade.runs.run_dir import AUTO, read_config
 from drgrade.runs.settings import changed_settings
 from drgrade.sweeps.cells import (
@@ -180,7 +181,7 @@ class CellSweeper(HydraSweeper):
         name, folder, cells = plan.name, plan.folder, list(plan.configs)
         folder.mkdir(parents=True, exist_ok=True)
         write_sweep(folder, name, [Path(sys.argv[0]).name, *sys.argv[1:]], cells)
-        OmegaConf.save(self._config, folder / "multirun.yaml")
+        write_text(folder / "multirun.yaml", OmegaConf.to_yaml(self._config))
         finished = len(cells) - len(waiting)
         log.info("sweep %s: %d cells, %d finished\n%s", name, len(cells), finished, folder)
         returns: list[JobReturn] = []

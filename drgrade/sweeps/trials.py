@@ -31,7 +31,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from drgrade.config import as_override
 from drgrade.errors import ConfigError
-from drgrade.files import write_text
+from drgrade.files import replacing, write_text
 from drgrade.runs.run_dir import AUTO
 from drgrade.runs.settings import identity_settings
 from drgrade.sweeps.cells import FINISHED, Progress, log_file, progress
@@ -210,9 +210,8 @@ class Search:
         # A trial that is pruned before its first report has no value.
         trials = [trial for trial in self._trials(*_STATES) if trial.value is not None]
         if trials:
-            partial = self._folder / ".search.png"
-            _figure(trials, self.study, self._metric).savefig(partial, format="png", dpi=150)
-            partial.replace(self._folder / "search.png")
+            with replacing(self._folder / "search.png") as partial:
+                _figure(trials, self.study, self._metric).savefig(partial, format="png", dpi=150)
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=states or None)

@@ -3,7 +3,7 @@
 import logging
 import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -19,11 +19,12 @@ from pytorch_lightning.loggers import Logger
 from drgrade.config import further_sources
 from drgrade.data.photographs import Photographs
 from drgrade.data.splits.spec import SUBSETS
-from drgrade.errors import ConfigError
+from drgrade.errors import ConfigError, DrgradeError
 from drgrade.models.encoder import Encoder, load_encoder
-from drgrade.runs.run_dir import BEST, LAST, start_run_dir
+from drgrade.runs.run_dir import BEST, LAST, start_run_dir, write_metrics
 from drgrade.tasks.grading import GradingTask
 from drgrade.training.callbacks import Clock, MovingAverage
+from drgrade.training.checkpoints import CheckpointFiles
 from drgrade.training.distributed import cluster_environment, is_main_process
 
 log = logging.getLogger(__name__)
@@ -156,7 +157,7 @@ def make_trainer(
         callbacks=every,
         logger=logger,
         default_root_dir=folder,
-        plugins=[cluster_environment()],
+        plugins=[cluster_environment(), CheckpointFiles()],
         # Without a progress bar of ours, Lightning would add its own.
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in every),
         enable_checkpointing=bool(callbacks),
@@ -193,6 +194,22 @@ def open_run_dir(cfg: DictConfig, photographs: Photographs, folder: Path, checkp
     start_run_dir(folder, cfg, split, hashes, photographs.manifest["file_sha256"][learnt], checkpoint)
     if cfg.data.unlabelled and cfg.init != "ssl":
         log.warning("data.unlabelled is not used: init=%s pre-trains nothing (init=ssl does)", cfg.init)
+
+
+def finish_run_dir(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write the model card of a finished grading run, then ``metrics.json``.
+
+    The status in ``metrics.json`` comes last, so that a run that is killed before has no result and is
+    resumed. An error of the model card is logged, because the training itself has succeeded.
+    """
+    from drgrade.model_card.card import MODEL_CARD, write_model_card
+
+    if record["status"] == "finished":
+        try:
+            write_model_card(folder, record=record)
+        except DrgradeError as error:
+            log.warning("%s was not written: %s", MODEL_CARD, error)
+    write_metrics(folder, record)
 
 
 def silence_known_warnings() -> None:

@@ -18,6 +18,7 @@ from drgrade.models.calibration import (
 )
 from drgrade.runs.run_dir import CALIBRATION, write_validation
 from drgrade.tasks.grading import GradingTask
+from drgrade.training.checkpoints import save_checkpoint
 from drgrade.training.distributed import is_main_process, wait_for_all
 
 
@@ -39,9 +40,7 @@ def fit_thresholds(
         content["state_dict"] |= {
             f"head.{name}": value.cpu() for name, value in task.head.state_dict().items()
         }
-        partial = checkpoint.with_name(f".{checkpoint.name}")
-        torch.save(content, partial)
-        partial.replace(checkpoint)
+        save_checkpoint(content, checkpoint)
     wait_for_all()
     kappa = quadratic_weighted_kappa(confusion_matrix(task.head.predict(logits), grades))
     thresholds = task.head.get_buffer("thresholds").tolist()

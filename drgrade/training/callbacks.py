@@ -100,22 +100,39 @@ class Clock(Callback):
     def __init__(self) -> None:
         self.seconds, self.images, self.peak_memory = 0.0, 0, 0
         self._last, self._ended = 0.0, False
+        self._metrics: dict[str, float] = {}
+
+    def last_metrics(self, trainer: pl.Trainer) -> dict[str, float]:
+        """Return the metrics of the last epoch; after a resumption without steps those in the checkpoint."""
+        return self._metrics | {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the metrics for the checkpoint."""
+        self._metrics = self.last_metrics(trainer)
 
     def cost(self) -> dict[str, float]:
         """Return seconds, images, images_per_second and peak_memory, for ``provenance.json``."""
         rate = self.images / self.seconds if self.seconds else 0.0
-        return {**self.state_dict(), "images_per_second": rate}
+        state = self.state_dict()
+        del state["metrics"]
+        return {**state, "images_per_second": rate}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint."""
         self._update()
-        return {"seconds": self.seconds, "images": self.images, "peak_memory": self.peak_memory}
+        return {
+            "seconds": self.seconds,
+            "images": self.images,
+            "peak_memory": self.peak_memory,
+            "metrics": self._metrics,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the state to resume from; ignored for a checkpoint that is tested after training."""
         if not self._ended:
             self.seconds, self.images = state_dict["seconds"], state_dict["images"]
             self.peak_memory = state_dict["peak_memory"]
+            self._metrics = state_dict.get("metrics", {})  # earlier checkpoints have none
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""

@@ -27,7 +27,7 @@ from drgrade.data.photographs import Photographs
 from drgrade.data.store import Store
 from drgrade.data.transforms import normalise
 from drgrade.errors import DataError, DrgradeError
-from drgrade.files import write_text
+from drgrade.files import allocate, flush, write_text
 from drgrade.models.encoder import Encoder
 from drgrade.progress import track
 from drgrade.renames import canonical
@@ -161,6 +161,7 @@ def _compute(cfg: DictConfig, path: Path, store: Store, initial: InitialEncoder)
     partial = path.with_suffix(".partial")
     shape = (len(store), initial.encoder.num_features)
     array = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
+    allocate(partial)
     array[:] = np.nan  # so that a photograph that was left out is detected
     encode(cfg, store, initial.encoder, array)
     if not np.isfinite(array).all():
@@ -171,6 +172,7 @@ def _compute(cfg: DictConfig, path: Path, store: Store, initial: InitialEncoder)
     array.flush()
     card = {**_settings(cfg, store, initial), "seconds": time.monotonic() - began, "versions": versions()}
     write_text(path.with_suffix(".json"), json.dumps(card, indent=2) + "\n")
+    flush(partial)
     partial.replace(path)
 
 

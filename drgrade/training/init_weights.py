@@ -1,6 +1,7 @@
 """Find the first weights of a grading run: a given encoder, or one that is pre-trained once for all runs."""
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,10 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from drgrade.data.photographs import Photographs
-from drgrade.errors import ConfigError, EncoderError
+from drgrade.errors import ConfigError, DataError, EncoderError
 from drgrade.files import file_sha256
-from drgrade.models.encoder import CARD, WEIGHTS
-from drgrade.runs.run_dir import LAST, SEEN
+from drgrade.models.encoder import CARD, WEIGHTS, is_complete_encoder
+from drgrade.runs.run_dir import HASHES, LAST, SEEN, intact_checkpoints, read_json
 from drgrade.training.build import weights_files
 from drgrade.training.distributed import (
     announce_no_pretraining,
@@ -100,10 +101,11 @@ def _pretrain_once(pretext: DictConfig, photographs: Photographs, folder: Path) 
         log.info("waiting for another run that is pre-training the same encoder (%s)", folder)
         lock.acquire()
     try:
-        if (folder / CARD).is_file():
+        if is_complete_encoder(folder):
             log.info("encoder: found %s", folder)
             announce_no_pretraining()
             return
+        (folder / CARD).unlink(missing_ok=True)  # of a damaged encoder
         limits = {"epochs": pretext.trainer.max_epochs, "steps": pretext.trainer.max_steps}
         length = ", or ".join(f"{limit} {unit}" for unit, limit in limits.items() if limit not in (None, -1))
         log.info("encoder: not found for these settings; pre-training for %s into %s", length, folder)
@@ -114,8 +116,12 @@ def _pretrain_once(pretext: DictConfig, photographs: Photographs, folder: Path) 
 
 
 def _last_checkpoint(folder: Path) -> Path | None:
+    """Return the checkpoint of an interrupted pre-training, if its files are intact."""
     path = folder / "checkpoints" / f"{LAST}.ckpt"
-    return path if path.is_file() else None
+    with suppress(DataError):
+        if path.is_file() and read_json(folder / HASHES, "") and intact_checkpoints(folder):
+            return path
+    return None
 
 
 def run_facts(cfg: DictConfig, photographs: Photographs, initial: Path | None) -> dict[str, Any]:

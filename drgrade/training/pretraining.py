@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from drgrade.data.datamodules import PretextDataModule
 from drgrade.data.photographs import Photographs
 from drgrade.errors import ConfigError, DrgradeError
-from drgrade.files import file_sha256
-from drgrade.models.encoder import CARD, WEIGHTS, save_encoder
+from drgrade.files import file_sha256, remove_partial_files, replacing
+from drgrade.models.encoder import CARD, WEIGHTS, is_complete_encoder, save_encoder
 from drgrade.renames import canonical
 from drgrade.runs.run_dir import (
     PROVENANCE,
@@ -46,31 +46,10 @@ _VERSION = 2
 """Raise it when the same settings give another encoder, because a pretext or its views have changed."""
 
 
-def pretrain_run(
-    cfg: DictConfig, photographs: Photographs, folder: Path, checkpoint: Path | None
-) -> dict[str, Any]:
-    """Pre-train as a run of its own, and copy the encoder to where ``init=ssl`` finds it.
-
-    The arguments and the result are those of :func:`pretrain`.
-    """
-    metrics = pretrain(cfg, photographs, folder, checkpoint)
-    if is_main_process():
-        shared = encoder_dir(cfg, photographs)
-        with FileLock(shared.with_suffix(".lock")):
-            if not (shared / CARD).is_file():
-                shared.mkdir(parents=True, exist_ok=True)
-                # The card comes last: it marks the folder as complete.
-                for name in (WEIGHTS, SPLIT, SEEN, PROVENANCE, CARD):
-                    shutil.copyfile(folder / name, shared / f"{name}.partial")
-                    (shared / f"{name}.partial").replace(shared / name)
-        log.info("encoder: %s (found by init=ssl with the same settings)", shared)
-    return metrics
-
-
 def pretrain(
     cfg: DictConfig, photographs: Photographs, folder: Path, checkpoint: Path | None = None
 ) -> dict[str, Any]:
-    """Pre-train an encoder and write it into a folder.
+    """Pre-train an encoder, write it into a folder, and copy it to where ``init=ssl`` finds it.
 
     Args:
         cfg: Config with ``task: pretext``.
@@ -103,14 +82,11 @@ def pretrain(
     with tracked_run(cfg, folder, facts, resumed=checkpoint is not None) as tracked:
         trainer, clock = make_trainer(cfg, folder, checkpoint_callbacks(folder), tracked.logger)
         trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        metrics: dict[str, Any] = {
-            name: float(value) for name, value in sorted(trainer.callback_metrics.items())
-        }
+        metrics: dict[str, Any] = clock.last_metrics(trainer)
         _check_finite(task, metrics, folder)
         if is_main_process():
             metrics |= {"status": "finished", **facts}
             write_provenance(folder, **clock.cost(), steps=trainer.global_step, devices=trainer.world_size)
-            write_metrics(folder, metrics)
             card = {
                 **_encoder_settings(cfg),
                 "key": encoder_key(cfg, data),
@@ -124,9 +100,27 @@ def pretrain(
                 "config": OmegaConf.to_container(cfg, resolve=True),
             }
             save_encoder(task.pretext.final_encoder(task.encoder), folder, card)
+            _share(folder, _encoder_dir(cfg, data))
             tracked.record = {**metrics, "encoder_hash": file_sha256(folder / WEIGHTS)}
+            write_metrics(folder, metrics)  # last: a run that is killed before is resumed
     wait_for_all()
     return metrics
+
+
+def _share(folder: Path, shared: Path) -> None:
+    """Copy the encoder of a run to where ``init=ssl`` finds it."""
+    if folder.resolve() == shared.resolve():
+        return
+    shared.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(shared.with_suffix(".lock")):
+        if not is_complete_encoder(shared):
+            shared.mkdir(exist_ok=True)
+            remove_partial_files(shared)
+            # The card comes last: it marks the folder as complete.
+            for name in (WEIGHTS, SPLIT, SEEN, PROVENANCE, CARD):
+                with replacing(shared / name) as partial:
+                    shutil.copyfile(folder / name, partial)
+    log.info("encoder: %s (found by init=ssl with the same settings)", shared)
 
 
 def first_weights(cfg: DictConfig) -> str:
@@ -156,7 +150,10 @@ def encoder_dir(cfg: DictConfig, photographs: Photographs) -> Path:
 
     It is named by pretext, encoder, data set, size and key.
     """
-    data = instantiate(cfg.pretraining.datamodule, photographs=photographs)
+    return _encoder_dir(cfg, instantiate(cfg.pretraining.datamodule, photographs=photographs))
+
+
+def _encoder_dir(cfg: DictConfig, data: PretextDataModule) -> Path:
     encoder = str(cfg.encoder._target_).rsplit(".", 1)[-1].lower()
     key = encoder_key(cfg, data)[:12]
     return Path(cfg.paths.encoders) / (

@@ -23,11 +23,12 @@ from drgrade.data.photographs import Photographs
 from drgrade.errors import ConfigError
 from drgrade.metrics.distributed import GradingMetrics, Predictions
 from drgrade.models.probes import FittedHead
-from drgrade.runs.run_dir import LAST, write_metrics, write_predictions, write_provenance
+from drgrade.runs.run_dir import LAST, write_predictions, write_provenance
 from drgrade.tasks.grading import GradingTask
-from drgrade.training.build import make_task, open_run_dir
+from drgrade.training.build import finish_run_dir, make_task, open_run_dir
 from drgrade.training.cache import RunCache
 from drgrade.training.calibration import calibrate, calibrated_figures
+from drgrade.training.checkpoints import save_checkpoint
 from drgrade.training.features import Features, find_or_compute
 from drgrade.training.init_weights import run_facts
 from drgrade.training.tracking.tracker import log_evaluation, tracked_run
@@ -128,7 +129,7 @@ def fit_probe(
         record |= {"checkpoint": f"{LAST}.ckpt", "status": "finished", **facts}
         tracked.record = record
         write_provenance(folder, **_cost(features, seconds), devices=1, encoder=str(initial or "") or None)
-        write_metrics(folder, record)
+        finish_run_dir(folder, record)
     return record
 
 
@@ -206,17 +207,13 @@ def _logits(head: FittedHead, graded: GradedFeatures) -> Tensor:
 
 def _write_checkpoint(task: GradingTask, folder: Path) -> None:
     """Write a checkpoint that Lightning can test."""
-    target = folder / "checkpoints" / f"{LAST}.ckpt"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_suffix(".partial")
     checkpoint = {
         "epoch": 0,
         "global_step": 0,
         "pytorch-lightning_version": version("pytorch-lightning"),
         "state_dict": task.state_dict(),
     }
-    torch.save(checkpoint, partial)
-    partial.replace(target)
+    save_checkpoint(checkpoint, folder / "checkpoints" / f"{LAST}.ckpt")
 
 
 def _cost(features: Features | None, seconds: float) -> dict[str, object]:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from drgrade.data.datamodules import GradingDataModule
 from drgrade.data.photographs import Photographs
-from drgrade.errors import ConfigError, DrgradeError
+from drgrade.errors import ConfigError
 from drgrade.metrics.distributed import Predictions
 from drgrade.models.calibration import Calibration
 from drgrade.runs.run_dir import (
@@ -28,6 +28,7 @@ from drgrade.runs.run_dir import (
 from drgrade.tasks.grading import GradingTask
 from drgrade.training.build import (
     checkpoint_callbacks,
+    finish_run_dir,
     instantiate,
     is_probe,
     make_encoder,
@@ -42,7 +43,7 @@ from drgrade.training.cache import RunCache
 from drgrade.training.calibration import calibrate, calibrated_figures, fit_thresholds
 from drgrade.training.distributed import is_main_process, lock_run_dir
 from drgrade.training.init_weights import find_initial_encoder, run_facts
-from drgrade.training.pretraining import pretrain_run
+from drgrade.training.pretraining import pretrain
 from drgrade.training.probe import check_probe, fit_probe
 from drgrade.training.tracking.tracker import failure_record, log_evaluation, tracked_run
 
@@ -73,15 +74,11 @@ def train(cfg: DictConfig, cache: RunCache | None = None) -> dict[str, Any]:
     with lock_run_dir(folder), _failure_recorded(folder, checkpoint):
         photographs = cache.photographs(cfg) if cache else make_photographs(cfg)
         if cfg.task == "pretext":
-            return pretrain_run(cfg, photographs, folder, checkpoint)
+            return pretrain(cfg, photographs, folder, checkpoint)
         initial = find_initial_encoder(cfg, photographs)
         if is_probe(cfg):
-            record = fit_probe(cfg, photographs, initial, folder, checkpoint, cache or RunCache())
-        else:
-            record = fine_tune(cfg, photographs, initial, folder, checkpoint)
-        if is_main_process() and record["status"] == "finished":
-            _write_model_card(folder)
-    return record
+            return fit_probe(cfg, photographs, initial, folder, checkpoint, cache or RunCache())
+        return fine_tune(cfg, photographs, initial, folder, checkpoint)
 
 
 def check_settings(cfg: DictConfig) -> None:
@@ -119,9 +116,8 @@ def fine_tune(
         callbacks = checkpoint_callbacks(folder, "val/qwk" if cfg.protocol.checkpoint == BEST else None)
         trainer, clock = make_trainer(cfg, folder, callbacks, tracked.logger)
         trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        # Without steps of its own, a run that is resumed only to be tested has no training loss.
         record: dict[str, Any] = {
-            name: float(value) for name, value in trainer.callback_metrics.items() if name == "train/loss"
+            name: value for name, value in clock.last_metrics(trainer).items() if name == "train/loss"
         }
         if _is_pruned(trainer):
             record |= {**task.results["val"], "status": "pruned"}
@@ -131,7 +127,7 @@ def fine_tune(
         if is_main_process():
             cost = {**clock.cost(), "steps": trainer.global_step, "devices": trainer.world_size}
             write_provenance(folder, **cost, encoder=str(initial or "") or None)
-            write_metrics(folder, record)
+            finish_run_dir(folder, record)
     return record
 
 
@@ -232,7 +228,8 @@ def _failure_recorded(folder: Path, checkpoint: Path | None) -> Iterator[None]:
         yield
     except BaseException as error:
         if is_main_process() and not _is_finished(folder):
-            write_metrics(folder, failure_record(error))
+            with suppress(OSError):  # the disk that is full or fails may be the cause
+                write_metrics(folder, failure_record(error))
         if isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from error  # Lightning has replaced it by an ordinary exit
         raise
@@ -245,13 +242,3 @@ def _is_finished(folder: Path) -> bool:
 def _is_pruned(trainer: pl.Trainer) -> bool:
     """Return True if the pruner of a search has stopped the run."""
     return any(getattr(callback, "pruned", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-
-
-def _write_model_card(folder: Path) -> None:
-    """Write the model card; an error is logged, because the run itself is finished."""
-    from drgrade.model_card.card import MODEL_CARD, write_model_card
-
-    try:
-        write_model_card(folder)
-    except DrgradeError as error:
-        log.warning("%s was not written: %s", MODEL_CARD, error)

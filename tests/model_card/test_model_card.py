@@ -307,7 +307,7 @@ def test_train_writes_the_card_and_logs_its_errors(shared, tmp_path, monkeypatch
     assert run(tmp_path / "run") == "finished"
     assert NOTICE in (tmp_path / "run" / MODEL_CARD).read_text()
 
-    def fail(folder):
+    def fail(folder, record):
         raise DataError("damaged")
 
     monkeypatch.setattr(card_module, "write_model_card", fail)

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from drgrade.errors import EncoderError
-from drgrade.models.encoder import CARD, WEIGHTS, TimmEncoder, load_encoder, save_encoder
+from drgrade.models.encoder import CARD, WEIGHTS, TimmEncoder, is_complete_encoder, load_encoder, save_encoder
 
 
 def encoder(seed=0):
@@ -80,6 +80,25 @@ def test_a_file_with_another_hash_is_refused(saved):
     (folder / CARD).write_text(json.dumps({**card, "sha256": "0" * 64}))
     with pytest.raises(EncoderError, match="different hash"):
         load_encoder(encoder(), folder)
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+def test_encoder_is_complete_until_it_is_damaged(hashed, saved, caplog):
+    _, folder = saved
+    card = json.loads((folder / CARD).read_text())
+    if not hashed:  # as early versions wrote it
+        card.pop("sha256")
+    (folder / CARD).write_text(json.dumps(card))
+    assert is_complete_encoder(folder)
+    content = (folder / WEIGHTS).read_bytes()
+    flipped = content[:-1] + bytes([content[-1] ^ 1])
+    for damaged in (b"", content[:-1], *([flipped] if hashed else [])):
+        (folder / WEIGHTS).write_bytes(damaged)
+        assert not is_complete_encoder(folder)
+        assert f"{folder} is damaged" in caplog.text
+    for damaged in ("", "[]", "null", '{"sha256": 1}', "[" * 100_000):
+        (folder / CARD).write_text(damaged)
+        assert not is_complete_encoder(folder)
 
 
 @pytest.mark.parametrize("content", [b"", b"not safetensors at all"])
