@@ -130,9 +130,7 @@ def read_json(path: Path, repair: str) -> dict[str, Any]:
     return content
 
 
-def read_finished(
-    folder: Path, record: Mapping[str, Any] | None = None
-) -> tuple[DictConfig, Mapping[str, Any]]:
+def read_finished(folder: Path, record: Mapping[str, Any] | None = None) -> tuple[DictConfig, dict[str, Any]]:
     """Read ``config.yaml`` and ``metrics.json`` of a finished grading run.
 
     Args:
@@ -145,7 +143,7 @@ def read_finished(
     """
     if not (folder / CONFIG).is_file() or not (record or (folder / METRICS).is_file()):
         raise ConfigError(f"checkpoint={folder} is not a run's folder (no {CONFIG} or {METRICS} in it)")
-    record = record or read_metrics(folder)
+    record = dict(record or read_metrics(folder))
     if record.get("status") != "finished" or "checkpoint" not in record or "evaluated" in record:
         raise ConfigError(
             f"checkpoint={folder} is not a finished grading run (status: {record.get('status')})"
