@@ -54,7 +54,7 @@ def compose(config: str, *overrides: str, **settings: object) -> DictConfig:
         **settings: Settings at the top level.
 
     Raises:
-        ConfigError: If an override adds a setting that nothing reads, or a required setting is not given.
+        ConfigError: If an override adds an unknown setting, or a required setting is not given.
     """
     given = [f"{name}={as_override(value)}" for name, value in settings.items()]
     refuse_new_settings(config, overrides)
@@ -74,7 +74,7 @@ def nearest(word: str, known: list[str]) -> str:
     close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
     if close:
         return f"did you mean {' or '.join(close)}?"
-    return f"there is: {', '.join(known)}" if len(known) <= 40 else "see docs/configuration.md"
+    return f"available: {', '.join(known)}" if len(known) <= 40 else "see docs/configuration.md"
 
 
 def setting_names(node: DictConfig, prefix: str = "") -> list[str]:
@@ -107,14 +107,14 @@ def groups(config: str) -> dict[str, str | None]:
 
 
 def refuse_new_settings(config: str, overrides: Iterable[str]) -> None:
-    """Raise ConfigError for ``+name=value`` where nothing reads ``name``; Hydra accepts ``+experimnt=x``."""
+    """Raise ConfigError for ``+name=value`` if ``name`` is unknown; Hydra accepts ``+experimnt=x``."""
     own = OmegaConf.load(CONF / f"{config}.yaml")
     known = sorted({*groups(config), *map(str, own), *(["experiment", "scale"] if config == "train" else [])})
     for override in overrides:
         added = re.match(r"\++([\w-]+)", override)
         if added and added.group(1) not in known:
             raise ConfigError(
-                f"{override}: nothing reads {added.group(1)!r}; {nearest(added.group(1), known)}"
+                f"{override}: there is no setting {added.group(1)!r}; {nearest(added.group(1), known)}"
             )
 
 
@@ -185,7 +185,7 @@ def _source(role: str, item: Any, cfg: DictConfig) -> Any:
     for setting in settings:
         if setting not in known:
             raise ConfigError(
-                f"data.{role}: {setting!r} cannot be set for data={name}; what can: {', '.join(known)} "
+                f"data.{role}: {setting!r} cannot be set for data={name}; available: {', '.join(known)} "
                 "(all data sets are prepared in the same way)"
             )
     own = OmegaConf.merge(OmegaConf.load(CONF / "data" / "base.yaml"), file)

@@ -1,4 +1,4 @@
-"""Grade a photograph with a file of `drgrade export`, without drgrade (for research; no medical device)."""
+"""Grade a photograph with a file of `drgrade export`, without drgrade; not a medical device."""
 
 import sys
 

@@ -25,7 +25,7 @@ TITLE = "drgrade"
 GRADES = ("no DR", "mild", "moderate", "severe", "proliferative DR")
 """International clinical DR severity scale (Wilkinson et al., Ophthalmology 2003)."""
 
-NOTICE = "For research only. This is no medical device: nothing on this page is a diagnosis."
+NOTICE = "For research only. This is not a medical device, and its output is not a diagnosis."
 
 _QUEUE = 32  # waiting requests
 _SYNTHETIC_SIDE = 512  # height of synthetic photographs in pixels
@@ -76,7 +76,7 @@ def build_page(analyzer: UploadAnalyzer, uploads: Uploads, tta: str = "none") ->
             elem_id="dg-drop",
             height=160,
         )
-        example = gr.Button("No photograph at hand? Grade a synthetic one", elem_id="dg-example", size="sm")
+        example = gr.Button("Grade a synthetic photograph", elem_id="dg-example", size="sm")
         results = gr.HTML("", elem_id="dg-results")
         gr.HTML(render_about(analyzer.grader, tta))
         common: dict[str, Any] = {

@@ -60,7 +60,13 @@ def _unlabelled(store: Store, source: Source, prefix: str) -> Iterator[Finding]:
     """Report photographs without a row, and ungraded ones in a set that has grades."""
     for path in source.unlisted():
         name = f"{prefix}{PurePosixPath(path).with_suffix('')}"
-        yield Finding("label_missing", name, dataset=store.name, detail="no row names it", path=path)
+        yield Finding(
+            "label_missing",
+            name,
+            dataset=store.name,
+            detail="no row for this file in the label files",
+            path=path,
+        )
     split = store.manifest["split"].fillna("")
     graded = store.manifest["grade"].notna()
     # A set without any grades is ungraded on purpose, as the test set of a competition.

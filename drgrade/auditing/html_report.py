@@ -308,7 +308,7 @@ def check_target(folder: Path) -> None:
         and not (folder / FACTS_FILE).is_file()
         and (folder.is_file() or any(folder.iterdir()))
     ):
-        raise ConfigError(f"paths.audit={folder} holds something else than an audit: choose another folder")
+        raise ConfigError(f"paths.audit={folder} contains other files than an audit: choose another folder")
 
 
 def _write(audit: Audit, folder: Path) -> None:

@@ -54,7 +54,7 @@ def audit_data(cfg: DictConfig) -> tuple["Audit", Path]:
 
 
 def _refuse_idle(cfg: DictConfig) -> None:
-    """Refuse settings of a data set that would change what an audit sees, or have no effect on it."""
+    """Refuse settings of a data set that would change the audited photographs, or have no effect."""
     if cfg.data.illumination != "none":
         raise ConfigError(
             f"data.illumination={cfg.data.illumination}: an audit checks photographs as the camera wrote "
@@ -62,8 +62,8 @@ def _refuse_idle(cfg: DictConfig) -> None:
         )
     if cfg.data.strict:
         raise ConfigError(
-            "data.strict=true: an audit reports the problems that this stops at; its exit status follows "
-            "fail_on"
+            "data.strict=true would stop the audit if a row is left out; leave it at false and choose with "
+            "fail_on which findings give exit status 3"
         )
 
 

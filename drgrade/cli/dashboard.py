@@ -59,7 +59,7 @@ def _default_entity() -> str | None:
 
 
 def _publishing_help(offline_runs: Sequence[str], folder: Path) -> str:
-    lines = ["Nothing is published; the files contain what would be. To publish:", "  wandb login"]
+    lines = ["Not published; the specifications were only written to files. To publish:", "  wandb login"]
     if offline_runs:
         lines.append(f"  wandb sync {' '.join(offline_runs)}")
     return "\n".join([*lines, f"  drgrade dashboard {shlex.quote(str(folder))}"])

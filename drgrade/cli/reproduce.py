@@ -52,10 +52,10 @@ def work(given: Sequence[str], cfg: DictConfig) -> None:
     reported = _report(sweeps, settings.out or Path(sweeps[0].config.paths.outputs) / "reports" / names)
     estimated = "" if expected is None else f", estimated {format_duration(expected)}"
     whole = format_duration(time.monotonic() - began)
-    print(f"the tables took {format_duration(took)}{estimated}; everything {whole}")
+    print(f"time for the tables: {format_duration(took)}{estimated}; in total: {whole}")
     if incomplete:
         print(
-            f"error: not complete: {', '.join(incomplete)}; the same command again runs what is missing",
+            f"error: not complete: {', '.join(incomplete)}; repeat the command to run the missing cells",
             file=sys.stderr,
         )
     if incomplete or not reported:
@@ -73,7 +73,7 @@ def training_overrides(settings: ReproduceSettings, given: Sequence[str]) -> lis
         if name not in choices("experiment"):
             raise ConfigError(f"experiments={name}: there is no such experiment; {nearest(name, tables)}")
     if not settings.experiments:
-        raise ConfigError(f"experiments=[] names none; there is: {', '.join(tables)}")
+        raise ConfigError(f"experiments=[] is empty; available: {', '.join(tables)}")
     overrides = [each for each in given if each.split("=", 1)[0] not in OWN]
     for each in overrides:
         if each.startswith("-"):

@@ -68,7 +68,8 @@ def headline(cfg: DictConfig) -> str:
     lines = [what]
     if cfg.scale.name == "demo":
         lines.append(
-            "This is the demo scale: drawn photographs, small backbones, short runs; no result on patients."
+            "This is the demo scale: drawn photographs, small backbones, short runs. "
+            "Results do not apply to patients."
         )
     else:
         lines.append("This is the small scale: small backbones and images for two CPU cores.")
@@ -116,7 +117,7 @@ def _report(done: SweepOutcome) -> None:
         if done.failures:
             print(done.failures, file=sys.stderr)
     if done.failures:
-        fail("the sweep is not complete; the same command again runs what is missing and nothing else")
+        fail("the sweep is not complete; repeat the command to run the missing cells")
 
 
 if __name__ == "__main__":

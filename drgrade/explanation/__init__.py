@@ -1,1 +1,1 @@
-"""Heat maps of what a prediction depends on, and their display on the original photograph."""
+"""Heat maps that explain a prediction, and their display on the original photograph."""

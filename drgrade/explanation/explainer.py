@@ -184,13 +184,13 @@ Target = Literal["expected", "referable", "grade"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 
 MEANINGS: Mapping[str, str] = {
-    "expected": "what raises the expected grade of this photograph",
-    "referable": "what raises the probability of referable retinopathy in this photograph",
-    "grade": "what raises the probability of the predicted grade of this photograph",
+    "expected": "regions that raise the expected grade of this photograph",
+    "referable": "regions that raise the probability of referable retinopathy in this photograph",
+    "grade": "regions that raise the probability of the predicted grade of this photograph",
 }
 """Meaning of the heat by target, as shown on pages."""
 
-WITHOUT_TARGET = "where the attention of the network goes in this photograph, whatever the grade"
+WITHOUT_TARGET = "regions that the network attends to in this photograph, independent of the grade"
 
 HeatMaps = Mapping[str, npt.NDArray[np.float32]]
 """Map name to (B, S, S) heat in [0, 1] on the prepared photographs. The maximum of each photograph is 1; all
@@ -263,7 +263,7 @@ class Explainer:
         if not maps:
             raise ConfigError(f"maps is empty; maps={AUTO} selects the encoder's default map")
         if target not in TARGETS:
-            raise ConfigError(f"target={target} is none of {', '.join(TARGETS)}")
+            raise ConfigError(f"target={target} is not one of {', '.join(TARGETS)}")
         self._models, self._target = tuple(models), target
         self._layers = [dict(model.encoder.maps_to_explain(image_size)) for model in models]
         self._recipes = [{name: _recipe(name, layers) for name in maps} for layers in self._layers]

@@ -41,9 +41,9 @@ RESAMPLES = 2000
 """Of the bootstrap. A report takes 10,000; the ends of an interval then differ by a few thousandths."""
 
 NOTICE = (
-    "**For research only. This is no medical device.** The model has not been evaluated for use on patients. "
-    "Do not diagnose, refer or treat anybody based on its output, and do not let it decide who is seen by a "
-    "doctor."
+    "**For research only. This is not a medical device.** The model has not been evaluated for use on "
+    "patients. Do not diagnose, refer or treat anybody based on its output, and do not let it "
+    "decide who is seen by a doctor."
 )
 
 METRICS: Mapping[str, str] = {
@@ -413,7 +413,7 @@ def _licence(data: UsedDataSet, licence: str | None) -> dict[str, str]:
     """
     if licence is not None:
         if not licence or not all(sign.isalnum() or sign in "-." for sign in licence):
-            raise ConfigError(f"licence={licence} is no name of a licence on the hub, as mit or cc-by-nc-4.0")
+            raise ConfigError(f"licence={licence} is not a licence of the hub, such as mit or cc-by-nc-4.0")
         return {"license": licence.lower()}
     about = data.about
     if about is not None and about.licence:

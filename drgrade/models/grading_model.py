@@ -68,7 +68,7 @@ def tta_views(name: str) -> Sequence[View]:
         ConfigError: If the name is unknown.
     """
     if name not in TTA_VIEWS:
-        raise ConfigError(f"tta={name} is none of {', '.join(TTA_VIEWS)}")
+        raise ConfigError(f"tta={name} is not one of {', '.join(TTA_VIEWS)}")
     return TTA_VIEWS[name]
 
 

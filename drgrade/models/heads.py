@@ -57,7 +57,7 @@ class Head(nn.Module, ABC):
         """
         super().__init__()
         if weighting not in WEIGHTINGS:
-            raise ConfigError(f"head.weighting={weighting} is none of {', '.join(WEIGHTINGS)}")
+            raise ConfigError(f"head.weighting={weighting} is not one of {', '.join(WEIGHTINGS)}")
         if not 0 <= beta < 1:
             raise ConfigError(f"head.beta={beta} is not in [0, 1)")
         if not 0 <= focal_gamma < math.inf:

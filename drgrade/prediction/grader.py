@@ -97,7 +97,7 @@ class Grader:
         self.device = _resolve_device(device)
         self._views = tta_views(tta)
         if reading not in get_args(Reading):
-            raise ConfigError(f"reading={reading} is none of {', '.join(get_args(Reading))}")
+            raise ConfigError(f"reading={reading} is not one of {', '.join(get_args(Reading))}")
         self.calibration = ensemble_calibration([member.calibration for member in members])
         if reading == "thresholds" and not self.calibration.photographs:
             raise ConfigError(

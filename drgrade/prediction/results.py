@@ -14,7 +14,7 @@ from drgrade.files import writing
 from drgrade.prediction.grader import GradedBatch
 from drgrade.prediction.inputs import InputFile, InputState
 
-NOTICE = "For research. No medical device: not to be used to diagnose or treat anybody."
+NOTICE = "For research only. Not a medical device: do not use it to diagnose or treat anybody."
 
 Status = Literal["graded", "abstained", "failed"]
 """Graded; readable but not graded; not readable."""

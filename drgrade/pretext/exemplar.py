@@ -49,7 +49,7 @@ class Exemplar(ContrastivePretext):
         super().__init__()
         check_range("(0, 4]", HEAD, margin=margin)
         if negatives not in NEGATIVES:
-            raise ConfigError(f"{HEAD}negatives={negatives} is none of {', '.join(NEGATIVES)}")
+            raise ConfigError(f"{HEAD}negatives={negatives} is not one of {', '.join(NEGATIVES)}")
         self.head = projection_head([encoder.num_features, *hidden, embedding], batch_norm)
         self.margin, self.negatives = margin, negatives
 

@@ -69,7 +69,7 @@ class MAE(Pretext):
         self.masked = self._count_masked(mask_ratio)
         self.encoder_inputs = 1 - self.masked / self.patches
         if normalise not in _NORMALISATIONS:
-            raise ConfigError(f"{HEAD}normalise={normalise} is none of {', '.join(_NORMALISATIONS)}")
+            raise ConfigError(f"{HEAD}normalise={normalise} is not one of {', '.join(_NORMALISATIONS)}")
         self.normalise = normalise
 
         width = model.embed_dim // 8 * 4 if decoder_width is None else decoder_width

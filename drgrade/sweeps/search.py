@@ -21,7 +21,7 @@ log = logging.getLogger("drgrade")
 
 _RESERVED = {
     "resume": "a search resumes by itself when its command is repeated",
-    "sweep": "a search names itself",
+    "sweep": "the search sets its own name",
     "callbacks.search": "the search sets it",
 }
 """Settings that the search sets, with the reason."""

@@ -199,8 +199,8 @@ class MovingAverage(WeightAveraging):
         """
         if any(each.dtype in (torch.float16, torch.bfloat16) for each in pl_module.parameters()):
             raise ConfigError(
-                f"protocol.ema_decay with trainer.precision={trainer.precision}: weights of 16 bits are too "
-                "coarse to be averaged; use 32-true or a mixed precision"
+                f"protocol.ema_decay with trainer.precision={trainer.precision}: 16-bit weights are not "
+                "precise enough for an average; use 32-true or a mixed precision"
             )
         self._average_model = AveragedModel(pl_module, use_buffers=True, **self._kwargs)
         if self._loaded is not None:

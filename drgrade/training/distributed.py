@@ -82,8 +82,8 @@ def check_process_count(trainer: "DictConfig") -> None:
     count, nodes = int(os.environ[variable]), int(trainer.get("num_nodes", 1))
     if count > 1 and "strategy" not in trainer:
         raise ConfigError(
-            f"{starter} has started {count} processes, but the trainer is made for one: use trainer=ddp or "
-            "trainer=ddp_cpu, or start one process"
+            f"{starter} has started {count} processes, but the trainer is configured for one: use "
+            "trainer=ddp or trainer=ddp_cpu, or start one process"
         )
     if isinstance(trainer.devices, int) and trainer.devices * nodes != count:
         raise ConfigError(
@@ -192,7 +192,7 @@ def lock_run_dir(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise ConfigError(f"another process is at work in {folder}: wait for it, or end it") from error
+        raise ConfigError(f"another process is using {folder}: wait for it, or end it") from error
     try:
         yield
     finally:

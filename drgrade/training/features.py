@@ -167,7 +167,7 @@ def _compute(cfg: DictConfig, path: Path, store: Store, initial: InitialEncoder)
     if not np.isfinite(array).all():
         raise DrgradeError(
             "the encoder gives features that are not finite: its pre-training has diverged, or "
-            f"trainer.precision={cfg.trainer.precision} is too coarse for it"
+            f"trainer.precision={cfg.trainer.precision} is not precise enough"
         )
     array.flush()
     card = {**_settings(cfg, store, initial), "seconds": time.monotonic() - began, "versions": versions()}

@@ -42,7 +42,7 @@ def find_initial_encoder(cfg: DictConfig, photographs: Photographs) -> Path | No
     path = Path(cfg.init)
     if not path.exists():
         raise ConfigError(
-            f"init={cfg.init} is none of random, imagenet, ssl, and there is no such file or folder"
+            f"init={cfg.init} is not one of random, imagenet, ssl, and there is no such file or folder"
         )
     weights = path / WEIGHTS if path.is_dir() else path
     if cfg.pretrain_on == "train" and pretraining_saw_test(weights, photographs):

@@ -248,7 +248,7 @@ def test_ensemble_shows_members_and_disagreement(finished_run, uploads):
     name, content = draw_example(3)
     with uploads.take(keep(uploads, name, content).path) as upload:
         html = render_cards([analyzer.analyse(upload)], analyzer)
-    assert "of it disagreement" in html
+    assert "including disagreement" in html
     assert "each chosen for a sensitivity of 90 %" in html
     about = render_about(analyzer.grader, "flips")
     assert all(folder.name in about for folder in folders)

@@ -194,6 +194,6 @@ def test_srun_refuses_tasks_that_would_run_twice(call, command, slurm, tmp_path)
     srun = ["srun", "--ntasks=2", "--ntasks-per-node=2", "--nodes=1", "--kill-on-bad-exit=1"]
     slurm = {**slurm, "MASTER_ADDR": "127.0.0.1"}
     output = call([*srun, *command("init=random")], tmp_path, slurm, status=None)
-    assert "SLURM has started 2 processes, but the trainer is made for one" in output
+    assert "SLURM has started 2 processes, but the trainer is configured for one" in output
     output = call([*srun, *command("init=random", "-m")], tmp_path, slurm, status=None)
     assert "a sweep is started once" in output

@@ -320,7 +320,7 @@ def test_the_page_is_self_contained_and_shows_every_count(finished_run, other_cl
     assert not re.search(r"<script|<link|<img|url\((?!#)|https?://(?!www\.w3\.org)", page)
     assert f"{metrics['test/qwk']:.3f}".replace("-", "\N{MINUS SIGN}") in page
     assert "25 photographs in" in page
-    assert "no medical device" in page
+    assert "not a medical device" in page
     confusion = pd.read_csv(folder / "confusion.csv", index_col=0).to_numpy()
     cells = re.findall(r"grade (\d) \(\w+\), (correct|predicted as grade \d)\n(\d+) of", page)
     assert len(cells) == 25

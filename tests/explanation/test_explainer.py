@@ -218,7 +218,7 @@ def test_the_grader_is_not_changed(finished_run, pixels):
     [
         ({"maps": ["c9"]}, "maps=c9"),
         ({"maps": []}, "maps is empty"),
-        ({"target": "truth"}, "target=truth is none of expected"),
+        ({"target": "truth"}, "target=truth is not one of expected"),
     ],
 )
 def test_unknown_maps_and_targets_are_refused(finished_run, settings, message):
@@ -317,5 +317,5 @@ def test_layouts_have_the_same_heat():
 
 def test_the_meaning_of_plain_attention_excludes_the_target(finished_run):
     grader = _grader(finished_run("encoder=msssl"))
-    assert "whatever the grade" in _explainer(grader, ["attention"]).meaning
-    assert "raises the expected grade" in _explainer(grader, ["attention_grad"]).meaning
+    assert "independent of the grade" in _explainer(grader, ["attention"]).meaning
+    assert "raise the expected grade" in _explainer(grader, ["attention_grad"]).meaning

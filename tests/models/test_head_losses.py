@@ -145,7 +145,7 @@ def test_class_weights_are_part_of_the_state_dict():
 
 @pytest.mark.parametrize("kind", HEADS)
 def test_invalid_loss_settings_are_refused(kind):
-    with pytest.raises(ConfigError, match=r"head\.weighting=inverse is none of none, balanced, effective"):
+    with pytest.raises(ConfigError, match=r"head\.weighting=inverse is not one of none, balanced, effective"):
         kind(4, weighting="inverse")
     for beta in (1.0, -0.1):
         with pytest.raises(ConfigError, match=r"head\.beta"):

@@ -142,7 +142,7 @@ def test_the_head_is_one_linear_layer_by_default():
         ({"margin": 0}, r"margin=0 is not in \(0, 4\]"),
         ({"margin": 5.0}, r"margin=5.0 is not in \(0, 4\]"),
         ({"margin": float("nan")}, r"margin=nan is not in \(0, 4\]"),
-        ({"negatives": "hardest"}, "negatives=hardest is none of semi_hard, random"),
+        ({"negatives": "hardest"}, "negatives=hardest is not one of semi_hard, random"),
     ],
 )
 def test_settings_out_of_range_are_refused(setting, message):

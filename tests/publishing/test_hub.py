@@ -450,7 +450,7 @@ def test_command_writes_a_folder_a_card_or_a_repository(finished_run, run_copy, 
         ({}, "checkpoint is not given"),
         ({"checkpoint": "nowhere"}, "not a run's folder"),
         ({"resamples": 0}, "resamples=0"),
-        ({"licence": "my own/one"}, "no name of a licence"),
+        ({"licence": "my own/one"}, "not a licence of the hub"),
     ],
 )
 def test_invalid_settings_are_refused(finished_run, settings, message):

@@ -61,8 +61,8 @@ def test_failures_lists_unfinished_cells_with_reasons(tmp_path):
     told = failures(tmp_path, cells, {"good": "x", "bad": "no such\nthing", "later": "seed=-1 is not ..."})
     assert re.search(r"bad +failed +ConfigError: no such thing", told)
     assert re.search(r"later +failed +seed=-1 is not", told)
-    stale = failures(tmp_path, cells, {"bad": "another process is at work"})
-    assert re.search(r"bad +failed +another process is at work", stale)
+    stale = failures(tmp_path, cells, {"bad": "another process is using"})
+    assert re.search(r"bad +failed +another process is using", stale)
 
 
 def test_write_sweep_keeps_cells_of_earlier_commands(tmp_path):

@@ -72,7 +72,7 @@ def test_failed_cell_does_not_stop_the_others(sweep, call_here, tmp_path, metric
     [
         (["protocol=matched,knn"], "protocol=matched"),
         (["task=pretext"], "task=pretext"),
-        (["+nobody=1"], "nothing reads 'nobody'"),
+        (["+nobody=1"], "there is no setting 'nobody'"),
     ],
 )
 def test_inline_launcher_refuses_cells_that_train(settings, said, sweep, call_here, tmp_path):

@@ -62,7 +62,7 @@ def test_further_data_sets_are_given_by_name_or_settings(compose, other):
         ("data.labelled=eyepacs", r"data\.labelled=eyepacs is not allowed: list"),
         (
             "data.labelled=[{data: ddr, rooot: x}]",
-            r"'rooot' cannot be set for data=ddr; what can: name, root",
+            r"'rooot' cannot be set for data=ddr; available: name, root",
         ),
         ("data.external=[{data: ddr, illumination: clahe}]", r"'illumination' cannot be set for data=ddr"),
         ("data.external=[{data: ddr, fold: 3}]", r"'fold' cannot be set"),

@@ -150,7 +150,7 @@ def test_decay_out_of_range_is_refused(decay):
 
 
 def test_16_bit_weights_are_refused(compose):
-    with pytest.raises(ConfigError, match="weights of 16 bits are too coarse"):
+    with pytest.raises(ConfigError, match="16-bit weights are not precise enough"):
         train(compose(*SETTINGS, "trainer.precision=bf16-true"))
 
 

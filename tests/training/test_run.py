@@ -161,7 +161,7 @@ def test_resume_auto_does_not_repeat_a_finished_run(compose, tmp_path):
 
 def test_locked_run_folder_is_refused(compose, tmp_path):
     (tmp_path / "run").mkdir()
-    with FileLock(tmp_path / "run" / ".lock"), pytest.raises(ConfigError, match="another process is at work"):
+    with FileLock(tmp_path / "run" / ".lock"), pytest.raises(ConfigError, match="another process is using"):
         train(compose("init=random"))
 
 

@@ -46,7 +46,7 @@ class Demo(Source):
         licence="mit",
         cameras="None: the photographs are drawn by drgrade, imitating eight cameras.",
         limits=(
-            "The photographs are synthetic: results show that the software works and mean nothing for "
+            "The photographs are synthetic: results show that the software works and do not apply to "
             "patients.",
         ),
         drawn=True,

@@ -43,7 +43,7 @@ class Folder(Source):
 
     about = About(
         title="a folder of photographs",
-        terms="not known to drgrade: ask who gave you the photographs",
+        terms="not known to drgrade; ask the owner of the photographs",
         cameras="Not known to drgrade.",
         public=False,
     )

@@ -104,7 +104,7 @@ def _photographs(mistakes: Sequence[Mistake]) -> "Figure":
 
 
 class TensorBoardTracker(TensorBoardLogger):
-    """TensorBoard logger that also draws evaluations and logs how the run ended."""
+    """TensorBoard logger that also draws evaluations and logs the final status of the run."""
 
     def __init__(self, save_dir: str, name: str = "tensorboard", worst_photographs: int = 0) -> None:
         """Log into one folder; a resumed run adds a file to it.
@@ -160,7 +160,7 @@ def mlflow_logger(
 
 
 class MlflowTracker(MLFlowLogger):
-    """MLflow logger in which a resumed run is the same run, and the status is how the run ended."""
+    """MLflow logger that continues a resumed run under the same id and logs its final status."""
 
     def __init__(
         self, run: RunDescription, project: str, tracking_uri: str, artifacts: Path | None, worst: int

@@ -1,4 +1,4 @@
-"""Track a run in an experiment logger, from its first settings until its outcome is known."""
+"""Track a run in an experiment logger, from its settings to its final status."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -135,7 +135,7 @@ def caption(mistake: Mistake) -> str:
 
 @runtime_checkable
 class Tracker(Protocol):
-    """A logger that draws evaluations and records how the run ended."""
+    """A logger that draws evaluations and records the final status of the run."""
 
     def log_evaluation(self, evaluation: Evaluation) -> None:
         """Log confusion matrix, curves and worst photographs of an evaluated set."""
@@ -161,7 +161,7 @@ class TrackedRun:
 def tracked_run(
     cfg: DictConfig, folder: Path, facts: Mapping[str, object], resumed: bool = False
 ) -> Iterator[TrackedRun]:
-    """Start a run's logger with the config, and report to it how the run ended.
+    """Start a run's logger with the config, and report the final status of the run to it.
 
     Args:
         cfg: The run's config, all of which is logged.

@@ -87,7 +87,7 @@ def logged_in() -> bool:
 
 
 class WandbTracker(WandbLogger):
-    """W&B logger with directions of metrics, W&B's own charts, and how the run ended."""
+    """W&B logger with directions of metrics, W&B's own charts, and the final status of the run."""
 
     def __init__(self, run: RunDescription, project: str, offline: bool, worst: int, **more: Any) -> None:
         """Describe the run; it starts in W&B with the first thing that is logged.
