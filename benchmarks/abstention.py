@@ -1,8 +1,8 @@
-"""Measure what abstaining on spoilt photographs costs and gains.
+"""Measure the effect of abstaining from degraded photographs on QWK.
 
 The test photographs of a run are blurred or darkened at full size, written, and graded as ``drgrade
-predict`` does. The table compares the QWK of all of them with that of those which are not rejected. Prints
-the table of docs/quality.md:
+predict`` does. The table compares the QWK of all photographs with that of the graded ones. Prints the
+table of docs/quality.md:
 
     python benchmarks/abstention.py RUN
 """

@@ -70,7 +70,7 @@ def choices(group: str) -> list[str]:
 
 
 def nearest(word: str, known: list[str]) -> str:
-    """Return half a sentence with the known words that are most similar to a mistyped one."""
+    """Return a hint: the known words that are most similar to a mistyped one, or all of them."""
     close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
     if close:
         return f"did you mean {' or '.join(close)}?"

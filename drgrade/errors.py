@@ -4,7 +4,7 @@ import errno
 
 
 class DrgradeError(Exception):
-    """An error outside of the code; the message names the cause and what to do about it."""
+    """Base class of errors that the user can correct; the message names the cause and the remedy."""
 
 
 class DataError(DrgradeError):

@@ -65,7 +65,7 @@ class PathSettings(CheckedSettings):
 
 
 class DataSettings(CheckedSettings):
-    """``data``: a data set; not every one has all settings."""
+    """``data``: settings of a data set; some data sets lack some of them."""
 
     name: Text
     root: FilePath
@@ -106,7 +106,7 @@ class SplitSettings(CheckedSettings):
 
 
 class ProtocolSettings(CheckedSettings):
-    """``protocol``: how fine-tuning runs."""
+    """``protocol``: settings of fine-tuning."""
 
     epochs: Natural
     steps_per_epoch: Count | None
@@ -134,7 +134,7 @@ class HeadSettings(CheckedSettings):
 
 
 class PretextSettings(CheckedSettings):
-    """``pretext``: what all self-supervised tasks have."""
+    """``pretext``: common settings of the self-supervised tasks."""
 
     init: Literal["random", "imagenet"]
     epochs: Annotated[int, Ge(-1)]
@@ -156,7 +156,7 @@ class TrainerSettings(CheckedSettings):
 
 
 class LoggerSettings(CheckedSettings):
-    """``logger``: not every one has all settings."""
+    """``logger``: settings of a logger; some loggers lack some of them."""
 
     project: Text = SOMETIMES
     worst_photographs: Natural = SOMETIMES

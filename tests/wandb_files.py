@@ -1,4 +1,4 @@
-"""Reads W&B's offline run files, with its own message types: what a server would be sent."""
+"""Read W&B's offline run files, the messages to the server, with its own message types."""
 
 import json
 import struct
@@ -15,7 +15,7 @@ _PATIENCE = 60.0
 
 @dataclass
 class OfflineRun:
-    """What an offline run file holds.
+    """Content of an offline run file.
 
     Attributes:
         folder: ``offline-run-...``.

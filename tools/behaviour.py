@@ -313,7 +313,7 @@ def make_folder_data(root: Path) -> None:
         csv.writer(file, lineterminator="\n").writerows([("image", "grade", "patient"), *rows])
 
 
-# --- what is hashed
+# --- hashed content
 
 VARYING = re.compile(
     r"seconds|per_second|memory|date|command|commit|version|machine|provenance|detail|reason|note|message"
@@ -372,7 +372,7 @@ def tensors_text(path: Path, root: Path) -> bytes:
 
 
 def logits_text(path: Path, root: Path) -> bytes:
-    """What an exported file computes for four images of noise."""
+    """Outputs of an exported file for four images of noise."""
     description = json.loads(path.with_name(f"{path.name}.json").read_text(encoding="utf-8"))
     size = description["preparation"]["image_size"]
     images = np.random.default_rng(0).integers(0, 256, (4, size, size, 3), dtype=np.uint8)

@@ -60,7 +60,7 @@ class Uploads(AbstractContextManager["Uploads"]):
 
     Files that are not requested are deleted after ten minutes; earlier, the oldest first, if there are more
     than :data:`MAX_KEPT`, or they have more than ``MAX_FILES * MAX_BYTES`` bytes together. If the process is
-    killed, the next one deletes its files; in memory (``/dev/shm``) they do not outlive the computer being
+    killed, the next one deletes its files; in memory (``/dev/shm``) they are lost when the computer is
     switched off.
 
     Attributes:

@@ -70,7 +70,7 @@ class Audit:
 
     @property
     def patients_compared(self) -> bool:
-        """Whether patients are known on both sides of a published split."""
+        """True if patients are known on both sides of a published split."""
         return patients_comparable(self.manifest)
 
     def pixels(self, row: int) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -120,7 +120,7 @@ def arguments(given: Sequence[str], settings: type[CheckedSettings]) -> list[str
 
 
 def quote(argument: str, many: bool, sweeps: bool) -> str:
-    """Quote the value of an override that is a text or a path, where Hydra would read something else.
+    """Quote the value of an override that is a text or a path, if Hydra would parse it differently.
 
     Args:
         argument: ``name=value``.
@@ -177,7 +177,7 @@ def _is_setting(argument: str, settings: type[CheckedSettings], kinds: Container
 
 
 def _share_run_folder(config: str) -> None:
-    """Give the processes that torchrun or SLURM started the same folder: each has a time of its own."""
+    """Give all processes started by torchrun or SLURM the same folder, because their start times differ."""
     from drgrade.training.distributed import broadcast, started_together
 
     if not started_together() or any(argument.startswith("hydra.run.dir=") for argument in sys.argv):
@@ -320,7 +320,7 @@ def explain_override(message: str) -> str:
 
 
 def _unreadable(override: str) -> str:
-    """Describe what to do about an override that is not in Hydra's grammar."""
+    """Describe the remedy for an override that does not follow Hydra's grammar."""
     return (
         f"{override!r} cannot be read: a value with brackets, commas or other special characters needs "
         """two pairs of quotes, as in 'logger.notes="first (of two)"'"""

@@ -16,7 +16,7 @@ log = logging.getLogger("drgrade")
 
 
 def work(cfg: DictConfig) -> list["Store"]:
-    """Prepare the photographs, print what the stores contain, and return them: one for each data set."""
+    """Prepare the photographs, print a summary, and return the stores: one for each data set."""
     from hydra.utils import instantiate
 
     from drgrade.config import further_sources

@@ -69,7 +69,7 @@ class RunFiles:
         encoder: ``encoder.json`` of the pre-trained encoder; empty if there is none.
         encoder_provenance: ``provenance.json`` of the pre-trained encoder; empty if there is none.
         data: Data sets; the first is the one trained on.
-        missing: Names of files that should be there and are not.
+        missing: Names of missing files.
     """
 
     folder: Path

@@ -31,7 +31,7 @@ JobDescription = Mapping[str, Any]
 
 
 def describe_job(grader: Grader, inputs: Sequence[str], **settings: object) -> JobDescription:
-    """Describe a job by what its rows depend on.
+    """Describe a job by the settings and files that its rows depend on.
 
     Device, batch size and number of processes are left out: they change the last digits at most.
     """

@@ -205,8 +205,8 @@ class ResultWriter:
     def add_batch(self, batch: Sequence[ProcessedFile]) -> None:
         """Process a batch, in arbitrary order, while its pixels are in memory.
 
-        A batch is recorded as done after all writers have processed it, so an interrupted batch comes again.
-        Writing it twice must give the same output.
+        A batch is recorded as done after all writers have processed it, so an interrupted batch is processed
+        again. Writing it twice must give the same output.
         """
 
     def finish(self, rows: Iterable[PredictionRow]) -> None:

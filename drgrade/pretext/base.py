@@ -1,4 +1,4 @@
-"""Base class of the pretexts, and what several of them need."""
+"""Base class of the pretexts, and functions that several of them share."""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence

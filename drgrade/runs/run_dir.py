@@ -114,7 +114,7 @@ def read_json(path: Path, repair: str) -> dict[str, Any]:
 
     Args:
         path: The file.
-        repair: What to do about a damaged file, for the message.
+        repair: Remedy for a damaged file, for the message.
 
     Raises:
         DataError: If the file is not a JSON object.
@@ -200,7 +200,7 @@ def start_run_dir(
     seen: Iterable[str],
     checkpoint: Path | None,
 ) -> None:
-    """Write what is known before training: split, hashes, photographs seen, and config.
+    """Write the files of a run that starts: split, hashes, photographs seen, and config.
 
     Args:
         folder: The run's folder.

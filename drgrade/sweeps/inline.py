@@ -87,7 +87,7 @@ def run_cell(cell: ComposedCell, cache: "RunCache") -> JobReturn:
 
 
 def _log_error(error: Exception) -> DrgradeError:
-    """Log an error, with its stack trace if it is not the user's, and return it for the table of failures."""
+    """Log an error and return it for the table of failures; errors of the program with their stack trace."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, DrgradeError):
         cause = cause.__cause__ or cause.__context__

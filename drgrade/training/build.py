@@ -176,7 +176,7 @@ def checkpoint_callbacks(folder: Path, monitor: str | None = None) -> list[Callb
 
 
 def open_run_dir(cfg: DictConfig, photographs: Photographs, folder: Path, checkpoint: Path | None) -> None:
-    """Log the split of a grading run and write what is known before training into its folder.
+    """Log the split of a grading run and write the files of a run that starts into its folder.
 
     Raises:
         DataError: If the resumed run used other photographs or another split.

@@ -88,7 +88,7 @@ def progress() -> Callback:
 
 
 class Clock(Callback):
-    """Measure what a run costs, over all its resumed parts.
+    """Measure the cost of a run over all its resumed parts.
 
     Attributes:
         seconds: Wall-clock time of training, validation included.

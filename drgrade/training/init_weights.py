@@ -85,7 +85,7 @@ def pretext_config(cfg: DictConfig, photographs: Photographs) -> DictConfig:
     pretext = cfg.copy()
     OmegaConf.set_struct(pretext, False)
     pretext.task, pretext.init, pretext.resume = "pretext", cfg.pretext.init, None
-    # An override such as trainer.max_epochs=2 is meant for the grading; the pretext has pretext.epochs.
+    # An override such as trainer.max_epochs=2 applies to the grading run; the pretext has pretext.epochs.
     pretext.trainer.max_epochs, pretext.trainer.max_steps = cfg.pretext.epochs, cfg.pretext.max_steps
     pretext.paths.run = str(encoder_dir(pretext, photographs))
     pretext.name = f"{cfg.name}_pretraining"
@@ -125,7 +125,7 @@ def _last_checkpoint(folder: Path) -> Path | None:
 
 
 def run_facts(cfg: DictConfig, photographs: Photographs, initial: Path | None) -> dict[str, Any]:
-    """Return what a run's metrics depend on, for ``metrics.json``.
+    """Return the facts that a run's metrics depend on, for ``metrics.json``.
 
     These are the cell of the table, and the hashes of data, split and first weights; ``initial`` is the
     result of :func:`find_initial_encoder`.

@@ -102,7 +102,7 @@ def server(run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    # For this module only: while it lives, no other test could use an event loop.
+    # Module scope: no other test can use an event loop while Playwright runs.
     with sync_api.sync_playwright() as playwright:
         flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)

@@ -59,7 +59,7 @@ def test_wrong_override_is_a_one_line_error(argument, hint, run):
     assert len(lines) == 1
 
 
-def test_missing_data_set_error_tells_where_to_get_it(run, tmp_path):
+def test_missing_data_set_error_contains_the_source(run, tmp_path):
     status, errors = run("data=eyepacs", f"paths.data={tmp_path}", "logger=none", tiny=False)
     first, *rest = [line for line in errors.splitlines() if line.strip()]
     assert status == 1

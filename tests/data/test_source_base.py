@@ -1,4 +1,4 @@
-"""Tests of what sources share: rows, search for photographs, missing data sets, spreadsheets."""
+"""Tests of the common functions of sources: rows, search for photographs, missing data sets, spreadsheets."""
 
 import sys
 import unicodedata

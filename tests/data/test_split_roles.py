@@ -215,7 +215,7 @@ def test_relatives_of_external_photographs_leave_the_training_side():
     assert excluded == 4  # in the fifth fold they are tested on
 
 
-def test_external_photographs_do_not_vote_on_copies():
+def test_external_photographs_do_not_change_the_grades_of_copies():
     manifest = crowd([2, 3], copies=["x", "x"], role=["external", "labelled"])
     found = set()
     for fold in range(5):

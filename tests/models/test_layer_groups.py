@@ -44,7 +44,7 @@ def test_neighbouring_layers_of_a_deep_network_are_joined(name):
     want, found = timm_shares(name, 0.5), backbone_depths(on_meta(name, num_classes=0))
     assert min(want.values()) == 0.5 ** DEEP[name]
     assert 8 < max(found.values()) <= MAX_LAYERS
-    # Whatever lies higher for timm does not lie lower here, and what is together stays together.
+    # The order of timm's layers is kept, and parameters of one of its layers stay together.
     ordered = sorted((-want[key], depth) for key, depth in found.items())
     assert [depth for _, depth in ordered] == sorted(depth for _, depth in ordered)
     assert len(set(ordered)) == len({share for share, _ in ordered})

@@ -78,7 +78,7 @@ def test_the_state_dict_holds_everything_fitted(make):
     assert isinstance(probe, FittedHead)
 
 
-def test_a_bank_of_other_features_is_not_loaded():
+def test_neighbours_of_another_feature_length_are_not_loaded():
     probe = KnnProbe(D)
     probe.fit(*drawn(10))
     with pytest.raises(RuntimeError, match="bank"):

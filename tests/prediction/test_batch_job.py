@@ -22,7 +22,7 @@ from drgrade.prediction.results import PredictionRow, ResultWriter
 
 
 class Stopped(Exception):
-    """Stands for anything that ends a process."""
+    """Simulates the end of a process."""
 
 
 class FakeGrader:

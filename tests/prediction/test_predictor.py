@@ -74,7 +74,7 @@ def test_a_photograph_is_explained(predictor, photograph):
     assert explained.overlay.shape == pixels.shape
     assert (explained.overlay != pixels).any() == (explained.heat > 0).any()  # heat may be 0 everywhere
     assert explained.map_name == "c3"
-    assert "raises the expected grade" in explained.meaning
+    assert "raise the expected grade" in explained.meaning
     assert missing.heat is None
     assert missing.prediction.status == "abstained"
     with pytest.raises(ConfigError, match="maps=c9"):

@@ -1,7 +1,7 @@
 """The page in headless Chromium: tooltips on hover, tap and focus, narrow screens, print, no errors.
 
-Chromium prints the document as it is after scripts have run (``--dump-dom``), so each test adds a script of
-its own to a copy of the page, which does what a reader would do and writes what came of it into the document.
+Chromium prints the document as it is after scripts have run (``--dump-dom``), so each test adds a script to a
+copy of the page, which simulates the reader and writes the result into the document.
 """
 
 import json

@@ -104,7 +104,7 @@ def test_p_value_agrees_with_the_normal_distribution():
 def test_holm_correction_equals_a_naive_loop(p_values):
     expected: list[float] = []
     for p in p_values:
-        # Step down: the largest of what any hypothesis that is at least as strong would have to show.
+        # Step-down: the maximum over all hypotheses with a p-value that is at most as large.
         smaller = sorted(p_values)
         steps = [other * (len(p_values) - place) for place, other in enumerate(smaller) if other <= p]
         first = [other * (len(p_values) - smaller.index(other)) for other in smaller if other <= p]

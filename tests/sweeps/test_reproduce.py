@@ -87,7 +87,7 @@ def test_interrupted_reproduce_leaves_no_process(number, reproduce, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        # A shell starts background commands so; SIGTERM has to stop them all the same.
+        # Shells start background commands with SIGINT ignored; SIGTERM must stop them.
         preexec_fn=(lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
         if number == signal.SIGTERM
         else None,

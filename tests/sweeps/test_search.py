@@ -57,7 +57,7 @@ def search(command, tmp_path):
 
 
 def test_a_search_resumes_and_never_tests(search, call_here, tmp_path, metrics):
-    """One trial and then another are the same as two at once, and the finished one is left alone."""
+    """Two commands of one trial give the trials of one command of two; a finished trial is not repeated."""
     folder = tmp_path / "found"
     assert "1 trials wanted, 0 of them have ended" in call_here(search("hydra.sweeper.n_trials=1"))
     before = [path.stat().st_mtime_ns for path in sorted(folder.glob("*/metrics.json"))]
@@ -174,7 +174,7 @@ def test_search_without_optuna_names_the_package(monkeypatch):
 
 @pytest.fixture
 def refused(overrides, tmp_path):
-    """``refused("hydra.sweeper.metric=test/qwk", task=("test=true",))``: what a search says to this."""
+    """``refused("hydra.sweeper.metric=test/qwk", task=("test=true",))``: the error of such a search."""
 
     def make(*hydra_settings, task=("optimizer.lr=interval(0.1,1)",)):
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):

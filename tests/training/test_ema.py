@@ -109,7 +109,7 @@ def test_average_is_validated_selected_tested_and_evaluated(chosen, compose, tmp
     assert {**again, "evaluated": 0} == {**record, "evaluated": 0}
     files = [tmp_path / name / "predictions.csv" for name in ("run", "again")]
     assert filecmp.cmp(*files, shallow=False)
-    # The weights themselves say something else.
+    # The weights without averaging have another loss.
     content = checkpoint(tmp_path / "run", chosen)
     content["state_dict"] = content["current_model_state"]
     torch.save(content, tmp_path / "run" / "checkpoints" / f"{chosen}.ckpt")

@@ -224,7 +224,7 @@ def test_probe_tests_external_data_sets_separately(run, shared, tmp_path):
     assert metrics["external/far/qwk"] == pytest.approx(qwk)
 
 
-def test_probe_of_a_pretrained_encoder_records_what_it_saw(run):
+def test_probe_of_a_pretrained_encoder_records_pretraining_saw_test(run):
     metrics, folder = run("linear", "init=ssl", "pretrain_on=all")
     assert metrics["pretraining_saw_test"] is True
     assert metrics["encoder_hash"]

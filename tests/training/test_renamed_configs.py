@@ -17,7 +17,7 @@ BEFORE = Path(__file__).parents[1] / "fixtures" / "before_redesign"
 (ENCODER,) = (BEFORE / "encoders").iterdir()
 PROBABILITIES = [f"p{grade}" for grade in range(5)]
 
-# What the runs were made with; tests/tiny_run.py may change, these may not.
+# Settings of the old runs; unlike tests/tiny_run.py, they must not change.
 OVERRIDES = (
     "+experiment=rotation_100pct",
     "data.count=60",

@@ -97,7 +97,7 @@ class About:
         title: Full name.
         terms: Licence or terms of use in one line.
         licence: Licence identifier of the Hugging Face hub, such as ``cc-by-4.0``; "" without one.
-        url: Where to get it; "" if nowhere.
+        url: Address of the data set; "" if there is none.
         citations: Publications that its authors ask to cite.
         cameras: Origin of the photographs and cameras, in one or two sentences.
         limits: Limitations of results on it, one sentence each.

@@ -153,5 +153,5 @@ class SplitFile:
 
     @property
     def validates(self) -> bool:
-        """Whether the file names validation photographs."""
+        """True if the file names validation photographs."""
         return "val" in self.subsets.values()

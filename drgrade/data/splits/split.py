@@ -207,7 +207,7 @@ def _photographs(manifest: pd.DataFrame) -> pd.DataFrame:
         "published": (manifest["split"].astype("string") == "test").fillna(False).astype(bool),
     }
     table = pd.DataFrame(columns).reset_index(drop=True)
-    # A test set whose grades nobody has (APTOS 2019) is none that a pool could spoil.
+    # A test set whose grades are not published (APTOS 2019) is not used for tests, so a pool may include it.
     known = table["dataset"][table["published"] & manifest["grade"].notna().to_numpy()]
     table["published"] &= (table["role"] != "unlabelled") | table["dataset"].isin(known)
     return table

@@ -165,7 +165,7 @@ class MlflowTracker(MLFlowLogger):
     def __init__(
         self, run: RunDescription, project: str, tracking_uri: str, artifacts: Path | None, worst: int
     ) -> None:
-        """Describe the run; it starts with the first thing that is logged.
+        """Describe the run; it starts with the first logged value.
 
         Args:
             run: Name and labels of the run.

@@ -63,7 +63,7 @@ def wandb_logger(
         **about: Arguments of :func:`~drgrade.training.tracking.tracker.describe_run`.
 
     Returns:
-        The logger. W&B starts with the first thing that is logged.
+        The logger. W&B starts with the first logged value.
     """
     if "WANDB_MODE" in os.environ:
         offline = False  # wandb reads the variable
@@ -90,7 +90,7 @@ class WandbTracker(WandbLogger):
     """W&B logger with directions of metrics, W&B's own charts, and the final status of the run."""
 
     def __init__(self, run: RunDescription, project: str, offline: bool, worst: int, **more: Any) -> None:
-        """Describe the run; it starts in W&B with the first thing that is logged.
+        """Describe the run; it starts in W&B with the first logged value.
 
         Args:
             run: Name and labels of the run.
