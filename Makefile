@@ -19,7 +19,7 @@ ARGS ?=
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-install: $(READY)  ## make .venv and install drgrade with all it needs
+install: $(READY)  ## make .venv and install drgrade with all dependencies
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "drgrade needs Python 3.11 or later: make PYTHON=python3.12 ..." >&2; exit 1; }
@@ -27,7 +27,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 
-demo: $(READY)  ## the main job on the built-in demo data: pre-training, fine-tuning, test
+demo: $(READY)  ## pre-train, fine-tune and test on the demo data
 	$(BIN)/python train.py +experiment=msssl_10pct
 
 reproduce: $(READY)  ## from photographs to the report: DATA=idrid ROOT=DIR [SCALE=small] [ARGS="..."]
@@ -36,7 +36,7 @@ reproduce: $(READY)  ## from photographs to the report: DATA=idrid ROOT=DIR [SCA
 test: $(READY)  ## the tests, some minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) -m "not slow and not cluster and not campaign"
 
-test-slow: $(READY)  ## the tests that take long
+test-slow: $(READY)  ## slow tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m slow
 
 test-cluster: $(READY)  ## the tests on SLURM, Ray and several processes; need root and Debian's slurm-wlm and munge
@@ -57,11 +57,11 @@ lint: $(READY)  ## formatter, linter, layers, type checker
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 
-format: $(READY)  ## put the code into shape
+format: $(READY)  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-benchmark: $(READY)  ## speed, as ratios
+benchmark: $(READY)  ## speed measurements
 	$(BIN)/python benchmarks/demo_drawing.py
 	$(BIN)/python benchmarks/preparation.py
 	$(BIN)/python benchmarks/loading.py
@@ -69,6 +69,6 @@ benchmark: $(READY)  ## speed, as ratios
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/busy_machine.py
 
-clean:  ## remove what tools leave; outputs/ stays
+clean:  ## delete the caches of tools; outputs/ is kept
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info .coverage .coverage.*
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
