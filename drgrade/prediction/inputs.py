@@ -1,16 +1,16 @@
 """Input files of a prediction job: photographs, folders and lists, read one at a time."""
 
-import csv
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO
+from typing import TextIO
 
 from drgrade.data.image_reader import IMAGE_EXTENSIONS, NO_PERMISSION
+from drgrade.data.sources.label_files import read_records, utf16_encoding
 from drgrade.errors import ConfigError, DataError
 from drgrade.files import require_regular, special_kind
 
@@ -21,6 +21,7 @@ PATH_COLUMNS = ("path", "image", "image_path", "file", "filename")
 """Columns of a .csv list that may hold the paths, by priority."""
 
 _LISTS = (".txt", ".csv")
+_START = 4096  # bytes from which the encoding of a list is detected
 
 
 @dataclass(frozen=True)
@@ -141,16 +142,21 @@ def _read_list(path: str) -> Iterator[InputFile]:
     folder = os.path.dirname(path)  # noqa: PTH120
     require_regular(Path(path))
     with _list_errors(path):
-        if path.lower().endswith(".csv"):
-            # File names may contain any bytes; surrogateescape keeps them.
-            with Path(path).open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-                yield from _read_table(file, path, folder)
-        else:
-            with Path(path).open("rb") as lines:
-                yield from _read_lines(lines, folder)
+        with Path(path).open("rb") as file:
+            start = file.read(_START)
+        # Text begins with UTF-16 only if it contains zeros; otherwise the mark is part of a name.
+        encoding = utf16_encoding(start) if b"\0" in start else None
+        # File names may contain any bytes; surrogateescape keeps them.
+        table = path.lower().endswith(".csv")
+        encoding, newline = encoding or "utf-8-sig", "" if table else "\n"
+        with Path(path).open(encoding=encoding, errors="surrogateescape", newline=newline) as text:
+            if table:
+                yield from _read_table(text, path, folder)
+            else:
+                yield from _read_lines((os.fsencode(line) for line in text), folder)
 
 
-def _read_lines(lines: IO[bytes], folder: str) -> Iterator[InputFile]:
+def _read_lines(lines: Iterable[bytes], folder: str) -> Iterator[InputFile]:
     for number, line in enumerate(lines):
         text = os.fsdecode(line.rstrip(b"\r\n"))
         if number == 0:
@@ -159,16 +165,16 @@ def _read_lines(lines: IO[bytes], folder: str) -> Iterator[InputFile]:
             yield InputFile(os.path.join(folder, text), _stem(text))  # noqa: PTH118
 
 
-def _read_table(file: IO[str], path: str, folder: str) -> Iterator[InputFile]:
-    header = file.readline()
-    delimiter = max(",;\t", key=header.count)
-    names = next(csv.reader([header], delimiter=delimiter), [])
+def _read_table(file: TextIO, path: str, folder: str) -> Iterator[InputFile]:
+    rows = read_records(file, Path(path))
+    names = [name.strip() for name in next(rows, (0, []))[1]]
     column = next((name for name in PATH_COLUMNS if name in names), None)
     if column is None:
-        listed = ", ".join(names) or "none"
+        listed = ", ".join(filter(None, names)) or "none"
         raise DataError(f"{path} has no column {' or '.join(PATH_COLUMNS[:2])}; its columns are: {listed}")
-    for number, row in enumerate(csv.DictReader(file, names, restval="", delimiter=delimiter), start=1):
-        name = row[column]
+    for number, (_, values) in enumerate(rows, start=1):
+        row = dict(zip(names, values, strict=False))
+        name = row.get(column)
         if not name:
             yield InputFile(f"{path}, row {number}", "", f"row {number} of the list names no photograph")
         else:
@@ -180,8 +186,8 @@ def _list_errors(path: str) -> Iterator[None]:
     """Convert errors of reading a list to DataError."""
     try:
         yield
-    except csv.Error as error:
-        raise DataError(f"{path} is not a readable table ({error})") from error
+    except UnicodeError as error:
+        raise DataError(f"{path} is not text: {error}") from error
     except PermissionError:
         raise DataError(f"{path}: {NO_PERMISSION}") from None
 

@@ -66,7 +66,7 @@ def test_include_unlisted_leaves_no_unlisted_photograph(tmp_path):
 def test_loose_finder_ignores_case_and_extension(tmp_path, name):
     files(tmp_path, "x/IM1.JPG")
     assert PhotoFinder(tmp_path, "x", loose=True).find(name) == "x/IM1.JPG"
-    if name != "IM1.JPG":
+    if name in ("im1.PNG", "IM1.tif"):
         with pytest.raises(RowError, match="not there"):
             PhotoFinder(tmp_path, "x").find(name)
 
@@ -130,8 +130,7 @@ def test_found_files_exist_inside_the_root(tmp_path_factory, name, loose):
         path = PhotoFinder(root, "in", loose=loose).find(name)
     except RowError:
         stems = [file.stem for file in (root / "in").iterdir()]
-        same = [stem.casefold() == name.casefold() if loose else stem == name for stem in stems]
-        assert not any(same)
+        assert sum(stem.casefold() == name.casefold() for stem in stems) != 1
     else:
         assert (root / path).is_file()
         assert (root / path).stem.casefold() == name.casefold()

@@ -83,6 +83,15 @@ def test_a_table_without_a_column_of_paths_is_refused(tmp_path):
         _ = Inputs([str(tmp_path / "list.csv")]).total
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+def test_lists_of_spreadsheets_and_other_encodings_are_read(tmp_path, encoding):
+    table = 'sep=;\n;path;note (eye, date)\n0;"ä, b.jpg";x\n1;c.jpg;\n'
+    (tmp_path / "list.csv").write_bytes(table.encode(encoding))
+    (tmp_path / "list.txt").write_bytes("ä, b.jpg\r\nc.jpg\r\n".encode(encoding))
+    expected = [str(tmp_path / name) for name in ("ä, b.jpg", "c.jpg")]
+    assert _paths(tmp_path / "list.csv") == _paths(tmp_path / "list.txt") == expected
+
+
 def test_file_names_may_contain_any_bytes(tmp_path):
     (tmp_path / "list.txt").write_bytes(b"\xff\xfe.jpg\n")
     (item,) = Inputs([str(tmp_path / "list.txt")])

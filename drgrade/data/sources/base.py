@@ -245,7 +245,11 @@ def read_rows(
             if not name:
                 raise RowError(f'empty id (column "{image_column}")')
             path = finder.find(locate(name))
-            yield entry(row, path)._replace(where=where)
+            item = entry(row, path)._replace(where=where)
+            yield item
+            if finder.differs_in_case(locate(name), path):
+                reason = f"found in other upper and lower case: {name} ({path})"
+                yield Problem(item.image_id, where, reason, "converted", path)
         except RowError as error:
             yield Problem(f"{prefix}{finder.stem(name)}", where, str(error), "left out", path)
 
@@ -335,7 +339,7 @@ def parse_grade(text: str, *, ungradable: int | None = None) -> int | None:
     """Parse a grade.
 
     Args:
-        text: Cell such as ``2`` or ``2.0``; an empty cell is an ungraded photograph.
+        text: Cell such as ``2``, ``2.0`` or ``2,0``; an empty cell is an ungraded photograph.
         ungradable: Value that marks a photograph as ungradable.
 
     Raises:
@@ -349,7 +353,7 @@ def parse_grade(text: str, *, ungradable: int | None = None) -> int | None:
     if value is None:
         return None
     try:
-        number = float(value)
+        number = float(value.replace(",", "."))
     except ValueError:
         raise RowError(f'grade "{value}" is not a number') from None
     if not math.isfinite(number) or number != int(number):

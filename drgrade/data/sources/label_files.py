@@ -3,18 +3,28 @@
 import csv
 import io
 import os
+import posixpath
+import re
 import unicodedata
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import pandas as pd
 
 from drgrade.data.image_reader import IMAGE_EXTENSIONS
 from drgrade.errors import DataError
 from drgrade.files import require_regular, special_kind
+
+_SEPARATORS = ",;\t|"
+_SEPARATOR_LINE = re.compile(r'\ufeff?"?sep=([^\w\s"]|\t)?"?[,;\t|]*\s*$', re.IGNORECASE | re.MULTILINE)
+_SAMPLE, _SAMPLED_ROWS = 100_000, 100  # characters and rows from which the form of a table is detected
+# Raised by openpyxl on damaged files.
+_SHEET_ERRORS = (OSError, ValueError, TypeError, LookupError, AttributeError, SyntaxError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -78,31 +88,116 @@ class LabelFile:
         return DataError(f"{self.path} has no column {names}; its columns are {columns}. {remedy}")
 
 
+Record = tuple[int, list[str]]
+"""Line of a table, counted from 1, and its cells as they are in the file."""
+
+
 def read_label_file(path: Path) -> LabelFile:
     """Read a CSV file or the first sheet of an .xlsx file.
 
-    Separator (comma, semicolon, tab) and encoding (UTF-8, UTF-16, Latin-1) are detected. A byte order mark,
-    blanks around headers and cells, empty unnamed columns and empty rows are dropped.
+    Separator (comma, semicolon, tab, bar, or that of a line ``sep=;``) and encoding (UTF-8, UTF-16, Latin-1)
+    are detected. Byte order mark, blanks around headers and cells, columns without a name and empty rows are
+    dropped.
 
     Raises:
         DataError: If the file cannot be read, is empty, is not text, or names a column twice.
     """
-    lines = io.StringIO(_sheet(path) if path.suffix.lower() == ".xlsx" else _decode(path), newline="")
-    reader = csv.reader(lines, delimiter=_separator(lines.getvalue()), skipinitialspace=True)
+    if path.suffix.lower() in (".xlsx", ".xlsm"):
+        records = unwrap(_sheet(path))
+    else:
+        records = read_records(io.StringIO(_decode(path), newline=""), path)
+    header = [_clean(name).replace("\xa0", " ") for name in next(records, (0, []))[1]]
+    columns = tuple(name for name in header if name)
+    if not columns:
+        raise DataError(f"{path} is empty: expected a table with a header line")
+    twice = sorted({name for name in columns if columns.count(name) > 1})
+    if twice:
+        raise DataError(f"{path} has the column {', '.join(twice)} more than once; rename one of them")
+    return LabelFile(path, columns, tuple(_row(line, values, header) for line, values in records))
+
+
+def read_records(file: TextIO, path: Path) -> Iterator[Record]:
+    """Yield the rows of a CSV file that are not empty, the header first.
+
+    Args:
+        file: The content, opened with ``newline=""`` and seekable.
+        path: The file, for messages.
+
+    Raises:
+        DataError: If it is not CSV.
+    """
+    sample = file.read(_SAMPLE)
+    file.seek(0)
+    directive = _SEPARATOR_LINE.match(sample)
+    separator = (directive and directive[1]) or _separator(sample[directive.end() if directive else 0 :])
+    _check_quotes(file, path, separator)
+    reader = csv.reader(file, delimiter=separator, skipinitialspace=True)
     try:
-        header = [name.strip() for name in next(reader, [])]
-        columns = tuple(name for name in header if name)
-        if not columns:
-            raise DataError(f"{path} is empty: expected a CSV file with a header line")
-        twice = sorted({name for name in columns if columns.count(name) > 1})
-        if twice:
-            raise DataError(f"{path} has the column {', '.join(twice)} more than once; rename one of them")
-        rows = tuple(
-            _row(reader.line_num, values, header) for values in reader if any(map(str.strip, values))
-        )
+        yield from unwrap((reader.line_num, values) for values in reader)
     except csv.Error as error:
         raise DataError(f"{path}:{reader.line_num} cannot be read as CSV: {error}") from error
-    return LabelFile(path, columns, rows)
+
+
+def _check_quotes(file: TextIO, path: Path, separator: str) -> None:
+    """Refuse a quotation mark that is not closed, because the rows after it would be part of one cell."""
+    reader = csv.reader(file, delimiter=separator, skipinitialspace=True, strict=True)
+    start, more = 0, True
+    while more:
+        try:
+            more = next(reader, None) is not None
+        except csv.Error:
+            if reader.line_num > start + 1:
+                raise DataError(
+                    f"{path}:{start + 1} has a quotation mark that is not closed: remove it or close it"
+                ) from None
+        start = reader.line_num
+    file.seek(0)
+
+
+def unwrap(records: Iterable[Record]) -> Iterator[Record]:
+    """Undo what spreadsheets and R do to a table.
+
+    A line ``sep=;`` and empty rows are dropped, rows in a single cell (``"a.jpg,2"``) are split, and a header
+    without the column of row numbers gets a column without a name.
+    """
+    records = (record for record in records if any(map(_clean, record[1])))
+    first = list(islice(records, _SAMPLED_ROWS))
+    if first and _SEPARATOR_LINE.match(_clean(first[0][1][0])):
+        del first[0]
+    if not first:
+        return
+    separator = _separator_inside(first)
+    rows = ((line, _split(values, separator)) for line, values in chain(first, records))
+    line, header = next(rows)
+    yield line, ["", *header] if _are_numbered(len(header), [values for _, values in first[1:]]) else header
+    yield from rows
+
+
+def _are_numbered(columns: int, rows: list[list[str]]) -> bool:
+    """Return True if rows are one cell longer than the header because they begin with their number."""
+    if not rows or any(len(values) != columns + 1 for values in rows):
+        return False
+    start = 0 if rows[0][0] == "0" else 1
+    counted = [values[0] for values in rows] == [str(start + i) for i in range(len(rows))]
+    return counted and any(values[-1].strip("0") for values in rows)  # else decimals of "2,0"
+
+
+def _split(values: list[str], separator: str) -> list[str]:
+    """Split a row that is in its first cell; an empty separator splits nothing."""
+    if not separator or any(map(_clean, values[1:])):
+        return values
+    return next(csv.reader([values[0]], delimiter=separator, skipinitialspace=True), [""])
+
+
+def _separator_inside(records: list[Record]) -> str:
+    """Return the separator inside the first cells, if the others are empty; "" otherwise."""
+    header, *rows = (values for _, values in records)
+    if any(_clean(value) for values in rows for value in values[1:]):
+        return ""
+    for separator in _SEPARATORS:
+        if all(len(_split(values, separator)) > 1 for values in (header, *rows)):
+            return separator
+    return ""
 
 
 def read_list_file(path: Path, columns: tuple[str, ...]) -> LabelFile:
@@ -127,10 +222,15 @@ def read_list_file(path: Path, columns: tuple[str, ...]) -> LabelFile:
 
 
 def _row(line: int, values: list[str], header: list[str]) -> LabelRow:
-    padded = [value.strip() for value in values] + [""] * (len(header) - len(values))
+    padded = [_clean(value) for value in values] + [""] * (len(header) - len(values))
     cells = {name: value for name, value in zip(header, padded, strict=False) if name}
-    unnamed = [value for name, value in zip(header, padded, strict=False) if not name]
-    return LabelRow(line, cells, sum(map(bool, unnamed + padded[len(header) :])))
+    return LabelRow(line, cells, sum(map(bool, padded[len(header) :])))
+
+
+def _clean(value: str) -> str:
+    """Strip blanks, visible or not, and the ``="..."`` by which spreadsheets keep leading zeros."""
+    value = value.strip().strip("\ufeff\u200b").strip()
+    return value[2:-1].strip() if value.startswith('="') and value.endswith('"') else value
 
 
 def _decode(path: Path) -> str:
@@ -138,18 +238,28 @@ def _decode(path: Path) -> str:
         content = require_regular(path).read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return content.decode("utf-16", errors="replace")
-    if b"\0" in content:
+    encoding = utf16_encoding(content)
+    text = content.decode(encoding, errors="replace") if encoding else ""
+    if "\0" in text or (not encoding and b"\0" in content):
         raise DataError(f"{path} is not a text file: expected CSV (a spreadsheet must be exported first)")
+    if encoding:
+        return text
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
         return content.decode("latin-1")
 
 
-def _sheet(path: Path) -> str:
-    """Convert the first sheet of a spreadsheet to CSV."""
+def utf16_encoding(start: bytes) -> str | None:
+    """Return the variant of UTF-16 in which a text begins, or None."""
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "utf-16"
+    zeros = [not byte for byte in start[:2]]
+    return "utf-16-le" if zeros == [False, True] else "utf-16-be" if zeros == [True, False] else None
+
+
+def _sheet(path: Path) -> Iterator[Record]:
+    """Yield the rows of the first sheet of a spreadsheet."""
     try:
         sheet = pd.read_excel(
             require_regular(path), header=None, dtype=str, keep_default_na=False, engine="openpyxl"
@@ -159,15 +269,24 @@ def _sheet(path: Path) -> str:
             f"{path} needs openpyxl: pip install 'drgrade[datasets]', or export the sheet as "
             f"{path.with_suffix('.csv').name} beside it"
         ) from None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (*_SHEET_ERRORS, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} cannot be read as a spreadsheet: {error}") from error
-    return sheet.to_csv(index=False, header=False)
+    return ((int(number) + 1, list(map(str, row))) for number, *row in sheet.itertuples(name=None))
 
 
-def _separator(text: str) -> str:
-    """Return the most frequent separator of the header line; a comma for a single column."""
-    header = next((line for line in text.splitlines() if line.strip()), "")
-    return max(",;\t", key=header.count)
+def _separator(sample: str) -> str:
+    """Return the separator for which most rows have as many cells as the header; a comma for one column."""
+    return max(_SEPARATORS, key=lambda separator: _fit(sample, separator))
+
+
+def _fit(sample: str, separator: str) -> tuple[int, int, int]:
+    """Return the number of rows as long as the header, and of shorter ones, and the length of the header."""
+    reader = csv.reader(io.StringIO(sample, newline=""), delimiter=separator, skipinitialspace=True)
+    try:
+        header, *lengths = (len(values) for values in islice(filter(any, reader), _SAMPLED_ROWS))
+    except (csv.Error, ValueError):  # no row
+        return 0, 0, 0
+    return (lengths.count(header), sum(1 < n < header for n in lengths), header) if header > 1 else (0, 0, 0)
 
 
 class RowError(Exception):
@@ -177,14 +296,15 @@ class RowError(Exception):
 class PhotoFinder:
     """Find the files that label files name, inside one folder.
 
-    Names are compared in Unicode NFC, because files copied from a Mac have decomposed accents (NFD).
+    Names are compared in Unicode NFC, because files copied from a Mac have decomposed accents (NFD). A name
+    that fits no file fits the only one that differs in upper and lower case.
 
     Args:
         root: Folder that resulting paths are relative to. Files outside it are rejected.
         folder: Folder that names are relative to, relative to ``root``.
         extensions: Lower-case extensions of photographs; names may lack them.
-        loose: Ignore upper and lower case and the extension if no file matches exactly, as copies of public
-            data sets often differ in them. Several loose matches are an error.
+        loose: Also ignore the extension if no file matches, as copies of public data sets often differ in it.
+            Several loose matches are an error.
     """
 
     def __init__(
@@ -216,9 +336,11 @@ class PhotoFinder:
             raise RowError(f"path outside the root {self.root}: {name}")
         folder, base = os.path.split(wanted)
         try:
+            if folder not in self._listings:
+                folder = self._existing_folder(folder)
             listing = self._listing(folder)
             known = listing.plain.get(base)
-            if known is None or not (known or Path(wanted).is_file()):
+            if known is None or not (known or Path(folder, base).is_file()):
                 base = self._with_ending(listing, folder, base, name)
             if not (listing.inside and listing.plain.get(base)):
                 self._check_link(Path(folder, base), name)
@@ -243,13 +365,35 @@ class PhotoFinder:
                     yield (below / name).as_posix()
 
     def _with_ending(self, listing: "_Listing", folder: str, base: str, name: str) -> str:
-        matches = listing.by_name.get(self._key(self.stem(base) if self.loose else base), [])
+        key = self._key(self.stem(base) if self.loose else base)
+        matches = listing.by_name.get(key) or listing.without_case.get(
+            unicodedata.normalize("NFC", base).casefold(), []
+        )
         if len(matches) > 1:
             raise RowError(f"several files fit {name}: {', '.join(matches)}")
         # is_file(): the file system may ignore case; if it fails, the error has the reason
         if not matches and not Path(folder, base).is_file():
             raise RowError(f"the file is not there: {name}")
         return matches[0] if matches else base
+
+    def differs_in_case(self, name: str, path: str) -> bool:
+        """Return True if :meth:`find` returned this path for a name that differs in upper and lower case."""
+        wanted, *names = (unicodedata.normalize("NFC", each) for each in (name, path, self.stem(path)))
+        wanted = posixpath.normpath(wanted.replace("\\", "/"))
+        if self.loose or any(each.endswith(wanted) for each in names):
+            return False
+        return any(each.casefold().endswith(wanted.casefold()) for each in names)
+
+    def _existing_folder(self, folder: str) -> str:
+        """Return a folder; if it does not exist, the only one that differs in upper and lower case."""
+        if folder == self._top or Path(folder).is_dir():
+            return folder
+        parent, name = os.path.split(folder)
+        parent = self._existing_folder(parent)
+        same = [
+            other for other, is_file in _scan(parent) if not is_file and other.casefold() == name.casefold()
+        ]
+        return os.path.join(parent, same[0] if len(same) == 1 else name)  # noqa: PTH118
 
     def _check_link(self, path: Path, name: str) -> None:
         """Check that a file that is, or lies behind, a symbolic link is inside the root."""
@@ -262,16 +406,18 @@ class PhotoFinder:
     def _listing(self, folder: str) -> "_Listing":
         """List a folder, once, because large data sets have folders of 50,000 files."""
         if folder not in self._listings:
-            plain, by_name = dict[str, bool](), dict[str, list[str]]()
+            plain, by_name, without_case = dict[str, bool](), dict[str, list[str]](), dict[str, list[str]]()
             for file, is_plain in _scan(folder):
                 stem = self.stem(file)
                 if stem != file and not stem.startswith("."):
                     by_name.setdefault(self._key(stem), []).append(file)
                 if not (self.loose or file.isascii()):
                     by_name.setdefault(self._key(file), []).append(file)
+                for name in () if self.loose or stem == file else {stem.casefold(), file.casefold()}:
+                    without_case.setdefault(unicodedata.normalize("NFC", name), []).append(file)
                 plain[file] = is_plain
             inside = Path(folder).resolve().is_relative_to(self.root.resolve())
-            self._listings[folder] = _Listing(inside, plain, by_name)
+            self._listings[folder] = _Listing(inside, plain, by_name, without_case)
         return self._listings[folder]
 
     def _key(self, name: str) -> str:
@@ -286,6 +432,7 @@ class _Listing(NamedTuple):
     inside: bool  # the folder is inside the root after resolving links
     plain: dict[str, bool]  # by name: whether it is a regular file and not a link
     by_name: dict[str, list[str]]  # by normalised name without extension; non-ASCII names also with it
+    without_case: dict[str, list[str]]  # by case-folded name with and without extension, unless loose
 
 
 def _scan(folder: str) -> list[tuple[str, bool]]:

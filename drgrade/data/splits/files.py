@@ -139,7 +139,7 @@ def _subset(row: LabelRow, column: str) -> str:
 def _fold(row: LabelRow) -> int:
     text = row.cells["fold"]
     try:
-        number = float(text)
+        number = float(text.replace(",", "."))
     except ValueError:
         raise RowError(f'fold "{text}" is not a number') from None
     if not number.is_integer():

@@ -1,0 +1,118 @@
+"""Label files as spreadsheets, pandas and R write them."""
+
+import pandas as pd
+import pytest
+from source_layouts import files, reasons, rows
+
+from drgrade.data.sources.folder import Folder
+from drgrade.data.sources.label_files import read_label_file
+from drgrade.errors import DataError
+
+TABLES = {
+    "index column of pandas": ",image,grade\n0,a,1\n1,b,2\n",
+    "row names of R": '"image","grade"\n"1","a",1\n"2","b",2\n',
+    "remark without a name": "image,grade,\na,1,blurred\nb,2,\n",
+    "separator line": "sep=;\nimage;grade\na;1\nb;2\n",
+    "separator line in quotes": '"sep=;"\r\nimage;grade\r\na;1\r\nb;2\r\n',
+    "separator line of a tab": "SEP=\t\nimage\tgrade\na\t1\nb\t2\n",
+    "decimal commas": "image;grade\na;1,0\nb;2,00\n",
+    "commas in the header": "image;grade;note (camera, eye, date)\na;1;x\nb;2;\n",
+    "commas in the header, short rows": "image;grade;note (camera, eye, date)\na;1\nb;2\n",
+    "semicolons in the header": 'image,grade,note (a;b;c;d)\na,1,"p;q"\nb,2,r\n',
+    "rows in one cell": '"image,grade"\n"a,1"\n"b,2"\n',
+    "rows but the header in one cell": 'image,grade,note\n"a,1,""x, y"""\n"b,2,"\n',
+    "semicolon rows in one cell": '"image;grade"\n"a;1,0"\n"b;2,0"\n',
+    "rows in one of several cells": '"image,grade";\n"a,1";\n"b,2";\n',
+    "text as formula": 'image,grade\n="a",1\n"=""b""",2\n',
+    "blanks that cannot be seen": "\ufeff\xa0image\xa0,grade\u200b\na\xa0,1\n\u2007b,2\n",
+    "trailing separators": "image;grade;;;\na;1;;;\nb;2;;;\n",
+    "empty rows first": "\n;;\n\nimage;grade\n\na;1\nb;2\n",
+    "bars": "image|grade\na|1\nb|2\n",
+    "line ends of old Macs": "image,grade\ra,1\rb,2\r",
+}
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return files(tmp_path, "a.png", "b.png")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("table", TABLES)
+def test_tables_of_other_programs_are_read(photos, table, encoding):
+    (photos / "labels.csv").write_bytes(TABLES[table].encode(encoding))
+    read = Folder(photos).read()
+    assert rows(read, "image_id", "grade") == [("a", 1), ("b", 2)]
+    assert read.problems == ()
+
+
+SHEETS = {
+    "index column": [[None, "image", "grade"], [0, "a", 1], [1, "b", 2]],
+    "separator line": [["sep=;"], ["image;grade"], ["a;1"], ["b;2"]],
+    "rows in one cell": [["image,grade"], ["a,1"], ["b,2"]],
+    "decimal commas": [["image", "grade", None], ["a", "1,0", "remark"], ["b", 2.0, None]],
+    "empty rows and columns first": [
+        [None] * 3,
+        [None, "image", "grade"],
+        [None, "a", 1],
+        [None, "b\xa0", 2],
+    ],
+    "separators in the header": [["image", "grade", "note; a; b; c"], ["a", 1, "x, y"], ["b", 2, "z"]],
+}
+
+
+@pytest.mark.parametrize("sheet", SHEETS)
+def test_spreadsheets_with_the_same_faults_are_read(photos, sheet):
+    pytest.importorskip("openpyxl")
+    pd.DataFrame(SHEETS[sheet]).to_excel(photos / "labels.xlsx", index=False, header=False)
+    read = Folder(photos, csv="labels.xlsx").read()
+    assert rows(read, "image_id", "grade") == [("a", 1), ("b", 2)]
+    assert read.problems == ()
+
+
+def test_a_problem_has_the_line_of_the_file(photos):
+    (photos / "labels.csv").write_text("sep=;\n\nimage;grade\na;1\n\nb;1,5\n")
+    assert reasons(Folder(photos).read()) == [("b", "labels.csv:6", "grade 1,5 is not a whole number")]
+
+
+def test_more_values_than_columns_are_still_a_problem(photos):
+    (photos / "labels.csv").write_text("image,grade\na,1\nb,1,0\n")
+    assert reasons(Folder(photos).read()) == [("b", "labels.csv:3", "1 more values than columns")]
+
+
+def test_decimal_commas_are_not_taken_for_row_numbers(photos):
+    (photos / "labels.csv").write_text("image,grade\n1,2,0\n2,3,0\n")
+    assert [row.surplus for row in read_label_file(photos / "labels.csv").rows] == [1, 1]
+
+
+def test_a_photograph_whose_name_contains_the_separator_is_no_row_in_one_cell(tmp_path):
+    (files(tmp_path, "a,1.png", "b.png") / "labels.csv").write_text('image,grade\n"a,1.png",1\nb.png,2\n')
+    assert rows(Folder(tmp_path).read(), "image_id", "grade") == [("a,1", 1), ("b", 2)]
+
+
+@pytest.mark.parametrize("more", ["", 'c,2,"x"\n'])
+def test_a_quotation_mark_that_is_not_closed_is_refused(photos, more):
+    (photos / "labels.csv").write_text(f'image,grade,note\na,1,"blurred\nb,2,\n{more}')
+    with pytest.raises(DataError, match=r"labels\.csv:2 has a quotation mark that is not closed"):
+        Folder(photos).read()
+    (photos / "labels.csv").write_text('image,grade,note\na,1,"two\nlines"\nb,2,5"\n')
+    assert rows(Folder(photos).read(), "image_id", "grade") == [("a", 1), ("b", 2)]
+
+
+@pytest.mark.parametrize("name", ["A.png", "a.PNG", "A", "sub/B", "SUB\\b.png", "./Sub/b.PNG"])
+def test_name_that_differs_in_case_is_found_and_reported(tmp_path, name):
+    (files(tmp_path, "a.png", "Sub/b.png") / "labels.csv").write_text(f"image,grade\n{name},1\n")
+    read = Folder(tmp_path).read()
+    path = "Sub/b.png" if "b" in name.lower() else "a.png"
+    assert read.manifest["path"].tolist() == [path]
+    (problem,) = read.problems
+    assert (problem.action, problem.path) == ("converted", "labels.csv:2")
+    assert problem.reason == f"found in other upper and lower case: {name} ({path})"
+
+
+def test_names_that_fit_several_files_in_other_case_are_left_out(tmp_path):
+    labels = files(tmp_path, "a.png", "A.png", "b.png", "B.PNG") / "labels.csv"
+    labels.write_text("image,grade\na.PNG,1\nb.png,2\n")
+    read = Folder(tmp_path).read()
+    assert rows(read, "image_id", "grade") == [("b", 2)]
+    assert reasons(read) == [("a", "labels.csv:2", "several files fit a.PNG: A.png, a.png")]
