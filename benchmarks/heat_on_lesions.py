@@ -30,14 +30,17 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from common import make_parser
+from omegaconf import OmegaConf
 from scipy.stats import spearmanr
 
 from drgrade.data.geometry import Disc, crop_disc, recorded_mask
 from drgrade.explanation.explainer import TARGETS, Explainer, available_maps
-from drgrade.prediction.checkpoint import TrainedModel, load_model, untrained_model
+from drgrade.models.grading_model import GradingModel
+from drgrade.models.restore import model_settings
+from drgrade.prediction.checkpoint import TrainedModel, load_model
 from drgrade.prediction.grader import Grader
 from drgrade.synthetic.lesions import Lesion
-from drgrade.training.build import make_photographs
+from drgrade.training.build import instantiate, make_photographs
 
 Floats = npt.NDArray[np.float64]
 
@@ -190,7 +193,10 @@ def similarity(one: Floats, other: Floats, known: Lesions) -> float:
 def with_random_weights(trained: TrainedModel, seed: int) -> TrainedModel:
     """Return the same network with random weights."""
     torch.manual_seed(seed)
-    return replace(trained, model=untrained_model(trained.config).eval())
+    encoder, head = model_settings(OmegaConf.to_container(trained.config))
+    built = instantiate(OmegaConf.create(encoder))
+    model = GradingModel(built, instantiate(OmegaConf.create(head))(built.num_features))
+    return replace(trained, model=model.eval())
 
 
 def row(name: str, heat: Floats, known: Lesions) -> str:

@@ -41,7 +41,11 @@ def main() -> None:
         trained = load_model(folder)
         with tempfile.TemporaryDirectory() as scratch:
             small, plain = (
-                export(ExportSettings.compose(checkpoint=folder, out=f"{scratch}/{int8}.onnx", int8=int8))
+                export(
+                    ExportSettings.compose(
+                        checkpoint=folder, out=f"{scratch}/{int8}.onnx", int8=int8, own_run=True
+                    )
+                )
                 for int8 in (True, False)
             )
             int8_rows.append(int8_row(folder.name, small, milliseconds(small) / milliseconds(plain)))
@@ -98,7 +102,7 @@ def written(estimate: Estimate) -> str:
 
 def crop_row(name: str, trained: TrainedModel, model: Path) -> str:
     """Return a line of the second table."""
-    photographs, run = load_run_photographs(trained), onnx_runner(model.read_bytes())
+    photographs, run = load_run_photographs(trained, own_run=True), onnx_runner(model.read_bytes())
     rows = rows_of(photographs, "test")
     paths = [photographs.source.root / path for path in photographs.photographs["path"].iloc[rows]]
     own = run(read_pixels(photographs, rows))

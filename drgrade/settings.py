@@ -69,7 +69,7 @@ class DataSettings(CheckedSettings):
 
     name: Text
     root: FilePath
-    image_size: Annotated[int, Ge(8)]
+    image_size: Annotated[int, Ge(8), Le(2048)]
     batch_size: Count
     balanced: bool
     num_workers: Natural | Literal["auto"]
@@ -291,6 +291,7 @@ class EvaluateSettings(CheckedSettings):
     config = "evaluate"
 
     checkpoint: Paths
+    own_run: bool
     part: Literal["all", "train", "val", "test"]
     tta: Tta
     reading: Reading
@@ -352,6 +353,7 @@ class ExportSettings(CheckedSettings):
     out: FilePath | None
     overwrite: bool
     int8: bool
+    own_run: bool
     photographs: FilePath | None
     count: Count
     resamples: Resamples

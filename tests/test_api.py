@@ -76,7 +76,11 @@ def test_predict_writes_a_table(metrics, photographs, outputs):
 
 def test_evaluate_repeats_the_test(metrics, outputs):
     result = drgrade.evaluate(
-        "trainer=cpu", f"paths.outputs={outputs}", checkpoint=[metrics["folder"]], resamples=100
+        "trainer=cpu",
+        "own_run=true",
+        f"paths.outputs={outputs}",
+        checkpoint=[metrics["folder"]],
+        resamples=100,
     )
     assert result.metrics["test/qwk"] == pytest.approx(metrics["test/qwk"], abs=1e-9)
 

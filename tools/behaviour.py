@@ -195,7 +195,7 @@ COMMANDS: dict[str, Command] = {
         data=FOLDER_DATA,
         needs=("prepare",),
     ),
-    "evaluate": evaluation("own", f"{RUNS}/rotation", needs=("rotation",)),
+    "evaluate": evaluation("own", f"{RUNS}/rotation", "own_run=true", needs=("rotation",)),
     "evaluate_folder": evaluation(
         "folder", f"{RUNS}/msssl", *FOLDER_DATA, "overlap=drop", needs=("msssl", "prepare")
     ),

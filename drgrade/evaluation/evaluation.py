@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 import pytorch_lightning as pl
-from omegaconf import DictConfig, ListConfig
+import torch
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor, nn
 
 from drgrade.data.datamodules import GradingDataModule
@@ -24,11 +25,11 @@ from drgrade.files import file_sha256
 from drgrade.metrics.distributed import EpochMean, GradingMetrics, Predictions
 from drgrade.metrics.functional import grading_metrics
 from drgrade.models.calibration import TARGET_SENSITIVITIES, Calibration, calibrated_metrics
-from drgrade.prediction.checkpoint import TrainedModel, checkpoint_file, run_photographs
+from drgrade.prediction.checkpoint import TrainedModel, load_model
 from drgrade.prediction.grader import GradedBatch, Grader
+from drgrade.prediction.own_photographs import OWN_RUN, run_photographs, stores_of
 from drgrade.prediction.published_folder import is_published
 from drgrade.runs.run_dir import (
-    read_calibration,
     read_finished,
     write_config,
     write_metrics,
@@ -38,12 +39,12 @@ from drgrade.runs.run_dir import (
 )
 from drgrade.settings import EvaluateSettings
 from drgrade.stats.estimates import Estimate
+from drgrade.tasks.grading import GradingTask
+from drgrade.tasks.schedules import constant
 from drgrade.training.build import (
     instantiate,
-    make_task,
     make_trainer,
     silence_known_warnings,
-    without_weights,
 )
 from drgrade.training.distributed import is_main_process
 from drgrade.training.run import test, validate
@@ -125,9 +126,13 @@ def evaluate(cfg: DictConfig) -> EvaluationResult:
     check_settings(cfg)
     folders, target = run_folders(cfg.checkpoint), Path(cfg.paths.run)
     is_external = "source" in cfg.data
-    runs = [read_run(folder) for folder in folders if not (is_external and is_published(folder))]
+    for folder in folders:
+        if not (is_external and is_published(folder)):
+            check_run(folder)
+    if not (is_external or cfg.own_run):
+        raise ConfigError(f"checkpoint={folders[0]}: {OWN_RUN}, or name a data set with data=NAME")
     if not is_external and len(folders) == 1 and cfg.tta == "none" and cfg.reading == "head":
-        done = repeat_test(cfg, folders[0], *runs[0], target)
+        done = repeat_test(cfg, folders[0], target)
     else:
         done = evaluate_grader(cfg, folders, target)
     metrics = {**done.metrics, "evaluated": ",".join(map(str, folders))}
@@ -168,8 +173,8 @@ def run_folders(checkpoint: str | ListConfig | Sequence[str]) -> list[Path]:
     return list(folders.values())
 
 
-def read_run(folder: Path) -> tuple[DictConfig, dict[str, Any]]:
-    """Read config and ``metrics.json`` of a run that may be tested again.
+def check_run(folder: Path) -> None:
+    """Check that a run may be tested again.
 
     Raises:
         ConfigError: If there is no finished grading run, or its test photographs must stay unused.
@@ -180,13 +185,11 @@ def read_run(folder: Path) -> tuple[DictConfig, dict[str, Any]]:
             f"checkpoint={folder} is a published model, which does not include its photographs: name a data "
             "set with data=NAME"
         )
-    cfg, record = read_finished(folder)
-    if "test/qwk" not in record:
+    if "test/qwk" not in read_finished(folder)[1]:
         raise ConfigError(
             f"checkpoint={folder} was run with test=false, like the trials of a search: its test photographs "
             "stay unused; run its settings with test=true"
         )
-    return cfg, record
 
 
 class EvaluationTask(pl.LightningModule):
@@ -247,34 +250,37 @@ def calibrate_run(predictions: Predictions, calibration: Calibration) -> SetPred
     return SetPredictions(predictions, calibrated, calibration.target_thresholds())
 
 
-def repeat_test(
-    cfg: DictConfig, folder: Path, run: DictConfig, record: dict[str, Any], target: Path
-) -> EvaluationRun:
+def repeat_test(cfg: DictConfig, folder: Path, target: Path) -> EvaluationRun:
     """Repeat validation and test of a run on its own photographs, exactly as in training.
 
-    All entries of its ``metrics.json`` (``record``) are kept, with the values computed now.
+    All entries of its ``metrics.json`` are kept, with the values computed now.
 
     Raises:
         DataError: If photographs or split have changed.
     """
-    run = run.copy()
-    run.init = "random"  # the checkpoint replaces all weights
-    run.encoder = without_weights(run.encoder)
-    if cfg.data.batch_size is not None:
-        run.grading.datamodule.batch_size = cfg.data.batch_size
-    run.grading.datamodule.num_workers = cfg.data.num_workers
-    photographs = run_photographs(run, record, folder, cfg.paths.stores, cfg.download)
-    task = make_task(run, instantiate(run.encoder))
+    trained = load_model(folder)
+    record = trained.record
+    photographs = run_photographs(trained.config, record, folder, cfg.paths.stores, cfg.download)
+    channels_last = OmegaConf.select(trained.config, "grading.task.channels_last") is True
+    task = GradingTask(
+        trained.model.encoder,
+        lambda _: trained.model.head,
+        optimizer=torch.optim.SGD,  # not used, like the schedule: nothing is trained
+        schedule=constant,
+        channels_last=channels_last,
+    )
     trainer, _ = make_trainer(cfg, target)
-    data = instantiate(run.grading.datamodule, photographs=photographs)
-    checkpoint, calibration = checkpoint_file(folder, record), read_calibration(folder)
+    data = GradingDataModule(
+        photographs, None, cfg.data.batch_size or trained.batch_size, 0, num_workers=cfg.data.num_workers
+    )
+    calibration = trained.calibration
     predictions: dict[str, Predictions] = {}
     start = time.monotonic()
-    metrics = {**record, **validate(trainer, task, data, checkpoint)}
-    metrics |= test(trainer, task, data, checkpoint, target, calibration, predictions)
+    metrics = {**record, **validate(trainer, task, data, None)}
+    metrics |= test(trainer, task, data, None, target, calibration, predictions)
     seconds = time.monotonic() - start
     sets = {name: calibrate_run(each, calibration) for name, each in predictions.items()}
-    hashes = {str(checkpoint): file_sha256(checkpoint)}
+    hashes = {str(trained.weights_file): file_sha256(trained.weights_file)}
     return EvaluationRun(metrics, photographs, sets, calibration, seconds, trainer.world_size, hashes)
 
 
@@ -291,13 +297,14 @@ def evaluate_grader(cfg: DictConfig, folders: Sequence[Path], target: Path) -> E
         members,
         drop=cfg.overlap == "drop",
         force=cfg.force,
-        search=bool(cfg.data.get("duplicates", first.config.photographs.find_duplicates)),
+        search=bool(cfg.data.get("duplicates", _finds_duplicates(first))),
+        own_run=cfg.own_run,
     )
     task = EvaluationTask(grader)
     data = GradingDataModule(
         photographs,
         None,
-        cfg.data.batch_size or first.config.grading.datamodule.batch_size,
+        cfg.data.batch_size or first.batch_size,
         seed=0,
         num_workers=cfg.data.num_workers,
     )
@@ -322,6 +329,10 @@ def evaluate_grader(cfg: DictConfig, folders: Sequence[Path], target: Path) -> E
     )
 
 
+def _finds_duplicates(trained: TrainedModel) -> bool:
+    return OmegaConf.select(trained.config, "photographs.find_duplicates") is not False
+
+
 def _tested_photographs(cfg: DictConfig, first: TrainedModel) -> Photographs:
     """Return the photographs to test on, in the subset ``test``; all others are ``excluded``."""
     preparation = first.preparation
@@ -333,11 +344,19 @@ def _tested_photographs(cfg: DictConfig, first: TrainedModel) -> Photographs:
                 "prepared as in training; remove the setting"
             )
     if "source" in cfg.data:
-        stores = Path(cfg.paths.stores or first.config.photographs.folder)
-        return _external_photographs(cfg, preparation, stores)
+        return _external_photographs(cfg, preparation, _stores(cfg, first))
     own = run_photographs(first.config, first.record, first.folder, cfg.paths.stores, cfg.download)
     subset = own.split["subset"]
     return own.assigned(own.split.assign(subset=subset.mask(subset != "test", "excluded")))
+
+
+def _stores(cfg: DictConfig, first: TrainedModel) -> Path:
+    """Return the folder of the prepared photographs; that of the run only if it is the user's own."""
+    if cfg.paths.stores:
+        return Path(cfg.paths.stores)
+    if cfg.own_run and not is_published(first.folder):
+        return stores_of(first.config)
+    return Path(cfg.paths.outputs) / "stores"
 
 
 def _external_photographs(cfg: DictConfig, preparation: Preparation, stores: Path) -> Photographs:

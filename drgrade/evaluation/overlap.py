@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
+from drgrade.artefacts import is_number, read_json, read_text
 from drgrade.data.duplicates import DUPLICATES_VERSION, find_duplicates
 from drgrade.data.photographs import Photographs
 from drgrade.data.splits.remarks import examples
@@ -20,9 +20,9 @@ from drgrade.errors import ConfigError, DataError
 from drgrade.files import write_text
 from drgrade.models.encoder import WEIGHTS
 from drgrade.prediction.checkpoint import TrainedModel
+from drgrade.prediction.own_photographs import OWN_RUN, run_photographs, stores_of
 from drgrade.prediction.published_folder import is_published
-from drgrade.runs.run_dir import SEEN, SPLIT, read_provenance
-from drgrade.training.build import make_photographs
+from drgrade.runs.run_dir import SEEN, read_provenance, read_split
 from drgrade.training.distributed import is_main_process
 from drgrade.training.init_weights import pretraining_saw_test
 
@@ -47,7 +47,13 @@ class TrainingOverlap:
 
 
 def exclude_overlap(
-    photographs: Photographs, members: Sequence[TrainedModel], *, drop: bool, force: bool, search: bool
+    photographs: Photographs,
+    members: Sequence[TrainedModel],
+    *,
+    drop: bool,
+    force: bool,
+    search: bool,
+    own_run: bool = False,
 ) -> tuple[Photographs, dict[str, int | None]]:
     """Refuse, drop or accept photographs that a run has been trained on.
 
@@ -57,6 +63,7 @@ def exclude_overlap(
         drop: Drop the photographs and their groups instead of refusing them.
         force: Test on them nevertheless.
         search: Search the stores of the runs for re-encoded copies, too.
+        own_run: The runs are the user's own, so folders that their configs name are read.
 
     Returns:
         Photographs to test on, and entries of ``metrics.json``: ``overlap`` (number of requested photographs
@@ -68,14 +75,14 @@ def exclude_overlap(
         DataError: If the training photographs of a run are unknown, or nothing is left to test on.
     """
     try:
-        seen = {member.folder: training_files(member) for member in members}
+        seen = {member.folder: training_files(member, own_run) for member in members}
     except DataError as error:
         if not force:
             raise DataError(f"{error}; force=true tests nevertheless") from error
         log.warning("%s: tested nevertheless (force=true)", error)
         unknown = dict.fromkeys(("overlap", "overlap_identical", "overlap_near"))
         return photographs, {**unknown, "overlap_dropped": 0}
-    overlap = _find_overlap(photographs, members, frozenset().union(*seen.values()), search)
+    overlap = _find_overlap(photographs, members, frozenset().union(*seen.values()), search, own_run)
     requested = (photographs.split["subset"] == "test").to_numpy()
     hit = requested & overlap.related
     counts: dict[str, int | None] = {
@@ -118,27 +125,28 @@ def _refusal(
     )
 
 
-def training_files(member: TrainedModel) -> frozenset[str]:
+def training_files(member: TrainedModel, own_run: bool) -> frozenset[str]:
     """Return the SHA-256 of the training and validation files of a run.
 
-    For runs of earlier versions, which have no ``seen.txt``, the files are looked up by the run's split.
+    For runs of earlier versions, which have no ``seen.txt``, the files are looked up by the run's split if
+    the run is the user's own.
 
     Raises:
         DataError: If they are unknown.
     """
     hashes = member.folder / SEEN
-    if hashes.is_file():
-        return frozenset(hashes.read_text(encoding="utf-8").split())
+    if hashes.exists():
+        return frozenset(read_text(hashes, "train again").split())
     if is_published(member.folder):
         raise DataError(
             f"{member.folder} was published without {SEEN}, so its training photographs are unknown"
         )
     try:
-        photographs = make_photographs(member.config)
-        if photographs.sha256 != member.record.get("data_hash"):
-            raise DataError("its photographs have changed")
-        split = pd.read_csv(member.folder / SPLIT, dtype=str, keep_default_na=False)
-    except (DataError, OSError) as error:
+        if not own_run:
+            raise DataError(OWN_RUN)
+        photographs = run_photographs(member.config, member.record, member.folder)
+        split = read_split(member.folder)
+    except DataError as error:
         reason = str(error).splitlines()[0]
         raise DataError(
             f"{member.folder} has no {SEEN} (earlier version), and its training photographs cannot be looked "
@@ -150,24 +158,29 @@ def training_files(member: TrainedModel) -> frozenset[str]:
 
 
 def _find_overlap(
-    photographs: Photographs, members: Sequence[TrainedModel], seen: frozenset[str], search: bool
+    photographs: Photographs,
+    members: Sequence[TrainedModel],
+    seen: frozenset[str],
+    search: bool,
+    own_run: bool,
 ) -> TrainingOverlap:
     """Find photographs that runs have been trained on; ``seen`` are the hashes of their files."""
     identical = photographs.manifest["file_sha256"].isin(seen).to_numpy(dtype=bool)
     near = np.zeros_like(identical)
     if search and seen and not identical.all():
         others = seen - set(photographs.manifest["file_sha256"])  # copies among the photographs share a group
-        near = _find_copies(photographs, members, others) & ~identical
+        folders = [
+            stores_of(member.config) for member in members if own_run and not is_published(member.folder)
+        ]
+        near = _find_copies(photographs, [photographs.folder, *folders], others) & ~identical
     groups = photographs.split["group"]
     related = groups.isin(groups[identical | near]).to_numpy(dtype=bool)
     return TrainingOverlap(identical, near, related)
 
 
-def _find_copies(
-    photographs: Photographs, members: Sequence[TrainedModel], seen: frozenset[str]
-) -> BooleanRows:
-    """Mark copies of those files that are still in a store of the runs."""
-    thumbnails, hashes, diameters = _read_thumbnails(members, seen)
+def _find_copies(photographs: Photographs, folders: Sequence[Path], seen: frozenset[str]) -> BooleanRows:
+    """Mark copies of those files that are still in a store in one of the folders."""
+    thumbnails, hashes, diameters = _read_thumbnails(folders, seen)
     if len(hashes) < len(seen):
         log.warning(
             "%d of %d training photographs are no longer in a store of the runs: identical files are found, "
@@ -182,7 +195,7 @@ def _find_copies(
     hashes += own["file_sha256"].tolist()
     key = hashlib.sha256(json.dumps([DUPLICATES_VERSION, "overlap", hashes]).encode()).hexdigest()
     cache = photographs.folder / "duplicates" / f"{key[:32]}.json"
-    rows = _read_cache(cache)
+    rows = _read_cache(cache, len(photographs))
     if rows is None:
         stacked = np.concatenate(
             [thumbnails, *(np.asarray(store.thumbnails) for store in photographs.stores)]
@@ -198,21 +211,21 @@ def _find_copies(
     return copies
 
 
-def _read_cache(path: Path) -> list[int] | None:
+def _read_cache(path: Path, count: int) -> list[int] | None:
     """Read cached rows; None if there are none, or the file is damaged."""
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        rows = read_json(path, "")
+    except DataError:
         return None
-    return rows if isinstance(rows, list) else None
+    return rows if isinstance(rows, list) and all(is_number(row, 0, count - 1) for row in rows) else None
 
 
 def _read_thumbnails(
-    members: Sequence[TrainedModel], seen: frozenset[str]
+    folders: Sequence[Path], seen: frozenset[str]
 ) -> tuple[npt.NDArray[np.uint8], list[str], npt.NDArray[np.float64]]:
-    """Read thumbnails, hashes and diameters of files from the stores of the runs."""
+    """Read thumbnails, hashes and diameters of files from the stores in some folders."""
     left, thumbnails, hashes, diameters = set(seen), [], [], []
-    for store in _stores(members):
+    for store in _stores(folders):
         if not left:
             break
         files = store.manifest["file_sha256"]
@@ -227,9 +240,9 @@ def _read_thumbnails(
     return np.concatenate(thumbnails), hashes, np.concatenate(diameters)
 
 
-def _stores(members: Sequence[TrainedModel]) -> Iterator[Store]:
-    """Yield the readable stores in the store folders of the runs."""
-    for folder in dict.fromkeys(Path(member.config.photographs.folder) for member in members):
+def _stores(folders: Sequence[Path]) -> Iterator[Store]:
+    """Yield the readable stores in some folders."""
+    for folder in {each.resolve(): each for each in folders}.values():
         for info in sorted(folder.glob(f"*/{INFO}")):
             if not info.parent.name.startswith("."):
                 try:

@@ -169,7 +169,9 @@ def _file_content(
     grader = ExportedGrader(trained).eval()
     size, photographs = trained.preparation.image_size, None
     if settings.int8:  # load them first: tracing takes minutes
-        photographs = calibration_photographs(trained, settings.photographs, settings.count, settings.seed)
+        photographs = calibration_photographs(
+            trained, settings.photographs, settings.count, settings.seed, settings.own_run
+        )
     program = trace(grader, size)
     if settings.format == "torch":
         data = torch_bytes(program, _to_json(description))
@@ -217,7 +219,7 @@ def _quantise(
     """Quantise a file and measure the cost on the run's test photographs."""
     small, cost, note = quantise(data, photographs), None, ""
     try:
-        tested = load_run_photographs(trained)
+        tested = load_run_photographs(trained, settings.own_run)
         cost = measure_cost(onnx_runner(data), onnx_runner(small), tested, settings.resamples, settings.seed)
     except DataError as error:
         note = f"the cost in QWK is unknown: the run's test photographs are not available ({error})"

@@ -17,13 +17,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from omegaconf import OmegaConf
 
 from drgrade.data.image_reader import IMAGE_EXTENSIONS
 from drgrade.data.photographs import Photographs
 from drgrade.data.preparation import Preparation
 from drgrade.errors import ConfigError, DataError
 from drgrade.exporting.graph import INPUT, FileRunner, Pixels
-from drgrade.prediction.checkpoint import TrainedModel, run_photographs
+from drgrade.prediction.checkpoint import TrainedModel
+from drgrade.prediction.own_photographs import OWN_RUN, run_photographs
+from drgrade.prediction.published_folder import is_published
 from drgrade.progress import track
 from drgrade.stats.bootstrap import TestFold, confusions, interval, kappas, resample
 from drgrade.stats.estimates import Estimate
@@ -118,7 +121,9 @@ def _nodes_of_logits(path: str) -> list[str]:
     return sorted(names)
 
 
-def calibration_photographs(model: TrainedModel, folder: Path | None, count: int, seed: int) -> Pixels:
+def calibration_photographs(
+    model: TrainedModel, folder: Path | None, count: int, seed: int, own_run: bool
+) -> Pixels:
     """Load photographs for the ranges of the activations; never test photographs of the run.
 
     Args:
@@ -126,6 +131,7 @@ def calibration_photographs(model: TrainedModel, folder: Path | None, count: int
         folder: Folder of photographs; None for the training photographs of the run.
         count: Maximal number N of photographs, drawn at random.
         seed: Seed of the draw.
+        own_run: The run is the user's own, so its photographs may be read.
 
     Returns:
         (N, S, S, 3) uint8.
@@ -137,7 +143,7 @@ def calibration_photographs(model: TrainedModel, folder: Path | None, count: int
     if folder is not None:
         return _prepare_folder(folder, model.preparation, count, rng)
     try:
-        photographs = load_run_photographs(model)
+        photographs = load_run_photographs(model, own_run)
     except DataError as error:
         raise ConfigError(
             f"int8=true needs photographs, and those of the run are not available ({error}): name a folder "
@@ -173,16 +179,19 @@ def _check_count(count: int, what: str) -> None:
         )
 
 
-def load_run_photographs(model: TrainedModel) -> Photographs:
+def load_run_photographs(model: TrainedModel, own_run: bool) -> Photographs:
     """Return the photographs of a run, without creating missing ones.
 
     Raises:
-        DataError: If they are not available, or have changed.
+        DataError: If they are not available, have changed, or the run is not the user's own.
     """
-    settings = model.config.photographs
-    for place in (settings.source.root, settings.folder) if "source" in settings else ():
-        if not Path(place).is_dir():
-            raise DataError(f"{place} does not exist")
+    if not is_published(model.folder):
+        if not own_run:
+            raise DataError(OWN_RUN)
+        for setting in ("photographs.source.root", "photographs.folder"):
+            place = OmegaConf.select(model.config, setting)
+            if not isinstance(place, str) or not Path(place).is_dir():
+                raise DataError(f"{place} does not exist")
     return run_photographs(model.config, model.record, model.folder)
 
 

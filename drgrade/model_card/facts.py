@@ -1,6 +1,5 @@
 """Facts for the model card of a finished run: the content of its files, and limits that follow from it."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +8,11 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 import yaml
-from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from drgrade.config import CONF
-from drgrade.data.sources.base import About, Source
-from drgrade.errors import DataError
+from drgrade.data.sources.base import About
+from drgrade.data.sources.known import source_class
 from drgrade.grades import NUM_GRADES
 from drgrade.models.calibration import Calibration
 from drgrade.models.encoder import CARD
@@ -27,7 +25,9 @@ from drgrade.runs.run_dir import (
     SPLIT,
     read_calibration,
     read_finished,
+    read_json,
     read_provenance,
+    read_split,
 )
 from drgrade.runs.settings import strip_private
 from drgrade.stats import formatting
@@ -150,7 +150,7 @@ def read_run_files(folder: Path, record: Mapping[str, Any] | None = None) -> Run
     missing = [name for name in expected if not (folder / name).is_file()]
     provenance = read_provenance(folder)
     initial = initial_encoder_dir(folder, provenance)
-    encoder = strip_private(_read_json(initial / CARD)) if initial else {}
+    encoder = strip_private(read_json(initial / CARD, "remove it to go without")) if initial else {}
     if config.get("init") not in ("random", "imagenet") and not encoder:
         missing.append(f"{CARD} of the pre-trained encoder")
     tested = None if {SPLIT, PREDICTIONS} & {*missing} else read_run(RunLocation(folder), record)
@@ -159,7 +159,7 @@ def read_run_files(folder: Path, record: Mapping[str, Any] | None = None) -> Run
         config,
         record,
         provenance,
-        _read_split(folder / SPLIT),
+        None if SPLIT in missing else read_split(folder),
         tested if isinstance(tested, Run) else None,
         read_calibration(folder),
         encoder,
@@ -167,26 +167,6 @@ def read_run_files(folder: Path, record: Mapping[str, Any] | None = None) -> Run
         _data_sets(config),
         missing,
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{path} is damaged ({error}); remove it to go without") from error
-
-
-def _read_split(path: Path) -> pd.DataFrame | None:
-    if not path.is_file():
-        return None
-    columns = ["image_id", "group", "grade", "subset"]
-    try:
-        table = pd.read_csv(path, usecols=columns, dtype=str, keep_default_na=False)
-        return table.assign(grade=pd.to_numeric(table["grade"]))
-    except ValueError as error:
-        raise DataError(f"{path} is damaged ({error}); remove it to go without") from error
 
 
 def _data_sets(config: Mapping[str, Any]) -> list[UsedDataSet]:
@@ -204,15 +184,9 @@ def _data_sets(config: Mapping[str, Any]) -> list[UsedDataSet]:
 
 
 def _about(source: object) -> About | None:
-    """Return the description of a source, or None if its class is not installed or has none."""
-    target = source.get("_target_") if isinstance(source, Mapping) else None
-    if not target:
-        return None
-    try:
-        kind = get_class(str(target))
-    except (ImportError, ValueError):  # a class of a project that is not installed
-        return None
-    return kind.about if issubclass(kind, Source) else None
+    """Return the description of a source, or None if it is none of drgrade or has none."""
+    kind = source_class(source.get("_target_") if isinstance(source, Mapping) else None)
+    return None if kind is None else kind.about
 
 
 RARE = 10

@@ -8,13 +8,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
+from drgrade.artefacts import is_number, parse_json
 from drgrade.errors import ConfigError, DataError
 from drgrade.grades import MIN_PROBABILITY, NUM_GRADES, REFERABLE
 from drgrade.metrics.functional import (
@@ -109,8 +109,10 @@ class Calibration:
     @classmethod
     def from_json(cls, text: str) -> "Calibration":
         """Parse the content of ``calibration.json``; raise a DataError if it is damaged."""
+        content = parse_json(text, "the calibration", "run it again")
         try:
-            content: dict[str, Any] = json.loads(text)
+            if not isinstance(content["note"], str):
+                raise TypeError("the note is no text")
             points = tuple(OperatingPoint(**each) for each in content.pop("points"))
             parsed = cls(**{**content, "thresholds": tuple(content["thresholds"]), "points": points})
             fault = parsed._fault()
@@ -122,13 +124,19 @@ class Calibration:
 
     def _fault(self) -> str:
         """Describe a value that no fit can have; empty if there is none."""
-        if not 0 < self.temperature < math.inf:
+        if not is_number(self.temperature, 1e-9, 1e9):
             return "the temperature is not a finite number above 0"
-        if len(self.thresholds) != NUM_GRADES - 1 or not all(map(math.isfinite, self.thresholds)):
+        if len(self.thresholds) != NUM_GRADES - 1 or not all(map(is_number, self.thresholds)):
             return f"{NUM_GRADES - 1} thresholds are expected"
+        if (
+            isinstance(self.photographs, bool)
+            or not isinstance(self.photographs, int)
+            or self.photographs < 0
+        ):
+            return "the number of photographs is not one"
         if list(self.thresholds) != sorted(self.thresholds):
             return "the thresholds do not rise"
-        if not all(0 <= rate <= 1 for point in self.points for rate in astuple(point)):
+        if not all(is_number(rate, 0, 1) for point in self.points for rate in astuple(point)):
             return "an operating point is not between 0 and 1"
         if self.points and self.points[-1].sensitivity != 1:
             return "the last operating point does not have a sensitivity of 1"

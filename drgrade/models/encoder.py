@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from drgrade.artefacts import read_object
 from drgrade.errors import ConfigError, EncoderError
 from drgrade.files import file_sha256, require_regular, write_bytes, write_text
 from drgrade.models.feature_maps import (
@@ -195,8 +196,9 @@ def load_encoder(encoder: Encoder, path: Path) -> dict[str, Any]:
         The metadata, if there are any, with ``matched``: the number of loaded scalars.
 
     Raises:
-        EncoderError: If the file is missing or unreadable, or a tensor is missing, left over or of another
-            shape; the message names the tensors.
+        EncoderError: If the file is missing or unreadable, or a tensor is missing, left over, of another
+            shape or not finite; the message names the tensors.
+        DataError: If the metadata is damaged.
     """
     weights = path / WEIGHTS if path.is_dir() else path
     if not require_regular(weights).is_file():
@@ -205,19 +207,28 @@ def load_encoder(encoder: Encoder, path: Path) -> dict[str, Any]:
         )
     try:
         state = load_file(weights)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
         raise EncoderError(
             f"{weights} is not a readable safetensors file ({error}); pre-train again (task=pretext), or use "
             "init=ssl, which does so by itself"
         ) from error
     card: dict[str, Any] = {}
-    if weights.with_name(CARD).is_file():
-        card = json.loads(weights.with_name(CARD).read_text())
+    if weights.with_name(CARD).exists():
+        card = read_object(weights.with_name(CARD), "pre-train again")
         if card.get("sha256") not in (None, file_sha256(weights)):
             raise EncoderError(f"{weights} and {CARD} do not match (different hash); pre-train again")
     _check_fit({name: tuple(tensor.shape) for name, tensor in state.items()}, encoder, weights)
+    own = encoder.state_dict()
+    check_finite({name: tensor.to(own[name].dtype) for name, tensor in state.items()}, weights)
     encoder.load_state_dict(state, strict=True)
     return {**card, "matched": sum(tensor.numel() for tensor in state.values())}
+
+
+def check_finite(tensors: Mapping[str, Tensor], origin: object) -> None:
+    """Raise EncoderError if a tensor has a value that is NaN or infinite; ``origin`` is named."""
+    bad = sorted(name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all()))
+    if bad:
+        raise EncoderError(f"{origin} has weights that are not finite numbers ({_first(bad)}): train again")
 
 
 def _check_fit(given: dict[str, tuple[int, ...]], encoder: Encoder, weights: Path) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from drgrade.errors import ConfigError, EncoderError
-from drgrade.models.encoder import Encoder
+from drgrade.models.encoder import Encoder, check_finite
 from drgrade.models.heads import Head
 
 
@@ -30,7 +30,7 @@ class GradingModel(nn.Module):
             origin: Where the tensors come from, for the error message.
 
         Raises:
-            EncoderError: If a tensor is missing, left over or of another shape.
+            EncoderError: If a tensor is missing, left over, of another shape or not finite.
         """
         own = {name: each for name, each in tensors.items() if name.startswith(("encoder.", "head."))}
         try:
@@ -38,6 +38,16 @@ class GradingModel(nn.Module):
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:500]
             raise EncoderError(f"{origin} does not fit the model of its config: {reason}") from error
+        check_finite(self.state_dict(), origin)
+
+
+def check_outputs(logits: Tensor) -> None:
+    """Raise EncoderError if logits of a batch are NaN or infinite, so that nothing is graded by them."""
+    if not bool(torch.isfinite(logits).all()):
+        raise EncoderError(
+            "the model outputs numbers that are not finite, so nothing is graded: its training has diverged "
+            "(lower optimizer.lr), or its weights are damaged"
+        )
 
 
 View = Callable[[Tensor], Tensor]

@@ -74,10 +74,12 @@ class FittedHead(Head):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Resize the buffers to the number of labelled photographs of the checkpoint."""
-        for name in self.sized_by_data:
-            own, given = getattr(self, name), state_dict.get(prefix + name)
-            if given is not None and given.shape[1:] == own.shape[1:]:
-                setattr(self, name, own.new_zeros(given.shape))
+        stored = [state_dict.get(prefix + name) for name in self.sized_by_data]
+        if len({None if each is None else each.shape[:1] for each in stored}) == 1:
+            for name, given in zip(self.sized_by_data, stored, strict=True):
+                own = getattr(self, name)
+                if given is not None and given.shape[1:] == own.shape[1:]:
+                    setattr(self, name, own.new_zeros(given.shape))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

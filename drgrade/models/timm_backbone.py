@@ -192,6 +192,11 @@ def _pretrained_config(name: str) -> Any:
     return None if ":" in name else _timm().get_pretrained_cfg(name)
 
 
+def is_timm_name(name: str) -> bool:
+    """Return True for a model of timm itself, unlike ``hf-hub:...`` and ``local-dir:...``."""
+    return ":" not in name and bool(_timm().is_model(name))
+
+
 def _check_name(name: str) -> None:
     timm = _timm()
     if ":" in name or timm.is_model(name):

@@ -1,25 +1,31 @@
-"""Loading of a trained grading model from its folder."""
+"""Loading of a trained grading model from its folder.
 
+The folder may come from anybody: nothing in it runs code, and no file that it names is opened
+(docs/security.md).
+"""
+
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from drgrade.data.photographs import Photographs
+from drgrade.artefacts import is_number, shortened
+from drgrade.data.illumination import check_illumination
+from drgrade.data.image_reader import MAX_PIXELS
 from drgrade.data.preparation import Preparation
 from drgrade.errors import ConfigError, DataError
 from drgrade.files import require_regular
 from drgrade.models.calibration import Calibration
 from drgrade.models.grading_model import GradingModel
+from drgrade.models.restore import MAX_IMAGE_SIZE, build_model, check_model_settings, model_settings
 from drgrade.prediction import published_folder
-from drgrade.prediction.published_folder import is_published, read_published
+from drgrade.prediction.published_folder import is_published, published_tensors, read_published
 from drgrade.runs.run_dir import CONFIG, read_calibration, read_finished
-from drgrade.training.build import instantiate, make_photographs, without_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +36,8 @@ class TrainedModel:
         model: Maps normalised images to logits; in evaluation mode, on the CPU.
         preparation: Preparation of the photographs, as in training.
         calibration: Calibration on the validation photographs.
-        config: Composed config of the run; of a published model the published part.
+        config: Composed config of the run; of a published model the published part. It may come from anybody:
+            instantiate nothing of it.
         record: Content of the run's ``metrics.json``.
         folder: Folder it was loaded from.
     """
@@ -54,6 +61,14 @@ class TrainedModel:
         """File with the settings."""
         return self.folder / (published_folder.CONFIG if is_published(self.folder) else CONFIG)
 
+    @property
+    def batch_size(self) -> int:
+        """Photographs in a batch of the training, at most 4096."""
+        value = OmegaConf.select(self.config, "grading.datamodule.batch_size")
+        if not isinstance(value, int) or not is_number(value, 1, 4096):
+            raise DataError(f"{self.config_file}: grading.datamodule.batch_size={shortened(value)}")
+        return value
+
 
 def load_model(folder: Path) -> TrainedModel:
     """Load a trained grading model.
@@ -66,27 +81,77 @@ def load_model(folder: Path) -> TrainedModel:
 
     Raises:
         ConfigError: If the folder is neither.
-        EncoderError: If the checkpoint does not fit the config.
-        DataError: If a file is damaged.
+        EncoderError: If the checkpoint does not fit the config, or has weights that are not finite.
+        DataError: If a file is damaged, or its config describes anything but a model of drgrade.
     """
-    tensors: Mapping[str, Tensor]
-    if is_published(folder):
-        cfg, record, calibration, tensors = read_published(folder)
-        origin = folder / published_folder.WEIGHTS
+    published = is_published(folder)
+    if published:
+        cfg, record, calibration = read_published(folder)
+        file, origin = folder / published_folder.CONFIG, folder / published_folder.WEIGHTS
     else:
         cfg, record = read_finished(folder)
         calibration = read_calibration(folder)
-        tensors, origin = checkpoint_tensors(folder, record), checkpoint_file(folder, record)
-    model = untrained_model(cfg)
-    model.load(tensors, origin)
-    settings = cfg.photographs
-    preparation = Preparation(int(settings.image_size), int(settings.max_pixels), str(settings.illumination))
-    return TrainedModel(model.eval(), preparation, calibration, cfg, record, folder)
+        file, origin = folder / CONFIG, checkpoint_file(folder, record)
+    settings: Any = OmegaConf.to_container(cfg)
+    try:
+        preparation = read_preparation(settings)
+        encoder, head = model_settings(settings)
+        if not published:
+            encoder = without_weights(encoder)  # the checkpoint replaces them
+        check_model_settings(encoder, head)
+    except DataError as error:
+        raise DataError(f"{file} is refused: {error}") from error
+    tensors = published_tensors(folder) if published else checkpoint_tensors(folder, record)
+    model = build_model(encoder, head, tensors, origin)
+    return TrainedModel(model, preparation, calibration, cfg, record, folder)
+
+
+def without_weights(encoder: Any) -> Any:
+    """Return a copy of an encoder's settings without weights files and downloads."""
+    if not isinstance(encoder, Mapping):
+        return encoder
+    return {
+        name: without_weights(value) if isinstance(value, Mapping) else value
+        for name, value in encoder.items()
+        if name not in ("weights", "pretrained")
+    }
+
+
+def read_preparation(settings: Mapping[str, Any]) -> Preparation:
+    """Read how a run prepared its photographs; ``max_pixels`` never exceeds the limit of this version.
+
+    Raises:
+        DataError: If a setting is missing or out of range.
+    """
+    node = settings.get("photographs")
+    values = node if isinstance(node, Mapping) else {}
+    missing = [name for name in ("image_size", "max_pixels", "illumination") if name not in values]
+    if missing:
+        raise DataError(f"it is damaged: its photographs have no {', '.join(missing)}")
+    bounds = {"image_size": (8, MAX_IMAGE_SIZE), "max_pixels": (1, 1e18)}
+    for name, (low, high) in bounds.items():
+        value = values.get(name)
+        if not isinstance(value, int) or not is_number(value, low, high):
+            raise DataError(f"its photographs have {name}={shortened(value)}, which is not allowed")
+    try:
+        check_illumination(values.get("illumination"))  # type: ignore[arg-type]
+    except (ConfigError, TypeError):
+        light = shortened(values.get("illumination"))
+        raise DataError(f"its photographs have illumination={light}, which is not allowed") from None
+    max_pixels = min(int(values["max_pixels"]), MAX_PIXELS)
+    return Preparation(int(values["image_size"]), max_pixels, str(values["illumination"]))
 
 
 def checkpoint_file(folder: Path, record: Mapping[str, Any]) -> Path:
-    """Return the path of the checkpoint that a run has selected, according to its ``metrics.json``."""
-    return folder / "checkpoints" / str(record["checkpoint"])
+    """Return the path of the checkpoint that a run has selected, according to its ``metrics.json``.
+
+    Raises:
+        DataError: If it is not a file in ``checkpoints``.
+    """
+    name = str(record["checkpoint"])
+    if not re.fullmatch(r"[\w-][\w.-]*\.ckpt", name):
+        raise DataError(f"{folder}: checkpoint={shortened(name)} is not the name of a checkpoint")
+    return folder / "checkpoints" / name
 
 
 def checkpoint_tensors(folder: Path, record: Mapping[str, Any]) -> Mapping[str, Tensor]:
@@ -101,48 +166,23 @@ def checkpoint_tensors(folder: Path, record: Mapping[str, Any]) -> Mapping[str, 
         raise ConfigError(f"checkpoint={folder}: {path.relative_to(folder)} is missing")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        return dict(content["state_dict"])
-    except (RuntimeError, UnpicklingError, EOFError, KeyError, TypeError) as error:
+        tensors = dict(content["state_dict"])
+    except Exception as error:  # a damaged archive raises errors of many types
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path} is damaged ({reason}); train again") from error
+    bad = sorted(str(name) for name, tensor in tensors.items() if not _is_whole(name, tensor))
+    if bad:
+        raise DataError(f"{path} is damaged ({', '.join(bad[:3])} is not a stored tensor); train again")
+    return tensors
 
 
-def untrained_model(cfg: DictConfig) -> GradingModel:
-    """Build the model of a run with random weights; no weights file is read."""
-    encoder = instantiate(without_weights(cfg.encoder))
-    head = instantiate(cfg.protocol.get("probe") or cfg.grading.task.head)(encoder.num_features)
-    return GradingModel(encoder, head)
-
-
-def run_photographs(
-    cfg: DictConfig,
-    record: Mapping[str, Any],
-    folder: Path,
-    stores: Path | str | None = None,
-    download: bool = False,
-) -> Photographs:
-    """Return the photographs of a run with its split.
-
-    Args:
-        cfg: Config of the run; it is not changed.
-        record: Content of its ``metrics.json``.
-        folder: Run folder, for the error message.
-        stores: Folder of the prepared photographs; None for that of the run.
-        download: Download the data set if it is missing.
-
-    Raises:
-        DataError: If photographs or split are not those of the run.
-    """
-    cfg = cfg.copy()
-    if stores is not None:
-        cfg.photographs.folder = str(stores)
-    if download:
-        cfg.photographs.download = True
-    photographs = make_photographs(cfg)
-    for name, now in (("data_hash", photographs.sha256), ("split_hash", photographs.split_hash)):
-        if now != record[name]:
-            raise DataError(
-                f"{name} is {now[:12]}, but the run has {record[name][:12]}: the photographs, their grades "
-                f"or their split are not those of {folder}"
-            )
-    return photographs
+def _is_whole(name: object, tensor: object) -> bool:
+    """Return True for a dense tensor all of whose values are in the file."""
+    return (
+        isinstance(name, str)
+        and isinstance(tensor, Tensor)
+        and tensor.layout == torch.strided
+        and not tensor.is_quantized
+        and tensor.device.type == "cpu"
+        and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
+    )

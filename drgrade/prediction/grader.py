@@ -19,7 +19,7 @@ from drgrade.models.calibration import (
     normalised_entropy,
     referable_probability,
 )
-from drgrade.models.grading_model import median_grade, tta_views
+from drgrade.models.grading_model import check_outputs, median_grade, tta_views
 from drgrade.prediction.checkpoint import TrainedModel, load_model
 from drgrade.settings import Reading
 
@@ -160,8 +160,13 @@ class Grader:
 
         Returns:
             Output of the ensemble, and the outputs of its members in order.
+
+        Raises:
+            EncoderError: If a model outputs numbers that are not finite.
         """
         outputs = [(member, member.model(view(images))) for member in self.members for view in self._views]
+        for _, logits in outputs:
+            check_outputs(logits)
         ensemble = self._combine(outputs, self.calibration)
         if len(self.members) == 1:
             return ensemble, [ensemble]

@@ -14,14 +14,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import get_class
-
 from drgrade.data.transforms import MEAN, STD
 from drgrade.errors import ConfigError
 from drgrade.files import file_sha256, write_bytes, write_text
 from drgrade.model_card.card import FOLDER, render_model_card
 from drgrade.model_card.facts import RunFiles, read_run_files
 from drgrade.models.probes import FittedHead, PrototypeProbe
+from drgrade.models.restore import model_class
 from drgrade.prediction.checkpoint import TrainedModel, checkpoint_tensors, load_model
 from drgrade.prediction.published_folder import (
     CONFIG,
@@ -273,8 +272,8 @@ def _copy(source: Path, target: Path, seen: bool | None, licence: str | None) ->
 def _refuse_features(run: RunFiles, settings: dict[str, Any]) -> None:
     """Refuse a probe with features of single photographs, which may identify training photographs."""
     probe = settings["protocol"].get("probe")
-    kind = get_class(probe["_target_"]) if probe else object
-    if not issubclass(kind, FittedHead):
+    kind = model_class(probe["_target_"]) if probe else None
+    if kind is None or not issubclass(kind, FittedHead):
         return
     allow = "training_features=true publishes it nevertheless"
     if kind.sized_by_data:

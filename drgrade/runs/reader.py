@@ -1,6 +1,6 @@
 """Read finished runs from their folders and check that their files agree."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import yaml
 
+from drgrade.artefacts import is_number, read_yaml
 from drgrade.errors import DataError
 from drgrade.grades import NUM_GRADES
 from drgrade.models.calibration import Calibration
@@ -23,6 +23,7 @@ from drgrade.runs.run_dir import (
     read_calibration,
     read_metrics,
     read_provenance,
+    read_table,
 )
 from drgrade.runs.settings import method_key
 from drgrade.stats.bootstrap import TestFold, confusions, kappas
@@ -53,7 +54,6 @@ _SUM_TOLERANCE = 1e-3
 """Largest deviation from 1 of the sum of rounded probabilities."""
 
 _REPAIR = "run it again, or leave it out"
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where PyYAML has it
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def _check_record(folder: Path, config: Mapping[str, Any], record: Mapping[str, 
     missing = [name for name in _FACTS if record.get(name) is None]
     if missing:
         raise DataError(f"{folder / METRICS}: the run is finished but has no {', '.join(missing)}; {_REPAIR}")
-    if not isinstance(record["test/qwk"], int | float):
+    if not is_number(record["test/qwk"]):
         raise DataError(f"{folder / METRICS}: test/qwk is not a number; {_REPAIR}")
     if not _names_cell(config):
         missing = [name for name in _SETTINGS if not _has(config, name)]
@@ -228,9 +228,10 @@ def _names_cell(config: Mapping[str, Any]) -> bool:
     """Return True if the config has usable values for every setting that a report needs."""
     return (
         all(_has(config, name) for name in _SETTINGS)
-        and isinstance(config["label_fraction"], int | float)
+        and is_number(config["label_fraction"], 0, 1)
+        and is_number(config["seed"])
         and isinstance(config["seed"], int)
-        and config["fold"] is not None
+        and isinstance(config["fold"], int | str)
     )
 
 
@@ -246,8 +247,10 @@ def _has(config: Mapping[str, Any], name: str) -> bool:
 
 def _read_finished(location: RunLocation, config: Mapping[str, Any], record: Mapping[str, Any]) -> Run:
     folder = location.folder
-    split = _read_table(folder / SPLIT, ["image_id", "group", "grade", "subset"])
-    predictions = _read_table(folder / PREDICTIONS, ["image_id", "grade", "predicted", *PROBABILITIES])
+    split = read_table(folder / SPLIT, ["image_id", "group", "grade", "subset"], _REPAIR)
+    predictions = read_table(
+        folder / PREDICTIONS, ["image_id", "grade", "predicted", *PROBABILITIES], _REPAIR
+    )
     tested = split[split["subset"] == "test"].sort_values("image_id")
     predictions = predictions.sort_values("image_id")
     _check_predictions(folder, tested, predictions)
@@ -298,26 +301,12 @@ def _check_predictions(folder: Path, tested: pd.DataFrame, predictions: pd.DataF
 
 
 def _read_yaml(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
+    if not path.exists():
         return None
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
-    except yaml.YAMLError as error:
-        raise DataError(f"{path} is damaged ({error}): {_REPAIR}") from error
-    return current(content) if isinstance(content, dict) else None
-
-
-def _read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """Read columns of a CSV file; image_id, group and subset stay text."""
-    if not path.is_file():
-        raise DataError(f"{path} is missing though the run is finished: {_REPAIR}")
-    numeric = [name for name in columns if name not in ("image_id", "group", "subset")]
-    try:
-        # Read everything as text first: a photograph may be called NA or 001.
-        table = pd.read_csv(path, usecols=list(columns), dtype=str, keep_default_na=False)
-        return table.assign(**{name: pd.to_numeric(table[name]) for name in numeric})
-    except ValueError as error:
-        raise DataError(f"{path} is damaged ({error}): {_REPAIR}") from error
+    content: dict[str, Any] = current(
+        read_yaml(path, _REPAIR, interpolations=path.parts[-2:] == HYDRA_CONFIG.parts)
+    )
+    return content
 
 
 def initial_encoder_dir(run: Path, provenance: Mapping[str, Any]) -> Path | None:

@@ -4,6 +4,7 @@ A writer replaces a file in one step, so that a reader sees the old content or t
 module does not import torch.
 """
 
+import io
 import json
 import logging
 import os
@@ -11,14 +12,15 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from drgrade.artefacts import is_number, read_object, read_text, read_yaml, shortened
 from drgrade.errors import ConfigError, DataError
 from drgrade.files import checkpoint_fault, remove_partial_files, write_text
 from drgrade.renames import current
@@ -94,19 +96,35 @@ def intact_checkpoints(folder: Path) -> bool:
 
 
 def read_config(folder: Path) -> DictConfig:
-    """Read ``config.yaml``; dotted names of earlier versions are replaced by the present ones."""
-    return cast(
-        DictConfig, OmegaConf.create(current(OmegaConf.to_container(OmegaConf.load(folder / CONFIG))))
-    )
+    """Read ``config.yaml``; dotted names of earlier versions are replaced by the present ones.
+
+    The folder may come from anybody: interpolations are refused, and nothing of the config may be
+    instantiated without a check (:mod:`drgrade.models.restore`).
+
+    Raises:
+        DataError: If the file is damaged.
+    """
+    content: dict[str, Any] = current(read_yaml(folder / CONFIG, "run it again, or leave it out"))
+    return OmegaConf.create(content)
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
     """Read ``metrics.json``; empty if there is no such file.
 
     Raises:
-        DataError: If the file is not a JSON object.
+        DataError: If the file is not one flat JSON object.
     """
-    return read_json(folder / METRICS, "remove it to run this again")
+    repair = "remove it to run this again"
+    content = read_json(folder / METRICS, repair)
+    check_metrics(content, folder / METRICS, repair)
+    return content
+
+
+def check_metrics(content: Mapping[str, Any], origin: object, repair: str) -> None:
+    """Raise DataError unless metrics are one flat object, with numbers below names with a slash."""
+    for name, value in content.items():
+        if isinstance(value, dict | list) or ("/" in name and isinstance(value, str | bool)):
+            raise DataError(f"{origin} is damaged ({shortened(name)}={shortened(value)}); {repair}")
 
 
 def read_json(path: Path, repair: str) -> dict[str, Any]:
@@ -119,15 +137,7 @@ def read_json(path: Path, repair: str) -> dict[str, Any]:
     Raises:
         DataError: If the file is not a JSON object.
     """
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} cannot be read ({error}); {repair}") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path} is not a JSON object; {repair}")
-    return content
+    return read_object(path, repair) if path.exists() else {}
 
 
 def read_finished(folder: Path, record: Mapping[str, Any] | None = None) -> tuple[DictConfig, dict[str, Any]]:
@@ -160,7 +170,7 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     path, repair = folder / PROVENANCE, "run it again, or leave it out"
     content = read_json(path, repair)
     for name in ("seconds", "images", "images_per_second", "peak_memory", "devices"):
-        if not isinstance(content.get(name), int | float | None):
+        if not (content.get(name) is None or is_number(content[name])):
             raise DataError(f"{path} is damaged ({name} is not a number): {repair}")
     return content
 
@@ -177,7 +187,7 @@ def read_calibration(folder: Path) -> "Calibration":
     if not path.is_file():
         return Calibration(note="the run was made before runs were calibrated; run it again")
     try:
-        return Calibration.from_json(path.read_text(encoding="utf-8"))
+        return Calibration.from_json(read_text(path, "run it again"))
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
 
@@ -227,17 +237,39 @@ def start_run_dir(
 
 def _check_hashes(folder: Path, hashes: Mapping[str, str]) -> None:
     """Raise DataError if the hashes differ from those in ``photographs.json``."""
-    try:
-        before = json.loads((folder / HASHES).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"resume={folder}: {HASHES} cannot be read ({error}), so the photographs cannot be compared"
-        ) from error
+    before = read_object(folder / HASHES, f"resume={folder}: without it the photographs cannot be compared")
     if before != hashes:
         raise DataError(
             f"resume={folder}: the photographs, their grades or their split differ from those the run "
             "started with"
         )
+
+
+def read_split(folder: Path) -> "pd.DataFrame":
+    """Read ``split.csv``: image_id, group and subset as text, grade as a number, NaN if missing.
+
+    Raises:
+        DataError: If it is missing or damaged.
+    """
+    return read_table(folder / SPLIT, ["image_id", "group", "grade", "subset"], "run it again")
+
+
+def read_table(path: Path, columns: Sequence[str], repair: str) -> "pd.DataFrame":
+    """Read columns of a CSV file of a run; image_id, group and subset stay text, the others are numbers.
+
+    Raises:
+        DataError: If it is missing or damaged; ``repair`` says what to do.
+    """
+    import pandas as pd
+
+    numeric = [name for name in columns if name not in ("image_id", "group", "subset")]
+    text = read_text(path, repair)
+    try:
+        # Read everything as text first: a photograph may be called NA or 001.
+        table = pd.read_csv(io.StringIO(text), usecols=list(columns), dtype=str, keep_default_na=False)
+        return table.assign(**{name: pd.to_numeric(table[name]) for name in numeric})
+    except (ValueError, TypeError, OverflowError) as error:
+        raise DataError(f"{path} is damaged ({error}): {repair}") from error
 
 
 def write_split(folder: Path, split: "pd.DataFrame") -> None:

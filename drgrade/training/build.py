@@ -124,14 +124,6 @@ def weights_files(encoder: DictConfig) -> dict[str, str]:
     return files
 
 
-def without_weights(encoder: DictConfig) -> DictConfig:
-    """Return a copy of an encoder's config without weights files, for weights that are loaded later."""
-    encoder = encoder.copy()
-    for setting in weights_files(encoder):
-        OmegaConf.update(encoder, setting, None)
-    return encoder
-
-
 def make_trainer(
     cfg: DictConfig,
     folder: Path,

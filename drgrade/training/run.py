@@ -163,9 +163,12 @@ def choose_checkpoint(cfg: DictConfig, folder: Path) -> Path:
 
 
 def validate(
-    trainer: pl.Trainer, task: GradingTask, data: GradingDataModule, checkpoint: Path
+    trainer: pl.Trainer, task: GradingTask, data: GradingDataModule, checkpoint: Path | None
 ) -> dict[str, float]:
-    """Load a checkpoint into the task, validate it, and return ``val/...``; empty without photographs."""
+    """Validate the weights of a checkpoint and return ``val/...``; empty without photographs.
+
+    They are loaded into the task; without a checkpoint those that it has are validated.
+    """
     data.setup()
     if not data.val_dataloader():
         return {}
@@ -181,7 +184,7 @@ def test(
     trainer: pl.Trainer,
     task: GradingTask,
     data: GradingDataModule,
-    checkpoint: Path,
+    checkpoint: Path | None,
     folder: Path,
     calibration: Calibration,
     kept: dict[str, Predictions] | None = None,  # noqa: PT028 - no test function
@@ -192,7 +195,7 @@ def test(
         trainer: Trainer that runs the test.
         task: Task that receives the weights.
         data: Data module with the test photographs.
-        checkpoint: Checkpoint to test.
+        checkpoint: Checkpoint to test; None for the weights that the task has.
         folder: Receives ``predictions.csv`` and ``confusion.csv``, with the suffix ``_NAME`` for an external
             data set.
         calibration: Calibration of the run; its metrics are reported with the others.

@@ -61,7 +61,9 @@ def run(tmp_path):
         named = checkpoint if isinstance(checkpoint, list) else [checkpoint]
         settings = [f"checkpoint=[{','.join(map(str, named))}]", f"paths.run={folder}", "resamples=100"]
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = compose("evaluate", [*settings, "paths.outputs=unused", "trainer=cpu", *more])
+            cfg = compose(
+                "evaluate", [*settings, "own_run=true", "paths.outputs=unused", "trainer=cpu", *more]
+            )
         return evaluate(cfg).metrics, folder
 
     return make

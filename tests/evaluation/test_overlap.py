@@ -73,7 +73,7 @@ def clinic(training, tmp_path):
 
 def drop(photographs, run, **more):
     kept, facts = exclude_overlap(
-        photographs, [run], **{"drop": True, "force": False, "search": True, **more}
+        photographs, [run], **{"drop": True, "force": False, "search": True, "own_run": True, **more}
     )
     tested = kept.split[kept.split["subset"] == "test"]
     return set(tested["image_id"]), facts

@@ -33,7 +33,9 @@ def int8(finished_run, tmp_path_factory):
     """Export the tiny DenseNet with 8 bits."""
     out = tmp_path_factory.mktemp("int8") / "small.onnx"
     return export(
-        ExportSettings.compose(checkpoint=finished_run(), format="onnx", out=out, int8=True, resamples=200)
+        ExportSettings.compose(
+            checkpoint=finished_run(), format="onnx", out=out, int8=True, own_run=True, resamples=200
+        )
     )
 
 
@@ -142,26 +144,28 @@ def test_pixels_are_read_from_the_right_store():
 
 def test_ranges_are_measured_on_training_photographs_only(finished_run):
     model = load_model(finished_run())
-    photographs = load_run_photographs(model)
+    photographs = load_run_photographs(model, own_run=True)
     split = pd.read_csv(finished_run() / "split.csv")
     train = photographs.split.iloc[rows_of(photographs, "train")]
     assert set(train["image_id"]) == set(split[split["subset"] == "train"]["image_id"])
-    pixels = calibration_photographs(model, None, count=1000, seed=0)
+    pixels = calibration_photographs(model, None, count=1000, seed=0, own_run=True)
     known = {each.tobytes() for each in read_pixels(photographs, rows_of(photographs, "train"))}
     assert {each.tobytes() for each in pixels} == known
 
 
 def test_ranges_are_measured_on_a_folder(finished_run, synthetic_folder, tmp_path):
     model = load_model(finished_run())
-    pixels = calibration_photographs(model, synthetic_folder, count=9, seed=0)
+    pixels = calibration_photographs(model, synthetic_folder, count=9, seed=0, own_run=False)
     assert pixels.shape == (9, 32, 32, 3)
-    assert not np.array_equal(pixels, calibration_photographs(model, synthetic_folder, count=9, seed=1))
+    assert not np.array_equal(
+        pixels, calibration_photographs(model, synthetic_folder, count=9, seed=1, own_run=False)
+    )
     for number in range(9):
         Image.new("RGB", (64, 64)).save(tmp_path / f"black{number}.png")
     with pytest.raises(ConfigError, match="there are 0 usable photographs"):
-        calibration_photographs(model, tmp_path, count=9, seed=0)
+        calibration_photographs(model, tmp_path, count=9, seed=0, own_run=True)
     with pytest.raises(ConfigError, match="is not a folder"):
-        calibration_photographs(model, tmp_path / "none", count=9, seed=0)
+        calibration_photographs(model, tmp_path / "none", count=9, seed=0, own_run=True)
 
 
 def _moved(finished_run, tmp_path, **changes):
@@ -178,7 +182,7 @@ def _moved(finished_run, tmp_path, **changes):
 def test_missing_photographs_of_the_run_require_a_folder(finished_run, tmp_path):
     folder = _moved(finished_run, tmp_path, photographs__source__root=str(tmp_path / "gone"))
     with pytest.raises(ConfigError, match=r"gone does not exist.*photographs=DIR"):
-        export(ExportSettings.compose(checkpoint=folder, format="onnx", int8=True))
+        export(ExportSettings.compose(checkpoint=folder, format="onnx", int8=True, own_run=True))
     assert not (tmp_path / "gone").exists()
     assert not (folder / "export").exists()
 
@@ -186,7 +190,13 @@ def test_missing_photographs_of_the_run_require_a_folder(finished_run, tmp_path)
 @pytest.mark.slow
 def test_cost_is_unknown_without_test_photographs(finished_run, synthetic_folder, tmp_path):
     folder = _moved(finished_run, tmp_path, photographs__source__root=str(tmp_path / "gone"))
-    options = {"out": tmp_path / "a.onnx", "int8": True, "photographs": synthetic_folder, "count": 9}
+    options = {
+        "out": tmp_path / "a.onnx",
+        "int8": True,
+        "photographs": synthetic_folder,
+        "count": 9,
+        "own_run": True,
+    }
     made = export(ExportSettings.compose(checkpoint=folder, **options))
     assert made.int8.cost is None
     assert "gone does not exist" in made.summary()[-1]
@@ -197,4 +207,4 @@ def test_changed_photographs_are_refused(finished_run, tmp_path):
     record = json.loads((folder / "metrics.json").read_text())
     (folder / "metrics.json").write_text(json.dumps(record | {"data_hash": "0" * 64}))
     with pytest.raises(DataError, match="data_hash is"):
-        load_run_photographs(load_model(folder))
+        load_run_photographs(load_model(folder), own_run=True)

@@ -70,7 +70,12 @@ def test_calibration_is_the_identity_without_validation_photographs(compose, tmp
 
 
 def evaluated(run, tmp_path):
-    paths = [f"checkpoint={run}", f"paths.run={tmp_path / 'again'}", f"paths.outputs={tmp_path}"]
+    paths = [
+        f"checkpoint={run}",
+        "own_run=true",
+        f"paths.run={tmp_path / 'again'}",
+        f"paths.outputs={tmp_path}",
+    ]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return evaluate(hydra.compose("evaluate", [*paths, "trainer=cpu"])).metrics
 

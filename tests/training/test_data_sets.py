@@ -98,7 +98,12 @@ def test_external_data_set_is_tested_after_the_test_set_and_evaluated(compose, o
     assert set(pd.read_csv(tmp_path / "run" / "predictions.csv")["image_id"]) == set(
         split["image_id"][split["subset"] == "test"]
     )
-    paths = [f"checkpoint={tmp_path}/run", f"paths.run={tmp_path}/again", "paths.outputs=unused"]
+    paths = [
+        f"checkpoint={tmp_path}/run",
+        "own_run=true",
+        f"paths.run={tmp_path}/again",
+        "paths.outputs=unused",
+    ]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         again = evaluate(compose_any("evaluate", [*paths, "trainer=cpu"])).metrics
     assert {k: v for k, v in again.items() if "/" in k} == {k: v for k, v in metrics.items() if "/" in k}

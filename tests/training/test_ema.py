@@ -75,7 +75,13 @@ def evaluated(run, folder, tmp_path):
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = hydra.compose(
             "evaluate",
-            [f"checkpoint={run}", f"paths.run={folder}", f"paths.outputs={tmp_path}", "trainer=cpu"],
+            [
+                f"checkpoint={run}",
+                "own_run=true",
+                f"paths.run={folder}",
+                f"paths.outputs={tmp_path}",
+                "trainer=cpu",
+            ],
         )
     return evaluate(cfg).metrics
 

@@ -22,7 +22,7 @@ FITTED = ("init=random", "head=regression_fitted", "protocol.val_fraction=0.3")
 
 def evaluated(run, folder, tmp_path, *more):
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        paths = [f"checkpoint={run}", f"paths.run={folder}", f"paths.outputs={tmp_path}"]
+        paths = [f"checkpoint={run}", "own_run=true", f"paths.run={folder}", f"paths.outputs={tmp_path}"]
         return evaluate(hydra.compose("evaluate", [*paths, "trainer=cpu", *more])).metrics
 
 

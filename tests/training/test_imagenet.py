@@ -111,7 +111,12 @@ def test_evaluation_does_not_need_the_weights_file(compose, tmp_path, files, off
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["weights_hash"] == file_sha256(path)
     path.unlink()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        paths = [f"checkpoint={tmp_path / 'run'}", f"paths.run={tmp_path / 'again'}", "trainer=cpu"]
+        paths = [
+            f"checkpoint={tmp_path / 'run'}",
+            "own_run=true",
+            f"paths.run={tmp_path / 'again'}",
+            "trainer=cpu",
+        ]
         again = evaluate(hydra.compose("evaluate", [*paths, f"paths.outputs={tmp_path}"])).metrics
     assert {**again, "evaluated": 0} == {**record, "evaluated": 0}
 

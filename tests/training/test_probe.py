@@ -50,7 +50,8 @@ def evaluated(folder, shared, tmp_path):
     out = tmp_path / "evaluation"
     stores = next(each for each in shared if each.startswith("paths.stores"))
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = hydra.compose("evaluate", [f"checkpoint={folder}", f"paths.run={out}", stores, "trainer=cpu"])
+        given = [f"checkpoint={folder}", "own_run=true", f"paths.run={out}", stores, "trainer=cpu"]
+        cfg = hydra.compose("evaluate", given)
     return evaluate(cfg).metrics, out
 
 

@@ -21,7 +21,13 @@ def call(command, folder):
 @pytest.fixture
 def evaluate(tmp_path):
     def run(name, *more):
-        command = [sys.executable, "-m", "drgrade.cli.evaluate", f"checkpoint={tmp_path / 'run'}"]
+        command = [
+            sys.executable,
+            "-m",
+            "drgrade.cli.evaluate",
+            f"checkpoint={tmp_path / 'run'}",
+            "own_run=true",
+        ]
         call([*command, f"paths.run={tmp_path / name}", f"paths.outputs={tmp_path}", *more], tmp_path)
         return tmp_path / name
 
