@@ -128,7 +128,7 @@ def evaluate(cfg: DictConfig) -> EvaluationResult:
     is_external = "source" in cfg.data
     for folder in folders:
         if not (is_external and is_published(folder)):
-            check_run(folder)
+            read_run(folder)
     if not (is_external or cfg.own_run):
         raise ConfigError(f"checkpoint={folders[0]}: {OWN_RUN}, or name a data set with data=NAME")
     if not is_external and len(folders) == 1 and cfg.tta == "none" and cfg.reading == "head":
@@ -173,8 +173,8 @@ def run_folders(checkpoint: str | ListConfig | Sequence[str]) -> list[Path]:
     return list(folders.values())
 
 
-def check_run(folder: Path) -> None:
-    """Check that a run may be tested again.
+def read_run(folder: Path) -> tuple[DictConfig, dict[str, Any]]:
+    """Read config and ``metrics.json`` of a run that may be tested again.
 
     Raises:
         ConfigError: If there is no finished grading run, or its test photographs must stay unused.
@@ -185,11 +185,13 @@ def check_run(folder: Path) -> None:
             f"checkpoint={folder} is a published model, which does not include its photographs: name a data "
             "set with data=NAME"
         )
-    if "test/qwk" not in read_finished(folder)[1]:
+    cfg, record = read_finished(folder)
+    if "test/qwk" not in record:
         raise ConfigError(
             f"checkpoint={folder} was run with test=false, like the trials of a search: its test photographs "
             "stay unused; run its settings with test=true"
         )
+    return cfg, record
 
 
 class EvaluationTask(pl.LightningModule):
