@@ -147,7 +147,7 @@ class PretextSettings(CheckedSettings):
 class TrainerSettings(CheckedSettings):
     """``trainer``: arguments of Lightning's ``Trainer``."""
 
-    accelerator: Text
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"]
     max_epochs: Annotated[int, Ge(-1)] | None
     max_steps: Annotated[int, Ge(-1)]
     gradient_clip_val: NotNegative | None

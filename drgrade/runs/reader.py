@@ -25,7 +25,7 @@ from drgrade.runs.run_dir import (
     read_provenance,
     read_table,
 )
-from drgrade.runs.settings import method_key
+from drgrade.runs.settings import method_key, partial_settings
 from drgrade.stats.bootstrap import TestFold, confusions, kappas
 from drgrade.stats.estimates import Counts, Floats
 
@@ -203,6 +203,8 @@ def _reason_to_leave_out(config: Mapping[str, Any], record: Mapping[str, Any], i
         return "pre-training runs"
     if config.get("test", True) is False:
         return "runs that were not to be tested (test=false)"
+    if partial_settings(config):
+        return "trial runs on a part of their photographs"
     return None
 
 

@@ -24,7 +24,7 @@ from drgrade.artefacts import is_number, read_object, read_text, read_yaml, shor
 from drgrade.errors import ConfigError, DataError
 from drgrade.files import checkpoint_fault, remove_partial_files, write_text
 from drgrade.renames import current
-from drgrade.runs.settings import changed_settings
+from drgrade.runs.settings import changed_settings, partial_settings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -158,7 +158,14 @@ def read_finished(folder: Path, record: Mapping[str, Any] | None = None) -> tupl
         raise ConfigError(
             f"checkpoint={folder} is not a finished grading run (status: {record.get('status')})"
         )
-    return read_config(folder), record
+    cfg = read_config(folder)
+    partial = partial_settings(cfg)
+    if partial:
+        raise ConfigError(
+            f"checkpoint={folder} is a trial run on a part of its photographs ({partial[0]}); run it again "
+            "without this setting"
+        )
+    return cfg, record
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:

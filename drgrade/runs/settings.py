@@ -46,6 +46,31 @@ WITHOUT_EFFECT = (
 )
 """Settings of ``trainer`` that do not change the result; a batch is counted over all devices."""
 
+_OF_A_PART: Mapping[str, object] = {
+    "fast_dev_run": False,
+    "overfit_batches": 0,
+    "limit_train_batches": None,
+    "limit_val_batches": None,
+    "limit_test_batches": None,
+    "limit_predict_batches": None,
+    "max_time": None,
+}
+"""Arguments of Lightning's Trainer with which a run ends early or uses a part of its photographs, and the
+value that disables each."""
+
+
+def partial_settings(config: Mapping[Any, Any]) -> list[str]:
+    """Return the settings of a run, ``trainer.NAME``, with which it uses a part of its photographs.
+
+    Example:
+        >>> partial_settings({"trainer": {"limit_test_batches": 1, "fast_dev_run": False}})
+        ['trainer.limit_test_batches']
+    """
+    trainer = config.get("trainer")
+    if not isinstance(trainer, Mapping):
+        return []
+    return [f"trainer.{name}" for name, unused in _OF_A_PART.items() if trainer.get(name, unused) != unused]
+
 
 def identity_settings(cfg: DictConfig) -> dict[str, Any]:
     """Return the settings that identify a run as ``{"a.b": value}``, without those free to change."""

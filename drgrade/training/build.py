@@ -1,6 +1,8 @@
 """Build the parts of a run from its config: photographs, encoder, task, callbacks and trainer."""
 
+import inspect
 import logging
+import os
 import random
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,12 +18,13 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, ProgressBar
 from pytorch_lightning.loggers import Logger
 
-from drgrade.config import further_sources
+from drgrade.config import further_sources, nearest
 from drgrade.data.photographs import Photographs
 from drgrade.data.splits.spec import SUBSETS
 from drgrade.errors import ConfigError, DrgradeError
 from drgrade.models.encoder import Encoder, load_encoder
 from drgrade.runs.run_dir import BEST, LAST, start_run_dir, write_metrics
+from drgrade.runs.settings import partial_settings
 from drgrade.tasks.grading import GradingTask
 from drgrade.training.callbacks import Clock, MovingAverage
 from drgrade.training.checkpoints import CheckpointFiles
@@ -122,6 +125,72 @@ def weights_files(encoder: DictConfig) -> dict[str, str]:
         elif name == "weights" and value:
             files["weights"] = str(value)
     return files
+
+
+_SET_BY_DRGRADE = {
+    "logger": "use logger=NAME",
+    "callbacks": "use +callbacks.NAME._target_=CLASS",
+    "default_root_dir": "use hydra.run.dir=DIR",
+    "enable_checkpointing": "protocol.checkpoint chooses the checkpoint",
+    "enable_progress_bar": "~callbacks.progress removes the bar",
+    "plugins": "leave it out",
+    "barebones": "leave it out",
+    "model_registry": "leave it out",
+    "reload_dataloaders_every_n_epochs": "leave it out",
+    "val_check_interval": "an epoch ends with a validation, and protocol.steps_per_epoch is its length",
+}
+_FALSE = {
+    "sync_batchnorm": "the top-level sync_batchnorm=true does this, and keeps activations",
+    "use_distributed_sampler": "photographs are distributed already, without repetition",
+}
+"""Arguments of Lightning's Trainer that a config must not set, or not to true, and what to do instead."""
+
+
+def check_trainer(cfg: DictConfig) -> None:
+    """Check the arguments for Lightning's Trainer in a config.
+
+    Raises:
+        ConfigError: If an argument is unknown or drgrade's own, or if nothing or not everything would be
+            trained or tested.
+    """
+    from_environment = sorted(name for name in os.environ if name.startswith("PL_TRAINER_"))
+    if from_environment:
+        raise ConfigError(f"{from_environment[0]}: unset this variable, and set trainer.NAME=VALUE instead")
+    partial = partial_settings(cfg)
+    if partial:
+        raise ConfigError(
+            f"{partial[0]} would give figures of a part of the photographs or of the training: leave it out "
+            "(debug=default tries a run in two steps; protocol.steps_per_epoch makes a short one)"
+        )
+    known = [*inspect.signature(pl.Trainer).parameters, "_target_"]
+    for name, value in cfg.trainer.items():
+        if name not in known:
+            raise ConfigError(
+                f"trainer.{name}: Lightning's Trainer has no such argument; {nearest(str(name), known)}"
+            )
+        advice = _SET_BY_DRGRADE.get(str(name)) or (_FALSE.get(str(name)) if value else None)
+        if advice:
+            raise ConfigError(f"trainer.{name}={value} is not allowed: {advice}")
+    if cfg.trainer.get("check_val_every_n_epoch", 1) == 0:
+        raise ConfigError(
+            "trainer.check_val_every_n_epoch=0 is not allowed; protocol.val_fraction=0 validates nothing"
+        )
+    if isinstance(cfg.trainer.get("strategy"), str):
+        raise ConfigError(f"trainer.strategy={cfg.trainer.strategy}: use trainer=ddp or trainer=ddp_cpu")
+    if cfg.task == "pretext" or not is_probe(cfg):
+        _check_length("trainer", cfg.trainer)
+    if cfg.task == "grading" and cfg.init == "ssl":
+        _check_length("pretext", {"max_epochs": cfg.pretext.epochs, "max_steps": cfg.pretext.max_steps})
+
+
+def _check_length(group: str, length: Mapping[Any, Any]) -> None:
+    """Raise ConfigError if nothing would be trained, or if the training would not end."""
+    epochs, steps = length["max_epochs"], length["max_steps"]
+    names = f"{group}.{'max_epochs' if group == 'trainer' else 'epochs'}={epochs}, {group}.max_steps={steps}"
+    if epochs == 0 or steps == 0:
+        raise ConfigError(f"{names}: nothing would be trained (protocol=linear or knn fits a probe instead)")
+    if epochs in (None, -1) and steps == -1:
+        raise ConfigError(f"{names}: the training would not end; limit one of them")
 
 
 def make_trainer(

@@ -195,9 +195,6 @@ def encode(cfg: DictConfig, store: Store, encoder: Encoder, array: Floats) -> No
         plugins=[cluster_environment()],
         enable_progress_bar=False,
         enable_checkpointing=False,
-        # Later runs use the file too, so a trial run must not leave out photographs.
-        fast_dev_run=False,
-        limit_predict_batches=None,
     )
     assert isinstance(trainer, pl.Trainer)
     task = _Encoding(copy.deepcopy(encoder), array, channels_last=cfg.channels_last)

@@ -27,6 +27,7 @@ from drgrade.runs.run_dir import (
 )
 from drgrade.tasks.grading import GradingTask
 from drgrade.training.build import (
+    check_trainer,
     checkpoint_callbacks,
     finish_run_dir,
     instantiate,
@@ -83,10 +84,12 @@ def train(cfg: DictConfig, cache: RunCache | None = None) -> dict[str, Any]:
 
 def check_settings(cfg: DictConfig) -> None:
     """Raise ConfigError if settings contradict each other or have no effect."""
-    if cfg.trainer.devices != 1 and "strategy" not in cfg.trainer:
-        raise ConfigError(
-            f"trainer.devices={cfg.trainer.devices}: for several devices use trainer=ddp or trainer=ddp_cpu"
-        )
+    for name in ("devices", "num_nodes"):
+        if cfg.trainer.get(name, 1) != 1 and "strategy" not in cfg.trainer:
+            raise ConfigError(
+                f"trainer.{name}={cfg.trainer[name]}: for several devices use trainer=ddp or trainer=ddp_cpu"
+            )
+    check_trainer(cfg)
     if cfg.task == "grading" and is_probe(cfg):
         check_probe(cfg)
 

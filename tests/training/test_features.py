@@ -59,15 +59,6 @@ def test_features_match_the_encoder_for_each_photograph(tiny):
     assert found.images == 60
 
 
-@pytest.mark.parametrize("limit", ["fast_dev_run=true", "limit_predict_batches=1"])
-def test_limited_batches_still_encode_all_photographs(limit, tiny):
-    cfg, photographs, initial = tiny(f"++trainer.{limit}")
-    tried = find_or_compute(cfg, photographs, initial)
-    kept = tried.of(np.arange(60))
-    tried.files[0].unlink()
-    assert torch.equal(kept, find_or_compute(*tiny()).of(np.arange(60)))
-
-
 def test_encoding_does_not_change_the_encoder(tiny):
     cfg, photographs, initial = tiny("trainer.precision=bf16-true")
     before = {name: tensor.clone() for name, tensor in initial.encoder.state_dict().items()}

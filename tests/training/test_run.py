@@ -2,12 +2,14 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from filelock import FileLock
+from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import Callback, EarlyStopping
 from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score, roc_auc_score
 
@@ -16,6 +18,7 @@ from drgrade.data.augmentation import FundusAugmentation
 from drgrade.data.datamodules import GradingDataModule
 from drgrade.data.splits.split import split_hash
 from drgrade.errors import ConfigError, DataError
+from drgrade.runs.run_dir import read_finished
 from drgrade.training import run as run_module
 from drgrade.training.build import instantiate, make_encoder, make_trainer, seed_everything
 from drgrade.training.run import train
@@ -317,3 +320,64 @@ def test_resumed_run_keeps_the_curves_of_its_first_part(compose, tmp_path):
     parts = [tmp_path / "run" / "csv" / f"version_{part}" / "metrics.csv" for part in (0, 1)]
     epochs = [set(pd.read_csv(part).dropna(subset=["train/loss"])["epoch"]) for part in parts]
     assert epochs == [{0}, {1}]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+trainer.fast_dev_run=true", "trainer.fast_dev_run would give figures of a part"),
+        ("+trainer.overfit_batches=1", "trainer.overfit_batches would give"),
+        ("+trainer.limit_train_batches=2", "trainer.limit_train_batches would give"),
+        ("+trainer.limit_val_batches=0", "trainer.limit_val_batches would give"),
+        ("+trainer.limit_test_batches=0.5", "trainer.limit_test_batches would give"),
+        ("+trainer.max_time=00:00:10:00", "trainer.max_time would give"),
+        ("trainer.max_epochs=0", "trainer.max_epochs=0, trainer.max_steps=-1: nothing would be trained"),
+        ("trainer.max_steps=0", "nothing would be trained"),
+        ("trainer.max_epochs=-1", "would not end"),
+        ("trainer.max_epochs=null", "would not end"),
+        ("init=ssl pretext.epochs=0", "pretext.epochs=0, pretext.max_steps=-1: nothing would be trained"),
+        ("task=pretext pretext.epochs=0", "nothing would be trained"),
+        ("+trainer.logger=true", "trainer.logger=True is not allowed: use logger=NAME"),
+        ("+trainer.val_check_interval=0.5", "an epoch ends with a validation"),
+        ("trainer.sync_batchnorm=true", "the top-level sync_batchnorm=true"),
+        ("trainer.use_distributed_sampler=true", "distributed already"),
+        ("+trainer.strategy=ddp", "use trainer=ddp or trainer=ddp_cpu"),
+        ("+trainer.num_nodes=2", "trainer.num_nodes=2: for several devices use"),
+        ("+trainer.check_val_every_n_epoch=0", "check_val_every_n_epoch=0 is not allowed"),
+        ("trainer.accelerator=tpu", "trainer.accelerator=tpu is not allowed: auto, cpu, gpu"),
+        ("+trainer.limit_tests=1", "no such argument; did you mean limit_test_batches"),
+    ],
+)
+def test_argument_of_lightning_that_cannot_be_used_is_refused_before_anything_starts(
+    override, message, compose, tmp_path
+):
+    with pytest.raises(ConfigError) as error:
+        train(compose(*override.split()))
+    assert message in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_lightnings_environment_variables_are_refused(compose, monkeypatch):
+    monkeypatch.setenv("PL_TRAINER_LIMIT_TEST_BATCHES", "1")
+    with pytest.raises(ConfigError, match=r"PL_TRAINER_LIMIT_TEST_BATCHES: unset this variable"):
+        train(compose())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("trainer.num_sanity_val_steps=2", "+trainer.profiler=simple", "+trainer.check_val_every_n_epoch=2"),
+        ("trainer.max_epochs=-1", "trainer.max_steps=3", "+trainer.min_epochs=2", "+trainer.benchmark=true"),
+    ],
+)
+def test_other_arguments_of_lightning_work(arguments, compose):
+    assert train(compose(*arguments))["status"] == "finished"
+
+
+def test_earlier_trial_run_cannot_be_loaded(finished, tmp_path):
+    trial = shutil.copytree(finished[1], tmp_path / "trial")
+    cfg = OmegaConf.load(trial / "config.yaml")
+    OmegaConf.update(cfg, "trainer.limit_test_batches", 1, force_add=True)
+    OmegaConf.save(cfg, trial / "config.yaml")
+    with pytest.raises(ConfigError, match=r"trial run on a part of its photographs .*limit_test_batches"):
+        read_finished(trial)
