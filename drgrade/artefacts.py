@@ -138,7 +138,7 @@ def check_plain(content: Any, origin: object, repair: str) -> None:
             if not isinstance(node, dict | list | str | int | float | None):
                 raise DataError(f"{origin} has a {type(node).__name__}: {shortened(node)}; {repair}")
             if isinstance(node, dict) and not all(isinstance(key, str) for key in node):
-                raise DataError(f"{origin} has a name that is no text; {repair}")
+                raise DataError(f"{origin} has a name that is not text; {repair}")
         level = [
             child
             for node in level
@@ -156,7 +156,7 @@ def shortened(value: object, length: int = 60) -> str:
 
 
 def is_number(value: object, low: float = -math.inf, high: float = math.inf) -> bool:
-    """Return True for a finite number in [low, high]; truth values are no numbers."""
+    """Return True for a finite number in [low, high]; truth values do not count as numbers."""
     return (
         isinstance(value, int | float)
         and not isinstance(value, bool)

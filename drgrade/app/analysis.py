@@ -103,7 +103,7 @@ class UploadAnalyzer:
             return UploadResult(upload.name, failure=f"the file has {size}, the limit is {limit}")
         prepared = self.grader.preparation.prepare(upload.path)
         crop, verdict = prepared.crop, prepared.verdict
-        # A file that took all the time or memory it may is not decoded again.
+        # A file that exceeded the limit of time or memory is not decoded again.
         original = None if verdict.flag == "unreadable" else self._read(upload.path)
         photograph = None if original is None else _jpeg(original)
         if crop.pixels is None or (verdict.abstains and self._abstain):

@@ -186,9 +186,9 @@ class RequestFilter:
         try:
             job = _Job.model_validate_json(body)
         except ValidationError:
-            raise Refused(422, "this is no request of the page") from None
+            raise Refused(422, "the request is not one of the page") from None
         if len(job.data) != self._inputs.get(job.fn_index):
-            raise Refused(422, "this is no request of the page")
+            raise Refused(422, "the request is not one of the page")
         files = [[each.path for each in dropped or ()] for dropped in job.data]
         if any(Path(path) not in self._uploads for paths in files for path in paths):
             raise Refused(404, "the file was not uploaded here, or has been deleted: choose it again")
