@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-import subprocess
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -42,6 +42,8 @@ from drgrade.config import (
     setting_names,
 )
 from drgrade.errors import ConfigError, DrgradeError, describe_disk_error
+from drgrade.processes import end_with_parent, exit_interrupted, interruptible, run_child
+from drgrade.progress import say
 
 _FULL_ERROR = os.environ.setdefault("DRGRADE_FULL_ERROR", os.environ.get("HYDRA_FULL_ERROR", "0")) == "1"
 """True if the user wants stack traces. Started processes read it under a name of its own, because :func:`run`
@@ -71,20 +73,36 @@ def run(function: Callable[[DictConfig], object], settings: type[CheckedSettings
         print(help_text(settings, sys.argv[1:]))
         return
     logging.raiseExceptions = False  # on a full disk, each line of the log would print a stack trace
+    end_with_parent()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then passes exceptions on instead of printing them
     try:
-        sys.argv[1:] = arguments(sys.argv[1:], settings)
-        _share_run_folder(settings.config)
-        main = hydra.main(config_path=str(CONF), config_name=settings.config, version_base="1.3")
-        main(_job(function, settings))()
+        with _signals_raised():
+            sys.argv[1:] = arguments(sys.argv[1:], settings)
+            _share_run_folder(settings.config)
+            main = hydra.main(config_path=str(CONF), config_name=settings.config, version_base="1.3")
+            main(_job(function, settings))()
     except Exception as error:
         message = explain(error)
         if _FULL_ERROR or message is None:
             raise
         fail(message)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        say("interrupted")
+        exit_interrupted()
+
+
+@contextmanager
+def _signals_raised() -> Iterator[None]:
+    """Turn signals into KeyboardInterrupt in the main process; a further process of a run ends at once."""
+    from drgrade.training.distributed import is_main_process
+
+    if is_main_process():
+        with interruptible():
+            yield
+        return
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    yield
 
 
 def arguments(given: Sequence[str], settings: type[CheckedSettings]) -> list[str]:
@@ -265,7 +283,7 @@ def in_job(
 def run_training(overrides: Sequence[str], given: Mapping[str, object], folder: Path) -> None:
     """Run ``drgrade train`` in a process of its own; raise DrgradeError if it fails."""
     arguments = [*overrides, *_as_overrides({**given, "hydra.run.dir": folder})]
-    status = subprocess.run([sys.executable, "-m", "drgrade.cli.train", *arguments], check=False).returncode
+    status = run_child([sys.executable, "-m", "drgrade.cli.train", *arguments])
     if status:
         raise DrgradeError(f"training ended with status {status}; see the messages above")
 

@@ -1,5 +1,6 @@
 """``drgrade reproduce``: from photographs to the report, with an estimate of the time before it starts."""
 
+import os
 import re
 import sys
 import time
@@ -102,12 +103,12 @@ def _estimate(sweeps: Sequence["PlannedSweep"], seconds: float) -> float:
 
 def _run(experiment: str, overrides: Sequence[str]) -> int:
     """Run a sweep as a command of its own; return its exit status."""
-    from drgrade.sweeps.subprocesses import run_child
+    from drgrade.processes import SIGNALS, run_child
 
     command = [sys.executable, "-m", "drgrade.cli.train", "-m", f"+experiment={experiment}", *overrides]
     status = run_child([*command, "hydra.sweeper.report=false"])  # one report at the end
-    if status == 130:  # interrupted
-        raise KeyboardInterrupt
+    if status - 128 in SIGNALS:  # only the sweep was interrupted
+        os.kill(os.getpid(), status - 128)
     return status
 
 

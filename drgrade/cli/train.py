@@ -1,8 +1,9 @@
 """``python train.py``: one run, or with ``-m`` a sweep."""
 
 import logging
-import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from omegaconf import DictConfig
 from drgrade.cli.command import fail, run
 from drgrade.config import choices
 from drgrade.errors import DrgradeError
+from drgrade.processes import run_child
+from drgrade.runs.run_dir import METRICS, write_metrics
 from drgrade.settings import ReportSettings, TrainSettings
-from drgrade.sweeps.cells import progress
-from drgrade.sweeps.subprocesses import cell_command
+from drgrade.sweeps.cells import cell_command, progress
 from drgrade.sweeps.sweeper import SweepOutcome, outcome
 
 
@@ -31,11 +33,25 @@ def work(cfg: DictConfig) -> None:
     if not is_main_process():
         logging.getLogger().setLevel(logging.WARNING)
     log.info("%s", headline(cfg))
-    from drgrade.training.run import train
+    with _interruption_recorded(Path(cfg.paths.run)):
+        from drgrade.training.run import train  # takes seconds
 
-    metrics = train(cfg)
+        metrics = train(cfg)
     if is_main_process():
         log.info("%s", summary(metrics, cfg.paths.run))
+
+
+@contextmanager
+def _interruption_recorded(folder: Path) -> Iterator[None]:
+    """Write ``metrics.json`` with status interrupted if a signal comes before the run has begun."""
+    from drgrade.training.distributed import is_main_process
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        if is_main_process() and not (folder / METRICS).exists():
+            write_metrics(folder, {"status": "interrupted"})
+        raise
 
 
 def is_sweep() -> bool:
@@ -54,7 +70,7 @@ def run_alone(hydra_cfg: Any) -> None:
     """
     own = [each for each in hydra_cfg.overrides.hydra if not each.startswith("hydra.sweep.")]
     command = cell_command([*own, *hydra_cfg.overrides.task], Path(hydra_cfg.runtime.output_dir))
-    status = subprocess.run(command, check=False).returncode
+    status = run_child(command)
     if status:
         cell = progress(Path(hydra_cfg.runtime.output_dir))
         raise DrgradeError(f"{cell.status} (exit status {status}): {cell.reason or 'see above'}")

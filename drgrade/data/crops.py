@@ -6,7 +6,6 @@ Few modules are imported here, because every worker imports them.
 import multiprocessing
 import os
 import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -32,6 +31,7 @@ from drgrade.data.image_reader import (
     read_photograph,
 )
 from drgrade.errors import DataError
+from drgrade.processes import end_with_pool
 
 Made = TypeVar("Made")
 
@@ -255,16 +255,8 @@ def _start_worker(maker: Callable[[Path], Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent stops them
     cv2.setNumThreads(1)  # one process per CPU already
     _makers[:] = [maker]
-    threading.Thread(target=_follow_parent, daemon=True).start()
+    end_with_pool()
 
 
 def _make(path: Path) -> Any:
     return _makers[0](path)
-
-
-def _follow_parent() -> None:
-    """Exit with the parent; a worker whose parent was killed would wait for work indefinitely."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

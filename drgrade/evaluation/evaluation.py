@@ -48,6 +48,7 @@ from drgrade.training.build import (
 )
 from drgrade.training.distributed import is_main_process
 from drgrade.training.run import test, validate
+from drgrade.training.supervision import supervised
 
 _WITHOUT_EFFECT = {"labelled": [], "unlabelled": [], "external": [], "balanced": False}
 """Settings of a data set that have no effect in an evaluation, with their neutral values."""
@@ -131,10 +132,11 @@ def evaluate(cfg: DictConfig) -> EvaluationResult:
             read_run(folder)
     if not (is_external or cfg.own_run):
         raise ConfigError(f"checkpoint={folders[0]}: {OWN_RUN}, or name a data set with data=NAME")
-    if not is_external and len(folders) == 1 and cfg.tta == "none" and cfg.reading == "head":
-        done = repeat_test(cfg, folders[0], target)
-    else:
-        done = evaluate_grader(cfg, folders, target)
+    with supervised(lambda error: None):
+        if not is_external and len(folders) == 1 and cfg.tta == "none" and cfg.reading == "head":
+            done = repeat_test(cfg, folders[0], target)
+        else:
+            done = evaluate_grader(cfg, folders, target)
     metrics = {**done.metrics, "evaluated": ",".join(map(str, folders))}
     if not is_main_process():
         return EvaluationResult(metrics, {})

@@ -3,11 +3,13 @@
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from drgrade.config import as_override
 from drgrade.errors import DataError
 from drgrade.files import write_text
 from drgrade.runs.run_dir import CONFIG, read_metrics
@@ -25,6 +27,16 @@ ROW_AXES = ("protocol",)
 
 _NAMED = ("experiment", "data", "scale")
 """Settings that the readable part of the name already contains."""
+
+_SWEEP_SETTINGS = (
+    "hydra.mode",
+    "hydra.run.",
+    "hydra.sweep.",
+    "hydra.sweeper",
+    "hydra/sweeper",
+    "hydra.launcher",
+    "hydra/launcher",
+)
 
 _FREE = re.compile(
     r"(resume|download|sweep|method|name)$"
@@ -127,6 +139,17 @@ def _plain(value: str) -> str:
 
 def _short_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:6]
+
+
+def cell_command(overrides: Sequence[str], folder: Path) -> list[str]:
+    """Return the command that runs a cell in its folder, independent of the program that starts it.
+
+    Settings of the sweep itself are dropped from the overrides.
+    """
+    kept = [override for override in overrides if not override.lstrip("+~").startswith(_SWEEP_SETTINGS)]
+    # The experiment of a table sets MULTIRUN.
+    own = ["hydra.mode=RUN", f"hydra.run.dir={as_override(str(folder))}"]
+    return [sys.executable, "-m", "drgrade.cli.train", *kept, *own]
 
 
 def write_sweep(folder: Path, name: str, command: Sequence[str], cells: Sequence[Cell]) -> None:

@@ -24,11 +24,11 @@ from drgrade.data.photographs import Photographs
 from drgrade.errors import ConfigError, DrgradeError
 from drgrade.files import write_text
 from drgrade.models.encoder import CARD
+from drgrade.processes import run_child
 from drgrade.progress import format_duration, say, track
-from drgrade.sweeps.cells import Cell, error_line
+from drgrade.sweeps.cells import Cell, cell_command, error_line
 from drgrade.sweeps.inline import InlineLauncher
 from drgrade.sweeps.launcher import cell_environment
-from drgrade.sweeps.subprocesses import cell_command, run_child
 from drgrade.sweeps.sweeper import PlannedSweep
 from drgrade.training.build import instantiate, is_probe
 from drgrade.training.cache import RunCache

@@ -17,10 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from drgrade.config import refuse_new_settings
 from drgrade.errors import ConfigError, DrgradeError, describe_disk_error
+from drgrade.processes import interruptible
 from drgrade.settings import TrainSettings
 from drgrade.sweeps.cells import OUTPUT
 from drgrade.sweeps.launcher import ComposedCell, ProgressLog, compose_cells
-from drgrade.sweeps.subprocesses import interruptible
 
 if TYPE_CHECKING:  # slow to import, and Hydra imports every launcher in every command
     from drgrade.training.cache import RunCache

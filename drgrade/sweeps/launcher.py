@@ -18,16 +18,16 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from drgrade.errors import ConfigError, DrgradeError
+from drgrade.processes import interruptible, start, stop
 from drgrade.progress import format_duration
 from drgrade.runs.run_dir import PROVENANCE
-from drgrade.sweeps.cells import FINISHED, OUTPUT, error_line, progress
-from drgrade.sweeps.subprocesses import cell_command, interruptible, start, stop
+from drgrade.sweeps.cells import FINISHED, OUTPUT, cell_command, error_line, progress
 
 log = logging.getLogger("drgrade")
 
 AUTO = "auto"
 _POLL_SECONDS = 0.2
-_STOP_SECONDS = 60.0
+_STOP_SECONDS = 30.0
 """Time that an interrupted cell has to write its state."""
 
 _CONTEXT = 600 * 2**20

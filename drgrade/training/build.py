@@ -29,6 +29,7 @@ from drgrade.tasks.grading import GradingTask
 from drgrade.training.callbacks import Clock, MovingAverage
 from drgrade.training.checkpoints import CheckpointFiles
 from drgrade.training.distributed import cluster_environment, is_main_process
+from drgrade.training.supervision import supervise
 
 log = logging.getLogger(__name__)
 
@@ -224,6 +225,7 @@ def make_trainer(
         enable_checkpointing=bool(callbacks),
     )
     assert isinstance(trainer, pl.Trainer)
+    supervise(trainer)
     return trainer, clock
 
 

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 _PORT_OFFSET = 10_000
 """Offset between the port of the process group and that of the key-value store."""
 
+_LOCK_SECONDS = 30.0
+"""Time in which an interrupted run ends; loader processes of a killed one hold its lock for some seconds."""
+
 _PRETRAINING_KEY = "DRGRADE_PRETRAINING"
 
 _message_number = itertools.count()
@@ -178,8 +181,12 @@ def announced_pretraining() -> str | None:
 
 
 @contextmanager
-def lock_run_dir(folder: Path) -> Iterator[None]:
+def lock_run_dir(folder: Path, wait: bool = False) -> Iterator[None]:
     """Lock a run's folder against a second run; the lock of a killed process is free again.
+
+    Args:
+        folder: The run's folder.
+        wait: Wait up to 30 s for an earlier process, which may just have been told to end.
 
     Raises:
         ConfigError: If another process holds the lock.
@@ -190,7 +197,7 @@ def lock_run_dir(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=_LOCK_SECONDS if wait else 0)
     except Timeout as error:
         raise ConfigError(f"another process is using {folder}: wait for it, or end it") from error
     try:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ from drgrade.training.distributed import is_main_process, lock_run_dir
 from drgrade.training.init_weights import find_initial_encoder, run_facts
 from drgrade.training.pretraining import pretrain
 from drgrade.training.probe import check_probe, fit_probe
+from drgrade.training.supervision import supervised
 from drgrade.training.tracking.tracker import failure_record, log_evaluation, tracked_run
 
 log = logging.getLogger(__name__)
@@ -72,7 +74,11 @@ def train(cfg: DictConfig, cache: RunCache | None = None) -> dict[str, Any]:
     cfg.paths.run = str(folder)  # a resumed run logs into its own folder
     if cfg.resume == AUTO and _is_finished(folder):
         return read_metrics(folder)
-    with lock_run_dir(folder), _failure_recorded(folder, checkpoint):
+    with (
+        lock_run_dir(folder, wait=cfg.resume == AUTO),
+        _failure_recorded(folder, checkpoint),
+        supervised(partial(_record_failure, folder)),
+    ):
         photographs = cache.photographs(cfg) if cache else make_photographs(cfg)
         if cfg.task == "pretext":
             return pretrain(cfg, photographs, folder, checkpoint)
@@ -233,12 +239,16 @@ def _failure_recorded(folder: Path, checkpoint: Path | None) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if is_main_process() and not _is_finished(folder):
-            with suppress(OSError):  # the disk that is full or fails may be the cause
-                write_metrics(folder, failure_record(error))
+        _record_failure(folder, error)
         if isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from error  # Lightning has replaced it by an ordinary exit
         raise
+
+
+def _record_failure(folder: Path, error: BaseException) -> None:
+    if is_main_process() and not _is_finished(folder):
+        with suppress(OSError):  # the disk that is full or fails may be the cause
+            write_metrics(folder, failure_record(error))
 
 
 def _is_finished(folder: Path) -> bool:

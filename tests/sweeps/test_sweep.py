@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from drgrade.processes import stop
 from drgrade.runs.run_dir import write_config
-from drgrade.sweeps.cells import Cell, read_sweep
-from drgrade.sweeps.subprocesses import cell_command, stop
+from drgrade.sweeps.cells import Cell, cell_command, read_sweep
 from drgrade.sweeps.sweeper import launch_overrides
 
 NO_REPORT = "hydra.sweeper.report=false"

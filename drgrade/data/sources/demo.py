@@ -12,6 +12,7 @@ import pandas as pd
 
 from drgrade.data.sources.base import MANIFEST_COLUMNS, About, Source, SourceTable, build_once
 from drgrade.errors import ConfigError, DataError
+from drgrade.processes import end_with_pool
 from drgrade.progress import track
 from drgrade.synthetic.drawing import ART_VERSION, PlannedPhotograph, draw_photograph, plan_photographs
 
@@ -107,13 +108,17 @@ def _run(
         with _one_opencv_thread():
             yield from map(draw, photographs)
         return
-    # 0, not 1: a forked worker would wait for OpenCV threads of its parent, which it does not have.
-    with ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(0,)) as pool:
+    with ProcessPoolExecutor(workers, initializer=_start_worker) as pool:
         try:
             yield from pool.map(draw, photographs, chunksize=4)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _start_worker() -> None:
+    end_with_pool()
+    cv2.setNumThreads(0)  # not 1: a forked worker would wait for OpenCV threads of its parent
 
 
 @contextmanager
