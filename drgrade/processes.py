@@ -39,6 +39,8 @@ def interruptible() -> Iterator[None]:
         return
     default = (signal.SIG_DFL, signal.default_int_handler)
     before = {each: handler for each in SIGNALS if (handler := signal.getsignal(each)) in default}
+    if before:
+        _received.clear()
     for number in before:
         signal.signal(number, _interrupt)
     try:

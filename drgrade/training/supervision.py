@@ -119,7 +119,7 @@ def _find_dead() -> tuple[int, int] | None:
 
 def _describe(rank: int, code: int) -> str:
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
-    return f"process {rank} of this run {how}; see its messages above. resume=FOLDER continues from the last epoch"
+    return f"process {rank} of this run {how}; its messages are above. resume=FOLDER continues the run"
 
 
 def _raise_cause(error: RuntimeError) -> None:

@@ -99,7 +99,7 @@ def test_interrupted_reproduce_leaves_no_process(number, reproduce, tmp_path):
         time.sleep(0.05)
     process.send_signal(number)
     output, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, output
+    assert process.returncode == 128 + number, output
     assert "Traceback" not in output
     (cell,) = tmp_path.glob("sweeps/*/init-*")
     assert '"interrupted"' in (cell / "metrics.json").read_text()
