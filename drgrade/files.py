@@ -3,6 +3,7 @@
 import hashlib
 import os
 import stat
+import threading
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,7 +87,8 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: If the file cannot be written; the error names it.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
+    writer = f"{os.getpid()}-{threading.get_native_id()}"
+    partial = path.with_name(f".{path.name}.{writer}{_PARTIAL}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
