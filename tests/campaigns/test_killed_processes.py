@@ -109,8 +109,8 @@ def test_signals_to_each_process_of_a_run(scale, rng, command, outputs):
             problems.append(f"{attempt}: epochs are lost")
         epochs = last_epoch(log)
     print(
-        f"signals to processes of a DDP run: {len(chosen)} tried, {len(chosen) - len(problems)} survived; all "
-        f"gone after at most {slowest:.1f} s; {epochs} epochs trained, none lost"
+        f"signals to processes of a DDP run: {len(chosen)} tried, {len(chosen) - len(problems)} survived; "
+        f"all gone after at most {slowest:.1f} s; {epochs} epochs trained, none lost"
     )
     assert not problems, "\n".join([*problems, log.read_text(errors="replace")[-3000:]])
 
@@ -136,8 +136,8 @@ def test_sweep_is_killed_again_and_again(scale, rng, command, outputs):
     logs = [log, *(cell / "output.log" for cell in cells)]
     problems += [f"a traceback in {file}" for file in logs if "Traceback" in file.read_text(errors="replace")]
     print(
-        f"SIGKILL of a sweep of four cells: {tries} tried, {len(cells)} of 4 cells finished at the end; cells "
-        f"gone after at most {slowest:.1f} s"
+        f"SIGKILL of a sweep of four cells: {tries} tried, {len(cells)} of 4 cells finished at the end; "
+        f"cells gone after at most {slowest:.1f} s"
     )
     assert len(cells) == 4
     assert not problems, "\n".join(problems)
