@@ -86,13 +86,17 @@ def test_signals_to_each_process_of_a_run(scale, rng, command, outputs):
         number = getattr(signal, name)
         before = log.stat().st_size if log.is_file() else 0
         with started(command(*settings, *places), log) as process:
-            moment = rng.uniform(1, 30)
-            time.sleep(moment)
+            began = time.monotonic()
+            if rng.random() < 0.7:  # or before it trains
+                while b"\nepoch " not in log.read_bytes()[before:] and time.monotonic() - began < 120:
+                    time.sleep(0.1)
+            time.sleep(rng.uniform(0.5, 8))
+            moment = time.monotonic() - began
             others = [pid for pid, parent in at_work(folder) if parent == process.pid]
             target = others[0] if rank and others else process.pid
             os.kill(target, number)
             seconds = wait_until_gone(folder)
-            code = process.poll()
+            code = None if seconds is None else process.wait(timeout=5)
         printed = log.read_bytes()[before:].decode(errors="replace")
         attempt = f"{name} to process {int(target != process.pid)} after {moment:.1f} s"
         if seconds is None:
