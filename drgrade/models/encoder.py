@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from drgrade.artefacts import read_object
-from drgrade.errors import ConfigError, EncoderError
+from drgrade.errors import ConfigError, DataError, EncoderError
 from drgrade.files import file_sha256, require_regular, write_bytes, write_text
 from drgrade.models.feature_maps import (
     DEFAULT_LEVEL,
@@ -173,13 +173,13 @@ def is_complete_encoder(folder: Path) -> bool:
     if not (folder / CARD).is_file():
         return False
     try:
-        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-        with safe_open(folder / WEIGHTS, "pt") as tensors:
+        card = read_object(folder / CARD, "pre-train again")
+        with safe_open(require_regular(folder / WEIGHTS), "pt") as tensors:
             tensors.keys()
         if card.get("sha256") in (None, file_sha256(folder / WEIGHTS)):
             return True
         fault = f"{WEIGHTS} does not have the hash in {CARD}"
-    except (AttributeError, OSError, RecursionError, SafetensorError, ValueError) as error:
+    except (DataError, OSError, SafetensorError) as error:
         fault = str(error)
     log.warning("encoder: %s is damaged (%s) and is not used", folder, fault)
     return False
