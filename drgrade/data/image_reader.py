@@ -27,16 +27,24 @@ MAX_PIXELS = 100_000_000
 MAX_FILE_BYTES = 1_000_000_000
 """Limit of the size of a file; larger ones are refused before reading."""
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".ppm")
-"""Extensions of photographs, in lower case."""
+FURTHER_EXTENSIONS = (".jfif", ".jpe", ".jp2", ".dcm", ".dicom")
+"""Extensions of which a file is not searched for if a file of the same name has another extension."""
+
+IMAGE_EXTENSIONS = (
+    *(".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".ppm"),
+    *FURTHER_EXTENSIONS,
+)
+"""Extensions of photographs, in lower case. Not .gif, because data sets have masks in it."""
 
 NO_PERMISSION = "no permission to read the file"
 
 NO_MEMORY = "not enough memory to decode it"
 """The only reason that may not recur in another attempt."""
 
+NO_PYDICOM = "DICOM needs the package pydicom: pip install 'drgrade[dicom]'"
+
 _SEPARATE_PLANES = "16 bit in separate planes: save it with interleaved channels"
-_FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "PPM", "GIF")
+_FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "PPM", "GIF", "JPEG2000")
 _EXIF_ORIENTATION, _TIFF_BITS, _TIFF_PLANES = 0x0112, 258, 284
 _MOST_SCANS, _MOST_DIRECTORIES = 200, 1_000  # of a JPEG and a TIFF; cameras write at most about 10
 # A JPEG within these limits is decoded in this process, which bounds neither time nor memory. Its costs grow
@@ -105,8 +113,13 @@ def read_photograph_here(
     Returns:
         The pixels, and the other attributes of :class:`DecodedImage`; or None, and the reason.
     """
+    from drgrade.data.dicom import is_dicom, read_dicom
+
     try:
         with _errors_as_reasons(path), _strict_pillow():
+            if is_dicom(path):
+                decoded = read_dicom(path, max_pixels)
+                return decoded.pixels, (decoded.conversions, decoded.full_size)
             _check_directories(path)
             with Image.open(path, formats=_known_formats()) as image:
                 decoded = _decode(image, path, max_pixels, at_least)
@@ -299,15 +312,15 @@ def _to_rgb(image: Image.Image, bits: int) -> tuple[npt.NDArray[np.uint8], list[
     return np.array(image if image.mode == "RGB" else image.convert("RGB")), changes
 
 
-def _used_bits(highest: int) -> int:
-    """Return how many bits of 16 a photograph uses, given its highest value; cameras record 10, 12 or 14."""
+def used_bits(highest: int) -> int:
+    """Return how many bits of 16 a photograph uses, given its highest value: 8, 10, 12, 14 or 16."""
     return next((bits for bits in (8, 10, 12, 14) if highest < 1 << bits), 16)
 
 
 def _to_eight_bit(image: Image.Image) -> tuple[Image.Image, int]:
     """Reduce 16-bit grey to 8 bits; also return the number of bits used."""
     values = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-    bits = _used_bits(int(values.max(initial=0)))
+    bits = used_bits(int(values.max(initial=0)))
     return Image.fromarray((values >> (bits - 8)).astype(np.uint8)), bits
 
 
@@ -319,7 +332,7 @@ def _use_lower_bits(image: ImageFile.ImageFile, tiles: tuple[ImageFile._Tile, ..
     if image.mode.startswith("I"):
         return 16
     colours = sum(band not in "Aa" for band in image.getbands())
-    if _used_bits(256 * int(np.asarray(image)[..., :colours].max(initial=0))) == 16:
+    if used_bits(256 * int(np.asarray(image)[..., :colours].max(initial=0))) == 16:
         return 16
     if _has_separate_planes(image):
         raise UnreadablePhotograph(_SEPARATE_PLANES)
@@ -331,8 +344,8 @@ def _use_lower_bits(image: ImageFile.ImageFile, tiles: tuple[ImageFile._Tile, ..
         bands = (bands[1], bands[1], bands[1], bands[3])
     pairs = zip(image.split(), bands, strict=True)
     values = [np.asarray(upper).astype(np.uint16) << 8 | np.asarray(low) for upper, low in pairs]
-    bits = _used_bits(max(int(each.max()) for each in values[:colours]))
-    shifts = [bits - 8] * colours + [_used_bits(int(alpha.max())) - 8 for alpha in values[colours:]]
+    bits = used_bits(max(int(each.max()) for each in values[:colours]))
+    shifts = [bits - 8] * colours + [used_bits(int(alpha.max())) - 8 for alpha in values[colours:]]
     channels = [(each >> shift).astype(np.uint8) for each, shift in zip(values, shifts, strict=True)]
     image.paste(Image.merge(image.mode, [Image.fromarray(channel) for channel in channels]))
     return bits

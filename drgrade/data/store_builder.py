@@ -26,7 +26,7 @@ import PIL
 
 from drgrade.data.crops import Crop, CropMaker, Facts, make_crops
 from drgrade.data.geometry import THUMBNAIL_SIZE
-from drgrade.data.image_reader import NO_MEMORY, NO_PERMISSION
+from drgrade.data.image_reader import NO_MEMORY, NO_PERMISSION, NO_PYDICOM
 from drgrade.data.sources.base import MANIFEST_COLUMNS, Problem, Source, SourceTable
 from drgrade.files import write_text
 from drgrade.progress import track
@@ -92,7 +92,7 @@ class FileRecord(NamedTuple):
     @property
     def is_reproducible(self) -> bool:
         """True if the same content would give the same result again."""
-        return bool(self.sha256) and not self.failure.startswith(NO_MEMORY)
+        return bool(self.sha256) and not self.failure.startswith((NO_MEMORY, NO_PYDICOM))
 
     @property
     def is_reusable(self) -> bool:

@@ -21,6 +21,7 @@ PATH_COLUMNS = ("path", "image", "image_path", "file", "filename")
 """Columns of a .csv list that may hold the paths, by priority."""
 
 _LISTS = (".txt", ".csv")
+_NAMED_KINDS = 10
 _START = 4096  # bytes from which the encoding of a list is detected
 
 
@@ -91,6 +92,7 @@ class Inputs:
             if each != STDIN and not Path(each).exists():
                 raise ConfigError(f"input={each} does not exist")
         self.given = tuple(given)
+        self._skipped: dict[str, tuple[int, str]] = {}  # number and first path by ending
         self._leave_out = None if leave_out is None else leave_out.resolve()
 
     @property
@@ -107,7 +109,23 @@ class Inputs:
         """
         return None if self.from_stdin else sum(1 for _ in self)
 
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Numbers of other files that the last iteration found in folders, by ending."""
+        return {ending: number for ending, (number, _) in sorted(self._skipped.items())}
+
+    def describe_skipped(self) -> str:
+        """Count and name these files; empty if there are none."""
+        kinds = sorted(self._skipped.items(), key=lambda kind: -kind[1][0])
+        listed = [
+            f"{number} {ending or 'without ending'} ({first}{', ...' if number > 1 else ''})"
+            for ending, (number, first) in kinds[:_NAMED_KINDS]
+        ]
+        listed += [f"{len(kinds) - _NAMED_KINDS} more kinds"] if len(kinds) > _NAMED_KINDS else []
+        return f"{sum(self.skipped.values())} other files skipped: {', '.join(listed)}" if kinds else ""
+
     def __iter__(self) -> Iterator[InputFile]:
+        self._skipped = {}
         for each in self.given:
             if each == STDIN:
                 yield from _read_lines(sys.stdin.buffer, "")
@@ -134,8 +152,15 @@ class Inputs:
             path = os.path.join(top, inner)  # noqa: PTH118
             if name.lower().endswith(IMAGE_EXTENSIONS):
                 yield InputFile(path, _stem(inner))
+            elif not is_folder:
+                self._skip(path)
             if is_folder and Path(path).resolve() != self._leave_out:
                 yield from self._search(top, inner)
+
+    def _skip(self, path: str) -> None:
+        ending = os.path.splitext(path)[1].lower()  # noqa: PTH122
+        number, first = self._skipped.get(ending, (0, path))
+        self._skipped[ending] = (number + 1, first)
 
 
 def _read_list(path: str) -> Iterator[InputFile]:

@@ -323,7 +323,8 @@ def predict(settings: PredictSettings) -> PredictionSummary:
     folder = settings.out or settings.paths.outputs / "predictions" / _default_name(job)
     inputs = Inputs(settings.input, leave_out=folder)
     if inputs.total == 0:
-        raise ConfigError(f"input={','.join(settings.input)}: no photographs were found")
+        others = f" ({skipped})" if (skipped := inputs.describe_skipped()) else ""
+        raise ConfigError(f"input={','.join(settings.input)}: no photographs were found{others}")
     if inputs.from_stdin and settings.out is None:
         raise ConfigError("input=-: name the output folder with out=DIR")
     try:
@@ -350,11 +351,12 @@ def _run_job(
         tables, counts = _tables(folder, job, settings), ResultCounts()
         batches = BatchJob(predictor, database, settings.batch_size, settings.workers)
         batches.run(inputs, [*tables, *pages, counts])
-        deleted = database.delete_others()
-        write_manifest(folder, job, grader, status="finished", **facts, counts=counts.to_json())
+        deleted, all_counts = database.delete_others(), {**counts.to_json(), "skipped": inputs.skipped}
+        write_manifest(folder, job, grader, status="finished", **facts, counts=all_counts)
     files = [*(table.path for table in tables), *(each.index for each in pages)]
-    lines = [*counts.summary(threshold), *_remarks(grader, deleted), NOTICE, *map(str, files)]
-    return PredictionSummary(folder, counts.to_json(), lines)
+    remarks = filter(None, [inputs.describe_skipped(), *_remarks(grader, deleted)])
+    lines = [*counts.summary(threshold), *remarks, NOTICE, *map(str, files)]
+    return PredictionSummary(folder, all_counts, lines)
 
 
 def _overlay_pages(predictor: Predictor, folder: Path, settings: PredictSettings) -> list[OverlayPages]:

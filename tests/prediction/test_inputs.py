@@ -33,6 +33,18 @@ def test_a_folder_is_searched_recursively_sorted_without_hidden_files(tmp_path):
     assert Inputs([str(tmp_path)]).total == 4
 
 
+def test_other_files_in_a_folder_are_counted_and_named(tmp_path):
+    names = ("a.jpg", "b.jfif", "c.dcm", "d.jp2", "e.gif", "sub/f.GIF", "notes.txt", "README", ".hidden.gif")
+    _touch(*(tmp_path / name for name in names))
+    inputs = Inputs([str(tmp_path)])
+    assert (inputs.total, len(list(inputs))) == (4, 4)
+    assert inputs.skipped == {"": 1, ".gif": 2, ".txt": 1}
+    first = tmp_path / "e.gif"
+    assert inputs.describe_skipped().startswith(f"4 other files skipped: 2 .gif ({first}, ...), 1 ")
+    assert f"1 without ending ({tmp_path / 'README'})" in inputs.describe_skipped()
+    assert Inputs([str(first)]).describe_skipped() == ""
+
+
 def test_paths_keep_their_spelling(tmp_path, monkeypatch):
     _touch(tmp_path / "eyes/x.jpg")
     monkeypatch.chdir(tmp_path)

@@ -3,6 +3,7 @@
 from functools import partial
 from pathlib import Path
 
+from drgrade.data.dicom import DICOM_EXTENSIONS, DicomLabels, read_labels
 from drgrade.data.image_reader import IMAGE_EXTENSIONS
 from drgrade.data.sources.base import (
     About,
@@ -24,7 +25,8 @@ from drgrade.files import require_regular
 class Folder(Source):
     """Folder of photographs with a CSV file (or .xlsx sheet) that has one row per photograph.
 
-    The image_id of a photograph is its path below ``images`` without extension. Rows that cannot be used are
+    Patient and eye of a DICOM file are those in its header, unless the label file has them. The image_id of a
+    photograph is its path below ``images`` without extension. Rows that cannot be used are
     left out and reported.
 
     Args:
@@ -93,7 +95,7 @@ data=folder reads your own photographs: data.root=DIR is their folder, data.csv=
             )
         if self.csv is None or self.include_unlisted:
             listed = {item.path for item in items if isinstance(item, Entry)}
-            items += read_folder(finder, lambda path: Entry(self._image_id(path, finder), path), skip=listed)
+            items += read_folder(finder, partial(self._unlisted_entry, finder=finder), skip=listed)
         if not items:
             raise DataError(f"{self.csv or self.root} contains no photographs")
         return items
@@ -124,14 +126,23 @@ data=folder reads your own photographs: data.root=DIR is their folder, data.csv=
         def cell(column: str | None) -> str:
             return row.cells[column] if column is not None else ""
 
+        header = self._header(path)
         return Entry(
             image_id=self._image_id(path, finder),
             path=path,
             grade=parse_grade(cell(self.grade_column)),
-            patient_id=parse_text(cell(self.patient_column)),
-            eye=parse_eye(cell(self.eye_column)),
+            patient_id=parse_text(cell(self.patient_column)) or header.patient,
+            eye=parse_eye(cell(self.eye_column)) or header.eye,
             split=parse_split(cell(self.split_column)),
         )
+
+    def _unlisted_entry(self, path: str, finder: PhotoFinder) -> Entry:
+        header = self._header(path)
+        return Entry(self._image_id(path, finder), path, patient_id=header.patient, eye=header.eye)
+
+    def _header(self, path: str) -> DicomLabels:
+        is_dicom = path.lower().endswith(DICOM_EXTENSIONS)
+        return read_labels(self.root / path) if is_dicom else DicomLabels()
 
     def _image_id(self, path: str, finder: PhotoFinder) -> str:
         below = Path(self.root, path).relative_to(self.root / self.images)

@@ -16,7 +16,7 @@ from typing import NamedTuple, TextIO
 
 import pandas as pd
 
-from drgrade.data.image_reader import IMAGE_EXTENSIONS
+from drgrade.data.image_reader import FURTHER_EXTENSIONS, IMAGE_EXTENSIONS
 from drgrade.errors import DataError
 from drgrade.files import require_regular, special_kind
 
@@ -148,7 +148,7 @@ def _check_quotes(file: TextIO, path: Path, separator: str) -> None:
         except csv.Error:
             if reader.line_num > start + 1:
                 raise DataError(
-                    f"{path}:{start + 1} has a quotation mark that is not closed: remove it or close it"
+                    f"{path}:{start + 1} cannot be read as CSV: a quotation mark is not closed"
                 ) from None
         start = reader.line_num
     file.seek(0)
@@ -360,9 +360,18 @@ class PhotoFinder:
         for folder, subfolders, files in os.walk(self.root / self.folder):
             subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
             below = Path(os.path.relpath(folder, self.root))
-            for name in sorted(files):
-                if not name.startswith(".") and name.lower().endswith(self.extensions):
+            for name in self._photographs(sorted(files)):
+                if not name.startswith("."):
                     yield (below / name).as_posix()
+
+    def _photographs(self, files: list[str]) -> list[str]:
+        """Return the photographs, without copies: see :data:`FURTHER_EXTENSIONS`."""
+        photographs = [file for file in files if file.lower().endswith(self.extensions)]
+        further = {file for file in photographs if file.lower().endswith(FURTHER_EXTENSIONS)}
+        names = {self.stem(file).casefold() for file in photographs if file not in further}
+        return [
+            each for each in photographs if each not in further or self.stem(each).casefold() not in names
+        ]
 
     def _with_ending(self, listing: "_Listing", folder: str, base: str, name: str) -> str:
         key = self._key(self.stem(base) if self.loose else base)
@@ -407,8 +416,10 @@ class PhotoFinder:
         """List a folder, once, because large data sets have folders of 50,000 files."""
         if folder not in self._listings:
             plain, by_name, without_case = dict[str, bool](), dict[str, list[str]](), dict[str, list[str]]()
-            for file, is_plain in _scan(folder):
-                stem = self.stem(file)
+            files = _scan(folder)
+            photographs = set(self._photographs([file for file, _ in files]))
+            for file, is_plain in files:
+                stem = self.stem(file) if file in photographs else file
                 if stem != file and not stem.startswith("."):
                     by_name.setdefault(self._key(stem), []).append(file)
                 if not (self.loose or file.isascii()):
