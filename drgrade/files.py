@@ -1,4 +1,4 @@
-"""Write files atomically: a reader sees the whole file or none; and refuse to read what is no file."""
+"""Write files atomically, so that a reader sees the whole file or none; refuse to open special files."""
 
 import hashlib
 import os
@@ -27,7 +27,7 @@ _KERNEL_FILE_SYSTEMS = {
 
 
 def special_kind(path: Path | str) -> str:
-    """Return what a path is if it must not be opened: a pipe, a socket, a device or a file of the kernel.
+    """Return the kind of a path that must not be opened: a pipe, a socket, a device or a file of the kernel.
 
     Nothing is opened. The result is empty for files, folders, and paths that do not exist.
     """

@@ -184,7 +184,7 @@ def _data_sets(config: Mapping[str, Any]) -> list[UsedDataSet]:
 
 
 def _about(source: object) -> About | None:
-    """Return the description of a source, or None if it is none of drgrade or has none."""
+    """Return the description of a source; None if its class is unknown or has no description."""
     kind = source_class(source.get("_target_") if isinstance(source, Mapping) else None)
     return None if kind is None else kind.about
 

@@ -112,7 +112,7 @@ class Calibration:
         content = parse_json(text, "the calibration", "run it again")
         try:
             if not isinstance(content["note"], str):
-                raise TypeError("the note is no text")
+                raise TypeError("the note is not text")
             points = tuple(OperatingPoint(**each) for each in content.pop("points"))
             parsed = cls(**{**content, "thresholds": tuple(content["thresholds"]), "points": points})
             fault = parsed._fault()
@@ -133,7 +133,7 @@ class Calibration:
             or not isinstance(self.photographs, int)
             or self.photographs < 0
         ):
-            return "the number of photographs is not one"
+            return "the number of photographs is not a whole number of at least 0"
         if list(self.thresholds) != sorted(self.thresholds):
             return "the thresholds do not rise"
         if not all(is_number(rate, 0, 1) for point in self.points for rate in astuple(point)):

@@ -1,4 +1,4 @@
-"""Photographs of a run, read from where its config says.
+"""Photographs of a run, read from the folders that its config names.
 
 A run may come from somebody else, and its config names folders to read and write. Its photographs are
 therefore read only if the user states that the run is their own (``own_run=true``).
@@ -20,7 +20,9 @@ from drgrade.prediction.checkpoint import read_preparation
 from drgrade.prediction.published_folder import is_published
 from drgrade.runs.run_dir import CONFIG
 
-OWN_RUN = "its photographs are read from where its config.yaml says: if the run is your own, add own_run=true"
+OWN_RUN = (
+    "its photographs are in folders that its config.yaml names; if the run is your own, add own_run=true"
+)
 """Part of messages: how to use the photographs of a run."""
 
 _SWITCHES = ("find_duplicates", "strict", "download")
