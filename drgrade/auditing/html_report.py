@@ -17,8 +17,10 @@ from drgrade.auditing.audit import Audit
 from drgrade.auditing.checks import PAIR_COLUMNS, rows
 from drgrade.auditing.findings import COLUMNS, FINDINGS
 from drgrade.auditing.shortcut import SIGNIFICANT, Probe
+from drgrade.csv_files import to_csv
 from drgrade.data.store import Store
 from drgrade.errors import ConfigError, DataError
+from drgrade.files import write_text
 from drgrade.html.templates import fill_page
 from drgrade.stats.formatting import DASH
 
@@ -312,12 +314,16 @@ def check_target(folder: Path) -> None:
 
 
 def _write(audit: Audit, folder: Path) -> None:
-    audit.findings[list(COLUMNS)].to_csv(folder / FINDINGS_FILE, index=False, float_format="%.4f")
-    audit.pairs[list(PAIR_COLUMNS)].to_csv(folder / PAIRS_FILE, index=False, float_format="%.4f")
+    _write_table(audit.findings[list(COLUMNS)], folder / FINDINGS_FILE)
+    _write_table(audit.pairs[list(PAIR_COLUMNS)], folder / PAIRS_FILE)
     named = pd.concat([audit.manifest[["image_id", "dataset", "path"]], audit.qualities], axis=1)
-    named.to_csv(folder / QUALITY_FILE, index=False, float_format="%.4f")
+    _write_table(named, folder / QUALITY_FILE)
     (folder / FACTS_FILE).write_text(json.dumps(audit.facts(), indent=2) + "\n", encoding="utf-8")
     (folder / PAGE).write_text(render(audit), encoding="utf-8")
+
+
+def _write_table(table: pd.DataFrame, path: Path) -> None:
+    write_text(path, to_csv(table, float_format="%.4f"))
 
 
 def _replace(unfinished: Path, folder: Path) -> None:

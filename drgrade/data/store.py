@@ -25,6 +25,7 @@ import numpy.typing as npt
 import pandas as pd
 from filelock import FileLock, Timeout
 
+from drgrade.csv_files import read_csv
 from drgrade.data.crops import CropMaker
 from drgrade.data.geometry import THUMBNAIL_SIZE
 from drgrade.data.illumination import check_illumination
@@ -122,7 +123,7 @@ class Store:
         try:
             images, thumbnails = (np.load(folder / name, mmap_mode="r") for name in (IMAGES, THUMBNAILS))
             manifest = read_manifest(folder / MANIFEST)
-            problems = pd.read_csv(folder / PROBLEMS, dtype="string", keep_default_na=False)
+            problems = read_csv(folder / PROBLEMS, dtype="string", keep_default_na=False)
         except (OSError, ValueError, KeyError) as error:
             raise DataError(
                 f"{folder} is a damaged store ({error}): delete it and prepare it again"
@@ -140,7 +141,7 @@ class Store:
 
 def read_manifest(path: Path) -> pd.DataFrame:
     """Read the manifest of a store with the column types of a source; ids such as NA and 001 are kept."""
-    return pd.read_csv(path, dtype=_TYPES, keep_default_na=False, na_values=[""])
+    return read_csv(path, dtype=_TYPES, keep_default_na=False, na_values=[""])
 
 
 def _read_info(folder: Path) -> dict[str, Any]:

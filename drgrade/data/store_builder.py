@@ -24,6 +24,7 @@ import numpy.typing as npt
 import pandas as pd
 import PIL
 
+from drgrade.csv_files import to_csv
 from drgrade.data.crops import Crop, CropMaker, Facts, make_crops
 from drgrade.data.geometry import THUMBNAIL_SIZE
 from drgrade.data.image_reader import NO_MEMORY, NO_PERMISSION, NO_PYDICOM
@@ -445,9 +446,9 @@ def write_metadata(
             problems.append(Problem(row[0], row[1], ", ".join(record.conversions), "converted"))
         rows.append(row + tuple(record.facts))
     manifest = pd.DataFrame(rows, columns=[*MANIFEST_COLUMNS, *Facts._fields]).astype({"grade": "Int64"})
-    write_text(folder / MANIFEST, manifest.to_csv(index=False))
+    write_text(folder / MANIFEST, to_csv(manifest))
     table = problem_table(problems)
-    write_text(folder / PROBLEMS, table.to_csv(index=False))
+    write_text(folder / PROBLEMS, to_csv(table))
     digest = hashlib.sha256(pixels_sha256.encode())
     digest.update(manifest[list(_LABELS)].to_csv(index=False).encode())
     info = {

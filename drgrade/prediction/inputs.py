@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TextIO
 
+from drgrade.csv_files import original_cell
 from drgrade.data.image_reader import IMAGE_EXTENSIONS, NO_PERMISSION
 from drgrade.data.sources.label_files import read_records, utf16_encoding
 from drgrade.errors import ConfigError, DataError
@@ -199,11 +200,11 @@ def _read_table(file: TextIO, path: str, folder: str) -> Iterator[InputFile]:
         raise DataError(f"{path} has no column {' or '.join(PATH_COLUMNS[:2])}; its columns are: {listed}")
     for number, (_, values) in enumerate(rows, start=1):
         row = dict(zip(names, values, strict=False))
-        name = row.get(column)
+        name = original_cell(row.get(column, ""))
         if not name:
             yield InputFile(f"{path}, row {number}", "", f"row {number} of the list names no photograph")
         else:
-            yield InputFile(os.path.join(folder, name), row.get("image_id") or _stem(name))  # noqa: PTH118
+            yield InputFile(os.path.join(folder, name), original_cell(row.get("image_id", "")) or _stem(name))  # noqa: PTH118
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from drgrade.csv_files import safe_cell
 from drgrade.data.fundus_check import Verdict
 from drgrade.data.preparation import PreparedPhotograph
 from drgrade.files import writing
@@ -196,7 +197,7 @@ def _cell(value: object) -> str:
         return ""
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:.{_DIGITS}f}" if isinstance(value, float) else str(value)
+    return f"{value:.{_DIGITS}f}" if isinstance(value, float) else str(safe_cell(value))
 
 
 class ResultWriter:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from pydantic_core import to_json
 
+from drgrade.csv_files import to_csv
 from drgrade.reporting.figures.details import row_shares
 from drgrade.reporting.schema import (
     Budget,
@@ -40,7 +41,7 @@ def csv_files(study: Study) -> dict[str, str]:
         for budget in study.budgets
         for share in budget.steps
     ]
-    return {name: pd.DataFrame(records).to_csv(index=False) for name, records in files.items() if records}
+    return {name: to_csv(pd.DataFrame(records)) for name, records in files.items() if records}
 
 
 def _method_keys(study: Study, key: str) -> Record:

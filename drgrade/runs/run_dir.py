@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from drgrade.artefacts import is_number, read_object, read_text, read_yaml, shortened
+from drgrade.csv_files import read_csv, to_csv
 from drgrade.errors import ConfigError, DataError
 from drgrade.files import checkpoint_fault, remove_partial_files, write_text
 from drgrade.renames import current
@@ -273,7 +274,7 @@ def read_table(path: Path, columns: Sequence[str], repair: str) -> "pd.DataFrame
     text = read_text(path, repair)
     try:
         # Read everything as text first: a photograph may be called NA or 001.
-        table = pd.read_csv(io.StringIO(text), usecols=list(columns), dtype=str, keep_default_na=False)
+        table = read_csv(io.StringIO(text), usecols=list(columns), dtype=str, keep_default_na=False)
         return table.assign(**{name: pd.to_numeric(table[name]) for name in numeric})
     except (ValueError, TypeError, OverflowError) as error:
         raise DataError(f"{path} is damaged ({error}): {repair}") from error
@@ -281,7 +282,7 @@ def read_table(path: Path, columns: Sequence[str], repair: str) -> "pd.DataFrame
 
 def write_split(folder: Path, split: "pd.DataFrame") -> None:
     """Write ``split.csv``: the columns image_id, group, grade and subset."""
-    write_text(folder / SPLIT, split[["image_id", "group", "grade", "subset"]].to_csv(index=False))
+    write_text(folder / SPLIT, to_csv(split[["image_id", "group", "grade", "subset"]]))
 
 
 def write_predictions(
@@ -326,7 +327,7 @@ def _predictions_csv(predictions: "Predictions", image_ids: "pd.Series") -> str:
             **{f"p{grade}": probabilities[:, grade] for grade in range(probabilities.shape[1])},
         }
     )
-    return table.to_csv(index=False, float_format="%.6f")
+    return to_csv(table, float_format="%.6f")
 
 
 def write_provenance(folder: Path, **facts: object) -> None:

@@ -30,6 +30,7 @@ from pytorch_lightning.callbacks import Callback
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from drgrade.config import as_override
+from drgrade.csv_files import to_csv
 from drgrade.errors import ConfigError
 from drgrade.files import replacing, write_text
 from drgrade.runs.run_dir import AUTO
@@ -206,7 +207,7 @@ class Search:
 
     def _write_table_and_figure(self) -> None:
         columns = ("number", "value", "state", "params", "duration", "user_attrs")
-        write_text(self._folder / "trials.csv", self.study.trials_dataframe(columns).to_csv(index=False))
+        write_text(self._folder / "trials.csv", to_csv(self.study.trials_dataframe(columns)))
         # A trial that is pruned before its first report has no value.
         trials = [trial for trial in self._trials(*_STATES) if trial.value is not None]
         if trials:

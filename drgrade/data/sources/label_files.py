@@ -16,6 +16,7 @@ from typing import NamedTuple, TextIO
 
 import pandas as pd
 
+from drgrade.csv_files import original_cell
 from drgrade.data.image_reader import FURTHER_EXTENSIONS, IMAGE_EXTENSIONS
 from drgrade.errors import DataError
 from drgrade.files import require_regular, special_kind
@@ -222,7 +223,7 @@ def read_list_file(path: Path, columns: tuple[str, ...]) -> LabelFile:
 
 
 def _row(line: int, values: list[str], header: list[str]) -> LabelRow:
-    padded = [_clean(value) for value in values] + [""] * (len(header) - len(values))
+    padded = [original_cell(_clean(value)) for value in values] + [""] * (len(header) - len(values))
     cells = {name: value for name, value in zip(header, padded, strict=False) if name}
     return LabelRow(line, cells, sum(map(bool, padded[len(header) :])))
 
