@@ -26,7 +26,7 @@ from drgrade.models.calibration import TARGET_SENSITIVITIES, calibrated_metrics
 from drgrade.stats import formatting
 from drgrade.stats.bootstrap import confusions
 from drgrade.stats.estimates import Estimate
-from drgrade.stats.formatting import escape_markdown
+from drgrade.stats.formatting import code_markdown, escape_markdown
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -139,6 +139,7 @@ def render_model_card(
         version=version("drgrade"),
         fmt=formatting,
         md=escape_markdown,
+        code=code_markdown,
         model=_escaped(_model(run)),
         data=[_data_row(each) for each in run.data],
         split_counts=_split_counts(run),

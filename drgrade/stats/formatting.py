@@ -121,9 +121,22 @@ def plural(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-_SPECIAL = re.compile(r"([\\`*_\[\]<>|~#$&])")
+_SPECIAL = re.compile(r"([\\`*_\[\]>|~#$])")
 
 
 def escape_markdown(text: str) -> str:
-    """Escape Markdown and HTML markup."""
+    r"""Escape Markdown and HTML markup.
+
+    Example:
+        >>> escape_markdown("<b>R&D</b> *")
+        '&lt;b\\>R&amp;D&lt;/b\\> \\*'
+    """
+    # Not every renderer knows \< and \&, so that HTML would remain.
+    text = text.replace("&", "&amp;").replace("<", "&lt;")
     return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+
+
+def code_markdown(text: object) -> str:
+    """Format text as code; text that could end the code, or a table's cell, is escaped instead."""
+    shown = str(text)
+    return escape_markdown(shown) if re.search(r"[`|<\n\r]", shown) else f"`{shown}`"

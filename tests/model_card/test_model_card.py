@@ -360,3 +360,20 @@ def test_every_data_set_is_described_as_on_its_page(name):
     for citation in about.citations:
         for doi in re.findall(r"doi (\S+)", citation):
             assert doi in page
+
+
+def test_html_in_a_run_is_text_in_its_card(run_copy):
+    hostile = "`</td>|\n\n<img src=x onerror=alert(1)>&lt;b> <script>alert(2)</script>"
+    (run_copy / "calibration.json").unlink()
+    record = read_metrics(run_copy)
+    changed = {name: hostile for name in ("data_hash", "split_hash", "folds", "encoder_hash")}
+    (run_copy / "metrics.json").write_text(json.dumps(record | changed))
+    provenance = json.loads((run_copy / "provenance.json").read_text())
+    provenance |= {"commit": hostile, "command": ["train.py", f"seed={hostile}", hostile], "steps": hostile}
+    provenance |= {"versions": {hostile: hostile}, "machine": {"processor": hostile, "cores": hostile}}
+    (run_copy / "provenance.json").write_text(json.dumps(provenance))
+    _set(run_copy, protocol__name=hostile, encoder__name=hostile, data__batch_size=hostile)
+    named = run_copy.rename(run_copy.with_name("<img src=x onerror=alert(3)>"))
+    text = ModelCard(_text(named)).text
+    assert "alert(1)" in text
+    assert not re.search(r"<(?!=)[a-z/!]", text)
