@@ -200,7 +200,7 @@ def test_markdown_has_the_comparisons(folder, small):
 def test_markdown_lists_missing_runs(folder):
     text = (folder / "report.md").read_text()
     assert "Incomplete: 1 of 100 runs has no result (1 failed)." in text
-    assert r"msssl-ssl\_0.5\_fold-4: failed, CUDA out of memory \<at step 7\>" in text
+    assert r"msssl-ssl\_0.5\_fold-4: failed, CUDA out of memory &lt;at step 7\>" in text
 
 
 def test_no_file_contains_nan(folder):
