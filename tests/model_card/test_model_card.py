@@ -366,7 +366,7 @@ def test_html_in_a_run_is_text_in_its_card(run_copy):
     hostile = "`</td>|\n\n<img src=x onerror=alert(1)>&lt;b> <script>alert(2)</script>"
     (run_copy / "calibration.json").unlink()
     record = read_metrics(run_copy)
-    changed = {name: hostile for name in ("data_hash", "split_hash", "folds", "encoder_hash")}
+    changed = dict.fromkeys(("data_hash", "split_hash", "folds", "encoder_hash"), hostile)
     (run_copy / "metrics.json").write_text(json.dumps(record | changed))
     provenance = json.loads((run_copy / "provenance.json").read_text())
     provenance |= {"commit": hostile, "command": ["train.py", f"seed={hostile}", hostile], "steps": hostile}
