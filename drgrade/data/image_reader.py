@@ -45,6 +45,7 @@ NO_PYDICOM = "DICOM needs the package pydicom: pip install 'drgrade[dicom]'"
 
 _SEPARATE_PLANES = "16 bit in separate planes: save it with interleaved channels"
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "PPM", "GIF", "JPEG2000")
+_BY_OPENCV = ("PPM", "JPEG2000")  # whose 16-bit colour Pillow reduces to 8 bits in its decoder
 _EXIF_ORIENTATION, _TIFF_BITS, _TIFF_PLANES = 0x0112, 258, 284
 _MOST_SCANS, _MOST_DIRECTORIES = 200, 1_000  # of a JPEG and a TIFF; cameras write at most about 10
 # A JPEG within these limits is decoded in this process, which bounds neither time nor memory. Its costs grow
@@ -208,7 +209,8 @@ def _decode(image: ImageFile.ImageFile, path: Path, max_pixels: int, at_least: i
     if not sixteen_bit and _has_separate_planes(image):
         raise UnreadablePhotograph(_SEPARATE_PLANES)
     image.load()
-    bits = _use_lower_bits(image, tiles, path) if sixteen_bit else 0
+    unknown_bits = image.format == "JPEG2000" and image.mode in ("RGB", "RGBA")
+    bits = _use_lower_bits(image, tiles, path) if sixteen_bit or unknown_bits else 0
     orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
     turned = orientation in range(2, 9)
     pixels, changes = _to_rgb(ImageOps.exif_transpose(image) if turned else image, bits)
@@ -289,7 +291,9 @@ def _shrink_while_decoding(image: Image.Image, at_least: int) -> None:
 def _is_sixteen_bit(image: Image.Image) -> bool:
     """Return True for 16 bits per channel; Pillow silently reduces them to 8 when it loads colour."""
     tiles = getattr(image, "tile", None) or []
-    return image.mode.startswith("I") or any(";16" in str(tile[-1]) for tile in tiles)
+    return image.mode.startswith("I") or any(
+        ";16" in str(tile.args) or tile.args == ("RGB", 65535) for tile in tiles
+    )
 
 
 def _to_rgb(image: Image.Image, bits: int) -> tuple[npt.NDArray[np.uint8], list[str]]:
@@ -327,15 +331,29 @@ def _to_eight_bit(image: Image.Image) -> tuple[Image.Image, int]:
 def _use_lower_bits(image: ImageFile.ImageFile, tiles: tuple[ImageFile._Tile, ...], path: Path) -> int:
     """Rescale 16-bit colour, of which Pillow loads the upper bytes, if its highest bits are not used.
 
-    The lower bytes are decoded with exchanged byte order. Returns the number of bits used.
+    Returns the number of bits used; 0 for a file of 8 bits.
     """
     if image.mode.startswith("I"):
         return 16
     colours = sum(band not in "Aa" for band in image.getbands())
     if used_bits(256 * int(np.asarray(image)[..., :colours].max(initial=0))) == 16:
-        return 16
+        return 0 if image.format == "JPEG2000" else 16  # Pillow does not tell its bits
     if _has_separate_planes(image):
         raise UnreadablePhotograph(_SEPARATE_PLANES)
+    values = _by_opencv(path) if image.format in _BY_OPENCV else _by_exchanged_bytes(image, tiles, path)
+    if len(values) != len(image.getbands()) or values[0].shape != (image.height, image.width):
+        return 0
+    bits = used_bits(max(int(each.max()) for each in values[:colours]))
+    shifts = [bits - 8] * colours + [used_bits(int(alpha.max())) - 8 for alpha in values[colours:]]
+    channels = [(each >> shift).astype(np.uint8) for each, shift in zip(values, shifts, strict=True)]
+    image.paste(Image.merge(image.mode, [Image.fromarray(channel) for channel in channels]))
+    return bits
+
+
+def _by_exchanged_bytes(
+    image: Image.Image, tiles: tuple[ImageFile._Tile, ...], path: Path
+) -> list[npt.NDArray[np.uint16]]:
+    """Return the 16-bit channels of a PNG or TIFF, of which Pillow has loaded the upper bytes."""
     with Image.open(path, formats=_known_formats()) as lower:
         lower.tile = [tile._replace(args=_with_lower_bytes(tile.args)) for tile in tiles]
         lower.load()
@@ -343,12 +361,20 @@ def _use_lower_bits(image: ImageFile.ImageFile, tiles: tuple[ImageFile._Tile, ..
     if any(tile.args == "LA;16B" for tile in tiles):  # decoded as both bytes of grey, both bytes of alpha
         bands = (bands[1], bands[1], bands[1], bands[3])
     pairs = zip(image.split(), bands, strict=True)
-    values = [np.asarray(upper).astype(np.uint16) << 8 | np.asarray(low) for upper, low in pairs]
-    bits = used_bits(max(int(each.max()) for each in values[:colours]))
-    shifts = [bits - 8] * colours + [used_bits(int(alpha.max())) - 8 for alpha in values[colours:]]
-    channels = [(each >> shift).astype(np.uint8) for each, shift in zip(values, shifts, strict=True)]
-    image.paste(Image.merge(image.mode, [Image.fromarray(channel) for channel in channels]))
-    return bits
+    return [np.asarray(upper).astype(np.uint16) << 8 | np.asarray(low) for upper, low in pairs]
+
+
+def _by_opencv(path: Path) -> list[npt.NDArray[np.uint16]]:
+    """Return the channels of a file in the order of Pillow; none if it has 8 bits."""
+    import cv2
+
+    try:
+        pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        pixels = None
+    if pixels is None or pixels.dtype != np.uint16 or pixels.ndim != 3:
+        return []
+    return [pixels[..., channel].astype(np.uint16) for channel in (2, 1, 0, 3)[: pixels.shape[2]]]
 
 
 def _has_separate_planes(image: ImageFile.ImageFile) -> bool:

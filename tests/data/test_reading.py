@@ -200,12 +200,22 @@ def deep_colour(path, bits, **options):
 
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
-@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.ppm"])
 @pytest.mark.parametrize("options", [{}, {"grey": True}, {"alpha": 65535}], ids=["colour", "grey", "alpha"])
 def test_bits_used_of_sixteen_are_scaled_to_eight(tmp_path, name, bits, options):
+    if name == "a.ppm" and options:
+        pytest.skip("only colour")
     photo = read_photograph(deep_colour(tmp_path / name, bits, **options))
     assert np.array_equal(photo.pixels, np.dstack([RGB[..., 1]] * 3) if options.get("grey") else RGB)
     assert photo.conversions[0] == f"16 bit to 8 bit ({bits} bits used)"
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_bits_used_of_sixteen_are_scaled_in_jpeg_2000(tmp_path, bits):
+    photo = read_photograph(deep_colour(tmp_path / "a.jp2", bits))
+    assert abs(photo.pixels.mean() - RGB.mean()) < 1
+    dark = save(tmp_path / "b.jp2", RGB // 4)  # 8 bits stay as they are
+    assert abs(read_photograph(dark).pixels.mean() - (RGB // 4).mean()) < 1
 
 
 def test_alpha_of_twelve_bit_colour_has_its_own_range(tmp_path):

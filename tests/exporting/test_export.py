@@ -217,7 +217,7 @@ def test_onnx_metadata_equal_the_json_description(exported, finished_run):
     assert description["metrics"]["test/qwk"] == record["test/qwk"]
     checkpoint = folder / "checkpoints" / record["checkpoint"]
     assert description["run"]["weights_sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-    assert "No medical device" in entries["notice"]
+    assert "Not a medical device" in entries["notice"]
     dimension = model.graph.input[0].type.tensor_type.shape.dim[0]
     assert dimension.dim_param == "batch"
 

@@ -102,7 +102,7 @@ def test_the_manifest_records_weights_and_data(finished_run, eyes, tmp_path):
     assert manifest["job"]["settings"]["tta"] == "flips"
     assert manifest["status"] == "finished"
     assert manifest["counts"]["graded"] == 10
-    assert "No medical device" in manifest["notice"]
+    assert "Not a medical device" in manifest["notice"]
 
 
 def test_bad_files_are_rows_with_reasons(finished_run, eyes, tmp_path):
@@ -286,7 +286,7 @@ def test_the_same_command_uses_the_same_folder(finished_run, eyes, tmp_path, mon
     printed = capsys.readouterr().out
     assert "10 photographs\n  10 graded: " in printed
     assert "10 photographs, 10 of them before" in printed
-    assert "No medical device" in printed
+    assert "Not a medical device" in printed
 
 
 @pytest.mark.parametrize(
