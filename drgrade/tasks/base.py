@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from drgrade.errors import ConfigError
 from drgrade.metrics.distributed import EpochMean
 from drgrade.models.encoder import Encoder
-from drgrade.models.timm_backbone import convert_sync_batchnorm
+from drgrade.models.timm_backbone import convert_sync_batchnorm, use_running_statistics_for_one
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter] | Iterable[dict[str, Any]]], Optimizer]
 """Parameters, or groups of them -> optimiser."""
@@ -60,6 +60,7 @@ class Task(pl.LightningModule):
             {f"{subset}/{name}": EpochMean() for subset in ("train", "val", "test") for name in averaged}
         )
         self._sync_batchnorm = sync_batchnorm
+        self._trains_one = False
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         if channels_last:
             self.encoder.to(memory_format=torch.channels_last)
@@ -76,6 +77,12 @@ class Task(pl.LightningModule):
             for name, part in list(self.named_children()):
                 setattr(self, name, convert_sync_batchnorm(part))
             self._sync_batchnorm = False
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Prepare batch normalisations for batches of one photograph, at the first such batch."""
+        if len(batch["index"]) == 1 and not self._trains_one:
+            use_running_statistics_for_one(self)
+            self._trains_one = True
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Create one optimiser over all trainable parameters, with its schedule stepped at every step."""

@@ -26,7 +26,7 @@ from drgrade.models.encoder import Encoder, load_encoder
 from drgrade.runs.run_dir import BEST, LAST, start_run_dir, write_metrics
 from drgrade.runs.settings import partial_settings
 from drgrade.tasks.grading import GradingTask
-from drgrade.training.callbacks import Clock, MovingAverage
+from drgrade.training.callbacks import Clock, DivergenceCheck, MovingAverage
 from drgrade.training.checkpoints import CheckpointFiles
 from drgrade.training.distributed import cluster_environment, is_main_process
 from drgrade.training.supervision import supervise
@@ -210,7 +210,7 @@ def make_trainer(
     """
     clock = Clock()
     from_config = [instantiate(node) for node in cfg.callbacks.values()]
-    every: list[Callback] = [*from_config, clock, *callbacks]
+    every: list[Callback] = [*from_config, clock, DivergenceCheck(), *callbacks]
     decay = OmegaConf.select(cfg, "protocol.ema_decay")
     if cfg.task == "grading" and decay is not None:
         every.append(MovingAverage(decay))

@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from drgrade.data.datamodules import PretextDataModule
-from drgrade.errors import ConfigError, check_range
+from drgrade.errors import ConfigError, DrgradeError, check_range
 from drgrade.metrics.distributed import gather_rows
 from drgrade.metrics.functional import (
     confusion_matrix,
@@ -49,6 +49,44 @@ class SeedEachEpoch(Callback):
         """Seed torch."""
         sequence = np.random.SeedSequence([self.seed, trainer.current_epoch, trainer.global_rank])
         torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
+
+
+class DivergenceCheck(Callback):
+    """Stop a training whose losses or weights are not finite, before they are validated or stored."""
+
+    def __init__(self) -> None:
+        self._losses: Tensor | None = None
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add the loss; it stays on its device, because reading it would wait for the step."""
+        loss = outputs["loss"].detach()
+        self._losses = loss if self._losses is None else self._losses + loss
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Check before a validation during training."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._check(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Check before the checkpoint is written."""
+        self._check(trainer, pl_module)
+
+    def _check(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        tensors = [*pl_module.parameters(), *getattr(pl_module, "encoder", pl_module).buffers()]
+        losses = self._losses is None or bool(torch.isfinite(self._losses))
+        finite = losses and all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+        self._losses = None
+        # One process alone must not stop: the others would wait for it.
+        if not trainer.strategy.reduce_boolean_decision(finite, all=True):
+            what = "weights" if losses else "loss"
+            group = "pretext." if isinstance(pl_module, PretextTask) else ""
+            precision = ", or set trainer.precision=32-true" if "16" in str(trainer.precision) else ""
+            raise DrgradeError(
+                f"training has diverged in epoch {trainer.current_epoch + 1} ({what} not finite): lower "
+                f"{group}optimizer.lr{precision}"
+            )
 
 
 class EpochLine(Callback):

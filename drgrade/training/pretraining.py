@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 
@@ -83,7 +82,7 @@ def pretrain(
         trainer, clock = make_trainer(cfg, folder, checkpoint_callbacks(folder), tracked.logger)
         trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         metrics: dict[str, Any] = clock.last_metrics(trainer)
-        _check_finite(task, metrics, folder)
+        _check_finite(metrics, folder)
         if is_main_process():
             metrics |= {"status": "finished", **facts}
             write_provenance(folder, **clock.cost(), steps=trainer.global_step, devices=trainer.world_size)
@@ -134,15 +133,14 @@ def first_weights(cfg: DictConfig) -> str:
     return str(cfg.pretext.init if cfg.init == "random" else cfg.init)
 
 
-def _check_finite(task: PretextTask, metrics: dict[str, Any], folder: Path) -> None:
-    """Raise DrgradeError and remove the checkpoints if loss or weights are not finite."""
-    weights = all(bool(torch.isfinite(tensor).all()) for tensor in task.encoder.state_dict().values())
-    if weights and all(map(math.isfinite, metrics.values())):
+def _check_finite(metrics: dict[str, Any], folder: Path) -> None:
+    """Raise DrgradeError and remove the checkpoints if a metric is not finite."""
+    if all(map(math.isfinite, metrics.values())):
         return
     wait_for_all()
     if is_main_process():
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    raise DrgradeError("pre-training has diverged (loss or weights not finite): lower pretext.optimizer.lr")
+    raise DrgradeError("pre-training has diverged (a metric is not finite): lower pretext.optimizer.lr")
 
 
 def encoder_dir(cfg: DictConfig, photographs: Photographs) -> Path:

@@ -1,5 +1,6 @@
 """A fine-tuning run on the smallest models: artefacts, metrics, resuming, settings."""
 
+import itertools
 import json
 import math
 import shutil
@@ -17,7 +18,8 @@ from drgrade.cli.command import explain
 from drgrade.data.augmentation import FundusAugmentation
 from drgrade.data.datamodules import GradingDataModule
 from drgrade.data.splits.split import split_hash
-from drgrade.errors import ConfigError, DataError
+from drgrade.errors import ConfigError, DataError, DrgradeError
+from drgrade.models.heads import CumulativeHead
 from drgrade.runs.run_dir import read_finished
 from drgrade.training import run as run_module
 from drgrade.training.build import instantiate, make_encoder, make_trainer, seed_everything
@@ -344,7 +346,7 @@ def test_resumed_run_keeps_the_curves_of_its_first_part(compose, tmp_path):
         ("+trainer.strategy=ddp", "use trainer=ddp or trainer=ddp_cpu"),
         ("+trainer.num_nodes=2", "trainer.num_nodes=2: for several devices use"),
         ("+trainer.check_val_every_n_epoch=0", "check_val_every_n_epoch=0 is not allowed"),
-        ("trainer.accelerator=tpu", "trainer.accelerator=tpu is not allowed: auto, cpu, gpu"),
+        ("trainer.accelerator=tpu", "trainer.accelerator=tpu is not allowed; did you mean"),
         ("+trainer.limit_tests=1", "no such argument; did you mean limit_test_batches"),
     ],
 )
@@ -381,3 +383,36 @@ def test_earlier_trial_run_cannot_be_loaded(finished, tmp_path):
     OmegaConf.save(cfg, trial / "config.yaml")
     with pytest.raises(ConfigError, match=r"trial run on a part of its photographs .*limit_test_batches"):
         read_finished(trial)
+
+
+@pytest.mark.parametrize("encoder", [(), ("encoder=timm", "encoder.name=test_resnet"), ("encoder=vit",)])
+def test_batches_of_one_photograph_are_trained(encoder, compose, tmp_path):
+    one = ("data.batch_size=1", "trainer.accumulate_grad_batches=4", "protocol.frozen_epochs=0")
+    metrics = train(compose(*encoder, *one, "trainer.max_epochs=1"))
+    assert metrics["status"] == "finished"
+    state = weights_of(tmp_path / "run")
+    assert torch.equal(state["head.layers.2.running_mean"], torch.zeros(16))
+
+
+@pytest.mark.parametrize(
+    "override", ["optimizer.lr=1e30", "optimizer.lr=1e30 protocol.val_fraction=0 test=false"]
+)
+def test_diverged_training_stops_before_it_is_validated_or_stored(override, compose, tmp_path):
+    with pytest.raises(
+        DrgradeError, match=r"diverged in epoch 1 \((loss|weights) not finite\): lower optimizer.lr"
+    ):
+        train(compose(*override.split(), "protocol.frozen_epochs=0"))
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["status"] == "failed"
+    assert not list((tmp_path / "run" / "checkpoints").glob("*.ckpt"))
+
+
+def test_one_infinite_loss_stops_a_training(compose, monkeypatch):
+    losses = itertools.count()
+    usual = CumulativeHead.loss
+
+    def loss(head, logits, grades):
+        return usual(head, logits, grades) + (math.inf if next(losses) == 2 else 0)
+
+    monkeypatch.setattr(CumulativeHead, "loss", loss)
+    with pytest.raises(DrgradeError, match="diverged in epoch 1"):
+        train(compose())
