@@ -34,6 +34,7 @@ _FIRST_SEED = 1_000_000  # not used by the demo data
 
 _FLAGS = {
     "good": "can be graded",
+    "uncertain_disc": "the disc is uncertain",
     "tiny": "very small",
     "too_dark": "too dark",
     "over_exposed": "over-exposed",

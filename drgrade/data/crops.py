@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from math import ceil
 from pathlib import Path
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from drgrade.data.disc_detection import find_disc
-from drgrade.data.geometry import THUMBNAIL_SIZE, Disc, NoFundus, crop_disc, make_thumbnail
+from drgrade.data.geometry import THUMBNAIL_SIZE, Disc, NoFundus, crop_disc, make_thumbnail, refuse_noise
 from drgrade.data.illumination import illuminate
 from drgrade.data.image_reader import (
     MAX_PIXELS,
@@ -30,6 +30,7 @@ from drgrade.data.image_reader import (
     hash_file,
     read_photograph,
 )
+from drgrade.data.surround import only_disc
 from drgrade.errors import DataError
 from drgrade.processes import end_with_pool
 
@@ -37,6 +38,9 @@ Made = TypeVar("Made")
 
 IN_PROCESS_LIMIT = 24
 """Up to this number, photographs are prepared faster than worker processes start."""
+
+LEAST_SIDE = 16
+"""Smallest side of a photograph in pixels."""
 
 _GRID = 64
 _OVERSAMPLING = 1.5  # photographs are decoded at no less than this multiple of the size of the crop
@@ -146,10 +150,12 @@ class CropMaker:
 
         Raises:
             UnreadablePhotograph: If it cannot be decoded.
-            NoFundus: If it is black or has one colour.
+            NoFundus: If it is black, has one colour or is a strip.
         """
         wanted = _OVERSAMPLING * max(self.image_size, THUMBNAIL_SIZE)
         photo = read_photograph(path, max_pixels=self.max_pixels, at_least=ceil(wanted))
+        if min(photo.full_size) < LEAST_SIDE:
+            raise NoFundus(f"no fundus photograph: {photo.full_size[0]} x {photo.full_size[1]} pixels")
         disc = find_disc(photo.pixels)
         across = 2 * disc.radius * min(1, disc.stretch)
         if across < wanted / _OVERSAMPLING and photo.pixels.shape[1] < photo.full_size[0]:
@@ -157,6 +163,8 @@ class CropMaker:
             at_least = ceil(wanted * min(photo.pixels.shape[:2]) / across)
             photo = read_photograph(path, max_pixels=self.max_pixels, at_least=at_least)
             disc = find_disc(photo.pixels)
+        if disc.framed:
+            photo = replace(photo, pixels=only_disc(photo.pixels, disc))
         return ExtractedDisc(photo, disc, crop_disc(photo.pixels, disc, self.image_size))
 
     def crop(self, path: Path, sha256: str, extracted: ExtractedDisc) -> Crop:
@@ -165,10 +173,14 @@ class CropMaker:
         conversions = photo.conversions
         if disc.stretch != 1:
             conversions += (f"squashed by earlier processing ({disc.stretch:.2f} : 1), undone",)
+        conversions += ("bright surround turned black",) if disc.framed else ()
+        conversions += (disc.doubt,) if disc.doubt else ()
+        thumbnail = make_thumbnail(photo.pixels, disc)
+        refuse_noise(thumbnail, 2 * disc.radius * min(1, disc.stretch))
         return Crop(
             sha256,
             illuminate(self.illumination, plain, disc),
-            make_thumbnail(photo.pixels, disc),
+            thumbnail,
             _facts(photo, disc, path.stat().st_size, sha256),
             conversions,
         )

@@ -5,6 +5,7 @@ rim may be dark, glow or carry a notch, a corner may hold text, and the file may
 square. ``docs/geometry.md`` describes the method and its evaluation.
 """
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -12,7 +13,13 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from drgrade.data.circle_fit import TOLERANCE, Circle, fit_circle, radial_distances, unexplained_share
 from drgrade.data.geometry import Disc, Mask, NoFundus, Pixels, halve
+from drgrade.data.surround import black_surrounds, has_bright_surround, has_second_disc
+
+NO_RIM = "no rim was found: the disc is a guess"
+SECOND_DISC = "two discs side by side: one of them was taken"
+"""Doubts about a disc."""
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int_]
@@ -34,16 +41,6 @@ _ENOUGH_EXPLAINED = 0.65
 _BLACK, _BLANK = 16, 6  # brightest level of a black image, range of a blank one
 _NOISE = 4.0
 _SURROUND_SHARE = 0.45  # a surround brighter than this share of the retina is no surround
-
-# Fit
-_TOLERANCE = 0.012  # largest distance of a point of the rim from the circle, as a share of the radius
-_TRIALS, _VOTERS, _FEWEST = 160, 128, 12  # RANSAC: candidates, points that vote, fewest points of a rim
-_LEAST_RADIUS = 0.08  # share of the shorter side
-_LEAST_STRETCH, _MOST_STRETCH = 0.03, 0.9  # logarithms of the stretch of a squashed file
-_BETTER = 0.6  # an ellipse must leave less than this share of what the circle leaves unexplained
-_UNCERTAIN = 0.01  # largest standard error of the logarithm of the stretch
-_NEIGHBOURS = 8  # number of neighbouring rim points with the same error
-_WELL_EXPLAINED = 0.25
 
 
 class _Light(NamedTuple):
@@ -72,21 +69,12 @@ class _Frame(NamedTuple):
         return np.asarray(across & (y > self.top + _MARGIN) & (y < self.bottom - _MARGIN))
 
 
-class _Circle(NamedTuple):
-    """A circle, or an upright ellipse; fields as in :class:`~drgrade.data.geometry.Disc`."""
-
-    x: float
-    y: float
-    radius: float
-    stretch: float = 1.0
-
-
 class _Outline(NamedTuple):
     """Outline of a bright region."""
 
     points: Floats  # (N, 2) of x, y
     frame: _Frame
-    box: _Circle | None  # circle around the region, if it is large enough for a disc
+    box: Circle | None  # circle around the region, if it is large enough for a disc
 
 
 def find_disc(pixels: Pixels) -> Disc:
@@ -103,6 +91,17 @@ def find_disc(pixels: Pixels) -> Disc:
     Raises:
         NoFundus: If the photograph is black or has one colour.
     """
+    if has_bright_surround(pixels):
+        for black in black_surrounds(pixels):
+            with suppress(NoFundus):
+                disc = _find_at_scale(black)
+                if disc.doubt != NO_RIM:
+                    return replace(disc, framed=True)
+    return _find_at_scale(pixels)
+
+
+def _find_at_scale(pixels: Pixels) -> Disc:
+    """Find the disc, again at a larger scale if it is small."""
     disc = _find(pixels)
     if _SMALL_SHARE * max(pixels.shape) < 2 * disc.radius or max(pixels.shape) <= _WORKING_SIZE:
         return disc
@@ -116,9 +115,13 @@ def _find(pixels: Pixels) -> Disc:
     light = _measure(level)
     if light.surround > _SURROUND_SHARE * light.retina:
         # No surround is visible: the frame lies inside the disc.
-        disc = Disc(*_inscribed(level.shape)[:3], *_whole(level))
+        disc = Disc(*_inscribed(level.shape)[:3], *_whole(level), doubt=NO_RIM)
     else:
-        disc = _with_recorded_bounds(_best_circle(level, light), level, light)
+        circle, has_rim = _best_circle(level, light)
+        disc = _with_recorded_bounds(circle, level, light)
+        bright = level > light.surround + max(_THRESHOLDS[0] * light.step, light.noise)
+        beside = SECOND_DISC if has_second_disc(bright, disc) else ""
+        disc = replace(disc, doubt=beside if has_rim else NO_RIM)
     large = disc.scaled(scale_x, scale_y)
     return replace(
         large,
@@ -154,6 +157,7 @@ def _find_again(pixels: Pixels, rough: Disc) -> Disc:
         return rough
     return replace(
         disc,
+        doubt=rough.doubt or disc.doubt,
         x=disc.x + left,
         y=disc.y + top,
         left=disc.left + left if disc.left > 0 else rough.left,
@@ -195,10 +199,15 @@ def _measure(level: Pixels) -> _Light:
     return _Light(surround, retina, min(max(_NOISE, 2 * noise), 0.4 * (retina - surround)))
 
 
-def _best_circle(level: Pixels, light: _Light) -> _Circle:
-    """Fit the outlines at several thresholds and return the fit with the most complete and steepest rim."""
+def _best_circle(level: Pixels, light: _Light) -> tuple[Circle, bool]:
+    """Fit the outlines at several thresholds.
+
+    Returns:
+        The fit with the most complete and steepest rim, and True; without one, the circle around the
+        brightest region, or the inscribed one, and False.
+    """
     best, best_score = None, _POOR_SCORE
-    box: _Circle | None = None
+    box: Circle | None = None
     tried: list[float] = []
     waiting = list(_THRESHOLDS)
     while waiting and best_score < _GOOD_SCORE:
@@ -206,27 +215,27 @@ def _best_circle(level: Pixels, light: _Light) -> _Circle:
         threshold = light.surround + max(tried[-1] * light.step, light.noise)
         outline = _outline(_largest_region(level, threshold), level, threshold)
         box = box or outline.box
-        circle = _fit_circle(outline.points, level.shape)
+        circle = fit_circle(outline.points, level.shape)
         if circle is None:
             continue
         score, steepest = _judge(circle, outline, level, light.surround)
         # A circle through one side of an ellipse leaves the other side unexplained.
-        score *= min(1.0, (1 - _unexplained_share(circle, outline.points)) / _ENOUGH_EXPLAINED)
+        score *= min(1.0, (1 - unexplained_share(circle, outline.points)) / _ENOUGH_EXPLAINED)
         if best is not None and min(score, best_score) > _FAIR_SCORE and _alike(circle, best):
-            return circle if score > best_score else best
+            return (circle if score > best_score else best), True
         if score > best_score:
             best, best_score = circle, score
         # On a slope (vignetting, glow) a threshold gives a contour; the rim is where the slope is steepest.
         share = (steepest - light.surround) / light.step
         if min(abs(share - other) for other in tried) > _APART and len(tried) < len(_THRESHOLDS):
             waiting.insert(0, share)
-    return best or box or _inscribed(level.shape)
+    return best or box or _inscribed(level.shape), best is not None
 
 
-def _alike(one: _Circle, other: _Circle) -> bool:
+def _alike(one: Circle, other: Circle) -> bool:
     """Compare the fits at two thresholds; only a step of brightness gives equal circles."""
     gap = max(abs(one.x - other.x), abs(one.y - other.y), abs(one.radius - other.radius))
-    return gap < 0.5 * _TOLERANCE * one.radius and abs(one.stretch / other.stretch - 1) < _TOLERANCE
+    return gap < 0.5 * TOLERANCE * one.radius and abs(one.stretch / other.stretch - 1) < TOLERANCE
 
 
 def _largest_region(level: Pixels, threshold: float) -> Mask:
@@ -288,7 +297,7 @@ def _flat_cut(edges: Floats, side: int) -> float:
     return float(edges[(places == most) | (places == most + 1)].mean())
 
 
-def _judge(circle: _Circle, outline: _Outline, level: Pixels, surround: float) -> tuple[float, float]:
+def _judge(circle: Circle, outline: _Outline, level: Pixels, surround: float) -> tuple[float, float]:
     """Return the score of a circle in [0, 1] and the level in the middle of the steepest fall.
 
     The score is the share of visible directions with a point of the outline, reduced if the level falls more
@@ -299,7 +308,7 @@ def _judge(circle: _Circle, outline: _Outline, level: Pixels, surround: float) -
     visible = outline.frame.holds(circle.x + across, circle.y + down)
     if visible.sum() < _LEAST_VISIBLE * _DIRECTIONS:
         return 0.0, surround
-    near = outline.points[np.abs(_radial_distances(circle, outline.points)) < _TOLERANCE * circle.radius]
+    near = outline.points[np.abs(radial_distances(circle, outline.points)) < TOLERANCE * circle.radius]
     turned = np.arctan2(near[:, 1] - circle.y, (near[:, 0] - circle.x) / circle.stretch) % (2 * np.pi)
     hit = np.zeros(_DIRECTIONS, bool)
     hit[np.minimum((turned * _DIRECTIONS / (2 * np.pi)).astype(int), _DIRECTIONS - 1)] = True
@@ -317,25 +326,25 @@ def _judge(circle: _Circle, outline: _Outline, level: Pixels, surround: float) -
     return float(support * max(step, 0.0)), float(profile[steepest] + profile[steepest + 4]) / 2
 
 
-def _around(rows: Ints, columns: Ints, shape: tuple[int, int]) -> _Circle | None:
+def _around(rows: Ints, columns: Ints, shape: tuple[int, int]) -> Circle | None:
     """Return the circle over the longer side of a bounding box; None if it is too small for a disc."""
     reach = max(np.ptp(rows), np.ptp(columns))
     if reach < 0.2 * min(shape):
         return None
     x, y = (columns[0] + columns[-1] + 1) / 2, (rows[0] + rows[-1] + 1) / 2
-    return _Circle(float(x), float(y), float(reach / 2 + 0.5))
+    return Circle(float(x), float(y), float(reach / 2 + 0.5))
 
 
-def _inscribed(shape: tuple[int, int]) -> _Circle:
+def _inscribed(shape: tuple[int, int]) -> Circle:
     height, width = shape
-    return _Circle(width / 2, height / 2, min(height, width) / 2)
+    return Circle(width / 2, height / 2, min(height, width) / 2)
 
 
 def _whole(level: Pixels) -> _Frame:
     return _Frame(0.0, 0.0, float(level.shape[1]), float(level.shape[0]))
 
 
-def _with_recorded_bounds(circle: _Circle, level: Pixels, light: _Light) -> Disc:
+def _with_recorded_bounds(circle: Circle, level: Pixels, light: _Light) -> Disc:
     """Add the recorded rectangle: rows and columns of the disc with content, not a black band."""
     height, width = level.shape
     y = (np.arange(height)[:, None] + 0.5 - circle.y) / circle.radius
@@ -375,125 +384,3 @@ def _extent(
     first = before[-1] + 2 if len(before) else 0
     last = after[0] - 1 if len(after) else lines
     return float(first), float(last)
-
-
-def _fit_circle(points: Floats, shape: tuple[int, int]) -> _Circle | None:
-    """Fit a circle to points with outliers, or an upright ellipse if it explains them clearly better.
-
-    RANSAC, then least squares; None if too few points lie on a circle.
-    """
-    circle = _agreed(points, _circles_through(points), shape)
-    rest = 1.0 if circle is None else _unexplained_share(circle, points)
-    if circle is not None and rest < _WELL_EXPLAINED:
-        ellipse = _refined(circle, points, with_stretch=True)
-    else:
-        ellipse = _agreed(points, _ellipses_through(points), shape, with_stretch=True)
-    if ellipse is None or not _LEAST_STRETCH < abs(np.log(ellipse.stretch)) < _MOST_STRETCH:
-        return circle
-    if _unexplained_share(ellipse, points) > min(_BETTER * rest, _WELL_EXPLAINED + 0.15):
-        return circle
-    return ellipse if _uncertainty(ellipse, points) < _UNCERTAIN else circle
-
-
-def _agreed(
-    points: Floats, candidates: Floats, shape: tuple[int, int], with_stretch: bool = False
-) -> _Circle | None:
-    """Choose the candidate (T, 4) with the most points on it and refine it on those points."""
-    height, width = shape
-    x, y, radius, stretch = candidates.T
-    plausible = (radius > _LEAST_RADIUS * min(shape)) & (radius < 0.75 * np.hypot(height, width))
-    plausible &= (x > 0) & (x < width) & (y > 0) & (y < height)
-    plausible &= np.abs(np.log(stretch)) < _MOST_STRETCH
-    if not plausible.any():
-        return None
-    candidates = candidates[plausible]
-    x, y, radius, stretch = candidates.T.astype(np.float32)
-    voters = points[:: max(1, len(points) // _VOTERS)].astype(np.float32)
-    across, down = (voters[:, :1] - x) / stretch, voters[:, 1:] - y
-    near = np.abs(np.sqrt(across * across + down * down) - radius) < _TOLERANCE * radius
-    circle = _Circle(*candidates[int(np.argmax(near.sum(axis=0)))].tolist())
-    return _refined(circle, points, with_stretch)
-
-
-def _circles_through(points: Floats) -> Floats:
-    """Return circles through random triples of points: (T, 4) of centre x and y, radius, and 1."""
-    if len(points) < _FEWEST:
-        return np.zeros((0, 4))
-    a, b, c = points[np.random.default_rng(0).integers(len(points), size=(3, _TRIALS))]
-    (bx, by), (cx, cy) = (b - a).T, (c - a).T
-    twice_area = 2 * (bx * cy - by * cx)
-    usable = np.abs(twice_area) > 1e-6
-    a, bx, by, cx, cy, twice_area = (v[usable] for v in (a, bx, by, cx, cy, twice_area))
-    b2, c2 = bx**2 + by**2, cx**2 + cy**2
-    x, y = (cy * b2 - by * c2) / twice_area, (bx * c2 - cx * b2) / twice_area
-    return np.stack((a[:, 0] + x, a[:, 1] + y, np.hypot(x, y), np.ones_like(x)), axis=1)
-
-
-def _ellipses_through(points: Floats) -> Floats:
-    """Return upright ellipses through random quadruples of points: (T, 4) of x, y, radius, stretch.
-
-    x² + s² y² = a x + b y + c is linear in a, b, c and the square of the stretch s.
-    """
-    if len(points) < _FEWEST:
-        return np.zeros((0, 4))
-    middle = points.mean(axis=0)
-    unit = float(np.abs(points - middle).max()) or 1.0
-    chosen = np.random.default_rng(0).integers(len(points), size=(_TRIALS, 4))
-    x, y = np.moveaxis((points[chosen] - middle) / unit, 2, 0)
-    system = np.stack((x, y, np.ones_like(x), -(y**2)), axis=2)
-    usable = np.abs(np.linalg.det(system)) > 1e-6
-    a, b, c, s2 = np.linalg.solve(system[usable], (x[usable] ** 2)[..., None])[..., 0].T
-    with np.errstate(divide="ignore", invalid="ignore"):
-        stretch = np.sqrt(s2)
-        radius = np.sqrt(c + a**2 / 4 + b**2 / (4 * s2)) / stretch
-        x, y = unit * a / 2 + middle[0], unit * b / (2 * s2) + middle[1]
-    ellipses = np.stack((x, y, unit * radius, stretch))
-    return np.asarray(ellipses.T[np.isfinite(ellipses).all(axis=0) & (s2 > 0)])
-
-
-def _refined(circle: _Circle, points: Floats, with_stretch: bool) -> _Circle | None:
-    """Minimise the squared distances of nearby points (Gauss-Newton); return None if there are too few."""
-    for tolerance in (1.5, 0.8, 0.5):
-        misses = _radial_distances(circle, points)
-        near = np.abs(misses) < tolerance * _TOLERANCE * circle.radius
-        if near.sum() < _FEWEST:
-            return None
-        slopes = _slopes(circle, points[near])[:, : 4 if with_stretch else 3]
-        # A small ridge term, so that collinear points have a solution.
-        normal = slopes.T @ slopes + 1e-9 * len(slopes) * np.eye(slopes.shape[1])
-        change = np.linalg.solve(normal, slopes.T @ misses[near])
-        x, y, radius = (float(value + step) for value, step in zip(circle[:3], change[:3], strict=True))
-        if not 0 < radius < np.inf:
-            return None
-        factor = float(np.exp(np.clip(change[3], -0.2, 0.2))) if with_stretch else 1.0
-        circle = _Circle(x, y, radius, circle.stretch * factor)
-    return circle
-
-
-def _radial_distances(circle: _Circle, points: Floats) -> Floats:
-    """Return the signed distance of each point from the unsquashed circle: (N,), positive outside."""
-    across, down = (points[:, 0] - circle.x) / circle.stretch, points[:, 1] - circle.y
-    return np.asarray(np.sqrt(across**2 + down**2) - circle.radius)
-
-
-def _slopes(circle: _Circle, points: Floats) -> Floats:
-    """Return the negative derivatives of `_radial_distances` by x, y, radius and log stretch: (N, 4)."""
-    across, down = (points[:, 0] - circle.x) / circle.stretch, points[:, 1] - circle.y
-    distance = np.maximum(np.sqrt(across**2 + down**2), 1e-6)
-    by_x, by_y = across / distance / circle.stretch, down / distance
-    return np.stack((by_x, by_y, np.ones_like(distance), across**2 / distance), axis=1)
-
-
-def _unexplained_share(circle: _Circle, points: Floats) -> float:
-    """Return the mean distance of the points in units of the tolerance, each clipped at 1: in [0, 1]."""
-    misses = np.abs(_radial_distances(circle, points)) / (_TOLERANCE * circle.radius)
-    return float(np.minimum(misses, 1).mean())
-
-
-def _uncertainty(ellipse: _Circle, points: Floats) -> float:
-    """Return the standard error of the log stretch, with correlated errors of neighbouring points."""
-    misses = _radial_distances(ellipse, points)
-    near = np.abs(misses) < _TOLERANCE * ellipse.radius
-    slopes = _slopes(ellipse, points[near])
-    covariance = np.linalg.pinv(slopes.T @ slopes) * np.mean(misses[near] ** 2) * _NEIGHBOURS
-    return float(np.sqrt(covariance[3, 3]))

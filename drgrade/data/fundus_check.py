@@ -182,7 +182,15 @@ def _inner() -> Mask:
 
 
 Flag = Literal[
-    "good", "tiny", "too_dark", "over_exposed", "out_of_focus", "blank", "not_fundus", "unreadable"
+    "good",
+    "uncertain_disc",
+    "tiny",
+    "too_dark",
+    "over_exposed",
+    "out_of_focus",
+    "blank",
+    "not_fundus",
+    "unreadable",
 ]
 """Quality flags of a photograph."""
 
@@ -233,6 +241,8 @@ def judge(extracted: ExtractedDisc) -> Verdict:
         if score < 0:
             flag, abstains = "not_fundus", True
             reason = f"does not look like a fundus photograph: score {score:.1f}, at least 0 is needed"
+    if flag == "good" and disc.doubt:
+        flag, reason = "uncertain_disc", disc.doubt
     return Verdict(flag, reason, abstains, measures)
 
 

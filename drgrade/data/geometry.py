@@ -4,7 +4,8 @@ Coordinates are continuous, in pixels, from the upper left corner of the photogr
 ``[i, i + 1)``. :mod:`drgrade.data.disc_detection` finds the disc; see ``docs/geometry.md``.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from math import ceil
 
 import cv2
 import numpy as np
@@ -28,9 +29,14 @@ noise.
 _GREEN = 1  # channel with the most contrast of vessels and lesions and the least JPEG noise
 _LAST_REDUCTION = 1.5  # the last resize of a crop reduces at least by this, which hides artefacts of halving
 
+_INNER = 0.9  # share of the radius in which noise is looked for: the rim is structure
+_FEWEST_PAIRS = 200
+_ONE_COLOUR = 0.5  # standard deviation in levels
+_RELATED = 0.5  # least correlation of neighbouring pixels; real photographs have 0.8 and more
+
 
 class NoFundus(DataError):
-    """A photograph shows no disc because it is black or has one colour. The message is the reason."""
+    """An image is no fundus photograph: black, of one colour, noise or a strip. The message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,8 @@ class Disc:
         bottom: Bottom edge.
         stretch: Horizontal over vertical semi-axis; exactly 1 unless the rim shows that the file was
             squashed.
+        doubt: Why the disc may be wrong; empty if its rim was found.
+        framed: True if a bright surround, such as paper or a window, was removed to find it.
     """
 
     x: float
@@ -60,6 +68,8 @@ class Disc:
     right: float
     bottom: float
     stretch: float = 1.0
+    doubt: str = field(default="", compare=False)
+    framed: bool = field(default=False, compare=False)
 
     @property
     def clear_radius(self) -> float:
@@ -72,8 +82,9 @@ class Disc:
 
     def scaled(self, fx: float, fy: float) -> "Disc":
         """Return the disc after the photograph was resized by ``fx`` horizontally and ``fy`` vertically."""
-        box = fx * self.left, fy * self.top, fx * self.right, fy * self.bottom
-        return Disc(fx * self.x, fy * self.y, (fx + fy) / 2 * self.radius, *box, self.stretch)
+        place = {"x": fx * self.x, "y": fy * self.y, "radius": (fx + fy) / 2 * self.radius}
+        across = {"left": fx * self.left, "right": fx * self.right}
+        return replace(self, **place, **across, top=fy * self.top, bottom=fy * self.bottom)
 
 
 def halve(pixels: Pixels) -> Pixels:
@@ -150,6 +161,30 @@ def make_thumbnail(pixels: Pixels, disc: Disc) -> Thumbnail:
     in_disc = np.square(offsets)[:, None] + np.square(offsets) < 1
     recorded = in_disc & _between(disc.top, y, disc.bottom)[:, None] & _between(disc.left, x, disc.right)
     return np.where(recorded, np.maximum(green, 1), 0).astype(np.uint8)
+
+
+def refuse_noise(thumbnail: Thumbnail, diameter: float) -> None:
+    """Refuse an image whose neighbouring pixels have nothing in common, or that has one colour in its disc.
+
+    Args:
+        thumbnail: Its thumbnail.
+        diameter: Diameter of the disc in the pixels of which it was made; fewer than T were enlarged.
+
+    Raises:
+        NoFundus: If it is one.
+    """
+    step = ceil(max(1, len(thumbnail) / diameter))
+    y, x = np.mgrid[: len(thumbnail), : len(thumbnail)] + 0.5 - len(thumbnail) / 2
+    inside = (thumbnail > 0) & (np.hypot(x, y) < _INNER * len(thumbnail) / 2)
+    pairs = inside[:, step:] & inside[:, :-step]
+    if pairs.sum() < _FEWEST_PAIRS:
+        return
+    left, right = thumbnail[:, :-step][pairs].astype(float), thumbnail[:, step:][pairs].astype(float)
+    spread = left.std() * right.std()
+    if spread < _ONE_COLOUR**2:
+        raise NoFundus("no fundus photograph: one colour in the disc")
+    if ((left - left.mean()) * (right - right.mean())).mean() < _RELATED * spread:
+        raise NoFundus("no fundus photograph: noise without structure")
 
 
 def _between(low: float, values: npt.NDArray[np.floating], high: float) -> Mask:

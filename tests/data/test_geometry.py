@@ -460,3 +460,54 @@ def test_stretch_of_squashed_idrid_photographs_is_within_one_per_cent(width, hei
 def test_idrid_photographs_are_not_squashed():
     for path in sorted((REAL / "idrid").rglob("*.jpg"))[1::6]:
         assert find_disc(read_photograph(path, at_least=200).pixels).stretch == 1, path
+
+
+def on_paper(pixels, level=255, noise=0.0):
+    """Replace the black surround of a drawn photograph by paper, and add margins of 150 px at both sides."""
+    around = cv2.morphologyEx((pixels.max(axis=2) > 25).astype(np.uint8), cv2.MORPH_CLOSE, np.ones((15, 15)))
+    paper = np.where(around[..., None] > 0, pixels, level)
+    wide = np.pad(paper, ((0, 0), (150, 150), (0, 0)), constant_values=level)
+    return np.clip(wide + np.random.default_rng(0).normal(0, noise, wide.shape), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("cut", [(0, 0, 0, 0), (0, 40, 0, 40)])
+@pytest.mark.parametrize(("level", "noise"), [(255, 0), (200, 0), (235, 3)])
+def test_disc_on_paper_is_found(cut, level, noise):
+    pixels = draw(radius=200, background=(0, 0))[cut[1] : 480 - cut[3]]
+    pixels = draw(radius=260, background=(0, 0)) if any(cut) else pixels
+    black = find_disc(np.pad(pixels, ((0, 0), (150, 150), (0, 0))))
+    disc = find_disc(on_paper(pixels, level, noise))
+    assert disc.framed
+    assert not disc.doubt
+    assert not black.framed
+    assert disc.radius == pytest.approx(black.radius, rel=0.02)
+    assert disc.clear_radius / disc.radius == pytest.approx(black.clear_radius / black.radius, rel=0.02)
+
+
+@pytest.mark.parametrize("colour", [(255, 255, 255), (128, 128, 128), (60, 90, 200)])
+def test_disc_in_a_window_is_found(colour):
+    pixels = draw(radius=200, background=(0, 0))
+    screen = np.full((900, 1400, 3), colour, np.uint8)
+    screen[:40] = 40
+    screen[200:680, 300:940] = pixels
+    cv2.putText(screen, "Patient 1", (1000, 300), cv2.FONT_HERSHEY_SIMPLEX, 1.5, (0, 0, 0), 3)
+    disc = find_disc(screen)
+    assert close_to(disc, (620, 440), 200)
+    assert not disc.doubt
+
+
+@pytest.mark.parametrize("gap", [0, 60])
+@pytest.mark.parametrize("level", [0, 255])
+def test_two_photographs_side_by_side_are_reported(gap, level):
+    one = draw(radius=220, background=(0, 0))
+    two = np.concatenate(
+        (one, np.zeros((480, gap, 3), np.uint8), draw(radius=215, background=(0, 0), seed=1)), axis=1
+    )
+    assert find_disc(on_paper(two, level) if level else two).doubt
+    assert not find_disc(one).doubt
+
+
+def test_disc_without_rim_is_reported():
+    disc = find_disc(draw((320, 320), radius=400))
+    assert "no rim" in disc.doubt
+    assert disc.radius == 160

@@ -77,3 +77,46 @@ def test_small_discs_are_cautioned_and_tiny_ones_refused(photographs, tmp_path, 
     verdict = Preparation(128).prepare(path).verdict
     assert (verdict.flag, verdict.abstains) == (flag, abstains)
     assert f"{verdict.measures['diameter']:.0f} px" in verdict.reason
+
+
+def _colour(side, level=(200, 90, 40)):
+    return np.full((side, side, 3), level, np.uint8)
+
+
+@pytest.mark.parametrize("side", [20, 64, 130, 700])
+def test_noise_is_no_fundus_photograph(tmp_path, side):
+    pixels = np.random.default_rng(side).integers(0, 256, (side, side, 3)).astype(np.uint8)
+    cv2.imwrite(str(tmp_path / "a.png"), pixels)
+    assert "noise" in CropMaker(64)(tmp_path / "a.png").failure
+
+
+@pytest.mark.parametrize(
+    ("pixels", "reason"),
+    [
+        (_colour(300)[:1], "300 x 1 pixels"),
+        (_colour(300)[:, :3], "3 x 300 pixels"),
+        (_colour(300), "one colour"),
+        (cv2.circle(_colour(300, (0, 0, 0)), (150, 150), 140, (40, 90, 200), -1), "one colour"),
+        (cv2.circle(_colour(300, (255, 255, 255)), (150, 150), 140, (40, 90, 200), -1), "one colour"),
+    ],
+)
+def test_strips_and_plain_colours_are_no_fundus_photographs(tmp_path, pixels, reason):
+    cv2.imwrite(str(tmp_path / "a.png"), pixels)
+    prepared = Preparation(64).prepare(tmp_path / "a.png")
+    assert reason in CropMaker(64)(tmp_path / "a.png").failure
+    assert prepared.verdict.abstains
+    assert prepared.crop.failure == prepared.verdict.reason
+
+
+def test_bright_surrounds_and_missing_rims_are_reported(photographs, tmp_path):
+    pixels = cv2.imread(str(photographs[0]))
+    paper = np.where(cv2.blur(pixels, (9, 9)).max(axis=2, keepdims=True) > 25, pixels, 255)
+    cv2.imwrite(str(tmp_path / "paper.png"), np.pad(paper, ((0, 0), (90, 90), (0, 0)), constant_values=255))
+    cv2.imwrite(str(tmp_path / "part.png"), pixels[70:-70, 70:-70])
+    on_paper, part = (Preparation(64).prepare(tmp_path / name) for name in ("paper.png", "part.png"))
+    assert on_paper.crop.conversions == ("bright surround turned black",)
+    assert on_paper.crop.pixels[0, 0].max() == 0
+    assert on_paper.verdict.flag == Preparation(64).prepare(photographs[0]).verdict.flag
+    assert part.crop.conversions == ("no rim was found: the disc is a guess",)
+    assert (part.verdict.flag, part.verdict.reason) == ("uncertain_disc", part.crop.conversions[0])
+    assert not part.verdict.abstains
