@@ -82,9 +82,16 @@ class Disc:
 
     def scaled(self, fx: float, fy: float) -> "Disc":
         """Return the disc after the photograph was resized by ``fx`` horizontally and ``fy`` vertically."""
-        place = {"x": fx * self.x, "y": fy * self.y, "radius": (fx + fy) / 2 * self.radius}
-        across = {"left": fx * self.left, "right": fx * self.right}
-        return replace(self, **place, **across, top=fy * self.top, bottom=fy * self.bottom)
+        return replace(
+            self,
+            x=fx * self.x,
+            y=fy * self.y,
+            radius=(fx + fy) / 2 * self.radius,
+            left=fx * self.left,
+            top=fy * self.top,
+            right=fx * self.right,
+            bottom=fy * self.bottom,
+        )
 
 
 def halve(pixels: Pixels) -> Pixels:

@@ -37,7 +37,7 @@ def black_surrounds(pixels: Pixels) -> list[Pixels]:
     height, width = pixels.shape[:2]
     factor = min(1.0, _LONGEST / max(height, width))
     size = (max(3, round(width * factor)), max(3, round(height * factor)))
-    small = cv2.medianBlur(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), 3)
+    small = np.asarray(cv2.medianBlur(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), 3), np.uint8)
     filled = np.ones((size[1] + 2, size[0] + 2), np.uint8)  # floodFill needs a border of 1
     filled[1:-1, 1:-1] = 0
     results = []

@@ -95,7 +95,7 @@ def test_noise_is_no_fundus_photograph(tmp_path, side):
     [
         (_colour(300)[:1], "300 x 1 pixels"),
         (_colour(300)[:, :3], "3 x 300 pixels"),
-        (_colour(300), "one colour"),
+        (_colour(300), "colour"),
         (cv2.circle(_colour(300, (0, 0, 0)), (150, 150), 140, (40, 90, 200), -1), "one colour"),
         (cv2.circle(_colour(300, (255, 255, 255)), (150, 150), 140, (40, 90, 200), -1), "one colour"),
     ],
