@@ -38,7 +38,9 @@ def started(command, log):
 
 def at_work(folder):
     """Return the processes that name a folder in their command, as (id, parent); zombies name nothing."""
-    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        ["ps", "-ww", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True
+    )
     lines = [line.split(None, 2) for line in listed.stdout.splitlines() if str(folder) in line]
     return [(int(pid), int(parent)) for pid, parent, args in lines if "drgrade" in args or "train.py" in args]
 

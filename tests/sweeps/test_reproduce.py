@@ -108,7 +108,9 @@ def test_interrupted_reproduce_leaves_no_process(number, reproduce, tmp_path):
 
 
 def processes():
-    listed = subprocess.run(["ps", "-A", "-o", "pid=,args="], capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        ["ps", "-ww", "-A", "-o", "pid=,args="], capture_output=True, text=True, check=True
+    )
     return [line for line in listed.stdout.splitlines() if int(line.split()[0]) != os.getpid()]
 
 
