@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, NoReturn
 
 import yaml
@@ -108,6 +109,22 @@ def refuse_interpolations(settings: Any) -> None:
     for name, value in leaves(settings):
         if isinstance(value, str) and ("${" in value or value == "???"):
             raise DataError(f"{name}={shortened(value)} is an interpolation, and none are resolved here")
+
+
+def map_array(path: Path, repair: str) -> Any:
+    """Memory-map a ``.npy`` file of numbers, read-only.
+
+    Raises:
+        DataError: If it is missing, damaged or incomplete.
+    """
+    import numpy as np
+
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")
+    # The header is parsed as Python text, which has errors of its own.
+    except (OSError, ValueError, TypeError, OverflowError, SyntaxError, TokenError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read ({_reason(error)}); {repair}") from error
+    return array
 
 
 def leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:

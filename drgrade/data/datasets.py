@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from drgrade.artefacts import map_array
 from drgrade.data.augmentation import Augmentation, Image
 from drgrade.data.transforms import ViewTransform
 from drgrade.errors import ConfigError
@@ -116,7 +117,7 @@ class StoreDataset(Dataset[dict[str, Any]]):
 
     def _stored_image(self, row: int) -> Image:
         if self._images is None:
-            self._images = [np.load(path, mmap_mode="r") for path in self._paths]
+            self._images = [map_array(path, "prepare it again") for path in self._paths]
             self._ends = np.cumsum([len(images) for images in self._images])
         store = int(np.searchsorted(self._ends, row, side="right"))
         images = self._images[store]

@@ -200,7 +200,7 @@ def _read_pairs(path: Path) -> pd.DataFrame | None:
     """Read stored duplicates; return None if the file is missing or damaged (empty after a power cut)."""
     try:
         return pd.read_csv(path, dtype=_DUPLICATE_TYPES)
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError, TypeError, OverflowError):
         return None
 
 

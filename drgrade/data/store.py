@@ -11,7 +11,6 @@ A store is a folder with
 - ``store.json``: settings, versions, and a hash of the content.
 """
 
-import json
 import multiprocessing
 import shutil
 from collections.abc import Iterator
@@ -25,8 +24,9 @@ import numpy.typing as npt
 import pandas as pd
 from filelock import FileLock, Timeout
 
+from drgrade.artefacts import map_array, read_object
 from drgrade.csv_files import read_csv
-from drgrade.data.crops import CropMaker
+from drgrade.data.crops import CropMaker, Facts
 from drgrade.data.geometry import THUMBNAIL_SIZE
 from drgrade.data.illumination import check_illumination
 from drgrade.data.image_reader import MAX_PIXELS
@@ -121,16 +121,19 @@ class Store:
         folder = Path(folder)
         info = _read_info(folder)
         try:
-            images, thumbnails = (np.load(folder / name, mmap_mode="r") for name in (IMAGES, THUMBNAILS))
+            images, thumbnails = (map_array(folder / name, "") for name in (IMAGES, THUMBNAILS))
             manifest = read_manifest(folder / MANIFEST)
             problems = read_csv(folder / PROBLEMS, dtype="string", keep_default_na=False)
-        except (OSError, ValueError, KeyError) as error:
+        except (DataError, OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise DataError(
                 f"{folder} is a damaged store ({error}): delete it and prepare it again"
             ) from error
-        expected = (info["photographs"], info["image_size"], info["image_size"], 3)
+        count, side = info.get("photographs"), info.get("image_size")
+        expected = (count, side, side, 3)
         intact = images.shape == expected and images.dtype == np.uint8
-        intact &= thumbnails.shape == (info["photographs"], THUMBNAIL_SIZE, THUMBNAIL_SIZE)
+        intact &= thumbnails.shape == (count, THUMBNAIL_SIZE, THUMBNAIL_SIZE) and thumbnails.dtype == np.uint8
+        intact &= all(isinstance(info.get(name), str) for name in ("sha256", "pixels_sha256", "source"))
+        intact &= set(MANIFEST_COLUMNS) | set(Facts._fields) <= set(manifest.columns)
         if not intact or len(manifest) != len(images):
             raise DataError(
                 f"{folder} is a damaged store (images {images.shape}, {len(manifest)} rows, expected "
@@ -145,14 +148,9 @@ def read_manifest(path: Path) -> pd.DataFrame:
 
 
 def _read_info(folder: Path) -> dict[str, Any]:
-    try:
-        info: dict[str, Any] = json.loads((folder / INFO).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(
-            f"{folder} is not a prepared store (it has no {INFO}): make one with drgrade prepare"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{folder / INFO} cannot be read: {error}") from error
+    if not (folder / INFO).exists():
+        raise DataError(f"{folder} is not a prepared store (it has no {INFO}): make one with drgrade prepare")
+    info = read_object(folder / INFO, "delete the store and prepare it again")
     if info.get("format") != FORMAT:
         raise DataError(
             f"{folder} has store format {info.get('format')}; this version of drgrade reads format {FORMAT}"
@@ -334,8 +332,8 @@ def _finished_archives(plan: StorePlan) -> list[CropArchive]:
 
 def _has_settings(folder: Path, plan: StorePlan) -> bool:
     try:
-        info: dict[str, Any] = json.loads((folder / INFO).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        info = read_object(folder / INFO, "")
+    except DataError:
         return False  # not a store, or written by a version with other files
     keys = ["preparation_version", "format", *asdict(plan.maker)]
     return [info.get(key) for key in keys] == plan.versioned_settings

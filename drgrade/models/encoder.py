@@ -179,7 +179,7 @@ def is_complete_encoder(folder: Path) -> bool:
         if card.get("sha256") in (None, file_sha256(folder / WEIGHTS)):
             return True
         fault = f"{WEIGHTS} does not have the hash in {CARD}"
-    except (DataError, OSError, SafetensorError) as error:
+    except (DataError, OSError, SafetensorError, ValueError) as error:
         fault = str(error)
     log.warning("encoder: %s is damaged (%s) and is not used", folder, fault)
     return False

@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from drgrade.artefacts import read_object
 from drgrade.errors import ConfigError, DataError
 from drgrade.files import file_sha256, write_text
 from drgrade.prediction.checkpoint import TrainedModel
@@ -75,10 +76,10 @@ def check_same_job(folder: Path, job: JobDescription) -> None:
         return
     remedy = "name another folder with out=DIR, or replace them with overwrite=true"
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_object(path, "overwrite=true starts again")
         before, status = manifest["job"], manifest["status"]
         different = [name for name in sorted({*before, *job}) if before.get(name) != job.get(name)]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged ({error}); overwrite=true starts again") from error
     if different:
         changes = "; ".join(change for name in different for change in _changes(name, before, job))

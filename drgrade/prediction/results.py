@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from drgrade.csv_files import safe_cell
 from drgrade.data.fundus_check import Verdict
 from drgrade.data.preparation import PreparedPhotograph
+from drgrade.errors import DataError
 from drgrade.files import writing
 from drgrade.prediction.grader import GradedBatch
 from drgrade.prediction.inputs import InputFile, InputState
@@ -119,10 +120,13 @@ class PredictionRow:
 
     @classmethod
     def from_content(cls, path: str, image_id: str, content: str) -> "PredictionRow":
-        """Restore a row from :meth:`content`."""
-        entries = json.loads(content)
-        result = entries.pop("result")
-        return cls(path, image_id, **entries, result=None if result is None else GradeResult(**result))
+        """Restore a row from :meth:`content`; raise DataError if it is damaged."""
+        try:
+            entries = json.loads(content)
+            result = entries.pop("result")
+            return cls(path, image_id, **entries, result=None if result is None else GradeResult(**result))
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise DataError(f"the stored result of {path} is damaged; overwrite=true starts again") from error
 
     def cells(self) -> list[str]:
         """Return the cells of :data:`COLUMNS`; empty where there is no value."""

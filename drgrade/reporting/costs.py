@@ -1,6 +1,5 @@
 """Costs of pre-training, training budgets of methods, and whether the budgets are equal."""
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from drgrade.errors import DataError
+from drgrade.artefacts import is_number
 from drgrade.models.encoder import CARD
 from drgrade.reporting.methods import Grouped, is_trained
 from drgrade.reporting.schema import Budget, PretrainingCost
 from drgrade.reporting.statistics import images_per_second, mean_known
 from drgrade.runs.reader import Run, initial_encoder_dir
-from drgrade.runs.run_dir import read_provenance
+from drgrade.runs.run_dir import read_json, read_provenance
 from drgrade.stats.estimates import Range
 from drgrade.stats.formatting import fraction, listed, number, span
 
@@ -72,17 +71,11 @@ def _pretraining_cost(folder: Path, method: str) -> PretrainingCost:
 
 
 def _card(folder: Path) -> dict[str, Any]:
-    path = folder / CARD
-    if not path.is_file():
-        return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{path} is damaged ({error}): pre-train again, or leave its runs out") from error
+    return read_json(folder / CARD, "pre-train again, or leave its runs out")
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
+    return float(value) if isinstance(value, int | float) and is_number(value) else None
 
 
 def compute_budgets(grouped: Grouped, costs: Mapping[Path, PretrainingCost]) -> list[Budget]:

@@ -5,17 +5,17 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import wandb_workspaces.reports.v2.interface as wr
 import wandb_workspaces.workspaces as ws
-from omegaconf import DictConfig, OmegaConf
 from wandb_workspaces import expr
 
+from drgrade.artefacts import read_object, read_yaml
 from drgrade.errors import DataError
 from drgrade.files import write_text
 from drgrade.grades import NUM_GRADES
-from drgrade.runs.run_dir import CONFIG, PROVENANCE
+from drgrade.runs.run_dir import CONFIG, read_provenance
 from drgrade.sweeps.cells import FINISHED, SWEEP, Cell, progress, read_sweep
 
 FRACTION = "label_fraction"
@@ -107,7 +107,7 @@ def read_dashboard_sweep(
             f"{folder}: its cells are in several W&B projects ({listed}): select one with project="
         )
     return DashboardSweep(
-        name=str(json.loads((folder / SWEEP).read_text(encoding="utf-8")).get("name", folder.name)),
+        name=str(read_object(folder / SWEEP, "remove it").get("name", folder.name)),
         entity=entity or loggers[0]["entity"],
         project=project or loggers[0]["project"] or _DEFAULT_PROJECT,
         cells=len(cells),
@@ -126,13 +126,7 @@ def _offline(folder: Path, cells: Sequence[Cell]) -> tuple[str, ...]:
 
 def _encoder(cell: Path) -> Path | None:
     """Return the encoder folder of a finished cell."""
-    path = cell / PROVENANCE
-    if not path.is_file():
-        return None
-    try:
-        named = json.loads(path.read_text(encoding="utf-8")).get("encoder")
-    except (ValueError, AttributeError) as error:
-        raise DataError(f"{path} cannot be read ({error}); remove it and run the sweep again") from error
+    named = read_provenance(cell).get("encoder")
     return Path(named) if named else None
 
 
@@ -140,9 +134,9 @@ def _logger(cell: Path) -> dict[str, Any] | None:
     """Return the settings of the W&B logger of a cell; None for other loggers or if it has not started."""
     if not (cell / CONFIG).is_file():
         return None
-    cfg = OmegaConf.load(cell / CONFIG)
-    assert isinstance(cfg, DictConfig)
-    logger = cast(dict[str, Any], OmegaConf.to_container(cfg.logger))
+    logger = read_yaml(cell / CONFIG, "run the cell again").get("logger")
+    if not isinstance(logger, dict):
+        return None
     known = str(logger.get("_target_", "")).endswith(".wandb_logger")
     return {"entity": None, "project": None, **logger} if known else None
 
@@ -348,7 +342,7 @@ def restore_ids(workspace: ws.Workspace, report: wr.Report, folder: Path) -> Non
     if not path.is_file():
         return
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record = read_object(path, "remove it to publish a new dashboard")
         workspace._internal_name = record["workspace"]["name"]
         workspace._internal_id = record["workspace"]["id"]
         report.id = record["report"]["id"]

@@ -1,6 +1,5 @@
 """Computation of a report from the folders of runs."""
 
-import json
 import os
 import shlex
 from collections import Counter
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from drgrade.artefacts import read_object
 from drgrade.errors import DataError
 from drgrade.grades import NUM_GRADES
 from drgrade.reporting.checks import check_same_data, collect_folds, one_run_per_cell, split_hashes
@@ -113,8 +113,8 @@ def find_cells(folders: Sequence[Path]) -> tuple[list[RunLocation], list[str]]:
         for path in _runs_and_sweeps(folder):
             if (path / SWEEP).is_file():
                 listed = read_sweep(path)
-                command = json.loads((path / SWEEP).read_text(encoding="utf-8")).get("command", [])
-                commands.add(shlex.join(map(str, command)))
+                command = read_object(path / SWEEP, "remove it").get("command", [])
+                commands.add(shlex.join(map(str, command if isinstance(command, list) else [command])))
                 for cell in listed:
                     # The sweep knows the overrides of a cell; its folder may not.
                     location = RunLocation(path / cell.name, path.resolve(), cell.overrides)

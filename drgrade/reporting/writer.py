@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
+from drgrade.artefacts import read_json
 from drgrade.errors import DataError
 from drgrade.files import write_bytes, write_text
 from drgrade.html.templates import environment, fill_page, resource
@@ -103,8 +103,8 @@ def _write(study: Study, folder: Path) -> None:
 def _earlier_files(folder: Path) -> set[str]:
     """Return the names of the figures and tables of an earlier report in a folder."""
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):  # no earlier report
+        record = read_json(folder / RECORD, "")
+    except DataError:  # no earlier report
         return set()
     names = record.get("files") if isinstance(record, dict) else None
     return {name for name in names or () if isinstance(name, str) and _OURS.fullmatch(name)}

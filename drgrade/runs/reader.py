@@ -19,6 +19,7 @@ from drgrade.runs.run_dir import (
     CONFIG,
     METRICS,
     PREDICTIONS,
+    PROVENANCE,
     SPLIT,
     read_calibration,
     read_metrics,
@@ -324,5 +325,8 @@ def initial_encoder_dir(run: Path, provenance: Mapping[str, Any]) -> Path | None
     if not provenance.get("encoder"):
         return None
     named = Path(str(provenance["encoder"]))
-    path = next((place / named for place in run.resolve().parents if (place / named).exists()), named)
-    return (path.parent if path.is_file() else path).resolve()
+    try:
+        path = next((place / named for place in run.resolve().parents if (place / named).exists()), named)
+        return (path.parent if path.is_file() else path).resolve()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{run / PROVENANCE}: encoder is not a path ({error}); {_REPAIR}") from error

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from drgrade.artefacts import read_object
 from drgrade.config import as_override
 from drgrade.errors import DataError
 from drgrade.files import write_text
@@ -174,9 +175,12 @@ def read_sweep(folder: Path) -> list[Cell]:
     if not path.is_file():
         return []
     try:
-        listed = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        return [Cell(str(cell["name"]), tuple(cell["overrides"])) for cell in listed]
-    except (ValueError, KeyError, TypeError) as error:
+        listed = read_object(path, "remove it and repeat the sweep's command")["cells"]
+        cells = [Cell(str(cell["name"]), tuple(map(str, cell["overrides"]))) for cell in listed]
+        if any(set(cell.name) & {"/", "\\", "\0"} or cell.name in (".", "..") for cell in cells):
+            raise ValueError("a cell is not named like a folder in it")
+        return cells
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path} cannot be read ({error!r}); remove it and repeat the sweep's command"
         ) from error

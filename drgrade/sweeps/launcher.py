@@ -1,13 +1,12 @@
 """Hydra launcher that runs each cell as a process on this machine, and the allocation of GPUs to cells."""
 
-import json
 import logging
 import os
 import signal
 import subprocess
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,7 +19,7 @@ from omegaconf import DictConfig, open_dict
 from drgrade.errors import ConfigError, DrgradeError
 from drgrade.processes import interruptible, start, stop
 from drgrade.progress import format_duration
-from drgrade.runs.run_dir import PROVENANCE
+from drgrade.runs.run_dir import read_provenance
 from drgrade.sweeps.cells import FINISHED, OUTPUT, cell_command, error_line, progress
 
 log = logging.getLogger("drgrade")
@@ -340,12 +339,14 @@ def peak_gpu_memory(folder: Path) -> int:
 
     The encoder may have existed already, but the next cell may have to pre-train its own. 0 if unknown.
     """
-    path = folder / PROVENANCE
-    if not path.is_file():
-        return 0
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    own = int(record.get("peak_memory") or 0) if record.get("machine", {}).get("gpu") else 0
-    return max(own, peak_gpu_memory(Path(record["encoder"]))) if record.get("encoder") else own
+    record = read_provenance(folder)
+    encoder = read_provenance(Path(record["encoder"])) if record.get("encoder") else {}
+    return max(_gpu_memory(record), _gpu_memory(encoder))
+
+
+def _gpu_memory(record: Mapping[str, Any]) -> int:
+    machine = record.get("machine")
+    return int(record.get("peak_memory") or 0) if isinstance(machine, dict) and machine.get("gpu") else 0
 
 
 def _job_return(cell: ComposedCell, error: str) -> JobReturn:

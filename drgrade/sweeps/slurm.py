@@ -27,6 +27,7 @@ from omegaconf import OmegaConf
 
 from drgrade.errors import ConfigError, DrgradeError
 from drgrade.files import write_text
+from drgrade.runs.run_dir import read_json
 from drgrade.sweeps.cells import progress
 from drgrade.sweeps.launcher import ComposedCell, compose_cells
 
@@ -96,7 +97,7 @@ class SlurmLauncher(SubmititLauncher):  # type: ignore[misc]
         cells = compose_cells(self.hydra_context, self.config, job_overrides, initial_job_idx)
         jobs = [_CellJob(cell, number) for number, cell in enumerate(cells, start=initial_job_idx)]
         path = JobPaths.get_first_id_independent_folder(self.params["submitit_folder"]) / JOBS
-        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        known = read_json(path, "remove it once no job of the sweep is in the queue")
         queue = _queue()
         if queue is None:
             raise ConfigError(

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from drgrade.artefacts import map_array
 from drgrade.data.datasets import UNGRADED, AugmentedView, EvaluationSampler, StoreDataset
 from drgrade.data.photographs import Photographs
 from drgrade.data.store import Store
@@ -121,8 +122,8 @@ def _settings(cfg: DictConfig, store: Store, initial: InitialEncoder) -> dict[st
 def _read(path: Path, store: Store, encoder: Encoder) -> Floats | None:
     """Read stored features; None if they are missing or damaged."""
     try:
-        array = np.load(path, mmap_mode="r")
-    except (FileNotFoundError, ValueError, EOFError):  # a power cut may leave an empty file
+        array: Floats = map_array(path, "")
+    except DataError:  # missing, or a power cut may leave an empty file
         return None
     valid = array.shape == (len(store), encoder.num_features) and array.dtype == np.float32
     return array if valid else None

@@ -1,0 +1,23 @@
+"""Readers of artefacts refuse damaged files with an error of one line, or read them."""
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mutated_artefacts import artefacts
+
+KINDS = (
+    *("run", "card", "report", "publish", "photographs", "resume"),
+    *("published", "encoder", "store", "job", "rows", "sweep"),
+)
+
+
+@pytest.fixture(scope="session")
+def made(finished_run, photographs, tmp_path_factory):
+    return artefacts(finished_run(), photographs, tmp_path_factory.mktemp("artefacts"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=15, suppress_health_check=list(HealthCheck))
+@given(rng=st.randoms(use_true_random=False))
+def test_damaged_artefact_is_read_or_refused(made, kind, rng):
+    made[kind].attack(rng)
