@@ -213,7 +213,7 @@ def artefacts(run: Path, photographs, scratch: Path) -> dict[str, Artefact]:
     (scratch / "encoder" / "seen.txt").write_text("0" * 64 + "\n")
     store = Path(shutil.copytree(photographs.stores[0].folder, scratch / "store"))
     sweep = scratch / "sweep"
-    write_sweep(sweep, [Cell("cell", ("seed=0",))], "sweep", ["train.py", "-m"])
+    write_sweep(sweep, "sweep", ["train.py", "-m"], [Cell("cell", ("seed=0",))])
     shutil.copytree(run, sweep / "cell")
     change = OmegaConf.load(sweep / "cell" / "config.yaml")
     change.logger = {"_target_": "drgrade.training.tracking.wandb_logger.wandb_logger", "project": "drgrade"}

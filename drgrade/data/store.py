@@ -133,6 +133,7 @@ class Store:
         intact = images.shape == expected and images.dtype == np.uint8
         intact &= thumbnails.shape == (count, THUMBNAIL_SIZE, THUMBNAIL_SIZE) and thumbnails.dtype == np.uint8
         intact &= all(isinstance(info.get(name), str) for name in ("sha256", "pixels_sha256", "source"))
+        intact &= {"image_id", "path", "reason", "action"} <= set(problems.columns)
         intact &= set(MANIFEST_COLUMNS) | set(Facts._fields) <= set(manifest.columns)
         if not intact or len(manifest) != len(images):
             raise DataError(

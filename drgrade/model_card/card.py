@@ -76,6 +76,14 @@ _HUB_METRICS = {
 _PRIVATE_GROUPS = ("paths", "logger", "hydra", "callbacks", "resume", "sweep", "name")
 """Settings of the command line that do not change the model and may name places and people."""
 
+_PUBLIC_GROUPS = (
+    *("experiment", "data", "encoder", "pretext", "head", "protocol", "augment", "optimizer", "schedule"),
+    *("scale", "split", "trainer", "callbacks", "probe", "task", "seed", "init", "pretrain_on", "method"),
+    *("label_fraction", "fold", "folds", "download", "test", "compile", "channels_last", "sync_batchnorm"),
+    *("epochs", "steps", "grading", "pretraining", "debug", "preparation"),
+)
+"""Settings of the command line whose values are shown; others may be secrets."""
+
 _PUBLIC_DATA = ("data.image_size", "data.batch_size", "data.balanced", "data.illumination", "data.fold")
 """Settings below ``data`` that cannot name a user's files and columns."""
 
@@ -337,6 +345,8 @@ def public_command(command: Sequence[str]) -> str:
         >>> public_command(["/home/alice/train.py", "data=idrid", "data.root=/data", "logger=wandb"])
         'train.py data=idrid data.root=...'
     """
+    if not command or not all(isinstance(argument, str) for argument in command):
+        return "..."
     words = [Path(command[0]).name]
     for argument in command[1:]:
         setting, _, value = argument.partition("=")
@@ -351,7 +361,9 @@ def public_command(command: Sequence[str]) -> str:
 
 def _is_private(setting: str, value: str) -> bool:
     """Return True if an argument may name a path, a file or a user's column."""
-    if any(sign in (value or setting) for sign in "/\\~"):
+    if any(sign in (value or setting) for sign in "/\\~@$"):
+        return True
+    if value and setting.lstrip("+~").split(".")[0].split("@")[0] not in _PUBLIC_GROUPS:
         return True
     if setting == "init":
         return value not in ("random", "imagenet", "ssl")

@@ -180,8 +180,16 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     for name in ("seconds", "images", "images_per_second", "peak_memory", "devices"):
         if not (content.get(name) is None or is_number(content[name])):
             raise DataError(f"{path} is damaged ({name} is not a number): {repair}")
-    if not isinstance(content.get("encoder"), str | None) or len(str(content.get("encoder"))) > 4000:
-        raise DataError(f"{path} is damaged (encoder is not a path): {repair}")
+    for name, kind in {
+        "command": list,
+        "versions": dict,
+        "machine": dict,
+        "commit": str,
+        "encoder": str,
+    }.items():
+        value = content.get(name)
+        if not isinstance(value, kind | None):
+            raise DataError(f"{path} is damaged ({name}={shortened(value)}): {repair}")
     return content
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
+from drgrade.artefacts import read_text
 from drgrade.data.photographs import Photographs
 from drgrade.errors import ConfigError, DataError, EncoderError
 from drgrade.files import file_sha256
@@ -167,8 +168,8 @@ def pretraining_saw_test(weights: Path, photographs: Photographs) -> bool | None
     ``seen.txt`` lies beside the file with the weights; without it the result is None.
     """
     seen = weights.with_name(SEEN)
-    if not seen.is_file():
+    if not seen.exists():
         return None
-    learnt = set(seen.read_text(encoding="utf-8").split())
+    learnt = set(read_text(seen, "pre-train again").split())
     tested = photographs.split["subset"].isin(["test", "external"]).to_numpy()
     return not learnt.isdisjoint(photographs.manifest["file_sha256"][tested])

@@ -276,6 +276,13 @@ def test_example_of_the_card_runs(finished_run, tmp_path, monkeypatch):
     assert torch.equal(names["graded"].probabilities, expected.probabilities)
 
 
+def test_public_command_shows_no_values_of_unknown_settings():
+    shown = public_command(
+        ["train.py", "+token=hunter2", "seed=3", "name=${oc.env:KEY}", "optimizer.lr=1e-3"]
+    )
+    assert shown == "train.py +token=... seed=3 optimizer.lr=1e-3"
+
+
 def test_public_command_contains_no_paths_and_no_people():
     command = ["/home/alice/drgrade/cli/train.py", "+experiment=msssl_10pct", "data=idrid", "paths.run=/x/y"]
     command += [
