@@ -2,13 +2,18 @@
 
 import json
 import math
+import socket
+import time
+from pathlib import Path
 
+import hydra
 import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 from test_loggers import CURVES, nobody  # noqa: F401 - a fixture
+from tiny_run import REPOSITORY
 from wandb_files import offline_runs
 
 from drgrade.data.datamodules import GradingDataModule
@@ -16,6 +21,7 @@ from drgrade.errors import DrgradeError
 from drgrade.tasks.grading import GradingTask
 from drgrade.tasks.pretext import PretextTask
 from drgrade.training.run import train
+from drgrade.training.tracking.tracker import without_paths
 
 
 def table(run, key):
@@ -37,7 +43,7 @@ def test_wandb_run_has_name_and_tags(finished):
     tags = {"densenet121", "demo", "published", "init=random", "50%", "fold=0", "scale=demo", "mine"}
     assert set(run.run.tags) == tags
     cfg = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    assert {name: run.config[name] for name in cfg} == cfg
+    assert {name: run.config[name] for name in cfg} == without_paths(cfg)
     for name in ("data_hash", "split_hash"):
         assert run.config[name] == run.summary[name] == metrics[name]
     assert run.exit_code == 0
@@ -171,3 +177,42 @@ def test_failed_pretraining_fails_its_wandb_run(compose, tmp_path, monkeypatch):
     (run,) = offline_runs(folder)
     assert (run.exit_code, run.run.job_type) == (1, "pretext")
     assert not offline_runs(tmp_path / "run")
+
+
+def test_wandb_run_contains_no_remote_path_or_host(finished):
+    folder, _, run = finished
+    uploaded = [path.read_text() for path in (run.folder / "files").rglob("*") if path.is_file()]
+    sent = "".join([*uploaded, *map(str, (run.run, run.config, run.summary))])
+    for private in (folder.parent, Path.home(), REPOSITORY, "git@", "github.com"):
+        assert str(private) not in sent, private
+    assert run.run.host == "not recorded"
+    assert not (run.folder / "files" / "wandb-metadata.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("/home/alice/my eyes/a.jpg", ".../a.jpg"),
+        ("DataError: /home/alice/a.jpg: cannot be read", "DataError: .../a.jpg: cannot be read"),
+        ("init=~/runs/b", "init=.../b"),
+        ("https://alice:key@example.org/a/b", "https://example.org/a/b"),
+        ("cuda:0, 1/2 of it, a/b", "cuda:0, 1/2 of it, a/b"),
+        ("test/qwk", "test/qwk"),
+    ],
+)
+def test_absolute_paths_and_users_are_dropped(text, shown):
+    assert without_paths({"a": [text]}) == {"a": [shown]}
+
+
+def test_run_is_kept_offline_if_the_server_cannot_be_reached(compose, tmp_path, monkeypatch, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts connections and never answers
+        for port in (1, silent.getsockname()[1]):
+            monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+            monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
+            logger = hydra.utils.instantiate(compose("logger=wandb").logger)
+            start = time.monotonic()
+            logger.log_hyperparams({"seed": 1})
+            assert time.monotonic() - start < 20
+            logger.finish_run("finished", {})
+            assert "W&B cannot be reached" in capsys.readouterr().err
+    assert len(offline_runs(tmp_path / "run")) == 2

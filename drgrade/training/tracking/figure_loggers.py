@@ -247,7 +247,11 @@ class MlflowTracker(MLFlowLogger):
 
 def _tags(run: RunDescription) -> dict[str, str]:
     own = {"job_type": run.job_type, **run.facts, **({"group": run.group} if run.group else {})}
-    return {**own, **dict.fromkeys(run.tags, "true")}
+    # Otherwise MLflow adds the user's name, the path of the script and the git remote.
+    nobody = dict.fromkeys(("mlflow.user", "mlflow.source.git.repoURL"), "") | {
+        "mlflow.source.name": "drgrade"
+    }
+    return {**nobody, **own, **dict.fromkeys(run.tags, "true")}
 
 
 def _short(text: str, longest: int) -> str:

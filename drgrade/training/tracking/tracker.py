@@ -1,6 +1,7 @@
 """Track a run in an experiment logger, from its settings to its final status."""
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,6 +31,10 @@ TRACKING = "tracking.json"
 
 _MAX_TAG_LENGTH = 64
 """W&B rejects longer tags."""
+
+_ABSOLUTE = re.compile(r"[~/][^:;,]*$|file://|[A-Za-z]:\\")
+_PATH = re.compile(r"(?<![\w.:/~-])~?/(?:[^/\s:;,'\"()\[\]=]+/)*([^/\s:;,'\"()\[\]=]+)/?")
+_USER = re.compile(r"(\w://)[^/\s@]+@")
 
 _MAX_POINTS = 200
 """Points of a curve; W&B draws at most 10,000 rows of a table."""
@@ -164,7 +169,7 @@ def tracked_run(
     """Start a run's logger with the config, and report the final status of the run to it.
 
     Args:
-        cfg: The run's config, all of which is logged.
+        cfg: The run's config, which is logged :func:`without_paths`.
         folder: The run's folder.
         facts: Further settings to log: hashes of data, split and encoder.
         resumed: The run is resumed, and its logger continues the same run.
@@ -181,17 +186,38 @@ def tracked_run(
     assert isinstance(logger, Logger)
     settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     more = {name: value for name, value in facts.items() if name not in cfg}
-    logger.log_hyperparams({**cast(dict[str, Any], settings), **more})  # starts the run
+    logger.log_hyperparams(without_paths({**cast(dict[str, Any], settings), **more}))  # starts the run
     tracked = TrackedRun(logger)
     try:
         yield tracked
     except BaseException as error:
         if isinstance(logger, Tracker):
-            record = failure_record(error)
+            record = without_paths(failure_record(error))
             logger.finish_run(cast(Ending, record["status"]), record)
         raise
     if isinstance(logger, Tracker):
-        logger.finish_run("finished", tracked.record)
+        logger.finish_run("finished", without_paths(tracked.record))
+
+
+def without_paths(value: Any) -> Any:
+    """Shorten absolute paths to their last part, and drop user names and passwords of addresses.
+
+    Args:
+        value: Text, or lists and mappings that contain text.
+
+    Example:
+        >>> without_paths(["/home/alice/eyes", "cannot read /data/a.jpg", "https://alice:key@host/a"])
+        ['.../eyes', 'cannot read .../a.jpg', 'https://host/a']
+    """
+    if isinstance(value, Mapping):
+        return {key: without_paths(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_paths(each) for each in value]
+    if not isinstance(value, str):
+        return value
+    if _ABSOLUTE.match(value) and "\n" not in value and Path(value).name:  # may contain blanks
+        return f".../{Path(value).name}"
+    return _PATH.sub(r".../\1", _USER.sub(r"\1", value))
 
 
 def failure_record(error: BaseException) -> dict[str, str]:

@@ -4,14 +4,17 @@ import netrc
 import os
 import secrets
 import string
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+import requests
 from pytorch_lightning.loggers import Logger, WandbLogger
 
+from drgrade.progress import say
 from drgrade.training.tracking.tracker import (
     Ending,
     Evaluation,
@@ -26,6 +29,8 @@ from drgrade.training.tracking.tracker import (
 
 SERVICE = "wandb"
 DATA_DIR = "WANDB_DATA_DIR"
+
+_SECONDS_TO_ANSWER, _SECONDS_TO_START, _SECONDS_TO_FINISH = 5.0, 30.0, 300.0
 
 _GRADES = range(5)
 _TO_MAXIMISE = (
@@ -79,7 +84,7 @@ def logged_in() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
     path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
+    host = urlparse(_address()).netloc
     try:
         return netrc.netrc(path).authenticators(host) is not None
     except (FileNotFoundError, netrc.NetrcParseError):
@@ -113,6 +118,7 @@ class WandbTracker(WandbLogger):
             tags=run.all_tags,
             **more,
         )
+        self._wandb_init["settings"] = _settings()
         del self._wandb_init["anonymous"]  # set by Lightning; wandb warns that it has no effect
 
     def log_hyperparams(self, params: Any) -> None:
@@ -121,6 +127,7 @@ class WandbTracker(WandbLogger):
         Args:
             params: The config.
         """
+        self._start()
         super().log_hyperparams({**params, "curve": self._run.curve})
         write_run_id(self._run.folder, SERVICE, self.experiment.id)
         # The number of steps of an epoch depends on the label fraction, so epochs are the common axis.
@@ -132,6 +139,22 @@ class WandbTracker(WandbLogger):
                     self.experiment.define_metric(
                         f"{subset}/{name}", step_metric="epoch", step_sync=True, summary=best
                     )
+
+    def _start(self) -> None:
+        """Start the run, offline if the server cannot be reached."""
+        import wandb
+
+        if self._offline or os.environ.get("WANDB_MODE", "online") not in ("online", "run"):
+            return
+        reason = _unreachable()
+        if not reason:
+            try:
+                self.experiment  # noqa: B018 - starts the run
+            except wandb.errors.CommError as error:
+                reason = str(error).splitlines()[0]
+        if reason:
+            say(f"W&B cannot be reached ({reason}): the run is kept offline; upload it with wandb sync")
+            self._wandb_init["mode"] = "offline"
 
     def log_evaluation(self, evaluation: Evaluation) -> None:
         """See :class:`~drgrade.training.tracking.tracker.Tracker`."""
@@ -195,6 +218,44 @@ class WandbTracker(WandbLogger):
             grades = (mistake.grade, mistake.predicted)
             table.add_data(photograph, mistake.image_id, *grades, *map(float, mistake.probabilities))
         return table
+
+
+def _settings() -> Any:
+    """Return settings of wandb that keep the repository, paths, host and user of the machine out of a run."""
+    import wandb
+
+    return wandb.Settings(
+        host=os.environ.get("WANDB_HOST", "not recorded"),
+        disable_git=True,
+        disable_code=True,
+        console="off",
+        x_disable_meta=True,
+        init_timeout=_SECONDS_TO_START,
+        finish_timeout=_SECONDS_TO_FINISH,
+    )
+
+
+def _unreachable() -> str:
+    """Return why W&B's server does not answer; empty if it does. A proxy of the environment is used."""
+    answers: list[str] = []
+
+    def ask() -> None:
+        try:
+            requests.head(_address(), timeout=_SECONDS_TO_ANSWER)
+        except requests.RequestException as error:
+            answers.append(type(error).__name__)
+        else:
+            answers.append("")
+
+    # In a thread, because the lookup of a name has no time limit.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_SECONDS_TO_ANSWER + 1)
+    return answers[0] if answers else "no answer"
+
+
+def _address() -> str:
+    return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
 
 
 @contextmanager
