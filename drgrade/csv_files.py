@@ -48,7 +48,7 @@ def read_csv(file: Path | IO[str], **options: Any) -> "pd.DataFrame":
     """Read a table that :func:`to_csv` has formatted; options as for ``pandas.read_csv``."""
     import pandas as pd
 
-    table = pd.read_csv(file, **options)
+    table: pd.DataFrame = pd.read_csv(file, **options)
     for name in _text_columns(table):
         table[name] = table[name].map(original_cell, na_action="ignore").astype(table[name].dtype)
     return table
