@@ -87,5 +87,6 @@ def test_mutated_photographs_are_prepared_or_rows_with_reasons(contents, scale, 
     memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     print(
         f"mutated photographs: {count} tried, {results['used']} used, "
-        f"{results['refused']} rows with a reason, 0 lost; slowest {slowest:.1f} s, a decoder used up to {memory:.0f} MiB"
+        f"{results['refused']} rows with a reason, 0 lost; "
+        f"slowest {slowest:.1f} s, a decoder used up to {memory:.0f} MiB"
     )
