@@ -25,6 +25,7 @@ _BY_REASON = {
     "duplicate id: repeats": "label_repeated",
     "all black": "blank",
     "blank": "blank",
+    "no fundus photograph": "blank",
 }
 """Kind of finding by the beginning of the reason of a problem."""
 

@@ -182,9 +182,9 @@ def _measure(level: Pixels) -> _Light:
     histogram = _histogram(level)
     lowest, low, high = (_percentile(histogram, share) for share in (0.5, 1, 99.5))
     if high < _BLACK:
-        raise NoFundus("all black: no fundus visible")
+        raise NoFundus("all black: no fundus to be seen")
     if high - lowest < _BLANK:
-        raise NoFundus("blank: a single colour")
+        raise NoFundus("blank: one colour from edge to edge")
     height, width = level.shape
     y, x = max(1, height // 32), max(1, width // 32)
     corners = (level[:y, :x], level[:y, -x:], level[-y:, :x], level[-y:, -x:])

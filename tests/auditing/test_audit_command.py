@@ -84,7 +84,7 @@ def test_invalid_settings_are_refused_before_any_work(overrides, override, messa
 def test_folder_with_other_content_is_refused_before_any_work(overrides, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").touch()
-    with pytest.raises(ConfigError, match="something else"):
+    with pytest.raises(ConfigError, match="other files than an audit"):
         run(*overrides, f"paths.audit={tmp_path}/thesis")
     assert not (tmp_path / "stores").exists()
 

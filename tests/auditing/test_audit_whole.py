@@ -95,7 +95,7 @@ def test_write_replaces_only_an_earlier_audit(defective_audit, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["audit"]
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").touch()
-    with pytest.raises(ConfigError, match="something else"):
+    with pytest.raises(ConfigError, match="other files than an audit"):
         write_audit(defective_audit, tmp_path / "thesis")
     assert (tmp_path / "thesis" / "chapter1.tex").exists()
 

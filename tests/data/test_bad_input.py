@@ -22,7 +22,7 @@ LEFT_OUT = {
     "zero": "empty file (0 bytes)",
     "text": "not an image (it looks like text)",
     "bomb": "too many pixels: 20000 x 20000 is more than the limit of 100,000,000",
-    "black": "all black: no fundus visible",
+    "black": "all black: no fundus to be seen",
     "grade7": "grade 7 is not one of 0-4",
     "gradex": 'grade "x" is not a number',
     "twice": "duplicate id with conflicting grade (labels.csv:13: 1; labels.csv:14: 2)",

@@ -96,7 +96,7 @@ def test_abstained_photographs_are_shown_with_their_reason_and_without_heat(pred
     folder = _run(predictor, inputs, tmp_path / "out", abstain=True)
     page = _Page(folder / "index.html")
     assert "not graded" in page.text
-    assert "all black: no fundus visible" in " ".join(page.text.split())
+    assert "all black: no fundus to be seen" in " ".join(page.text.split())
     assert not list(folder.glob("black-*.png"))
     assert list(folder.glob("black-*.jpg"))
 
