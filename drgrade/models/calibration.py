@@ -109,7 +109,7 @@ class Calibration:
     @classmethod
     def from_json(cls, text: str) -> "Calibration":
         """Parse the content of ``calibration.json``; raise a DataError if it is damaged."""
-        content = parse_json(text, "the calibration", "run it again")
+        content = parse_json(text, "the calibration", "train again")
         try:
             if not isinstance(content["note"], str):
                 raise TypeError("the note is not text")
