@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -109,6 +109,13 @@ def read_config(folder: Path) -> DictConfig:
     return OmegaConf.create(content)
 
 
+class RunRecord(dict[str, Any]):
+    """Content of ``metrics.json``; a value that is missing raises a DataError."""
+
+    def __missing__(self, name: str) -> NoReturn:
+        raise DataError(f"{METRICS} is damaged ({name} is missing); run it again")
+
+
 def read_metrics(folder: Path) -> dict[str, Any]:
     """Read ``metrics.json``; empty if there is no such file.
 
@@ -154,7 +161,7 @@ def read_finished(folder: Path, record: Mapping[str, Any] | None = None) -> tupl
     """
     if not (folder / CONFIG).is_file() or not (record or (folder / METRICS).is_file()):
         raise ConfigError(f"checkpoint={folder} is not a run's folder (no {CONFIG} or {METRICS} in it)")
-    record = dict(record or read_metrics(folder))
+    record = RunRecord(record or read_metrics(folder))
     if record.get("status") != "finished" or "checkpoint" not in record or "evaluated" in record:
         raise ConfigError(
             f"checkpoint={folder} is not a finished grading run (status: {record.get('status')})"

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
+from drgrade.artefacts import shortened
 from drgrade.config import ROLES
 from drgrade.renames import canonical
 
@@ -101,7 +102,7 @@ def changed_settings(before: DictConfig, now: DictConfig, *, finished: bool = Fa
     if finished:
         first, second = first | _trainer_settings(before), second | _trainer_settings(now)
     return [
-        f"{name} was {first.get(name)} and is {second.get(name)}"
+        f"{name} was {shortened(first.get(name), 200)} and is {shortened(second.get(name), 200)}"
         for name in sorted({*first, *second})
         if first.get(name) != second.get(name)
     ]

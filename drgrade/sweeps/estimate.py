@@ -249,8 +249,6 @@ def _short_run(task: str, seconds: float, folder: Path) -> list[str]:
         "trainer.max_epochs=1000",
         "trainer.max_steps=-1",
         "trainer.num_sanity_val_steps=0",
-        "++trainer.limit_train_batches=3",
-        "++trainer.limit_val_batches=1",
         f"++callbacks.step_timer={as_override(timer)}",
         f"paths.encoders={as_override(str(folder / 'encoders'))}",
     ]
@@ -269,6 +267,10 @@ class StepTimer(Callback):
         self._path, self._seconds = Path(folder) / self.FILE, seconds
         self._ends: list[tuple[int, float]] = []
         self._images = 0
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Limit an epoch to three steps and one batch of validation."""
+        trainer.limit_train_batches, trainer.limit_val_batches = 3, 1
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -148,7 +148,7 @@ def test_own_settings_are_not_passed_to_trainings():
     ("argument", "words"),
     [
         ("experiments=rotation_tabel", "did you mean rotation_table"),
-        ("experiments=[]", "names none"),
+        ("experiments=[]", "is empty"),
         ("measure=0", "measure=0 is not allowed: number > 0"),
         ("estimate=ony", "estimate=ony is not allowed; did you mean only?"),
         ("folder", "name=value"),

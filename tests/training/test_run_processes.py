@@ -72,7 +72,7 @@ def test_lightning_does_not_requeue_jobs(environment):
 @pytest.mark.parametrize(
     ("trainer", "message"),
     [
-        ({"devices": 1}, "made for one"),
+        ({"devices": 1}, "configured for one"),
         (
             {"devices": 1, "strategy": "ddp"},
             "started 2 processes, but trainer.devices=1 on trainer.num_nodes=1 makes 1",
