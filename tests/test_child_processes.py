@@ -36,6 +36,19 @@ time.sleep(60)
 """
 
 
+@pytest.fixture(autouse=True)
+def default_handlers():
+    defaults = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in defaults.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def begin(program, folder):
     return subprocess.Popen(
         [sys.executable, "-c", program],

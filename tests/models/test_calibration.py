@@ -171,7 +171,7 @@ def test_json_restores_the_same_bits():
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"points": 3}', '{"points": [], "thresholds": [1]}'])
 def test_damaged_json_is_refused(text):
-    with pytest.raises(DataError, match="calibration (is damaged|cannot be read)"):
+    with pytest.raises(DataError, match=r"calibration (is damaged|cannot be read)"):
         Calibration.from_json(text)
 
 
@@ -194,7 +194,7 @@ def test_damaged_json_is_refused(text):
 )
 def test_impossible_values_are_refused(name, value):
     record = json.loads(fit_calibration(*_drawn(50)).to_json())
-    with pytest.raises(DataError, match="calibration (is damaged|cannot be read)"):
+    with pytest.raises(DataError, match=r"calibration (is damaged|cannot be read)"):
         Calibration.from_json(json.dumps({**record, name: value}))
 
 
