@@ -387,7 +387,7 @@ def margins(name: str, samples: list[Sample]) -> None:
             second = Portrait.of(orient(samples[other].thumbnail, turn))
             match = compare(Portrait.of(samples[first].thumbnail), second)
             if match is not None:
-                rows.append({"kind": samples[other].kind, "score": max(scores)} | vars(match))
+                rows.append({"kind": samples[other].kind, "score": max(scores)} | match._asdict())
     table = pd.DataFrame(rows)
     table["rotation"], table["scale"] = table["rotation"].abs(), np.log(table["scale"]).abs()
     for measure in ("score", "similarity", "light", "rotation", "scale", "shift"):

@@ -342,7 +342,7 @@ def test_signal_ends_the_app_and_deletes_the_uploads(finished_run, tmp_path, num
         folder = Path(re.search(r"uploads are kept in (\S+)", process.stderr.readline())[1])
         assert folder.is_dir()
         process.send_signal(number)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=120)
     finally:
         process.kill()
     if number == signal.SIGKILL:
