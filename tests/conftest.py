@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,9 @@ from drgrade.settings import TrainSettings
 from drgrade.training.run import train
 
 IMAGE_SIZE = 32
+
+# Shells start background commands with SIGINT ignored, and the commands of the tests would inherit this.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Fewer examples than by default; other tests of the run slow an example down, so it has no deadline.
 hypothesis.settings.register_profile("tests", max_examples=50, deadline=None)
