@@ -175,7 +175,7 @@ def run_folders(checkpoint: str | ListConfig | Sequence[str]) -> list[Path]:
     return list(folders.values())
 
 
-def read_run(folder: Path) -> tuple[DictConfig, dict[str, Any]]:
+def read_run(folder: Path) -> tuple[DictConfig, Mapping[str, Any]]:
     """Read config and ``metrics.json`` of a run that may be tested again.
 
     Raises:

@@ -4,6 +4,7 @@ The folder may come from anybody, so it is data and never code (docs/security.md
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from drgrade.files import file_sha256
 from drgrade.models.calibration import Calibration
 from drgrade.models.restore import check_model_settings, model_settings
 from drgrade.renames import current
-from drgrade.runs.run_dir import SEEN, check_metrics
+from drgrade.runs.run_dir import SEEN, checked_metrics
 from drgrade.runs.settings import strip_private
 
 CONFIG, WEIGHTS, README = "config.json", "model.safetensors", "README.md"
@@ -84,7 +85,7 @@ def published_settings(cfg: DictConfig) -> dict[str, Any]:
     return settings
 
 
-def read_published(folder: Path) -> tuple[DictConfig, dict[str, Any], Calibration]:
+def read_published(folder: Path) -> tuple[DictConfig, Mapping[str, Any], Calibration]:
     """Read and check ``config.json``, and the hash of the weights.
 
     Returns:
@@ -127,7 +128,7 @@ def read_published_config(folder: Path) -> dict[str, Any]:
         if not isinstance(record.get(part), dict):
             raise DataError(f"{path} is damaged (it has no {part}); {repair}")
     settings = record["settings"] = current(record["settings"])
-    check_metrics(record["metrics"], path, repair)
+    record["metrics"] = checked_metrics(record["metrics"], path, repair)
     try:
         refuse_interpolations(settings)
         check_model_settings(*model_settings(settings))

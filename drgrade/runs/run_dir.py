@@ -110,29 +110,33 @@ def read_config(folder: Path) -> DictConfig:
 
 
 class RunRecord(dict[str, Any]):
-    """Content of ``metrics.json``; a value that is missing raises a DataError."""
+    """Metrics of a run, read from a file; a value that is missing raises a DataError."""
+
+    def __init__(self, content: Mapping[str, Any], origin: object, repair: str) -> None:
+        """Store the metrics; ``origin`` and ``repair`` are for the message."""
+        super().__init__(content)
+        self._origin, self._repair = origin, repair
 
     def __missing__(self, name: str) -> NoReturn:
-        raise DataError(f"{METRICS} is damaged ({name} is missing); run it again")
+        raise DataError(f"{self._origin} is damaged ({name} is missing); {self._repair}")
 
 
-def read_metrics(folder: Path) -> dict[str, Any]:
+def read_metrics(folder: Path) -> RunRecord:
     """Read ``metrics.json``; empty if there is no such file.
 
     Raises:
         DataError: If the file is not one flat JSON object.
     """
     repair = "remove it to run this again"
-    content = read_json(folder / METRICS, repair)
-    check_metrics(content, folder / METRICS, repair)
-    return content
+    return checked_metrics(read_json(folder / METRICS, repair), folder / METRICS, repair)
 
 
-def check_metrics(content: Mapping[str, Any], origin: object, repair: str) -> None:
-    """Raise DataError unless metrics are one flat object, with numbers below names with a slash."""
+def checked_metrics(content: Mapping[str, Any], origin: object, repair: str) -> RunRecord:
+    """Return metrics; raise DataError unless they are flat, with numbers below names with a slash."""
     for name, value in content.items():
         if isinstance(value, dict | list) or ("/" in name and isinstance(value, str | bool)):
             raise DataError(f"{origin} is damaged ({shortened(name)}={shortened(value)}); {repair}")
+    return RunRecord(content, origin, repair)
 
 
 def read_json(path: Path, repair: str) -> dict[str, Any]:
@@ -148,7 +152,9 @@ def read_json(path: Path, repair: str) -> dict[str, Any]:
     return read_object(path, repair) if path.exists() else {}
 
 
-def read_finished(folder: Path, record: Mapping[str, Any] | None = None) -> tuple[DictConfig, dict[str, Any]]:
+def read_finished(
+    folder: Path, record: Mapping[str, Any] | None = None
+) -> tuple[DictConfig, Mapping[str, Any]]:
     """Read ``config.yaml`` and ``metrics.json`` of a finished grading run.
 
     Args:
@@ -161,7 +167,7 @@ def read_finished(folder: Path, record: Mapping[str, Any] | None = None) -> tupl
     """
     if not (folder / CONFIG).is_file() or not (record or (folder / METRICS).is_file()):
         raise ConfigError(f"checkpoint={folder} is not a run's folder (no {CONFIG} or {METRICS} in it)")
-    record = RunRecord(record or read_metrics(folder))
+    record = record or read_metrics(folder)
     if record.get("status") != "finished" or "checkpoint" not in record or "evaluated" in record:
         raise ConfigError(
             f"checkpoint={folder} is not a finished grading run (status: {record.get('status')})"
