@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any, NoReturn
@@ -170,6 +171,15 @@ def shortened(value: object, length: int = 60) -> str:
     is_plain = isinstance(value, str) and re.fullmatch(r"[!-~]+", value)
     text = value if isinstance(value, str) and is_plain else ascii(value)
     return text if len(text) <= length else f"{text[:length]}..."
+
+
+def installed_class(group: str, target: object) -> object:
+    """Load the entry point of a group that an artefact names as ``package.module.Class``, or return None.
+
+    Nothing else is imported: an artefact may only name what an installed package offers.
+    """
+    offered = (entry for entry in entry_points(group=group) if entry.value.replace(":", ".") == target)
+    return next((entry.load() for entry in offered), None)
 
 
 def is_number(value: object, low: float = -math.inf, high: float = math.inf) -> bool:

@@ -8,7 +8,6 @@ weights. ``docs/security.md`` states what is trusted.
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import entry_points
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen
@@ -20,7 +19,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from drgrade.artefacts import is_number, leaves, shortened
+from drgrade.artefacts import installed_class, is_number, leaves, shortened
 from drgrade.errors import DataError, DrgradeError, EncoderError
 from drgrade.models.encoder import Encoder, TimmEncoder
 from drgrade.models.grading_model import GradingModel
@@ -37,22 +36,15 @@ MAX_IMAGE_SIZE = 2048
 
 TIMM_OPTIONS = frozenset(
     (
-        *("act_layer", "attn_drop_rate", "avg_down", "base_width", "block_config", "bn_size", "cardinality"),
-        *("channels", "class_token", "depth", "depths", "dims", "drop_block_rate", "drop_path_rate"),
-        *("drop_rate", "dynamic_img_pad", "dynamic_img_size", "embed_dim", "embed_dims", "fc_norm"),
-        *("final_norm", "fix_init", "global_pool", "growth_rate", "head_hidden_size", "img_size"),
-        *("init_values", "kernel_sizes", "layers", "ls_init_value", "memory_efficient", "mlp_ratio"),
-        *(
-            "mlp_ratios",
-            "no_embed_class",
-            "norm_eps",
-            "norm_layer",
-            "num_features",
-            "num_heads",
-            "output_stride",
-        ),
-        *("patch_drop_rate", "patch_size", "pool_include_prefix", "pos_drop_rate", "pos_embed", "pre_norm"),
-        *("proj_bias", "proj_drop_rate", "qk_norm", "qkv_bias", "reg_tokens", "stem_size", "stem_type"),
+        *("act_layer", "attn_drop_rate", "avg_down", "base_width", "block_config", "bn_size"),
+        *("cardinality", "channels", "class_token", "depth", "depths", "dims", "drop_block_rate"),
+        *("drop_path_rate", "drop_rate", "dynamic_img_pad", "dynamic_img_size", "embed_dim"),
+        *("embed_dims", "fc_norm", "final_norm", "fix_init", "global_pool", "growth_rate"),
+        *("head_hidden_size", "img_size", "init_values", "kernel_sizes", "layers", "ls_init_value"),
+        *("memory_efficient", "mlp_ratio", "mlp_ratios", "no_embed_class", "norm_eps", "norm_layer"),
+        *("num_features", "num_heads", "output_stride", "patch_drop_rate", "patch_size"),
+        *("pool_include_prefix", "pos_drop_rate", "pos_embed", "pre_norm", "proj_bias"),
+        *("proj_drop_rate", "qk_norm", "qkv_bias", "reg_tokens", "stem_size", "stem_type"),
         *("stem_width", "strict_img_size", "use_grn", "weight_init", "window_size"),
     )
 )
@@ -273,12 +265,8 @@ def model_class(target: object) -> type[nn.Module] | None:
         return None
     if target in _CLASSES:
         return _CLASSES[target].built
-    for entry in entry_points(group=ENTRY_POINTS):
-        if entry.value.replace(":", ".") == target:
-            found = entry.load()
-            if isinstance(found, type) and issubclass(found, Encoder | Head):
-                return found
-    return None
+    found = installed_class(ENTRY_POINTS, target)
+    return found if isinstance(found, type) and issubclass(found, Encoder | Head) else None
 
 
 def _plain_settings(name: str, settings: dict[str, Any]) -> dict[str, Any]:

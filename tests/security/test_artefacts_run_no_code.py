@@ -323,7 +323,7 @@ def test_classes_of_installed_entry_points_are_built(monkeypatch):
     from importlib.metadata import EntryPoint
 
     entry = EntryPoint("other", "drgrade.models.heads:SoftmaxHead", "drgrade.models")
-    monkeypatch.setattr("drgrade.models.restore.entry_points", lambda group: [entry])
+    monkeypatch.setattr("drgrade.artefacts.entry_points", lambda group: [entry])
     assert model_class("drgrade.models.heads.SoftmaxHead").__name__ == "SoftmaxHead"
     assert model_class("drgrade.models.heads.Head") is None
     assert model_class("os.system") is None

@@ -4,9 +4,8 @@ import importlib
 import re
 from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import entry_points
 
-from drgrade.artefacts import shortened
+from drgrade.artefacts import installed_class, shortened
 from drgrade.config import CONF
 from drgrade.data.sources.base import Source
 from drgrade.errors import DataError
@@ -34,8 +33,7 @@ def source_class(target: object) -> type[Source] | None:
         module, _, name = target.rpartition(".")
         found = getattr(importlib.import_module(module), name)
     else:
-        installed = entry_points(group=ENTRY_POINTS)
-        found = next((each.load() for each in installed if each.value.replace(":", ".") == target), None)
+        found = installed_class(ENTRY_POINTS, target)
     return found if isinstance(found, type) and issubclass(found, Source) else None
 
 
