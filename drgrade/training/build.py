@@ -154,6 +154,11 @@ def check_trainer(cfg: DictConfig) -> None:
         ConfigError: If an argument is unknown or drgrade's own, or if nothing or not everything would be
             trained or tested.
     """
+    for name in ("devices", "num_nodes"):
+        if cfg.trainer.get(name, 1) != 1 and "strategy" not in cfg.trainer:
+            raise ConfigError(
+                f"trainer.{name}={cfg.trainer[name]}: for several devices use trainer=ddp or trainer=ddp_cpu"
+            )
     from_environment = sorted(name for name in os.environ if name.startswith("PL_TRAINER_"))
     if from_environment:
         raise ConfigError(f"{from_environment[0]}: unset this variable, and set trainer.NAME=VALUE instead")

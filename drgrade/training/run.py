@@ -12,7 +12,6 @@ from omegaconf import DictConfig
 
 from drgrade.data.datamodules import GradingDataModule
 from drgrade.data.photographs import Photographs
-from drgrade.errors import ConfigError
 from drgrade.metrics.distributed import Predictions
 from drgrade.models.calibration import Calibration
 from drgrade.runs.run_dir import (
@@ -90,11 +89,6 @@ def train(cfg: DictConfig, cache: RunCache | None = None) -> dict[str, Any]:
 
 def check_settings(cfg: DictConfig) -> None:
     """Raise ConfigError if settings contradict each other or have no effect."""
-    for name in ("devices", "num_nodes"):
-        if cfg.trainer.get(name, 1) != 1 and "strategy" not in cfg.trainer:
-            raise ConfigError(
-                f"trainer.{name}={cfg.trainer[name]}: for several devices use trainer=ddp or trainer=ddp_cpu"
-            )
     check_trainer(cfg)
     if cfg.task == "grading" and is_probe(cfg):
         check_probe(cfg)
