@@ -121,9 +121,7 @@ class RequestFilter:
             await self._app(scope, await self._checked_body(scope, receive), send)
         except Refused as refused:
             await send.answer(refused.status, refused.reason)
-        except (
-            Exception
-        ) as error:  # the boundary of the server: a request never ends it, nor prints a traceback
+        except Exception as error:  # the boundary of the server, which no request may end
             _log.debug("a request failed", exc_info=True)
             await send.answer(500, f"the request failed: {type(error).__name__}")
         finally:
@@ -143,10 +141,8 @@ class RequestFilter:
             raise Refused(404, "the page has no such address")
         if b"transfer-encoding" in headers:
             raise Refused(411, "Content-Length is required")
-        text, most = (
-            headers.get(b"content-length", "0"),
-            MAX_REQUEST if scope["path"] == _UPLOAD else _MAX_JOB,
-        )
+        text = headers.get(b"content-length", "0")
+        most = MAX_REQUEST if scope["path"] == _UPLOAD else _MAX_JOB
         if not re.fullmatch("[0-9]{1,12}", text) or int(text) > most:
             raise Refused(413, f"the request is larger than {most // 1_000_000} MB")
         if scope["path"] != _UPLOAD:

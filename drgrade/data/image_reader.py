@@ -1,6 +1,5 @@
 """Reading of single photographs from disk, with conversion to upright 8-bit RGB."""
 
-import hashlib
 import os
 import struct
 import sys
@@ -19,7 +18,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from drgrade.data.decoder_process import DECODE_BYTES, DecoderEnded, DecoderProcess
 from drgrade.errors import DataError
-from drgrade.files import special_kind
+from drgrade.files import file_sha256, special_kind
 
 MAX_PIXELS = 100_000_000
 """Limit in pixels; larger photographs are refused before decoding. Fundus cameras write 5-25 million."""
@@ -90,10 +89,10 @@ def read_photograph(path: Path, *, max_pixels: int = MAX_PIXELS, at_least: int |
         UnreadablePhotograph: If the file is missing, empty, truncated, damaged, too large or not an image.
     """
     with _errors_as_reasons(path):
-        _check_file(path)
-        if path.stat().st_size == 0:
+        size = _check_file(path)
+        if size == 0:
             raise UnreadablePhotograph("empty file (0 bytes)")
-        if _is_plain_jpeg(path):
+        if _is_plain_jpeg(path, size):
             with _strict_pillow(), Image.open(path, formats=_known_formats()) as image:
                 if not (_is_progressive(image) and image.width * image.height > _PLAIN_PIXELS):
                     return _decode(image, path, max_pixels, at_least)
@@ -141,26 +140,26 @@ def hash_file(path: Path) -> str:
     """
     with _errors_as_reasons(path):
         _check_file(path)
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
 
 
-def _check_file(path: Path) -> None:
-    """Refuse what must not be opened, and files that are too large."""
+def _check_file(path: Path) -> int:
+    """Refuse what must not be opened, and files that are too large; return the size in bytes."""
     kind = special_kind(path)
     if kind:
         raise UnreadablePhotograph(f"{kind}, not a file")
     size = path.stat().st_size
     if size > MAX_FILE_BYTES:
         raise UnreadablePhotograph(f"too large: {size:,} bytes, the limit is {MAX_FILE_BYTES:,}")
+    return size
 
 
-def _is_plain_jpeg(path: Path) -> bool:
+def _is_plain_jpeg(path: Path, size: int) -> bool:
     """Return True for a JPEG whose costs are bounded by its size; refuse one with thousands of scans."""
     with path.open("rb") as file:
         if file.read(3) != b"\xff\xd8\xff":
             return False
-        if path.stat().st_size > _PLAIN_BYTES:
+        if size > _PLAIN_BYTES:
             return False
         content = file.read(_PLAIN_BYTES)
     scans = content.count(b"\xff\xda")  # not inside a scan, where 0 follows 0xff

@@ -144,11 +144,8 @@ class CropArchive:
         for line in lines:
             try:
                 record = FileRecord.parse(line)
-            except (
-                ValueError,
-                TypeError,
-                RecursionError,
-            ):  # torn by a kill, or arbitrary bytes after a power cut
+            # Torn by a kill, or arbitrary bytes after a power cut.
+            except (ValueError, TypeError, RecursionError):
                 break
             if not (finished or _is_intact(record, images, thumbnails)):
                 break

@@ -5,7 +5,6 @@ Everything fitted is kept in buffers and parameters, so a fitted probe is saved 
 
 import copy
 import logging
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -14,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from drgrade.artefacts import is_number
 from drgrade.errors import ConfigError
 from drgrade.grades import NUM_GRADES
 from drgrade.metrics.functional import confusion_matrix, quadratic_weighted_kappa
@@ -258,7 +258,7 @@ class LinearProbe(FittedHead):
         """
         super().__init__(num_grades)
         chosen = list(penalties) if penalty is None else [penalty]
-        if not chosen or not all(map(_is_penalty, chosen)):
+        if not chosen or not all(is_number(each, 0) for each in chosen):
             raise ConfigError(
                 f"protocol.probe.penalty={penalty}, protocol.probe.penalties={list(penalties)}: give "
                 "at least one penalty, a finite number of at least 0"
@@ -361,10 +361,6 @@ class _Standardisation:
         with torch.no_grad():
             layer.weight.mul_(self.inverse)
             layer.bias.sub_(layer.weight @ self.mean)
-
-
-def _is_penalty(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def _linear(head: nn.Module) -> nn.Linear:
