@@ -43,7 +43,8 @@ class OpenPool(Source):
         ),
     )
     how_to_get = f"""\
-The pool consists of six data sets that are free to download (terms: {about.terms}).
+The pool consists of six data sets that are free to download, terms:
+{about.terms}.
 It is not published as one archive. data.root contains
   {LIST_FILE} (image,dataset,patient,eye; further columns are not read)
   {IMAGES}/rfmid2/*.jpg, hygd/*.jpg, grape/*.jpg, toxo/*.jpg, mfiddr/*.jpg, hrf/*.jpg
