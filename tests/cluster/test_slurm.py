@@ -117,7 +117,7 @@ def trained_epochs(folder, attempt):
 
 
 def test_cancelled_job_is_listed_and_resumes(begin, call, sweep, slurm, tmp_path):
-    # submitit ignores SIGTERM, so SLURM kills the job KillWait (5 s) later: its epochs must take longer than that.
+    # submitit ignores SIGTERM, so SLURM kills the job KillWait (5 s) later: its epochs must take longer.
     command = sweep("label_fraction=0.5,1.0", "scale.published_epochs=6", SLOW, "+callbacks.slow.seconds=3")
     process = begin(command)
     wait_for(has_checkpoint(tmp_path, "0.5"), process)
