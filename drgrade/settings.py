@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BeforeValidator, Field
 
-from drgrade.checked_settings import (
+from drgrade.config import (
     SOMETIMES,
     Below1,
     CheckedSettings,

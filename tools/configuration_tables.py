@@ -16,9 +16,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from drgrade.checked_settings import declared, describe
 from drgrade.cli.command import default_text, group_files
-from drgrade.config import CONF, comments
+from drgrade.config import CONF, comments, declared, describe
 from drgrade.settings import COMMANDS, TrainSettings
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"

@@ -26,9 +26,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from drgrade.checked_settings import CheckedSettings, text_settings
 from drgrade.config import (
     CONF,
+    CheckedSettings,
     as_override,
     choices,
     comments,
@@ -40,6 +40,7 @@ from drgrade.config import (
     refuse_missing,
     refuse_new_settings,
     setting_names,
+    text_settings,
 )
 from drgrade.errors import ConfigError, DrgradeError, describe_disk_error
 from drgrade.processes import end_with_parent, exit_interrupted, interruptible, run_child

@@ -34,7 +34,7 @@ def work(cfg: DictConfig) -> None:
         logging.getLogger().setLevel(logging.WARNING)
     log.info("%s", headline(cfg))
     with _interruption_recorded(Path(cfg.paths.run)):
-        from drgrade.training.run import train  # takes seconds
+        from drgrade.training.run import train
 
         metrics = train(cfg)
     if is_main_process():

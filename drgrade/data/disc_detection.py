@@ -13,9 +13,21 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from drgrade.data.circle_fit import TOLERANCE, Circle, fit_circle, radial_distances, unexplained_share
-from drgrade.data.geometry import Disc, Mask, NoFundus, Pixels, halve
-from drgrade.data.surround import black_surrounds, has_bright_surround, has_second_disc
+from drgrade.data.geometry import (
+    TOLERANCE,
+    Circle,
+    Disc,
+    Mask,
+    NoFundus,
+    Pixels,
+    black_surrounds,
+    fit_circle,
+    halve,
+    has_bright_surround,
+    has_second_disc,
+    radial_distances,
+    unexplained_share,
+)
 
 NO_RIM = "no rim was found: the disc is a guess"
 SECOND_DISC = "two discs side by side: one of them was taken"

@@ -1,4 +1,4 @@
-"""Check that an image is a fundus photograph of sufficient quality.
+"""Check that an image is a fundus photograph of sufficient quality; crop and check photographs for a model.
 
 A fitted rule on measures inside the disc separates fundus photographs from other images. A fundus is more red
 than green and more green than blue, and its shading is slow. Its detail consists of vessels: dark, thin,
@@ -7,24 +7,21 @@ other detail, other colours or stronger edges. The accuracy of the rule is in ``
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from math import inf, isfinite
+from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
-from drgrade.data.crops import ExtractedDisc
-from drgrade.data.geometry import Disc, crop_disc, recorded_mask
+from drgrade.data.crops import Crop, CropMaker, ExtractedDisc, make_crops
+from drgrade.data.geometry import Disc, Floats, Mask, NoFundus, Pixels, crop_disc, recorded_mask
+from drgrade.data.image_reader import UnreadablePhotograph, hash_file
 from drgrade.data.quality import Quality, measure
-
-Pixels = npt.NDArray[np.uint8]
-Mask = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float64]
 
 _APPEARANCE_SIDE = 128  # side in pixels of the crop on which the appearance is measured
 _WITHIN = 0.9  # measured share of the radius: rims may glow
@@ -265,3 +262,44 @@ def _light_and_focus(quality: Quality, size: int) -> tuple[Flag, str, bool]:
             reason = f"the disc has a diameter of {quality.diameter:.0f} px, at least {least} is needed"
             return "tiny", reason, abstains
     return "good", "", False
+
+
+@dataclass(frozen=True)
+class PreparedPhotograph:
+    """Crop and quality verdict of one photograph.
+
+    Attributes:
+        crop: Crop as in training; its pixels are None if the photograph cannot be used.
+        verdict: Quality verdict; it abstains where ``crop.pixels`` is None.
+    """
+
+    crop: Crop
+    verdict: Verdict
+
+
+class Preparation(CropMaker):
+    """Prepares and judges photographs with the settings of a run; picklable for worker processes."""
+
+    def prepare(self, path: Path) -> PreparedPhotograph:
+        """Decode one photograph once, crop its disc, and judge it before its illumination is normalised."""
+        sha256 = ""
+        try:
+            sha256 = hash_file(path)
+            extracted = self.extract(path)
+            return PreparedPhotograph(self.crop(path, sha256, extracted), judge(extracted))
+        except (UnreadablePhotograph, NoFundus) as error:
+            flag: Flag = "blank" if isinstance(error, NoFundus) else "unreadable"
+            verdict = Verdict(flag, str(error), abstains=True)
+            return PreparedPhotograph(Crop(sha256, failure=str(error)), verdict)
+
+    def prepare_all(self, paths: Iterable[Path], workers: int | None = None) -> Iterator[PreparedPhotograph]:
+        """Prepare many photographs in order, with a few of them in memory at a time.
+
+        Args:
+            paths: The files.
+            workers: Number of processes; None for one per CPU.
+
+        Raises:
+            DataError: If a worker process was killed.
+        """
+        yield from make_crops(self.prepare, paths, workers)

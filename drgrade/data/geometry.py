@@ -1,4 +1,4 @@
-"""The disc of the fundus in a photograph, and the square crop and thumbnail of it.
+"""The disc of the fundus in a photograph: its crop and thumbnail, its surround, and the fit of its rim.
 
 Coordinates are continuous, in pixels, from the upper left corner of the photograph: pixel ``i`` covers
 ``[i, i + 1)``. :mod:`drgrade.data.disc_detection` finds the disc; see ``docs/geometry.md``.
@@ -6,6 +6,7 @@ Coordinates are continuous, in pixels, from the upper left corner of the photogr
 
 from dataclasses import dataclass, field, replace
 from math import ceil
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -15,6 +16,7 @@ from drgrade.errors import DataError
 
 Pixels = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
 
 Thumbnail = npt.NDArray[np.uint8]
 """(T, T) uint8: 0 where the camera recorded nothing, 1-255 in the disc of the fundus."""
@@ -196,3 +198,228 @@ def refuse_noise(thumbnail: Thumbnail, diameter: float) -> None:
 
 def _between(low: float, values: npt.NDArray[np.floating], high: float) -> Mask:
     return np.asarray((low < values) & (values < high))
+
+
+_LONGEST = 1024  # longer side in pixels at which the surround is filled
+_BRIGHT = 60  # level from which a surround is not taken for the black one of a camera
+_TOLERANCE = 24  # levels between a pixel of the surround and the one where filling begins
+_SHARE = 0.5  # share of the edge of the file that must have one colour
+_RETINA = 40  # levels of red above blue at the edge of a file that shows retina up to there
+_LAYERS = 3  # frames within frames
+_SECOND = 0.35  # area of a second disc as a share of that of the first
+_SURROUND = 0.99  # share of the radius beyond which a bright surround is made black
+
+
+def has_bright_surround(pixels: Pixels) -> bool:
+    """Return True if most of the edge of a photograph, (H, W, 3), has one bright colour, not a retina's."""
+    edge = np.concatenate((pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])).astype(int)
+    red, green, blue = colour = np.median(edge, axis=0)
+    alike = (np.abs(edge - colour) <= _TOLERANCE).all(axis=1).mean()
+    return bool(colour.max() >= _BRIGHT and alike >= _SHARE and not (red - blue > _RETINA and red > green))
+
+
+def black_surrounds(pixels: Pixels) -> list[Pixels]:
+    """Return copies of a photograph with a black surround: without one, two and three frames.
+
+    Args:
+        pixels: RGB, uint8 (H, W, 3).
+    """
+    height, width = pixels.shape[:2]
+    factor = min(1.0, _LONGEST / max(height, width))
+    size = (max(3, round(width * factor)), max(3, round(height * factor)))
+    small = np.asarray(cv2.medianBlur(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), 3), np.uint8)
+    filled = np.ones((size[1] + 2, size[0] + 2), np.uint8)  # floodFill needs a border of 1
+    filled[1:-1, 1:-1] = 0
+    results = []
+    for _ in range(_LAYERS):
+        before = int(filled.sum())
+        _fill(small, filled)
+        if int(filled.sum()) == before:
+            break
+        # Pixels beside the surround are mixtures with it.
+        mask = cv2.dilate(filled, np.ones((3, 3), np.uint8))[1:-1, 1:-1]
+        large = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
+        results.append(np.where(large[..., None] > 0, 0, pixels).astype(np.uint8))
+        filled = np.pad(mask, 1, constant_values=1)
+    return results
+
+
+def _fill(pixels: Pixels, filled: npt.NDArray[np.uint8]) -> None:
+    """Fill the areas of the most frequent colour beside what is filled already (1), in place."""
+    near = (cv2.dilate(filled, np.ones((3, 3), np.uint8)) - filled)[1:-1, 1:-1] > 0
+    if not near.any():
+        return
+    colour = np.median(pixels[near], axis=0)
+    near &= (np.abs(pixels - colour) <= _TOLERANCE).all(axis=2)
+    flags = 4 | cv2.FLOODFILL_MASK_ONLY | cv2.FLOODFILL_FIXED_RANGE | (1 << 8)
+    tolerance = (_TOLERANCE,) * 3
+    for y, x in np.argwhere(near):
+        if not filled[y + 1, x + 1]:
+            cv2.floodFill(pixels, filled, (int(x), int(y)), 0, tolerance, tolerance, flags)
+
+
+def only_disc(pixels: Pixels, disc: Disc) -> Pixels:
+    """Return a copy of a photograph, uint8 (H, W, 3), that is black outside the disc."""
+    mask = np.zeros(pixels.shape[:2], np.uint8)
+    axes = (max(1, round(_SURROUND * disc.radius * disc.stretch)), max(1, round(_SURROUND * disc.radius)))
+    cv2.ellipse(mask, (round(disc.x - 0.5), round(disc.y - 0.5)), axes, 0, 0, 360, 1, cv2.FILLED)
+    return np.asarray(cv2.bitwise_and(pixels, pixels, mask=mask), np.uint8)
+
+
+def has_second_disc(bright: Mask, disc: Disc) -> bool:
+    """Return True if a region as large as a disc lies outside the disc.
+
+    Args:
+        bright: (H, W), True where the photograph is brighter than its surround.
+        disc: The disc in these pixels.
+    """
+    rest = bright.astype(np.uint8)
+    axes = (round(1.06 * disc.radius * disc.stretch + 1), round(1.06 * disc.radius + 1))
+    cv2.ellipse(rest, (round(disc.x), round(disc.y)), axes, 0, 0, 360, 0, cv2.FILLED)
+    side = max(5, round(disc.radius / 2))  # bars and text are thinner than half a radius
+    rest = np.asarray(cv2.morphologyEx(rest, cv2.MORPH_OPEN, np.ones((side, side), np.uint8)), np.uint8)
+    areas = cv2.connectedComponentsWithStats(rest, connectivity=4)[2][1:, cv2.CC_STAT_AREA]
+    return bool((areas > _SECOND * np.pi * disc.radius**2 * disc.stretch).any())
+
+
+TOLERANCE = 0.012
+"""Largest distance of a point of the rim from the circle, as a share of the radius."""
+
+_TRIALS, _VOTERS, _FEWEST = 160, 128, 12  # RANSAC: candidates, points that vote, fewest points of a rim
+_LEAST_RADIUS = 0.08  # share of the shorter side
+_LEAST_STRETCH, _MOST_STRETCH = 0.03, 0.9  # logarithms of the stretch of a squashed file
+_BETTER = 0.6  # an ellipse must leave less than this share of what the circle leaves unexplained
+_UNCERTAIN = 0.01  # largest standard error of the logarithm of the stretch
+_NEIGHBOURS = 8  # number of neighbouring rim points with the same error
+_WELL_EXPLAINED = 0.25
+
+
+class Circle(NamedTuple):
+    """A circle, or an upright ellipse; fields as in :class:`~drgrade.data.geometry.Disc`."""
+
+    x: float
+    y: float
+    radius: float
+    stretch: float = 1.0
+
+
+def fit_circle(points: Floats, shape: tuple[int, int]) -> Circle | None:
+    """Fit a circle to points with outliers, or an upright ellipse if it explains them clearly better.
+
+    RANSAC, then least squares; None if too few points lie on a circle.
+    """
+    circle = _agreed(points, _circles_through(points), shape)
+    rest = 1.0 if circle is None else unexplained_share(circle, points)
+    if circle is not None and rest < _WELL_EXPLAINED:
+        ellipse = _refined(circle, points, with_stretch=True)
+    else:
+        ellipse = _agreed(points, _ellipses_through(points), shape, with_stretch=True)
+    if ellipse is None or not _LEAST_STRETCH < abs(np.log(ellipse.stretch)) < _MOST_STRETCH:
+        return circle
+    if unexplained_share(ellipse, points) > min(_BETTER * rest, _WELL_EXPLAINED + 0.15):
+        return circle
+    return ellipse if _uncertainty(ellipse, points) < _UNCERTAIN else circle
+
+
+def _agreed(
+    points: Floats, candidates: Floats, shape: tuple[int, int], with_stretch: bool = False
+) -> Circle | None:
+    """Choose the candidate (T, 4) with the most points on it and refine it on those points."""
+    height, width = shape
+    x, y, radius, stretch = candidates.T
+    plausible = (radius > _LEAST_RADIUS * min(shape)) & (radius < 0.75 * np.hypot(height, width))
+    plausible &= (x > 0) & (x < width) & (y > 0) & (y < height)
+    plausible &= np.abs(np.log(stretch)) < _MOST_STRETCH
+    if not plausible.any():
+        return None
+    candidates = candidates[plausible]
+    x, y, radius, stretch = candidates.T.astype(np.float32)
+    voters = points[:: max(1, len(points) // _VOTERS)].astype(np.float32)
+    across, down = (voters[:, :1] - x) / stretch, voters[:, 1:] - y
+    near = np.abs(np.sqrt(across * across + down * down) - radius) < TOLERANCE * radius
+    circle = Circle(*candidates[int(np.argmax(near.sum(axis=0)))].tolist())
+    return _refined(circle, points, with_stretch)
+
+
+def _circles_through(points: Floats) -> Floats:
+    """Return circles through random triples of points: (T, 4) of centre x and y, radius, and 1."""
+    if len(points) < _FEWEST:
+        return np.zeros((0, 4))
+    a, b, c = points[np.random.default_rng(0).integers(len(points), size=(3, _TRIALS))]
+    (bx, by), (cx, cy) = (b - a).T, (c - a).T
+    twice_area = 2 * (bx * cy - by * cx)
+    usable = np.abs(twice_area) > 1e-6
+    a, bx, by, cx, cy, twice_area = (v[usable] for v in (a, bx, by, cx, cy, twice_area))
+    b2, c2 = bx**2 + by**2, cx**2 + cy**2
+    x, y = (cy * b2 - by * c2) / twice_area, (bx * c2 - cx * b2) / twice_area
+    return np.stack((a[:, 0] + x, a[:, 1] + y, np.hypot(x, y), np.ones_like(x)), axis=1)
+
+
+def _ellipses_through(points: Floats) -> Floats:
+    """Return upright ellipses through random quadruples of points: (T, 4) of x, y, radius, stretch.
+
+    x² + s² y² = a x + b y + c is linear in a, b, c and the square of the stretch s.
+    """
+    if len(points) < _FEWEST:
+        return np.zeros((0, 4))
+    middle = points.mean(axis=0)
+    unit = float(np.abs(points - middle).max()) or 1.0
+    chosen = np.random.default_rng(0).integers(len(points), size=(_TRIALS, 4))
+    x, y = np.moveaxis((points[chosen] - middle) / unit, 2, 0)
+    system = np.stack((x, y, np.ones_like(x), -(y**2)), axis=2)
+    usable = np.abs(np.linalg.det(system)) > 1e-6
+    a, b, c, s2 = np.linalg.solve(system[usable], (x[usable] ** 2)[..., None])[..., 0].T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        stretch = np.sqrt(s2)
+        radius = np.sqrt(c + a**2 / 4 + b**2 / (4 * s2)) / stretch
+        x, y = unit * a / 2 + middle[0], unit * b / (2 * s2) + middle[1]
+    ellipses = np.stack((x, y, unit * radius, stretch))
+    return np.asarray(ellipses.T[np.isfinite(ellipses).all(axis=0) & (s2 > 0)])
+
+
+def _refined(circle: Circle, points: Floats, with_stretch: bool) -> Circle | None:
+    """Minimise the squared distances of nearby points (Gauss-Newton); return None if there are too few."""
+    for tolerance in (1.5, 0.8, 0.5):
+        misses = radial_distances(circle, points)
+        near = np.abs(misses) < tolerance * TOLERANCE * circle.radius
+        if near.sum() < _FEWEST:
+            return None
+        slopes = _slopes(circle, points[near])[:, : 4 if with_stretch else 3]
+        # A small ridge term, so that collinear points have a solution.
+        normal = slopes.T @ slopes + 1e-9 * len(slopes) * np.eye(slopes.shape[1])
+        change = np.linalg.solve(normal, slopes.T @ misses[near])
+        x, y, radius = (float(value + step) for value, step in zip(circle[:3], change[:3], strict=True))
+        if not 0 < radius < np.inf:
+            return None
+        factor = float(np.exp(np.clip(change[3], -0.2, 0.2))) if with_stretch else 1.0
+        circle = Circle(x, y, radius, circle.stretch * factor)
+    return circle
+
+
+def radial_distances(circle: Circle, points: Floats) -> Floats:
+    """Return the signed distance of each point from the unsquashed circle: (N,), positive outside."""
+    across, down = (points[:, 0] - circle.x) / circle.stretch, points[:, 1] - circle.y
+    return np.asarray(np.sqrt(across**2 + down**2) - circle.radius)
+
+
+def _slopes(circle: Circle, points: Floats) -> Floats:
+    """Return the negative derivatives of `radial_distances` by x, y, radius and log stretch: (N, 4)."""
+    across, down = (points[:, 0] - circle.x) / circle.stretch, points[:, 1] - circle.y
+    distance = np.maximum(np.sqrt(across**2 + down**2), 1e-6)
+    by_x, by_y = across / distance / circle.stretch, down / distance
+    return np.stack((by_x, by_y, np.ones_like(distance), across**2 / distance), axis=1)
+
+
+def unexplained_share(circle: Circle, points: Floats) -> float:
+    """Return the mean distance of the points in units of the tolerance, each clipped at 1: in [0, 1]."""
+    misses = np.abs(radial_distances(circle, points)) / (TOLERANCE * circle.radius)
+    return float(np.minimum(misses, 1).mean())
+
+
+def _uncertainty(ellipse: Circle, points: Floats) -> float:
+    """Return the standard error of the log stretch, with correlated errors of neighbouring points."""
+    misses = radial_distances(ellipse, points)
+    near = np.abs(misses) < TOLERANCE * ellipse.radius
+    slopes = _slopes(ellipse, points[near])
+    covariance = np.linalg.pinv(slopes.T @ slopes) * np.mean(misses[near] ** 2) * _NEIGHBOURS
+    return float(np.sqrt(covariance[3, 3]))

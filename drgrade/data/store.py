@@ -26,9 +26,8 @@ from filelock import FileLock, Timeout
 
 from drgrade.artefacts import map_array, read_object
 from drgrade.csv_files import read_csv
-from drgrade.data.crops import CropMaker, Facts
+from drgrade.data.crops import CropMaker, Facts, check_illumination
 from drgrade.data.geometry import THUMBNAIL_SIZE
-from drgrade.data.illumination import check_illumination
 from drgrade.data.image_reader import MAX_PIXELS
 from drgrade.data.sources.base import MANIFEST_COLUMNS, Source
 from drgrade.data.store_builder import (
@@ -190,7 +189,7 @@ def prepare(
         source: Reader of the data set.
         folder: Folder of all stores. The store becomes ``<source>-<size>px-<key>`` in it.
         image_size: Side of the images in pixels, at least 8.
-        illumination: Illumination normalisation, a name of :mod:`drgrade.data.illumination`.
+        illumination: Illumination normalisation, a name of :mod:`drgrade.data.crops`.
         strict: Raise an error if a photograph or row cannot be used, instead of leaving it out.
         workers: Number of processes; None for one per CPU.
         max_pixels: Photographs with more pixels are left out.

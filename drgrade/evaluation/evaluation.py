@@ -13,8 +13,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor, nn
 
 from drgrade.data.datamodules import GradingDataModule
+from drgrade.data.fundus_check import Preparation
 from drgrade.data.photographs import Photographs
-from drgrade.data.preparation import Preparation
 from drgrade.data.splits.spec import SplitSpec
 from drgrade.data.splits.split import groups_of
 from drgrade.errors import ConfigError, DataError
@@ -41,14 +41,9 @@ from drgrade.settings import EvaluateSettings
 from drgrade.stats.estimates import Estimate
 from drgrade.tasks.grading import GradingTask
 from drgrade.tasks.schedules import constant
-from drgrade.training.build import (
-    instantiate,
-    make_trainer,
-    silence_known_warnings,
-)
-from drgrade.training.distributed import is_main_process
+from drgrade.training.build import instantiate, make_trainer, silence_known_warnings
+from drgrade.training.distributed import is_main_process, supervised
 from drgrade.training.run import test, validate
-from drgrade.training.supervision import supervised
 
 _WITHOUT_EFFECT = {"labelled": [], "unlabelled": [], "external": [], "balanced": False}
 """Settings of a data set that have no effect in an evaluation, with their neutral values."""

@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 from omegaconf import OmegaConf
 
+from drgrade.data.fundus_check import Preparation
 from drgrade.data.image_reader import IMAGE_EXTENSIONS
 from drgrade.data.photographs import Photographs
-from drgrade.data.preparation import Preparation
 from drgrade.errors import ConfigError, DataError
 from drgrade.exporting.graph import INPUT, FileRunner, Pixels
 from drgrade.prediction.checkpoint import TrainedModel

@@ -15,9 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from drgrade.artefacts import is_number, shortened
-from drgrade.data.illumination import check_illumination
+from drgrade.data.crops import check_illumination
+from drgrade.data.fundus_check import Preparation
 from drgrade.data.image_reader import MAX_PIXELS
-from drgrade.data.preparation import Preparation
 from drgrade.errors import ConfigError, DataError
 from drgrade.files import require_regular
 from drgrade.models.calibration import Calibration

@@ -17,8 +17,7 @@ import torch
 from PIL import Image, ImageOps
 
 from drgrade.data.crops import Crop
-from drgrade.data.fundus_check import Verdict
-from drgrade.data.preparation import PreparedPhotograph
+from drgrade.data.fundus_check import PreparedPhotograph, Verdict
 from drgrade.errors import ConfigError
 from drgrade.explanation.explainer import AUTO, Explainer
 from drgrade.explanation.overlay import draw_overlay

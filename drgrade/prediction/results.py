@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from drgrade.csv_files import safe_cell
-from drgrade.data.fundus_check import Verdict
-from drgrade.data.preparation import PreparedPhotograph
+from drgrade.data.fundus_check import PreparedPhotograph, Verdict
 from drgrade.errors import DataError
 from drgrade.files import writing
 from drgrade.prediction.grader import GradedBatch

@@ -6,8 +6,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from drgrade.synthetic.camera import CAMERAS, aim_camera, take_photograph
-from drgrade.synthetic.canvas import Stream, stream
+from drgrade.synthetic.canvas import CAMERAS, Stream, aim_camera, stream, take_photograph
 from drgrade.synthetic.lesions import LesionPainter, draw_burden
 from drgrade.synthetic.retina import (
     Pigmentation,

@@ -28,8 +28,7 @@ from drgrade.runs.settings import partial_settings
 from drgrade.tasks.grading import GradingTask
 from drgrade.training.callbacks import Clock, DivergenceCheck, MovingAverage
 from drgrade.training.checkpoints import CheckpointFiles
-from drgrade.training.distributed import cluster_environment, is_main_process
-from drgrade.training.supervision import supervise
+from drgrade.training.distributed import cluster_environment, is_main_process, supervise
 
 log = logging.getLogger(__name__)
 

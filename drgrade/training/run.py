@@ -42,11 +42,10 @@ from drgrade.training.build import (
 )
 from drgrade.training.cache import RunCache
 from drgrade.training.calibration import calibrate, calibrated_figures, fit_thresholds
-from drgrade.training.distributed import is_main_process, lock_run_dir
+from drgrade.training.distributed import is_main_process, lock_run_dir, supervised
 from drgrade.training.init_weights import find_initial_encoder, run_facts
 from drgrade.training.pretraining import pretrain
 from drgrade.training.probe import check_probe, fit_probe
-from drgrade.training.supervision import supervised
 from drgrade.training.tracking.tracker import failure_record, log_evaluation, tracked_run
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from drgrade.data.preparation import Preparation
+from drgrade.data.fundus_check import Preparation
 from drgrade.data.sources.demo import Demo
 from drgrade.data.sources.folder import Folder
 from drgrade.data.store import prepare

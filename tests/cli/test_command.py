@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from tiny_run import REPOSITORY
 
-from drgrade.checked_settings import declared, describe
 from drgrade.cli.command import arguments, help_text
-from drgrade.config import as_override, compose
+from drgrade.config import as_override, compose, declared, describe
 from drgrade.errors import ConfigError
 from drgrade.settings import (
     COMMANDS,

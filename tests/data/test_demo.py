@@ -16,8 +16,7 @@ from drgrade.data.sources import demo
 from drgrade.data.sources.base import MANIFEST_COLUMNS
 from drgrade.data.sources.demo import Demo
 from drgrade.errors import ConfigError, DataError
-from drgrade.synthetic.camera import CAMERAS, aim_camera
-from drgrade.synthetic.canvas import FOVEA
+from drgrade.synthetic.canvas import CAMERAS, FOVEA, aim_camera
 from drgrade.synthetic.drawing import (
     APTOS_COUNTS,
     PlannedPhotograph,

@@ -12,7 +12,12 @@ from source_layouts import files, rows
 from synthetic_photographs import disc_photograph, save
 
 from drgrade.data.dicom import read_labels
-from drgrade.data.image_reader import NO_PYDICOM, UnreadablePhotograph, read_photograph, read_photograph_here
+from drgrade.data.image_reader import (
+    NO_PYDICOM,
+    UnreadablePhotograph,
+    read_photograph,
+    read_photograph_here,
+)
 from drgrade.data.sources.folder import Folder
 from drgrade.data.store import prepare
 

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from drgrade.data.disc_detection import find_disc
-from drgrade.data.fundus_check import Appearance, FundusRule, fitted_rule, measure_appearance
-from drgrade.data.preparation import Preparation
+from drgrade.data.fundus_check import Appearance, FundusRule, Preparation, fitted_rule, measure_appearance
 from drgrade.data.sources.demo import Demo
 
 

@@ -7,16 +7,9 @@ import pytest
 from scipy import ndimage
 from synthetic_photographs import disc_photograph
 
+from drgrade.data.crops import ILLUMINATIONS, ben_graham, check_illumination, clahe, illuminate, reflected
 from drgrade.data.disc_detection import find_disc
 from drgrade.data.geometry import Disc, crop_disc, recorded_mask
-from drgrade.data.illumination import (
-    ILLUMINATIONS,
-    ben_graham,
-    check_illumination,
-    clahe,
-    illuminate,
-    reflected,
-)
 from drgrade.data.image_reader import read_photograph
 from drgrade.errors import ConfigError
 

@@ -6,7 +6,7 @@ import pytest
 
 from drgrade.data import crops
 from drgrade.data.crops import CropMaker
-from drgrade.data.preparation import Preparation
+from drgrade.data.fundus_check import Preparation
 from drgrade.data.sources.demo import Demo
 
 

@@ -7,7 +7,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from drgrade.errors import EncoderError
-from drgrade.models.encoder import CARD, WEIGHTS, TimmEncoder, is_complete_encoder, load_encoder, save_encoder
+from drgrade.models.encoder import (
+    CARD,
+    WEIGHTS,
+    TimmEncoder,
+    is_complete_encoder,
+    load_encoder,
+    save_encoder,
+)
 
 
 def encoder(seed=0):

@@ -16,7 +16,14 @@ from torch import nn
 
 from drgrade.errors import ConfigError
 from drgrade.models.heads import CornHead, CumulativeHead, RegressionHead, SoftmaxHead
-from drgrade.models.probes import FittedHead, KnnProbe, LinearProbe, MajorityProbe, PrototypeProbe, knn_shares
+from drgrade.models.probes import (
+    FittedHead,
+    KnnProbe,
+    LinearProbe,
+    MajorityProbe,
+    PrototypeProbe,
+    knn_shares,
+)
 
 HEADS = [CumulativeHead, CornHead, SoftmaxHead, RegressionHead]
 D = 12

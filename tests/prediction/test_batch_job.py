@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from drgrade.data.crops import Crop
-from drgrade.data.fundus_check import Verdict
-from drgrade.data.preparation import PreparedPhotograph
+from drgrade.data.fundus_check import PreparedPhotograph, Verdict
 from drgrade.errors import ConfigError, DataError
 from drgrade.prediction.grader import GradedBatch
 from drgrade.prediction.inputs import InputFile, Inputs, InputState

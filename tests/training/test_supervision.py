@@ -12,9 +12,8 @@ from pytorch_lightning.callbacks import Callback
 
 from drgrade.errors import ConfigError
 from drgrade.processes import interruptible
-from drgrade.training.distributed import lock_run_dir
+from drgrade.training.distributed import lock_run_dir, supervised
 from drgrade.training.run import train
-from drgrade.training.supervision import supervised
 
 
 class Signalled(Callback):
