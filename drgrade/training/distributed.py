@@ -19,13 +19,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pytorch_lightning as pl
 from filelock import FileLock, Timeout
 
 from drgrade.errors import ConfigError, DrgradeError
 from drgrade.processes import SIGNALS, count_interruptions, is_interruptible, parent_environment
 
 if TYPE_CHECKING:
+    import pytorch_lightning as pl
     from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
     from omegaconf import DictConfig
     from torch.distributed import Store  # type: ignore[attr-defined]
@@ -235,7 +235,7 @@ _started: list[subprocess.Popen[bytes]] = []
 """The further processes of this run."""
 
 
-def supervise(trainer: pl.Trainer) -> None:
+def supervise(trainer: "pl.Trainer") -> None:
     """Replace Lightning's reactions to signals and to dead processes by those of :func:`supervised`.
 
     Lightning answers SIGTERM with a broadcast, which hangs if not all processes are signalled, and ends with
