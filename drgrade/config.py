@@ -35,6 +35,49 @@ ROLES = ("labelled", "unlabelled", "external")
 """Settings ``data.ROLE`` that name further data sets."""
 
 
+def has_weights(encoder: Mapping[Any, Any]) -> bool:
+    """Return True if an encoder's config names a weights file, or asks for published weights, in any part."""
+    return any(
+        has_weights(value)
+        if isinstance(value, Mapping)
+        else name in ("weights", "pretrained") and bool(value)
+        for name, value in encoder.items()
+    )
+
+
+def is_pretrained(cfg: Mapping[Any, Any]) -> bool:
+    """Return True if the encoder of a grading run starts from trained weights, at least in a part.
+
+    Args:
+        cfg: The run's config, with ``init`` and ``encoder``.
+
+    Example:
+        >>> is_pretrained({"init": "random", "encoder": {"name": "resnet18", "weights": None}})
+        False
+        >>> is_pretrained({"init": "random", "encoder": {"name": "resnet18", "weights": "a.safetensors"}})
+        True
+    """
+    return cfg["init"] != "random" or has_weights(cfg["encoder"])
+
+
+def _if_pretrained(value: Any, *, _root_: DictConfig) -> Any:
+    """Return a value for trained first weights, and 0 for random ones."""
+    return value if is_pretrained(_root_) else 0
+
+
+def _imagenet_file(name: str, *, _root_: DictConfig) -> str | None:
+    """Return the file of a model in ``paths.weights``; None unless ``init=imagenet``."""
+    folder = OmegaConf.select(_root_, "paths.weights")
+    if _root_.init != "imagenet" or not folder:
+        return None
+    file = Path(folder) / f"{name}.safetensors"
+    return str(file) if file.is_file() else None
+
+
+OmegaConf.register_new_resolver("if_pretrained", _if_pretrained, replace=True)
+OmegaConf.register_new_resolver("imagenet_file", _imagenet_file, replace=True)
+
+
 @contextmanager
 def initialized_hydra() -> Iterator[Hydra]:
     """Initialise Hydra with the config folder, also within a job of Hydra."""

@@ -19,6 +19,10 @@ class EncoderError(DrgradeError):
     """A pre-trained encoder is missing or does not fit."""
 
 
+class DivergenceError(DrgradeError):
+    """A training has reached losses or weights that are not finite."""
+
+
 _DISK_ADVICE = {
     errno.ENOSPC: "make room (or free some inodes: df -i) and repeat the command",
     errno.EDQUOT: "make room and repeat the command",

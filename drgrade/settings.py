@@ -62,6 +62,7 @@ class PathSettings(CheckedSettings):
     run: FilePath | None = None
     stores: FilePath | None
     encoders: FilePath
+    weights: FilePath | None
 
 
 class DataSettings(CheckedSettings):
@@ -108,15 +109,22 @@ class SplitSettings(CheckedSettings):
 class ProtocolSettings(CheckedSettings):
     """``protocol``: settings of fine-tuning."""
 
-    epochs: Natural
+    epochs: Annotated[int, Ge(-1)]
+    steps: Annotated[int, Ge(-1)]
     steps_per_epoch: Count | None
     frozen_epochs: Natural
     val_fraction: Below1
     val_within_fraction: bool
     checkpoint: Literal["last", "best"]
     pretrain_on: Literal["train", "all"]
+    precise_bn: bool
     layer_decay: Fraction | None
     ema_decay: Annotated[float, Gt(0), Lt(1)] | None
+    decay_norms: bool
+    gradient_clip: NotNegative | None
+    head_width: Natural
+    probe_first: bool
+    learning_rates: list[Positive] | None
     shots: Count | None
     probe_sees_val: bool = SOMETIMES
 

@@ -240,16 +240,24 @@ def _training(run: RunFiles) -> dict[str, str]:
     if protocol.get("probe") is not None:
         facts["fine-tuning"] = "none: the encoder is frozen, and a probe is fitted to its features"
     else:
+        if protocol["epochs"] >= 0:
+            frozen = config["grading"]["task"]["frozen_epochs"]
+            facts["epochs"] = f"{protocol['epochs']}, of which {frozen} with a frozen encoder"
         facts |= {
-            "epochs": f"{protocol['epochs']}, of which {protocol['frozen_epochs']} with a frozen encoder",
             "steps": str(run.provenance.get("steps", formatting.DASH)),
             "batch": str(config["data"]["batch_size"]),
-            "optimiser": f"{_class_name(optimizer)}, learning rate {optimizer.get('lr')}",
+            "optimiser": f"{_class_name(optimizer)}, learning rate {_learning_rate(run)}",
             "chosen checkpoint": "the highest QWK on the validation photographs"
             if run.record["checkpoint"] == "best.ckpt"
             else "the last epoch",
         }
     return facts | (_pretraining(run) if run.is_pretrained else {})
+
+
+def _learning_rate(run: RunFiles) -> str:
+    if "learning_rate" not in run.record:
+        return str(run.config["optimizer"].get("lr"))
+    return f"{run.record['learning_rate']:g}, chosen by the QWK on the validation photographs"
 
 
 def _pretraining(run: RunFiles) -> dict[str, str]:

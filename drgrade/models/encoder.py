@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from drgrade.artefacts import read_object
+from drgrade.data.transforms import MEAN, STD
 from drgrade.errors import ConfigError, DataError, EncoderError
 from drgrade.files import file_sha256, require_regular, write_bytes, write_text
 from drgrade.models.feature_maps import (
@@ -99,6 +100,8 @@ class TimmEncoder(Encoder):
         pretrained: bool = False,
         weights: str | None = None,
         options: Mapping[str, Any] | None = None,
+        pixel_mean: float | None = None,
+        pixel_std: float | None = None,
         **more_options: Any,
     ) -> None:
         """Build the model.
@@ -110,6 +113,9 @@ class TimmEncoder(Encoder):
             pretrained: Load the published weights; needs network access or timm's cache.
             weights: Load a local weights file instead.
             options: Options of ``timm.create_model``, for example ``{depth: 4}`` for a shallower Transformer.
+            pixel_mean: Mean of every channel, for pixels in [0, 1], that the published weights expect; None
+                for ImageNet's means. Images still arrive normalised by ImageNet's values, and are converted.
+            pixel_std: The same for the standard deviation.
             **more_options: The same as keyword arguments, for example ``drop_path_rate``, or ``growth_rate``
                 and ``block_config`` for a smaller DenseNet.
 
@@ -128,16 +134,26 @@ class TimmEncoder(Encoder):
             int(self.model.num_features) if hasattr(self.model, "forward_features") else None
         )
         self.any_size = self._size.dynamic
+        self._pixels = (pixel_mean, pixel_std)
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode a batch; see :meth:`Encoder.forward`."""
-        features: Tensor = self.model(self._size.pad(images))
+        features: Tensor = self.model(self._size.pad(self._converted(images)))
         return features
 
     def feature_map(self, images: Tensor) -> Tensor:
         """Return the last map of a CNN or the patch tokens of a ViT; see :meth:`Encoder.feature_map`."""
-        padded = self._size.pad(images)
+        padded = self._size.pad(self._converted(images))
         return crop_padding(forward_map(self.model, padded), images, padded)
+
+    def _converted(self, images: Tensor) -> Tensor:
+        """Convert images (B, 3, H, W) from ImageNet's normalisation to that of the model."""
+        mean, std = self._pixels
+        if mean is None and std is None:
+            return images
+        own = [images.new_tensor(each).view(3, 1, 1) for each in (MEAN, STD)]
+        mean, std = own[0] if mean is None else mean, own[1] if std is None else std
+        return (images * own[1] + own[0] - mean) / std
 
     def layer_depths(self) -> dict[str, int]:
         """Return the depths by timm's layer groups; see :meth:`Encoder.layer_depths`."""

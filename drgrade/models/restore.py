@@ -113,6 +113,8 @@ class _Timm(_Settings):
     pretrained: Literal[False] = False
     weights: None = None
     options: _TimmOptions | None = None
+    pixel_mean: Annotated[float, Ge(0), Le(1)] | None = None
+    pixel_std: Annotated[float, Gt(0.01), Le(1)] | None = None
 
     @model_validator(mode="after")
     def _check_more_options(self) -> Self:

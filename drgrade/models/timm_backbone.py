@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from drgrade.errors import EncoderError
 from drgrade.files import require_regular
@@ -175,29 +174,6 @@ def convert_sync_batchnorm(model: _Module) -> _Module:
     _timm()
     converted: _Module = importlib.import_module("timm.layers").convert_sync_batchnorm(model)
     return converted
-
-
-def use_running_statistics_for_one(model: nn.Module) -> None:
-    """Let every batch normalisation of a model accept a single value per channel in training.
-
-    Such an input, as a batch of one photograph gives it to a head, has no variance. It is normalised with the
-    running statistics, as in evaluation, and does not change them.
-    """
-    for module in model.modules():
-        # Synchronised normalisations count the values of all processes.
-        if isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
-            module.register_forward_pre_hook(_evaluate_one)
-            module.register_forward_hook(_train_again, always_call=True)
-
-
-def _evaluate_one(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    if module.training and inputs[0].numel() == inputs[0].shape[1]:
-        module.training, module.evaluates_one = False, True  # type: ignore[assignment]
-
-
-def _train_again(module: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
-    if getattr(module, "evaluates_one", False):
-        module.training, module.evaluates_one = True, False  # type: ignore[assignment]
 
 
 def _timm() -> Any:

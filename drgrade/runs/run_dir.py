@@ -39,6 +39,7 @@ CONFIG, METRICS, PROVENANCE = "config.yaml", "metrics.json", "provenance.json"
 SPLIT, HASHES, SEEN = "split.csv", "photographs.json", "seen.txt"
 PREDICTIONS, CONFUSION = "predictions.csv", "confusion.csv"
 VALIDATION, CALIBRATION = "validation.csv", "calibration.json"
+CHECKPOINTS = "checkpoints"
 LAST, BEST = "last", "best"
 """Names of the checkpoints, and values of ``protocol.checkpoint``."""
 
@@ -59,7 +60,8 @@ def resolve_run_dir(cfg: DictConfig) -> tuple[Path, Path | None]:
             run too; with ``resume=auto`` it is ``paths.run``.
 
     Returns:
-        The folder, and ``checkpoints/last.ckpt`` in it; None if the run starts from the beginning.
+        The folder, and ``checkpoints/last.ckpt`` in it, which does not exist yet while a run chooses its
+        learning rate; None if the run starts from the beginning.
 
     Raises:
         ConfigError: If ``resume`` names no started run, or the folder holds a run with other settings.
@@ -67,8 +69,9 @@ def resolve_run_dir(cfg: DictConfig) -> tuple[Path, Path | None]:
     if cfg.resume is None:
         return Path(cfg.paths.run), None
     folder = Path(cfg.paths.run if cfg.resume == AUTO else cfg.resume)
-    checkpoint = folder / "checkpoints" / f"{LAST}.ckpt"
-    started = checkpoint.is_file() and (folder / CONFIG).is_file()
+    checkpoint = folder / CHECKPOINTS / f"{LAST}.ckpt"
+    # A search for a learning rate has checkpoints in a folder of each training.
+    started = any((folder / CHECKPOINTS).rglob(checkpoint.name)) and (folder / CONFIG).is_file()
     if cfg.resume == AUTO and started and not intact_checkpoints(folder):
         started = False
     if cfg.resume != AUTO and not started:
@@ -88,7 +91,7 @@ def resolve_run_dir(cfg: DictConfig) -> tuple[Path, Path | None]:
 
 def intact_checkpoints(folder: Path) -> bool:
     """Return True if every checkpoint of a run has its checksums; a warning names one that has not."""
-    for path in sorted((folder / "checkpoints").glob("*.ckpt")):
+    for path in sorted((folder / CHECKPOINTS).rglob("*.ckpt")):
         fault = checkpoint_fault(path)
         if fault is not None:
             log.warning("%s is damaged (%s): the run starts from the beginning", path, fault)

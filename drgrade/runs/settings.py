@@ -60,6 +60,31 @@ _OF_A_PART: Mapping[str, object] = {
 value that disables each."""
 
 
+_ADDED: Mapping[str, object] = {
+    "protocol.steps": -1,
+    "protocol.precise_bn": False,
+    "protocol.decay_norms": True,
+    "protocol.gradient_clip": None,
+    "protocol.probe_first": False,
+    "protocol.learning_rates": None,
+    "grading.task.decay_norms": True,
+    "grading.task.gradient_clip": None,
+}
+"""Settings that runs of earlier versions lack, and the value of each at which a run is like one of those."""
+
+_PASSED_ON = ("protocol.head_width",)
+"""Settings that runs of earlier versions lack, and that only set others."""
+
+
+def _without_added(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out settings that do what earlier versions did."""
+    return {
+        name: value
+        for name, value in settings.items()
+        if name not in _PASSED_ON and not (name in _ADDED and value == _ADDED[name])
+    }
+
+
 def partial_settings(config: Mapping[Any, Any]) -> list[str]:
     """Return the settings of a run, ``trainer.NAME``, with which it uses a part of its photographs.
 
@@ -81,7 +106,7 @@ def identity_settings(cfg: DictConfig) -> dict[str, Any]:
     data |= {role: [_without_root(item) for item in data[role]] for role in ROLES if role in data}
     return {
         name: value
-        for name, value in flat(container).items()
+        for name, value in _without_added(flat(container)).items()
         if value != {}
         and name.split(".")[0] not in FREE_TO_CHANGE
         and name not in _PLACES
@@ -173,7 +198,7 @@ def method_settings(config: Mapping[str, Any]) -> dict[str, object]:
         ignored += _PRETRAINING[:2]
     return {
         name: value
-        for name, value in sorted(flat(canonical(config)).items())
+        for name, value in sorted(_without_added(flat(canonical(config))).items())
         if name in _COUNTED or not (_is_below(name, ignored) or name.endswith(_NOT_OF_A_METHOD_ENDINGS))
     }
 

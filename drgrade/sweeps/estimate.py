@@ -33,6 +33,7 @@ from drgrade.sweeps.sweeper import PlannedSweep
 from drgrade.training.build import instantiate, is_probe
 from drgrade.training.cache import RunCache
 from drgrade.training.init_weights import pretext_config
+from drgrade.training.tuning import rates_to_try
 
 _FORWARD = 1 / 3
 """Cost of a forward pass relative to a training step; used for evaluation and frozen epochs."""
@@ -119,10 +120,11 @@ def _grading(cell: Cell, cfg: DictConfig, photographs: Photographs) -> Workload:
     counts = photographs.split["subset"].value_counts()
     train, val, test, external = (int(counts.get(name, 0)) for name in ("train", "val", "test", "external"))
     epochs, images = training_length(train, cfg.data.batch_size, cfg.trainer, cfg.protocol.steps_per_epoch)
-    frozen = min(epochs, cfg.protocol.frozen_epochs)
+    frozen = min(epochs, cfg.grading.task.frozen_epochs)
     evaluated = val * (math.ceil(epochs) + 1) + (test + external if cfg.test else 0)
     trained = images * (epochs - frozen + _FORWARD * frozen)
-    return Workload(cell, cfg, epochs, trained + _FORWARD * evaluated)
+    trainings = len(rates_to_try(cfg.protocol.learning_rates or [0], validated=val > 0))
+    return Workload(cell, cfg, trainings * epochs, trainings * (trained + _FORWARD * evaluated))
 
 
 def _pretraining(cell: Cell, cfg: DictConfig, photographs: Photographs) -> Workload:
@@ -246,6 +248,7 @@ def _short_run(task: str, seconds: float, folder: Path) -> list[str]:
         "test=false",
         "logger=none",
         "protocol.frozen_epochs=0",
+        "protocol.learning_rates=null",
         "trainer.max_epochs=1000",
         "trainer.max_steps=-1",
         "trainer.num_sanity_val_steps=0",

@@ -24,7 +24,7 @@ from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from drgrade.config import as_override, initialized_hydra, nearest, refuse_missing
-from drgrade.errors import ConfigError, DrgradeError
+from drgrade.errors import ConfigError, DrgradeError, EncoderError
 from drgrade.files import write_text
 from drgrade.runs.run_dir import AUTO, read_config
 from drgrade.runs.settings import changed_settings
@@ -212,7 +212,11 @@ class CellSweeper(HydraSweeper):
         _refuse_unused(rows, overrides)
         name, folder = self._place(list(overrides.values()))
         configs: dict[Cell, DictConfig] = {}
+        asked = self._only is not None or "init" in last_overrides(self._context, {}, arguments)
+        weights = _ImageNetWeights()
         for cell, cfg in (each for row, own in rows.items() for each in self._cells(row, own, overrides)):
+            if cfg.init == "imagenet" and not asked and not weights.fit(cfg):
+                continue
             if any(cell.name == known.name for known in configs):
                 raise ConfigError(f"{cell.name} occurs twice: give every value of a sweep once")
             configs[cell] = cfg
@@ -300,6 +304,29 @@ class CellSweeper(HydraSweeper):
             named = {key: value for key, value in sorted(swept.items()) if key not in self.axes}
             named |= {axis: _axis_value(axis, cfg) for axis in self.axes if axis not in own}
             yield Cell(cell_name(named, row), (*combination, *method)), cfg
+
+
+class _ImageNetWeights:
+    """Whether weights files for ``init=imagenet`` fit the encoders of a table, each tried once."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, bool] = {}
+
+    def fit(self, cfg: DictConfig) -> bool:
+        """Return True if the files of a cell's encoder fit it; log once why the cells are left out."""
+        from drgrade.training.build import make_encoder, weights_files
+
+        key = OmegaConf.to_yaml(cfg.encoder, resolve=True)
+        if key not in self._known:
+            reason = "no file with them (encoder.weights=FILE, or paths.weights=FOLDER)"
+            try:
+                if self._known.setdefault(key, bool(weights_files(cfg.encoder))):
+                    make_encoder(cfg)
+            except EncoderError as error:
+                self._known[key], reason = False, str(error)
+            if not self._known[key]:
+                log.info("the cells with ImageNet's weights are left out: %s", reason)
+        return self._known[key]
 
 
 def _refuse_unused(rows: Mapping[str, Overrides], sweep: Overrides) -> None:

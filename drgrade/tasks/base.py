@@ -12,8 +12,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from drgrade.errors import ConfigError
 from drgrade.metrics.distributed import EpochMean
+from drgrade.models.batch_norm import use_running_statistics_for_one
 from drgrade.models.encoder import Encoder
-from drgrade.models.timm_backbone import convert_sync_batchnorm, use_running_statistics_for_one
+from drgrade.models.timm_backbone import convert_sync_batchnorm
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter] | Iterable[dict[str, Any]]], Optimizer]
 """Parameters, or groups of them -> optimiser."""

@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from drgrade.errors import ConfigError
 from drgrade.metrics.distributed import GradingMetrics, Predictions, gather_rows
@@ -33,6 +34,8 @@ class GradingTask(Task):
         schedule: ScheduleFactory,
         frozen_epochs: int = 0,
         layer_decay: float | None = None,
+        decay_norms: bool = True,
+        gradient_clip: float | None = None,
         compile: bool = False,
         channels_last: bool = False,
         sync_batchnorm: bool = False,
@@ -47,6 +50,9 @@ class GradingTask(Task):
             frozen_epochs: Initial epochs in which the encoder is frozen, including its batch statistics.
             layer_decay: Learning rate of each layer of the encoder as a fraction of that of the layer above
                 it; None for a single learning rate.
+            decay_norms: Apply weight decay to biases and the weights of normalisations too.
+            gradient_clip: Largest norm of the gradient; None for no limit. ``gradient_clip_val`` of the
+                trainer replaces it.
             compile: Compile the encoder.
             channels_last: Use the channels-last memory format.
             sync_batchnorm: Compute batch statistics over all GPUs.
@@ -58,6 +64,7 @@ class GradingTask(Task):
         super().__init__(encoder, optimizer, schedule, ("loss",), compile, channels_last, sync_batchnorm)
         self.head = head(encoder.num_features)
         self.frozen_epochs = frozen_epochs
+        self._decay_norms, self._gradient_clip = decay_norms, gradient_clip
         self._lr_factors = {} if layer_decay is None else learning_rate_factors(encoder, layer_decay)
         self._stored_logits: list[tuple[Tensor, Tensor]] | None = None
         self.results: dict[str, dict[str, float]] = {}
@@ -172,17 +179,31 @@ class GradingTask(Task):
         gathered = gather_rows(index, rows)[1]
         return gathered[:, :-1], gathered[:, -1].long()
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Limit the norm of the gradient."""
+        limit = self._gradient_clip if gradient_clip_val is None else gradient_clip_val
+        self.clip_gradients(optimizer, limit, gradient_clip_algorithm)
+
     def parameter_groups(self) -> list[dict[str, Any]] | list[torch.nn.Parameter]:
-        """As in :class:`Task`; with layer-wise decay one group per learning rate, the highest first."""
-        if not self._lr_factors:
+        """As in :class:`Task`; groups by learning rate, the highest first, and by weight decay."""
+        if not self._lr_factors and self._decay_norms:
             return super().parameter_groups()
-        groups: dict[float, list[torch.nn.Parameter]] = {}
+        groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                in_encoder = name.startswith("encoder.")
-                factor = self._lr_factors[name.removeprefix("encoder.")] if in_encoder else 1.0
-                groups.setdefault(factor, []).append(parameter)
-        return [{"params": groups[factor], LR_FACTOR: factor} for factor in sorted(groups, reverse=True)]
+                scaled = bool(self._lr_factors) and name.startswith("encoder.")
+                factor = self._lr_factors[name.removeprefix("encoder.")] if scaled else 1.0
+                # Biases and the weights of normalisations are vectors.
+                groups.setdefault((factor, self._decay_norms or parameter.ndim > 1), []).append(parameter)
+        return [
+            {"params": groups[factor, decays], LR_FACTOR: factor, **({} if decays else {"weight_decay": 0.0})}
+            for factor, decays in sorted(groups, reverse=True)
+        ]
 
     def metric_prefix(self, subset: str) -> str:
         """As in :class:`Task`; ``test_name`` for the test set."""

@@ -233,9 +233,22 @@ def make_trainer(
     return trainer, clock
 
 
-def checkpoint_callbacks(folder: Path, monitor: str | None = None) -> list[Callback]:
-    """Make the callbacks that write ``checkpoints/last.ckpt`` and, to maximise a metric, ``best.ckpt``."""
-    keep = partial(ModelCheckpoint, folder / "checkpoints", enable_version_counter=False)
+def chosen_device(cfg: DictConfig) -> torch.device:
+    """Return the device of this process that the config's trainer chooses."""
+    trainer = instantiate(
+        cfg.trainer,
+        logger=False,
+        plugins=[cluster_environment()],
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+    )
+    assert isinstance(trainer, pl.Trainer)
+    return trainer.strategy.root_device
+
+
+def checkpoint_callbacks(checkpoints: Path, monitor: str | None = None) -> list[Callback]:
+    """Make the callbacks that write ``last.ckpt`` into a folder and, to maximise a metric, ``best.ckpt``."""
+    keep = partial(ModelCheckpoint, checkpoints, enable_version_counter=False)
     last = keep(filename=LAST, save_on_train_epoch_end=True)
     if monitor is None:
         return [last]

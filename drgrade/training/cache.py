@@ -16,8 +16,16 @@ from drgrade.config import ROLES
 from drgrade.data.photographs import Photographs
 from drgrade.data.splits.spec import SplitSpec
 from drgrade.files import file_sha256
+from drgrade.models.batch_norm import batch_norms
 from drgrade.models.encoder import WEIGHTS, Encoder
-from drgrade.training.build import instantiate, make_encoder, make_photographs, seed_everything
+from drgrade.training.build import (
+    chosen_device,
+    instantiate,
+    make_encoder,
+    make_photographs,
+    seed_everything,
+)
+from drgrade.training.frozen_encoder import estimate_encoder_statistics, statistics_key
 
 _MAX_ENCODERS, _MAX_SPLITS = 4, 32
 """Number of entries kept; the oldest is dropped first."""
@@ -32,7 +40,8 @@ class InitialEncoder:
 
     Attributes:
         encoder: In evaluation mode.
-        sha256: Hash of all its tensors, with their names, types and shapes.
+        sha256: Hash of all its tensors, with their names, types and shapes; with estimated batch statistics
+            also of the photographs that determine these.
     """
 
     encoder: Encoder
@@ -62,11 +71,12 @@ class RunCache:
             _put(self._splits, (key, spec), whole.split_by(spec), _MAX_SPLITS)
         return self._splits[key, spec]
 
-    def encoder(self, cfg: DictConfig, initial: Path | None) -> InitialEncoder:
+    def encoder(self, cfg: DictConfig, photographs: Photographs, initial: Path | None) -> InitialEncoder:
         """Return the encoder that a run starts from, with the weights of a fine-tuning with the same seed.
 
         Args:
-            cfg: The run's config.
+            cfg: The run's config. With ``protocol.precise_bn`` the batch statistics are estimated.
+            photographs: Photographs of the run, with their split.
             initial: Folder or file of a pre-trained encoder; None for the weights that ``init`` names.
 
         Raises:
@@ -76,11 +86,19 @@ class RunCache:
         loaded = file_sha256(weights) if weights is not None and weights.is_file() else None
         # Random weights depend on the seed, and so may parts of an encoder that published weights lack.
         settings = [_plain(cfg.encoder), cfg.init, loaded, None if loaded else cfg.seed]
+        precise = cfg.protocol.precise_bn and statistics_key(photographs, cfg.data.batch_size)
+        settings.append(precise)
         key = json.dumps(settings, sort_keys=True)
         if key not in self._encoders:
             seed_everything(cfg.seed)
             encoder = make_encoder(cfg, initial).eval()
-            _put(self._encoders, key, InitialEncoder(encoder, weights_hash(encoder)), _MAX_ENCODERS)
+            sha256 = weights_hash(encoder)
+            if precise and batch_norms(encoder):
+                sha256 = hashlib.sha256(f"{sha256} {precise}".encode()).hexdigest()
+                device = chosen_device(cfg)
+                estimate_encoder_statistics(encoder, photographs, cfg.data.batch_size, device)
+                encoder.cpu()
+            _put(self._encoders, key, InitialEncoder(encoder, sha256), _MAX_ENCODERS)
         return self._encoders[key]
 
 

@@ -4,6 +4,7 @@ import logging
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from drgrade.data.datamodules import PretextDataModule
-from drgrade.errors import ConfigError, DrgradeError, check_range
+from drgrade.errors import ConfigError, DivergenceError, check_range
 from drgrade.metrics.distributed import gather_rows
 from drgrade.metrics.functional import (
     confusion_matrix,
@@ -25,6 +26,7 @@ from drgrade.metrics.functional import (
     feature_std,
     quadratic_weighted_kappa,
 )
+from drgrade.models.batch_norm import SecondStatistics
 from drgrade.models.encoder import Encoder
 from drgrade.models.probes import knn_shares
 from drgrade.tasks.pretext import PretextTask
@@ -83,7 +85,7 @@ class DivergenceCheck(Callback):
             what = "weights" if losses else "loss"
             group = "pretext." if isinstance(pl_module, PretextTask) else ""
             precision = ", or set trainer.precision=32-true" if "16" in str(trainer.precision) else ""
-            raise DrgradeError(
+            raise DivergenceError(
                 f"training has diverged in epoch {trainer.current_epoch + 1} ({what} not finite): lower "
                 f"{group}optimizer.lr{precision}"
             )
@@ -279,6 +281,55 @@ def update_average(
         torch._foreach_lerp_(averages, weights, 1 - decay)
     else:
         torch._foreach_copy_(averages, weights)
+
+
+class BatchNormMomentum(Callback):
+    """Keep the batch statistics that other momenta would have given, so that one training serves several.
+
+    After a run's test, :func:`drgrade.training.run.fine_tune` tests the same weights with each of them and
+    reports ``momentum_M/test/...``.
+
+    Args:
+        momenta: Further momenta in PyTorch's sense; 0.01 is 0.99 in Keras and TensorFlow. The run's own is
+            that of the model's layers, usually 0.1.
+
+    Attributes:
+        statistics: Statistics of each momentum, once the training has begun.
+    """
+
+    def __init__(self, momenta: Sequence[float]) -> None:
+        for momentum in momenta:
+            check_range("(0, 1]", "callbacks.batchnorm_momentum.", momenta=momentum)
+        self._momenta = tuple(momenta)
+        self.statistics: dict[float, SecondStatistics] = {}
+        self._loaded: dict[str, dict[str, Tensor]] = {}
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin with the model's own statistics, or those of the checkpoint to resume from.
+
+        Raises:
+            ConfigError: If the weights that are tested would not be those of the last step.
+        """
+        selects = any(getattr(each, "monitor", None) for each in trainer.checkpoint_callbacks)
+        averages = any(isinstance(each, WeightAveraging) for each in trainer.callbacks)  # type: ignore[attr-defined]
+        if selects or averages or trainer.world_size > 1:
+            raise ConfigError(
+                "callbacks.batchnorm_momentum needs protocol.checkpoint=last, protocol.ema_decay=null and "
+                "one process: the statistics are those after the last step"
+            )
+        self.statistics = {momentum: SecondStatistics(pl_module, momentum) for momentum in self._momenta}
+        for momentum, statistics in self._loaded.items():
+            self.statistics[float(momentum)].statistics = {
+                name: tensor.to(pl_module.device) for name, tensor in statistics.items()
+            }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the statistics for a checkpoint."""
+        return {str(momentum): each.statistics for momentum, each in self.statistics.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the statistics to resume from."""
+        self._loaded = state_dict
 
 
 class FeatureMonitor(Callback):

@@ -9,6 +9,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from drgrade.artefacts import read_text
+from drgrade.config import is_pretrained
 from drgrade.data.photographs import Photographs
 from drgrade.errors import ConfigError, DataError, EncoderError
 from drgrade.files import file_sha256
@@ -141,25 +142,14 @@ def run_facts(cfg: DictConfig, photographs: Photographs, initial: Path | None) -
     facts |= {"data_hash": photographs.sha256, "split_hash": photographs.split_hash}
     facts |= {f"split/{remark.name}": remark.count for remark in photographs.remarks}
     if initial is None:
-        untrained = cfg.init == "random" and not _has_weights(cfg.encoder)
         files = weights_files(cfg.encoder)
         facts |= {f"{setting}_hash": file_sha256(Path(path)) for setting, path in files.items()}
-        return {**facts, "init": cfg.init, "pretraining_saw_test": False if untrained else None}
+        return {**facts, "init": cfg.init, "pretraining_saw_test": None if is_pretrained(cfg) else False}
     weights = initial / WEIGHTS if initial.is_dir() else initial
     saw = pretraining_saw_test(weights, photographs)
     if saw and is_main_process():
         log.info("note: pre-training has seen test photographs (without grades); metrics.json records it")
     return {**facts, "init": str(cfg.init), "encoder_hash": file_sha256(weights), "pretraining_saw_test": saw}
-
-
-def _has_weights(encoder: DictConfig) -> bool:
-    """Return True if the encoder's config names a weights file or asks for published weights."""
-    return any(
-        _has_weights(value)
-        if isinstance(value, DictConfig)
-        else name in ("weights", "pretrained") and bool(value)
-        for name, value in encoder.items()
-    )
 
 
 def pretraining_saw_test(weights: Path, photographs: Photographs) -> bool | None:

@@ -18,6 +18,7 @@ from drgrade.files import file_sha256, remove_partial_files, replacing
 from drgrade.models.encoder import CARD, WEIGHTS, is_complete_encoder, save_encoder
 from drgrade.renames import canonical
 from drgrade.runs.run_dir import (
+    CHECKPOINTS,
     PROVENANCE,
     SEEN,
     SPLIT,
@@ -79,7 +80,8 @@ def pretrain(
         start_run_dir(folder, cfg, subsets, hashes, seen, checkpoint)
     facts = {"data_hash": photographs.sha256, **hashes}
     with tracked_run(cfg, folder, facts, resumed=checkpoint is not None) as tracked:
-        trainer, clock = make_trainer(cfg, folder, checkpoint_callbacks(folder), tracked.logger)
+        callbacks = checkpoint_callbacks(folder / CHECKPOINTS)
+        trainer, clock = make_trainer(cfg, folder, callbacks, tracked.logger)
         trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         metrics: dict[str, Any] = clock.last_metrics(trainer)
         _check_finite(metrics, folder)

@@ -38,7 +38,12 @@ log = logging.getLogger(__name__)
 _UNUSED: Mapping[str, object] = {
     "protocol.epochs": 0,
     "protocol.steps_per_epoch": None,
+    "protocol.steps": -1,
     "protocol.frozen_epochs": 0,
+    "protocol.decay_norms": True,
+    "protocol.gradient_clip": None,
+    "protocol.probe_first": False,
+    "protocol.learning_rates": None,
     "protocol.checkpoint": LAST,
     "protocol.layer_decay": None,
     "protocol.ema_decay": None,
@@ -109,7 +114,7 @@ def fit_probe(
     Returns:
         The content of ``metrics.json``.
     """
-    frozen = cache.encoder(cfg, initial)
+    frozen = cache.encoder(cfg, photographs, initial)
     task = make_task(cfg, frozen.encoder).eval()
     head = task.head
     assert isinstance(head, FittedHead)

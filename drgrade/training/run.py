@@ -3,20 +3,25 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig
+from pytorch_lightning.loggers import Logger
 
+from drgrade.config import is_pretrained
 from drgrade.data.datamodules import GradingDataModule
 from drgrade.data.photographs import Photographs
+from drgrade.errors import ConfigError
 from drgrade.metrics.distributed import Predictions
 from drgrade.models.calibration import Calibration
 from drgrade.runs.run_dir import (
     AUTO,
     BEST,
+    CHECKPOINTS,
     LAST,
     METRICS,
     read_metrics,
@@ -42,11 +47,22 @@ from drgrade.training.build import (
 )
 from drgrade.training.cache import RunCache
 from drgrade.training.calibration import calibrate, calibrated_figures, fit_thresholds
+from drgrade.training.callbacks import BatchNormMomentum
 from drgrade.training.distributed import is_main_process, lock_run_dir, supervised
+from drgrade.training.frozen_encoder import estimate_encoder_statistics, fit_linear_head
 from drgrade.training.init_weights import find_initial_encoder, run_facts
 from drgrade.training.pretraining import pretrain
 from drgrade.training.probe import check_probe, fit_probe
 from drgrade.training.tracking.tracker import failure_record, log_evaluation, tracked_run
+from drgrade.training.tuning import (
+    Trial,
+    check_learning_rates,
+    rates_to_try,
+    try_rates,
+    tuning_cost,
+    tuning_facts,
+    with_rate,
+)
 
 log = logging.getLogger(__name__)
 
@@ -89,8 +105,19 @@ def train(cfg: DictConfig, cache: RunCache | None = None) -> dict[str, Any]:
 def check_settings(cfg: DictConfig) -> None:
     """Raise ConfigError if settings contradict each other or have no effect."""
     check_trainer(cfg)
-    if cfg.task == "grading" and is_probe(cfg):
+    if cfg.task != "grading":
+        return
+    if is_probe(cfg):
         check_probe(cfg)
+        return
+    check_learning_rates(cfg)
+    if cfg.protocol.learning_rates is not None and "batchnorm_momentum" in cfg.callbacks:
+        raise ConfigError("callbacks.batchnorm_momentum needs one training: protocol.learning_rates=null")
+    if cfg.protocol.probe_first and cfg.head.hidden:
+        raise ConfigError(
+            f"protocol.probe_first=true fits a linear head, and head.hidden={cfg.head.hidden} is not one: "
+            "head.hidden=0, or protocol.probe_first=false"
+        )
 
 
 def fine_tune(
@@ -112,25 +139,87 @@ def fine_tune(
     data = instantiate(cfg.grading.datamodule, photographs=photographs)
     assert isinstance(data, GradingDataModule)
     task = make_task(cfg, make_encoder(cfg, initial))
+    if task.frozen_epochs < cfg.protocol.frozen_epochs and is_main_process():
+        log.info("protocol.frozen_epochs is for trained first weights; random weights learn in every epoch")
     open_run_dir(cfg, photographs, folder, checkpoint)
     facts = run_facts(cfg, photographs, initial)
     with tracked_run(cfg, folder, facts, resumed=checkpoint is not None) as tracked:
-        callbacks = checkpoint_callbacks(folder, "val/qwk" if cfg.protocol.checkpoint == BEST else None)
-        trainer, clock = make_trainer(cfg, folder, callbacks, tracked.logger)
-        trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        record: dict[str, Any] = {
-            name: value for name, value in clock.last_metrics(trainer).items() if name == "train/loss"
-        }
+        if cfg.protocol.learning_rates is None:
+            trainer, trial = fit(cfg, task, data, folder / CHECKPOINTS, checkpoint, tracked.logger)
+            record, cost = {}, dict(trial.cost)
+        else:
+            trial, record, cost = choose_learning_rate(cfg, initial, data, folder)
+            trainer, _ = make_trainer(cfg, folder, (), tracked.logger)
+        record |= {name: value for name, value in trial.metrics.items() if name == "train/loss"}
         if _is_pruned(trainer):
             record |= {**task.results["val"], "status": "pruned"}
         else:
             record |= {**validate_and_test(cfg, trainer, task, data, folder), "status": "finished"}
         tracked.record = record = {**record, **facts}
         if is_main_process():
-            cost = {**clock.cost(), "steps": trainer.global_step, "devices": trainer.world_size}
+            cost |= {"steps": trial.steps, "devices": trainer.world_size}
             write_provenance(folder, **cost, encoder=str(initial or "") or None)
             finish_run_dir(folder, record)
     return record
+
+
+def fit(
+    cfg: DictConfig,
+    task: GradingTask,
+    data: GradingDataModule,
+    checkpoints: Path,
+    checkpoint: Path | None,
+    logger: Logger | Literal[False],
+) -> tuple[pl.Trainer, Trial]:
+    """Train a task, after batch statistics and head of a frozen encoder have been estimated.
+
+    Args:
+        cfg: The run's config.
+        task: Task with its first weights.
+        data: Data module with the training photographs.
+        checkpoints: Receives the checkpoints.
+        checkpoint: Checkpoint to resume from.
+        logger: Receives the metrics of every epoch.
+
+    Returns:
+        The trainer, and learning rate, metrics of the last epoch, cost and steps of the training.
+    """
+    callbacks = checkpoint_callbacks(checkpoints, "val/qwk" if cfg.protocol.checkpoint == BEST else None)
+    trainer, clock = make_trainer(cfg, Path(cfg.paths.run), callbacks, logger)
+    device, batch_size = trainer.strategy.root_device, cfg.data.batch_size
+    probe_first = cfg.protocol.probe_first and is_pretrained(cfg)
+    if checkpoint is None and cfg.protocol.precise_bn and (task.frozen_epochs or probe_first):
+        estimate_encoder_statistics(task.encoder, data.photographs, batch_size, device)
+    if checkpoint is None and probe_first:
+        fit_linear_head(task, instantiate(cfg.head), data.photographs, batch_size, device)
+    trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    rate = float(cfg.optimizer.get("lr") or 0)
+    return trainer, Trial(rate, clock.last_metrics(trainer), clock.cost(), trainer.global_step)
+
+
+def choose_learning_rate(
+    cfg: DictConfig, initial: Path | None, data: GradingDataModule, folder: Path
+) -> tuple[Trial, dict[str, Any], dict[str, Any]]:
+    """Train with each of ``protocol.learning_rates`` and keep the best, by the validation photographs.
+
+    Returns:
+        The best training, entries of ``metrics.json``, and the cost of all trainings.
+    """
+
+    def train_with(rate: float, checkpoints: Path) -> Trial:
+        own = with_rate(cfg, rate)
+        seed_everything(cfg.seed)
+        task = make_task(own, make_encoder(own, initial))
+        last = checkpoints / f"{LAST}.ckpt"
+        trainer, trial = fit(own, task, data, checkpoints, last if last.is_file() else None, False)
+        validated = validate(trainer, task, data, choose_checkpoint(cfg, checkpoints))
+        kept = {name: value for name, value in validated.items() if name in ("val/qwk", "val/loss")}
+        return replace(trial, metrics={"train/loss": trial.metrics["train/loss"], **kept})
+
+    data.setup()
+    rates = rates_to_try(cfg.protocol.learning_rates, validated=bool(data.val_dataloader()))
+    best, trials = try_rates(rates, folder / CHECKPOINTS, train_with)
+    return best, tuning_facts(best, trials), tuning_cost(trials)
 
 
 def validate_and_test(
@@ -141,7 +230,7 @@ def validate_and_test(
     Returns:
         The metrics of the run, and ``checkpoint``: the name of the file.
     """
-    chosen = choose_checkpoint(cfg, folder)
+    chosen = choose_checkpoint(cfg, folder / CHECKPOINTS)
     metrics: dict[str, Any] = {"checkpoint": chosen.name}
     if task.head.fits_thresholds:
         metrics |= fit_thresholds(trainer, task, data, chosen)
@@ -152,12 +241,13 @@ def validate_and_test(
     metrics |= cross_fitted
     if cfg.test:
         metrics |= test(trainer, task, data, chosen, folder, calibration)
+        metrics |= test_momenta(trainer, task, data, folder)
     return metrics
 
 
-def choose_checkpoint(cfg: DictConfig, folder: Path) -> Path:
+def choose_checkpoint(cfg: DictConfig, checkpoints: Path) -> Path:
     """Return the checkpoint that ``protocol.checkpoint`` names; the last one if there is no best."""
-    chosen = folder / "checkpoints" / f"{cfg.protocol.checkpoint}.ckpt"
+    chosen = checkpoints / f"{cfg.protocol.checkpoint}.ckpt"
     if not chosen.is_file():
         log.warning("no epoch was validated, so the last one is tested")
         return chosen.with_stem(LAST)
@@ -221,6 +311,29 @@ def test(
             ids = data.photographs.split["image_id"]
             write_predictions(folder, predictions, ids, "" if name == "test" else name)
         log_evaluation(trainer.loggers, task.test_name, predictions, data.photographs, trainer.global_step)
+    return metrics
+
+
+def test_momenta(
+    trainer: pl.Trainer,
+    task: GradingTask,
+    data: GradingDataModule,
+    folder: Path,
+) -> dict[str, float]:
+    """Test the task's weights with the batch statistics of other momenta, if a callback has kept them.
+
+    Returns:
+        ``momentum_M/test/...`` for each; the predictions are written as those of an external data set.
+    """
+    kept = [each for each in trainer.callbacks if isinstance(each, BatchNormMomentum)]  # type: ignore[attr-defined]
+    metrics: dict[str, float] = {}
+    for momentum, statistics in (item for callback in kept for item in callback.statistics.items()):
+        name = f"momentum_{momentum:g}"
+        data.tested, task.test_name = "test", f"{name}/test"
+        with statistics.used():
+            trainer.test(task, datamodule=data, verbose=False)
+        metrics |= task.results["test"]
+        write_predictions(folder, task.predictions("test"), data.photographs.split["image_id"], name)
     return metrics
 
 

@@ -4,8 +4,11 @@ import sys
 import pytest
 import timm
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
+from drgrade.config import CONF
+from drgrade.data.transforms import normalise
 from drgrade.errors import EncoderError
 from drgrade.models.encoder import TimmEncoder
 from drgrade.models.timm_backbone import convert_sync_batchnorm
@@ -35,6 +38,30 @@ def test_features_have_the_declared_width_and_every_parameter_a_gradient(name, o
     assert features.shape == (2, encoder.num_features)
     features.square().sum().backward()
     assert [key for key, p in encoder.named_parameters() if p.grad is None] == []
+
+
+def test_pixels_are_converted_to_the_normalisation_of_the_weights():
+    plain, half = (
+        TimmEncoder("test_efficientnet", image_size=64, **options).eval()
+        for options in ({}, {"pixel_mean": 0.5, "pixel_std": 0.5})
+    )
+    half.load_state_dict(plain.state_dict())
+    pixels = torch.randint(
+        0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
+    expected = (pixels / 255 - 0.5) / 0.5
+    with torch.no_grad():
+        torch.testing.assert_close(half(normalise(pixels)), plain(expected), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            half.feature_map(normalise(pixels)), plain.feature_map(expected), rtol=1e-3, atol=1e-4
+        )
+
+
+def test_efficientnet_lite0_expects_the_normalisation_of_its_published_weights():
+    config = OmegaConf.load(CONF / "encoder" / "efficientnet_lite0.yaml")
+    published = timm.get_pretrained_cfg(config.name)
+    assert published.mean == (config.pixel_mean,) * 3
+    assert published.std == (config.pixel_std,) * 3
 
 
 def test_a_vit_of_8_pixel_patches_works():

@@ -5,6 +5,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import timm
+from safetensors.torch import save_file
 from tiny_run import TINY
 
 from drgrade.config import CONF, choices
@@ -54,6 +56,31 @@ def test_rows_are_crossed_with_swept_values(plan):
     ]
     found = {(cfg.init, cfg.protocol.name, cfg.fold) for cfg in cells.values()}
     assert found == {(*row, fold) for row in (("ssl", "matched"), ("random", "published")) for fold in (0, 1)}
+
+
+def test_table_has_a_row_of_imagenet_if_a_weights_file_fits(plan, tmp_path, caplog):
+    def inits(*more, few=FEW[:2], experiment="rotation_table"):
+        return [cfg.init for cfg in plan(*more, few=few, experiment=experiment)[1].values()]
+
+    assert inits() == ["ssl", "random"]
+    (tmp_path / "weights").mkdir()
+    given = ("encoder=timm", "encoder.name=test_resnet", f"paths.weights={tmp_path / 'weights'}")
+    caplog.set_level("INFO", logger="drgrade")
+    assert inits(*given) == ["ssl", "random"]
+    assert "the cells with ImageNet's weights are left out: no file with them" in caplog.text
+    state = timm.create_model("test_resnet").state_dict()
+    save_file(state, tmp_path / "weights" / "test_resnet.safetensors")
+    assert inits(*given) == ["ssl", "imagenet", "random"]
+    _, cells = plan(*given, few=FEW[:2])
+    read = {cfg.init: cfg.encoder.weights for cfg in cells.values()}
+    file = str(tmp_path / "weights" / "test_resnet.safetensors")
+    assert read == {"ssl": None, "random": None, "imagenet": file}
+    other_shape = (*given, "+encoder.options={stem_width: 8}")
+    assert inits(*other_shape) == ["ssl", "random"]
+    # Whoever asks for ImageNet's weights gets the row, and the error of its cells.
+    assert inits("init=imagenet,random") == ["imagenet", "random"]
+    rows = plan(*given, few=("fold=0", "label_fraction=1.0"), experiment="pretext_table")[1]
+    assert any(name.startswith("imagenet_") for name in rows)
 
 
 def test_row_chooses_groups_and_changes_their_settings(plan):

@@ -21,7 +21,7 @@ from drgrade.training.run import train
 
 DECAY = 0.7
 SETTINGS = (
-    "init=random",
+    "init=ssl",
     f"protocol.ema_decay={DECAY}",
     "data.batch_size=16",
     "protocol.epochs=3",

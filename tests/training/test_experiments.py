@@ -72,3 +72,20 @@ def plain(*overrides):
 def test_unknown_setting_is_refused(compose):
     with pytest.raises(ConfigCompositionException):
         compose("trainer.max_epoch=3")
+
+
+@pytest.mark.parametrize("protocol", ["published", "matched"])
+@pytest.mark.parametrize(
+    ("first_weights", "freezes"),
+    [
+        (["init=random"], False),
+        (["init=imagenet"], True),
+        (["init=ssl"], True),
+        (["init=runs/encoder"], True),
+        (["init=random", "encoder.weights=a.safetensors"], True),
+        (["init=random", "encoder=msssl", "+encoder.cnn_options.weights=a.safetensors"], True),
+    ],
+)
+def test_random_weights_are_never_frozen(protocol, first_weights, freezes, compose):
+    cfg = compose(f"protocol={protocol}", "protocol.frozen_epochs=2", *first_weights)
+    assert cfg.grading.task.frozen_epochs == (2 if freezes else 0)

@@ -29,7 +29,8 @@ def tiny(compose):
     def make(*more):
         cfg = compose("encoder=timm", "encoder.name=test_resnet", "protocol=linear", *more)
         shared = RunCache()
-        return cfg, shared.photographs(cfg), shared.encoder(cfg, None)
+        photographs = shared.photographs(cfg)
+        return cfg, photographs, shared.encoder(cfg, photographs, None)
 
     return make
 
@@ -69,11 +70,16 @@ def test_encoding_does_not_change_the_encoder(tiny):
     assert all(before[name].dtype == after[name].dtype for name in before)
 
 
-def test_features_are_reused_across_fractions_folds_and_protocols(tiny, passes):
-    cfg, photographs, initial = tiny()
+@pytest.mark.parametrize("precise", [True, False])
+def test_features_are_reused_across_fractions_protocols_and_unless_estimated_folds(tiny, passes, precise):
+    own = f"protocol.precise_bn={str(precise).lower()}"
+    cfg, photographs, initial = tiny(own)
     first = find_or_compute(cfg, photographs, initial)
-    for change in (["fold=2"], ["label_fraction=0.25"], ["protocol=knn"], ["head=softmax"]):
-        cfg, photographs, initial = tiny(*change)
+    other_fold = tiny(own, "fold=2")
+    # The training side of another fold has other batch statistics.
+    assert (features_file(cfg, photographs.stores[0], other_fold[2]) in first.files) != precise
+    for change in (["label_fraction=0.25"], ["protocol=knn"], ["head=softmax"]):
+        cfg, photographs, initial = tiny(own, *change)
         again = find_or_compute(cfg, photographs, initial)
         assert again.files == first.files
         assert (again.images, again.seconds) == (0, 0.0)
@@ -95,7 +101,7 @@ def test_features_file_depends_on_everything_that_changes_features(tiny):
 
 
 def test_random_weights_equal_those_of_fine_tuning_with_the_same_seed(tiny):
-    cfg, _, initial = tiny("seed=3")
+    cfg, _, initial = tiny("seed=3", "protocol.precise_bn=false")
     seed_everything(3)
     assert weights_hash(make_encoder(cfg)) == initial.sha256
 
@@ -225,7 +231,10 @@ def test_cache_opens_photographs_once_and_splits_them_per_run(compose):
 
 def test_cache_makes_one_encoder_per_seed(compose):
     shared = RunCache()
-    zero, one = (shared.encoder(compose(f"seed={seed}"), None) for seed in (0, 1))
+    zero, one, other_fold, without = (
+        shared.encoder(cfg, shared.photographs(cfg), None)
+        for cfg in map(compose, ("seed=0", "seed=1", "fold=3", "head=softmax"))
+    )
     assert zero.sha256 != one.sha256
-    assert shared.encoder(compose("seed=0", "fold=3"), None) is zero
+    assert other_fold is without is zero  # published: the batch statistics are not estimated
     assert not zero.encoder.training

@@ -46,6 +46,39 @@ def test_each_parameter_has_the_learning_rate_of_its_layer(encoder, optimizer, c
     assert decays == {cfg.optimizer.weight_decay}
 
 
+@pytest.mark.parametrize("layer_decay", ["null", "0.5"])
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_norms_and_biases_have_no_weight_decay_if_asked(encoder, layer_decay, compose):
+    settings = ("optimizer=adamw", "protocol.decay_norms=false", f"protocol.layer_decay={layer_decay}")
+    task, made, _ = configured(compose(*ENCODERS[encoder], *settings))
+    decays = {id(p): group["weight_decay"] for group in made.param_groups for p in group["params"]}
+    assert len(decays) == len(list(task.parameters()))
+    for name, module in task.named_modules():
+        for kind, parameter in module.named_parameters(recurse=False):
+            matrix = isinstance(module, torch.nn.Linear | torch.nn.Conv2d) and kind == "weight"
+            if matrix or "norm" in type(module).__name__.lower() or kind == "bias":
+                assert decays[id(parameter)] == (0.05 if matrix else 0.0), f"{name}.{kind}"
+
+
+def test_gradient_is_limited_unless_the_trainer_limits_it(compose, tmp_path):
+    moved = {}
+    settings = (
+        "init=random",
+        "optimizer=sgd",
+        "optimizer.momentum=0",
+        "optimizer.nesterov=false",
+        "optimizer.lr=1",
+    )
+    for run, limit in {
+        "own": "protocol.gradient_clip=1e-3",
+        "trainer": "trainer.gradient_clip_val=1e-3",
+    }.items():
+        both = () if run == "own" else ("protocol.gradient_clip=1e3",)
+        train(compose(*settings, "optimizer.weight_decay=0", limit, *both, "trainer.max_steps=1", run=run))
+        moved[run] = weights(tmp_path / run)
+    assert same(moved["own"], moved["trainer"])
+
+
 def test_schedule_scales_all_layers_equally(compose):
     _, optimizer, schedule = configured(
         compose("encoder=densenet", "schedule=cosine", "optimizer.lr=1", "protocol.layer_decay=0.5")
@@ -70,7 +103,7 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-SETTINGS = ("init=random", "protocol.epochs=3", "protocol.frozen_epochs=1", "schedule=cosine")
+SETTINGS = ("init=ssl", "protocol.epochs=3", "protocol.frozen_epochs=1", "schedule=cosine")
 
 
 def test_layer_decay_of_one_changes_nothing(compose, tmp_path):

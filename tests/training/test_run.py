@@ -19,6 +19,7 @@ from drgrade.data.augmentation import FundusAugmentation
 from drgrade.data.datamodules import GradingDataModule
 from drgrade.data.splits.split import split_hash
 from drgrade.errors import ConfigError, DataError, DrgradeError
+from drgrade.models.encoder import save_encoder
 from drgrade.models.heads import CumulativeHead
 from drgrade.runs.run_dir import read_finished
 from drgrade.training import run as run_module
@@ -109,7 +110,7 @@ def test_resumed_run_ends_with_the_same_weights(experiment, epoch, compose, tmp_
     # Dropout, a schedule over the whole run, frozen epochs, and Adam's moments all have to be taken up again.
     settings = (
         f"+experiment={experiment}",
-        "init=random",
+        "init=ssl",
         "schedule=cosine",
         "protocol.epochs=3",
         "protocol.frozen_epochs=1",
@@ -216,18 +217,23 @@ def test_matched_protocol_takes_equal_steps_at_every_fraction(compose, tmp_path)
         assert checkpoint["global_step"] == 2 * 2
 
 
-def test_frozen_encoder_and_its_statistics_do_not_change(compose, tmp_path):
-    base = ("encoder=timm", "encoder.name=test_resnet", "trainer.max_epochs=1")
-    train(compose(*base, "protocol.frozen_epochs=1", run="frozen"))
-    train(compose(*base, "protocol.frozen_epochs=0", run="free"))
-    torch.manual_seed(0)
+def test_frozen_epochs_apply_to_pretrained_weights_only(compose, tmp_path, caplog):
+    base = ("encoder=timm", "encoder.name=test_resnet", "trainer.max_epochs=1", "protocol.frozen_epochs=1")
     cfg = compose(*base)
     seed_everything(cfg.seed)
-    start = make_encoder(cfg).state_dict()
-    frozen, free = weights_of(tmp_path / "frozen"), weights_of(tmp_path / "free")
+    encoder = make_encoder(cfg)
+    save_encoder(encoder, tmp_path, {})
+    train(compose(*base, f"init={tmp_path}", "pretrain_on=all", run="frozen"))
+    assert "random weights learn in every epoch" not in caplog.text
+    train(compose(*base, "init=random", run="random"))
+    assert "random weights learn in every epoch" in caplog.text
+    start, frozen = encoder.state_dict(), weights_of(tmp_path / "frozen")
     assert all(torch.equal(start[name], frozen[f"encoder.{name}"]) for name in start)
-    assert any(
-        "running_mean" in name and not torch.equal(start[name], free[f"encoder.{name}"]) for name in start
+    random = weights_of(tmp_path / "random")
+    assert not any(
+        torch.equal(value, random[f"encoder.{name}"])
+        for name, value in start.items()
+        if name.endswith(("weight", "running_mean"))
     )
 
 

@@ -1,0 +1,187 @@
+"""Choose the learning rate of a run among a few, by its own validation photographs.
+
+Every rate of ``protocol.learning_rates`` is a training of full length from the same first weights and seed;
+the test photographs are evaluated once, with the chosen one. A run that is interrupted resumes in the
+training where it was.
+"""
+
+import json
+import logging
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from drgrade.artefacts import is_number, read_object
+from drgrade.errors import ConfigError, DivergenceError
+from drgrade.files import write_text
+from drgrade.training.distributed import is_main_process, wait_for_all
+
+log = logging.getLogger(__name__)
+
+TRIALS = "learning_rates.json"
+"""File in ``checkpoints``: outcome of each training that has ended."""
+
+
+_TRIAL = "lr-"
+"""Prefix of the folders of trainings in ``checkpoints``."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Outcome of the training with one learning rate.
+
+    Attributes:
+        rate: Learning rate.
+        metrics: ``val/qwk``, ``val/loss`` and ``train/loss``; empty if the training has diverged or nothing
+            was validated.
+        cost: Cost of the training; see :meth:`~drgrade.training.callbacks.Clock.cost`.
+        steps: Optimiser steps; 0 if the training has diverged.
+    """
+
+    rate: float
+    metrics: Mapping[str, float]
+    cost: Mapping[str, float]
+    steps: int
+
+    @property
+    def order(self) -> tuple[float, float, float]:
+        """Sort key: the highest QWK first, then the lowest loss on the validation photographs and rate."""
+        qwk, loss = self.metrics.get("val/qwk", -math.inf), self.metrics.get("val/loss", math.inf)
+        return -qwk, loss, self.rate
+
+
+def check_learning_rates(cfg: DictConfig) -> None:
+    """Raise ConfigError if ``protocol.learning_rates`` is invalid or contradicts another setting."""
+    rates = cfg.protocol.get("learning_rates")
+    if rates is None:
+        return
+    if not rates or len(set(rates)) != len(rates) or not all(is_number(each, 0) and each for each in rates):
+        raise ConfigError(
+            f"protocol.learning_rates={list(rates)}: give different rates above 0, or null for optimizer.lr"
+        )
+    if not OmegaConf.is_interpolation(cfg.optimizer, "lr"):
+        raise ConfigError(
+            f"optimizer.lr={cfg.optimizer.get('lr')} has no effect with protocol={cfg.protocol.name}, which "
+            f"tries protocol.learning_rates={list(rates)}: set protocol.learning_rates=[RATE] or null"
+        )
+    if "search" in cfg.callbacks:
+        raise ConfigError(
+            "protocol.learning_rates: a search chooses the learning rate itself; set "
+            "protocol.learning_rates=null and search optimizer.lr"
+        )
+
+
+def rates_to_try(rates: Sequence[float], validated: bool) -> list[float]:
+    """Return the rates in rising order; without validation photographs the middle one alone.
+
+    Example:
+        >>> rates_to_try([1e-3, 3e-3, 3e-4], validated=False)
+        [0.001]
+    """
+    ordered = sorted(map(float, rates))
+    if validated or len(ordered) == 1:
+        return ordered
+    middle = ordered[len(ordered) // 2]
+    log.warning(
+        "there are no validation photographs to choose a learning rate by: %g, the middle one", middle
+    )
+    return [middle]
+
+
+def with_rate(cfg: DictConfig, rate: float) -> DictConfig:
+    """Return a copy of a run's config with another learning rate."""
+    own = cfg.copy()
+    own.optimizer.lr = rate
+    return own
+
+
+def try_rates(
+    rates: Sequence[float], checkpoints: Path, train: Callable[[float, Path], Trial]
+) -> tuple[Trial, list[Trial]]:
+    """Train with each learning rate and keep the checkpoints of the best one.
+
+    Args:
+        rates: Learning rates.
+        checkpoints: The run's folder of checkpoints. It receives those of the best rate, and
+            ``learning_rates.json``; during the search each training has a folder in it.
+        train: (rate, folder of its checkpoints) -> its outcome; resumes from the checkpoints in the folder.
+
+    Returns:
+        The best trial, and all.
+
+    Raises:
+        DivergenceError: If every training has diverged.
+    """
+    trials = _read_trials(checkpoints / TRIALS)
+    for rate in rates:
+        if rate in trials:
+            continue
+        log.info("learning rate %g", rate)
+        try:
+            trials[rate] = train(rate, checkpoints / f"{_TRIAL}{rate}")
+        except DivergenceError as error:
+            log.warning("learning rate %g: %s", rate, error)
+            trials[rate] = Trial(rate, {}, {}, 0)
+        if is_main_process():
+            listed = {str(each.rate): asdict(each) for each in trials.values()}
+            write_text(checkpoints / TRIALS, json.dumps(listed, indent=2) + "\n")
+    tried = [trials[rate] for rate in rates]
+    best = min(tried, key=lambda trial: (not trial.steps, *trial.order))
+    if not best.steps:
+        raise DivergenceError(f"training has diverged with every learning rate of {list(rates)}: lower them")
+    if is_main_process():
+        _keep(checkpoints, best)
+    wait_for_all()
+    return best, tried
+
+
+def _read_trials(path: Path) -> dict[float, Trial]:
+    if not path.is_file():
+        return {}
+    listed = read_object(path, "remove the run's folder and start again")
+    return {float(rate): Trial(**trial) for rate, trial in listed.items()}
+
+
+def _keep(checkpoints: Path, best: Trial) -> None:
+    """Move the best checkpoints up, and remove all others."""
+    for path in sorted((checkpoints / f"{_TRIAL}{best.rate}").glob("*.ckpt")):
+        path.replace(checkpoints / path.name)
+    for folder in checkpoints.glob(f"{_TRIAL}*"):
+        shutil.rmtree(folder)
+
+
+def tuning_facts(best: Trial, trials: Sequence[Trial]) -> dict[str, Any]:
+    """Return the entries of ``metrics.json``: the chosen rate, and the validation QWK of each."""
+    scores = {f"tuning/lr_{each.rate}/qwk": each.metrics.get("val/qwk") for each in trials}
+    facts = {"learning_rate": best.rate, **{name: qwk for name, qwk in scores.items() if qwk is not None}}
+    log.info(
+        "learning rate %g is chosen (validation QWK: %s)",
+        best.rate,
+        ", ".join(
+            f"{each.rate:g} {each.metrics['val/qwk']:.4f}"
+            if "val/qwk" in each.metrics
+            else f"{each.rate:g} -"
+            for each in trials
+        ),
+    )
+    if len(trials) > 1 and best.rate in (trials[0].rate, trials[-1].rate):
+        log.info("the chosen rate is at the end of protocol.learning_rates; a wider range may be better")
+    return facts
+
+
+def tuning_cost(trials: Sequence[Trial]) -> dict[str, Any]:
+    """Return the cost of all trainings together, and each, for ``provenance.json``."""
+    costs = [each.cost for each in trials if each.cost]
+    seconds, images = (sum(cost[name] for cost in costs) for name in ("seconds", "images"))
+    return {
+        "seconds": seconds,
+        "images": images,
+        "images_per_second": images / seconds if seconds else 0.0,
+        "peak_memory": max((cost["peak_memory"] for cost in costs), default=0),
+        "learning_rates": {str(each.rate): {**each.metrics, **each.cost} for each in trials},
+    }
