@@ -72,7 +72,7 @@ _ADDED: Mapping[str, object] = {
 }
 """Settings that runs of earlier versions lack, and the value of each at which a run is like one of those."""
 
-_PASSED_ON = ("protocol.head_width",)
+_PASSED_ON = ("protocol.head_width", "scale.tuned_steps")
 """Settings that runs of earlier versions lack, and that only set others."""
 
 

@@ -18,6 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import InstantiationException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, RunMode, TaskFunction
@@ -212,7 +213,11 @@ class CellSweeper(HydraSweeper):
         _refuse_unused(rows, overrides)
         name, folder = self._place(list(overrides.values()))
         configs: dict[Cell, DictConfig] = {}
-        asked = self._only is not None or "init" in last_overrides(self._context, {}, arguments)
+        asked = (
+            self._only is not None
+            or "init" in last_overrides(self._context, {}, arguments)
+            or any("imagenet" in each for each in self._config.hydra.overrides.hydra)  # a row that was added
+        )
         weights = _ImageNetWeights()
         for cell, cfg in (each for row, own in rows.items() for each in self._cells(row, own, overrides)):
             if cfg.init == "imagenet" and not asked and not weights.fit(cfg):
@@ -322,8 +327,8 @@ class _ImageNetWeights:
             try:
                 if self._known.setdefault(key, bool(weights_files(cfg.encoder))):
                     make_encoder(cfg)
-            except EncoderError as error:
-                self._known[key], reason = False, str(error)
+            except (EncoderError, InstantiationException) as error:
+                self._known[key], reason = False, str(error.__cause__ or error)
             if not self._known[key]:
                 log.info("the cells with ImageNet's weights are left out: %s", reason)
         return self._known[key]

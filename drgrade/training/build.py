@@ -229,6 +229,9 @@ def make_trainer(
         enable_checkpointing=bool(callbacks),
     )
     assert isinstance(trainer, pl.Trainer)
+    # With max_steps Lightning resumes as if within an epoch, whose number and random numbers then repeat; all
+    # checkpoints here are of the end of an epoch.
+    trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
     supervise(trainer)
     return trainer, clock
 

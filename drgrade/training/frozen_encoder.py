@@ -108,8 +108,10 @@ def _graded_features(
     chosen = photographs.split["subset"] == subset
     rows = np.flatnonzero(chosen).astype(np.int64)
     grades = photographs.split["grade"][chosen].astype("int64").to_numpy(copy=True)
+    training = encoder.training
     encoder.eval()
     parts = [encoder(batch).float().cpu() for batch in _batches(photographs, rows, batch_size, encoder)]
+    encoder.train(training)
     features = torch.cat(parts) if parts else torch.zeros(0, encoder.num_features)
     return features, torch.from_numpy(grades)
 

@@ -144,9 +144,10 @@ def fine_tune(
     open_run_dir(cfg, photographs, folder, checkpoint)
     facts = run_facts(cfg, photographs, initial)
     with tracked_run(cfg, folder, facts, resumed=checkpoint is not None) as tracked:
+        record: dict[str, Any] = {}
         if cfg.protocol.learning_rates is None:
             trainer, trial = fit(cfg, task, data, folder / CHECKPOINTS, checkpoint, tracked.logger)
-            record, cost = {}, dict(trial.cost)
+            cost: dict[str, Any] = dict(trial.cost)
         else:
             trial, record, cost = choose_learning_rate(cfg, initial, data, folder)
             trainer, _ = make_trainer(cfg, folder, (), tracked.logger)

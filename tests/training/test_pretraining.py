@@ -110,7 +110,8 @@ def test_encoder_card_describes_its_pretraining(finished_run):
     assert metrics["status"] == "finished"
 
 
-def test_interrupted_pretraining_is_resumed(compose, tmp_path, caplog, monkeypatch):
+@pytest.mark.parametrize("length", [["pretext.epochs=2"], ["pretext.epochs=-1", "pretext.max_steps=11"]])
+def test_interrupted_pretraining_is_resumed(length, compose, tmp_path, caplog, monkeypatch):
     from pytorch_lightning import Callback
 
     from drgrade.training import pretraining
@@ -120,7 +121,7 @@ def test_interrupted_pretraining_is_resumed(compose, tmp_path, caplog, monkeypat
             if trainer.current_epoch == 1:
                 raise RuntimeError("power cut")
 
-    settings = (*DENSENET, "pretext.epochs=2")
+    settings = (*DENSENET, *length)
     train(compose(*settings, f"paths.encoders={tmp_path / 'straight'}", run="straight_run"))
     original = pretraining.make_trainer
     with monkeypatch.context() as patch:

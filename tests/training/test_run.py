@@ -223,6 +223,7 @@ def test_frozen_epochs_apply_to_pretrained_weights_only(compose, tmp_path, caplo
     seed_everything(cfg.seed)
     encoder = make_encoder(cfg)
     save_encoder(encoder, tmp_path, {})
+    caplog.set_level("INFO", logger="drgrade")
     train(compose(*base, f"init={tmp_path}", "pretrain_on=all", run="frozen"))
     assert "random weights learn in every epoch" not in caplog.text
     train(compose(*base, "init=random", run="random"))
