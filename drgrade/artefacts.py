@@ -4,6 +4,7 @@ An artefact may come from anybody, so it is data: size and nesting are bounded, 
 and nothing in it is resolved.
 """
 
+import io
 import json
 import math
 import re
@@ -16,6 +17,7 @@ from typing import Any, NoReturn
 import yaml
 
 from drgrade.errors import DataError
+from drgrade.files import require_regular
 
 MAX_BYTES = 64_000_000
 """Largest text file that is parsed, in bytes; a list of 100,000 photographs is far smaller."""
@@ -30,8 +32,8 @@ _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster
 _EVENTS: Any = getattr(yaml, "CLoader", yaml.Loader)  # only its events are read
 
 
-def read_text(path: Path, repair: str, limit: int = MAX_BYTES) -> str:
-    """Read a text file in UTF-8.
+def read_bytes(path: Path, repair: str, limit: int = MAX_BYTES) -> bytes:
+    """Read a file, without waiting for a pipe or a device.
 
     Args:
         path: The file.
@@ -39,16 +41,30 @@ def read_text(path: Path, repair: str, limit: int = MAX_BYTES) -> str:
         limit: Largest size in bytes.
 
     Raises:
-        DataError: If it is no regular file, too large, not readable or not UTF-8.
+        DataError: If it is no regular file, too large or not readable.
     """
     try:
-        if not path.is_file():
+        if not require_regular(path).is_file():
             raise DataError(f"{path} is missing or is not a file; {repair}")
-        size = path.stat().st_size
-        if size > limit:
-            raise DataError(f"{path} is too large ({size:,} bytes, at most {limit:,} are read); {repair}")
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(limit + 1)  # it may grow while it is read
+            size = max(len(content), path.stat().st_size)
     except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({_reason(error)}); {repair}") from error
+    if size > limit:
+        raise DataError(f"{path} is too large ({size:,} bytes, at most {limit:,} are read); {repair}")
+    return content
+
+
+def read_text(path: Path, repair: str, limit: int = MAX_BYTES) -> str:
+    """Read a text file in UTF-8; see :func:`read_bytes` for the arguments.
+
+    Raises:
+        DataError: As :func:`read_bytes`, or if it is not UTF-8.
+    """
+    try:
+        return io.TextIOWrapper(io.BytesIO(read_bytes(path, repair, limit)), encoding="utf-8").read()
+    except ValueError as error:
         raise DataError(f"{path} cannot be read ({_reason(error)}); {repair}") from error
 
 
@@ -116,10 +132,11 @@ def map_array(path: Path, repair: str) -> Any:
     """Memory-map a ``.npy`` file of numbers, read-only.
 
     Raises:
-        DataError: If it is missing, damaged or incomplete.
+        DataError: If it is missing, no regular file, damaged or incomplete.
     """
     import numpy as np
 
+    require_regular(path)
     try:
         array = np.lib.format.open_memmap(path, mode="r")
     # The header is parsed as Python text, which has errors of its own.

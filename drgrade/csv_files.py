@@ -1,8 +1,11 @@
 """CSV files whose text is not executed by spreadsheets, and which drgrade reads as they were."""
 
 import re
+import warnings
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
+
+from drgrade.files import require_regular
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,10 +48,23 @@ def to_csv(table: "pd.DataFrame", **options: Any) -> str:
 
 
 def read_csv(file: Path | IO[str], **options: Any) -> "pd.DataFrame":
-    """Read a table that :func:`to_csv` has formatted; options as for ``pandas.read_csv``."""
+    """Read a table that :func:`to_csv` has formatted; options as for ``pandas.read_csv``.
+
+    Raises:
+        DataError: If it is no regular file.
+        ValueError: If it is no such table, or has rows with more values than columns.
+    """
     import pandas as pd
 
-    table: pd.DataFrame = pd.read_csv(file, **options)
+    if isinstance(file, Path):
+        require_regular(file)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            # Otherwise the first values of rows that are all longer than the header would be an index.
+            table: pd.DataFrame = pd.read_csv(file, index_col=False, **options)
+    except pd.errors.ParserWarning as error:
+        raise ValueError("rows have more values than columns") from error
     for name in _text_columns(table):
         table[name] = table[name].map(original_cell, na_action="ignore").astype(table[name].dtype)
     return table

@@ -2,8 +2,11 @@
 
 import hashlib
 import os
+import shutil
 import stat
+import tempfile
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,6 +73,7 @@ def _kernel_devices() -> dict[int, str]:
 
 
 _PARTIAL = ".partial"
+_ABANDONED = 3600  # seconds after which no process still fills a folder
 
 
 @contextmanager
@@ -101,6 +105,70 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         error.filename = error.filename or str(path)  # a write to an open file names no file
         raise
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Fill a new folder, and put it into the place of another one once it is complete.
+
+    The previous folder is renamed to ``.NAME.drgrade-previous`` before the new one gets its name, and is
+    removed afterwards. A process that is killed between both renames leaves it under that name;
+    :func:`restore_folder`, which is called first, gives it its own name again.
+
+    Args:
+        folder: The folder; it may exist.
+
+    Yields:
+        A path to create and fill. It is removed if an error is raised.
+
+    Raises:
+        OSError: If the folder cannot be written; the previous one stays.
+    """
+    folder = folder.absolute()
+    restore_folder(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=_PARTIAL, dir=folder.parent))
+    try:
+        yield scratch / folder.name
+        for path in (scratch / folder.name).rglob("*"):
+            flush(path)
+        previous = _previous(folder)
+        if folder.exists():
+            folder.replace(previous)
+        try:
+            (scratch / folder.name).replace(folder)
+        except BaseException:
+            restore_folder(folder)
+            raise
+        flush(folder.parent)
+        _remove(previous)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def restore_folder(folder: Path) -> None:
+    """Undo a replacement of a folder that was interrupted, and remove what it has left."""
+    folder = folder.absolute()
+    previous = _previous(folder)
+    if folder.exists():
+        _remove(previous)
+    elif previous.exists():
+        previous.replace(folder)
+    for path in folder.parent.iterdir() if folder.parent.is_dir() else ():
+        ours = path.name.startswith(f".{folder.name}.") and path.name.endswith(_PARTIAL)
+        if ours and path.is_dir() and time.time() - path.stat().st_mtime > _ABANDONED:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _previous(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.drgrade-previous")
+
+
+def _remove(folder: Path) -> None:
+    if folder.is_symlink():  # the link was replaced, not the folder behind it
+        folder.unlink()
+    elif folder.exists():
+        shutil.rmtree(folder)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -141,10 +209,17 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def remove_partial_files(folder: Path) -> None:
-    """Remove files that killed processes have not completed; no process may be writing into the folder."""
-    for partial in folder.glob(f".*{_PARTIAL}"):
-        partial.unlink(missing_ok=True)
+def remove_partial_files(folder: Path, name: str | None = None) -> None:
+    """Remove files that killed processes have not completed; no process may be writing them.
+
+    Args:
+        folder: Their folder.
+        name: Name of the complete file; None for all files in the folder.
+    """
+    start = "." if name is None else f".{name}."
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name.startswith(start) and path.name.endswith(_PARTIAL):
+            path.unlink(missing_ok=True)
 
 
 def allocate(path: Path) -> None:
@@ -161,13 +236,19 @@ def allocate(path: Path) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's content, 64 hexadecimal digits."""
-    with path.open("rb") as file:
+    """Return the SHA-256 of a file's content, 64 hexadecimal digits.
+
+    Raises:
+        DataError: If it is no regular file.
+    """
+    with require_regular(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def checkpoint_fault(path: Path) -> str | None:
     """Compare a file of :func:`torch.save` with its checksums; return what is damaged, None if nothing is."""
+    if kind := special_kind(path):
+        return f"{kind}, not a file"
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()

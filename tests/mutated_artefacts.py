@@ -1,10 +1,12 @@
 """Readers of artefacts, and mutations of their files: drop, retype, nest and enlarge fields, damage bytes."""
 
 import json
+import os
 import random
 import shutil
+import threading
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -178,6 +180,41 @@ class Artefact:
             raise AssertionError(f"{name}: {type(error).__name__}: {error}\n{after[:3000]!r}") from error
         finally:
             path.write_bytes(before)
+
+    def read_pipe(self, name: str) -> str:
+        """Replace one file by a pipe and read the artefact.
+
+        Returns:
+            How it ended: ``read`` or ``refused``.
+
+        Raises:
+            AssertionError: If the pipe was opened.
+        """
+        path, kept = self.folder / name, self.folder / f"{name}.kept"
+        path.rename(kept)
+        os.mkfifo(path)
+        ended, opened = threading.Event(), threading.Event()
+
+        def write() -> None:
+            while not ended.wait(0.01):
+                with suppress(OSError):  # until somebody reads it
+                    os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+                    opened.set()
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        try:
+            self.read(self.folder)
+            result = "read"
+        except DrgradeError:
+            result = "refused"
+        finally:
+            ended.set()
+            writer.join()
+            path.unlink()
+            kept.rename(path)
+        assert not opened.is_set(), f"{name} was opened"
+        return result
 
 
 def mutated(rng: random.Random, name: str, data: bytes) -> bytes:

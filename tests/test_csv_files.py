@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drgrade.csv_files import original_cell, read_csv, safe_cell, to_csv
-from drgrade.runs.run_dir import write_split
+from drgrade.errors import DataError
+from drgrade.runs.run_dir import read_split, write_split
 
 FORMULAS = [
     "=1+1",
@@ -79,3 +80,12 @@ def test_ids_that_look_like_formulas_survive_store_and_split(make_photographs, t
     assert not any(line.startswith(STARTS) for line in (tmp_path / "split.csv").read_text().splitlines())
     again = make_photographs(change, file=str(tmp_path / "split.csv"))
     assert again.split[["image_id", "subset"]].equals(photographs.split[["image_id", "subset"]])
+
+
+@pytest.mark.parametrize("text", ["image_id,grade\na,1,2\nb,1,2\n", "image_id,grade\na,1\nb,1,2\n"])
+def test_rows_longer_than_the_header_are_an_error(tmp_path, text):
+    with pytest.raises(ValueError, match=r"more values than columns|Expected 2 fields"):
+        read_csv(io.StringIO(text))
+    (tmp_path / "split.csv").write_text(text.replace("grade", "group,grade,subset").replace("1", "g,1,test"))
+    with pytest.raises(DataError, match=r"split\.csv is damaged \(.*\): run it again"):
+        read_split(tmp_path)

@@ -1,17 +1,18 @@
 """A second process that decodes photographs with a limit of time and memory.
 
 Decoders are written in C: nothing inside the process can end one that takes hours, or bound its memory. The
-process starts with the first photograph that needs it and ends with this one.
+process starts with the first photograph that needs it and ends with this one. Only POSIX systems have it;
+elsewhere photographs are decoded in this process, without limits.
 """
 
 import atexit
 import importlib
 import os
-import resource
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -31,13 +32,15 @@ DECODE_BYTES = 2 * 2**30
 
 _EXPIRED = "takes more than {:g} s to decode: damaged, or made to do so"
 _KILLED = "damaged: the process that decodes it was ended by signal {}"
+_ENDED = "damaged: the process that decodes it has ended with status {}"
+_FAILED = "damaged: {}: {}"
 _COMMAND = "import sys; from drgrade.data.decoder_process import serve; serve(*sys.argv[1:])"
 
 Pixels = npt.NDArray[np.uint8]
 
 
 class DecoderEnded(Exception):
-    """The process has ended while it decoded; the message is the reason."""
+    """The process has ended while it decoded, or the function has failed; the message is the reason."""
 
 
 class DecoderProcess:
@@ -55,7 +58,8 @@ class DecoderProcess:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
-        os.register_at_fork(after_in_child=self._forget)
+        if hasattr(os, "register_at_fork"):  # not on Windows
+            os.register_at_fork(after_in_child=self._forget)
         atexit.register(self.close)
 
     def call(self, *arguments: Any) -> tuple[Pixels | None, Any]:
@@ -65,14 +69,18 @@ class DecoderProcess:
             Its result.
 
         Raises:
-            DecoderEnded: If it took too long or crashed.
+            DecoderEnded: If it took too long, crashed, or raised an exception.
             DataError: If the process does not start.
         """
+        if os.name != "posix":
+            return _call(_function(self._arguments[0]), arguments)
         with self._lock:
             try:
                 return self._exchange(arguments)
             except (EOFError, ConnectionError):
                 raise DecoderEnded(self._reason()) from None
+            except DecoderEnded:
+                raise
             except BaseException:  # Ctrl-C: the answer to this call must not be read by the next one
                 if self._process is not None:
                     self._process.kill()
@@ -93,7 +101,9 @@ class DecoderProcess:
     def _exchange(self, arguments: tuple[Any, ...]) -> tuple[Pixels | None, Any]:
         connection = self._connection or self._start()
         connection.send(arguments)
-        shape, value = connection.recv()
+        shape, value, fault = connection.recv()
+        if fault:
+            raise DecoderEnded(fault)
         if shape is None:
             return None, value
         pixels = np.empty(shape, np.uint8)
@@ -116,15 +126,20 @@ class DecoderProcess:
                 pass_fds=[theirs.fileno()],
                 env=os.environ | settings,
             )
+        try:
+            self._connection.recv()  # its imports are done: from here on, an end is due to a photograph
+        except (EOFError, ConnectionError):
+            status = self._process.wait()
+            raise DataError(
+                f"the process that decodes photographs does not start (status {status})"
+            ) from None
         return self._connection
 
     def _reason(self) -> str:
         status = self._process.wait() if self._process is not None else 0
         if status in (-signal.SIGPROF, -signal.SIGXCPU):
             return _EXPIRED.format(self._seconds)
-        if status >= 0:
-            raise DataError(f"the process that decodes photographs does not start (status {status})")
-        return _KILLED.format(signal.Signals(-status).name)
+        return _ENDED.format(status) if status >= 0 else _KILLED.format(signal.Signals(-status).name)
 
     def _forget(self) -> None:
         """Leave the process to the parent after a fork."""
@@ -134,19 +149,41 @@ class DecoderProcess:
 
 def serve(descriptor: str, function: str, seconds: str, memory: str) -> None:
     """Answer the calls of :class:`DecoderProcess` until its end; the kernel enforces the limits."""
+    import resource  # not on Windows
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent closes the pipe
     with suppress(OSError, ValueError):  # a lower limit is in force
         resource.setrlimit(resource.RLIMIT_DATA, (int(memory), int(memory)))
-    module, _, name = function.partition(":")
-    decode = getattr(importlib.import_module(module), name)
+    decode = _function(function)
     connection = Connection(int(descriptor))
     with suppress(EOFError, ConnectionError):
+        connection.send(None)
         while True:
-            arguments = connection.recv()
+            arguments, pixels, value, fault = connection.recv(), None, None, ""
             signal.setitimer(signal.ITIMER_PROF, float(seconds))
-            pixels, value = decode(*arguments)
+            try:
+                pixels, value = _call(decode, arguments)
+            except DecoderEnded as error:
+                fault = str(error)
             signal.setitimer(signal.ITIMER_PROF, 0)
-            connection.send((None if pixels is None else pixels.shape, value))
+            connection.send((None if pixels is None else pixels.shape, value, fault))
             if pixels is not None and pixels.size:
                 connection.send_bytes(np.ascontiguousarray(pixels).data.cast("B"))
             del pixels, value
+
+
+def _function(name: str) -> Callable[..., Any]:
+    module, _, attribute = name.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    return function
+
+
+def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Pixels | None, Any]:
+    """Call a decoder; any exception is a property of the file, and becomes its reason."""
+    try:
+        pixels, value = function(*arguments)
+    except Exception as error:
+        raise DecoderEnded(
+            _FAILED.format(type(error).__name__, " ".join(str(error).split())[:200])
+        ) from error
+    return pixels, value

@@ -51,7 +51,10 @@ _MOST_SCANS, _MOST_DIRECTORIES = 200, 1_000  # of a JPEG and a TIFF; cameras wri
 # with pixels times scans, and the orientation is searched in one segment of 64 kB (Exif).
 _PLAIN_BYTES, _PLAIN_SCANS, _PLAIN_PIXELS = 32_000_000, 20, 30_000_000
 # Raised by Pillow's decoders on damaged files; struct.error and zlib.error have no common base.
-_DECODER_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, OverflowError, EOFError)
+_DECODER_ERRORS = (
+    *(OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError),
+    *(AttributeError, AssertionError, RuntimeError),
+)
 
 _pillow_settings = threading.RLock()
 

@@ -24,7 +24,7 @@ from drgrade.data.splits.split import Split, has_grades, make_split, split_hash,
 from drgrade.data.store import PrepareOptions, Store, prepare
 from drgrade.data.store_builder import PREPARATION_VERSION
 from drgrade.errors import ConfigError, DataError
-from drgrade.files import allocate, write_text
+from drgrade.files import allocate, require_regular, write_text
 
 Role = Literal["labelled", "unlabelled", "external"]
 """Use of a data set: grading (training, validation and test), pre-training only, or test only."""
@@ -199,8 +199,8 @@ def _check_names(names: list[str]) -> None:
 def _read_pairs(path: Path) -> pd.DataFrame | None:
     """Read stored duplicates; return None if the file is missing or damaged (empty after a power cut)."""
     try:
-        return pd.read_csv(path, dtype=_DUPLICATE_TYPES)
-    except (OSError, ValueError, TypeError, OverflowError):
+        return pd.read_csv(require_regular(path), dtype=_DUPLICATE_TYPES)
+    except (DataError, OSError, ValueError, TypeError, OverflowError):
         return None
 
 

@@ -24,7 +24,7 @@ import numpy.typing as npt
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from drgrade.artefacts import map_array, read_object
+from drgrade.artefacts import map_array, read_object, read_text
 from drgrade.csv_files import read_csv
 from drgrade.data.crops import CropMaker, Facts, check_illumination
 from drgrade.data.geometry import THUMBNAIL_SIZE
@@ -45,7 +45,7 @@ from drgrade.data.store_builder import (
     can_resume,
 )
 from drgrade.errors import DataError
-from drgrade.files import write_text
+from drgrade.files import require_regular, write_text
 from drgrade.progress import say
 
 _UNFINISHED = ".unfinished"
@@ -233,9 +233,9 @@ def _find_prepared(plan: StorePlan) -> Path | None:
     """Return the store made from exactly these files, if it exists."""
     for state in (plan.state, plan.earlier_state):
         try:
-            name = (plan.folder / _INDEX / state).read_text(encoding="utf-8")
-            problems = (plan.folder / name / PROBLEMS).read_text(encoding="utf-8")
-        except (OSError, ValueError):
+            name = read_text(plan.folder / _INDEX / state, "")
+            problems = require_regular(plan.folder / name / PROBLEMS).read_text(encoding="utf-8")
+        except (DataError, OSError, ValueError):
             continue
         misread = "16 bit to 8 bit" in problems or "all black" in problems
         if name and not (state == plan.earlier_state and misread):
@@ -363,9 +363,17 @@ def problem_summary(problems: pd.DataFrame, report: Path) -> str:
 
 
 def _short_list(problems: pd.DataFrame) -> str:
-    first = [f"{_name(row.image_id, row.path)}: {row.reason}" for row in problems.head(3).itertuples()]
-    more = len(problems) - len(first)
-    return "; ".join(first) + (f"; and {more} more" if more > 0 else "")
+    first = problems.head(3)
+    named = [f"{_name(row.image_id, row.path)}: {row.reason}" for row in first.itertuples()]
+    more = len(problems) - len(named)
+    remedies = "".join(dict.fromkeys(map(_remedy, first["reason"])))
+    return "; ".join(named) + (f"; and {more} more" if more > 0 else "") + remedies
+
+
+def _remedy(reason: str) -> str:
+    """Return what to do about a reason, where that is not obvious; reasons are part of the key of a store."""
+    surplus = reason.endswith("more values than columns")
+    return " (put values that contain the separator in quotation marks)" if surplus else ""
 
 
 def _lines_by_reason(problems: pd.DataFrame) -> list[str]:
@@ -378,7 +386,8 @@ def _lines_by_reason(problems: pd.DataFrame) -> list[str]:
         examples = same.head(max(2, 10 // len(counts)))
         names = ", ".join(_name(row.image_id, row.path) for row in examples.itertuples())
         reason = same["reason"].iloc[0] if count == 1 else kind
-        lines.append(f"  {count} x {reason}: {names}{', ...' if int(count) > len(examples) else ''}")
+        more = ", ..." if int(count) > len(examples) else ""
+        lines.append(f"  {count} x {reason}{_remedy(str(reason))}: {names}{more}")
     return lines
 
 

@@ -24,12 +24,14 @@ import numpy.typing as npt
 import pandas as pd
 import PIL
 
+from drgrade.artefacts import read_object
 from drgrade.csv_files import to_csv
 from drgrade.data.crops import Crop, CropMaker, Facts, make_crops
 from drgrade.data.geometry import THUMBNAIL_SIZE
 from drgrade.data.image_reader import NO_MEMORY, NO_PERMISSION, NO_PYDICOM
 from drgrade.data.sources.base import MANIFEST_COLUMNS, Problem, Source, SourceTable
-from drgrade.files import write_text
+from drgrade.errors import DataError
+from drgrade.files import require_regular, write_text
 from drgrade.progress import track
 
 Pixels = npt.NDArray[np.uint8]
@@ -137,8 +139,8 @@ class CropArchive:
         """
         try:
             images, thumbnails = (_map_unfinished_array(folder / name) for name in (IMAGES, THUMBNAILS))
-            lines = (folder / FILES).read_text(encoding="utf-8").splitlines(keepends=True)
-        except (OSError, ValueError):
+            lines = require_regular(folder / FILES).read_text(encoding="utf-8").splitlines(keepends=True)
+        except (DataError, OSError, ValueError):
             return None
         records: list[FileRecord] = []
         for line in lines:
@@ -167,7 +169,7 @@ class CropArchive:
 
 def _map_unfinished_array(path: Path) -> Pixels:
     """Memory-map the complete rows of a file that :class:`ArrayWriter` may not have closed."""
-    with path.open("rb") as file:
+    with require_regular(path).open("rb") as file:
         np.lib.format.read_magic(file)
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
         start = file.tell()
@@ -392,7 +394,7 @@ def build_store(
     same = None if begun else cache.same_files(plan.files)
     if same is not None and _link_arrays(same.folder, folder):
         write_text(folder / FILES, "".join(record.to_line() for record in same.records))
-        info = json.loads((same.folder / INFO).read_text(encoding="utf-8"))
+        info = read_object(same.folder / INFO, "delete the store and prepare it again")
         return write_metadata(plan, folder, same.records, str(info["pixels_sha256"]))
     with StoreWriter(folder, len(plan.files), plan.maker.image_size, begun) as writer:
         start = len(writer.records)

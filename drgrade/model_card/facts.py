@@ -10,7 +10,7 @@ import pandas as pd
 import yaml
 from omegaconf import OmegaConf
 
-from drgrade.config import CONF
+from drgrade.config import CONF, choices
 from drgrade.data.sources.base import About
 from drgrade.data.sources.known import source_class
 from drgrade.grades import NUM_GRADES
@@ -176,8 +176,10 @@ def _data_sets(config: Mapping[str, Any]) -> list[UsedDataSet]:
         for item in data.get(role) or []:
             settings = item if isinstance(item, Mapping) else {"data": item}
             kind = str(settings.get("data", ""))
-            path = CONF / "data" / f"{kind}.yaml"
-            node = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            known = kind in choices("data")  # the run may come from anybody
+            node = (
+                yaml.safe_load((CONF / "data" / f"{kind}.yaml").read_text(encoding="utf-8")) if known else {}
+            )
             name = str(settings.get("name", kind) or UNNAMED)
             used.append(UsedDataSet(name, role, _about(node.get("source"))))
     return used

@@ -201,7 +201,10 @@ def _read_table(file: TextIO, path: str, folder: str) -> Iterator[InputFile]:
     for number, (_, values) in enumerate(rows, start=1):
         row = dict(zip(names, values, strict=False))
         name = original_cell(row.get(column, ""))
-        if not name:
+        if any(value.strip() for value in values[len(names) :]):
+            problem = "has more values than columns: put those that contain the separator in quotation marks"
+            yield InputFile(f"{path}, row {number}", "", f"row {number} of the list {problem}")
+        elif not name:
             yield InputFile(f"{path}, row {number}", "", f"row {number} of the list names no photograph")
         else:
             yield InputFile(os.path.join(folder, name), original_cell(row.get("image_id", "")) or _stem(name))  # noqa: PTH118

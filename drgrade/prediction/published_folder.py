@@ -13,7 +13,7 @@ from torch import Tensor
 
 from drgrade.artefacts import read_json, refuse_interpolations, shortened
 from drgrade.errors import ConfigError, DataError
-from drgrade.files import file_sha256
+from drgrade.files import file_sha256, require_regular
 from drgrade.models.calibration import Calibration
 from drgrade.models.restore import check_model_settings, model_settings
 from drgrade.renames import current
@@ -97,7 +97,7 @@ def read_published(folder: Path) -> tuple[DictConfig, Mapping[str, Any], Calibra
     """
     record = read_published_config(folder)
     weights = folder / WEIGHTS
-    if not weights.is_file():
+    if not require_regular(weights).is_file():
         raise DataError(f"{folder}: {WEIGHTS} is missing; download the folder again")
     if file_sha256(weights) != record["weights"].get("sha256"):
         raise DataError(f"{weights} does not have the hash that {CONFIG} states; download it again")

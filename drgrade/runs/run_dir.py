@@ -43,6 +43,10 @@ CHECKPOINTS = "checkpoints"
 LAST, BEST = "last", "best"
 """Names of the checkpoints, and values of ``protocol.checkpoint``."""
 
+FINISHED, TRIAL = "finished", "trial"
+ENDED = (FINISHED, TRIAL)
+"""Values of ``status`` of a run that has reached its end; a trial only tries the code, and is no result."""
+
 AUTO = "auto"
 """Value of ``resume``: resume from the run's own folder if it holds a started run."""
 
@@ -171,9 +175,10 @@ def read_finished(
     if not (folder / CONFIG).is_file() or not (record or (folder / METRICS).is_file()):
         raise ConfigError(f"checkpoint={folder} is not a run's folder (no {CONFIG} or {METRICS} in it)")
     record = record or read_metrics(folder)
-    if record.get("status") != "finished" or "checkpoint" not in record or "evaluated" in record:
+    if record.get("status") != FINISHED or "checkpoint" not in record or "evaluated" in record:
         raise ConfigError(
             f"checkpoint={folder} is not a finished grading run (status: {record.get('status')})"
+            + ("; run it again without debug=default" if record.get("status") == TRIAL else "")
         )
     cfg = read_config(folder)
     partial = partial_settings(cfg)
@@ -218,7 +223,7 @@ def read_calibration(folder: Path) -> "Calibration":
     from drgrade.models.calibration import Calibration
 
     path = folder / CALIBRATION
-    if not path.is_file():
+    if not path.exists():
         return Calibration(note="the run was made before runs were calibrated; run it again")
     try:
         return Calibration.from_json(read_text(path, "run it again"))
@@ -300,10 +305,11 @@ def read_table(path: Path, columns: Sequence[str], repair: str) -> "pd.DataFrame
     text = read_text(path, repair)
     try:
         # Read everything as text first: a photograph may be called NA or 001.
-        table = read_csv(io.StringIO(text), usecols=list(columns), dtype=str, keep_default_na=False)
+        table = read_csv(io.StringIO(text), dtype=str, keep_default_na=False)[list(columns)]
         return table.assign(**{name: pd.to_numeric(table[name]) for name in numeric})
-    except (ValueError, TypeError, OverflowError) as error:
-        raise DataError(f"{path} is damaged ({error}): {repair}") from error
+    except (ValueError, TypeError, LookupError, OverflowError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path} is damaged ({reason}): {repair}") from error
 
 
 def write_split(folder: Path, split: "pd.DataFrame") -> None:

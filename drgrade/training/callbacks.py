@@ -1,7 +1,6 @@
 """Lightning callbacks: progress, cost, seeds, moving average of the weights, monitor of features."""
 
 import logging
-import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -201,6 +200,10 @@ class Clock(Callback):
 def _peak_memory() -> int:
     if torch.cuda.is_available() and (reserved := torch.cuda.max_memory_reserved()):  # 0 if nothing ran there
         return int(reserved)
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return 0
     # In kibibytes on Linux, in bytes on macOS.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 

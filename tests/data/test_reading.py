@@ -15,7 +15,12 @@ from PIL import Image, ImageFile
 from synthetic_photographs import disc_photograph, save
 
 from drgrade.data.decoder_process import DecoderEnded, DecoderProcess
-from drgrade.data.image_reader import UnreadablePhotograph, hash_file, read_photograph
+from drgrade.data.image_reader import (
+    UnreadablePhotograph,
+    hash_file,
+    read_photograph,
+    read_photograph_here,
+)
 from drgrade.errors import DataError
 from drgrade.files import require_regular
 
@@ -332,6 +337,37 @@ def test_decoder_that_hangs_or_crashes_is_replaced(work, reason):
             decoder.call(work)
         assert decoder.call("greet")[1] == "hello"
     decoder.close()
+
+
+@pytest.mark.parametrize(
+    ("work", "reason"),
+    [("fail", "^damaged: ZeroDivisionError: division by zero$"), ("exit", "ended with status 3")],
+)
+def test_exception_in_the_decoder_is_the_reason_of_one_file(work, reason):
+    decoder = DecoderProcess("hostile_decoders:decode")
+    with pytest.raises(DecoderEnded, match=reason):
+        decoder.call(work)
+    assert decoder.call("greet")[1] == "hello"
+    decoder.close()
+
+
+def test_decoder_that_does_not_start_is_an_error_of_the_job():
+    for _ in range(2):
+        with pytest.raises(DataError, match="does not start"):
+            DecoderProcess("hostile_decoders:missing").call("greet")
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, AssertionError, AttributeError, RecursionError])
+@pytest.mark.parametrize("name", ["a.jpg", "a.png"])
+def test_unexpected_error_of_a_decoder_is_the_reason_of_one_file(tmp_path, monkeypatch, name, error):
+    def fail(*_):
+        raise error("unexpected")
+
+    path = save(tmp_path / name, RGB)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
+    monkeypatch.setattr("drgrade.data.image_reader._decoder.call", read_photograph_here)
+    with pytest.raises(UnreadablePhotograph, match="damaged: unexpected"):
+        read_photograph(path)
 
 
 def test_memory_of_the_decoder_is_limited():

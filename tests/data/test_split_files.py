@@ -1,5 +1,7 @@
 """Tests of split files."""
 
+import os
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,6 +19,7 @@ from split_manifests import (
 )
 
 from drgrade.data.splits import draw
+from drgrade.data.splits.files import read_split_file
 from drgrade.data.splits.spec import SplitSpec
 from drgrade.data.splits.split import make_split, split_hash, split_sides
 from drgrade.errors import ConfigError, DataError
@@ -275,3 +278,16 @@ def test_invalid_files_are_refused_with_a_reason(write, text, message):
 def test_missing_file_is_named():
     with pytest.raises(DataError, match=r"split.file=nowhere.csv does not exist: give a CSV"):
         split_table(thirty(), SplitSpec(file="nowhere.csv"))
+
+
+def test_split_file_with_more_values_than_columns_is_refused(tmp_path):
+    (tmp_path / "split.csv").write_text("image_id,subset\na,train,test\n")
+    table = pd.DataFrame({"image_id": ["a"], "dataset": ["x"], "grade": [0], "duplicate": [None]})
+    with pytest.raises(DataError, match=r"split\.csv:2 has more values than columns"):
+        read_split_file(table, SplitSpec(file=tmp_path / "split.csv"))
+
+
+def test_split_file_that_is_a_pipe_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "split.csv")
+    with pytest.raises(DataError, match="is a pipe, not a file"):
+        read_split_file(pd.DataFrame(), SplitSpec(file=tmp_path / "split.csv"))

@@ -89,6 +89,13 @@ def test_a_table_contains_paths_and_ids(tmp_path, column, delimiter):
     assert items[2].problem == "row 3 of the list names no photograph"
 
 
+def test_row_of_a_table_with_more_values_than_columns_is_not_graded(tmp_path):
+    (tmp_path / "list.csv").write_text("path,image_id\na.jpg,first,\nb.jpg,left,second\nc.jpg,third\n")
+    items = list(Inputs([str(tmp_path / "list.csv")]))
+    assert [item.image_id for item in items] == ["first", "", "third"]
+    assert items[1].problem.startswith("row 2 of the list has more values than columns: put those that")
+
+
 def test_a_table_without_a_column_of_paths_is_refused(tmp_path):
     (tmp_path / "list.csv").write_text("id_code,diagnosis\nx,1\n")
     with pytest.raises(DataError, match="no column path or image; its columns are: id_code, diagnosis"):

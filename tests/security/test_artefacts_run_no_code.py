@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import numpy as np
@@ -319,14 +321,55 @@ def test_publishing_imports_no_module_that_a_run_names(run, tmp_path, monkeypatc
     assert not (tmp_path / "owned").exists()
 
 
-def test_classes_of_installed_entry_points_are_built(monkeypatch):
-    from importlib.metadata import EntryPoint
+CLINIC = """
+import pathlib
+from drgrade.models.heads import CumulativeHead
 
-    entry = EntryPoint("other", "drgrade.models.heads:SoftmaxHead", "drgrade.models")
-    monkeypatch.setattr("drgrade.artefacts.entry_points", lambda group: [entry])
-    assert model_class("drgrade.models.heads.SoftmaxHead").__name__ == "SoftmaxHead"
-    assert model_class("drgrade.models.heads.Head") is None
-    assert model_class("os.system") is None
+pathlib.Path(__file__).with_name("imported").touch()
+
+class ClinicHead(CumulativeHead):
+    pass
+
+class Other:
+    pass
+"""
+
+
+@pytest.fixture
+def clinic(tmp_path, monkeypatch):
+    """A module with a head, which a function offers as entry points; and the mark of its import."""
+    (tmp_path / "clinic_heads.py").write_text(CLINIC)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "clinic_heads", raising=False)
+
+    def offer(*values):
+        entries = [EntryPoint(value, value, "drgrade.models") for value in values]
+        monkeypatch.setattr("drgrade.artefacts.entry_points", lambda group: entries)
+
+    yield offer, tmp_path / "imported"
+    sys.modules.pop("clinic_heads", None)
+
+
+def test_only_classes_of_installed_entry_points_are_imported_and_built(run, clinic):
+    offer, imported = clinic
+    change(run, setting("grading.task.head._target_", "clinic_heads.ClinicHead"))
+    offer("another_package:Head")
+    with pytest.raises(DataError, match=r"its head is clinic_heads\.ClinicHead, which is not in"):
+        load_model(run)
+    assert not imported.exists()
+    offer("clinic_heads:ClinicHead")
+    assert type(load_model(run).model.head).__name__ == "ClinicHead"
+    assert imported.exists()
+    change(run, setting("grading.task.head.hidden", "os.system(1)"))
+    with pytest.raises(DataError, match="its head has hidden="):
+        load_model(run)
+
+
+@pytest.mark.parametrize("name", ["clinic_heads.Other", "os.system", "drgrade.models.heads.Head"])
+def test_entry_points_that_are_no_encoder_or_head_are_not_built(clinic, name):
+    offer, _ = clinic
+    offer("clinic_heads:Other", "os:system")
+    assert model_class(name) is None
 
 
 YAML_BOMB = "a: &a [x, x, x]\n" + "\n".join(

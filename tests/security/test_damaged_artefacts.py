@@ -19,6 +19,12 @@ def made(finished_run, photographs, tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_file_of_an_artefact_that_is_a_pipe_is_not_opened(made, kind):
+    for name in sorted(set(made[kind].files)):
+        made[kind].read_pipe(name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=15, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**32 - 1))
 def test_damaged_artefact_is_read_or_refused(made, kind, seed):

@@ -1,5 +1,6 @@
 """Demo data set of synthetic photographs."""
 
+import io
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -10,6 +11,7 @@ from pathlib import Path
 import cv2
 import pandas as pd
 
+from drgrade.artefacts import read_text
 from drgrade.data.sources.base import MANIFEST_COLUMNS, About, Source, SourceTable, build_once
 from drgrade.errors import ConfigError, DataError
 from drgrade.processes import end_with_pool
@@ -79,8 +81,13 @@ class Demo(Source):
         if self.root.exists() and not (self.root / LABELS).exists():
             raise DataError(f"{self.root} has no {LABELS}: delete the folder to draw the photographs again")
         build_once(self.root, self._draw)
-        manifest = pd.read_csv(self.root / LABELS, dtype={"grade": "Int64", "split": "string"})
-        return SourceTable(manifest[list(MANIFEST_COLUMNS)].assign(dataset=self.name))
+        repair = f"delete {self.root} to draw the photographs again"
+        text = read_text(self.root / LABELS, repair)
+        try:
+            manifest = pd.read_csv(io.StringIO(text), dtype={"grade": "Int64", "split": "string"})
+            return SourceTable(manifest[list(MANIFEST_COLUMNS)].assign(dataset=self.name))
+        except (ValueError, TypeError, LookupError) as error:
+            raise DataError(f"{self.root / LABELS} is damaged ({error}); {repair}") from error
 
     def download(self) -> None:
         """Do nothing: :meth:`read` draws the photographs."""

@@ -14,18 +14,26 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-import pandas as pd
-
+from drgrade.artefacts import read_bytes
 from drgrade.csv_files import original_cell
 from drgrade.data.image_reader import FURTHER_EXTENSIONS, IMAGE_EXTENSIONS
 from drgrade.errors import DataError
-from drgrade.files import require_regular, special_kind
+from drgrade.files import special_kind
 
+MAX_BYTES = 256_000_000
+"""Largest label file in bytes; 100,000 photographs take about 10 MB."""
+
+_REPAIR = "a label file has a header and a row for each photograph"
 _SEPARATORS = ",;\t|"
+_MOST_UNPACKED = 200_000_000  # bytes of a spreadsheet, all parts together
+_MOST_ROWS, _MOST_COLUMNS = 1_048_576, 1_000  # of a sheet: those of Excel, and more than any list has
 _SEPARATOR_LINE = re.compile(r'\ufeff?"?sep=([^\w\s"]|\t)?"?[,;\t|]*\s*$', re.IGNORECASE | re.MULTILINE)
 _SAMPLE, _SAMPLED_ROWS = 100_000, 100  # characters and rows from which the form of a table is detected
 # Raised by openpyxl on damaged files.
-_SHEET_ERRORS = (OSError, ValueError, TypeError, LookupError, AttributeError, SyntaxError, RuntimeError)
+_SHEET_ERRORS = (
+    *(OSError, ValueError, TypeError, LookupError, AttributeError, SyntaxError, RuntimeError, EOFError),
+    *(ArithmeticError, AssertionError, zipfile.BadZipFile, zlib.error),
+)
 
 
 @dataclass(frozen=True)
@@ -235,10 +243,7 @@ def _clean(value: str) -> str:
 
 
 def _decode(path: Path) -> str:
-    try:
-        content = require_regular(path).read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    content = read_bytes(path, _REPAIR, MAX_BYTES)
     encoding = utf16_encoding(content)
     text = content.decode(encoding, errors="replace") if encoding else ""
     if "\0" in text or (not encoding and b"\0" in content):
@@ -260,19 +265,39 @@ def utf16_encoding(start: bytes) -> str | None:
 
 
 def _sheet(path: Path) -> Iterator[Record]:
-    """Yield the rows of the first sheet of a spreadsheet."""
+    """Yield the rows of the first sheet of a spreadsheet, one by one: a small file may unpack to any size."""
+    content = read_bytes(path, _REPAIR, MAX_BYTES)
+    remedy = f"export the sheet as {path.with_suffix('.csv').name} beside it"
     try:
-        sheet = pd.read_excel(
-            require_regular(path), header=None, dtype=str, keep_default_na=False, engine="openpyxl"
-        )
+        from openpyxl import load_workbook
     except ImportError:
-        raise DataError(
-            f"{path} needs openpyxl: pip install 'drgrade[datasets]', or export the sheet as "
-            f"{path.with_suffix('.csv').name} beside it"
-        ) from None
-    except (*_SHEET_ERRORS, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path} needs openpyxl: pip install 'drgrade[datasets]', or {remedy}") from None
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            unpacked = sum(part.file_size for part in archive.infolist())  # reading a part ends there
+        if unpacked > _MOST_UNPACKED:
+            raise DataError(
+                f"{path} unpacks to {unpacked:,} bytes, at most {_MOST_UNPACKED:,} are read; {remedy}"
+            )
+        book = load_workbook(io.BytesIO(content), read_only=True, data_only=True, keep_links=False)
+        sheet = book.worksheets[0]
+        sheet.reset_dimensions()  # they may be any
+        for number, row in enumerate(sheet.iter_rows(), start=1):
+            if number > _MOST_ROWS or len(row) > _MOST_COLUMNS:
+                most = f"{_MOST_ROWS:,} rows and {_MOST_COLUMNS:,} columns"
+                raise DataError(f"{path} has more than {most}; {remedy}")
+            yield number, [_cell_text(cell.value, cell.data_type) for cell in row]
+    except _SHEET_ERRORS as error:
         raise DataError(f"{path} cannot be read as a spreadsheet: {error}") from error
-    return ((int(number) + 1, list(map(str, row))) for number, *row in sheet.itertuples(name=None))
+
+
+def _cell_text(value: object, kind: str) -> str:
+    """Format a cell as pandas does: whole numbers without decimals, errors as ``nan``."""
+    if value is None:
+        return ""
+    if kind == "e":
+        return "nan"
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _separator(sample: str) -> str:

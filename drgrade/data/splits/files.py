@@ -22,6 +22,7 @@ from drgrade.data.sources.label_files import LabelFile, LabelRow, RowError, read
 from drgrade.data.splits.remarks import examples
 from drgrade.data.splits.spec import SUBSETS, SplitFile, SplitSpec
 from drgrade.errors import DataError
+from drgrade.files import require_regular
 
 _Value = TypeVar("_Value")
 
@@ -38,7 +39,7 @@ def read_split_file(table: pd.DataFrame, spec: SplitSpec) -> SplitFile:
         DataError: If the file cannot be read or used.
     """
     path = Path(str(spec.file))
-    if not path.is_file():
+    if not require_regular(path).is_file():
         raise DataError(
             f"split.file={path} does not exist: give a CSV file with image_id and subset (or fold)"
         )
@@ -85,6 +86,11 @@ def _matched(file: LabelFile, table: pd.DataFrame) -> tuple[dict[str, list[Label
     unknown = []
     for row in file.rows:
         name = row.cells["image_id"]
+        if row.surplus:
+            raise DataError(
+                f"{file.path}:{row.line} has more values than columns: put those that contain the separator "
+                "in quotation marks"
+            )
         matches = {name} if name in ids else aliases.get(name) or aliases.get(_stem(name), set())
         if len(matches) > 1:
             raise DataError(
