@@ -201,6 +201,7 @@ class TrainSettings(CheckedSettings):
     folds: Annotated[int, Ge(2)]
     download: bool
     test: bool
+    trial: bool
     resume: Text | None
     sweep: Text | None
     compile: bool

@@ -26,7 +26,7 @@ from drgrade.models.grading_model import GradingModel
 from drgrade.models.heads import CornHead, CumulativeHead, Head, RegressionHead, SoftmaxHead
 from drgrade.models.msssl import MsSSL
 from drgrade.models.probes import KnnProbe, LinearProbe, MajorityProbe, PrototypeProbe
-from drgrade.models.timm_backbone import is_timm_name
+from drgrade.models.timm_backbone import is_timm_name, similar_names
 
 ENTRY_POINTS = "drgrade.models"
 """Group of the entry points by which an installed package offers its own encoders and heads."""
@@ -59,7 +59,7 @@ _WORD = re.compile(r"\w{0,40}")
 
 def _timm_name(name: str) -> str:
     if not is_timm_name(name):
-        raise PydanticCustomError("timm", "not a model of timm.list_models()")
+        raise PydanticCustomError("timm", f"not a model of timm; {similar_names(name)}")
     return name
 
 
@@ -252,7 +252,9 @@ class _Part:
 def _fault(error: ValidationError) -> str:
     first = error.errors()[0]
     setting = ".".join(str(part) for part in first["loc"] if not str(part).startswith("dict["))
-    if first["type"] in ("option", "timm"):
+    if first["type"] == "timm":
+        return f"{setting}={shortened(first['input'])}, {first['msg']}"
+    if first["type"] == "option":
         return f"{f'{setting}: ' if setting else ''}{first['msg']}, which is not allowed"
     return f"{setting}={shortened(first['input'])}, which is not allowed ({first['msg']})"
 
@@ -287,6 +289,17 @@ def model_settings(settings: Mapping[str, Any]) -> tuple[Any, Any]:
         return settings["encoder"], probe or settings["grading"]["task"]["head"]
     except (LookupError, TypeError, AttributeError) as error:
         raise DataError(f"it is damaged: it has no encoder or no head ({error!r})") from error
+
+
+def without_weights(encoder: Any) -> Any:
+    """Return a copy of an encoder's settings without weights files and downloads."""
+    if not isinstance(encoder, Mapping):
+        return encoder
+    return {
+        name: without_weights(value) if isinstance(value, Mapping) else value
+        for name, value in encoder.items()
+        if name not in _WEIGHTS
+    }
 
 
 def check_model_settings(encoder: object, head: object) -> None:

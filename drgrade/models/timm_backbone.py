@@ -205,9 +205,13 @@ def _check_name(name: str) -> None:
         except RuntimeError as error:  # an unknown tag after the dot
             raise EncoderError(f"timm {timm.__version__}: {error}") from error
         return
-    close = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.5)
-    hint = f"; did you mean {', '.join(close)}?" if close else "; timm.list_models() lists all names"
-    raise EncoderError(f"timm {timm.__version__} has no model named {name!r}{hint}")
+    raise EncoderError(f"timm {timm.__version__} has no model named {name!r}; {similar_names(name)}")
+
+
+def similar_names(name: str) -> str:
+    """Return a hint to models of timm with a similar name."""
+    close = difflib.get_close_matches(name[:100], _timm().list_models(), n=5, cutoff=0.5)
+    return f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists all names"
 
 
 def _input_size(name: str, image_size: int, options: dict[str, Any]) -> tuple[InputSize, dict[str, Any]]:

@@ -22,7 +22,13 @@ from drgrade.errors import ConfigError, DataError
 from drgrade.files import require_regular
 from drgrade.models.calibration import Calibration
 from drgrade.models.grading_model import GradingModel
-from drgrade.models.restore import MAX_IMAGE_SIZE, build_model, check_model_settings, model_settings
+from drgrade.models.restore import (
+    MAX_IMAGE_SIZE,
+    build_model,
+    check_model_settings,
+    model_settings,
+    without_weights,
+)
 from drgrade.prediction import published_folder
 from drgrade.prediction.published_folder import is_published, published_tensors, read_published
 from drgrade.runs.run_dir import CONFIG, read_calibration, read_finished
@@ -104,17 +110,6 @@ def load_model(folder: Path) -> TrainedModel:
     tensors = published_tensors(folder) if published else checkpoint_tensors(folder, record)
     model = build_model(encoder, head, tensors, origin)
     return TrainedModel(model, preparation, calibration, cfg, record, folder)
-
-
-def without_weights(encoder: Any) -> Any:
-    """Return a copy of an encoder's settings without weights files and downloads."""
-    if not isinstance(encoder, Mapping):
-        return encoder
-    return {
-        name: without_weights(value) if isinstance(value, Mapping) else value
-        for name, value in encoder.items()
-        if name not in ("weights", "pretrained")
-    }
 
 
 def read_preparation(settings: Mapping[str, Any]) -> Preparation:

@@ -16,7 +16,7 @@ from drgrade.errors import DataError
 from drgrade.files import write_text
 from drgrade.grades import NUM_GRADES
 from drgrade.runs.run_dir import CONFIG, read_provenance
-from drgrade.sweeps.cells import FINISHED, SWEEP, Cell, progress, read_sweep
+from drgrade.sweeps.cells import SWEEP, Cell, progress, read_sweep
 
 FRACTION = "label_fraction"
 LINE = "curve"
@@ -111,7 +111,7 @@ def read_dashboard_sweep(
         entity=entity or loggers[0]["entity"],
         project=project or loggers[0]["project"] or _DEFAULT_PROJECT,
         cells=len(cells),
-        finished=sum(progress(folder / cell.name).status == FINISHED for cell in cells),
+        finished=sum(progress(folder / cell.name).is_finished for cell in cells),
         worst=any(logger.get("worst_photographs") for logger in loggers),
         offline=_offline(folder, cells),
     )

@@ -17,10 +17,12 @@ from drgrade.models.calibration import Calibration
 from drgrade.renames import current
 from drgrade.runs.run_dir import (
     CONFIG,
+    FINISHED,
     METRICS,
     PREDICTIONS,
     PROVENANCE,
     SPLIT,
+    TRIAL,
     read_calibration,
     read_metrics,
     read_provenance,
@@ -184,7 +186,7 @@ def read_run(location: RunLocation, record: Mapping[str, Any] | None = None) -> 
     why = _reason_to_leave_out(composed, record, is_cell=location.sweep is not None)
     if why is not None:
         return LeftOut(folder, why)
-    if record.get("status") != "finished":
+    if record.get("status") != FINISHED:
         status, reason = "unfinished", "it is running, or was killed"
         if record:
             status, reason = str(record.get("status")), str(record.get("error", ""))
@@ -204,6 +206,8 @@ def _reason_to_leave_out(config: Mapping[str, Any], record: Mapping[str, Any], i
         return "pre-training runs"
     if config.get("test", True) is False:
         return "runs that were not to be tested (test=false)"
+    if config.get("trial") or record.get("status") == TRIAL:
+        return "trial runs (debug=default)"
     if partial_settings(config):
         return "trial runs on a part of their photographs"
     return None

@@ -13,10 +13,9 @@ from drgrade.artefacts import read_object
 from drgrade.config import as_override
 from drgrade.errors import DataError
 from drgrade.files import write_text
-from drgrade.runs.run_dir import CONFIG, read_metrics
+from drgrade.runs.run_dir import CONFIG, ENDED, read_metrics
 
 SWEEP = "sweep.json"
-FINISHED = "finished"
 OUTPUT = "output.log"
 """Receives the output of a cell's process."""
 
@@ -61,8 +60,8 @@ class Progress:
     """Progress of a cell.
 
     Attributes:
-        status: ``finished``, ``pruned`` (a trial of a search), ``failed``, ``interrupted``, ``unfinished``
-            (started, without a result) or ``not begun``.
+        status: ``finished``, ``trial`` (of the code), ``pruned`` (a trial of a search), ``failed``,
+            ``interrupted``, ``unfinished`` (started, without a result) or ``not begun``.
         reason: Cause of a failure; empty if unknown.
         record: Content of ``metrics.json``.
     """
@@ -70,6 +69,11 @@ class Progress:
     status: str
     reason: str
     record: Mapping[str, Any]
+
+    @property
+    def is_finished(self) -> bool:
+        """True if the cell has reached its end and need not run again."""
+        return self.status in ENDED
 
 
 def progress(folder: Path) -> Progress:
@@ -205,7 +209,7 @@ def failures(folder: Path, cells: Sequence[Cell], errors: Mapping[str, str] | No
     writes into its folder leaves no reason there, or that of an earlier attempt.
     """
     results = {cell.name: progress(folder / cell.name) for cell in cells}
-    results = {name: result for name, result in results.items() if result.status != FINISHED}
+    results = {name: result for name, result in results.items() if not result.is_finished}
     if not results:
         return ""
     width = max(map(len, results))

@@ -20,7 +20,7 @@ from drgrade.errors import ConfigError, DrgradeError
 from drgrade.processes import interruptible, start, stop
 from drgrade.progress import format_duration
 from drgrade.runs.run_dir import read_provenance
-from drgrade.sweeps.cells import FINISHED, OUTPUT, cell_command, error_line, progress
+from drgrade.sweeps.cells import OUTPUT, cell_command, error_line, progress
 
 log = logging.getLogger("drgrade")
 
@@ -315,7 +315,7 @@ class ProgressLog:
         rest = f", about {format_duration(left)} left" if self._done < self._total else ""
         line = f"{folder.name}  {result.status}{figure}  ({format_duration(seconds)}{rest})"
         log.info("[%d/%d] %s", self._done, self._total, line)
-        if result.reason and result.status != FINISHED:
+        if result.reason and not result.is_finished:
             log.info("        %s", " ".join(result.reason.split())[:300])
 
 
@@ -352,7 +352,7 @@ def _gpu_memory(record: Mapping[str, Any]) -> int:
 def _job_return(cell: ComposedCell, error: str) -> JobReturn:
     result = progress(cell.folder)
     done = JobReturn(overrides=cell.overrides, working_dir=str(cell.folder))
-    if result.status == FINISHED:
+    if result.is_finished:
         done.status, done.return_value = JobStatus.COMPLETED, dict(result.record)
     else:
         done.status = JobStatus.FAILED

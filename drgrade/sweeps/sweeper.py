@@ -31,7 +31,6 @@ from drgrade.runs.run_dir import AUTO, read_config
 from drgrade.runs.settings import changed_settings
 from drgrade.sweeps.cells import (
     AXES,
-    FINISHED,
     ROW_AXES,
     Cell,
     cell_name,
@@ -361,7 +360,7 @@ def _axis_value(axis: str, cfg: DictConfig) -> str:
 
 def _is_finished(folder: Path, cfg: DictConfig) -> bool:
     cfg.paths.run = str(folder)
-    if progress(folder).status != FINISHED:
+    if not progress(folder).is_finished:
         return False
     changed = changed_settings(read_config(folder), cfg, finished=True)
     if changed:

@@ -35,7 +35,7 @@ from drgrade.errors import ConfigError
 from drgrade.files import replacing, write_text
 from drgrade.runs.run_dir import AUTO
 from drgrade.runs.settings import identity_settings
-from drgrade.sweeps.cells import FINISHED, Progress, log_file, progress
+from drgrade.sweeps.cells import Progress, log_file, progress
 from drgrade.tasks.grading import GradingTask
 
 if TYPE_CHECKING:
@@ -261,7 +261,7 @@ class Search:
     def _run(self, numbers: Sequence[int]) -> None:
         """Launch the trials that have no result yet, and record the results of all in the study."""
         trials = self._trials()
-        waiting = [number for number in numbers if self._progress(number).status not in (FINISHED, "pruned")]
+        waiting = [number for number in numbers if not self._has_ended(number)]
         for number in waiting:
             settings = (
                 f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
@@ -277,6 +277,10 @@ class Search:
         best = self._best()
         if best is not None:
             log.info("best so far: %s, %.4f", _name(best.number), best.value)
+
+    def _has_ended(self, number: int) -> bool:
+        result = self._progress(number)
+        return result.is_finished or result.status == "pruned"
 
     def _launch_overrides(self, trial: FrozenTrial) -> list[str]:
         pruner = self._sweeper.pruner
@@ -305,11 +309,11 @@ class Search:
         value = result.record.get(self._metric)
         if result.status == "pruned":
             self.study.tell(number, state=TrialState.PRUNED)
-        elif result.status == FINISHED and value is not None and math.isfinite(value):
+        elif result.is_finished and value is not None and math.isfinite(value):
             self.study.tell(number, float(value))
         else:
             missing = f"finished without {self._metric}: are there validation photographs?"
-            reason = missing if result.status == FINISHED else f"{result.status} {result.reason}"
+            reason = missing if result.is_finished else f"{result.status} {result.reason}"
             trial = _open_trial(self.study, self._storage, number)
             trial.set_user_attr("reason", " ".join(reason.split())[:300])
             self.study.tell(number, state=TrialState.FAIL)

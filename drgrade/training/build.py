@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import hydra.utils
 import numpy as np
@@ -21,9 +21,10 @@ from pytorch_lightning.loggers import Logger
 from drgrade.config import further_sources, nearest
 from drgrade.data.photographs import Photographs
 from drgrade.data.splits.spec import SUBSETS
-from drgrade.errors import ConfigError, DrgradeError
+from drgrade.errors import ConfigError, DataError, DrgradeError
 from drgrade.models.encoder import Encoder, load_encoder
-from drgrade.runs.run_dir import BEST, LAST, start_run_dir, write_metrics
+from drgrade.models.restore import check_model_settings, model_class, model_settings, without_weights
+from drgrade.runs.run_dir import BEST, FINISHED, LAST, TRIAL, start_run_dir, write_metrics
 from drgrade.runs.settings import partial_settings
 from drgrade.tasks.grading import GradingTask
 from drgrade.training.callbacks import Clock, DivergenceCheck, MovingAverage
@@ -188,6 +189,32 @@ def check_trainer(cfg: DictConfig) -> None:
         _check_length("pretext", {"max_epochs": cfg.pretext.epochs, "max_steps": cfg.pretext.max_steps})
 
 
+def check_loadable(cfg: DictConfig) -> None:
+    """Check that the trained model can be loaded again (:mod:`drgrade.models.restore`).
+
+    A class outside drgrade gives a warning, because a package that offers it may be installed later.
+
+    Raises:
+        ConfigError: If a setting of encoder or head would be refused afterwards.
+    """
+    encoder, head = model_settings(cast(Any, OmegaConf.to_container(cfg, resolve=True)))
+    targets = [part.get("_target_") for part in (encoder, head)]
+    foreign = [str(target) for target in targets if model_class(target) is None]
+    if foreign:
+        log.warning(
+            "%s: predict, evaluate, export and publish will refuse this run, unless an installed package "
+            "offers this class as an entry point (docs/security.md)",
+            " and ".join(foreign),
+        )
+        return
+    try:
+        check_model_settings(without_weights(encoder), head)
+    except DataError as error:
+        raise ConfigError(
+            f"{error}: the run could be trained, but not be loaded afterwards (docs/security.md)"
+        ) from error
+
+
 def _check_length(group: str, length: Mapping[Any, Any]) -> None:
     """Raise ConfigError if nothing would be trained, or if the training would not end."""
     epochs, steps = length["max_epochs"], length["max_steps"]
@@ -279,6 +306,11 @@ def open_run_dir(cfg: DictConfig, photographs: Photographs, folder: Path, checkp
         log.warning("data.unlabelled is not used: init=%s pre-trains nothing (init=ssl does)", cfg.init)
 
 
+def final_status(cfg: DictConfig) -> str:
+    """Return the status of a run that has reached its end; ``trial`` is no result."""
+    return TRIAL if cfg.get("trial") else FINISHED
+
+
 def finish_run_dir(folder: Path, record: Mapping[str, Any]) -> None:
     """Write the model card of a finished grading run, then ``metrics.json``.
 
@@ -287,7 +319,7 @@ def finish_run_dir(folder: Path, record: Mapping[str, Any]) -> None:
     """
     from drgrade.model_card.card import MODEL_CARD, write_model_card
 
-    if record["status"] == "finished":
+    if record["status"] == FINISHED:
         try:
             write_model_card(folder, record=record)
         except DrgradeError as error:

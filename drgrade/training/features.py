@@ -28,7 +28,7 @@ from drgrade.data.photographs import Photographs
 from drgrade.data.store import Store
 from drgrade.data.transforms import normalise
 from drgrade.errors import DataError, DrgradeError
-from drgrade.files import allocate, flush, write_text
+from drgrade.files import allocate, remove_partial_files, replacing, write_text
 from drgrade.models.encoder import Encoder
 from drgrade.progress import track
 from drgrade.renames import canonical
@@ -159,22 +159,21 @@ def _compute_once(cfg: DictConfig, path: Path, store: Store, initial: InitialEnc
 def _compute(cfg: DictConfig, path: Path, store: Store, initial: InitialEncoder) -> None:
     """Encode every photograph of a store, and move the complete file into place."""
     began = time.monotonic()
-    partial = path.with_suffix(".partial")
-    shape = (len(store), initial.encoder.num_features)
-    array = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
-    allocate(partial)
-    array[:] = np.nan  # so that a photograph that was left out is detected
-    encode(cfg, store, initial.encoder, array)
-    if not np.isfinite(array).all():
-        raise DrgradeError(
-            "the encoder gives features that are not finite: its pre-training has diverged, or "
-            f"trainer.precision={cfg.trainer.precision} is not precise enough"
-        )
-    array.flush()
-    card = {**_settings(cfg, store, initial), "seconds": time.monotonic() - began, "versions": versions()}
-    write_text(path.with_suffix(".json"), json.dumps(card, indent=2) + "\n")
-    flush(partial)
-    partial.replace(path)
+    remove_partial_files(path.parent, path.name)  # this process holds the lock
+    with replacing(path) as partial:
+        shape = (len(store), initial.encoder.num_features)
+        array = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
+        allocate(partial)
+        array[:] = np.nan  # so that a photograph that was left out is detected
+        encode(cfg, store, initial.encoder, array)
+        if not np.isfinite(array).all():
+            raise DrgradeError(
+                "the encoder gives features that are not finite: its pre-training has diverged, or "
+                f"trainer.precision={cfg.trainer.precision} is not precise enough"
+            )
+        array.flush()
+        card = {**_settings(cfg, store, initial), "seconds": time.monotonic() - began, "versions": versions()}
+        write_text(path.with_suffix(".json"), json.dumps(card, indent=2) + "\n")
 
 
 def encode(cfg: DictConfig, store: Store, encoder: Encoder, array: Floats) -> None:

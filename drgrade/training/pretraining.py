@@ -31,6 +31,7 @@ from drgrade.runs.settings import WITHOUT_EFFECT
 from drgrade.tasks.pretext import PretextTask
 from drgrade.training.build import (
     checkpoint_callbacks,
+    final_status,
     instantiate,
     make_encoder,
     make_trainer,
@@ -86,7 +87,7 @@ def pretrain(
         metrics: dict[str, Any] = clock.last_metrics(trainer)
         _check_finite(metrics, folder)
         if is_main_process():
-            metrics |= {"status": "finished", **facts}
+            metrics |= {"status": final_status(cfg), **facts}
             write_provenance(folder, **clock.cost(), steps=trainer.global_step, devices=trainer.world_size)
             card = {
                 **_encoder_settings(cfg),

@@ -25,7 +25,7 @@ from drgrade.metrics.distributed import GradingMetrics, Predictions
 from drgrade.models.probes import FittedHead
 from drgrade.runs.run_dir import LAST, write_predictions, write_provenance
 from drgrade.tasks.grading import GradingTask
-from drgrade.training.build import finish_run_dir, make_task, open_run_dir
+from drgrade.training.build import final_status, finish_run_dir, make_task, open_run_dir
 from drgrade.training.cache import RunCache
 from drgrade.training.calibration import calibrate, calibrated_figures
 from drgrade.training.checkpoints import save_checkpoint
@@ -131,7 +131,7 @@ def fit_probe(
         _write_checkpoint(task, folder)
         record: dict[str, Any] = _evaluate(cfg, head, photographs, features, folder, tracked.logger)
         record |= {f"probe/{name}": value for name, value in fitted.items()}
-        record |= {"checkpoint": f"{LAST}.ckpt", "status": "finished", **facts}
+        record |= {"checkpoint": f"{LAST}.ckpt", "status": final_status(cfg), **facts}
         tracked.record = record
         write_provenance(folder, **_cost(features, seconds), devices=1, encoder=str(initial or "") or None)
         finish_run_dir(folder, record)

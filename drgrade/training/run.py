@@ -22,6 +22,7 @@ from drgrade.runs.run_dir import (
     AUTO,
     BEST,
     CHECKPOINTS,
+    ENDED,
     LAST,
     METRICS,
     read_metrics,
@@ -32,8 +33,10 @@ from drgrade.runs.run_dir import (
 )
 from drgrade.tasks.grading import GradingTask
 from drgrade.training.build import (
+    check_loadable,
     check_trainer,
     checkpoint_callbacks,
+    final_status,
     finish_run_dir,
     instantiate,
     is_probe,
@@ -77,7 +80,8 @@ def train(cfg: DictConfig, cache: RunCache | None = None) -> dict[str, Any]:
 
     Returns:
         The content of ``metrics.json``: ``test/qwk`` and other metrics, hashes, and ``status``, which is
-        ``finished``, or ``pruned`` for a trial that its search has stopped.
+        ``finished``, ``trial`` for a run that only tries the code, or ``pruned`` for a trial that its search
+        has stopped.
 
     Raises:
         DrgradeError: If a setting, a photograph or an encoder cannot be used.
@@ -103,8 +107,9 @@ def train(cfg: DictConfig, cache: RunCache | None = None) -> dict[str, Any]:
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """Raise ConfigError if settings contradict each other or have no effect."""
+    """Raise ConfigError if settings contradict each other, have no effect, or give an unloadable run."""
     check_trainer(cfg)
+    check_loadable(cfg)
     if cfg.task != "grading":
         return
     if is_probe(cfg):
@@ -155,7 +160,7 @@ def fine_tune(
         if _is_pruned(trainer):
             record |= {**task.results["val"], "status": "pruned"}
         else:
-            record |= {**validate_and_test(cfg, trainer, task, data, folder), "status": "finished"}
+            record |= {**validate_and_test(cfg, trainer, task, data, folder), "status": final_status(cfg)}
         tracked.record = record = {**record, **facts}
         if is_main_process():
             cost |= {"steps": trial.steps, "devices": trainer.world_size}
@@ -359,7 +364,7 @@ def _record_failure(folder: Path, error: BaseException) -> None:
 
 
 def _is_finished(folder: Path) -> bool:
-    return read_metrics(folder).get("status") == "finished"
+    return read_metrics(folder).get("status") in ENDED
 
 
 def _is_pruned(trainer: pl.Trainer) -> bool:

@@ -21,7 +21,8 @@ from drgrade.data.splits.split import split_hash
 from drgrade.errors import ConfigError, DataError, DrgradeError
 from drgrade.models.encoder import save_encoder
 from drgrade.models.heads import CumulativeHead
-from drgrade.runs.run_dir import read_finished
+from drgrade.runs.reader import RunLocation, read_run
+from drgrade.runs.run_dir import read_finished, read_metrics
 from drgrade.training import run as run_module
 from drgrade.training.build import instantiate, make_encoder, make_trainer, seed_everything
 from drgrade.training.run import train
@@ -364,6 +365,54 @@ def test_argument_of_lightning_that_cannot_be_used_is_refused_before_anything_st
         train(compose(*override.split()))
     assert message in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+encoder.checkpoint_path=a.pth", "its encoder has checkpoint_path=a.pth"),
+        ("+encoder.pretrained_cfg={url:x}", "its encoder has pretrained_cfg="),
+        ("encoder.growth_rate=100000", "its encoder has growth_rate=100000"),
+        ("encoder=msssl +encoder.cnn_options.cache_dir=a", "its encoder has cnn_options: cache_dir=a"),
+        ("encoder=timm encoder.name=hf-hub:a/b", "its encoder has name=hf-hub:a/b, not a model of timm"),
+        ("task=pretext +encoder.checkpoint_path=a.pth", "its encoder has checkpoint_path="),
+        ("protocol=knn protocol.probe.k=2000000", "its head has k=2000000"),
+    ],
+)
+def test_model_that_could_not_be_loaded_is_refused_before_anything_starts(
+    override, message, compose, tmp_path
+):
+    with pytest.raises(ConfigError, match="the run could be trained, but not be loaded afterwards") as error:
+        train(compose(*override.split()))
+    assert message in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_class_outside_drgrade_is_trained_with_a_warning(compose, tmp_path, monkeypatch, caplog):
+    (tmp_path / "own_heads.py").write_text("from drgrade.models.heads import CumulativeHead as Own\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    metrics = train(compose("head._target_=own_heads.Own", "trainer.max_epochs=1"))
+    assert metrics["status"] == "finished"
+    assert "own_heads.Own: predict, evaluate, export and publish will refuse this run" in caplog.text
+
+
+@pytest.mark.parametrize("overrides", [(), ("init=ssl",), ("protocol=linear",)])
+def test_debug_run_is_a_trial_and_no_result(overrides, compose, tmp_path):
+    metrics = train(compose("debug=default", *overrides))
+    folder = tmp_path / "run"
+    assert metrics["status"] == read_metrics(folder)["status"] == "trial"
+    assert "test/qwk" in metrics
+    assert read_run(RunLocation(folder)).why == "trial runs (debug=default)"
+    with pytest.raises(
+        ConfigError, match=r"not a finished grading run \(status: trial\); run it again without"
+    ):
+        read_finished(folder)
+    again = train(compose("debug=default", *overrides, "resume=auto"))
+    assert again == metrics
+
+
+def test_debug_pretraining_is_a_trial(compose):
+    assert train(compose("debug=default", "task=pretext"))["status"] == "trial"
 
 
 def test_lightnings_environment_variables_are_refused(compose, monkeypatch):
