@@ -2,9 +2,6 @@
 
 import base64
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -20,7 +17,7 @@ from drgrade.auditing.shortcut import SIGNIFICANT, Probe
 from drgrade.csv_files import to_csv
 from drgrade.data.store import Store
 from drgrade.errors import ConfigError, DataError
-from drgrade.files import write_text
+from drgrade.files import replacing_folder, restore_folder, write_text
 from drgrade.html.templates import fill_page
 from drgrade.stats.formatting import DASH
 
@@ -283,14 +280,9 @@ def write_audit(audit: Audit, folder: Path) -> Path:
     """
     check_target(folder)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            unfinished.chmod(0o755)
-            _write(audit, unfinished)
-            _replace(unfinished, folder)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+        with replacing_folder(folder) as fresh:
+            fresh.mkdir()
+            _write(audit, fresh)
     except OSError as error:
         raise DataError(
             f"cannot write the audit to {folder}: {error.strerror or error}. Choose another folder with "
@@ -305,6 +297,7 @@ def check_target(folder: Path) -> None:
     Raises:
         ConfigError: If it holds something else.
     """
+    restore_folder(folder)
     if (
         folder.exists()
         and not (folder / FACTS_FILE).is_file()
@@ -324,13 +317,3 @@ def _write(audit: Audit, folder: Path) -> None:
 
 def _write_table(table: pd.DataFrame, path: Path) -> None:
     write_text(path, to_csv(table, float_format="%.4f"))
-
-
-def _replace(unfinished: Path, folder: Path) -> None:
-    if folder.is_dir():
-        old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-        os.replace(folder, old)  # noqa: PTH105  (Path.replace is equivalent; the target is an empty folder)
-        unfinished.rename(folder)
-        shutil.rmtree(old)
-    else:
-        unfinished.rename(folder)

@@ -23,6 +23,7 @@ from drgrade.files import write_text
 from drgrade.grades import NUM_GRADES
 from drgrade.model_card.facts import UNNAMED, RunFiles, UsedDataSet, find_limits, read_run_files
 from drgrade.models.calibration import TARGET_SENSITIVITIES, calibrated_metrics
+from drgrade.runs.settings import looks_secret
 from drgrade.stats import formatting
 from drgrade.stats.bootstrap import confusions
 from drgrade.stats.estimates import Estimate
@@ -368,8 +369,8 @@ def public_command(command: Sequence[str]) -> str:
 
 
 def _is_private(setting: str, value: str) -> bool:
-    """Return True if an argument may name a path, a file or a user's column."""
-    if any(sign in (value or setting) for sign in "/\\~@$"):
+    """Return True if an argument may name a path, a file, a user's column or a secret."""
+    if looks_secret(setting) or looks_secret(value) or any(sign in (value or setting) for sign in "/\\~@$"):
         return True
     if value and setting.lstrip("+~").split(".")[0].split("@")[0] not in _PUBLIC_GROUPS:
         return True

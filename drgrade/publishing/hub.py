@@ -5,6 +5,7 @@ As on the hub, a model is a folder with ``config.json``, ``model.safetensors`` a
 """
 
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,9 +15,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+
+from drgrade.artefacts import leaves
 from drgrade.data.transforms import MEAN, STD
-from drgrade.errors import ConfigError
-from drgrade.files import file_sha256, write_bytes, write_text
+from drgrade.errors import ConfigError, DataError
+from drgrade.files import (
+    file_sha256,
+    replacing_folder,
+    require_regular,
+    restore_folder,
+    write_bytes,
+    write_text,
+)
 from drgrade.model_card.card import FOLDER, render_model_card
 from drgrade.model_card.facts import RunFiles, read_run_files
 from drgrade.models.probes import FittedHead, PrototypeProbe
@@ -34,11 +45,13 @@ from drgrade.prediction.published_folder import (
     read_published_config,
 )
 from drgrade.runs.run_dir import SEEN, read_finished
-from drgrade.runs.settings import strip_private
+from drgrade.runs.settings import looks_secret, strip_private
 from drgrade.stats.formatting import GRADE_NAMES, plural
 
 HUB = "hf://"
 """Prefix of repositories on the hub, as in ``hf://user/name``."""
+
+log = logging.getLogger(__name__)
 
 _LOGIN = "log in (hf auth login) or set HF_TOKEN"
 
@@ -80,14 +93,10 @@ def save_pretrained(
         >>> save_pretrained("outputs/runs/RUN", "grader")  # doctest: +SKIP
     """
     source, target = Path(run), Path(save_directory)
+    restore_folder(target)
     _check_target(target, overwrite)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as partial:
-        fresh = Path(partial) / "new"
+    with replacing_folder(target) as fresh:
         _write(source, fresh, seen, training_features, licence, repo_id)
-        if target.exists():
-            target.replace(Path(partial) / "old")
-        fresh.replace(target)
     return target
 
 
@@ -226,6 +235,7 @@ def _write(
         _copy(source, target, seen, licence)
         return
     cfg, record = read_finished(source)
+    _warn_of_secrets(cfg)
     settings = published_settings(cfg)
     # Copies: safetensors refuses tensors that share memory, and views.
     tensors = {
@@ -252,8 +262,16 @@ def _write(
     write_text(target / CONFIG, json.dumps(description, indent=2, allow_nan=False) + "\n")
     write_text(target / README, render_model_card(run, repo_id or FOLDER, licence=licence))
     if _includes_seen(run, seen):
-        shutil.copyfile(source / SEEN, target / SEEN)
+        _copy_file(source / SEEN, target)
     load_model(target)
+
+
+def _warn_of_secrets(cfg: DictConfig) -> None:
+    """Name settings that look like secrets; :func:`strip_private` removes them."""
+    values = leaves(OmegaConf.to_container(cfg, resolve=True))
+    secret = [name for name, value in values if isinstance(value, str) and looks_secret(value)]
+    if secret:
+        log.warning("not published, because it looks like a secret: %s", ", ".join(secret))
 
 
 def _copy(source: Path, target: Path, seen: bool | None, licence: str | None) -> None:
@@ -266,7 +284,18 @@ def _copy(source: Path, target: Path, seen: bool | None, licence: str | None) ->
     target.mkdir()
     for name in FILES:
         if (source / name).is_file() and (name != SEEN or seen is not False):
-            shutil.copyfile(source / name, target / name)
+            _copy_file(source / name, target)
+
+
+def _copy_file(path: Path, target: Path) -> None:
+    """Copy a file of a folder that may come from anybody: a link could name any file of the user."""
+    real, folder = require_regular(path).resolve(), path.parent.resolve()
+    cached = folder.parent.parent / "blobs"  # a downloaded folder of the hub consists of links
+    if not (real.is_relative_to(folder) or real.parent == cached):
+        raise DataError(
+            f"{path} is a link to a file outside its folder, which is not published; copy the file"
+        )
+    shutil.copyfile(path, target / path.name)
 
 
 def _refuse_features(run: RunFiles, settings: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from drgrade.prediction.grader import Grader
 from drgrade.prediction.own_photographs import run_photographs
 from drgrade.publishing import hub
 from drgrade.publishing.hub import from_pretrained, push_to_hub, save_pretrained
+from drgrade.runs.settings import looks_secret, strip_private
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3), np.uint8)
 
@@ -136,6 +137,72 @@ def test_paths_in_settings_are_not_published(run_copy, tmp_path):
     assert "alice" not in (folder / "config.json").read_text()
     assert "alice" not in (folder / "README.md").read_text()
     assert load_model(folder).config.init is None
+
+
+@pytest.mark.parametrize("name", ["README.md", "seen.txt"])
+def test_link_to_a_file_of_the_user_is_not_published(copied, tmp_path, name):
+    (tmp_path / "id_rsa").write_text("key")
+    (copied / name).unlink()
+    (copied / name).symlink_to(tmp_path / "id_rsa")
+    with pytest.raises(DataError, match=rf"{name} is a link to a file outside its folder"):
+        save_pretrained(copied, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_hashes_behind_a_link_of_a_run_are_not_published(run_copy, tmp_path):
+    (run_copy / "seen.txt").rename(tmp_path / "other")
+    (run_copy / "seen.txt").symlink_to(tmp_path / "other")
+    with pytest.raises(DataError, match=r"seen\.txt is a link"):
+        save_pretrained(run_copy, tmp_path / "out", seen=True)
+
+
+def test_downloaded_folder_of_links_is_published(copied, tmp_path):
+    blobs, snapshot = tmp_path / "cache" / "blobs", tmp_path / "cache" / "snapshots" / "1234"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for path in copied.iterdir():
+        path.rename(blobs / path.name)
+        (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
+    load_model(save_pretrained(snapshot, tmp_path / "out"))
+
+
+TOKENS = [
+    "hf_AbCdEfGhIjKlMnOpQrStUvWx12345678",
+    "sk-proj-abcdefghijklmnop1234",
+    "0123456789abcdef0123456789abcdef01234567",
+    "0123456789abcdef" * 4,
+    "run with q7Xk2Lm9Zt4Rb8Vw3Ny6Hc1D",
+    "correct horse",
+]
+
+
+@pytest.mark.parametrize("token", TOKENS)
+def test_secrets_in_settings_are_not_published(run_copy, tmp_path, monkeypatch, caplog, token):
+    monkeypatch.setenv("WANDB_API_KEY", "correct horse")
+    cfg = OmegaConf.load(run_copy / "config.yaml")
+    cfg.name = cfg.method = cfg.data.name = cfg.protocol.name = token
+    OmegaConf.save(cfg, run_copy / "config.yaml")
+    _edit(run_copy, lambda record: record.update(data=token, protocol=token), "metrics.json")
+    _edit(run_copy, lambda record: record["command"].append(f"method={token}"), "provenance.json")
+    folder = save_pretrained(run_copy, tmp_path / "out", seen=False)
+    for path in folder.iterdir():
+        assert token.split()[-1].encode() not in path.read_bytes(), path.name
+    warned = caplog.text.split("not published, because it looks like a secret: ")[1].strip().split(", ")
+    assert set(warned) == {"data.name", "protocol.name", "name", "method"}
+    assert json.loads((folder / "config.json").read_text())["metrics"]["data_hash"]
+    load_model(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("idrid", "MsSSL_matched_fold0_seed1", "DenseNet121Rotation10pct", "sk-learn probe", "open_pool"),
+        *("published_table-retinamnist-3fa2b1", "vit_small_patch16_224.augreg_in21k_ft_in1k", "2026-11-30"),
+    ],
+)
+def test_ordinary_names_do_not_look_like_secrets(name):
+    assert not looks_secret(name)
+    assert strip_private({"name": name}) == {"name": name}
 
 
 def test_optimiser_state_is_not_published(finished_run, published):
