@@ -3,50 +3,18 @@
 import base64
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
 from defective_folder import HOSTILE
+from html_page import Page
 
 from drgrade.auditing.findings import FINDINGS
 from drgrade.auditing.html_report import render
 from drgrade.auditing.shortcut import probe
 from drgrade.settings import AuditThresholds
-
-VOID = {"meta", "img", "br", "link", "input", "hr", "rect", "line", "circle"}
-
-
-class Page(HTMLParser):
-    """Parser that collects tags, attributes and text, and checks that tags match."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.open, self.tags, self.attributes, self.text = [], [], [], []
-        self.feed(html)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, *pair) for pair in attrs]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, *pair) for pair in attrs]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text.append(data.strip())
-
-    @property
-    def images(self):
-        return [value for tag, name, value in self.attributes if (tag, name) == ("img", "src")]
 
 
 @pytest.fixture(scope="module")

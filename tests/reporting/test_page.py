@@ -4,52 +4,16 @@ import base64
 import hashlib
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import pytest
 from example_study import example_study
+from html_page import Page
 
 from drgrade.reporting.figures.canvas import style
 from drgrade.reporting.writer import draw_figures, render_page
 from drgrade.stats import formatting
 
 HOSTILE = '"><img src=x onerror=alert(1)></title></script><script>alert(2)</script>'
-VOID = {"meta", "br", "input", "link", "img"}
-
-
-class Page(HTMLParser):
-    """Collects tags, attributes and table cells; fails on unmatched tags."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.open, self.tags, self.attributes, self.text, self.rows = [], [], [], [], []
-        self.feed(html)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, *pair) for pair in attrs]
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, *pair) for pair in attrs]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text.append(data.strip())
-        if {"td", "th"} & set(self.open):
-            self.rows[-1][-1] += data
-
-    def values(self, name):
-        return [value for _, key, value in self.attributes if key == name]
 
 
 def render(study):
