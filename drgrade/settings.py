@@ -104,6 +104,7 @@ class SplitSettings(CheckedSettings):
     disagreeing: Literal["drop", "keep_one", "majority"]
     file: FilePath | None
     seed: Natural
+    label_seed: Natural
 
 
 class ProtocolSettings(CheckedSettings):

@@ -54,6 +54,7 @@ _ORIGINS = (
     "encoder_hash",
     "protocol",
     "seed",
+    "label_seed",
     "fold",
     "folds",
     "init",

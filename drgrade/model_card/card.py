@@ -23,7 +23,7 @@ from drgrade.files import write_text
 from drgrade.grades import NUM_GRADES
 from drgrade.model_card.facts import UNNAMED, RunFiles, UsedDataSet, find_limits, read_run_files
 from drgrade.models.calibration import TARGET_SENSITIVITIES, calibrated_metrics
-from drgrade.runs.settings import looks_secret
+from drgrade.runs.settings import label_seed, looks_secret
 from drgrade.stats import formatting
 from drgrade.stats.bootstrap import confusions
 from drgrade.stats.estimates import Estimate
@@ -151,6 +151,7 @@ def render_model_card(
         code=code_markdown,
         model=_escaped(_model(run)),
         data=[_data_row(each) for each in run.data],
+        labels_used=_labels_used(run),
         split_counts=_split_counts(run),
         training=_escaped(_training(run)),
         results=list(_results(run, figures)),
@@ -238,6 +239,8 @@ def _training(run: RunFiles) -> dict[str, str]:
     config = run.config
     protocol, optimizer = config["protocol"], config["optimizer"]
     facts = {"protocol": str(protocol["name"]), "seed": str(config["seed"])}
+    if label_seed(config):
+        facts["label seed"] = str(label_seed(config))
     if protocol.get("probe") is not None:
         facts["fine-tuning"] = "none: the encoder is frozen, and a probe is fitted to its features"
     else:
@@ -259,6 +262,17 @@ def _learning_rate(run: RunFiles) -> str:
     if "learning_rate" not in run.record:
         return str(run.config["optimizer"].get("lr"))
     return f"{run.record['learning_rate']:g}, chosen by the QWK on the validation photographs"
+
+
+def _labels_used(run: RunFiles) -> str:
+    """Count the labels of training and of validation, which select and calibrate the model."""
+    share = formatting.fraction(float(run.record["label_fraction"]))
+    within = bool(run.config["split"].get("val_within_fraction"))
+    of = f"{share} of the training labels{', validation included' if within else ''}"
+    if run.split is None:
+        return f"{of}; their number is not recorded"
+    train, val = (int((run.split["subset"] == subset).sum()) for subset in ("train", "val"))
+    return f"{train + val}: {train} for training and {val} for validation ({of})"
 
 
 def _pretraining(run: RunFiles) -> dict[str, str]:

@@ -119,7 +119,17 @@ def write_manifest(folder: Path, job: JobDescription, grader: Grader, **more: ob
 
 
 def _describe_member(member: TrainedModel) -> dict[str, Any]:
-    facts = ("data", "data_hash", "split_hash", "label_fraction", "fold", "seed", "init", "test/qwk")
+    facts = (
+        "data",
+        "data_hash",
+        "split_hash",
+        "label_fraction",
+        "fold",
+        "seed",
+        "label_seed",
+        "init",
+        "test/qwk",
+    )
     calibration = member.calibration
     return {
         "folder": str(member.folder.absolute()),

@@ -54,6 +54,7 @@ _PUBLISHED_SETTINGS = (
     "split.val_fraction",
     "split.disagreeing",
     "split.seed",
+    "split.label_seed",
     "trainer.precision",
     "trainer.max_epochs",
     "trainer.max_steps",

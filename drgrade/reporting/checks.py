@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from drgrade.errors import DataError
+from drgrade.reporting.schema import SplitKey
 from drgrade.runs.reader import Run
 from drgrade.stats.bootstrap import TestFold
 
@@ -81,30 +82,31 @@ def _check_disjoint(runs: Mapping[str, Run]) -> None:
             tested[image_id] = run
 
 
-def split_hashes(runs: Sequence[Run], protocol: Mapping[str, str]) -> dict[tuple[str, float, str], str]:
-    """Collect the hash of each split by (protocol, label fraction, fold).
+def split_hashes(runs: Sequence[Run], protocol: Mapping[str, str]) -> dict[SplitKey, str]:
+    """Collect the hash of each split by (protocol, label fraction, label seed, fold).
 
     ``protocol`` is that of each method, by its key.
 
     Raises:
-        DataError: If two runs of a protocol were trained on different labels at the same fraction and fold.
+        DataError: If two runs of a protocol were trained on different labels at the same fraction, label seed
+            and fold.
     """
-    first: dict[tuple[str, float, str], Run] = {}
+    first: dict[SplitKey, Run] = {}
     for run in runs:
-        cell = (protocol[run.method], run.label_fraction, run.fold)
+        cell = (protocol[run.method], run.label_fraction, run.label_seed, run.fold)
         other = first.setdefault(cell, run)
         if run.record["split_hash"] != other.record["split_hash"]:
             raise DataError(
-                f"protocol {cell[0]}, {100 * cell[1]:g} % of the labels, fold {cell[2]}: {other.folder} and "
-                f"{run.folder} were trained on different labels (split_hash "
+                f"protocol {cell[0]}, {100 * cell[1]:g} % of the labels, label seed {cell[2]}, fold "
+                f"{cell[3]}: {other.folder} and {run.folder} were trained on different labels (split_hash "
                 f"{str(other.record['split_hash'])[:12]} and {str(run.record['split_hash'])[:12]}); {_APART}"
             )
-    order = sorted(first, key=lambda cell: (cell[0], cell[1], fold_order(cell[2])))
+    order = sorted(first, key=lambda cell: (*cell[:3], fold_order(cell[3])))
     return {cell: str(first[cell].record["split_hash"]) for cell in order}
 
 
 def one_run_per_cell(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """Keep the first of several runs with the same method, label fraction, fold and seed.
+    """Keep the first of several runs with the same method, label fraction, fold and seeds.
 
     Returns:
         The runs that are kept, and notes on the others.
@@ -112,15 +114,15 @@ def one_run_per_cell(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     Raises:
         DataError: If runs of the same cell have different results.
     """
-    kept: dict[tuple[str, float, str, int], Run] = {}
+    kept: dict[tuple[str, float, str, tuple[int, int]], Run] = {}
     repeats: list[tuple[Run, Run]] = []
     for run in runs:
-        first = kept.setdefault((run.method, run.label_fraction, run.fold, run.seed), run)
+        first = kept.setdefault((run.method, run.label_fraction, run.fold, run.replicate), run)
         if first is run:
             continue
         if not _equal_results(first, run):
             raise DataError(
-                f"{first.folder} and {run.folder} are the same method, label fraction, fold and seed, with "
+                f"{first.folder} and {run.folder} are the same method, label fraction, fold and seeds, with "
                 f"different results (test/qwk {first.record['test/qwk']:.4f} and "
                 f"{run.record['test/qwk']:.4f}): remove one of them"
             )

@@ -1,5 +1,6 @@
-"""Paired comparisons of methods over the same folds and seeds."""
+"""Paired comparisons of methods over the same folds, seeds and label draws."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -8,12 +9,16 @@ import numpy as np
 
 from drgrade.errors import ConfigError
 from drgrade.reporting.schema import Method, MethodComparison
-from drgrade.reporting.statistics import Result, mean_over_folds, over_folds
-from drgrade.stats.bootstrap import holm_correction, interval, two_sided_p_value
-from drgrade.stats.estimates import Estimate
+from drgrade.reporting.statistics import Result, over_folds, resampled_mean
+from drgrade.stats.bootstrap import holm_correction
+from drgrade.stats.estimates import UNKNOWN, Estimate
 from drgrade.stats.formatting import listed
+from drgrade.stats.hierarchical import ResampledMean
 
 REFERENCE, ALL = "reference", "all"
+
+ALPHA = 0.05
+"""Significance level of p-values after Holm's correction."""
 
 Pair = tuple[str, str]
 """Keys of two methods."""
@@ -64,48 +69,68 @@ def _with_one(methods: Sequence[Method], name: str) -> list[Pair]:
 
 
 def compare_all(
-    rows: Mapping[tuple[str, float], Sequence[Result]], pairs: Sequence[Pair]
+    rows: Mapping[tuple[str, float], Sequence[Result]], pairs: Sequence[Pair], seed: int = 0
 ) -> list[MethodComparison]:
     """Compare pairs of methods at each label fraction that both have; p-values are corrected over all.
 
-    ``rows`` are the results by method and label fraction.
+    Args:
+        rows: Results by method and label fraction.
+        pairs: Methods to compare.
+        seed: Random seed of the bootstrap.
     """
     fractions = sorted({fraction for _, fraction in rows})
-    comparisons = [
+    found = [
         comparison
         for first, second in pairs
         for fraction in fractions
         if (first, fraction) in rows and (second, fraction) in rows
-        if (comparison := compare(rows[first, fraction], rows[second, fraction])) is not None
+        if (comparison := compare(rows[first, fraction], rows[second, fraction], seed)) is not None
     ]
-    corrected = holm_correction([comparison.p_value for comparison in comparisons])
-    return [replace(each, p_holm=p_holm) for each, p_holm in zip(comparisons, corrected, strict=True)]
+    family = [each for each, _ in found if not math.isnan(each.p_value)]
+    corrected = iter(holm_correction([each.p_value for each in family]))
+    return [
+        replace(
+            each,
+            p_holm=math.nan if math.isnan(each.p_value) else next(corrected),
+            detectable=difference.detectable(ALPHA / max(1, len(family))) if difference else math.nan,
+        )
+        for each, difference in found
+    ]
 
 
-def compare(first: Sequence[Result], second: Sequence[Result]) -> MethodComparison | None:
+def compare(
+    first: Sequence[Result], second: Sequence[Result], seed: int = 0
+) -> tuple[MethodComparison, ResampledMean | None] | None:
     """Compare the results of two methods at a label fraction, from the same resamples.
 
     Returns:
-        The comparison; None if the methods have no fold and seed in common.
+        The comparison, without the correction of its p-value, and the resampled difference, which is None
+        for a single training seed: the variance of trainings is then unknown, so there is neither an
+        interval nor a p-value. None if the methods have no fold, seed and label draw in common.
     """
-    others = {(each.run.fold, each.run.seed): each for each in second}
-    common = [each for each in first if (each.run.fold, each.run.seed) in others]
+    others = {(each.run.fold, each.run.replicate): each for each in second}
+    common = [each for each in first if (each.run.fold, each.run.replicate) in others]
     if not common:
         return None
 
     def other(result: Result) -> Result:
-        return others[result.run.fold, result.run.seed]
+        return others[result.run.fold, result.run.replicate]
 
     # Subtract before averaging, so that equal runs differ by exactly 0.
-    by_fold = over_folds(common, lambda one: one.metrics["qwk"] - other(one).metrics["qwk"])
-    gaps = np.array(list(by_fold.values()))
-    samples = mean_over_folds(common, lambda one: one.qwk - other(one).qwk)
-    return MethodComparison(
+    def gap(one: Result) -> float:
+        return one.metrics["qwk"] - other(one).metrics["qwk"]
+
+    mean = resampled_mean(common, gap, lambda one: one.qwk - other(one).qwk, seed)
+    gaps = np.array(list(over_folds(common, gap).values()))
+    known = mean.seeds > 1
+    comparison = MethodComparison(
         first=first[0].run.method,
         second=second[0].run.method,
         label_fraction=first[0].run.label_fraction,
         folds=len(gaps),
-        difference=Estimate(float(gaps.mean()), interval(samples)),
+        seeds=mean.seeds,
+        difference=Estimate(mean.value, mean.t_interval if known else UNKNOWN),
         won=float(np.mean((np.sign(gaps) + 1) / 2)),
-        p_value=two_sided_p_value(samples),
+        p_value=mean.p_value if known else math.nan,
     )
+    return comparison, mean if known else None

@@ -180,9 +180,9 @@ def _compare_runs(protocol: str, runs: Sequence[Run]) -> BudgetFinding:
 
 
 def _differs_between_methods(runs: Sequence[Run], name: str) -> bool:
-    values: dict[tuple[float, str, int], object] = {}
+    values: dict[tuple[object, ...], object] = {}
     return any(
-        values.setdefault((run.label_fraction, run.fold, run.seed), run.provenance[name])
+        values.setdefault((run.label_fraction, run.fold, run.replicate), run.provenance[name])
         != run.provenance[name]
         for run in runs
     )

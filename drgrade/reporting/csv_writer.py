@@ -51,13 +51,13 @@ def _method_keys(study: Study, key: str) -> Record:
 def _row_records(study: Study, row: ResultRow) -> dict[str, list[Record]]:
     """Return the records of a row of the main table by file name."""
     method = next(method for method in study.methods if method.key == row.method)
-    split = {fold: study.splits.get((method.protocol, row.label_fraction, fold), "") for fold in row.folds}
     roc = zip(row.roc.x, row.roc.y, strict=True)
     totals = row.confusion.sum(axis=1).tolist()
     records = {
         "table.csv": [_main_record(method, row)],
         "folds.csv": [
-            {"fold": fold, "qwk": qwk, "split_hash": split[fold]} for fold, qwk in row.folds.items()
+            {"fold": fold, "qwk": qwk, "split_hash": _split_hashes(study, method, row, fold)}
+            for fold, qwk in row.folds.items()
         ],
         "confusion.csv": _confusion(row),
         "calibration.csv": _bins(row.calibration),
@@ -78,6 +78,16 @@ def _row_records(study: Study, row: ResultRow) -> dict[str, list[Record]]:
     return records
 
 
+def _split_hashes(study: Study, method: Method, row: ResultRow, fold: str) -> str:
+    """Return the split hashes of a fold of a row, by ascending label seed."""
+    cells = study.splits.items()
+    return " ".join(
+        code
+        for (*of_row, _, name), code in cells
+        if (*of_row, name) == (method.protocol, row.label_fraction, fold)
+    )
+
+
 def _main_record(method: Method, row: ResultRow) -> Record:
     return {
         "published": False,
@@ -85,8 +95,11 @@ def _main_record(method: Method, row: ResultRow) -> Record:
         "protocol": method.protocol,
         "init": method.init,
         "labels": row.labels,
+        "labels_used": row.labels_used,
+        "val_within_fraction": row.val_within_fraction,
         "folds": len(row.folds),
         "seeds": " ".join(map(str, row.seeds)),
+        "label_seeds": " ".join(map(str, row.label_seeds)),
         "complete": row.complete,
         "min": row.minimum,
         **_estimate("mean", row.mean),
@@ -135,10 +148,12 @@ def _comparison(study: Study, comparison: MethodComparison) -> Record:
         "second_key": comparison.second,
         "label_fraction": comparison.label_fraction,
         "folds": comparison.folds,
+        "seeds": comparison.seeds,
         **_estimate("difference", comparison.difference),
         "won": comparison.won,
         "p_value": comparison.p_value,
         "p_holm": comparison.p_holm,
+        "detectable": comparison.detectable,
     }
 
 
@@ -211,8 +226,8 @@ def _ends(name: str, ends: Range) -> Record:
 def render_json(study: Study, files: Sequence[str]) -> str:
     """Render a study as JSON; NaN becomes null, and ``splits`` a list of objects."""
     splits = [
-        {"protocol": protocol, "label_fraction": share, "fold": fold, "split_hash": code}
-        for (protocol, share, fold), code in study.splits.items()
+        {"protocol": protocol, "label_fraction": share, "label_seed": draw, "fold": fold, "split_hash": code}
+        for (protocol, share, draw, fold), code in study.splits.items()
     ]
     record = {**vars(study), "splits": splits, "files": sorted(files)}
     text = to_json(record, indent=1, inf_nan_mode="null", fallback=np.ndarray.tolist)

@@ -12,7 +12,8 @@ from drgrade.reporting.methods import PUBLISHED_DATA, Grouped
 from drgrade.reporting.schema import Method, MethodComparison, ResultRow, Study
 from drgrade.runs.reader import LeftOut, Run
 from drgrade.stats.bootstrap import TestFold
-from drgrade.stats.formatting import fraction, listed, plural
+from drgrade.stats.estimates import Range
+from drgrade.stats.formatting import decimal, fraction, listed, plural
 
 _P = 0.05
 """Usual significance level."""
@@ -30,6 +31,7 @@ def summary(study: Study) -> str:
     shares = listed([fraction(share) for share in study.label_fractions])
     folds = len({fold for row in study.rows for fold in row.folds})
     seeds = len({seed for row in study.rows for seed in row.seeds})
+    draws = len({draw for row in study.rows for draw in row.label_seeds})
     data = study.data.get("data set") or next(iter(study.data.values()), "")
     labels = [method.label for method in study.methods]
     named = listed(labels) if len(labels) <= _MANY_METHODS else f"{len(labels)} methods"
@@ -38,7 +40,8 @@ def summary(study: Study) -> str:
         f"{f' of {data}' if data else ''}.",
         f"Results are computed from the stored predictions of {plural(len(study.runs), 'run')}: "
         f"{plural(len(study.methods), 'method')}, {plural(folds, 'test fold')}, "
-        f"{plural(seeds, 'seed')}, {plural(int(study.grades.sum()), 'test photograph')} in all folds.",
+        f"{plural(seeds, 'seed')}, {plural(draws, 'label draw')}, "
+        f"{plural(int(study.grades.sum()), 'test photograph')} in all folds.",
     ]
     if study.published:
         sentences.append("Results from papers are marked as published.")
@@ -74,7 +77,6 @@ def collect_notes(
     pairs: Sequence[Pair],
     comparisons: Sequence[MethodComparison],
     folds: Mapping[str, TestFold],
-    resamples: int,
 ) -> list[str]:
     """Collect the caveats, most important first.
 
@@ -89,7 +91,6 @@ def collect_notes(
         *_missing_grades(folds),
         *_origin(runs),
         *_statistics(grouped.methods, rows, pairs, comparisons),
-        *_resamples(comparisons, resamples),
     ]
 
 
@@ -207,9 +208,10 @@ def _statistics(
             both = {(first, share), (second, share)} <= reported
             if both and (first, second, share) not in compared:
                 yield (
-                    f"Not compared at {fraction(share)} of the labels because no fold and seed are in "
-                    f"common: {labels[first]}; {labels[second]}."
+                    f"Not compared at {fraction(share)} of the labels because no fold, seed and label draw "
+                    f"are in common: {labels[first]}; {labels[second]}."
                 )
+    yield from _trainings(rows, comparisons)
     if any(len(row.folds) == 1 for row in rows):
         yield (
             "A single fold has no standard deviation; its interval reflects the test photographs of that "
@@ -217,16 +219,32 @@ def _statistics(
         )
 
 
-def _resamples(comparisons: Sequence[MethodComparison], resamples: int) -> Iterator[str]:
-    """Warn if Holm's correction of the least possible p-value, 2 / (B + 1), exceeds the limit."""
-    least = 2 * len(comparisons) / (resamples + 1)
-    if least > _P:
-        # With this number, the least possible p (Holm) is at most a fifth of the limit.
-        enough = math.ceil(10 * len(comparisons) / _P / 10_000) * 10_000
+def _trainings(rows: Sequence[ResultRow], comparisons: Sequence[MethodComparison]) -> Iterator[str]:
+    """Describe how far seeds and label draws support a verdict, and what the comparisons can show."""
+    if any(len(row.seeds) < 2 for row in rows):
         yield (
-            f"With {resamples} resamples and {len(comparisons)} comparisons, p (Holm) cannot be below "
-            f"{min(1.0, least):.2g}: set resamples={enough} or compare fewer methods."
+            "Rows of one training seed give no verdict: their comparisons have no interval and no p-value. "
+            "Use at least three seeds, and several label draws: seed=0,1,2 split.label_seed=0,1,2."
         )
+    once = sorted({row.label_fraction for row in rows if row.label_fraction < 1 and len(row.label_seeds) < 2})
+    if once:
+        shares = listed([fraction(share) for share in once])
+        yield (
+            f"With {shares} of the labels there is one draw of the labels (split.label_seed), so results "
+            "hold for these labels only."
+        )
+    sizes = Range.of(each.detectable for each in comparisons)
+    if math.isfinite(sizes.low):
+        family = plural(sum(math.isfinite(each.p_value) for each in comparisons), "comparison")
+        yield (
+            f"Power: with {family}, the smallest true difference in QWK that has p (Holm) < {_P} with a "
+            f"probability of at least 80 % is {_span(sizes)}."
+        )
+
+
+def _span(ends: Range) -> str:
+    low, high = decimal(ends.low), decimal(ends.high)
+    return low if low == high else f"{low} to {high}, depending on the comparison"
 
 
 def data_facts(runs: Sequence[Run], folds: Mapping[str, TestFold]) -> dict[str, str]:
@@ -274,7 +292,9 @@ def provenance_facts(
         "versions": _joined(_distinct(runs, _versions)),
         "hardware": _joined(_distinct(runs, _hardware)),
         "seeds": _joined([str(seed) for seed in sorted({run.seed for run in runs})]),
-        "intervals": f"95 %, bootstrap of groups inside folds, {resamples} resamples, seed {seed}",
+        "label seeds": _joined([str(seed) for seed in sorted({run.label_seed for run in runs})]),
+        "intervals": "95 %, hierarchical bootstrap (training seeds and label draws, then groups inside "
+        f"folds), {resamples} resamples, seed {seed}",
     }
     return {name: text for name, text in facts.items() if text}
 

@@ -50,8 +50,18 @@ def overview_table(study: Study) -> ReportTable | None:
         f"Mean QWK over the folds of each method, by protocol and label fraction{published}; the tables "
         "below contain folds, intervals and other metrics"
     )
-    heads = [Column(fraction(share), over=block) for block, share in places]
+    heads = [
+        Column(_head(study, block, share), over=block.name) for block in columns for share in block.fractions
+    ]
     return ReportTable("overview", caption, "method", heads, groups, _remarks(study, groups), inline=True)
+
+
+def _head(study: Study, block: Block, share: float) -> str:
+    """Return the label fraction of a column, as the rows of its protocols name it."""
+    protocols = {method.key: method.protocol for method in study.methods}
+    rows = [row for row in study.rows if row.label_fraction == share]
+    names = [row.share for row in rows if protocols.get(row.method) in block.protocols]
+    return names[0] if names else fraction(share)
 
 
 def blocks(study: Study) -> list[Block]:
@@ -78,9 +88,9 @@ def blocks(study: Study) -> list[Block]:
 
 def _same_labels(study: Study, one: str, other: str) -> bool:
     both = [
-        (code, study.splits[other, share, fold])
-        for (protocol, share, fold), code in study.splits.items()
-        if protocol == one and (other, share, fold) in study.splits
+        (code, study.splits[other, *cell])
+        for (protocol, *cell), code in study.splits.items()
+        if protocol == one and (other, *cell) in study.splits
     ]
     return bool(both) and all(first == second for first, second in both)
 
@@ -100,7 +110,7 @@ def _significance_marks(study: Study) -> Mapping[tuple[str, float], str]:
     references = {method.key: method.reference for method in study.methods}
     marks = {}
     for each in study.comparisons:
-        if each.p_holm >= _P:
+        if not each.p_holm < _P:  # NaN: no p-value
             continue
         for method, other, sign in ((each.first, each.second, 1), (each.second, each.first, -1)):
             if references.get(method) == other:

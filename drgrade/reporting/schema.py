@@ -1,8 +1,9 @@
 """Data of a report: computed by :mod:`drgrade.reporting.study`, formatted by the writers.
 
 A *method* comprises everything that its runs have in common: encoder, pretext, initial weights, head,
-protocol and all other settings except label fraction, fold and seed. A *row* is a method at a label fraction.
-Results are averaged over the *folds* of a row; several seeds of a fold are averaged first.
+protocol and all other settings except label fraction, fold and seeds. A *row* is a method at a label
+fraction. Results are averaged over the *folds* of a row; several seeds and label draws of a fold are averaged
+first.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,10 @@ from pathlib import Path
 
 from drgrade.stats.curves import ReliabilityCurve, RocCurve
 from drgrade.stats.estimates import Counts, Estimate, Range
-from drgrade.stats.formatting import MINUS
+from drgrade.stats.formatting import MINUS, fraction
+
+SplitKey = tuple[str, float, int, str]
+"""Protocol, label fraction, label seed and fold."""
 
 
 @dataclass(frozen=True)
@@ -136,22 +140,25 @@ class ResultRow(MethodCurves):
     """Results of a method at a label fraction.
 
     Attributes:
-        folds: QWK of each fold, mean over its seeds.
-        seeds: Seeds that all folds have in common.
+        folds: QWK of each fold, mean over its seeds and label draws.
+        replicates: Pairs of seed and label seed that all folds have in common.
         minimum: QWK over the folds, as ``maximum``.
-        mean: QWK over the folds; the interval is from the bootstrap of groups inside folds.
+        mean: QWK over the folds, with the interval of the hierarchical bootstrap.
         sd: Sample standard deviation over the folds (n - 1); NaN for a single fold.
         metrics: Other test metrics (:func:`drgrade.metrics.functional.grading_metrics`), mean over the folds.
         recall: Of each grade, over all folds; NaN if the grade does not occur.
         labels: Number of training labels of a run, mean over the folds.
+        labels_used: Number of training and validation labels of a run, mean over the folds.
+        val_within_fraction: The validation labels are part of the label fraction.
         seconds: Wall-clock time of training, mean over the runs; NaN if unknown, as ``images_per_second``.
         peak_memory: Bytes, maximum over the runs; None if unknown.
-        complete: No run is missing: no cell of the sweep, no fold of other rows, no seed of other folds.
+        complete: No run is missing: no cell of the sweep, no fold of other rows, no seed or label draw of
+            other folds.
         uncalibrated: Reason why a run has no calibration; else empty.
     """
 
     folds: Mapping[str, float]
-    seeds: Sequence[int]
+    replicates: Sequence[tuple[int, int]]
     minimum: float
     mean: Estimate
     maximum: float
@@ -159,11 +166,34 @@ class ResultRow(MethodCurves):
     metrics: Mapping[str, float]
     recall: Sequence[Estimate]
     labels: float
+    labels_used: float
     seconds: float
     images_per_second: float
     peak_memory: int | None
     complete: bool
     uncalibrated: str = "not calibrated"
+    val_within_fraction: bool = False
+
+    @property
+    def share(self) -> str:
+        """Label fraction as shown: ``10 %``, or ``10 % incl. val.`` if validation labels are part of it."""
+        return f"{fraction(self.label_fraction)}{' incl. val.' if self.val_within_fraction else ''}"
+
+    @property
+    def seeds(self) -> list[int]:
+        """Training seeds that all folds have in common."""
+        return sorted({seed for seed, _ in self.replicates})
+
+    @property
+    def label_seeds(self) -> list[int]:
+        """Seeds of the label draws that all folds have in common."""
+        return sorted({draw for _, draw in self.replicates})
+
+    @property
+    def trainings(self) -> str:
+        """Number of runs of a fold: ``9``, or ``3 x 3`` if seeds and label draws are crossed."""
+        seeds, draws, runs = len(self.seeds), len(self.label_seeds), len(self.replicates)
+        return f"{seeds} x {draws}" if seeds * draws == runs and draws > 1 else str(runs)
 
 
 @dataclass(frozen=True)
@@ -173,22 +203,26 @@ class MethodComparison:
     Attributes:
         first: Key of the first method, as ``second``.
         folds: Number of common folds.
-        difference: Mean QWK, first minus second; the interval is from a paired bootstrap of groups inside
-            folds.
+        seeds: Number of training seeds that both have in all common folds.
+        difference: Mean QWK, first minus second, with the interval of the paired hierarchical bootstrap
+            (:mod:`drgrade.stats.hierarchical`); NaN for a single seed.
         won: Share of folds in which the first is better; a tie counts half.
-        p_value: Two-sided (:func:`drgrade.stats.bootstrap.two_sided_p_value`).
-        p_holm: Corrected for all comparisons of the report
-            (:func:`drgrade.stats.bootstrap.holm_correction`).
+        p_value: Two-sided, from the same bootstrap; NaN for a single seed.
+        p_holm: Corrected for all p-values of the report (:func:`drgrade.stats.bootstrap.holm_correction`).
+        detectable: Smallest true difference whose corrected p-value is below 0.05 with a probability of 80 %,
+            at the level of the first step of Holm's correction.
     """
 
     first: str
     second: str
     label_fraction: float
     folds: int
+    seeds: int
     difference: Estimate
     won: float
     p_value: float
     p_holm: float = float("nan")
+    detectable: float = float("nan")
 
     def title(self, labels: Mapping[str, str]) -> str:
         """Return the names of the two methods with a minus sign between them."""
@@ -288,7 +322,7 @@ class Study:
         runs: Folders of the finished runs.
         data: Facts about the data in display order: name, hash, number of photographs, image size, ...
         provenance: Commands, commits, versions, hardware, seeds.
-        splits: Split hash by (protocol, label fraction, fold).
+        splits: Split hash by (protocol, label fraction, label seed, fold).
         grades: Number of test photographs of each grade, over all folds.
         methods: In display order.
         rows: By method, then label fraction.
@@ -305,7 +339,7 @@ class Study:
     missing: Sequence[Missing]
     data: Mapping[str, str]
     provenance: Mapping[str, str]
-    splits: Mapping[tuple[str, float, str], str]
+    splits: Mapping[SplitKey, str]
     grades: Counts
     methods: Sequence[Method]
     rows: Sequence[ResultRow]

@@ -10,11 +10,10 @@ import torch
 from drgrade.grades import NUM_BINS, NUM_GRADES, REFERABLE
 from drgrade.metrics.functional import grading_metrics
 from drgrade.models.calibration import TARGET_SENSITIVITIES
-from drgrade.models.calibration import Calibration as Fitted
 from drgrade.reporting.checks import fold_order
 from drgrade.reporting.schema import Calibrated, Change, Reached, ResultRow
 from drgrade.runs.reader import Run
-from drgrade.stats.bootstrap import TestFold, confusions, draws, interval, kappas, resample
+from drgrade.stats.bootstrap import TestFold, confusions, draws, kappas, resample
 from drgrade.stats.curves import (
     ReliabilityCurve,
     RocCurve,
@@ -24,6 +23,7 @@ from drgrade.stats.curves import (
     roc_curve,
 )
 from drgrade.stats.estimates import Counts, Estimate, Floats, Range
+from drgrade.stats.hierarchical import FoldRuns, ResampledMean, resample_mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,15 +108,15 @@ def compute_results(
 
 
 def group_by_row(results: Sequence[Result]) -> dict[tuple[str, float], list[Result]]:
-    """Group results by method and label fraction, sorted by fold and seed."""
+    """Group results by method and label fraction, sorted by fold, seed and label seed."""
     rows: dict[tuple[str, float], list[Result]] = defaultdict(list)
-    for result in sorted(results, key=lambda result: (fold_order(result.run.fold), result.run.seed)):
+    for result in sorted(results, key=lambda result: (fold_order(result.run.fold), result.run.replicate)):
         rows[result.run.method, result.run.label_fraction].append(result)
     return dict(rows)
 
 
 def over_folds(results: Sequence[Result], figure: Callable[[Result], float | Floats]) -> dict[str, Floats]:
-    """Average a number or an array of each result over the seeds of each fold."""
+    """Average a number or an array of each result over the seeds and label draws of each fold."""
     folds: dict[str, list[float | Floats]] = defaultdict(list)
     for result in results:
         folds[result.run.fold].append(figure(result))
@@ -128,42 +128,83 @@ def mean_over_folds(results: Sequence[Result], figure: Callable[[Result], float 
     return np.asarray(np.mean(list(over_folds(results, figure).values()), axis=0))
 
 
-def compute_row(results: Sequence[Result], complete: bool) -> ResultRow:
-    """Compute a row from results sorted by fold and seed.
+def resampled_mean(
+    results: Sequence[Result],
+    value: Callable[[Result], float],
+    samples: Callable[[Result], Floats],
+    seed: int,
+) -> ResampledMean:
+    """Compute the mean over folds of a metric, with the hierarchical bootstrap of trainings and groups.
 
-    The row is also incomplete if its folds have different seeds.
+    Args:
+        results: Results of one or two methods, by fold, seed and label seed.
+        value: The metric of a result.
+        samples: (B,) the metric in each resample of the groups.
+        seed: Random seed.
+    """
+    folds: dict[str, list[Result]] = defaultdict(list)
+    for result in results:
+        folds[result.run.fold].append(result)
+    runs = [
+        FoldRuns(
+            [each.run.replicate for each in of_fold],
+            np.array([value(each) for each in of_fold], np.float64),
+            np.stack([samples(each) for each in of_fold]),
+            len({*of_fold[0].run.groups.tolist()}),
+        )
+        for of_fold in folds.values()
+    ]
+    return resample_mean(runs, seed)
+
+
+def _estimate(
+    results: Sequence[Result],
+    value: Callable[[Result], float],
+    samples: Callable[[Result], Floats],
+    seed: int,
+) -> Estimate:
+    mean = resampled_mean(results, value, samples, seed)
+    return Estimate(mean.value, mean.percentile_interval)
+
+
+def compute_row(results: Sequence[Result], complete: bool, seed: int = 0) -> ResultRow:
+    """Compute a row from results sorted by fold, seed and label seed.
+
+    The row is also incomplete if its folds have different seeds or label seeds. ``seed`` is that of the
+    bootstrap.
     """
     by_fold = over_folds(results, lambda result: result.metrics["qwk"])
     folds = {fold: float(qwk) for fold, qwk in by_fold.items()}
     values = list(folds.values())
-    seeds = {fold: {result.run.seed for result in results if result.run.fold == fold} for fold in folds}
+    seeds = {fold: {result.run.replicate for result in results if result.run.fold == fold} for fold in folds}
     costs = [result.run.provenance for result in results]
     return ResultRow(
         method=results[0].run.method,
         label_fraction=results[0].run.label_fraction,
         folds=folds,
-        seeds=sorted(set.intersection(*seeds.values())),
+        replicates=sorted(set.intersection(*seeds.values())),
         minimum=min(values),
-        mean=Estimate(float(np.mean(values)), interval(mean_over_folds(results, lambda result: result.qwk))),
+        mean=_estimate(results, lambda one: one.metrics["qwk"], lambda one: one.qwk, seed),
         maximum=max(values),
         sd=float(np.std(values, ddof=1)) if len(values) > 1 else float("nan"),
         metrics=_other_metrics(results),
         confusion=_confusion(results),
-        recall=_recall(results),
+        recall=[_recall(results, grade, seed) for grade in range(NUM_GRADES)],
         calibration=_calibration(results),
         roc=_pooled_roc(results),
-        referable_auroc=Estimate(
-            float(mean_over_folds(results, lambda result: result.metrics["referable_auroc"])),
-            interval(mean_over_folds(results, lambda result: result.auroc)),
+        referable_auroc=_estimate(
+            results, lambda one: one.metrics["referable_auroc"], lambda one: one.auroc, seed
         ),
-        labels=float(mean_over_folds(results, lambda one: float((one.run.split["subset"] == "train").sum()))),
+        labels=_photographs(results, "train"),
+        labels_used=_photographs(results, "train", "val"),
+        val_within_fraction=bool(results[0].run.config["split"]["val_within_fraction"]),
         seconds=mean_known(fact.get("seconds") for fact in costs),
         images_per_second=mean_known(images_per_second(fact) for fact in costs),
         peak_memory=max(
             (int(fact["peak_memory"]) for fact in costs if fact.get("peak_memory") is not None), default=None
         ),
         complete=complete and len({frozenset(of_fold) for of_fold in seeds.values()}) == 1,
-        calibrated=_calibrated(results),
+        calibrated=_calibrated(results, seed),
         uncalibrated=next(
             (each.run.calibration.note for each in results if not each.run.calibration.photographs), ""
         ),
@@ -181,14 +222,38 @@ def _confusion(results: Sequence[Result]) -> Counts:
     return np.asarray(np.sum(counts, axis=0), dtype=np.int64)
 
 
-def _recall(results: Sequence[Result]) -> list[Estimate]:
+def _photographs(results: Sequence[Result], *subsets: str) -> float:
+    """Return the number of photographs of a run in subsets of its split, mean over the folds."""
+    return float(mean_over_folds(results, lambda one: float(one.run.split["subset"].isin(subsets).sum())))
+
+
+def _recall(results: Sequence[Result], grade: int, seed: int) -> Estimate:
     """Compute recall over the photographs of all folds and seeds together."""
-    confusion = _confusion(results)
-    hits = np.sum([result.hits for result in results], axis=0)  # (B, 5)
-    totals = np.sum([result.totals for result in results], axis=0)
-    with np.errstate(invalid="ignore"):  # 0 / 0: the grade does not occur
-        values, samples = np.diagonal(confusion) / confusion.sum(axis=1), hits / totals
-    return [Estimate(float(values[grade]), interval(samples[:, grade])) for grade in range(NUM_GRADES)]
+
+    def hits(one: Result) -> float:
+        return float(((one.run.predicted == grade) & (one.run.grades == grade)).sum())
+
+    total = float(mean_over_folds(results, lambda one: float((one.run.grades == grade).sum())))
+    totals = mean_over_folds(results, lambda one: one.totals[:, grade])
+    return _share(results, hits, total, lambda one: one.hits[:, grade], totals, seed)
+
+
+def _share(
+    results: Sequence[Result],
+    count: Callable[[Result], float],
+    total: float,
+    counts: Callable[[Result], Floats],
+    totals: Floats,
+    seed: int,
+) -> Estimate:
+    """Estimate a share of the photographs of all folds together: counts and (B,) totals by resample.
+
+    ``total`` and ``totals`` are means over the folds, so that each fold adds its photographs.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):  # 0 / 0: no such photograph
+        return _estimate(
+            results, lambda one: np.float64(count(one)) / total, lambda one: counts(one) / totals, seed
+        )
 
 
 def _calibration(results: Sequence[Result]) -> ReliabilityCurve:
@@ -198,16 +263,12 @@ def _calibration(results: Sequence[Result]) -> ReliabilityCurve:
     return reliability_curve(probabilities, grades, ece)
 
 
-def _calibrated(results: Sequence[Result]) -> Calibrated | None:
+def _calibrated(results: Sequence[Result], seed: int) -> Calibrated | None:
     if any(result.calibrated is None for result in results):
         return None
-
-    def own(result: Result) -> CalibratedRun:
-        assert result.calibrated is not None
-        return result.calibrated
-
+    own = _calibrated_run
     fitted = [result.run.calibration for result in results]
-    ece = _change(results, lambda one: own(one).measured.ece[0], lambda one: own(one).samples.ece)
+    ece = _change(results, lambda one: own(one).measured.ece[0], lambda one: own(one).samples.ece, seed)
     temperatures = over_folds(results, lambda result: result.run.calibration.temperature)
     probabilities = np.concatenate([own(result).probabilities for result in results])
     grades = np.concatenate([result.run.grades for result in results])
@@ -215,47 +276,60 @@ def _calibrated(results: Sequence[Result]) -> Calibrated | None:
         photographs=Range.of(each.photographs for each in fitted),
         temperatures={fold: float(value) for fold, value in temperatures.items()},
         thresholds=[Range.of(values) for values in zip(*(each.thresholds for each in fitted), strict=True)],
-        nll=_change(results, lambda one: own(one).measured.nll[0], lambda one: own(one).samples.nll),
+        nll=_change(results, lambda one: own(one).measured.nll[0], lambda one: own(one).samples.nll, seed),
         ece=ece,
         qwk=_change(
             results,
             lambda one: np.array([one.metrics["qwk"], own(one).measured.qwk[0]]),
             lambda one: np.stack([one.qwk, own(one).samples.qwk], axis=1),
+            seed,
         ),
         reliability=reliability_curve(probabilities, grades, ece.after),
-        points=_reached(fitted, list(map(own, results))),
+        points=_reached(results, seed),
     )
 
 
+def _calibrated_run(result: Result) -> CalibratedRun:
+    assert result.calibrated is not None
+    return result.calibrated
+
+
 def _change(
-    results: Sequence[Result], measured: Callable[[Result], Floats], samples: Callable[[Result], Floats]
+    results: Sequence[Result],
+    measured: Callable[[Result], Floats],
+    samples: Callable[[Result], Floats],
+    seed: int,
 ) -> Change:
     """Average (2,) values and (B, 2) samples, before and after calibration, over the folds."""
     before, after = mean_over_folds(results, measured).tolist()
-    ends = interval(np.diff(mean_over_folds(results, samples), axis=1)[:, 0])
-    return Change(before, after, Estimate(after - before, ends))
+    difference = _estimate(
+        results,
+        lambda one: float(np.diff(measured(one)).item()),
+        lambda one: np.diff(samples(one), axis=1)[:, 0],
+        seed,
+    )
+    return Change(before, after, difference)
 
 
-def _reached(fitted: Sequence[Fitted], runs: Sequence[CalibratedRun]) -> list[Reached]:
+def _reached(results: Sequence[Result], seed: int) -> list[Reached]:
     """Evaluate the operating points over the photographs of all folds and seeds together."""
+    fitted, own = [result.run.calibration for result in results], _calibrated_run
     if not all(each.points for each in fitted):
         return []
-    with np.errstate(invalid="ignore"):  # 0 / 0: no such photograph
-        values = _rates([each.measured for each in runs])
-        samples = _rates([each.samples for each in runs])
 
     def rate(kind: int, place: int) -> Estimate:
-        return Estimate(float(values[0, kind, place]), interval(samples[:, kind, place]))
+        return _share(
+            results,
+            lambda one: own(one).measured.hits[0, kind, place],
+            float(mean_over_folds(results, lambda one: own(one).measured.totals[0, kind])),
+            lambda one: own(one).samples.hits[:, kind, place],
+            mean_over_folds(results, lambda one: own(one).samples.totals[:, kind]),
+            seed,
+        )
 
     thresholds = [Range.of(run.point(target).threshold for run in fitted) for target in TARGET_SENSITIVITIES]
     points = enumerate(zip(TARGET_SENSITIVITIES, thresholds, strict=True))
     return [Reached(target, limits, rate(0, place), rate(1, place)) for place, (target, limits) in points]
-
-
-def _rates(figures: Sequence[CalibrationScores]) -> Floats:
-    """Return (B, 2, T) sensitivities and specificities."""
-    hits = np.sum([each.hits for each in figures], axis=0)
-    return np.asarray(hits / np.sum([each.totals for each in figures], axis=0)[..., None])
 
 
 def _pooled_roc(results: Sequence[Result]) -> RocCurve:

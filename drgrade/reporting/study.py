@@ -20,7 +20,7 @@ from drgrade.reporting.schema import Missing, ResultRow, Study
 from drgrade.reporting.statistics import Result, compute_results, compute_row, group_by_row
 from drgrade.runs.reader import HYDRA_CONFIG, LeftOut, Run, RunLocation, Unfinished, read_run
 from drgrade.runs.run_dir import CONFIG, METRICS
-from drgrade.runs.settings import method_key
+from drgrade.runs.settings import label_seed, method_key
 from drgrade.sweeps.cells import SWEEP, read_sweep
 
 _NOT_SEARCHED = ("checkpoints", "wandb", "stores", "tensorboard", "mlruns")
@@ -66,14 +66,14 @@ def build_study(
     splits = split_hashes(runs, {method.key: method.protocol for method in grouped.methods})
     by_cell = group_by_row(compute_results(runs, folds, resamples, seed))
     unfinished, replaced = _without_replaced(unfinished, runs)
-    rows = _rows(by_cell, keys, _incomplete_rows(unfinished, runs))
+    rows = _rows(by_cell, keys, _incomplete_rows(unfinished, runs), seed)
     pairs, compared = pairs_to_compare(grouped.methods, compare)
-    comparisons = compare_all(by_cell, pairs)
+    comparisons = compare_all(by_cell, pairs, seed)
     costs = pretraining_costs(grouped)
     budgets = compute_budgets(grouped, costs)
     findings = compare_budgets(grouped, budgets)
     warnings = [finding.text for finding in findings if finding.warning]
-    notes = collect_notes(grouped, rows, pairs, comparisons, folds, resamples)
+    notes = collect_notes(grouped, rows, pairs, comparisons, folds)
     return Study(
         title=title or f"Grading with few labels: {runs[0].record['data']}",
         runs=[run.folder for run in runs],
@@ -149,7 +149,7 @@ def _without_replaced(
     unfinished: Sequence[Unfinished], runs: Sequence[Run]
 ) -> tuple[list[Unfinished], list[str]]:
     """Separate unfinished runs from those that a finished run replaces."""
-    done = {(run.method, run.label_fraction, run.fold, run.seed): run for run in runs}
+    done = {(run.method, run.label_fraction, run.fold, run.replicate): run for run in runs}
     missing: list[Unfinished] = []
     notes: list[str] = []
     for each in unfinished:
@@ -158,7 +158,7 @@ def _without_replaced(
             method_key(config),
             float(config["label_fraction"]),
             str(config["fold"]),
-            int(config["seed"]),
+            (int(config["seed"]), label_seed(config)),
         )
         if cell and cell in done:
             notes.append(f"{each.location.folder} ({each.status}) is replaced by {done[cell].folder}.")
@@ -180,6 +180,7 @@ def _rows(
     by_cell: Mapping[tuple[str, float], Sequence[Result]],
     keys: Sequence[str],
     incomplete: set[tuple[str, float]],
+    seed: int,
 ) -> list[ResultRow]:
     all_folds = {result.run.fold for results in by_cell.values() for result in results}
     order = sorted(by_cell, key=lambda cell: (keys.index(cell[0]), cell[1]))
@@ -187,6 +188,7 @@ def _rows(
         compute_row(
             by_cell[cell],
             complete=cell not in incomplete and {result.run.fold for result in by_cell[cell]} == all_folds,
+            seed=seed,
         )
         for cell in order
     ]

@@ -33,6 +33,7 @@ from drgrade.stats.formatting import (
     memory,
     p_value,
     percent,
+    plural,
     signed,
     span,
     speed,
@@ -55,6 +56,11 @@ FEW_METHODS = 6
 MAIN_TARGET = 0.9
 """One of :data:`drgrade.models.calibration.TARGET_SENSITIVITIES`."""
 
+METHOD = (
+    "hierarchical bootstrap of training seeds and label draws, then of groups of photographs; Student's t"
+)
+"""Method of intervals and p-values."""
+
 _OF_ONE_GRADE = re.compile(r".*_\d+")
 _ELSEWHERE = ("qwk", "referable_auroc")
 _CHANGE = ("before", "after", "difference (95 %)")
@@ -63,7 +69,18 @@ _CHANGE = ("before", "after", "difference (95 %)")
 def main_table(study: Study) -> ReportTable:
     """QWK of each method at each label fraction, followed by published results."""
     dashes = Dashes()
-    names = ("labels", "folds", "min", "mean", "max", "95 %", "sd", "count")
+    names = (
+        "labels",
+        "folds",
+        "trainings",
+        "min",
+        "mean",
+        "max",
+        "95 %",
+        "sd",
+        "training labels",
+        "labels used",
+    )
     columns = [Column(name, strong=name == "mean") for name in names]
 
     def remark(method: Method) -> str:
@@ -81,23 +98,30 @@ def main_table(study: Study) -> ReportTable:
     remarks = list(dashes.remarks)
     if not all(row.complete for row in study.rows):
         remarks.insert(0, "*: some runs of this row are missing.")
+    if any(len(row.seeds) < 2 for row in study.rows):
+        remarks.append(
+            "Rows of one training seed: the interval contains the choice of the test photographs"
+            " and of the drawn labels, if they vary, but not the variation between trainings."
+        )
     caption = (
         "QWK on the test photographs: minimum, mean, maximum and standard deviation (sd) over the folds, "
-        "with the 95 % interval of the mean; count: number of training labels of a run"
+        f"with the 95 % interval of the mean ({METHOD}); trainings: runs of a fold, training seeds x "
+        "label draws if these are crossed; labels used: for training and validation"
     )
     return ReportTable("qwk", caption, "method", columns, groups, remarks)
 
 
 def _main_line(row: ResultRow, dashes: Dashes) -> list[str]:
     return [
-        fraction(row.label_fraction),
+        row.share,
         f"{len(row.folds)}{'' if row.complete else '*'}",
+        row.trainings,
         decimal(row.minimum),
         decimal(row.mean.value),
         decimal(row.maximum),
         dashes.cell(interval(row.mean.interval), "too few photographs for an interval"),
         dashes.cell(decimal(row.sd), "a single fold has no standard deviation"),
-        dashes.cell(count(row.labels), "not recorded"),
+        *(dashes.cell(count(number), "not recorded") for number in (row.labels, row.labels_used)),
     ]
 
 
@@ -105,11 +129,11 @@ def _published_line(row: PublishedRow, dashes: Dashes) -> list[str]:
     dashes.note("not reported in the paper")
     return [
         fraction(row.label_fraction),
-        DASH,
+        *[DASH] * 2,
         DASH if row.minimum is None else decimal(row.minimum),
         decimal(row.mean),
         DASH if row.maximum is None else decimal(row.maximum),
-        *[DASH] * 3,
+        *[DASH] * 4,
     ]
 
 
@@ -300,13 +324,21 @@ def comparisons_table(study: Study) -> ReportTable:
     dashes, names = Dashes(), study.labels
     columns = [
         Column(name, strong=name == "difference")
-        for name in ("labels", "difference", "95 %", "folds", "won", "p", "p (Holm)")
+        for name in ("labels", "difference", "95 %", "folds", "seeds", "won", "p", "p (Holm)", "detectable")
     ]
+    rows = {(row.method, row.label_fraction): row.share for row in study.rows}
     groups: dict[str, list[list[str]]] = {}
     for comparison in study.comparisons:
-        line = _comparison_line(comparison, dashes)
+        share = rows.get((comparison.first, comparison.label_fraction), fraction(comparison.label_fraction))
+        line = [share, *_comparison_line(comparison, dashes)]
         groups.setdefault(comparison.title(names), []).append(line)
-    caption = "Difference in QWK between two methods over the same folds, first minus second"
+    family = sum(math.isfinite(each.p_value) for each in study.comparisons)
+    caption = (
+        "Difference in QWK between two methods over the same folds, training seeds and label draws, first "
+        f"minus second; 95 % and p: {METHOD}; p (Holm): corrected for the {plural(family, 'p-value')} of "
+        "this report; detectable: smallest true difference that has p (Holm) < 0.05 with a probability of at "
+        "least 80 %"
+    )
     return ReportTable(
         "comparisons",
         caption,
@@ -318,30 +350,35 @@ def comparisons_table(study: Study) -> ReportTable:
 
 
 def _comparison_line(comparison: MethodComparison, dashes: Dashes) -> list[str]:
+    why = "too few photographs"
+    if comparison.seeds < 2:
+        why = (
+            "with one training seed there is no interval and no p-value, because the variation between "
+            "trainings is unknown"
+        )
     return [
-        fraction(comparison.label_fraction),
         signed(comparison.difference.value),
-        dashes.cell(interval(comparison.difference.interval), "too few photographs for an interval"),
+        dashes.cell(interval(comparison.difference.interval), why),
         str(comparison.folds),
+        str(comparison.seeds),
         percent(comparison.won),
-        *(
-            dashes.cell(p_value(value), "too few photographs for a p-value")
-            for value in (comparison.p_value, comparison.p_holm)
-        ),
+        *(dashes.cell(p_value(value), why) for value in (comparison.p_value, comparison.p_holm)),
+        dashes.cell(decimal(comparison.detectable), why),
     ]
 
 
 def splits_table(study: Study) -> ReportTable:
     """Hashes of the splits."""
-    folds = sorted({fold for _, _, fold in study.splits}, key=lambda fold: (len(fold), fold))
+    folds = sorted({fold for *_, fold in study.splits}, key=lambda fold: (len(fold), fold))
     dashes = Dashes()
     lines: dict[str, list[list[str]]] = {}
-    for protocol, share in dict.fromkeys((protocol, share) for protocol, share, _ in study.splits):
-        codes = [study.splits.get((protocol, share, fold), DASH)[:12] for fold in folds]
+    for protocol, share, draw in dict.fromkeys(cell[:3] for cell in study.splits):
+        codes = [study.splits.get((protocol, share, draw, fold), DASH)[:12] for fold in folds]
         cells = [dashes.cell(code, "no run") for code in codes]
-        lines.setdefault(protocol, []).append([fraction(share), *cells])
+        lines.setdefault(protocol, []).append([fraction(share), str(draw), *cells])
     groups = [Group(protocol, "", of_protocol) for protocol, of_protocol in lines.items()]
-    columns = [Column("labels"), *(Column(f"fold {fold}", number=False) for fold in folds)]
+    columns = [Column("labels"), Column("label seed")]
+    columns += [Column(f"fold {fold}", number=False) for fold in folds]
     return ReportTable(
         "splits", "First 12 digits of the split hashes", "protocol", columns, groups, dashes.remarks
     )
@@ -371,7 +408,7 @@ def _by_method(
     groups = []
     for method in study.methods:
         rows = study.rows_of(method.key)
-        cells = [[fraction(row.label_fraction), *line] for row in rows for line in lines(row, dashes)]
+        cells = [[row.share, *line] for row in rows for line in lines(row, dashes)]
         groups.append(Group(method.label, "", cells))
     return ReportTable(name, caption, "method", [Column("labels"), *columns], groups, dashes.remarks)
 

@@ -28,7 +28,7 @@ from drgrade.runs.run_dir import (
     read_provenance,
     read_table,
 )
-from drgrade.runs.settings import method_key, partial_settings
+from drgrade.runs.settings import label_seed, method_key, partial_settings
 from drgrade.stats.bootstrap import TestFold, confusions, kappas
 from drgrade.stats.estimates import Counts, Floats
 
@@ -75,10 +75,10 @@ class RunLocation:
 
     @property
     def row(self) -> tuple[Path, tuple[str, ...]] | None:
-        """Sweep and overrides without fold and seed: equal for all runs of a row; None for a single run."""
+        """Sweep and overrides without fold and seeds: equal for all runs of a row; None for a single run."""
         if self.sweep is None:
             return None
-        axes = ("fold=", "seed=")
+        axes = ("fold=", "seed=", "split.label_seed=")
         return self.sweep, tuple(sorted(each for each in self.overrides if not each.startswith(axes)))
 
 
@@ -136,6 +136,16 @@ class Run:
     def seed(self) -> int:
         """Seed of the training."""
         return int(self.config["seed"])
+
+    @property
+    def label_seed(self) -> int:
+        """Seed of the drawn labels; 0 if all labels are used."""
+        return label_seed(self.config)
+
+    @property
+    def replicate(self) -> tuple[int, int]:
+        """Training seed and label seed, which distinguish the runs of a fold of a row."""
+        return self.seed, self.label_seed
 
     def test_fold(self) -> TestFold:
         """Return the test photographs as a fold to resample."""

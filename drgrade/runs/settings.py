@@ -113,6 +113,7 @@ def identity_settings(cfg: DictConfig) -> dict[str, Any]:
         and name.split(".")[0] not in FREE_TO_CHANGE
         and name not in _PLACES
         and not name.endswith((".workers", ".download"))
+        and (value or not name.endswith("split.label_seed"))  # earlier runs do not have it
     }
 
 
@@ -133,6 +134,17 @@ def changed_settings(before: DictConfig, now: DictConfig, *, finished: bool = Fa
         for name in sorted({*first, *second})
         if first.get(name) != second.get(name)
     ]
+
+
+def label_seed(config: Mapping[Any, Any]) -> int:
+    """Return the seed of the drawn labels; 0 for earlier runs, and if all labels are used.
+
+    Example:
+        >>> label_seed({"label_fraction": 1.0, "protocol": {}, "split": {"label_seed": 3}})
+        0
+    """
+    draws = config["label_fraction"] != 1 or config["protocol"].get("shots") is not None
+    return int(config["split"].get("label_seed", 0)) if draws else 0
 
 
 def _trainer_settings(cfg: DictConfig) -> dict[str, Any]:

@@ -205,11 +205,12 @@ def interval_if_spread(samples: Floats) -> Interval:
     return ends if ends.low < ends.high else Interval(float("nan"), float("nan"))
 
 
-def interval(samples: Floats) -> Interval:
-    """Return the 2.5th and the 97.5th percentile.
+def interval(samples: Floats, tail: float = 0.025) -> Interval:
+    """Return the percentile interval, by default from the 2.5th to the 97.5th percentile.
 
     Args:
         samples: (B,) value in each resample; NaN values are left out.
+        tail: Share of the resamples below the interval, and above it.
 
     Returns:
         The interval; NaN if all samples are NaN.
@@ -221,7 +222,7 @@ def interval(samples: Floats) -> Interval:
     defined = samples[~np.isnan(samples)]
     if not len(defined):
         return Interval(float("nan"), float("nan"))
-    low, high = np.percentile(defined, [2.5, 97.5])
+    low, high = np.percentile(defined, [100 * tail, 100 * (1 - tail)])
     return Interval(float(low), float(high))
 
 

@@ -20,6 +20,9 @@ class Interval:
     high: float
 
 
+UNKNOWN = Interval(math.nan, math.nan)
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A value with its 95 % interval."""

@@ -22,6 +22,9 @@ OUTPUT = "output.log"
 AXES = ("init", "label_fraction", "fold", "seed")
 """Settings whose further values extend a sweep; they are not part of its name."""
 
+LABEL_SEED = "split.label_seed"
+"""A further axis; names of cells contain it unless it is 0, so that those of earlier sweeps are found."""
+
 ROW_AXES = ("protocol",)
 """Further axes of a sweep with rows: its report compares protocols side by side."""
 

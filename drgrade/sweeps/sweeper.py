@@ -28,9 +28,10 @@ from drgrade.config import as_override, initialized_hydra, nearest, refuse_missi
 from drgrade.errors import ConfigError, DrgradeError, EncoderError
 from drgrade.files import write_text
 from drgrade.runs.run_dir import AUTO, read_config
-from drgrade.runs.settings import changed_settings
+from drgrade.runs.settings import changed_settings, label_seed
 from drgrade.sweeps.cells import (
     AXES,
+    LABEL_SEED,
     ROW_AXES,
     Cell,
     cell_name,
@@ -221,9 +222,11 @@ class CellSweeper(HydraSweeper):
         for cell, cfg in (each for row, own in rows.items() for each in self._cells(row, own, overrides)):
             if cfg.init == "imagenet" and not asked and not weights.fit(cfg):
                 continue
-            if any(cell.name == known.name for known in configs):
+            known = next((each for each in configs if each.name == cell.name), None)
+            if known is None:
+                configs[cell] = cfg
+            elif not _differ_in_label_seed(known, cell):
                 raise ConfigError(f"{cell.name} occurs twice: give every value of a sweep once")
-            configs[cell] = cfg
         return SweepPlan(name, folder, configs)
 
     def _read_rows(self) -> dict[str, Overrides]:
@@ -266,7 +269,7 @@ class CellSweeper(HydraSweeper):
     @property
     def axes(self) -> tuple[str, ...]:
         """Settings that extend a sweep: part of the names of its cells, but not of its own."""
-        return (*ROW_AXES, *AXES) if self._given_rows else AXES
+        return (*(ROW_AXES if self._given_rows else ()), *AXES, LABEL_SEED)
 
     def _place(self, overrides: Sequence[Override]) -> tuple[str, Path]:
         """Return the name and the folder of the sweep."""
@@ -298,6 +301,8 @@ class CellSweeper(HydraSweeper):
             if row and cfg.method is None:
                 cfg.method, method = row, (f"method={as_override(row)}",)
             refuse_missing(cfg)
+            if cfg.split.label_seed and not label_seed(cfg):  # no labels are drawn
+                cfg.split.label_seed, method = 0, (*method, f"{LABEL_SEED}=0")
             swept = {
                 each.get_key_element(): argument.split("=", 1)[1]
                 for each, argument in zip(overrides, combination, strict=True)
@@ -306,7 +311,8 @@ class CellSweeper(HydraSweeper):
             # Names always contain the axes, so that a sweep that is extended along one finds its earlier
             # cells; except axes that the row sets, since the name of the row determines them.
             named = {key: value for key, value in sorted(swept.items()) if key not in self.axes}
-            named |= {axis: _axis_value(axis, cfg) for axis in self.axes if axis not in own}
+            axes = self.axes if cfg.split.label_seed else self.axes[:-1]
+            named |= {axis: _axis_value(axis, cfg) for axis in axes if axis not in own}
             yield Cell(cell_name(named, row), (*combination, *method)), cfg
 
 
@@ -348,13 +354,22 @@ def _refuse_unused(rows: Mapping[str, Overrides], sweep: Overrides) -> None:
             log.info("%s: not applied to the rows that set it themselves: %s", override.input_line, names)
 
 
+def _differ_in_label_seed(one: Cell, other: Cell) -> bool:
+    """Return whether two cells of one name, which draw no labels, have different label seeds."""
+    first, second = (
+        [each for each in cell.overrides if not each.startswith(f"{LABEL_SEED}=")] for cell in (one, other)
+    )
+    return first == second and one.overrides != other.overrides
+
+
 def _plain(node: Any) -> Any:
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
 def _axis_value(axis: str, cfg: DictConfig) -> str:
     """Format the value of an axis for a cell's name; label fractions 1 and 1.0 are the same."""
-    value = cfg[axis].name if isinstance(cfg[axis], DictConfig) else cfg[axis]
+    value = OmegaConf.select(cfg, axis)
+    value = value.name if isinstance(value, DictConfig) else value
     return str(float(value) if axis == "label_fraction" and isinstance(value, int) else value)
 
 
@@ -419,5 +434,5 @@ def plan_sweep(experiment: str, overrides: Sequence[str]) -> PlannedSweep:
             config=config,
         )
         assert isinstance(sweeper, CellSweeper)
-        plan = sweeper.plan(list(map(str, config.hydra.overrides.task)))
+        plan = sweeper.plan(OmegaConf.to_container(config.hydra.overrides.task, resolve=False))
         return PlannedSweep(experiment, config, sweeper._launcher, plan, plan.waiting())

@@ -15,6 +15,7 @@ from drgrade.errors import ConfigError, DataError, EncoderError
 from drgrade.files import file_sha256
 from drgrade.models.encoder import CARD, WEIGHTS, is_complete_encoder
 from drgrade.runs.run_dir import HASHES, LAST, SEEN, intact_checkpoints, read_json
+from drgrade.runs.settings import label_seed
 from drgrade.training.build import weights_files
 from drgrade.training.distributed import (
     announce_no_pretraining,
@@ -133,7 +134,7 @@ def run_facts(cfg: DictConfig, photographs: Photographs, initial: Path | None) -
     result of :func:`find_initial_encoder`.
     """
     facts = {name: cfg[name] for name in ("label_fraction", "fold", "folds", "seed")}
-    facts |= {"protocol": cfg.protocol.name, "data": cfg.data.name}
+    facts |= {"label_seed": label_seed(cfg), "protocol": cfg.protocol.name, "data": cfg.data.name}
     if cfg.protocol.get("shots") is not None:
         facts["shots"] = cfg.protocol.shots
     for source, role in photographs.roles[1:]:

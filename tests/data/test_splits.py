@@ -66,6 +66,7 @@ specs = st.fixed_dictionaries(
         "val_fraction": st.sampled_from([0.0, 0.05, 0.15, 0.3]),
         "val_within_fraction": st.booleans(),
         "seed": st.integers(0, 2**32),
+        "label_seed": st.sampled_from([0, 1, 2**32]),
     }
 )
 
@@ -284,6 +285,31 @@ def test_split_seed_changes_the_split():
     assert len(set(tests)) == 4
 
 
+@quick
+@given(manifests, specs, st.sampled_from(FRACTIONS))
+def test_label_seed_changes_neither_test_fold_nor_validation(coarse, manifest, spec, fraction):
+    first, second = (
+        try_split(
+            manifest, **{**spec, "val_within_fraction": False, "label_seed": seed}, label_fraction=fraction
+        )
+        for seed in (0, 3)
+    )
+    assume(first is not None and second is not None)
+    for subset in ("test", "val", "excluded"):
+        assert ids(first, subset) == ids(second, subset)
+    if fraction == 1:
+        assert split_hash(first) == split_hash(second)
+
+
+@pytest.mark.parametrize("settings", [{"label_fraction": 0.1}, {"shots": 3}])
+def test_label_seeds_draw_other_labels_in_the_same_proportions(settings):
+    manifest = demo_manifest(300)
+    splits = [split_table(manifest, SplitSpec(label_seed=seed, **settings)) for seed in range(4)]
+    assert len({frozenset(ids(split, "train")) for split in splits}) == 4
+    for split in splits:
+        assert np.abs(counts(split, "train") - counts(splits[0], "train")).max() <= 2
+
+
 def test_split_does_not_depend_on_names():
     """Neighbours in the list are tested together as often as others."""
     split = split_table(singletons({0: 1000}), SplitSpec())
@@ -424,6 +450,7 @@ def test_hash_survives_csv(names):
         ({"fold": 2, "folds": 2}, "fold=2 is not in 0..1"),
         ({"fold": "first"}, "fold='first' is neither a number nor 'published'"),
         ({"seed": -1}, "split.seed=-1"),
+        ({"label_seed": -1}, "split.label_seed=-1"),
         ({"disagreeing": "first"}, "split.disagreeing='first' is not one of drop, keep_one, majority"),
     ],
 )

@@ -68,7 +68,7 @@ def make_row(method, fraction, mean, rng, missing=False):
         method=method,
         label_fraction=fraction,
         folds=folds,
-        seeds=(0,),
+        replicates=((0, 0), (1, 1)),
         minimum=float(kept.min()),
         mean=around(float(kept.mean()), 0.6 * spread + 0.01),
         maximum=float(kept.max()),
@@ -85,6 +85,7 @@ def make_row(method, fraction, mean, rng, missing=False):
         roc=RocCurve(x, x ** ((1 - auroc) / auroc)),
         referable_auroc=around(auroc, 0.02),
         labels=2929 * fraction,
+        labels_used=2929 * fraction + 155,
         seconds=3000 * fraction + 300 if measured else NAN,
         images_per_second=412.3 if measured else NAN,
         peak_memory=5_400_000_000 if measured else None,
@@ -112,10 +113,12 @@ def compare(first, second):
         second.method,
         first.label_fraction,
         len(common),
+        2,
         around(mean, 0.04),
         won,
         p_value,
         min(1.0, 30 * p_value),
+        0.06,
     )
 
 
@@ -150,7 +153,7 @@ def example_study() -> Study:
             "seeds": "0",
         },
         splits={
-            (protocol, fraction, str(fold)): f"{abs(hash((protocol, fraction, fold))) % 16**12:012x}"
+            (protocol, fraction, 0, str(fold)): f"{abs(hash((protocol, fraction, fold))) % 16**12:012x}"
             + "0" * 52
             for protocol in ("published", "matched")
             for fraction in FRACTIONS

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ def write_runs(
     seeds: Sequence[int] = (0,),
     photographs: int = 90,
     split_seed: int = 0,
+    label_seeds: Sequence[int] = (0,),
     data_hash: str = DATA_HASH,
     sweep: str | None = "study",
 ) -> list[Path]:
@@ -70,6 +72,7 @@ def write_runs(
         seeds: Training seeds.
         photographs: Number of photographs in all folds together, in groups of one or two.
         split_seed: ``split.seed``, which determines the folds.
+        label_seeds: ``split.label_seed``, which determines the drawn labels.
         data_hash: ``data_hash`` in ``metrics.json``.
         sweep: Name of the sweep; None for single runs without ``sweep.json``.
 
@@ -82,12 +85,13 @@ def write_runs(
     for method in methods:
         for fraction in fractions:
             for fold in folds:
-                for seed in seeds:
+                for seed, draw in product(seeds, label_seeds):
                     axes = [f"label_fraction={fraction}", f"fold={fold}", f"seed={seed}"]
+                    axes += [f"split.label_seed={draw}"] if draw else []
                     overrides = [*method.overrides, *axes]
                     name = "_".join(overrides).replace("=", "-").replace("/", "-")
                     cells[name] = overrides
-                    of_cell = (method.overrides, fraction, fold, len(folds), seed, split_seed)
+                    of_cell = (method.overrides, fraction, fold, len(folds), seed, split_seed, draw)
                     text = _config_text(*of_cell).replace("run: unset", f"run: {folder / name}")
                     write_text(folder / name / "config.yaml", text.replace("sweep: null", f"sweep: {sweep}"))
                     _write_run(folder / name, _config(*of_cell), method, table, data_hash)
@@ -163,6 +167,7 @@ def _write_run(run: Path, cfg: DictConfig, method: FakeMethod, table: pd.DataFra
     hashes = {"data_hash": data_hash, "split_hash": split_hash(split)}
     metrics = {f"test/{name}": value for name, value in grading_metrics(*parts).items()}
     facts = {name: cfg[name] for name in ("label_fraction", "fold", "folds", "seed", "init")}
+    facts["label_seed"] = cfg.split.label_seed
     facts |= {"protocol": cfg.protocol.name, "data": cfg.data.name, "pretraining_saw_test": method.saw_test}
     write_split(run, split)
     write_predictions(run, predictions, table["image_id"])
@@ -200,14 +205,18 @@ def write_encoder(folder: Path, steps: int, encoder_inputs: float, seconds: floa
 def _split(table: pd.DataFrame, cfg: DictConfig) -> pd.DataFrame:
     fold = 0 if cfg.fold == "published" else cfg.fold
     val = cfg.protocol.val_fraction
-    subset = np.where(table["order"] < val + (1 - val) * cfg.label_fraction, "train", "unlabelled")
+    # An order of the training side, without the prefix of validation, for each label seed.
+    turn = 0.618 * cfg.split.label_seed * (1 - val)
+    order = np.where(table["order"] < val, 0, val + (table["order"] - val + turn) % (1 - val))
+    subset = np.where(order < val + (1 - val) * cfg.label_fraction, "train", "unlabelled")
     subset = np.where(table["order"] < val, "val", subset)
     return table.assign(subset=np.where(table["fold"] == fold, "test", subset))
 
 
 def _predictions(table: pd.DataFrame, tested: np.ndarray, skill: float, cfg: DictConfig) -> Predictions:
     fold = 99 if cfg.fold == "published" else cfg.fold
-    rng = np.random.default_rng([cfg.seed, fold, int(1000 * cfg.label_fraction), int(1e6 * skill)])
+    entropy = [cfg.seed, fold, int(1000 * cfg.label_fraction), int(1e6 * skill)]
+    rng = np.random.default_rng([*entropy, *([cfg.split.label_seed] if cfg.split.label_seed else [])])
     grades = table["grade"].to_numpy()[tested]
     predicted = np.where(rng.random(len(tested)) < skill, grades, rng.choice(5, size=len(tested)))
     weights = rng.random((len(tested), 5)) + 2 * np.eye(5)[predicted]
@@ -228,12 +237,18 @@ def _composed(overrides: tuple[str, ...]) -> DictConfig:
 
 @cache
 def _config(
-    overrides: tuple[str, ...], fraction: float, fold: int | str, folds: int, seed: int, split_seed: int
+    overrides: tuple[str, ...],
+    fraction: float,
+    fold: int | str,
+    folds: int,
+    seed: int,
+    split_seed: int,
+    label_seed: int,
 ) -> DictConfig:
     """Return the resolved config; cached because composing is slow."""
     cfg = _composed(overrides).copy()
     cfg.label_fraction, cfg.fold, cfg.folds, cfg.seed = fraction, fold, max(2, folds), seed
-    cfg.split.seed = split_seed
+    cfg.split.seed, cfg.split.label_seed = split_seed, label_seed
     OmegaConf.resolve(cfg)
     return cfg
 

@@ -9,16 +9,23 @@ from scipy import stats
 from synthetic import RANDOM, ROTATION, FakeMethod, remove_run, write_runs
 
 from drgrade.reporting.study import build_study
+from drgrade.reporting.tables import comparisons_table
 from drgrade.stats.bootstrap import holm_correction, two_sided_p_value
+from drgrade.stats.formatting import DASH
 
 TWIN = FakeMethod(("method=twin", "init=random"), skill=RANDOM.skill)
 """Another method with equal predictions."""
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     write_runs(folder, [ROTATION, RANDOM, TWIN], [0.1, 1.0], seeds=(0, 1))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def study(folder):
     return build_study([folder], resamples=400, compare="all")
 
 
@@ -73,6 +80,40 @@ def test_only_common_folds_and_seeds_are_compared(tmp_path):
     assert found.folds == 2
     gaps = [qwk(pretrained[0]) - qwk(random[0]), qwk(pretrained[2]) - qwk(random[2])]
     assert found.difference.value == pytest.approx(np.mean(gaps), abs=1e-12)
+
+
+def test_one_training_seed_gives_no_verdict(tmp_path):
+    write_runs(tmp_path, [ROTATION, RANDOM], [0.1], label_seeds=(0, 1, 2))
+    study = build_study([tmp_path], resamples=100)
+    (found,) = study.comparisons
+    assert found.seeds == 1
+    assert found.difference.value == pytest.approx(study.rows[0].mean.value - study.rows[1].mean.value)
+    unknown = (found.difference.interval.low, found.p_value, found.p_holm, found.detectable)
+    assert np.isnan(unknown).all()
+    table = comparisons_table(study)
+    assert table.groups[0].lines[0].count(DASH) == 4
+    assert any("the variation between trainings is unknown" in remark for remark in table.remarks)
+    assert "corrected for the 0 p-values" in table.caption
+    assert any("give no verdict" in note for note in study.notes)
+
+
+def test_caption_has_the_size_of_the_family_and_notes_the_power(study):
+    assert "corrected for the 6 p-values" in comparisons_table(study).caption
+    assert "hierarchical bootstrap of training seeds and label draws" in comparisons_table(study).caption
+    sizes = [each.detectable for each in study.comparisons]
+    (note,) = (note for note in study.notes if note.startswith("Power: with 6 comparisons"))
+    assert f"{min(sizes):.3f} to {max(sizes):.3f}" in note
+
+
+def test_p_values_are_corrected_for_the_chosen_comparisons(study, folder):
+    few = build_study([folder], resamples=400)
+    wide = {(each.first, each.second, each.label_fraction): each for each in study.comparisons}
+    assert 0 < len(few.comparisons) < len(wide)
+    for each in few.comparisons:
+        same = wide[each.first, each.second, each.label_fraction]
+        assert (same.difference, same.p_value) == (each.difference, each.p_value)
+        assert same.p_holm >= each.p_holm
+        assert same.detectable > each.detectable
 
 
 def qwk(run) -> float:

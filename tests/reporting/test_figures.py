@@ -54,7 +54,8 @@ def test_points_of_the_curve_have_tooltips(study, figures):
     low, high = row.mean.interval.low, row.mean.interval.high
     assert (
         f"MsSSL, ssl, 25 % of the labels\nmean {row.mean.value:.3f}, 95 % {low:.3f} to {high:.3f}\n"
-        f"5 folds: {row.minimum:.3f} to {row.maximum:.3f}"
+        f"5 folds: {row.minimum:.3f} to {row.maximum:.3f}\n"
+        "732 training labels, 887 with validation"
     ) in tips
 
 

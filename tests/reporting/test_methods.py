@@ -128,7 +128,7 @@ def test_two_protocols_are_two_rows(tmp_path):
     ]
     assert [method.protocol for method in study.methods] == ["published", "matched"]
     assert len(study.rows) == 2
-    assert {protocol for protocol, _, _ in study.splits} == {"published", "matched"}
+    assert {protocol for protocol, *_ in study.splits} == {"published", "matched"}
 
 
 def test_changed_protocol_is_another_protocol(tmp_path):

@@ -49,12 +49,14 @@ def test_main_table_shows_the_rows_of_the_study(study, page):
         assert line == [
             formatting.fraction(row.label_fraction),
             f"{len(row.folds)}{'' if row.complete else '*'}",
+            row.trainings,
             formatting.decimal(row.minimum),
             mean,
             formatting.decimal(row.maximum),
             formatting.interval(row.mean.interval),
             formatting.decimal(row.sd),
             formatting.count(row.labels),
+            formatting.count(row.labels_used),
         ]
 
 
@@ -70,7 +72,7 @@ def test_published_rows_are_marked(study, html):
 
 
 def test_comparison_table_shows_the_differences_of_the_study(study, page):
-    differences = [line[1] for line in page.rows if len(line) == 7 and line[0].endswith("%")]
+    differences = [line[1] for line in page.rows if len(line) == 9 and line[0].endswith("%")]
     assert differences[: len(study.comparisons)] == [
         formatting.signed(each.difference.value) for each in study.comparisons
     ]

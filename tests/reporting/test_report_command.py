@@ -52,7 +52,8 @@ def test_default_folder_is_in_the_sweep_and_printed_last(reported, sweep):
 
 def test_main_table_is_printed(reported):
     head = next(line for line in reported.stdout.splitlines() if line.startswith("method "))
-    assert head.split() == ["method", "labels", "folds", "min", "mean", "max", "95", "%", "sd", "count"]
+    names = ["method", "labels", "folds", "trainings", "min", "mean", "max", "95", "%", "sd"]
+    assert head.split() == [*names, "training", "labels", "labels", "used"]
     assert "(published)" in reported.stdout
 
 

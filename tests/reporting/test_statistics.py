@@ -1,17 +1,30 @@
 """Rows agree with scikit-learn, scipy and NumPy on the stored predictions."""
 
+import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from scipy import stats
 from sklearn import metrics
-from synthetic import RANDOM, ROTATION, change_json, remove_run, write_runs
+from synthetic import (
+    RANDOM,
+    ROTATION,
+    FakeMethod,
+    change_config,
+    change_json,
+    remove_run,
+    write_runs,
+)
 
 from drgrade.reporting.study import build_study
+from drgrade.reporting.tables import main_table, metrics_table
 from drgrade.stats.curves import roc_curve
+from drgrade.stats.hierarchical import FoldRuns, resample_mean
 
 SEEDS = (0, 1)
 FOLDS = (0, 1, 2)
@@ -68,7 +81,7 @@ def test_qwk_of_folds_and_their_summary_equal_scikit_learn_and_scipy(row, tables
     assert (row.minimum, row.maximum) == pytest.approx(described.minmax, abs=1e-12)
     assert row.mean.value == pytest.approx(described.mean, abs=1e-12)
     assert row.sd == pytest.approx(math.sqrt(described.variance), abs=1e-12)
-    assert row.seeds == [0, 1]
+    assert row.replicates == [(0, 0), (1, 0)]
 
 
 def test_other_metrics_equal_scikit_learn(row, tables):
@@ -139,24 +152,72 @@ def test_calibration_is_a_table_of_bins(row, tables):
     assert row.calibration.ece == row.metrics["ece"]
 
 
-def test_interval_equals_a_naive_loop_over_resamples(folder, study, row, tables):
+def test_interval_equals_that_of_naive_resamples(folder, study, row, tables):
     """Repeat the drawn photographs one by one and use the kappa of scikit-learn."""
-    samples = []
-    by_fold = {fold: counts_of_groups(folder, fold) for fold in FOLDS}
-    for b in range(200):
-        drawn = {fold: repeated(by_fold[fold], b) for fold in FOLDS}
-        samples.append(
-            np.mean(
-                [
-                    np.mean(
-                        [qwk(tables[fold, seed].set_index("image_id").loc[drawn[fold]]) for seed in SEEDS]
-                    )
-                    for fold in FOLDS
-                ]
-            )
-        )
-    low, high = np.percentile(samples, [2.5, 97.5])
-    assert (row.mean.interval.low, row.mean.interval.high) == pytest.approx((low, high), abs=1e-12)
+    runs = []
+    for fold in FOLDS:
+        groups = counts_of_groups(folder, fold)
+        own = [tables[fold, seed].set_index("image_id") for seed in SEEDS]
+        samples = [[qwk(table.loc[repeated(groups, b)]) for b in range(200)] for table in own]
+        values = np.array([qwk(tables[fold, seed]) for seed in SEEDS])
+        runs.append(FoldRuns([(seed, 0) for seed in SEEDS], values, np.array(samples), len(groups[0])))
+    ends = resample_mean(runs, 0).percentile_interval
+    assert (row.mean.interval.low, row.mean.interval.high) == pytest.approx((ends.low, ends.high), abs=1e-12)
+
+
+def test_label_draws_are_averaged_like_seeds(tmp_path):
+    runs = write_runs(tmp_path, [RANDOM], [0.1], seeds=SEEDS, label_seeds=(0, 1, 2))
+    (row,) = build_study([tmp_path], resamples=50).rows
+    values = [json.loads((run / "metrics.json").read_text())["test/qwk"] for run in runs]
+    assert list(row.folds.values()) == pytest.approx(np.reshape(values, (3, 6)).mean(axis=1).tolist())
+    assert (row.seeds, row.label_seeds, row.trainings, row.complete) == ([0, 1], [0, 1, 2], "2 x 3", True)
+
+
+def test_fold_without_a_label_draw_of_the_others_makes_the_row_incomplete(tmp_path):
+    runs = write_runs(tmp_path, [RANDOM], [0.1], label_seeds=(0, 1), sweep=None)
+    remove_run(runs[1])
+    (row,) = build_study([tmp_path], resamples=50).rows
+    assert (row.label_seeds, row.complete) == ([0], False)
+
+
+def test_label_seed_of_all_labels_is_the_same_run(tmp_path):
+    write_runs(tmp_path, [RANDOM], [1.0], sweep=None)
+    for run in tmp_path.iterdir():
+        shutil.copytree(run, tmp_path / f"{run.name}-again")
+        change_config(tmp_path / f"{run.name}-again", split__label_seed=1)
+        change_json(tmp_path / f"{run.name}-again" / "metrics.json", label_seed=0)
+    study = build_study([tmp_path], resamples=50)
+    assert study.rows[0].replicates == [(0, 0)]
+    assert sum("with equal results" in note for note in study.notes) == 3
+
+
+def test_earlier_runs_have_the_first_label_draw(tmp_path):
+    for run in write_runs(tmp_path, [RANDOM], [0.1]):
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        del config["split"]["label_seed"]
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+        record = json.loads((run / "metrics.json").read_text())
+        del record["label_seed"]
+        (run / "metrics.json").write_text(json.dumps(record))
+    assert build_study([tmp_path], resamples=50).rows[0].replicates == [(0, 0)]
+
+
+def test_labels_used_include_validation(row, folder):
+    split = [
+        pd.read_csv(folder / f"method-rotation_init-random_label_fraction-0.1_fold-{fold}_seed-0/split.csv")
+        for fold in FOLDS
+    ]
+    assert row.labels_used == np.mean([each["subset"].isin(["train", "val"]).sum() for each in split])
+    assert row.labels_used > row.labels
+    assert row.share == "10 %"
+
+
+def test_rows_whose_labels_include_validation_say_so(tmp_path):
+    write_runs(tmp_path, [FakeMethod(("init=random", "protocol.val_within_fraction=true"))], [0.1])
+    study = build_study([tmp_path], resamples=50)
+    assert study.rows[0].share == "10 % incl. val."
+    for table in (main_table(study), metrics_table(study)):
+        assert next(line[0] for group in table.groups for line in group.lines) == "10 % incl. val."
 
 
 def counts_of_groups(folder, fold) -> tuple[list[list[str]], np.ndarray]:
@@ -205,7 +266,7 @@ def test_fold_with_more_seeds_does_not_count_more(tmp_path):
     remove_run(runs[1])  # fold 0, seed 1
     (row,) = build_study([tmp_path], resamples=50).rows
     assert row.mean.value == pytest.approx(np.mean(list(row.folds.values())))
-    assert row.seeds == [0]
+    assert row.replicates == [(0, 0)]
     assert not row.complete
 
 

@@ -98,7 +98,7 @@ def test_other_training_labels_under_one_protocol_are_errors(tmp_path):
     change_json(runs[0] / "metrics.json", split_hash="f" * 64)
     with pytest.raises(DataError, match="were trained on different labels") as error:
         build_study([tmp_path])
-    assert "100 % of the labels, fold 0" in str(error.value)
+    assert "100 % of the labels, label seed 0, fold 0" in str(error.value)
     assert "f" * 12 in str(error.value)
 
 
@@ -107,7 +107,7 @@ def test_two_protocols_may_have_different_training_labels_and_are_never_averaged
     write_runs(tmp_path, [RANDOM, matched], [1.0])
     study = build_study([tmp_path], resamples=20)
     assert len(study.rows) == 2
-    assert study.splits["published", 1.0, "0"] != study.splits["matched", 1.0, "0"]
+    assert study.splits["published", 1.0, 0, "0"] != study.splits["matched", 1.0, 0, "0"]
     for row, protocol in zip(study.rows, ("published", "matched"), strict=True):
         of_protocol = [
             run for run in study.runs if ("protocol-matched" in run.name) == (protocol == "matched")
@@ -174,7 +174,10 @@ def test_row_is_incomplete_if_a_seed_of_its_sweep_has_not_begun(tmp_path):
     for run in runs[1:6:2]:  # seed 1 of the pre-trained one, in all folds: nothing but the sweep knows
         remove_run(run)
     study = build_study([tmp_path], resamples=20)
-    assert [(row.seeds, row.complete) for row in study.rows] == [([0], False), ([0, 1], True)]
+    assert [(row.replicates, row.complete) for row in study.rows] == [
+        ([(0, 0)], False),
+        ([(0, 0), (1, 0)], True),
+    ]
 
 
 def test_row_with_fewer_folds_than_others_is_incomplete_without_a_sweep_too(tmp_path):

@@ -174,7 +174,8 @@ def test_nan_is_an_empty_cell(study):
 def test_markdown_has_the_main_table(folder, small):
     lines = markdown_rows((folder / "report.md").read_text(), "QWK")
     lines = lines[next(number for number, line in enumerate(lines) if line[1] == "labels") :]
-    assert lines[0] == ["method", "labels", "folds", "min", "mean", "max", "95 %", "sd", "count"]
+    numbers = ["min", "mean", "max", "95 %", "sd", "training labels", "labels used"]
+    assert lines[0] == ["method", "labels", "folds", "trainings", *numbers]
     for line, row in zip(lines[1:], small.rows, strict=False):
         interval = f"{row.mean.interval.low:.3f} to {row.mean.interval.high:.3f}".replace(
             "-", formatting.MINUS
@@ -183,9 +184,9 @@ def test_markdown_has_the_main_table(folder, small):
             f"{v:.3f}".replace("-", formatting.MINUS) for v in (row.minimum, row.mean.value, row.maximum)
         ]
         assert line[1] == f"{100 * row.label_fraction:.0f} %"
-        assert line[3:8] == [*numbers, interval, f"{row.sd:.3f}"]
+        assert line[4:9] == [*numbers, interval, f"{row.sd:.3f}"]
     published = [line for line in lines if line[0].endswith("(published)")]
-    assert [line[4] for line in published] == [f"{row.mean:.3f}" for row in small.published]
+    assert [line[5] for line in published] == [f"{row.mean:.3f}" for row in small.published]
 
 
 def test_markdown_has_the_comparisons(folder, small):
@@ -219,7 +220,7 @@ def test_every_dash_has_its_reason(study):
 def test_single_fold_has_a_dash_for_the_standard_deviation(study):
     row = replace(study.rows[0], folds={"published": 0.3}, sd=math.nan)
     table = main_table(replace(study, rows=[row], published=[]))
-    assert table.groups[0].lines[0][6] == formatting.DASH
+    assert table.groups[0].lines[0][7] == formatting.DASH
     assert "a single fold has no standard deviation" in table.remarks[0]
 
 
@@ -259,8 +260,9 @@ def test_study_json_is_complete(study):
     assert record["splits"][0] == {
         "protocol": "published",
         "label_fraction": 0.05,
+        "label_seed": 0,
         "fold": "0",
-        "split_hash": study.splits["published", 0.05, "0"],
+        "split_hash": study.splits["published", 0.05, 0, "0"],
     }
     assert set(record) == {*vars(study), "files"}
 
@@ -308,7 +310,7 @@ def test_latex_is_well_formed_and_has_the_numbers(folder, study):
     assert text.count(r"\begin{table}") == 7
     assert text.isascii()
     row = study.rows[0]
-    assert rf"rotation, ssl & 5\,\% & 5 & {row.minimum:.3f} & \textbf{{{row.mean.value:.3f}}} &" in text
+    assert rf"rotation, ssl & 5\,\% & 5 & 2 & {row.minimum:.3f} & \textbf{{{row.mean.value:.3f}}} &" in text
     assert r"\emph{another paper} (published) & 100\,\%" in text
 
 
@@ -429,7 +431,7 @@ def test_other_formatting_functions(made, text):
 
 def test_summary_counts_runs_and_folds(study):
     text = summary(study)
-    assert "99 runs: 4 methods, 5 test folds, 1 seed, 3662 test photographs" in text
+    assert "99 runs: 4 methods, 5 test folds, 2 seeds, 2 label draws, 3662 test photographs" in text
     assert "5 %, 10 %, 25 %, 50 % and 100 % of the labels of aptos2019" in text
 
 

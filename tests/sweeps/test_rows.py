@@ -143,6 +143,23 @@ def test_rows_and_protocols_extend_the_same_sweep(plan):
     assert plan(PLAIN, "optimizer.lr=0.5")[0] != place
 
 
+def test_label_seeds_extend_the_same_sweep_and_draw_nothing_from_all_labels(plan):
+    place, cells = plan(PLAIN, "label_fraction=0.1,1.0")
+    more, others = plan(PLAIN, "label_fraction=0.1,1.0", "split.label_seed=0,1,2")
+    assert place == more
+    assert set(others) - set(cells) == {
+        f"plain_protocol-published_label_fraction-0.1_fold-0_seed-0_label_seed-{seed}" for seed in (1, 2)
+    }
+    assert [cfg.split.label_seed for cfg in others.values()] == [0, 1, 2, 0]
+    follows = plan(PLAIN, "label_fraction=0.1,1.0", "seed=0,1", "split.label_seed=${seed}")[1]
+    assert [(cfg.label_fraction, cfg.seed, cfg.split.label_seed) for cfg in follows.values()] == [
+        (0.1, 0, 0),
+        (0.1, 1, 1),
+        (1.0, 0, 0),
+        (1.0, 1, 0),
+    ]
+
+
 def test_row_that_sets_a_swept_setting_is_not_crossed_with_it(plan):
     _, cells = plan(MATCHED, PLAIN, "protocol=matched,published")
     assert [name for name in cells if name.endswith("fold-0_seed-0")] == [

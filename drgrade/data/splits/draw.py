@@ -334,12 +334,13 @@ def _validation_groups(side: pd.DataFrame, spec: SplitSpec) -> set[str]:
 
 
 def _labelled_groups(side: pd.DataFrame, spec: SplitSpec) -> set[str]:
+    draw = [spec.label_seed] if spec.label_seed else []  # without it, the draws of earlier versions
     if spec.shots is not None:
         pairs = zip(side["group"], side["grade"].astype(int), strict=True)
-        return shot_groups(pairs, spec.shots, [spec.seed, 4])
+        return shot_groups(pairs, spec.shots, [spec.seed, 4, *draw])
     if spec.label_fraction == 1:
         return set(side["group"])
-    times = sweep(_kinds(side, spec.seed, 2), cover=True, until=spec.label_fraction)
+    times = sweep(_kinds(side, spec.seed, 2, *draw), cover=True, until=spec.label_fraction)
     return prefix(times, spec.label_fraction)
 
 

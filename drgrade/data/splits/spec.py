@@ -35,7 +35,8 @@ class SplitSpec:
         val_fraction: Share of the labels of the training side used for validation, in [0, 1).
         val_within_fraction: Take validation labels from the label fraction instead of before it.
         shots: Number of labelled training photographs per grade (few-shot), instead of ``label_fraction``.
-        seed: Seed of the split, independent of the training seed.
+        seed: Seed of test fold, validation and labels, independent of the training seed.
+        label_seed: Further seed of the drawn labels alone; 0 is the draw of ``seed``.
         disagreeing: Treatment of copies of a photograph with different grades: "drop" all grades, "keep_one"
             (the first by image_id), or the strict "majority" for all.
         file: CSV file with the split, instead of ``fold``; see :mod:`drgrade.data.splits.files`.
@@ -48,6 +49,7 @@ class SplitSpec:
     val_within_fraction: bool = False
     shots: int | None = None
     seed: int = 0
+    label_seed: int = 0
     disagreeing: Disagreeing = "drop"
     file: str | None = None
 
@@ -61,8 +63,9 @@ class SplitSpec:
             self._check_shots(self.shots)
         if self.folds < 2:
             raise ConfigError(f"folds={self.folds}: cross validation needs at least 2 folds")
-        if self.seed < 0:
-            raise ConfigError(f"split.seed={self.seed} is negative")
+        for name in ("seed", "label_seed"):
+            if (value := getattr(self, name)) < 0:
+                raise ConfigError(f"split.{name}={value} is negative")
         if self.disagreeing not in get_args(Disagreeing):
             raise ConfigError(
                 f"split.disagreeing={self.disagreeing!r} is not one of {', '.join(get_args(Disagreeing))}"

@@ -31,7 +31,10 @@ from drgrade.reporting.figures.canvas import (
     point,
 )
 from drgrade.reporting.schema import PublishedRow, ResultRow, Study
-from drgrade.stats.formatting import decimal, fraction, interval, listed, plural
+from drgrade.stats.estimates import Range
+from drgrade.stats.formatting import count, decimal, fraction, interval, listed, plural
+
+_BELOW = "below: labels of a run, validation included"
 
 _COLUMNS, _ROWS = 2, 4
 """Columns and rows of panels in a figure that fits on a printed page."""
@@ -82,7 +85,7 @@ def _page(study: Study, lines: Sequence[str], name: str) -> ReportFigure:
         _draw(plot, own, study, line, styles, papers)
     for own in axes.flat[len(lines) :]:
         own.set_visible(False)
-    _axes(axes, study.label_fractions, _limits(study), len(lines))
+    _axes(axes, study, len(lines))
     add_legend(figure, _legend(study, lines, styles, papers))
     return plot
 
@@ -136,6 +139,7 @@ def _means(
             _where(label, row),
             f"mean {decimal(row.mean.value)}, 95 % {interval(ends)}",
             f"{plural(len(row.folds), 'fold')}: {decimal(row.minimum)} to {decimal(row.maximum)}",
+            f"{count(row.labels)} training labels, {count(row.labels_used)} with validation",
         )
 
 
@@ -150,20 +154,28 @@ def _line(
     axes.plot(places, [row.mean.value for row in rows], style, color=colour, linewidth=width, zorder=3)
 
 
-def _axes(axes: np.ndarray, shares: Sequence[float], limits: tuple[float, float], count: int) -> None:
+def _labels_used(study: Study, share: float) -> str:
+    """Return the number of training and validation labels at a fraction, over the rows of the report."""
+    used = Range.of(row.labels_used for row in study.rows if row.label_fraction == share)
+    low, high = count(used.low), count(used.high)
+    return low if low == high else f"{low} to {high}"
+
+
+def _axes(axes: np.ndarray, study: Study, panels: int) -> None:
+    shares, limits = study.label_fractions, _limits(study)
     ticks = [place(share) for share in shares]
     for number, own in enumerate(axes.flat):
-        own.set_xticks(ticks, [f"{100 * share:.6g}" for share in shares])
+        own.set_xticks(ticks, [f"{100 * share:.6g}\n{_labels_used(study, share)}" for share in shares])
         own.set(xlim=(ticks[0] - _ROOM, ticks[-1] + _ROOM), ylim=limits)
         own.tick_params(labelsize=_SMALL, pad=2)
         own.grid(visible=False, axis="x")
         if limits[0] < 0:
             own.axhline(0, color=SOFT, linewidth=0.8, zorder=1)
         # The lowest panel of each column has tick labels.
-        lowest = count - _COLUMNS <= number < count
+        lowest = panels - _COLUMNS <= number < panels
         own.tick_params(labelbottom=lowest)
         if lowest:
-            own.set_xlabel("% of the training labels", fontsize=_SMALL)
+            own.set_xlabel(f"% of the training labels\n{_BELOW}", fontsize=_SMALL)
         if number % _COLUMNS == 0:
             own.set_ylabel("QWK", fontsize=_SMALL)
 
@@ -199,7 +211,7 @@ def draw_curve(study: Study) -> ReportFigure:
         rows = [row for row in study.published if row.label == label]
         _published(plot, axes, rows, look, 4.0, ranges=True)
         legend.append((legend_entry(look, "--"), f"published: {label}"))
-    _curve_axes(axes, {*study.label_fractions, *(row.label_fraction for row in study.published)})
+    _curve_axes(axes, study)
     add_legend(plot.figure, legend)
     return plot
 
@@ -232,13 +244,14 @@ def _published(
         plot.add_tip(artist, _where(f"published: {row.label}", row), text, row.source)
 
 
-def _curve_axes(axes: Axes, shares: Iterable[float]) -> None:
-    ticks = sorted(shares)
-    axes.set_xticks([place(share) for share in ticks], [fraction(share) for share in ticks])
+def _curve_axes(axes: Axes, study: Study) -> None:
+    ticks = sorted({*study.label_fractions, *(row.label_fraction for row in study.published)})
+    names = [f"{fraction(share)}\n{_labels_used(study, share)}" for share in ticks]
+    axes.set_xticks([place(share) for share in ticks], names)
     if ticks:
         axes.set_xlim(place(ticks[0]) - _CURVE_ROOM, place(ticks[-1]) + _CURVE_ROOM)
     axes.grid(visible=False, axis="x")
     if axes.get_ylim()[0] < 0:
         axes.axhline(0, color=SOFT, linewidth=0.8, zorder=1)
-    axes.set_xlabel("label fraction")
+    axes.set_xlabel(f"label fraction\n{_BELOW}")
     axes.set_ylabel("QWK on test photographs")

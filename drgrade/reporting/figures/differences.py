@@ -108,7 +108,8 @@ def _line(plot: ReportFigure, axes: Axes, line: int, comparison: MethodCompariso
     plot.add_tip(
         artist,
         f"{title}, {fraction(comparison.label_fraction)} of the labels",
-        f"{signed(comparison.difference.value)}, 95 % {interval(ends)}",
+        f"{signed(comparison.difference.value)}, "
+        + (f"95 % {interval(ends)}" if comparison.seeds > 1 else "no interval: one training seed"),
         f"better in {percent(comparison.won)} of {plural(comparison.folds, 'fold')}, "
         f"p {p_value(comparison.p_value)}",
     )
