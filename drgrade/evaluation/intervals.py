@@ -1,4 +1,4 @@
-"""Metrics of an evaluated set with 95 % intervals from the bootstrap of groups, as in a report."""
+"""Metrics of an evaluated set with 95 % intervals from the bootstrap of groups."""
 
 import json
 import math
