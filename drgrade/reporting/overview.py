@@ -88,9 +88,9 @@ def blocks(study: Study) -> list[Block]:
 
 def _same_labels(study: Study, one: str, other: str) -> bool:
     both = [
-        (code, study.splits[other, *cell])
-        for (protocol, *cell), code in study.splits.items()
-        if protocol == one and (other, *cell) in study.splits
+        (code, study.splits[other, share, draw, fold])
+        for (protocol, share, draw, fold), code in study.splits.items()
+        if protocol == one and (other, share, draw, fold) in study.splits
     ]
     return bool(both) and all(first == second for first, second in both)
 

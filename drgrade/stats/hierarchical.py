@@ -147,8 +147,8 @@ class ResampledMean:
             alpha: Significance level of the test.
             power: Probability of a p-value below ``alpha``.
         """
-        quantiles = stats.t.isf([alpha / 2, 1 - power], self.degrees)
-        return float(quantiles.sum()) * self.standard_error
+        tails = (alpha / 2, 1 - power)
+        return sum(float(stats.t.isf(tail, self.degrees)) for tail in tails) * self.standard_error
 
 
 def resample_mean(folds: Sequence[FoldRuns], seed: int) -> ResampledMean:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra._internal.callbacks import Callbacks
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -434,5 +434,7 @@ def plan_sweep(experiment: str, overrides: Sequence[str]) -> PlannedSweep:
             config=config,
         )
         assert isinstance(sweeper, CellSweeper)
-        plan = sweeper.plan(OmegaConf.to_container(config.hydra.overrides.task, resolve=False))
+        # As text: an override may contain an interpolation, which each cell resolves.
+        given = cast(list[str], OmegaConf.to_container(config.hydra.overrides.task, resolve=False))
+        plan = sweeper.plan(given)
         return PlannedSweep(experiment, config, sweeper._launcher, plan, plan.waiting())

@@ -45,7 +45,7 @@ def page(html):
 def test_main_table_shows_the_rows_of_the_study(study, page):
     for row in study.rows:
         mean = formatting.decimal(row.mean.value)
-        line = next(line for line in page.rows if len(line) == 8 and line[3] == mean)
+        line = next(line for line in page.rows if len(line) == 10 and line[4] == mean)
         assert line == [
             formatting.fraction(row.label_fraction),
             f"{len(row.folds)}{'' if row.complete else '*'}",
