@@ -46,13 +46,13 @@ class Setting:
         run: The same over single runs.
     """
 
-    noise: float = 1.35
+    noise: float = 2.75
     photograph: float = 0.3
     method: float = 0.2
-    seed: float = 0.03
-    labels: float = 0.08
-    method_labels: float = 0.05
-    run: float = 0.1
+    seed: float = 0.04
+    labels: float = 0.1
+    method_labels: float = 0.06
+    run: float = 0.08
 
     def scaled(self, factor: float) -> "Setting":
         """Multiply the effects of training."""
