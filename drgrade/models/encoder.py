@@ -151,9 +151,9 @@ class TimmEncoder(Encoder):
         mean, std = self._pixels
         if mean is None and std is None:
             return images
-        own = [images.new_tensor(each).view(3, 1, 1) for each in (MEAN, STD)]
-        mean, std = own[0] if mean is None else mean, own[1] if std is None else std
-        return (images * own[1] + own[0] - mean) / std
+        own_mean, own_std = (images.new_tensor(each).view(3, 1, 1) for each in (MEAN, STD))
+        pixels = images * own_std + own_mean
+        return (pixels - (own_mean if mean is None else mean)) / (own_std if std is None else std)
 
     def layer_depths(self) -> dict[str, int]:
         """Return the depths by timm's layer groups; see :meth:`Encoder.layer_depths`."""

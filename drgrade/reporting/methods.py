@@ -27,7 +27,7 @@ PUBLISHED_DATA = "aptos2019"
 _PUBLISHED = Path(__file__).with_name("published.yaml")
 _INITS = {"ssl": "pre-trained", "imagenet": "ImageNet weights", "random": "random init"}
 _PROTOCOL = ("protocol.", "split.")
-_PROTOCOLS = ("published", "matched")
+_PROTOCOLS = ("published", "matched", "tuned")
 _OF_PROTOCOL = (*_PROTOCOL, "grading.", "pretraining.", "pretrain_on", "trainer.max_epochs")
 """Prefixes of settings that a protocol determines."""
 
