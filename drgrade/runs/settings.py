@@ -11,7 +11,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from drgrade.artefacts import shortened
-from drgrade.config import ROLES
+from drgrade.config import ROLES, is_pretrained
 from drgrade.renames import canonical
 
 MAJORITY = "majority class"
@@ -78,12 +78,17 @@ _PASSED_ON = ("protocol.head_width", "scale.tuned_steps")
 """Settings that runs of earlier versions lack, and that only set others."""
 
 
-def _without_added(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out settings that do what earlier versions did."""
+def _without_added(settings: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Leave out settings that do what earlier versions did, and with a config those that follow from it."""
+    ordinary = dict(_ADDED)
+    if config and "init" in config and "encoder" in config:
+        # Earlier versions froze random weights too; such a run is another method.
+        frozen = settings.get("protocol.frozen_epochs") if is_pretrained(config) else 0
+        ordinary["grading.task.frozen_epochs"] = frozen
     return {
         name: value
         for name, value in settings.items()
-        if name not in _PASSED_ON and not (name in _ADDED and value == _ADDED[name])
+        if name not in _PASSED_ON and not (name in ordinary and value == ordinary[name])
     }
 
 
@@ -223,7 +228,7 @@ def method_settings(config: Mapping[str, Any]) -> dict[str, object]:
         ignored += _PRETRAINING[:2]
     return {
         name: value
-        for name, value in sorted(_without_added(flat(canonical(config))).items())
+        for name, value in sorted(_without_added(flat(canonical(config)), config).items())
         if name in _COUNTED or not (_is_below(name, ignored) or name.endswith(_NOT_OF_A_METHOD_ENDINGS))
     }
 

@@ -114,6 +114,15 @@ def test_pretrained_methods_come_before_random_ones(tmp_path):
     assert all(method.settings == {} for method in study.methods)
 
 
+def test_random_weights_that_an_earlier_version_froze_are_another_method(tmp_path):
+    runs = write_runs(tmp_path / "a", [RANDOM, ROTATION], [1.0], folds=(0, 1))
+    assert len(build_study([tmp_path], resamples=10).methods) == 2
+    change_config(runs[0], grading__task__frozen_epochs=3)
+    found = labels(tmp_path)
+    assert len(found) == 3
+    assert any("frozen_epochs=3" in label for label in found)
+
+
 def test_unnamed_method_is_labelled_by_its_encoder(tmp_path):
     write_runs(tmp_path, [FakeMethod(), FakeMethod(("encoder=msssl", "init=imagenet"))], [1.0])
     assert labels(tmp_path) == ["MsSSL, ImageNet weights", "densenet121, random init"]
