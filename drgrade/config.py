@@ -313,6 +313,7 @@ SOMETIMES: Any = Field(default=None)
 """Default of a setting that not every choice of its group has."""
 
 FilePath = Annotated[Path, BeforeValidator(_path)]
+MaybePaths = Annotated[list[FilePath], BeforeValidator(as_list)]
 Paths = Annotated[list[FilePath], BeforeValidator(as_list), MinLen(1)]
 Words = Annotated[list[str], BeforeValidator(as_list)]
 Text = Annotated[str, BeforeValidator(_text)]

@@ -16,6 +16,7 @@ from drgrade.config import (
     Count,
     FilePath,
     Fraction,
+    MaybePaths,
     Natural,
     NotNegative,
     Paths,
@@ -395,6 +396,7 @@ class ReportSettings(CheckedSettings):
     title: Text | None
     resamples: Resamples
     seed: Natural
+    cross: MaybePaths
     compare: Text
     paths: PathSettings
 

@@ -20,7 +20,7 @@ def make_report(settings: ReportSettings) -> Path:
     Raises:
         ConfigError: If a folder does not exist.
     """
-    for folder in settings.runs:
+    for folder in [*settings.runs, *settings.cross]:
         if not folder.is_dir():
             problem = "is not a folder" if folder.exists() else "does not exist"
             raise ConfigError(f"{folder} {problem}: name the folder of a run or of a sweep")
@@ -38,6 +38,7 @@ def make_report(settings: ReportSettings) -> Path:
         seed=settings.seed,
         title=settings.title,
         compare=settings.compare,
+        cross=settings.cross,
     )
     page = write_report(study, target)
     table = overview_table(study) if len(study.methods) > _MANY else None

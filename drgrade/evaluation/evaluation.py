@@ -39,6 +39,7 @@ from drgrade.runs.run_dir import (
 )
 from drgrade.settings import EvaluateSettings
 from drgrade.stats.estimates import Estimate
+from drgrade.stats.selective import measure_selective, without_limits
 from drgrade.tasks.grading import GradingTask
 from drgrade.tasks.schedules import constant
 from drgrade.training.build import instantiate, make_trainer, silence_known_warnings
@@ -276,7 +277,7 @@ def repeat_test(cfg: DictConfig, folder: Path, target: Path) -> EvaluationRun:
     predictions: dict[str, Predictions] = {}
     start = time.monotonic()
     metrics = {**record, **validate(trainer, task, data, None)}
-    metrics |= test(trainer, task, data, None, target, calibration, predictions)
+    metrics |= test(trainer, task, data, None, target, calibration, record, predictions)
     seconds = time.monotonic() - start
     sets = {name: calibrate_run(each, calibration) for name, each in predictions.items()}
     hashes = {str(trained.weights_file): file_sha256(trained.weights_file)}
@@ -311,15 +312,16 @@ def evaluate_grader(cfg: DictConfig, folders: Sequence[Path], target: Path) -> E
     start = time.monotonic()
     logged = trainer.test(task, datamodule=data, verbose=False)[0]
     seconds = time.monotonic() - start
+    facts = _facts(cfg, grader, photographs)
     tested = task.set_predictions(is_plain=cfg.tta == "none" and len(members) == 1)
     if is_main_process():
         write_predictions(target, tested.predictions, photographs.split["image_id"])
     metrics = {
-        **_facts(cfg, grader, photographs),
+        **facts,
         **overlap,
         "pretraining_saw_test": pretraining_saw(photographs, members),
         **{name: float(value) for name, value in logged.items()},
-        **_metrics(tested, grader.calibration),
+        **_metrics(tested, grader.calibration, facts),
         "status": "finished",
     }
     hashes = {str(member.weights_file): file_sha256(member.weights_file) for member in members}
@@ -397,13 +399,18 @@ def _external_photographs(cfg: DictConfig, preparation: Preparation, stores: Pat
     return photographs.assigned(table)
 
 
-def _metrics(tested: SetPredictions, calibration: Calibration) -> dict[str, float]:
-    """Compute the metrics of a set, and the QWK of each member with its gain by the ensemble."""
+def _metrics(tested: SetPredictions, calibration: Calibration, record: Mapping[str, Any]) -> dict[str, float]:
+    """Compute the metrics of a set, and the QWK of each member with its gain by the ensemble.
+
+    ``record`` contains the uncertainty limits of a single run.
+    """
     own = tested.predictions
     test = grading_metrics(own.probabilities, own.predicted, own.grades)
     test |= calibrated_metrics(
         own.probabilities, own.grades, calibration, tested.calibrated, tested.thresholds
     )
+    predicted, grades = own.predicted.numpy(), own.grades.numpy()
+    test |= measure_selective(tested.uncertainty, predicted, grades, record)
     metrics = {f"test/{name}": value for name, value in test.items()}
     for number, member in enumerate(tested.members, start=1):
         qwk = grading_metrics(member.probabilities, member.predicted, member.grades)["qwk"]
@@ -420,6 +427,8 @@ def _facts(cfg: DictConfig, grader: Grader, photographs: Photographs) -> dict[st
         for name, value in records[0].items()
         if "/" not in name and all(name in each and each[name] == value for each in records)
     }
+    if len(records) > 1:  # uncertainty limits were fitted to the probabilities of a single run
+        common = without_limits(common)
     tested = photographs.split[photographs.split["subset"] == "test"]
     return {
         **common,

@@ -9,12 +9,13 @@ from drgrade.files import write_text
 from drgrade.grades import REFERABLE
 from drgrade.html.templates import fill_page, stylesheet
 from drgrade.reporting.figures.canvas import ReportFigure, style
-from drgrade.reporting.figures.details import draw_calibration, draw_confusion, draw_roc
+from drgrade.reporting.figures.details import draw_calibration, draw_confusion, draw_roc, draw_selective
 from drgrade.reporting.figures.svg import embed
-from drgrade.reporting.schema import MethodCurves
+from drgrade.reporting.schema import MethodCurves, Selective
 from drgrade.stats import formatting
 from drgrade.stats.bootstrap import confusions
 from drgrade.stats.curves import reliability_curve, roc_curve
+from drgrade.stats.selective import SELECTIVE
 
 PAGE = "evaluation.html"
 
@@ -82,12 +83,15 @@ def _figures(tested: SetEstimates) -> list[ReportFigure]:
     figures = [draw_confusion(raw, "counts"), draw_calibration(names, curves)]
     if len(raw.roc.x):
         figures.append(draw_roc(names, [raw]))
-    texts = (
-        "Confusion matrix: counts; the colour shows the share of each true grade",
-        "Accuracy against confidence, before and after calibration",
-        "ROC of referable DR, grade 2 and above",
-    )
-    for figure, alt in zip(figures, texts, strict=False):
+    figures.append(draw_selective({"raw": "test photographs"}, [raw]))
+    texts = {
+        "confusion": "Confusion matrix: counts; the colour shows the share of each true grade",
+        "calibration": "Accuracy against confidence, before and after calibration",
+        "roc": "ROC of referable DR, grade 2 and above",
+        "risk": "Risk (share of wrong grades) and QWK against coverage, the most certain photographs first",
+    }
+    for figure in figures:
+        alt = texts[figure.name.split("-")[0]]
         figure.alt = f"{alt}; the numbers are in predictions.csv"
     return figures
 
@@ -103,4 +107,7 @@ def _curves(key: str, tested: SetEstimates, source: MetricSource, ece: str) -> M
         ),
         roc=roc_curve(source.probabilities[:, REFERABLE:].sum(axis=1), grades >= REFERABLE),
         referable_auroc=tested.estimates[f"{tested.name}/referable_auroc"],
+        selective=Selective(
+            {name: tested.estimates[f"{tested.name}/{name}"] for name in SELECTIVE}, tested.selective
+        ),
     )

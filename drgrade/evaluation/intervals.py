@@ -14,10 +14,16 @@ from drgrade.data.photographs import Photographs
 from drgrade.files import write_text
 from drgrade.grades import REFERABLE
 from drgrade.metrics.distributed import Predictions
-from drgrade.models.calibration import Calibration, expected_grade, referable_probability
+from drgrade.models.calibration import (
+    Calibration,
+    expected_grade,
+    referable_probability,
+    selective_uncertainty,
+)
 from drgrade.stats import formatting
 from drgrade.stats.bootstrap import METRICS, TestFold, interval_if_spread, resample_metrics
 from drgrade.stats.estimates import Counts, Estimate, Floats
+from drgrade.stats.selective import RiskCoverage, Selection, read_limits, resample_selective
 
 INTERVALS = "intervals.json"
 
@@ -37,6 +43,12 @@ class SetPredictions:
     calibrated: Tensor | None
     thresholds: Mapping[float, float]
     members: Sequence[Predictions] = ()
+
+    @property
+    def uncertainty(self) -> Floats:
+        """(N,) normalised entropy of the calibrated probabilities, as in ``drgrade predict``."""
+        own = self.predictions.probabilities if self.calibrated is None else self.calibrated
+        return selective_uncertainty(own, Calibration())
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +77,7 @@ class SetEstimates:
             metric, or all agree.
         raw: Predictions with the uncalibrated probabilities of the heads.
         calibrated: Predictions with calibrated probabilities; None without a calibration.
+        selective: Risk and QWK at each coverage.
     """
 
     name: str
@@ -72,6 +85,7 @@ class SetEstimates:
     estimates: Mapping[str, Estimate]
     raw: MetricSource
     calibrated: MetricSource | None
+    selective: RiskCoverage
 
 
 def estimate_set(
@@ -102,6 +116,9 @@ def estimate_set(
 
     raw = _source(tested.predictions, {f"{name}/{metric}": metric for metric in METRICS})
     samples = resample(raw)
+    limits = read_limits(metrics)
+    selected = resample_selective(fold, tested.uncertainty, raw.predicted, limits, resamples, seed)
+    samples |= {f"{name}/{metric}": values for metric, values in selected.items()}
     calibrated: MetricSource | None = None
     if tested.calibrated is not None:
         calibrated, *decisions = _calibrated_sources(name, tested, tested.calibrated, calibration)
@@ -112,9 +129,12 @@ def estimate_set(
         samples |= resample(_source(member, {qwk: "qwk"}))
         samples[f"{qwk}_gain"] = samples[f"{name}/qwk"] - samples[qwk]
     estimates = {
-        key: Estimate(float(metrics[key]), interval_if_spread(values)) for key, values in samples.items()
+        key: Estimate(float(metrics[key]), interval_if_spread(values))
+        for key, values in samples.items()
+        if key in metrics  # a QWK after referral is missing if all photographs are referred
     }
-    return SetEstimates(name, fold, estimates, raw, calibrated)
+    curve = Selection(tested.uncertainty, raw.predicted, fold.grades).curve()
+    return SetEstimates(name, fold, estimates, raw, calibrated, curve)
 
 
 def _test_fold(photographs: Photographs, predictions: Predictions) -> TestFold:

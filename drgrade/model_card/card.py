@@ -28,6 +28,7 @@ from drgrade.stats import formatting
 from drgrade.stats.bootstrap import confusions
 from drgrade.stats.estimates import Estimate
 from drgrade.stats.formatting import code_markdown, escape_markdown
+from drgrade.stats.selective import COVERAGES, REFER_ALL, at_coverage, read_limits
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -158,6 +159,9 @@ def render_model_card(
         groups=len(set(run.tested.groups.tolist())) if run.tested else 0,
         confusion=_confusion(run, figures),
         external=_external(run),
+        figures=figures,
+        coverage=_coverage(figures),
+        referral=_referral(run, figures),
         thresholds=", ".join(f"{each:.2f}" for each in run.calibration.thresholds),
         calibrated=calibrated,
         points=list(_operating_points(run, calibrated)),
@@ -314,6 +318,25 @@ def _confusion(run: RunFiles, figures: Mapping[str, Estimate]) -> list[list[str]
         ]
         for grade, name in enumerate(formatting.GRADE_NAMES)
     ]
+
+
+def _coverage(figures: Mapping[str, Estimate]) -> list[list[str]]:
+    titles = {"qwk": "QWK", "macro_f1": "F1, mean over the grades"}
+    return [
+        [title, *(formatting.estimate(figures[at_coverage(name, share)], 2) for share in COVERAGES)]
+        for name, title in titles.items()
+        if figures
+    ]
+
+
+def _referral(run: RunFiles, figures: Mapping[str, Estimate]) -> list[list[str]]:
+    """Return wanted QWK, uncertainty limit, share referred and QWK of the other test photographs."""
+    rows = []
+    for wanted, limit in read_limits(run.record).items() if figures else ():
+        names = (f"referred_for_qwk_{wanted:g}", f"qwk_after_referral_{wanted:g}")
+        shown = "none: all are referred" if limit == REFER_ALL else formatting.decimal(limit)
+        rows.append([f"{wanted:g}", shown, *(formatting.estimate(figures[name], 2) for name in names)])
+    return rows
 
 
 def _external(run: RunFiles) -> list[list[str]]:

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
+import torch
 import yaml
 from omegaconf import OmegaConf
 
@@ -14,7 +15,7 @@ from drgrade.config import CONF, choices
 from drgrade.data.sources.base import About
 from drgrade.data.sources.known import source_class
 from drgrade.grades import NUM_GRADES
-from drgrade.models.calibration import Calibration
+from drgrade.models.calibration import Calibration, selective_uncertainty
 from drgrade.models.encoder import CARD
 from drgrade.runs.reader import Run, RunLocation, initial_encoder_dir, read_run
 from drgrade.runs.run_dir import (
@@ -33,6 +34,7 @@ from drgrade.runs.settings import strip_private
 from drgrade.stats import formatting
 from drgrade.stats.bootstrap import interval_if_spread, resample_metrics
 from drgrade.stats.estimates import Estimate
+from drgrade.stats.selective import read_limits, resample_selective, selective_metrics
 
 UNNAMED = "unnamed"
 """Replaces a name that may be private."""
@@ -125,9 +127,16 @@ class RunFiles:
         run = self.tested
         if run is None:
             return {}
-        samples = resample_metrics(run.test_fold(), run.predicted, run.probabilities, resamples, seed)
+        fold, limits = run.test_fold(), read_limits(run.record)
+        uncertainty = selective_uncertainty(torch.from_numpy(run.probabilities), self.calibration)
+        samples = {
+            **resample_selective(fold, uncertainty, run.predicted, limits, resamples, seed),
+            **resample_metrics(fold, run.predicted, run.probabilities, resamples, seed),
+        }
+        measured = selective_metrics(uncertainty, run.predicted, run.grades, limits)
+        record = {f"test/{name}": float(value[0]) for name, value in measured.items()} | run.record
         return {
-            name: Estimate(float(run.record[f"test/{name}"]), interval_if_spread(values))
+            name: Estimate(float(record[f"test/{name}"]), interval_if_spread(values))
             for name, values in samples.items()
             if name != "nll"  # not among the metrics of a run
         }

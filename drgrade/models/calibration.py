@@ -26,6 +26,7 @@ from drgrade.metrics.functional import (
     sensitivity_specificity,
 )
 from drgrade.models.thresholds import best_thresholds
+from drgrade.stats.estimates import Floats
 
 TARGET_SENSITIVITIES = (0.8, 0.9, 0.95)
 """Sensitivities on the validation photographs whose operating points are reported."""
@@ -208,6 +209,16 @@ def normalised_entropy(probabilities: Tensor) -> Tensor:
     """Return the entropy (B,) of distributions (B, G), divided by log G: 0 if certain, 1 if uniform."""
     entropy: Tensor = torch.special.entr(probabilities).sum(dim=1)
     return entropy / math.log(probabilities.shape[1])
+
+
+def selective_uncertainty(probabilities: Tensor, calibration: Calibration) -> Floats:
+    """Return the uncertainty (N,) by which selective prediction orders photographs.
+
+    It is the ``uncertainty`` of ``drgrade predict``: the normalised entropy of the probabilities (N, G) from
+    the head after ``calibration``, which changes nothing if it was not fitted.
+    """
+    calibrated = calibration.probabilities(probabilities.detach().double().cpu())
+    return normalised_entropy(calibrated).numpy().astype(np.float64)
 
 
 def fit_temperature(probabilities: Tensor, grades: Tensor) -> float:

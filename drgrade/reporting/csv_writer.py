@@ -17,6 +17,7 @@ from drgrade.reporting.schema import (
     PretrainingCost,
     PublishedRow,
     Reached,
+    Referral,
     ResultRow,
     Study,
 )
@@ -40,6 +41,18 @@ def csv_files(study: Study) -> dict[str, str]:
         _method_keys(study, budget.method) | {"label_fraction": share} | _budget(budget, share)
         for budget in study.budgets
         for share in budget.steps
+    ]
+    files["cross_data.csv"] = [
+        {
+            "method": each.method,
+            "label_fraction": each.label_fraction,
+            "trained": each.trained,
+            "tested": each.tested,
+            **_estimate("qwk", each.qwk),
+            "photographs": each.photographs,
+            "runs": each.runs,
+        }
+        for each in study.cross
     ]
     return {name: to_csv(pd.DataFrame(records)) for name, records in files.items() if records}
 
@@ -66,6 +79,12 @@ def _row_records(study: Study, row: ResultRow) -> dict[str, list[Record]]:
             for grade, recall in enumerate(row.recall)
         ],
         "roc.csv": [{"false_positive_rate": x, "true_positive_rate": y} for x, y in roc],
+        "selective.csv": _selective(row),
+        "risk_coverage.csv": [
+            {"coverage": coverage, "risk": risk, "qwk": qwk}
+            for coverage, risk, qwk in zip(*vars(row.selective.curve).values(), strict=True)
+        ],
+        "referral.csv": list(map(_referral, row.selective.referrals)),
         "costs.csv": [{"what": "run", **_costs(row)}],
     }
     if row.calibrated:
@@ -176,6 +195,24 @@ def _bins(curve: ReliabilityCurve) -> list[Record]:
         {"bin": number, "confidence": confidence, "accuracy": accuracy, "count": count, "ece": curve.ece}
         for number, (confidence, accuracy, count) in enumerate(bins)
     ]
+
+
+def _selective(row: ResultRow) -> list[Record]:
+    return [
+        {"metric": name, "value": each.value, "low": each.interval.low, "high": each.interval.high}
+        for name, each in row.selective.metrics.items()
+    ]
+
+
+def _referral(referral: Referral) -> Record:
+    return {
+        "wanted_qwk": referral.wanted,
+        **_ends("limit", referral.limits),
+        "reached": referral.reached,
+        "runs": referral.runs,
+        **_estimate("referred", referral.referred),
+        **_estimate("qwk", referral.qwk),
+    }
 
 
 def _operating_point(point: Reached) -> Record:

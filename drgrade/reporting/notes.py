@@ -184,9 +184,6 @@ def _origin(runs: Sequence[Run]) -> Iterator[str]:
         yield f"The runs used {len(commits)} different commits."
     if any(each.endswith("+") for each in commits):
         yield "Some runs used code with uncommitted changes (marked +)."
-    if "data_external" in runs[0].record:
-        external = runs[0].record["data_external"]
-        yield f"The report does not include results on external data sets ({external})."
     if len(packages) > 1:
         yield f"The runs used {len(packages)} different sets of package versions."
     name = str(runs[0].record["data"])

@@ -13,6 +13,7 @@ from pathlib import Path
 from drgrade.stats.curves import ReliabilityCurve, RocCurve
 from drgrade.stats.estimates import Counts, Estimate, Range
 from drgrade.stats.formatting import MINUS, fraction
+from drgrade.stats.selective import RiskCoverage
 
 SplitKey = tuple[str, float, int, str]
 """Protocol, label fraction, label seed and fold."""
@@ -113,6 +114,43 @@ class Calibrated:
     points: Sequence[Reached]
 
 
+@dataclass(frozen=True)
+class Referral:
+    """Test results of uncertainty limits that were fitted to reach a QWK on the validation photographs.
+
+    Attributes:
+        wanted: QWK that was required on the validation photographs.
+        limits: Uncertainty above which a photograph is referred, over the runs; -1 refers all.
+        reached: Number of runs that reach it with enough validation photographs; the others refer all.
+        runs: Number of runs.
+        referred: Share of the test photographs that is referred, mean over the folds.
+        qwk: QWK of the other test photographs, mean over the folds with some; NaN if there are none.
+    """
+
+    wanted: float
+    limits: Range
+    reached: int
+    runs: int
+    referred: Estimate
+    qwk: Estimate
+
+
+@dataclass(frozen=True)
+class Selective:
+    """Selective prediction on the test photographs (:mod:`drgrade.stats.selective`), mean over the folds.
+
+    Attributes:
+        metrics: :data:`drgrade.stats.selective.SELECTIVE`.
+        curve: Risk and QWK at each coverage; the curves of all runs are averaged, not their photographs
+            pooled.
+        referrals: Empty if a run has recorded no uncertainty limits.
+    """
+
+    metrics: Mapping[str, Estimate]
+    curve: RiskCoverage
+    referrals: Sequence[Referral] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class MethodCurves:
     """Confusion matrix and curves on test photographs, as the figures of one method show them.
@@ -123,6 +161,7 @@ class MethodCurves:
         confusion: (5, 5) sum over folds and seeds; rows are true grades.
         calibration: Over the photographs of all folds, as ``roc`` for referable DR (grade >= 2).
         referable_auroc: Mean over the folds.
+        selective: Selective prediction.
         calibrated: None if a run has no calibration.
     """
 
@@ -132,6 +171,7 @@ class MethodCurves:
     calibration: ReliabilityCurve
     roc: RocCurve
     referable_auroc: Estimate
+    selective: Selective
     calibrated: Calibrated | None = None
 
 
@@ -227,6 +267,28 @@ class MethodComparison:
     def title(self, labels: Mapping[str, str]) -> str:
         """Return the names of the two methods with a minus sign between them."""
         return f"{labels[self.first]} {MINUS} {labels[self.second]}"
+
+
+@dataclass(frozen=True)
+class CrossResult:
+    """QWK of a method that was trained on one data set and tested on the same or another one.
+
+    Attributes:
+        method: Display name of the method.
+        trained: Name of the data set that the runs were trained on.
+        tested: Name of the data set that they were tested on.
+        qwk: Mean over the test folds, or over the runs on another data set.
+        photographs: Number of test photographs.
+        runs: Number of runs.
+    """
+
+    method: str
+    label_fraction: float
+    trained: str
+    tested: str
+    qwk: Estimate
+    photographs: int
+    runs: int
 
 
 @dataclass(frozen=True)
@@ -332,6 +394,7 @@ class Study:
         compared: Sentence that describes the compared pairs.
         budgets: One for each method.
         equality: Sentences that compare the budgets of the methods.
+        cross: Results across data sets; empty if all runs were tested on their own data set alone.
     """
 
     title: str
@@ -350,6 +413,7 @@ class Study:
     compared: str = ""
     budgets: Sequence[Budget] = field(default_factory=tuple)
     equality: Sequence[str] = field(default_factory=tuple)
+    cross: Sequence[CrossResult] = field(default_factory=tuple)
 
     @property
     def labels(self) -> dict[str, str]:

@@ -11,7 +11,8 @@ from drgrade.grades import NUM_BINS, NUM_GRADES, REFERABLE
 from drgrade.metrics.functional import grading_metrics
 from drgrade.models.calibration import TARGET_SENSITIVITIES
 from drgrade.reporting.checks import fold_order
-from drgrade.reporting.schema import Calibrated, Change, Reached, ResultRow
+from drgrade.reporting.schema import Calibrated, Change, Reached, Referral, ResultRow, Selective
+from drgrade.reporting.selective import SelectiveRun, select_run
 from drgrade.runs.reader import Run
 from drgrade.stats.bootstrap import TestFold, confusions, draws, kappas, resample
 from drgrade.stats.curves import (
@@ -22,8 +23,9 @@ from drgrade.stats.curves import (
     reliability_curve,
     roc_curve,
 )
-from drgrade.stats.estimates import Counts, Estimate, Floats, Range
+from drgrade.stats.estimates import Counts, Estimate, Floats, Interval, Range
 from drgrade.stats.hierarchical import FoldRuns, ResampledMean, resample_mean
+from drgrade.stats.selective import REFER_ALL, SELECTIVE, RiskCoverage
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +74,7 @@ class Result:
         auroc: (B,) AUROC for referable DR in each resample.
         hits: (B, 5) correctly graded photographs of each grade in each resample.
         totals: (B, 5) photographs of each grade in each resample.
+        selective: Selective prediction.
         calibrated: Calibrated predictions and their metrics; None if the run has no calibration.
     """
 
@@ -81,6 +84,7 @@ class Result:
     auroc: Floats
     hits: Floats
     totals: Floats
+    selective: SelectiveRun
     calibrated: CalibratedRun | None = None
 
 
@@ -103,7 +107,8 @@ def compute_results(
             tested, resampled.qwk, resampled.auroc, resampled.hits, calibrated, strict=True
         ):
             metrics = grading_metrics(*map(torch.from_numpy, (run.probabilities, run.predicted, run.grades)))
-            results.append(Result(run, metrics, qwk, auroc, hits, resampled.totals, own))
+            selective = select_run(fold, run, resamples, seed)
+            results.append(Result(run, metrics, qwk, auroc, hits, resampled.totals, selective, own))
     return results
 
 
@@ -204,6 +209,7 @@ def compute_row(results: Sequence[Result], complete: bool, seed: int = 0) -> Res
             (int(fact["peak_memory"]) for fact in costs if fact.get("peak_memory") is not None), default=None
         ),
         complete=complete and len({frozenset(of_fold) for of_fold in seeds.values()}) == 1,
+        selective=_selective(results, seed),
         calibrated=_calibrated(results, seed),
         uncalibrated=next(
             (each.run.calibration.note for each in results if not each.run.calibration.photographs), ""
@@ -261,6 +267,47 @@ def _calibration(results: Sequence[Result]) -> ReliabilityCurve:
     grades = np.concatenate([result.run.grades for result in results])
     ece = float(mean_over_folds(results, lambda result: result.metrics["ece"]))
     return reliability_curve(probabilities, grades, ece)
+
+
+def _selective(results: Sequence[Result], seed: int) -> Selective:
+    """Average selective prediction over the folds."""
+
+    def mean(name: str, of: Sequence[Result] = results) -> Estimate:
+        return _estimate(
+            of, lambda one: one.selective.measured[name], lambda one: one.selective.samples[name], seed
+        )
+
+    return Selective(
+        {name: mean(name) for name in SELECTIVE},
+        RiskCoverage(
+            results[0].selective.curve.coverage,
+            mean_over_folds(results, lambda result: result.selective.curve.risk),
+            mean_over_folds(results, lambda result: result.selective.curve.qwk),
+        ),
+        _referrals(results, mean) if all(result.selective.limits for result in results) else [],
+    )
+
+
+def _referrals(
+    results: Sequence[Result], mean: Callable[[str, Sequence[Result]], Estimate]
+) -> list[Referral]:
+    referrals = []
+    for wanted in results[0].selective.limits:
+        limits = [result.selective.limits[wanted] for result in results]
+        name = f"qwk_after_referral_{wanted:g}"
+        some = [result for result in results if np.isfinite(result.selective.measured[name])]
+        unknown = Estimate(float("nan"), Interval(float("nan"), float("nan")))
+        referrals.append(
+            Referral(
+                wanted,
+                Range.of(limits),
+                sum(limit > REFER_ALL for limit in limits),
+                len(results),
+                mean(f"referred_for_qwk_{wanted:g}", results),
+                mean(name, some) if some else unknown,
+            )
+        )
+    return referrals
 
 
 def _calibrated(results: Sequence[Result], seed: int) -> Calibrated | None:

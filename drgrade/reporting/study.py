@@ -14,6 +14,7 @@ from drgrade.grades import NUM_GRADES
 from drgrade.reporting.checks import check_same_data, collect_folds, one_run_per_cell, split_hashes
 from drgrade.reporting.comparison import REFERENCE, compare_all, pairs_to_compare
 from drgrade.reporting.costs import compare_budgets, compute_budgets, pretraining_costs
+from drgrade.reporting.cross_data import cross_results
 from drgrade.reporting.methods import group, match_methods, published_rows
 from drgrade.reporting.notes import collect_notes, data_facts, left_out_notes, provenance_facts
 from drgrade.reporting.schema import Missing, ResultRow, Study
@@ -33,6 +34,7 @@ def build_study(
     seed: int = 0,
     title: str | None = None,
     compare: str = REFERENCE,
+    cross: Sequence[Path] = (),
 ) -> Study:
     """Read runs and compute the content of a report.
 
@@ -42,6 +44,7 @@ def build_study(
         seed: Random seed of the bootstrap.
         title: Title; None derives it from the data set.
         compare: Methods to compare; see :func:`drgrade.reporting.comparison.pairs_to_compare`.
+        cross: Folders of runs that were trained on other data sets, for the matrix of data sets alone.
 
     Returns:
         The study; it does not depend on the order of folders or files.
@@ -74,6 +77,7 @@ def build_study(
     findings = compare_budgets(grouped, budgets)
     warnings = [finding.text for finding in findings if finding.warning]
     notes = collect_notes(grouped, rows, pairs, comparisons, folds)
+    others = [each for cell in find_cells(cross)[0] if isinstance(each := read_run(cell), Run)]
     return Study(
         title=title or f"Grading with few labels: {runs[0].record['data']}",
         runs=[run.folder for run in runs],
@@ -90,6 +94,7 @@ def build_study(
         compared=compared,
         budgets=budgets,
         equality=[finding.text for finding in findings],
+        cross=cross_results(runs, others, resamples, seed),
         notes=[*warnings, *notes, *repeats, *replaced, *left_out_notes(left_out)],
     )
 

@@ -6,6 +6,7 @@ from itertools import groupby
 
 from tabulate import tabulate
 
+from drgrade.reporting.schema import ResultRow, Study
 from drgrade.stats.formatting import DASH
 
 
@@ -129,3 +130,20 @@ class Dashes:
     def remarks(self) -> list[str]:
         """One sentence with all reasons; empty if no value is missing."""
         return [f"{DASH}: {'; '.join(self.reasons)}."] if self.reasons else []
+
+
+def table_by_method(
+    study: Study,
+    name: str,
+    caption: str,
+    columns: Sequence[Column],
+    lines: Callable[[ResultRow, Dashes], list[list[str]]],
+) -> ReportTable:
+    """Build a table with the lines of each row of the main table, after a column with the label fraction."""
+    dashes = Dashes()
+    groups = []
+    for method in study.methods:
+        rows = study.rows_of(method.key)
+        cells = [[row.share, *line] for row in rows for line in lines(row, dashes)]
+        groups.append(Group(method.label, "", cells))
+    return ReportTable(name, caption, "method", [Column("labels"), *columns], groups, dashes.remarks)

@@ -2,9 +2,10 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
+from drgrade.reporting.cross_data import cross_table
 from drgrade.reporting.overview import overview_table
 from drgrade.reporting.schema import (
     Budget,
@@ -18,7 +19,8 @@ from drgrade.reporting.schema import (
     ResultRow,
     Study,
 )
-from drgrade.reporting.table import Column, Dashes, Group, ReportTable
+from drgrade.reporting.selective import coverage_table, referral_table, selective_table
+from drgrade.reporting.table import Column, Dashes, Group, ReportTable, table_by_method
 from drgrade.stats.estimates import Range
 from drgrade.stats.formatting import (
     DASH,
@@ -158,7 +160,7 @@ def metrics_table(study: Study) -> ReportTable:
         "Other metrics on the test photographs, mean over the folds; sensitivity, specificity and referable "
         "AUROC are for referable DR (grade >= 2); the 95 % interval is that of the referable AUROC"
     )
-    return _by_method(study, "metrics", caption, columns, lines)
+    return table_by_method(study, "metrics", caption, columns, lines)
 
 
 def calibration_table(study: Study) -> ReportTable:
@@ -176,7 +178,7 @@ def calibration_table(study: Study) -> ReportTable:
         "log-likelihood (NLL) and expected calibration error (ECE) on the test photographs before and after "
         "scaling, mean over the folds; a negative difference is an improvement"
     )
-    return _by_method(study, "calibration", caption, columns, _if_calibrated(lines, len(columns)))
+    return table_by_method(study, "calibration", caption, columns, _if_calibrated(lines, len(columns)))
 
 
 def thresholds_table(study: Study) -> ReportTable:
@@ -192,7 +194,7 @@ def thresholds_table(study: Study) -> ReportTable:
         "Thresholds on the calibrated expected grade, fitted for QWK on the validation photographs, compared "
         "with the grades of the head; QWK on the test photographs, mean over the folds"
     )
-    return _by_method(study, "thresholds", caption, columns, _if_calibrated(lines, len(columns)))
+    return table_by_method(study, "thresholds", caption, columns, _if_calibrated(lines, len(columns)))
 
 
 def operating_points_table(study: Study) -> ReportTable:
@@ -213,7 +215,7 @@ def operating_points_table(study: Study) -> ReportTable:
         "the calibrated probability of grade >= 2; sensitivity and specificity on the test photographs of "
         "all folds"
     )
-    table = _by_method(study, "operating_points", caption, columns, _if_calibrated(lines, len(columns)))
+    table = table_by_method(study, "operating_points", caption, columns, _if_calibrated(lines, len(columns)))
     others = f"Target sensitivities other than {percent(MAIN_TARGET)} are in operating_points.csv."
     return replace(table, remarks=[*table.remarks, others]) if many else table
 
@@ -249,7 +251,7 @@ def recall_table(study: Study) -> ReportTable:
     def lines(row: ResultRow, dashes: Dashes) -> list[list[str]]:
         return [[dashes.cell(estimate(value, 2), "no such test photographs") for value in row.recall]]
 
-    return _by_method(study, "recall", "Recall of each grade, with its 95 % interval", columns, lines)
+    return table_by_method(study, "recall", "Recall of each grade, with its 95 % interval", columns, lines)
 
 
 def costs_table(study: Study) -> ReportTable:
@@ -260,7 +262,7 @@ def costs_table(study: Study) -> ReportTable:
     def lines(row: ResultRow, dashes: Dashes) -> list[list[str]]:
         return [_cost_cells(row, "not recorded", dashes)]
 
-    return _by_method(study, "costs", caption, columns, lines)
+    return table_by_method(study, "costs", caption, columns, lines)
 
 
 def _cost_cells(cost: ResultRow | PretrainingCost, why: str, dashes: Dashes) -> list[str]:
@@ -392,25 +394,9 @@ def all_tables(study: Study) -> list[ReportTable]:
         tables.insert(0, overview)
     if any(row.calibrated for row in study.rows):
         tables += [calibration_table(study), thresholds_table(study), operating_points_table(study)]
-    tables += [budget_table(study), costs_table(study), pretraining_table(study)]
+    tables += [selective_table(study), coverage_table(study), referral_table(study)]
+    tables += [cross_table(study.cross), budget_table(study), costs_table(study), pretraining_table(study)]
     return [table for table in tables if table.groups]
-
-
-def _by_method(
-    study: Study,
-    name: str,
-    caption: str,
-    columns: Sequence[Column],
-    lines: Callable[[ResultRow, Dashes], list[list[str]]],
-) -> ReportTable:
-    """Build a table with the lines of each row of the main table, after a column with the label fraction."""
-    dashes = Dashes()
-    groups = []
-    for method in study.methods:
-        rows = study.rows_of(method.key)
-        cells = [[row.share, *line] for row in rows for line in lines(row, dashes)]
-        groups.append(Group(method.label, "", cells))
-    return ReportTable(name, caption, "method", [Column("labels"), *columns], groups, dashes.remarks)
 
 
 def _if_calibrated(

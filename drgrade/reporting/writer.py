@@ -33,7 +33,7 @@ LONG_TABLE = 45
 """Number of lines above which the page folds a table."""
 
 _PACKAGE = "drgrade.reporting"
-_KINDS = ("confusions", "calibration", "recall", "roc")
+_KINDS = ("confusions", "calibration", "recall", "roc", "selective")
 _MISSING_OPEN = 8  # longer lists of missing runs are folded
 _OURS = re.compile(r"(figures/)?[\w.-]+\.(png|pdf|csv)")
 

@@ -332,14 +332,15 @@ def write_predictions(
 
     from drgrade.metrics.functional import confusion_matrix
 
-    suffix = f"_{name}" if name else ""
     confusion = pd.DataFrame(confusion_matrix(predictions.predicted, predictions.grades).numpy())
     confusion = confusion.rename_axis("grade").add_prefix("predicted_")
-    for file, text in (
-        (folder / PREDICTIONS, _predictions_csv(predictions, image_ids)),
-        (folder / CONFUSION, confusion.to_csv()),
-    ):
-        write_text(file.with_stem(file.stem + suffix), text)
+    write_text(predictions_file(folder, name), _predictions_csv(predictions, image_ids))
+    write_text(folder / (f"confusion_{name}.csv" if name else CONFUSION), confusion.to_csv())
+
+
+def predictions_file(folder: Path, name: str = "") -> Path:
+    """Return the file with the predictions of a run for its test set, or for an external data set."""
+    return folder / (f"predictions_{name}.csv" if name else PREDICTIONS)
 
 
 def write_validation(folder: Path, predictions: "Predictions", image_ids: "pd.Series") -> None:

@@ -1,6 +1,8 @@
 """Fit thresholds and calibration to the validation photographs, after the checkpoint is chosen."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytorch_lightning as pl
@@ -15,8 +17,10 @@ from drgrade.models.calibration import (
     calibrated_metrics,
     cross_fitted_metrics,
     fit_calibration,
+    selective_uncertainty,
 )
 from drgrade.runs.run_dir import CALIBRATION, write_validation
+from drgrade.stats.selective import fit_limits, measure_selective
 from drgrade.tasks.grading import GradingTask
 from drgrade.training.checkpoints import save_checkpoint
 from drgrade.training.distributed import is_main_process, wait_for_all
@@ -63,23 +67,39 @@ def calibrate(
         split: image_id and group of every row of the manifest.
 
     Returns:
-        The calibration, and its cross-fitted metrics as ``val/...``; the identity and no metrics without
-        validation photographs.
+        The calibration; its cross-fitted metrics as ``val/...``, and the uncertainty limits that are fitted
+        to the same photographs (:func:`drgrade.stats.selective.fit_limits`). The identity and no metrics
+        without validation photographs.
     """
     if predictions is None:
-        calibration, figures = Calibration(), {}
+        calibration, figures, limits = Calibration(), {}, {}
     else:
         calibration = fit_calibration(predictions.probabilities, predictions.grades)
         groups = split["group"].astype(str).iloc[predictions.index.numpy()].tolist()
         figures = cross_fitted_metrics(predictions.probabilities, predictions.grades, groups)
+        limits = fit_limits(
+            selective_uncertainty(predictions.probabilities, calibration),
+            predictions.predicted.numpy(),
+            predictions.grades.numpy(),
+        )
     if is_main_process():
         if predictions is not None:
             write_validation(folder, predictions, split["image_id"])
         write_text(folder / CALIBRATION, calibration.to_json())
-    return calibration, {f"val/{metric}": value for metric, value in figures.items()}
+    return calibration, {**{f"val/{metric}": value for metric, value in figures.items()}, **limits}
 
 
-def calibrated_figures(name: str, predictions: Predictions, calibration: Calibration) -> dict[str, float]:
-    """Return :func:`~drgrade.models.calibration.calibrated_metrics` of a set, with its name as prefix."""
+def calibrated_figures(
+    name: str, predictions: Predictions, calibration: Calibration, record: Mapping[str, Any]
+) -> dict[str, float]:
+    """Compute the metrics of calibration and selective prediction of a set, with its name as prefix.
+
+    They are those of :func:`drgrade.models.calibration.calibrated_metrics` and
+    :func:`drgrade.stats.selective.measure_selective`; ``record`` contains the uncertainty limits.
+    """
     figures = calibrated_metrics(predictions.probabilities, predictions.grades, calibration)
+    uncertainty = selective_uncertainty(predictions.probabilities, calibration)
+    figures |= measure_selective(
+        uncertainty, predictions.predicted.numpy(), predictions.grades.numpy(), record
+    )
     return {f"{name}/{metric}": value for metric, value in figures.items()}

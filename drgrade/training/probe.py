@@ -184,7 +184,7 @@ def _evaluate(
         name = "test" if dataset is None else f"external/{dataset}"
         graded = select(photographs, features, "external" if dataset else "test", dataset)
         metrics, predictions = _grade(head, graded, name)
-        figures |= metrics | calibrated_figures(name, predictions, calibration)
+        figures |= metrics | calibrated_figures(name, predictions, calibration, cross_fitted)
         write_predictions(folder, predictions, photographs.split["image_id"], dataset or "")
         log_evaluation(loggers, name, predictions, photographs, step=0)
     for each in loggers:

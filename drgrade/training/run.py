@@ -1,7 +1,7 @@
 """Train and test one run, step by step, from a composed config to the files in the run's folder."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -246,7 +246,7 @@ def validate_and_test(
     calibration, cross_fitted = calibrate(folder, validated, data.photographs.split)
     metrics |= cross_fitted
     if cfg.test:
-        metrics |= test(trainer, task, data, chosen, folder, calibration)
+        metrics |= test(trainer, task, data, chosen, folder, calibration, metrics)
         metrics |= test_momenta(trainer, task, data, folder)
     return metrics
 
@@ -285,6 +285,7 @@ def test(
     checkpoint: Path | None,
     folder: Path,
     calibration: Calibration,
+    record: Mapping[str, Any],
     kept: dict[str, Predictions] | None = None,  # noqa: PT028 - no test function
 ) -> dict[str, float]:
     """Test one checkpoint on the test photographs and every external data set; write the predictions.
@@ -297,6 +298,7 @@ def test(
         folder: Receives ``predictions.csv`` and ``confusion.csv``, with the suffix ``_NAME`` for an external
             data set.
         calibration: Calibration of the run; its metrics are reported with the others.
+        record: Metrics of the run with its uncertainty limits.
         kept: Receives the predictions on each set, with the key ``test`` or ``external/NAME``.
 
     Returns:
@@ -310,7 +312,7 @@ def test(
         )[0]
         metrics |= task.results["test"]
         predictions = task.predictions("test")  # gathered from all processes: every process must call
-        metrics |= calibrated_figures(task.test_name, predictions, calibration)
+        metrics |= calibrated_figures(task.test_name, predictions, calibration, record)
         if kept is not None:
             kept[task.test_name] = predictions
         if is_main_process():

@@ -10,11 +10,14 @@ from drgrade.reporting.schema import (
     Missing,
     PretrainingCost,
     PublishedRow,
+    Referral,
     ResultRow,
+    Selective,
     Study,
 )
 from drgrade.stats.curves import ReliabilityCurve, RocCurve
-from drgrade.stats.estimates import Estimate, Interval
+from drgrade.stats.estimates import Estimate, Interval, Range
+from drgrade.stats.selective import SELECTIVE, RiskCoverage
 
 FRACTIONS = (0.05, 0.1, 0.25, 0.5, 1.0)
 MEANS = {
@@ -42,6 +45,15 @@ NAN = float("nan")
 
 def around(value, width):
     return Estimate(value, Interval(value - width, value + width))
+
+
+def make_selective(mean):
+    coverage = np.linspace(0.05, 1, 20)
+    return Selective(
+        {name: around(max(mean, 0) / 2, 0.03) for name in SELECTIVE},
+        RiskCoverage(coverage, (1 - mean) * coverage / 2, np.full(20, mean)),
+        [Referral(0.8, Range(-1.0, 0.5), 4, 5, around(0.6, 0.1), around(0.75, 0.1))],
+    )
 
 
 def make_row(method, fraction, mean, rng, missing=False):
@@ -84,6 +96,7 @@ def make_row(method, fraction, mean, rng, missing=False):
         calibration=ReliabilityCurve(confidence, accuracy, count, 0.1 + 0.05 * rng.random()),
         roc=RocCurve(x, x ** ((1 - auroc) / auroc)),
         referable_auroc=around(auroc, 0.02),
+        selective=make_selective(mean),
         labels=2929 * fraction,
         labels_used=2929 * fraction + 155,
         seconds=3000 * fraction + 300 if measured else NAN,

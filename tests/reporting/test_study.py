@@ -293,8 +293,6 @@ def test_notes_contain_caveats(tmp_path):
     runs = write_runs(tmp_path, [ROTATION, RANDOM, unknown], [1.0])
     change_json(runs[0] / "provenance.json", commit="b" * 40 + "+")
     change_json(runs[1] / "provenance.json", versions={"python": "3.12", "torch": "2.9"})
-    for run in runs:
-        change_json(run / "metrics.json", data_external="messidor2")
     notes = build_study([tmp_path], resamples=20).notes
     for expected in (
         "Pre-training used the test photographs, without their grades: rotation, pre-trained.",
@@ -305,7 +303,6 @@ def test_notes_contain_caveats(tmp_path):
         "Some runs used code with uncommitted changes (marked +).",
         "The runs used 2 different sets of package versions.",
         "Published results are for aptos2019, not for demo.",
-        "The report does not include results on external data sets (messidor2).",
     ):
         assert expected in notes
 

@@ -54,11 +54,12 @@ class Details:
     calibration: list[ReportFigure]
     recall: list[ReportFigure]
     roc: list[ReportFigure]
+    selective: list[ReportFigure]
 
     @property
     def all(self) -> list[ReportFigure]:
         """All figures."""
-        return [*self.confusions, *self.calibration, *self.recall, *self.roc]
+        return [*self.confusions, *self.calibration, *self.recall, *self.roc, *self.selective]
 
 
 def draw_details(study: Study, share: float) -> Details:
@@ -70,7 +71,9 @@ def draw_details(study: Study, share: float) -> Details:
         return [draw(study.labels, group, numbered("", n, len(groups))) for n, group in enumerate(groups)]
 
     confusions = [draw_confusion(row, study.labels[row.method]) for row in rows]
-    return Details(confusions, each(draw_calibration), each(draw_recall), each(draw_roc))
+    return Details(
+        confusions, each(draw_calibration), each(draw_recall), each(draw_roc), each(draw_selective)
+    )
 
 
 def draw_recall(names: Labels, rows: Sequence[ResultRow], part: str = "") -> ReportFigure:
@@ -159,6 +162,34 @@ def draw_roc(names: Labels, rows: Sequence[MethodCurves], part: str = "") -> Rep
     axes.set(xlabel="false positive rate (1 - specificity)", ylabel="sensitivity")
     entries = [
         (legend_entry(style[row.method]), f"{names[row.method]}: AUROC {estimate(row.referable_auroc)}")
+        for row in rows
+    ]
+    add_legend(plot.figure, entries)
+    return plot
+
+
+def draw_selective(names: Labels, rows: Sequence[MethodCurves], part: str = "") -> ReportFigure:
+    """Draw risk and QWK against coverage."""
+    plot, above = _begin("risk-coverage", "Risk and QWK against coverage", rows, 2 * _SQUARE, part)
+    above.set_subplotspec(plot.figure.add_gridspec(2, 1)[0])
+    below = plot.figure.add_subplot(2, 1, 2)
+    style = looks(names)
+    for row in rows:
+        curve, look = row.selective.curve, style[row.method]
+        for axes, values, what in ((above, curve.risk, "wrong grades"), (below, curve.qwk, "QWK")):
+            axes.plot(curve.coverage, values, color=look.colour, linewidth=1.4)
+            for share in (1.0, 0.9, 0.8, 0.7):
+                place = int(np.abs(curve.coverage - share).argmin())
+                artist = point(axes, share, values[place], look, size=4.0, markeredgewidth=0.5)
+                texts = f"{what} {decimal(values[place])}", f"coverage {percent(share)}"
+                plot.add_tip(artist, names[row.method], *texts)
+    above.set(xlim=(0, 1.02), ylim=(0, None), ylabel="risk (share of wrong grades)")
+    below.set(xlim=(0, 1.02), xlabel="coverage (share of photographs graded)", ylabel="QWK of the graded")
+    entries = [
+        (
+            legend_entry(style[row.method]),
+            f"{names[row.method]}: AURC {estimate(row.selective.metrics['aurc'])}",
+        )
         for row in rows
     ]
     add_legend(plot.figure, entries)
