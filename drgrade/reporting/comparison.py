@@ -1,8 +1,8 @@
 """Paired comparisons of methods over the same folds, seeds and label draws."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -11,9 +11,10 @@ from drgrade.errors import ConfigError
 from drgrade.reporting.schema import Method, MethodComparison
 from drgrade.reporting.statistics import Result, over_folds, resampled_mean
 from drgrade.stats.bootstrap import holm_correction
-from drgrade.stats.estimates import UNKNOWN, Estimate
+from drgrade.stats.estimates import UNKNOWN, Estimate, Floats
 from drgrade.stats.formatting import listed
 from drgrade.stats.hierarchical import ResampledMean
+from drgrade.stats.selective import SELECTIVE
 
 REFERENCE, ALL = "reference", "all"
 
@@ -22,6 +23,39 @@ ALPHA = 0.05
 
 Pair = tuple[str, str]
 """Keys of two methods."""
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A metric of a result by which methods are compared.
+
+    Attributes:
+        name: Name in ``metrics.json`` without prefix.
+        value: The metric on all test photographs.
+        samples: (B,) the metric in each resample.
+        sign: 1 if higher is better, -1 if lower is better.
+    """
+
+    name: str
+    value: Callable[[Result], float]
+    samples: Callable[[Result], Floats]
+    sign: int = 1
+
+
+QWK = Statistic("qwk", lambda result: result.metrics["qwk"], lambda result: result.qwk)
+
+
+def selective_statistic(name: str) -> Statistic:
+    """Return a metric of :data:`drgrade.stats.selective.SELECTIVE`."""
+    return Statistic(
+        name,
+        lambda result: result.selective.measured[name],
+        lambda result: result.selective.samples[name],
+        -1 if name in ("aurc", "excess_aurc") else 1,
+    )
+
+
+SELECTIVE_STATISTICS = tuple(selective_statistic(name) for name in SELECTIVE if name != QWK.name)
 
 
 def pairs_to_compare(methods: Sequence[Method], compare: str) -> tuple[list[Pair], str]:
@@ -69,7 +103,10 @@ def _with_one(methods: Sequence[Method], name: str) -> list[Pair]:
 
 
 def compare_all(
-    rows: Mapping[tuple[str, float], Sequence[Result]], pairs: Sequence[Pair], seed: int = 0
+    rows: Mapping[tuple[str, float], Sequence[Result]],
+    pairs: Sequence[Pair],
+    seed: int = 0,
+    statistics: Sequence[Statistic] = (QWK,),
 ) -> list[MethodComparison]:
     """Compare pairs of methods at each label fraction that both have; p-values are corrected over all.
 
@@ -77,6 +114,7 @@ def compare_all(
         rows: Results by method and label fraction.
         pairs: Methods to compare.
         seed: Random seed of the bootstrap.
+        statistics: Metrics to compare them by.
     """
     fractions = sorted({fraction for _, fraction in rows})
     found = [
@@ -84,7 +122,8 @@ def compare_all(
         for first, second in pairs
         for fraction in fractions
         if (first, fraction) in rows and (second, fraction) in rows
-        if (comparison := compare(rows[first, fraction], rows[second, fraction], seed)) is not None
+        for statistic in statistics
+        if (comparison := compare(rows[first, fraction], rows[second, fraction], seed, statistic)) is not None
     ]
     family = [each for each, _ in found if not math.isnan(each.p_value)]
     corrected = iter(holm_correction([each.p_value for each in family]))
@@ -99,7 +138,7 @@ def compare_all(
 
 
 def compare(
-    first: Sequence[Result], second: Sequence[Result], seed: int = 0
+    first: Sequence[Result], second: Sequence[Result], seed: int = 0, statistic: Statistic = QWK
 ) -> tuple[MethodComparison, ResampledMean | None] | None:
     """Compare the results of two methods at a label fraction, from the same resamples.
 
@@ -118,9 +157,11 @@ def compare(
 
     # Subtract before averaging, so that equal runs differ by exactly 0.
     def gap(one: Result) -> float:
-        return one.metrics["qwk"] - other(one).metrics["qwk"]
+        return statistic.value(one) - statistic.value(other(one))
 
-    mean = resampled_mean(common, gap, lambda one: one.qwk - other(one).qwk, seed)
+    mean = resampled_mean(
+        common, gap, lambda one: statistic.samples(one) - statistic.samples(other(one)), seed
+    )
     gaps = np.array(list(over_folds(common, gap).values()))
     known = mean.seeds > 1
     comparison = MethodComparison(
@@ -130,7 +171,8 @@ def compare(
         folds=len(gaps),
         seeds=mean.seeds,
         difference=Estimate(mean.value, mean.t_interval if known else UNKNOWN),
-        won=float(np.mean((np.sign(gaps) + 1) / 2)),
+        won=float(np.mean((statistic.sign * np.sign(gaps) + 1) / 2)),
         p_value=mean.p_value if known else math.nan,
+        statistic=statistic.name,
     )
     return comparison, mean if known else None

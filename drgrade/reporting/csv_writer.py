@@ -37,6 +37,9 @@ def csv_files(study: Study) -> dict[str, str]:
     files["table.csv"] += map(_published, study.published)
     files["costs.csv"] += [_pretraining(study, cost) for cost in study.pretrainings]
     files["comparisons.csv"] = [_comparison(study, comparison) for comparison in study.comparisons]
+    files["selective_comparisons.csv"] = [
+        {"metric": each.statistic, **_comparison(study, each)} for each in study.selective_comparisons
+    ]
     files["budget.csv"] = [
         _method_keys(study, budget.method) | {"label_fraction": share} | _budget(budget, share)
         for budget in study.budgets

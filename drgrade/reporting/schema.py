@@ -244,13 +244,14 @@ class MethodComparison:
         first: Key of the first method, as ``second``.
         folds: Number of common folds.
         seeds: Number of training seeds that both have in all common folds.
-        difference: Mean QWK, first minus second, with the interval of the paired hierarchical bootstrap
+        difference: Of the metric, first minus second, with the interval of the paired hierarchical bootstrap
             (:mod:`drgrade.stats.hierarchical`); NaN for a single seed.
         won: Share of folds in which the first is better; a tie counts half.
         p_value: Two-sided, from the same bootstrap; NaN for a single seed.
         p_holm: Corrected for all p-values of the report (:func:`drgrade.stats.bootstrap.holm_correction`).
         detectable: Smallest true difference whose corrected p-value is below 0.05 with a probability of 80 %,
             at the level of the first step of Holm's correction.
+        statistic: Name of the metric in ``metrics.json``.
     """
 
     first: str
@@ -263,6 +264,7 @@ class MethodComparison:
     p_value: float
     p_holm: float = float("nan")
     detectable: float = float("nan")
+    statistic: str = "qwk"
 
     def title(self, labels: Mapping[str, str]) -> str:
         """Return the names of the two methods with a minus sign between them."""
@@ -394,6 +396,8 @@ class Study:
         compared: Sentence that describes the compared pairs.
         budgets: One for each method.
         equality: Sentences that compare the budgets of the methods.
+        selective_comparisons: Of the same pairs by the metrics of selective prediction, with a correction of
+            their own.
         cross: Results across data sets; empty if all runs were tested on their own data set alone.
     """
 
@@ -413,6 +417,7 @@ class Study:
     compared: str = ""
     budgets: Sequence[Budget] = field(default_factory=tuple)
     equality: Sequence[str] = field(default_factory=tuple)
+    selective_comparisons: Sequence[MethodComparison] = field(default_factory=tuple)
     cross: Sequence[CrossResult] = field(default_factory=tuple)
 
     @property

@@ -106,9 +106,10 @@ def referral_table(study: Study) -> ReportTable:
         return [_referral_line(referral, dashes) for referral in row.selective.referrals]
 
     caption = (
-        "Share of the test photographs referred to a grader at a wanted QWK: photographs above an uncertainty limit are referred, "
-        "the limit is the highest at which the graded validation photographs of the run reach the QWK "
-        f"(reached by: number of runs in which {MIN_GRADED} or more do; the others refer all)"
+        "Share of the test photographs referred to a grader at a wanted QWK: photographs above an "
+        "uncertainty limit are referred, the limit is the highest at which the graded validation "
+        f"photographs of the run reach the QWK (reached by: number of runs in which {MIN_GRADED} or "
+        "more do; the others refer all)"
     )
     return table_by_method(study, "referral", caption, columns, lines)
 

@@ -12,7 +12,7 @@ from drgrade.artefacts import read_object
 from drgrade.errors import DataError
 from drgrade.grades import NUM_GRADES
 from drgrade.reporting.checks import check_same_data, collect_folds, one_run_per_cell, split_hashes
-from drgrade.reporting.comparison import REFERENCE, compare_all, pairs_to_compare
+from drgrade.reporting.comparison import REFERENCE, SELECTIVE_STATISTICS, compare_all, pairs_to_compare
 from drgrade.reporting.costs import compare_budgets, compute_budgets, pretraining_costs
 from drgrade.reporting.cross_data import cross_results
 from drgrade.reporting.methods import group, match_methods, published_rows
@@ -94,6 +94,7 @@ def build_study(
         compared=compared,
         budgets=budgets,
         equality=[finding.text for finding in findings],
+        selective_comparisons=compare_all(by_cell, pairs, seed, SELECTIVE_STATISTICS),
         cross=cross_results(runs, others, resamples, seed),
         notes=[*warnings, *notes, *repeats, *replaced, *left_out_notes(left_out)],
     )

@@ -40,6 +40,7 @@ from drgrade.stats.formatting import (
     span,
     speed,
 )
+from drgrade.stats.selective import COVERAGES, at_coverage
 
 METRICS = {
     "accuracy": "accuracy",
@@ -65,6 +66,11 @@ METHOD = (
 
 _OF_ONE_GRADE = re.compile(r".*_\d+")
 _ELSEWHERE = ("qwk", "referable_auroc")
+_SHOWN_SELECTIVE = {
+    "aurc": "AURC",
+    "excess_aurc": "excess AURC",
+    **{at_coverage("qwk", share): f"QWK at {percent(share)}" for share in COVERAGES if share < 1},
+}
 _CHANGE = ("before", "after", "difference (95 %)")
 
 
@@ -351,6 +357,33 @@ def comparisons_table(study: Study) -> ReportTable:
     )
 
 
+def selective_comparisons_table(study: Study) -> ReportTable:
+    """Differences between methods in AURC, and in QWK at the coverages."""
+    dashes, names = Dashes(), study.labels
+    columns = [Column("labels"), Column("metric", number=False)]
+    columns += [Column(name) for name in ("difference", "95 %", "folds", "won", "p", "p (Holm)")]
+    groups: dict[str, list[list[str]]] = {}
+    for each in study.selective_comparisons:
+        title = _SHOWN_SELECTIVE.get(each.statistic)
+        if title is not None:
+            labels, *cells = _comparison_line(each, dashes)
+            groups.setdefault(each.title(names), []).append([labels, title, *cells])
+    caption = (
+        "Selective prediction: difference between two methods over the same folds, first minus second; a "
+        "negative difference in AURC favours the first method. p (Holm) is corrected for all "
+        f"{len(study.selective_comparisons)} comparisons in selective_comparisons.csv, which also "
+        "contains macro F1"
+    )
+    return ReportTable(
+        "selective_comparisons",
+        caption,
+        "methods",
+        columns,
+        [Group(name, "", lines) for name, lines in groups.items()],
+        dashes.remarks,
+    )
+
+
 def _comparison_line(comparison: MethodComparison, dashes: Dashes) -> list[str]:
     why = "too few photographs"
     if comparison.seeds < 2:
@@ -395,6 +428,7 @@ def all_tables(study: Study) -> list[ReportTable]:
     if any(row.calibrated for row in study.rows):
         tables += [calibration_table(study), thresholds_table(study), operating_points_table(study)]
     tables += [selective_table(study), coverage_table(study), referral_table(study)]
+    tables.append(selective_comparisons_table(study))
     tables += [cross_table(study.cross), budget_table(study), costs_table(study), pretraining_table(study)]
     return [table for table in tables if table.groups]
 

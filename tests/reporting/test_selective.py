@@ -3,11 +3,14 @@
 from itertools import permutations
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score, f1_score
 
+from drgrade.reporting.study import build_study
+from drgrade.reporting.writer import write_report
 from drgrade.stats.bootstrap import TestFold, draws
 from drgrade.stats.selective import (
     COVERAGES,
@@ -24,6 +27,7 @@ from drgrade.stats.selective import (
     uncertainty_limit,
     without_limits,
 )
+from tests.reporting.synthetic import ROTATION, change_json, write_runs
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -197,3 +201,36 @@ def test_curves_end_with_all_photographs():
     assert curve.coverage[-1] == 1
     assert curve.risk[-1] == pytest.approx(np.mean(predicted != grades))
     assert curve.qwk[-1] == pytest.approx(selective_metrics(uncertainty, predicted, grades, {})["qwk"][0])
+
+
+def test_report_compares_methods_by_aurc_with_a_correction_of_their_own(tmp_path):
+    write_runs(tmp_path, fractions=(1.0,))
+    study = build_study([tmp_path], resamples=200)
+    row, reference = study.rows
+    found = {each.statistic: each for each in study.selective_comparisons}
+    assert set(found) == {*SELECTIVE} - {"qwk"}
+    for name in ("aurc", "qwk_at_coverage_0.8"):
+        expected = row.selective.metrics[name].value - reference.selective.metrics[name].value
+        assert found[name].difference.value == pytest.approx(expected)
+    assert found["aurc"].difference.value < 0  # the method with more skill has the lower risk
+    assert found["aurc"].won == 1
+    assert {each.statistic for each in study.comparisons} == {"qwk"}
+
+
+def test_report_writes_tables_and_figures_of_selective_prediction(tmp_path):
+    runs = write_runs(tmp_path / "runs", methods=(ROTATION,), fractions=(1.0,))
+    page = write_report(build_study([tmp_path / "runs"], resamples=100), tmp_path / "old")
+    assert "recorded no uncertainty limits" in page.read_text()
+    for run in runs:
+        change_json(run / "metrics.json", **{"uncertainty_limit_for_qwk_0.8": 0.9})
+    study = build_study([tmp_path / "runs"], resamples=100)
+    (referral,) = study.rows[0].selective.referrals
+    assert (referral.reached, referral.runs) == (3, 3)
+    write_report(study, tmp_path / "new")
+    table = pd.read_csv(tmp_path / "new" / "selective.csv")
+    assert table["metric"].tolist() == [*SELECTIVE]
+    row = study.rows[0]
+    qwk = table.set_index("metric")["value"]["qwk"]
+    assert qwk == pytest.approx(row.mean.value)
+    assert (tmp_path / "new" / "referral.csv").is_file()
+    assert (tmp_path / "new" / "figures" / "risk-coverage-100pct.png").is_file()
