@@ -34,7 +34,7 @@ from drgrade.runs.settings import strip_private
 from drgrade.stats import formatting
 from drgrade.stats.bootstrap import interval_if_spread, resample_metrics
 from drgrade.stats.estimates import Estimate
-from drgrade.stats.selective import read_limits, resample_selective, selective_metrics
+from drgrade.stats.selective import measure_selective, read_limits, resample_selective
 
 UNNAMED = "unnamed"
 """Replaces a name that may be private."""
@@ -133,11 +133,12 @@ class RunFiles:
             **resample_selective(fold, uncertainty, run.predicted, limits, resamples, seed),
             **resample_metrics(fold, run.predicted, run.probabilities, resamples, seed),
         }
-        measured = selective_metrics(uncertainty, run.predicted, run.grades, limits)
-        record = {f"test/{name}": float(value[0]) for name, value in measured.items()} | run.record
+        # Computed again, because runs of earlier versions have not recorded them.
+        measured = measure_selective(uncertainty, run.predicted, run.grades, run.record)
+        values = {name: measured.get(name, run.record.get(f"test/{name}", np.nan)) for name in samples}
         return {
-            name: Estimate(float(record[f"test/{name}"]), interval_if_spread(values))
-            for name, values in samples.items()
+            name: Estimate(float(values[name]), interval_if_spread(of_name))
+            for name, of_name in samples.items()
             if name != "nll"  # not among the metrics of a run
         }
 

@@ -126,6 +126,13 @@ def test_metrics_are_those_of_the_run_with_intervals(varied):
     assert f"| quadratic weighted kappa (QWK) | {formatting.decimal(run.record['test/qwk'])} |" in card
 
 
+def test_card_contains_selective_prediction(varied):
+    card, found = _text(varied), read_run_files(varied).estimates(500)
+    assert "## Selective prediction" in card
+    assert f"| QWK | {formatting.decimal(found['qwk'].value, 2)} (" in card
+    assert "| wanted QWK | refer above |" in card
+
+
 def _naive_recall(run, grade, resamples):
     """Compute the interval by drawing the groups one by one."""
     rng, groups = np.random.default_rng(0), np.unique(run.groups)

@@ -1,5 +1,6 @@
 """Calibration of runs: fitted on validation photographs, reported, kept in the run folder."""
 
+import re
 import shutil
 
 import hydra
@@ -11,8 +12,9 @@ from sklearn.metrics import cohen_kappa_score, log_loss
 
 from drgrade.config import CONF
 from drgrade.evaluation.evaluation import evaluate
-from drgrade.models.calibration import Calibration, cross_fitted_metrics, fit_calibration
+from drgrade.models.calibration import Calibration, cross_fitted_metrics, fit_calibration, normalised_entropy
 from drgrade.runs.run_dir import read_calibration, read_metrics, write_metrics
+from drgrade.stats.selective import read_limits
 from drgrade.training import calibration as run_calibration
 from drgrade.training.run import train
 
@@ -33,7 +35,11 @@ def test_run_reports_calibrated_metrics(finished_run):
     run = finished_run()
     record, calibration = read_metrics(run), read_calibration(run)
     assert names(record, "test") >= FIGURES
-    assert names(record, "test") - names(record, "val") == set()
+    only_tested = {
+        name for name in names(record, "test") if re.search("aurc|coverage|for_qwk|referral", name)
+    }
+    assert only_tested >= {"aurc", "excess_aurc", "qwk_at_coverage_0.8", "macro_f1_at_coverage_0.7"}
+    assert names(record, "test") - names(record, "val") == only_tested
 
     probabilities, grades = table(run / "predictions.csv")
     calibrated = calibration.probabilities(probabilities).numpy()
@@ -44,6 +50,19 @@ def test_run_reports_calibrated_metrics(finished_run):
     )
     kappa = cohen_kappa_score(truth, read, weights="quadratic", labels=range(5))
     assert record["test/qwk_thresholds"] == pytest.approx(np.nan_to_num(kappa), abs=1e-9)
+
+
+def test_run_reports_selective_prediction_by_the_uncertainty_of_predict(finished_run):
+    run = finished_run()
+    record, calibration = read_metrics(run), read_calibration(run)
+    found = pd.read_csv(run / "predictions.csv")
+    uncertainty = normalised_entropy(calibration.probabilities(table(run / "predictions.csv")[0])).numpy()
+    wrong = (found["grade"] != found["predicted"]).to_numpy()[np.argsort(uncertainty, kind="stable")]
+    assert len(np.unique(uncertainty.round(9))) == len(found)  # no ties
+    aurc = np.mean(np.cumsum(wrong) / np.arange(1, len(wrong) + 1))
+    assert record["test/aurc"] == pytest.approx(aurc, abs=1e-9)
+    for wanted, limit in read_limits(record).items():
+        assert record[f"test/referred_for_qwk_{wanted:g}"] == pytest.approx(np.mean(uncertainty > limit))
 
 
 def test_calibration_is_fitted_and_cross_validated_on_validation_photographs(finished_run):
