@@ -36,6 +36,9 @@ REFER_ALL = -1.0
 _DIGITS = 9
 """Decimals of an uncertainty: smaller differences come from rounding, and would break ties."""
 
+_BLOCK = 256
+"""Resamples computed at a time, so that their weights fit into the cache."""
+
 _GRID: Floats = np.linspace(0.05, 1, 96)
 
 
@@ -312,6 +315,7 @@ def resample_selective(
     """
     parts = [
         selective_metrics(uncertainty, predicted, fold.grades, limits, counts.T[fold.groups])
-        for counts in draws(fold, resamples, seed)
+        for drawn in draws(fold, resamples, seed)
+        for counts in np.array_split(drawn, -(-len(drawn) // _BLOCK))
     ]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
