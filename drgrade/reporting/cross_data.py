@@ -13,9 +13,10 @@ from drgrade.reporting.schema import CrossResult
 from drgrade.reporting.table import Column, Dashes, Group, ReportTable
 from drgrade.runs.reader import Run
 from drgrade.runs.run_dir import predictions_file, read_table
-from drgrade.stats.bootstrap import TestFold, cells_by_group, draws, interval, kappas
+from drgrade.stats.bootstrap import TestFold, cells_by_group, draws, kappas
 from drgrade.stats.estimates import Counts, Estimate, Floats
 from drgrade.stats.formatting import DASH, estimate, fraction
+from drgrade.stats.hierarchical import FoldRuns, resample_mean
 
 _REPAIR = "run it again, or leave it out"
 
@@ -28,6 +29,7 @@ def cross_results(runs: Sequence[Run], others: Sequence[Run], resamples: int, se
 
     On its own data set a row is the mean over the test folds. On another one (``data.external=``) every run
     is tested on the same photographs; its QWK is the mean over the runs, which share the resamples.
+    Intervals are those of the hierarchical bootstrap (:mod:`drgrade.stats.hierarchical`).
 
     Args:
         runs: Runs of the report.
@@ -121,15 +123,22 @@ def _estimate(
     tested: Mapping[str, tuple[TestFold, Sequence[tuple[Run, Counts]]]], resamples: int, seed: int
 ) -> tuple[Estimate, int]:
     """Average the QWK over the runs of each set and over the sets; count the photographs."""
-    values, samples = [], []
+    sets = []
     for fold, predictions in tested.values():
-        predicted = np.stack([each for _, each in predictions])
-        cells = cells_by_group(fold, predicted, NUM_GRADES)  # (groups, R * 25)
-        values.append(_qwks(cells.sum(axis=0, keepdims=True)).mean())
+        cells = cells_by_group(fold, np.stack([each for _, each in predictions]), NUM_GRADES)
+        values = _qwks(cells.sum(axis=0, keepdims=True))[0]  # (R,)
         drawn = [_qwks(counts @ cells) for counts in draws(fold, resamples, seed)]
-        samples.append(np.concatenate(drawn, axis=0).mean(axis=1))
+        samples = np.concatenate(drawn, axis=0).T  # (R, B)
+        # Runs of several folds on one external set: average those of a seed and label draw.
+        by_replicate: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for place, (run, _) in enumerate(predictions):
+            by_replicate[run.replicate].append(place)
+        means = [(values[places].mean(), samples[places].mean(axis=0)) for places in by_replicate.values()]
+        value, sample = (np.stack(each) for each in zip(*means, strict=True))
+        sets.append(FoldRuns(list(by_replicate), value, sample, fold.num_groups))
+    mean = resample_mean(sets, seed)
     photographs = sum(len(fold.grades) for fold, _ in tested.values())
-    return Estimate(float(np.mean(values)), interval(np.mean(samples, axis=0))), photographs
+    return Estimate(mean.value, mean.percentile_interval), photographs
 
 
 def _qwks(cells: Floats) -> Floats:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from drgrade.reporting.cross_data import cross_table
@@ -328,60 +328,52 @@ def pretraining_table(study: Study) -> ReportTable:
 
 
 def comparisons_table(study: Study) -> ReportTable:
-    """Differences between methods at each label fraction."""
-    dashes, names = Dashes(), study.labels
-    columns = [
-        Column(name, strong=name == "difference")
-        for name in ("labels", "difference", "95 %", "folds", "seeds", "won", "p", "p (Holm)", "detectable")
-    ]
-    rows = {(row.method, row.label_fraction): row.share for row in study.rows}
-    groups: dict[str, list[list[str]]] = {}
-    for comparison in study.comparisons:
-        share = rows.get((comparison.first, comparison.label_fraction), fraction(comparison.label_fraction))
-        line = [share, *_comparison_line(comparison, dashes)]
-        groups.setdefault(comparison.title(names), []).append(line)
+    """Differences in QWK between methods at each label fraction."""
     family = sum(math.isfinite(each.p_value) for each in study.comparisons)
     caption = (
         "Difference in QWK between two methods over the same folds, training seeds and label draws, first "
         f"minus second; 95 % and p: {METHOD}; p (Holm): corrected for the {plural(family, 'p-value')} of "
-        "this report; detectable: smallest true difference that has p (Holm) < 0.05 with a probability of at "
+        "this table; detectable: smallest true difference that has p (Holm) < 0.05 with a probability of at "
         "least 80 %"
     )
-    return ReportTable(
-        "comparisons",
-        caption,
-        "methods",
-        columns,
-        [Group(name, "", lines) for name, lines in groups.items()],
-        [*filter(None, [study.compared]), *dashes.remarks],
-    )
+    remarks = [*filter(None, [study.compared])]
+    return _compared(study, "comparisons", caption, study.comparisons, {}, remarks)
 
 
 def selective_comparisons_table(study: Study) -> ReportTable:
     """Differences between methods in AURC, and in QWK at the coverages."""
-    dashes, names = Dashes(), study.labels
-    columns = [Column("labels"), Column("metric", number=False)]
-    columns += [Column(name) for name in ("difference", "95 %", "folds", "won", "p", "p (Holm)")]
-    groups: dict[str, list[list[str]]] = {}
-    for each in study.selective_comparisons:
-        title = _SHOWN_SELECTIVE.get(each.statistic)
-        if title is not None:
-            labels, *cells = _comparison_line(each, dashes)
-            groups.setdefault(each.title(names), []).append([labels, title, *cells])
+    family = sum(math.isfinite(each.p_value) for each in study.selective_comparisons)
+    shown = [each for each in study.selective_comparisons if each.statistic in _SHOWN_SELECTIVE]
     caption = (
-        "Selective prediction: difference between two methods over the same folds, first minus second; a "
-        "negative difference in AURC favours the first method. p (Holm) is corrected for all "
-        f"{len(study.selective_comparisons)} comparisons in selective_comparisons.csv, which also "
-        "contains macro F1"
+        "Selective prediction: difference between two methods, first minus second, as in the comparison of "
+        "QWK; a negative difference in AURC favours the first method; p (Holm): corrected for the "
+        f"{plural(family, 'p-value')} in selective_comparisons.csv, which also contains macro F1"
     )
-    return ReportTable(
-        "selective_comparisons",
-        caption,
-        "methods",
-        columns,
-        [Group(name, "", lines) for name, lines in groups.items()],
-        dashes.remarks,
-    )
+    return _compared(study, "selective_comparisons", caption, shown, _SHOWN_SELECTIVE, [])
+
+
+def _compared(
+    study: Study,
+    name: str,
+    caption: str,
+    comparisons: Sequence[MethodComparison],
+    titles: Mapping[str, str],
+    remarks: Sequence[str],
+) -> ReportTable:
+    """Build a table of comparisons, with a column for the metric if ``titles`` name several."""
+    dashes, names = Dashes(), study.labels
+    heads = ("difference", "95 %", "folds", "seeds", "won", "p", "p (Holm)", "detectable")
+    columns = [Column("labels"), *([Column("metric", number=False)] if titles else [])]
+    columns += [Column(head, strong=head == "difference") for head in heads]
+    rows = {(row.method, row.label_fraction): row.share for row in study.rows}
+    groups: dict[str, list[list[str]]] = {}
+    for each in comparisons:
+        share = rows.get((each.first, each.label_fraction), fraction(each.label_fraction))
+        metric = [titles[each.statistic]] if titles else []
+        line = [share, *metric, *_comparison_line(each, dashes)]
+        groups.setdefault(each.title(names), []).append(line)
+    lines = [Group(title, "", of_pair) for title, of_pair in groups.items()]
+    return ReportTable(name, caption, "methods", columns, lines, [*remarks, *dashes.remarks])
 
 
 def _comparison_line(comparison: MethodComparison, dashes: Dashes) -> list[str]:
