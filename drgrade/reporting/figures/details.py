@@ -35,6 +35,7 @@ from drgrade.stats.formatting import (
     percent,
     plural,
 )
+from drgrade.stats.selective import COVERAGES
 
 _SQUARE, _FLAT = 3.4, 2.6
 _ROOM = 0.7  # of the distance between two grades
@@ -178,7 +179,7 @@ def draw_selective(names: Labels, rows: Sequence[MethodCurves], part: str = "") 
         curve, look = row.selective.curve, style[row.method]
         for axes, values, what in ((above, curve.risk, "wrong grades"), (below, curve.qwk, "QWK")):
             axes.plot(curve.coverage, values, color=look.colour, linewidth=1.4)
-            for share in (1.0, 0.9, 0.8, 0.7):
+            for share in COVERAGES:
                 place = int(np.abs(curve.coverage - share).argmin())
                 artist = point(axes, share, values[place], look, size=4.0, markeredgewidth=0.5)
                 texts = f"{what} {decimal(values[place])}", f"coverage {percent(share)}"
