@@ -213,7 +213,7 @@ def test_report_compares_methods_by_aurc_with_a_correction_of_their_own(tmp_path
         expected = row.selective.metrics[name].value - reference.selective.metrics[name].value
         assert found[name].difference.value == pytest.approx(expected)
     assert found["aurc"].difference.value < 0  # the method with more skill has the lower risk
-    assert found["aurc"].won == 1
+    assert found["aurc"].won > 0.5  # lower is better
     assert {each.statistic for each in study.comparisons} == {"qwk"}
 
 

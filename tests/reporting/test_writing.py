@@ -307,7 +307,7 @@ def check_latex(text):
 def test_latex_is_well_formed_and_has_the_numbers(folder, study):
     text = (folder / "tables.tex").read_text()
     check_latex(text)
-    assert text.count(r"\begin{table}") == 7
+    assert text.count(r"\begin{table}") == 10
     assert text.isascii()
     row = study.rows[0]
     assert rf"rotation, ssl & 5\,\% & 5 & 2 & {row.minimum:.3f} & \textbf{{{row.mean.value:.3f}}} &" in text
