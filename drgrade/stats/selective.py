@@ -111,7 +111,7 @@ class Selection:
         right = self.total - wrong
         last, first = (harmonic[x.astype(np.int64)] for x in (self.total, right))
         best = (wrong - right * (last - first)) / self.total
-        return np.maximum(self.aurc() - best, 0)  # rounding errors can be below 0
+        return np.asarray(np.maximum(self.aurc() - best, 0))  # rounding errors can be below 0
 
     def confusion(self, coverage: float) -> Floats:
         """Return the expected confusion matrices of the graded photographs, (B, 5, 5); rows are true grades.
@@ -180,7 +180,7 @@ def macro_f1s(confusion: Floats) -> Floats:
 
 def _cells(predicted: Counts, grades: Counts) -> Floats:
     """Mark the cell of each photograph in the confusion matrix: (N, 25)."""
-    return np.eye(NUM_GRADES**2)[grades * NUM_GRADES + predicted]
+    return np.asarray(np.eye(NUM_GRADES**2)[grades * NUM_GRADES + predicted])
 
 
 def _levels(uncertainty: Floats) -> tuple[Counts, Counts, Counts]:
