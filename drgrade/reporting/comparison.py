@@ -170,7 +170,7 @@ def compare(
         label_fraction=first[0].run.label_fraction,
         folds=len(gaps),
         seeds=mean.seeds,
-        difference=Estimate(mean.value, mean.t_interval if known else UNKNOWN),
+        difference=Estimate(mean.value, mean.percentile_interval if known else UNKNOWN),
         won=float(np.mean((statistic.sign * np.sign(gaps) + 1) / 2)),
         p_value=mean.p_value if known else math.nan,
         statistic=statistic.name,

@@ -1,4 +1,4 @@
-"""Bootstrap of groups inside folds: resampled metrics, percentile intervals and p-values.
+"""Bootstrap of groups inside folds: resampled metrics, percentile intervals.
 
 Photographs of one patient and near-duplicates are not independent, so whole groups are drawn with
 replacement: in every fold as many as it has. All runs of a fold share the same draws, so their differences
@@ -329,23 +329,6 @@ def _discrimination(
     referable = aurocs(scores, fold.grades >= REFERABLE, weights)
     both = (positive > 0) & (positive < total)
     return {"auroc": mean, "referable_auroc": np.where(both, referable, np.nan)}
-
-
-def two_sided_p_value(samples: Floats) -> float:
-    """Compute a bootstrap p-value: twice the smaller share of resamples on one side of zero.
-
-    The observed difference counts as one more resample on that side, so the p-value is at least 2 / (B + 1)
-    (Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 4.4).
-
-    Args:
-        samples: (B,) differences.
-
-    Example:
-        >>> two_sided_p_value(np.array([0.1, 0.2, 0.3]))
-        0.5
-    """
-    smaller = min(int((samples <= 0).sum()), int((samples >= 0).sum()))
-    return min(1.0, 2 * (smaller + 1) / (len(samples) + 1))
 
 
 def holm_correction(p_values: Sequence[float]) -> list[float]:

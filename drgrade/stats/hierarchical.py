@@ -6,12 +6,13 @@ effects of its seed, its label draw, the photographs, and interactions. A traini
 first weights (and the same pre-trained encoder) in every fold, so the folds may share its effect; the labels
 of each fold are drawn from its own training side.
 
-The variance of the effects of training is estimated from mean squares (random effects; Searle, Casella and
-McCulloch, "Variance Components", 1992, chapter 4). The interaction of runs and photographs is part of these
-mean squares as well as of the bootstrap of groups, and is counted once. In each resample, seeds and label
-draws are drawn with replacement, one fewer than there are (Rao and Wu, "Resampling Inference with Complex
-Survey Data", JASA 83(401), 1988), and their effects are shrunk to the estimated variance (Davison and
-Hinkley, "Bootstrap Methods and their Application", 1997, section 3.8); then groups are drawn inside folds.
+The variance from training is estimated from mean squares (random effects; Searle, Casella and McCulloch,
+"Variance Components", 1992, chapter 4). The interaction of runs and photographs is part of these mean squares
+as well as of the bootstrap of groups, and is counted once. In each resample, seeds and label draws are drawn
+with replacement, one fewer than there are (Rao and Wu, "Resampling Inference with Complex Survey Data", JASA
+83(401), 1988); then groups are drawn inside folds. The effects are shrunk so that the variance of the
+resamples is the estimated one (Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section
+3.8).
 Two or three seeds estimate a variance badly, so Student's t with Satterthwaite's degrees of freedom replaces
 the normal distribution (Satterthwaite, Biometrics Bulletin 2(6), 1946).
 """
@@ -54,14 +55,12 @@ class FoldRuns:
 class Components:
     """Parts of the variance of a mean over folds and runs, and their degrees of freedom.
 
-    The variance is ``groups`` plus the positive part of ``seeds + draws - both - shared``.
-
     Attributes:
-        groups: Choice of the test photographs.
+        groups: Choice of the test photographs, from the bootstrap of groups.
         seeds: Training seeds, from the means of the seeds over all folds.
         draws: Label draws, inside folds.
         both: Interaction of seeds and label draws inside folds, which ``seeds`` and ``draws`` both contain.
-        shared: Interaction of runs and photographs, which ``groups`` contains too.
+        shared: Interaction of runs and photographs, which ``groups`` and ``training`` both contain.
         degrees: Degrees of freedom of ``groups``, ``seeds``, ``draws`` and ``both``.
     """
 
@@ -73,20 +72,24 @@ class Components:
     degrees: tuple[float, float, float, float]
 
     @property
-    def training(self) -> float:
-        """Variance of the effects of training, at least 0."""
-        return max(0.0, self.seeds + self.draws - self.both - self.shared)
+    def total(self) -> float:
+        """Variance of the mean, without bias; at least half of that of ``groups``, so that it is never 0."""
+        return max(self.groups / 2, self.groups - self.shared + self.seeds + self.draws - self.both)
 
     @property
-    def total(self) -> float:
-        """Variance of the mean."""
-        return self.groups + self.training
+    def training(self) -> float:
+        """Variance from seeds and label draws beyond that of ``groups``, at least 0."""
+        return max(0.0, self.total - self.groups)
 
     @property
     def satterthwaite(self) -> float:
-        """Degrees of freedom of the total; infinite if it is 0."""
-        parts = (self.groups, self.seeds, self.draws, self.both)
-        spread = sum(part**2 / max(df, 1.0) for part, df in zip(parts, self.degrees, strict=True))
+        """Degrees of freedom of the total; infinite if it is 0.
+
+        The square of an estimated variance of ``df`` degrees of freedom, times df / (df + 2), is an unbiased
+        estimate of the square of the variance (Welch, Biometrika 34(1/2), 1947).
+        """
+        parts = (max(0.0, self.groups - self.shared), self.seeds, self.draws, self.both)
+        spread = sum(part**2 / (df + 2) for part, df in zip(parts, self.degrees, strict=True) if df > 0)
         return self.total**2 / spread if spread > 0 else math.inf
 
 
@@ -127,18 +130,21 @@ class ResampledMean:
         return float(self.samples.std(ddof=1)) if len(self.samples) > 1 else math.nan
 
     @property
-    def t_interval(self) -> Interval:
-        """95 % interval of Student's t from the standard error."""
-        half = float(stats.t.isf((1 - LEVEL) / 2, self.degrees)) * self.standard_error
-        return Interval(self.value - half, self.value + half)
-
-    @property
     def p_value(self) -> float:
-        """Two-sided p-value that the expectation is 0; 0 is in the interval if it is above 0.05."""
-        if self.value == 0:
-            return 1.0
-        error = self.standard_error
-        return float(2 * stats.t.sf(abs(self.value) / error, self.degrees)) if error > 0 else math.nan
+        """Two-sided p-value that the expectation is 0.
+
+        It is below 0.05 if :attr:`percentile_interval` excludes 0. If no resample is on the other side of
+        0, it is that of Student's t from the standard error, if that is smaller.
+        """
+        if self.value == 0 or not len(self.samples):
+            return 1.0 if self.value == 0 else math.nan
+        sign = math.copysign(1.0, self.value)
+        beyond = int((sign * self.samples <= 0).sum())
+        share = min(0.5, (beyond + 1) / (len(self.samples) + 1))
+        p = float(2 * stats.t.sf(stats.norm.isf(share), self.degrees))
+        if beyond or not self.standard_error > 0:
+            return p
+        return min(p, float(2 * stats.t.sf(abs(self.value) / self.standard_error, self.degrees)))
 
     def detectable(self, alpha: float, power: float = 0.8) -> float:
         """Return the smallest true value that a two-sided test shows with a given power.
@@ -167,6 +173,8 @@ def resample_mean(folds: Sequence[FoldRuns], seed: int) -> ResampledMean:
     effects = _training_effects(values, len(means), seed)
     if found.training > 0:
         means = means + effects * math.sqrt(found.training / effects.var())
+    elif found.total < found.groups:
+        means = value + (means - value) * math.sqrt(found.total / found.groups)
     return ResampledMean(value, means[defined], found, len({seed for seed, _ in common_replicates(folds)}))
 
 
