@@ -18,19 +18,14 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from drgrade.metrics.functional import confusion_matrix, negative_log_likelihood, quadratic_weighted_kappa
-from drgrade.models.calibration import (
-    Calibration,
-    apply_temperature,
-    calibrated_metrics,
-    cross_fitted_metrics,
-    fit_calibration,
-)
+from drgrade.models.calibration import calibrate_probabilities, calibrated_metrics, fit_calibration
+from drgrade.models.cross_fitting import cross_fitted_metrics
 from drgrade.models.heads import CornHead, CumulativeHead, Head, RegressionHead, SoftmaxHead
 
 SHARES = torch.tensor([0.33, 0.05, 0.33, 0.18, 0.11])  # of the grades of IDRiD
 HEADS = (CumulativeHead, SoftmaxHead, CornHead, RegressionHead)
 COUNTS = (10, 20, 40, 80, 160)
-COLUMNS = ("NLL", "maximum likelihood", "if better left out", "prior", "QWK", "thresholds", "own", "left out")
+COLUMNS = ("NLL", "T alone", "if better left out", "T and weight", "QWK", "thresholds", "own", "left out")
 
 
 def draw(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -52,13 +47,14 @@ def train_head(make: Callable[..., Head], steps: int, seed: int, features: Tenso
     return head.eval()
 
 
-def maximum_likelihood_temperature(probabilities: Tensor, grades: Tensor) -> float:
-    """Fit the temperature without a prior."""
+def temperature_alone(probabilities: Tensor, grades: Tensor) -> float:
+    """Fit the temperature without the grade frequencies and without a prior."""
 
     def loss(log_temperature: float) -> float:
-        return negative_log_likelihood(apply_temperature(probabilities, math.exp(log_temperature)), grades)
+        calibrated = calibrate_probabilities(probabilities, math.exp(log_temperature), 0, [0.2] * 5)
+        return negative_log_likelihood(calibrated, grades)
 
-    return math.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x)
+    return math.exp(minimize_scalar(loss, bounds=(math.log(0.5), 3), method="bounded").x)
 
 
 def measure(head: Head, own: tuple[Tensor, Tensor], others: tuple[Tensor, Tensor]) -> list[float]:
@@ -73,16 +69,16 @@ def measure(head: Head, own: tuple[Tensor, Tensor], others: tuple[Tensor, Tensor
         logits = head(others[0])
         p, q = head.probabilities(head(own[0])).double(), head.probabilities(logits).double()
     fitted = fit_calibration(p, own[1])
-    tested = calibrated_metrics(q, others[1], fitted)
-    likeliest = Calibration(maximum_likelihood_temperature(p, own[1]), photographs=1)
-    always = calibrated_metrics(q, others[1], likeliest)
+    tested, raw = calibrated_metrics(q, others[1], fitted), negative_log_likelihood(q, others[1])
+    alone = calibrate_probabilities(q, temperature_alone(p, own[1]), 0, [0.2] * 5)
     left_out = cross_fitted_metrics(p, own[1], list(map(str, range(len(p)))))
-    better = left_out.get("nll_calibrated", math.inf) < left_out["nll"]
+    better = left_out.get("nll_calibrated", math.inf) < negative_log_likelihood(p, own[1])
+    always = tested.get("nll_calibrated", raw)
     return [
-        tested["nll"],
-        always["nll_calibrated"],
-        always["nll_calibrated"] if better else tested["nll"],
-        tested.get("nll_calibrated", tested["nll"]),
+        raw,
+        negative_log_likelihood(alone, others[1]),
+        always if better else raw,
+        always,
         float(quadratic_weighted_kappa(confusion_matrix(head.predict(logits), others[1]))),
         tested.get("qwk_thresholds", math.nan),
         calibrated_metrics(p, own[1], fitted).get("qwk_thresholds", math.nan),

@@ -94,7 +94,7 @@ def load(
         device: ``auto`` for a GPU if there is one, or any device of torch.
         tta: Test-time augmentation: ``none``, ``flips`` (4 views) or ``dihedral`` (8 views).
         sensitivity: Refer from the probability that reached this sensitivity on the validation photographs;
-            None refers from 0.5.
+            None for the default of the run, 90 % if it has operating points, else refer from 0.5.
         abstain: Do not grade photographs of insufficient quality.
         reading: Rule that reads the grades: that of the ``head``, or ``thresholds`` fitted on validation
             photographs.

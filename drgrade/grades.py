@@ -7,7 +7,7 @@ REFERABLE = 2
 """Lowest grade of referable DR: moderate non-proliferative DR or worse is sent to an ophthalmologist."""
 
 NUM_BINS = 15
-"""Equal-width confidence bins of the expected calibration error."""
+"""Confidence bins: of about equal size for the expected calibration error, of equal width in figures."""
 
 MIN_PROBABILITY = 1e-6
 """Lower bound of a probability in a likelihood; some heads return exactly 0, whose logarithm is infinite."""

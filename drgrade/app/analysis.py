@@ -18,9 +18,6 @@ from drgrade.explanation.overlay import draw_overlay
 from drgrade.prediction.grader import GradedBatch, Grader
 from drgrade.prediction.overlay_pages import read_reduced
 
-SENSITIVITY = 0.9
-"""Default sensitivity for referable DR."""
-
 MAPS = (AUTO, COMBINED, "c5", "p4", "attention_grad")
 """Default maps, if the encoder has them: its default map, the mean, and one of each kind. Each costs time."""
 
@@ -59,20 +56,18 @@ class UploadAnalyzer:
 
     Attributes:
         grader: The grader.
-        sensitivity: Required sensitivity for referable DR.
-        threshold: P(grade >= 2) from which a photograph is referable; None without operating points.
-        no_threshold: Why there is none.
+        rule: The referral decision.
     """
 
     def __init__(
         self, grader: Grader, sensitivity: float | None = None, abstain: bool = True, maps: Sequence[str] = ()
     ) -> None:
-        """Choose the threshold and prepare the maps.
+        """Choose the referral decision and prepare the maps.
 
         Args:
             grader: One model or an ensemble.
             sensitivity: Required sensitivity for referable DR on the validation photographs, in (0, 1]; None
-                for :data:`SENSITIVITY`, if the run has operating points.
+                for the default of the run (:func:`drgrade.models.calibration.referral_rule`).
             abstain: Do not grade photographs of insufficient quality.
             maps: Names of heat maps; empty for those of :data:`MAPS` that the encoder has.
 
@@ -81,12 +76,7 @@ class UploadAnalyzer:
                 exist.
         """
         self.grader, self._abstain = grader, abstain
-        self.sensitivity = SENSITIVITY if sensitivity is None else sensitivity
-        self.threshold: float | None = None
-        notes = [member.calibration.note for member in grader.members if not member.calibration.points]
-        self.no_threshold = notes[0] if notes else ""
-        if sensitivity is not None or not notes:
-            self.threshold = grader.threshold(self.sensitivity)
+        self.rule = grader.referral(sensitivity)
         self._explainer, self._no_maps = _build_explainer(grader, maps)
 
     def analyse(self, upload: Upload | None, name: str = "") -> UploadResult:

@@ -170,9 +170,6 @@ def _run_facts(member: TrainedModel) -> dict[str, str]:
         return str(record.get(name, DASH))
 
     fraction = percent(_number(record, "label_fraction"))
-    calibrated = (
-        f"temperature {decimal(calibration.temperature, 2)}, {calibration.photographs} validation photographs"
-    )
     return {
         "trained on": f"{entry('data')} (hash {entry('data_hash')[:12]})",
         "encoder": f"{_class_name(cfg.encoder)}, weights: {entry('init')}",
@@ -181,7 +178,7 @@ def _run_facts(member: TrainedModel) -> dict[str, str]:
         "seed, fold": f"{entry('seed')}, {entry('fold')} of {entry('folds')}",
         "QWK on its test photographs": decimal(_number(record, "test/qwk")),
         "QWK on validation": decimal(_number(record, "val/qwk")),
-        "calibration": calibrated if calibration.photographs else f"none: {calibration.note}",
+        "calibration": calibration.worth(),
         "input": f"{member.preparation.image_size} px, illumination: {member.preparation.illumination}",
     }
 
@@ -216,11 +213,7 @@ def _grade_values(result: UploadResult, analyzer: UploadAnalyzer) -> dict[str, A
     assert graded is not None
     probabilities, grade = graded.probabilities[0].tolist(), int(graded.grades[0])
     several = len(analyzer.grader.members) > 1 or float(graded.disagreement[0]) > 0
-    probability, threshold = float(graded.referable[0]), analyzer.threshold
-    refer, because = "", f"no threshold was fitted: {analyzer.no_threshold}"
-    if threshold is not None:
-        refer = "yes" if probability >= threshold else "no"
-        because = f"threshold {percent(threshold, 1)}, {_operating_points(analyzer)}"
+    refers = bool(analyzer.rule.refers(graded.referable)[0])
     return {
         "grade": grade,
         "word": GRADES[grade],
@@ -228,25 +221,10 @@ def _grade_values(result: UploadResult, analyzer: UploadAnalyzer) -> dict[str, A
         "expected": decimal(float(graded.expected[0]), 2),
         "uncertainty": percent(float(graded.uncertainty[0])),
         "disagreement": percent(float(graded.disagreement[0])) if several else "",
-        "p_referable": percent(probability, 1),
-        "refer": refer,
-        "because": because,
+        "p_referable": percent(float(graded.referable[0]), 1),
+        "refer": "yes" if refers else "no",
+        "because": analyzer.rule.describe(),
     }
-
-
-def _operating_points(analyzer: UploadAnalyzer) -> str:
-    target, points = percent(analyzer.sensitivity), []
-    for calibration in (member.calibration for member in analyzer.grader.members):
-        point = calibration.point(analyzer.sensitivity)
-        sensitivity, specificity = percent(point.sensitivity, 1), percent(point.specificity, 1)
-        count = calibration.photographs
-        points.append(f"sensitivity {sensitivity} and specificity {specificity} on {count}")
-    if len(points) == 1:
-        return f"chosen for a sensitivity of {target}: {points[0]} validation photographs"
-    return (
-        f"the mean over the members, each chosen for a sensitivity of {target} on its own validation "
-        f"photographs ({'; '.join(points)})"
-    )
 
 
 def _map_title(name: str) -> str:

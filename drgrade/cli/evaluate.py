@@ -19,7 +19,7 @@ def work(cfg: DictConfig) -> None:
     if is_main_process():
         table = "\n".join(table_lines(found.estimates))
         log = logging.getLogger("drgrade")
-        log.info("%s\n%s: %s", table, found.metrics["status"], cfg.paths.run)
+        log.info("%s\n%s\n%s: %s", table, found.referral, found.metrics["status"], cfg.paths.run)
 
 
 def main() -> None:

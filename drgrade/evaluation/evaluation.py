@@ -22,9 +22,10 @@ from drgrade.evaluation.html_report import write_page
 from drgrade.evaluation.intervals import SetPredictions, estimate_set, write_intervals
 from drgrade.evaluation.overlap import exclude_overlap, pretraining_saw
 from drgrade.files import file_sha256
+from drgrade.grades import REFERABLE
 from drgrade.metrics.distributed import EpochMean, GradingMetrics, Predictions
-from drgrade.metrics.functional import grading_metrics
-from drgrade.models.calibration import TARGET_SENSITIVITIES, Calibration, calibrated_metrics
+from drgrade.metrics.functional import auroc, grading_metrics
+from drgrade.models.calibration import Calibration, calibrated_metrics, referral_rule
 from drgrade.prediction.checkpoint import TrainedModel, load_model
 from drgrade.prediction.grader import GradedBatch, Grader
 from drgrade.prediction.own_photographs import OWN_RUN, run_photographs, stores_of
@@ -72,10 +73,12 @@ class EvaluationResult:
     Attributes:
         metrics: Content of ``metrics.json``.
         estimates: Metrics with intervals by name in ``metrics.json``; empty in all processes but the first.
+        referral: The referral decision in one line.
     """
 
     metrics: Mapping[str, Any]
     estimates: Mapping[str, Estimate]
+    referral: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,9 +137,10 @@ def evaluate(cfg: DictConfig) -> EvaluationResult:
         else:
             done = evaluate_grader(cfg, folders, target)
     metrics = {**done.metrics, "evaluated": ",".join(map(str, folders))}
+    referral = next(iter(done.sets.values())).rule.describe()
     if not is_main_process():
-        return EvaluationResult(metrics, {})
-    return EvaluationResult(metrics, _write_artefacts(cfg, target, done, metrics))
+        return EvaluationResult(metrics, {}, referral)
+    return EvaluationResult(metrics, _write_artefacts(cfg, target, done, metrics), referral)
 
 
 def check_settings(cfg: DictConfig) -> None:
@@ -228,12 +232,11 @@ class EvaluationTask(pl.LightningModule):
         calibration = self.grader.calibration
         if is_plain:
             return calibrate_run(ensemble, calibration)  # in double precision, as in training
-        single = members if len(members) > 1 else ()
+        single, rule = members if len(members) > 1 else (), self.grader.referral()
         if not calibration.photographs:
-            return SetPredictions(ensemble, None, {}, single)
-        fitted = all(member.calibration.points for member in self.grader.members)
-        thresholds = {target: self.grader.threshold(target) for target in TARGET_SENSITIVITIES if fitted}
-        return SetPredictions(ensemble, calibrated.probabilities.double(), thresholds, single)
+            return SetPredictions(ensemble, None, {}, rule, single)
+        thresholds = self.grader.target_thresholds()
+        return SetPredictions(ensemble, calibrated.probabilities.double(), thresholds, rule, single)
 
     def _collect(
         self, collector: Any, batch: dict[str, Any], graded: GradedBatch, probabilities: Tensor
@@ -244,10 +247,11 @@ class EvaluationTask(pl.LightningModule):
 
 def calibrate_run(predictions: Predictions, calibration: Calibration) -> SetPredictions:
     """Add calibrated probabilities to the predictions of a single run."""
+    rule = referral_rule([calibration])
     if not calibration.photographs:
-        return SetPredictions(predictions, None, {})
+        return SetPredictions(predictions, None, {}, rule)
     calibrated = calibration.probabilities(predictions.probabilities.double())
-    return SetPredictions(predictions, calibrated, calibration.target_thresholds())
+    return SetPredictions(predictions, calibrated, calibration.target_thresholds(), rule)
 
 
 def repeat_test(cfg: DictConfig, folder: Path, target: Path) -> EvaluationRun:
@@ -406,8 +410,10 @@ def _metrics(tested: SetPredictions, calibration: Calibration, record: Mapping[s
     """
     own = tested.predictions
     test = grading_metrics(own.probabilities, own.predicted, own.grades)
+    # For an ensemble the mean of calibrated members orders the photographs differently than the mean.
+    test["referable_auroc"] = auroc(tested.score, own.grades >= REFERABLE, name="referable_auroc")
     test |= calibrated_metrics(
-        own.probabilities, own.grades, calibration, tested.calibrated, tested.thresholds
+        own.probabilities, own.grades, calibration, tested.calibrated, tested.thresholds, tested.rule
     )
     predicted, grades = own.predicted.numpy(), own.grades.numpy()
     test |= measure_selective(tested.uncertainty, predicted, grades, record)
@@ -458,6 +464,7 @@ def _write_artefacts(
     write_config(folder, cfg)
     write_intervals(folder, sets, resamples, seed)
     facts = {title: _as_text(metrics[name]) for name, title in _PAGE_FACTS.items() if name in metrics}
+    facts |= {"calibration": done.calibration.worth()}
     write_page(folder, sets, facts, _notes(done.photographs, metrics), resamples, seed)
     count = sum(len(each.predictions.grades) for each in done.sets.values())
     write_provenance(

@@ -14,7 +14,7 @@ from drgrade.reporting.figures.svg import embed
 from drgrade.reporting.schema import MethodCurves, Selective
 from drgrade.stats import formatting
 from drgrade.stats.bootstrap import confusions
-from drgrade.stats.curves import reliability_curve, roc_curve
+from drgrade.stats.curves import referable_scores, reliability_curve, roc_curve
 from drgrade.stats.selective import SELECTIVE
 
 PAGE = "evaluation.html"
@@ -68,6 +68,7 @@ def _set_content(tested: SetEstimates) -> dict[str, Any]:
         "name": tested.name,
         "photographs": len(tested.fold.grades),
         "groups": tested.fold.num_groups,
+        "referral": tested.rule.describe(),
         "rows": rows,
         "figures": [embed(figure, prefix) for figure in _figures(tested)],
     }
@@ -82,7 +83,7 @@ def _figures(tested: SetEstimates) -> list[ReportFigure]:
     names = {each.method: names[each.method] for each in curves}
     figures = [draw_confusion(raw, "counts"), draw_calibration(names, curves)]
     if len(raw.roc.x):
-        figures.append(draw_roc(names, [raw]))
+        figures.append(draw_roc({"raw": "referral score"}, [raw]))
     figures.append(draw_selective({"raw": "test photographs"}, [raw]))
     texts = {
         "confusion": "Confusion matrix: counts; the colour shows the share of each true grade",
@@ -98,6 +99,7 @@ def _figures(tested: SetEstimates) -> list[ReportFigure]:
 
 def _curves(key: str, tested: SetEstimates, source: MetricSource, ece: str) -> MethodCurves:
     grades = tested.fold.grades
+    scores = referable_scores((tested.calibrated or source).probabilities)
     return MethodCurves(
         method=key,
         label_fraction=1.0,
@@ -105,7 +107,7 @@ def _curves(key: str, tested: SetEstimates, source: MetricSource, ece: str) -> M
         calibration=reliability_curve(
             source.probabilities, grades, tested.estimates[f"{tested.name}/{ece}"].value
         ),
-        roc=roc_curve(source.probabilities[:, REFERABLE:].sum(axis=1), grades >= REFERABLE),
+        roc=roc_curve(scores, grades >= REFERABLE),
         referable_auroc=tested.estimates[f"{tested.name}/referable_auroc"],
         selective=Selective(
             {name: tested.estimates[f"{tested.name}/{name}"] for name in SELECTIVE}, tested.selective

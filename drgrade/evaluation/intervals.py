@@ -20,12 +20,15 @@ from drgrade.models.calibration import (
     referable_probability,
     selective_uncertainty,
 )
+from drgrade.models.referral import ReferralRule
 from drgrade.stats import formatting
 from drgrade.stats.bootstrap import METRICS, TestFold, interval_if_spread, resample_metrics
 from drgrade.stats.estimates import Counts, Estimate, Floats
 from drgrade.stats.selective import RiskCoverage, Selection, read_limits, resample_selective
 
 INTERVALS = "intervals.json"
+
+_UNRESAMPLED: Floats = np.full(1, np.nan)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +39,14 @@ class SetPredictions:
         predictions: Predictions with the probabilities as the heads output them.
         calibrated: (N, 5) float64 calibrated probabilities; None without a calibration.
         thresholds: Requested sensitivity to P(grade >= 2) from which a photograph is referable.
+        rule: The referral decision.
         members: Predictions of each member of an ensemble; empty for a single run.
     """
 
     predictions: Predictions
     calibrated: Tensor | None
     thresholds: Mapping[float, float]
+    rule: ReferralRule
     members: Sequence[Predictions] = ()
 
     @property
@@ -49,6 +54,12 @@ class SetPredictions:
         """(N,) normalised entropy of the calibrated probabilities, as in ``drgrade predict``."""
         own = self.predictions.probabilities if self.calibrated is None else self.calibrated
         return selective_uncertainty(own, Calibration())
+
+    @property
+    def score(self) -> Tensor:
+        """The one score of the referral decision, its operating points and its ROC: P(grade >= 2), (N,)."""
+        calibrated = self.predictions.probabilities.double() if self.calibrated is None else self.calibrated
+        return referable_probability(calibrated)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,9 +85,10 @@ class SetEstimates:
         name: ``test`` or ``external/NAME``.
         fold: The photographs and their groups.
         estimates: Estimates by name in ``metrics.json``. An interval is NaN where no resample defines the
-            metric, or all agree.
+            metric, or all agree, and for the calibration error, which is not resampled.
         raw: Predictions with the uncalibrated probabilities of the heads.
         calibrated: Predictions with calibrated probabilities; None without a calibration.
+        rule: The referral decision.
         selective: Risk and QWK at each coverage.
     """
 
@@ -85,6 +97,7 @@ class SetEstimates:
     estimates: Mapping[str, Estimate]
     raw: MetricSource
     calibrated: MetricSource | None
+    rule: ReferralRule
     selective: RiskCoverage
 
 
@@ -119,11 +132,15 @@ def estimate_set(
     limits = read_limits(metrics)
     selected = resample_selective(fold, tested.uncertainty, raw.predicted, limits, resamples, seed)
     samples |= {f"{name}/{metric}": values for metric, values in selected.items()}
+    samples[f"{name}/ece"] = _UNRESAMPLED
     calibrated: MetricSource | None = None
     if tested.calibrated is not None:
-        calibrated, *decisions = _calibrated_sources(name, tested, tested.calibrated, calibration)
-        for source in (calibrated, *decisions):
-            samples |= resample(source)
+        calibrated = _calibrated_source(name, tested, tested.calibrated)
+        samples |= resample(calibrated)
+        samples[f"{name}/ece_calibrated"] = _UNRESAMPLED
+        samples |= resample(_threshold_source(name, tested.calibrated, calibration))
+    for source in _referral_sources(name, tested):
+        samples |= resample(source)
     for number, member in enumerate(tested.members, start=1):
         qwk = f"member/{number}/qwk"
         samples |= resample(_source(member, {qwk: "qwk"}))
@@ -134,7 +151,7 @@ def estimate_set(
         if key in metrics  # a QWK after referral is missing if all photographs are referred
     }
     curve = Selection(tested.uncertainty, raw.predicted, fold.grades).curve()
-    return SetEstimates(name, fold, estimates, raw, calibrated, curve)
+    return SetEstimates(name, fold, estimates, raw, calibrated, tested.rule, curve)
 
 
 def _test_fold(photographs: Photographs, predictions: Predictions) -> TestFold:
@@ -147,24 +164,36 @@ def _source(predictions: Predictions, metrics: Mapping[str, str]) -> MetricSourc
     return MetricSource(predictions.predicted.numpy(), predictions.probabilities.double().numpy(), metrics)
 
 
-def _calibrated_sources(
-    name: str, tested: SetPredictions, calibrated: Tensor, calibration: Calibration
-) -> list[MetricSource]:
-    """Return calibrated probabilities, and the grades and referrals that are read from them."""
-    probabilities = calibrated.numpy()
-    expected, scores = expected_grade(calibrated), referable_probability(calibrated)
+def _calibrated_source(name: str, tested: SetPredictions, calibrated: Tensor) -> MetricSource:
+    """Return the calibrated probabilities; the ROC of referable DR is that of the referral score."""
+    keys = {f"{name}/{metric}_calibrated": metric for metric in ("nll", "brier")}
+    keys |= {f"{name}/referable_auroc": "referable_auroc"}
+    return MetricSource(tested.predictions.predicted.numpy(), calibrated.numpy(), keys)
+
+
+def _threshold_source(name: str, calibrated: Tensor, calibration: Calibration) -> MetricSource:
+    """Return the grades that the fitted thresholds read."""
+    expected = expected_grade(calibrated)
     grades = (expected[:, None] >= expected.new_tensor(calibration.thresholds)).sum(dim=1).numpy()
-    keys = {f"{name}/{metric}_calibrated": metric for metric in ("ece", "nll")}
-    sources = [
-        MetricSource(tested.predictions.predicted.numpy(), probabilities, keys),
-        MetricSource(grades, probabilities, {f"{name}/qwk_thresholds": "qwk"}),
+    return MetricSource(grades, calibrated.numpy(), {f"{name}/qwk_thresholds": "qwk"})
+
+
+def _referral_sources(name: str, tested: SetPredictions) -> list[MetricSource]:
+    """Return the referral decision, and that at each operating point, as grades."""
+    probabilities, score = tested.predictions.probabilities.double().numpy(), tested.score
+    decisions = {"referral_{}": tested.rule.refers(score)}
+    decisions |= {f"{{}}_at_{target:g}": score >= cut for target, cut in tested.thresholds.items()}
+    return [
+        MetricSource(
+            np.where(referred.numpy(), REFERABLE, 0),
+            probabilities,
+            {
+                f"{name}/{pattern.format(rate)}": f"referable_{rate}"
+                for rate in ("sensitivity", "specificity")
+            },
+        )
+        for pattern, referred in decisions.items()
     ]
-    for target, threshold in tested.thresholds.items():
-        referred = np.where(scores.numpy() >= threshold, REFERABLE, 0)
-        rates = ("sensitivity", "specificity")
-        keys = {f"{name}/{rate}_at_{target:g}": f"referable_{rate}" for rate in rates}
-        sources.append(MetricSource(referred, probabilities, keys))
-    return sources
 
 
 def write_intervals(folder: Path, sets: Sequence[SetEstimates], resamples: int, seed: int) -> None:

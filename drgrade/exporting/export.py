@@ -37,6 +37,8 @@ from drgrade.exporting.int8 import (
     quantise,
 )
 from drgrade.files import file_sha256, write_bytes, write_text
+from drgrade.models.calibration import referral_rule
+from drgrade.models.referral import describe_rule
 from drgrade.prediction.checkpoint import TrainedModel, load_model
 from drgrade.prediction.results import NOTICE
 from drgrade.runs.run_dir import CONFIG, versions
@@ -257,6 +259,7 @@ def describe(trained: TrainedModel) -> dict[str, Any]:
         },
         "normalisation": {"where": "in the file", "scale": 255, "mean": list(MEAN), "std": list(STD)},
         "calibration": {"where": "in the file, except thresholds and points", **asdict(trained.calibration)},
+        "referral": {"where": "in the file", **describe_rule(referral_rule([trained.calibration]))},
         "model": {
             "encoder": str(trained.config.encoder.get("name") or type(trained.model.encoder).__name__),
             "head": type(trained.model.head).__name__,
@@ -283,6 +286,7 @@ def _with_description(data: bytes, description: Mapping[str, Any]) -> bytes:
         "data": str(run.get("data", "")),
         "data_hash": str(run.get("data_hash", "")),
         "weights_sha256": str(run["weights_sha256"]),
+        "referral": str(description["referral"]["rule"]),
         "drgrade_version": version("drgrade"),
     }
     return with_metadata(data, entries)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from drgrade.data.transforms import normalise
 from drgrade.errors import ConfigError, DrgradeError
-from drgrade.models.calibration import expected_grade, referable_probability
+from drgrade.models.calibration import expected_grade, referable_probability, referral_rule
 from drgrade.prediction.checkpoint import TrainedModel
 
 INPUT = "photographs"
@@ -25,6 +25,7 @@ OUTPUTS: Mapping[str, str] = {
     "grade": "(B,) int64: predicted grade, 0 to 4, by the rule of the head",
     "expected_grade": "(B,) float32: mean of the probabilities, 0 to 4",
     "p_referable": "(B,) float32: calibrated probability of grade 2 or worse",
+    "referable": "(B,) bool: the referral decision, p_referable reaches its threshold",
 }
 """Output name to description, in the order of the file."""
 
@@ -79,18 +80,21 @@ class ExportedGrader(nn.Module):
                 "depend on the photograph; there is nothing to export"
             )
         self.model, self.calibration = trained.model, trained.calibration
+        self.rule = referral_rule([trained.calibration])
 
-    def forward(self, photographs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, photographs: Tensor) -> tuple[Tensor, ...]:
         """Grade photographs, (B, S, S, 3) uint8; returns the outputs in the order of :data:`OUTPUTS`."""
         logits = self.model(normalise(photographs.permute(0, 3, 1, 2)))
         head = self.model.head
         probabilities = self.calibration.probabilities(head.probabilities(logits))
+        score = referable_probability(probabilities)
         return (
             logits,
             probabilities,
             head.predict(logits),
             expected_grade(probabilities),
-            referable_probability(probabilities),
+            score,
+            self.rule.refers(score),
         )
 
 
@@ -250,6 +254,9 @@ def check_parity(grader: ExportedGrader, runner: FileRunner, image_size: int, se
                 # Read from the file's logits: a grade may differ where logits differ in the last digit.
                 grades = grader.model.head.predict(torch.from_numpy(np.array(outputs["logits"])))
                 same = np.array_equal(outputs[name], grades.numpy())
+            elif name == "referable":
+                scores = torch.from_numpy(np.array(outputs["p_referable"]))
+                same = np.array_equal(outputs[name], grader.rule.refers(scores).numpy())
             else:
                 same = np.allclose(outputs[name], expected[name], rtol=RELATIVE_TOLERANCE, atol=TOLERANCE)
             if outputs[name].shape != expected[name].shape or not same:
@@ -262,8 +269,8 @@ def check_parity(grader: ExportedGrader, runner: FileRunner, image_size: int, se
 def _difference(name: str, batch: int, output: npt.NDArray[Any], expected: npt.NDArray[Any]) -> str:
     if output.shape != expected.shape:
         gap = f"shape {list(output.shape)} instead of {list(expected.shape)}"
-    elif name == "grade":
-        gap = "the grades do not follow from the logits"
+    elif name in ("grade", "referable"):
+        gap = "the decisions do not follow from the other outputs"
     else:
         gap = f"largest difference {float(np.abs(output - expected).max()):.2g}, allowed {TOLERANCE:.0e}"
     return (

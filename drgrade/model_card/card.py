@@ -21,8 +21,15 @@ from drgrade.data.splits.spec import SUBSETS
 from drgrade.errors import ConfigError
 from drgrade.files import write_text
 from drgrade.grades import NUM_GRADES
-from drgrade.model_card.facts import UNNAMED, RunFiles, UsedDataSet, find_limits, read_run_files
-from drgrade.models.calibration import TARGET_SENSITIVITIES, calibrated_metrics
+from drgrade.model_card.facts import (
+    UNNAMED,
+    RunFiles,
+    UsedDataSet,
+    calibration_changes,
+    find_limits,
+    read_run_files,
+)
+from drgrade.models.calibration import TARGET_SENSITIVITIES, calibrated_metrics, referral_rule
 from drgrade.runs.settings import label_seed, looks_secret
 from drgrade.stats import formatting
 from drgrade.stats.bootstrap import confusions
@@ -54,9 +61,11 @@ METRICS: Mapping[str, str] = {
     "mae": "mean absolute error, in grades",
     "auroc": "AUROC, mean over the grades (one against the rest)",
     "referable_auroc": "AUROC of referable DR",
-    "referable_sensitivity": "sensitivity to referable DR",
-    "referable_specificity": "specificity for referable DR",
-    "ece": "expected calibration error, before calibration",
+    "referable_sensitivity": "sensitivity to referable DR of the predicted grade",
+    "referable_specificity": "specificity for referable DR of the predicted grade",
+    "nll": "negative log-likelihood, before calibration",
+    "brier": "Brier score, before calibration",
+    "ece": "calibration error (root mean square, debiased), before calibration",
     "macro_f1": "F1, mean over the grades",
 }
 """Titles of the metrics in a card, by their names in ``metrics.json``."""
@@ -66,6 +75,8 @@ DRGRADE = (
     f"version {version('drgrade')}"
 )
 """As in ``CITATION.cff``."""
+
+_RATES = ("sensitivity", "specificity")
 
 _HUB_METRICS = {
     "qwk": ("cohen_kappa", "quadratic weighted kappa", {"weights": "quadratic"}),
@@ -161,9 +172,12 @@ def render_model_card(
         external=_external(run),
         figures=figures,
         coverage=_coverage(figures),
-        referral=_referral(run, figures),
+        uncertainty_limits=_uncertainty_limits(run, figures),
         thresholds=", ".join(f"{each:.2f}" for each in run.calibration.thresholds),
         calibrated=calibrated,
+        changes=calibration_changes(run, calibrated),
+        referral=referral_rule([run.calibration]).describe(),
+        referred=[formatting.percent(calibrated[f"referral_{rate}"], 1) for rate in _RATES if calibrated],
         points=list(_operating_points(run, calibrated)),
         limits=find_limits(run, figures),
         compute=list(_compute(run)),
@@ -299,7 +313,7 @@ def _pretraining(run: RunFiles) -> dict[str, str]:
 def _results(run: RunFiles, figures: Mapping[str, Estimate]) -> Iterator[list[str]]:
     """Yield title, value and interval of each metric; without predictions there are no intervals."""
     for name, title in METRICS.items() if run.is_tested else ():
-        value = formatting.decimal(run.record[f"test/{name}"])
+        value = formatting.decimal(run.test_metrics.get(name, math.nan))
         if run.tested is None:
             yield [title, value]
         else:
@@ -329,7 +343,7 @@ def _coverage(figures: Mapping[str, Estimate]) -> list[list[str]]:
     ]
 
 
-def _referral(run: RunFiles, figures: Mapping[str, Estimate]) -> list[list[str]]:
+def _uncertainty_limits(run: RunFiles, figures: Mapping[str, Estimate]) -> list[list[str]]:
     """Return wanted QWK, uncertainty limit, share referred and QWK of the other test photographs."""
     rows = []
     for wanted, limit in read_limits(run.record).items() if figures else ():
@@ -349,8 +363,8 @@ def _external(run: RunFiles) -> list[list[str]]:
 
 
 def _calibrated(run: RunFiles) -> Mapping[str, float]:
-    """Compute the metrics of the calibrated predictions on the test photographs; empty without them."""
-    if run.tested is None or not run.calibration.photographs:
+    """Compute the metrics of calibration and referral on the test photographs; empty without predictions."""
+    if run.tested is None:
         return {}
     probabilities, grades = (torch.from_numpy(each) for each in (run.tested.probabilities, run.tested.grades))
     return calibrated_metrics(probabilities, grades, run.calibration)
@@ -360,8 +374,7 @@ def _operating_points(run: RunFiles, calibrated: Mapping[str, float]) -> Iterato
     for target in TARGET_SENSITIVITIES if run.calibration.points else ():
         point = run.calibration.point(target)
         shares = [point.sensitivity, point.specificity]
-        if calibrated:
-            shares += [calibrated[f"{name}_at_{target}"] for name in ("sensitivity", "specificity")]
+        shares += [calibrated[f"{name}_at_{target}"] for name in _RATES if calibrated]
         cells = [formatting.percent(share, 1) for share in shares]
         yield [formatting.percent(target), f"{point.threshold:.4f}", *cells]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,10 +12,12 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
+from drgrade.artefacts import is_number
 from drgrade.config import CONF, choices
 from drgrade.data.sources.base import About
 from drgrade.data.sources.known import source_class
 from drgrade.grades import NUM_GRADES
+from drgrade.metrics.functional import grading_metrics
 from drgrade.models.calibration import Calibration, selective_uncertainty
 from drgrade.models.encoder import CARD
 from drgrade.runs.reader import Run, RunLocation, initial_encoder_dir, read_run
@@ -135,12 +138,28 @@ class RunFiles:
         }
         # Computed again, because runs of earlier versions have not recorded them.
         measured = measure_selective(uncertainty, run.predicted, run.grades, run.record)
-        values = {name: measured.get(name, run.record.get(f"test/{name}", np.nan)) for name in samples}
+        values = {**self.test_metrics, **measured}
         return {
-            name: Estimate(float(values[name]), interval_if_spread(of_name))
+            name: Estimate(float(values.get(name, np.nan)), interval_if_spread(of_name))
             for name, of_name in samples.items()
-            if name != "nll"  # not among the metrics of a run
         }
+
+    @cached_property
+    def test_metrics(self) -> Mapping[str, float]:
+        """Metrics on the test photographs by name: those recorded, else those of ``predictions.csv``.
+
+        The calibration error is that of the predictions: earlier versions recorded a biased one.
+        """
+        recorded = {
+            name.removeprefix("test/"): float(value)
+            for name, value in self.record.items()
+            if name.startswith("test/") and name != "test/ece" and is_number(value)
+        }
+        run = self.tested
+        if run is None:
+            return recorded
+        arrays = map(torch.from_numpy, (run.probabilities, run.predicted, run.grades))
+        return {**grading_metrics(*arrays), **recorded}
 
 
 def read_run_files(folder: Path, record: Mapping[str, Any] | None = None) -> RunFiles:
@@ -209,6 +228,30 @@ PUBLISHED_SIZE = 224
 
 _AT_THE_BOUND = 0.99
 """Share of the logarithm of the highest temperature above which the fit has not converged."""
+
+_MOST_WEIGHT = 0.8
+"""Weight of the grade frequencies above which the card calls the probabilities uninformative."""
+
+
+def calibration_changes(run: RunFiles, calibrated: Mapping[str, float]) -> str:
+    """Describe NLL, Brier score and calibration error before and after calibration.
+
+    Args:
+        run: Files of the run.
+        calibrated: Return value of :func:`drgrade.models.calibration.calibrated_metrics`, or empty.
+
+    Returns:
+        A phrase; empty without a test or a calibration.
+    """
+    if "nll_calibrated" not in calibrated:
+        return ""
+    titles = {"nll": "negative log-likelihood", "brier": "Brier score", "ece": "calibration error"}
+    changes = [
+        f"{title} from {formatting.decimal(run.test_metrics[name])} to "
+        f"{formatting.decimal(calibrated[f'{name}_calibrated'])}"
+        for name, title in titles.items()
+    ]
+    return formatting.listed(changes)
 
 
 def find_limits(run: RunFiles, figures: Mapping[str, Estimate]) -> list[str]:
@@ -317,11 +360,11 @@ def _calibration_limits(run: RunFiles) -> Iterator[str]:
         yield f"Not calibrated ({calibration.note}): probabilities are those of the model."
         return
     yield (
-        f"Temperature, thresholds and operating points were fitted on {calibration.photographs} validation "
-        "photographs; sensitivity and specificity will differ on other photographs."
+        f"Calibration: {calibration.worth()}. Sensitivity and specificity of operating points will differ on "
+        "other photographs."
     )
-    if abs(np.log(calibration.temperature)) > _AT_THE_BOUND * np.log(20):
+    if calibration.weight > _MOST_WEIGHT or np.log(calibration.temperature) > _AT_THE_BOUND * np.log(20):
         yield (
-            f"The temperature ({calibration.temperature:.1f}) is at the bound of its range: the "
-            "probabilities were almost uninformative on the validation photographs."
+            f"Temperature {calibration.temperature:.1f} and weight {calibration.weight:.2f} of the grade "
+            "frequencies: the probabilities were almost uninformative on the validation photographs."
         )

@@ -1,4 +1,4 @@
-"""Calibration of a trained grader on validation photographs: temperature, thresholds, operating points.
+"""Calibration of a trained grader on validation photographs: probabilities, thresholds, referral.
 
 Everything is computed from a distribution over the grades, so it is the same for every head, for an ensemble
 and for an exported model. Formulae: docs/calibration.md.
@@ -7,11 +7,12 @@ and for an exported model. Formulae: docs/calibration.md.
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize
 from torch import Tensor
 
 from drgrade.artefacts import is_number, parse_json
@@ -25,8 +26,17 @@ from drgrade.metrics.functional import (
     quadratic_weighted_kappa,
     sensitivity_specificity,
 )
+from drgrade.models.heads import differences
+from drgrade.models.referral import (
+    DEFAULT_SENSITIVITY,
+    DEFAULT_THRESHOLD,
+    OperatingPoint,
+    ReferralRule,
+    operating_points,
+)
 from drgrade.models.thresholds import best_thresholds
-from drgrade.stats.estimates import Floats
+from drgrade.stats import formatting
+from drgrade.stats.estimates import Floats, Interval
 
 TARGET_SENSITIVITIES = (0.8, 0.9, 0.95)
 """Sensitivities on the validation photographs whose operating points are reported."""
@@ -34,27 +44,28 @@ TARGET_SENSITIVITIES = (0.8, 0.9, 0.95)
 MIN_PHOTOGRAPHS = 10
 """Minimum number of validation photographs for a fit."""
 
-NUM_PARTS = 5
-"""Number of parts in cross-fitting."""
+FEW_PHOTOGRAPHS = 100
+"""Number of validation photographs below which a fit is reported with a warning."""
 
-_MAX_LOG_TEMPERATURE = math.log(20)
+FORMER_NOTE = (
+    "its calibration has the form of an earlier version of drgrade, which changed the order of the "
+    "photographs, so it is not used: train or publish again"
+)
+"""Note of a calibration in the former form (temperature of the logarithms of the probabilities)."""
+
+_FORMER_FIELDS = {"temperature", "thresholds", "points", "photographs", "note"}
+
+_SHRINK = 1e-4
+"""P(grade >= k) is moved into [1e-4, 1 - 1e-4] before its logit is taken, which is infinite at 0 and 1."""
+
+_TEMPERATURES = (0.5, 20.0)
+"""Range of the temperature. Below 0.5 different probabilities near 0 or 1 could round to the same number."""
+
+_MAX_WEIGHT = 0.95
 _PRIOR_STD = 1.0
 """Standard deviation of the normal prior of the logarithm of the temperature."""
-
-
-@dataclass(frozen=True)
-class OperatingPoint:
-    """A referral threshold and its performance on the validation photographs.
-
-    Attributes:
-        threshold: Refer if the calibrated P(grade >= 2) is at least this, in [0, 1].
-        sensitivity: Share of the photographs with referable DR that are referred.
-        specificity: Share of the others that are not referred.
-    """
-
-    threshold: float
-    sensitivity: float
-    specificity: float
+_PRIOR_BETA = (2.0, 10.0)
+"""Parameters of the beta prior of the weight of the grade frequencies."""
 
 
 @dataclass(frozen=True)
@@ -62,23 +73,33 @@ class Calibration:
     """Parameters fitted on the validation photographs; the defaults change nothing.
 
     Attributes:
-        temperature: T in softmax(log p / T); above 1 if the model was overconfident.
+        temperature: T that divides the logit of P(grade >= k), in [0.5, 20]; above 1 if the model was
+            overconfident.
+        weight: Weight w of ``frequencies`` in the calibrated distribution, in [0, 0.95].
+        frequencies: (5,) smoothed grade frequencies of the validation photographs.
         thresholds: (4,) not falling: lower bounds of grades 1 to 4 of the expected grade, with the highest
             QWK on the validation photographs.
         points: Operating points for referable DR, by rising sensitivity; empty if none could be fitted.
         photographs: Number of validation photographs of the fit; 0 if nothing was fitted.
+        nll_change: Change of NLL by the calibration in cross-fitting on the validation photographs, and the
+            ends of its 95 % interval from a bootstrap of groups; None if there was no cross-fit.
         note: Why something was not fitted; empty if everything was.
     """
 
     temperature: float = 1.0
+    weight: float = 0.0
+    frequencies: tuple[float, ...] = (1 / NUM_GRADES,) * NUM_GRADES
     thresholds: tuple[float, ...] = (0.5, 1.5, 2.5, 3.5)
     points: tuple[OperatingPoint, ...] = ()
     photographs: int = 0
+    nll_change: tuple[float, float, float] | None = None
     note: str = "no validation photographs"
 
     def probabilities(self, probabilities: Tensor) -> Tensor:
-        """Calibrate probabilities (B, G), rows with sum 1; their order within a row is kept."""
-        return probabilities if self.temperature == 1 else apply_temperature(probabilities, self.temperature)
+        """Calibrate probabilities (B, G), rows with sum 1; see :func:`calibrate_probabilities`."""
+        if self.temperature == 1 and self.weight == 0:
+            return probabilities
+        return calibrate_probabilities(probabilities, self.temperature, self.weight, self.frequencies)
 
     def predict(self, calibrated: Tensor) -> Tensor:
         """Read grades (B,) int64 from calibrated probabilities (B, G) with the fitted thresholds."""
@@ -103,19 +124,57 @@ class Calibration:
         """Return the referral thresholds of ``TARGET_SENSITIVITIES``; empty without operating points."""
         return {target: self.point(target).threshold for target in TARGET_SENSITIVITIES if self.points}
 
+    def worth(self) -> str:
+        """Say in one clause what the fit is worth: its size, and the cross-fitted change of NLL.
+
+        Example:
+            >>> Calibration(photographs=16, nll_change=(-0.12, -0.31, 0.06)).worth()
+            'fitted on 16 validation photographs, which are few (below 100); cross-fitted on them it changes \
+NLL by −0.120 (95 % −0.310 to 0.060), so it is not shown to help'
+        """
+        if not self.photographs:
+            return f"not calibrated: {self.note}"
+        few = f", which are few (below {FEW_PHOTOGRAPHS})" if self.photographs < FEW_PHOTOGRAPHS else ""
+        fitted = f"fitted on {self.photographs} validation photographs{few}"
+        if self.nll_change is None:
+            return f"{fitted}; its effect on other photographs was not measured"
+        change, low, high = self.nll_change
+        verdict = (
+            "so it helps there"
+            if high < 0
+            else "so it harms there"
+            if low > 0
+            else "so it is not shown to help"
+        )
+        ends = formatting.interval(Interval(low, high))
+        found = f"it changes NLL by {formatting.signed(change)} (95 % {ends}), {verdict}"
+        return f"{fitted}; cross-fitted on them {found}"
+
     def to_json(self) -> str:
         """Return the content of ``calibration.json``."""
         return json.dumps(asdict(self), indent=2, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Calibration":
-        """Parse the content of ``calibration.json``; raise a DataError if it is damaged."""
+        """Parse the content of ``calibration.json``.
+
+        The identity with :data:`FORMER_NOTE` is returned for the form of earlier versions.
+
+        Raises:
+            DataError: If the content is damaged.
+        """
         content = parse_json(text, "the calibration", "train again")
         try:
             if not isinstance(content["note"], str):
                 raise TypeError("the note is not text")
+            if content.keys() == _FORMER_FIELDS:
+                return cls(note=FORMER_NOTE)
             points = tuple(OperatingPoint(**each) for each in content.pop("points"))
-            parsed = cls(**{**content, "thresholds": tuple(content["thresholds"]), "points": points})
+            change = content.pop("nll_change")
+            rows: dict[str, Any] = {name: tuple(content.pop(name)) for name in ("frequencies", "thresholds")}
+            parsed = cls(
+                **content, **rows, points=points, nll_change=None if change is None else tuple(change)
+            )
             fault = parsed._fault()
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(f"the calibration is damaged ({error})") from error
@@ -125,8 +184,17 @@ class Calibration:
 
     def _fault(self) -> str:
         """Describe a value that no fit can have; empty if there is none."""
-        if not is_number(self.temperature, 1e-9, 1e9):
-            return "the temperature is not a finite number above 0"
+        if not is_number(self.temperature, *_TEMPERATURES):
+            return f"the temperature is not a number in {list(_TEMPERATURES)}"
+        if not is_number(self.weight, 0, _MAX_WEIGHT):
+            return f"the weight is not a number in [0, {_MAX_WEIGHT}]"
+        shares = self.frequencies
+        if (
+            len(shares) != NUM_GRADES
+            or not all(is_number(each, 0, 1) for each in shares)
+            or abs(sum(shares) - 1) > 1e-6
+        ):
+            return f"{NUM_GRADES} frequencies with sum 1 are expected"
         if len(self.thresholds) != NUM_GRADES - 1 or not all(map(is_number, self.thresholds)):
             return f"{NUM_GRADES - 1} thresholds are expected"
         if (
@@ -141,11 +209,37 @@ class Calibration:
             return "an operating point is not between 0 and 1"
         if self.points and self.points[-1].sensitivity != 1:
             return "the last operating point does not have a sensitivity of 1"
+        if self.nll_change is not None and not (
+            len(self.nll_change) == 3 and all(map(is_number, self.nll_change))
+        ):
+            return "the change of NLL is not three numbers"
         return ""
 
 
+def referral_rule(calibrations: Sequence[Calibration], sensitivity: float | None = None) -> ReferralRule:
+    """Return the referral decision of a run, or of an ensemble of runs.
+
+    Args:
+        calibrations: Calibration of the run, or of each member. The threshold of an ensemble is the mean over
+            the members, which have different validation photographs.
+        sensitivity: Required sensitivity on the validation photographs, in (0, 1]; None for
+            :data:`~drgrade.models.referral.DEFAULT_SENSITIVITY` if every member has operating points, else
+            for :data:`~drgrade.models.referral.DEFAULT_THRESHOLD`.
+
+    Raises:
+        ConfigError: If a requested sensitivity is out of range, or a member has no operating points.
+    """
+    missing = [each.note for each in calibrations if not each.points]
+    if sensitivity is None and missing:
+        return ReferralRule(DEFAULT_THRESHOLD, reason=missing[0])
+    target = DEFAULT_SENSITIVITY if sensitivity is None else sensitivity
+    points = [each.point(target) for each in calibrations]
+    threshold = float(np.mean([each.threshold for each in points]))
+    return ReferralRule(threshold, target, points, [each.photographs for each in calibrations])
+
+
 def fit_calibration(probabilities: Tensor, grades: Tensor) -> Calibration:
-    """Fit temperature, thresholds and operating points on validation photographs.
+    """Fit probabilities, thresholds and operating points on validation photographs.
 
     Args:
         probabilities: (N, G) from the head.
@@ -160,19 +254,25 @@ def fit_calibration(probabilities: Tensor, grades: Tensor) -> Calibration:
         few = f"{count} validation photographs" + (" of one grade" if count >= MIN_PHOTOGRAPHS else "")
         return Calibration(note=f"{few} are too few to fit a calibration")
     probabilities, grades = probabilities.detach().double().cpu(), grades.cpu()
-    temperature = fit_temperature(probabilities, grades)
-    calibrated = apply_temperature(probabilities, temperature)
+    fitted = fit_probabilities(probabilities, grades)
+    calibrated = fitted.probabilities(probabilities)
     thresholds = best_thresholds(expected_grade(calibrated).float(), grades, probabilities.shape[1])
     points = operating_points(referable_probability(calibrated), grades >= REFERABLE)
-    missing = "" if points else "validation photographs with and without referable DR are needed"
-    return Calibration(temperature, tuple(map(float, thresholds)), points, count, missing)
+    return replace(
+        fitted,
+        thresholds=tuple(map(float, thresholds)),
+        points=points,
+        photographs=count,
+        note="" if points else "validation photographs with and without referable DR are needed",
+    )
 
 
 def ensemble_calibration(calibrations: Sequence[Calibration]) -> Calibration:
     """Combine the calibrations of the members of an ensemble, each fitted on photographs of its own.
 
-    Members are calibrated before their probabilities are averaged, so the temperature is 1. The thresholds
-    are the means of the members'. There are no common validation photographs, hence no operating points.
+    Members are calibrated before their probabilities are averaged, so the combination changes none. The
+    thresholds are the means of the members'. There are no common validation photographs, hence no operating
+    points.
     """
     if len(calibrations) == 1:
         return calibrations[0]
@@ -184,14 +284,34 @@ def ensemble_calibration(calibrations: Sequence[Calibration]) -> Calibration:
     )
 
 
-def apply_temperature(probabilities: Tensor, temperature: float) -> Tensor:
-    """Scale distributions (B, G) by a temperature T above 0: softmax(log p / T).
+def calibrate_probabilities(
+    probabilities: Tensor, temperature: float, weight: float, frequencies: Sequence[float]
+) -> Tensor:
+    """Calibrate distributions (B, G): scale the logit of P(grade >= k), then mix with grade frequencies.
 
-    Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 4.2, with log p in place of the
-    logits. For a softmax head this is the same, as logits are log p plus a constant; it also applies to heads
-    without a softmax.
+    With the logit u of P(grade >= k), moved into [1e-4, 1 - 1e-4], the calibrated P(grade >= k) is
+    (1 - w) sigmoid(u / T) + w F(grade >= k): one strictly rising function of P(grade >= k) for each k. So the
+    order of photographs by P(grade >= k), and every ROC curve, is kept. For the cumulative head u is its own
+    logit (the lowest so far). The mixture keeps the probability of a grade above 0 where the head outputs
+    exactly 0: Zhang, Kailkhura and Han, "Mix-n-Match: ensemble and compositional methods for uncertainty
+    calibration in deep learning", ICML 2020, with grade frequencies in place of the uniform distribution.
+
+    Args:
+        probabilities: (B, G), rows with sum 1.
+        temperature: T, above 0.
+        weight: w, in [0, 1).
+        frequencies: (G,) F, with sum 1.
+
+    Example:
+        >>> calibrate_probabilities(torch.tensor([[0.0, 0.0, 0.0, 0.0, 1.0]]), 2.0, 0.5, [0.2] * 5)
+        tensor([[0.1050, 0.1000, 0.1000, 0.1000, 0.5950]])
     """
-    return torch.softmax(probabilities.clamp(min=MIN_PROBABILITY).log() / temperature, dim=1)
+    at_least = probabilities.flip(1).cumsum(dim=1).flip(1)[:, 1:]  # (B, G - 1): P(grade >= k)
+    # A function of P(grade >= k) alone, so that photographs with equal ones stay equal.
+    shrunk = _SHRINK + (1 - 2 * _SHRINK) * at_least
+    odds = torch.log(shrunk) - torch.log(1 - shrunk)
+    scaled = differences(torch.sigmoid(odds / temperature)).clamp(min=0)
+    return (1 - weight) * scaled + weight * scaled.new_tensor(frequencies)
 
 
 def expected_grade(probabilities: Tensor) -> Tensor:
@@ -201,8 +321,12 @@ def expected_grade(probabilities: Tensor) -> Tensor:
 
 
 def referable_probability(probabilities: Tensor) -> Tensor:
-    """Return the probability of referable DR (B,), P(grade >= 2), of distributions (B, G)."""
-    return probabilities[:, REFERABLE:].sum(dim=1)
+    """Return the probability of referable DR (B,), P(grade >= 2), of distributions (B, G).
+
+    In double precision it has 12 decimals, so that rounding errors order no photographs.
+    """
+    scores = probabilities[:, REFERABLE:].sum(dim=1)
+    return scores.round(decimals=12) if scores.dtype == torch.float64 else scores
 
 
 def normalised_entropy(probabilities: Tensor) -> Tensor:
@@ -221,57 +345,41 @@ def selective_uncertainty(probabilities: Tensor, calibration: Calibration) -> Fl
     return normalised_entropy(calibrated).numpy().astype(np.float64)
 
 
-def fit_temperature(probabilities: Tensor, grades: Tensor) -> float:
-    """Fit the temperature, in [1/20, 20], with a normal prior on its logarithm.
+def fit_probabilities(probabilities: Tensor, grades: Tensor) -> Calibration:
+    """Fit temperature and weight of :func:`calibrate_probabilities` by their posterior mode.
 
-    It minimises -sum log p + (log T)^2 / 2. The prior has no influence with a hundred photographs, but keeps
-    ten of them from a temperature of 0 or infinity. docs/calibration.md compares it with no prior and with
-    rejecting a temperature that does not help on held-out photographs.
+    They minimise the sum of -log q(true grade), plus (log T)^2 / 2 of a normal prior on log T, minus the
+    logarithm of a beta(2, 10) density of the weight. The priors count as much as about a dozen photographs:
+    they keep ten photographs from an extreme fit and have little influence with some hundreds. The
+    frequencies are (n_k + 1) / (N + G). docs/calibration.md compares the fit with others.
 
     Args:
         probabilities: (N, G) float64.
         grades: (N,) int64.
-    """
-    logits = probabilities.clamp(min=MIN_PROBABILITY).log()
-
-    def loss(log_temperature: float) -> float:
-        scaled = logits / math.exp(log_temperature)
-        likelihood = torch.nn.functional.cross_entropy(scaled, grades, reduction="sum")
-        return float(likelihood) + (log_temperature / _PRIOR_STD) ** 2 / 2
-
-    bounds = (-_MAX_LOG_TEMPERATURE, _MAX_LOG_TEMPERATURE)
-    optimum = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-8})
-    return float(math.exp(optimum.x))
-
-
-def operating_points(scores: Tensor, positive: Tensor) -> tuple[OperatingPoint, ...]:
-    """Find the corners of the ROC curve: each sensitivity at its highest specificity.
-
-    Args:
-        scores: (N,) P(grade >= 2).
-        positive: (N,) bool, the truth.
 
     Returns:
-        Points by rising sensitivity, up to 1; empty without positives or without negatives. Each threshold
-        is the midpoint of the lowest referred score and the next lower one: rounding moves no photograph
-        across it, and new photographs with DR may score slightly lower.
+        A calibration of the probabilities alone.
     """
-    values, truth = scores.double().numpy(), positive.numpy()
-    of_positive, of_negative = np.sort(values[truth])[::-1], np.sort(values[~truth])
-    if not len(of_positive) or not len(of_negative):
-        return ()
-    # A candidate at each distinct score of a positive photograph, the highest first.
-    candidates = np.unique(of_positive)[::-1]
-    sensitivities = np.searchsorted(-of_positive, -candidates, side="right") / len(of_positive)
-    specificities = np.searchsorted(of_negative, candidates, side="left") / len(of_negative)
-    # A point is a corner unless the next one, of higher sensitivity, is as specific.
-    corner = np.append(specificities[1:] < specificities[:-1], True)
-    chosen, distinct = candidates[corner], np.unique(values)
-    lower = np.append(0.0, distinct)[np.searchsorted(distinct, chosen)]  # the next lower score, or 0
-    middle = (lower + chosen) / 2
-    thresholds = np.where(middle > lower, middle, chosen)  # no float lies between neighbouring floats
-    points = zip(thresholds, sensitivities[corner], specificities[corner], strict=True)
-    return tuple(OperatingPoint(*map(float, point)) for point in points)
+    counts = torch.bincount(grades, minlength=probabilities.shape[1]) + 1.0
+    frequencies = tuple((counts.double() / counts.sum()).tolist())
+
+    def loss(x: Floats) -> float:
+        temperature, weight = float(np.exp(x[0])), _MAX_WEIGHT * float(x[1])
+        calibrated = calibrate_probabilities(probabilities, temperature, weight, frequencies)
+        of_truth = calibrated.gather(1, grades[:, None]).clamp(min=MIN_PROBABILITY)
+        prior = (x[0] / _PRIOR_STD) ** 2 / 2
+        prior -= (_PRIOR_BETA[0] - 1) * np.log(x[1]) + (_PRIOR_BETA[1] - 1) * np.log(1 - x[1])
+        return float(-of_truth.log().sum() + prior)
+
+    low, high = np.log(_TEMPERATURES)
+    # A weak model can be flattened by either parameter, so the loss may have two minima.
+    fits = [
+        minimize(loss, start, method="L-BFGS-B", bounds=[(low, high), (1e-6, 1 - 1e-6)])
+        for start in ((0.0, 0.1), (1.0, 0.7))
+    ]
+    best = min(fits, key=lambda fit: float(fit.fun))
+    temperature = float(np.clip(np.exp(best.x[0]), *_TEMPERATURES))
+    return Calibration(temperature, _MAX_WEIGHT * float(best.x[1]), frequencies)
 
 
 def calibrated_metrics(
@@ -280,6 +388,7 @@ def calibrated_metrics(
     calibration: Calibration,
     calibrated: Tensor | None = None,
     thresholds: Mapping[float, float] | None = None,
+    rule: ReferralRule | None = None,
 ) -> dict[str, float]:
     """Compute the metrics of a calibration on photographs that it was not fitted on.
 
@@ -291,73 +400,42 @@ def calibrated_metrics(
             ``probabilities``.
         thresholds: Target sensitivity: referral threshold on P(grade >= 2); None for those of the calibration
             at ``TARGET_SENSITIVITIES``.
+        rule: The referral decision; None for that of the calibration.
 
     Returns:
-        ``nll`` and ``brier`` of the uncalibrated probabilities. If a calibration was fitted, also
-        ``nll_calibrated``, ``brier_calibrated`` and ``ece_calibrated``; ``qwk_thresholds``, the QWK with the
-        fitted thresholds; and ``sensitivity_at_T`` and ``specificity_at_T`` for each target sensitivity T.
+        ``referral_threshold``, ``referral_sensitivity`` and ``referral_specificity`` of the referral
+        decision. If a calibration was fitted, also ``nll_calibrated``, ``brier_calibrated`` and
+        ``ece_calibrated``; ``qwk_thresholds``, the QWK with the fitted thresholds; and ``sensitivity_at_T``
+        and ``specificity_at_T`` for each target sensitivity T.
     """
-    metrics = _uncalibrated_metrics(probabilities, grades)
-    if not calibration.photographs:
-        return metrics
     if calibrated is None:
         calibrated = calibration.probabilities(probabilities.detach().double().cpu())
-    calibrated = calibrated.detach().double().cpu()
-    cuts = calibration.target_thresholds() if thresholds is None else thresholds
-    referred = _referrals(calibrated, cuts)
-    return metrics | _decision_metrics(calibrated, calibration.predict(calibrated), referred, grades.cpu())
-
-
-def cross_fitted_metrics(probabilities: Tensor, grades: Tensor, groups: Sequence[str]) -> dict[str, float]:
-    """Compute the metrics of a calibration by cross-fitting, on the photographs that it is fitted on.
-
-    The photographs are divided into ``NUM_PARTS`` parts; each is evaluated with a calibration fitted on the
-    others (Stone, "Cross-validatory choice and assessment of statistical predictions", JRSS B 36(2), 1974).
-    Groups stay together, and the grades are spread over the parts as evenly as groups allow.
-
-    Args:
-        probabilities: (N, G) from the head.
-        grades: (N,) int64, the true grades.
-        groups: (N,) group of each photograph.
-
-    Returns:
-        As :func:`calibrated_metrics`; only ``nll`` and ``brier`` if a part leaves too few photographs for a
-        fit, and no operating points if it leaves none with, or none without, referable DR.
-    """
-    metrics = _uncalibrated_metrics(probabilities, grades)
-    probabilities, grades = probabilities.detach().double().cpu(), grades.cpu()
-    part = _assign_parts(grades, groups)
-    fitted = [fit_calibration(probabilities[part != k], grades[part != k]) for k in range(NUM_PARTS)]
-    if not all(each.photographs for each in fitted):
-        return metrics
-    calibrated, predicted = torch.empty_like(probabilities), torch.empty_like(grades)
-    targets = TARGET_SENSITIVITIES if all(each.points for each in fitted) else ()
-    referred = {target: torch.zeros(len(grades), dtype=torch.bool) for target in targets}
-    for k, calibration in enumerate(fitted):
-        held_out = part == k
-        own = calibration.probabilities(probabilities[held_out])
-        calibrated[held_out], predicted[held_out] = own, calibration.predict(own)
-        for target, decisions in _referrals(own, calibration.target_thresholds() if targets else {}).items():
-            referred[target][held_out] = decisions
-    return metrics | _decision_metrics(calibrated, predicted, referred, grades)
-
-
-def _uncalibrated_metrics(probabilities: Tensor, grades: Tensor) -> dict[str, float]:
-    return {
-        "nll": negative_log_likelihood(probabilities, grades),
-        "brier": brier_score(probabilities, grades),
+    calibrated, grades = calibrated.detach().double().cpu(), grades.cpu()
+    rule = referral_rule([calibration]) if rule is None else rule
+    referred = rule.refers(referable_probability(calibrated))
+    sensitivity, specificity = sensitivity_specificity(referred, grades >= REFERABLE)
+    metrics = {
+        "referral_threshold": rule.threshold,
+        "referral_sensitivity": sensitivity,
+        "referral_specificity": specificity,
     }
+    if not calibration.photographs:
+        return metrics
+    cuts = calibration.target_thresholds() if thresholds is None else thresholds
+    decisions = referrals(calibrated, cuts)
+    return metrics | decision_metrics(calibrated, calibration.predict(calibrated), decisions, grades)
 
 
-def _referrals(calibrated: Tensor, thresholds: Mapping[float, float]) -> dict[float, Tensor]:
+def referrals(calibrated: Tensor, thresholds: Mapping[float, float]) -> dict[float, Tensor]:
     """Return target sensitivity: decisions (N,) bool."""
     scores = referable_probability(calibrated)
     return {target: scores >= threshold for target, threshold in thresholds.items()}
 
 
-def _decision_metrics(
+def decision_metrics(
     calibrated: Tensor, predicted: Tensor, referred: Mapping[float, Tensor], grades: Tensor
 ) -> dict[str, float]:
+    """Compute the metrics of calibrated probabilities (N, G), fitted grades (N,) and referrals (N,)."""
     confusion = confusion_matrix(predicted, grades, calibrated.shape[1])
     metrics = {
         "nll_calibrated": negative_log_likelihood(calibrated, grades),
@@ -369,13 +447,3 @@ def _decision_metrics(
         sensitivity, specificity = sensitivity_specificity(decisions, grades >= REFERABLE)
         metrics |= {f"sensitivity_at_{target:g}": sensitivity, f"specificity_at_{target:g}": specificity}
     return metrics
-
-
-def _assign_parts(grades: Tensor, groups: Sequence[str]) -> Tensor:
-    """Return the part (N,) of each photograph: groups are dealt out in the order of their highest grade."""
-    names, place = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
-    highest = np.zeros(len(names), dtype=np.int64)
-    np.maximum.at(highest, place, grades.numpy())
-    parts = np.empty(len(names), dtype=np.int64)
-    parts[np.argsort(highest, kind="stable")] = np.arange(len(names)) % NUM_PARTS
-    return torch.from_numpy(parts[place])

@@ -13,13 +13,16 @@ from torch import Tensor
 from drgrade.data.transforms import normalise
 from drgrade.errors import ConfigError
 from drgrade.models.calibration import (
+    TARGET_SENSITIVITIES,
     Calibration,
     ensemble_calibration,
     expected_grade,
     normalised_entropy,
     referable_probability,
+    referral_rule,
 )
 from drgrade.models.grading_model import check_outputs, median_grade, tta_views
+from drgrade.models.referral import ReferralRule
 from drgrade.prediction.checkpoint import TrainedModel, load_model
 from drgrade.settings import Reading
 
@@ -129,18 +132,23 @@ class Grader:
         folders = [folders] if isinstance(folders, str | Path) else folders
         return cls([load_model(Path(folder)) for folder in folders], device, tta, reading)
 
-    def threshold(self, sensitivity: float) -> float:
-        """Return the P(grade >= 2) from which a photograph is referable.
-
-        For an ensemble it is the mean over the members, which have different validation photographs.
+    def referral(self, sensitivity: float | None = None) -> ReferralRule:
+        """Return the referral decision; see :func:`~drgrade.models.calibration.referral_rule`.
 
         Args:
-            sensitivity: Required sensitivity on the validation photographs, in (0, 1].
+            sensitivity: Required sensitivity on the validation photographs, in (0, 1]; None for the default
+                of the run.
 
         Raises:
-            ConfigError: If the sensitivity is out of range, or a member has no operating points.
+            ConfigError: If a sensitivity is out of range, or is requested and a member has no operating
+                points.
         """
-        return float(np.mean([each.calibration.point(sensitivity).threshold for each in self.members]))
+        return referral_rule([member.calibration for member in self.members], sensitivity)
+
+    def target_thresholds(self) -> dict[float, float]:
+        """Return the thresholds of ``TARGET_SENSITIVITIES``; empty if a member has no operating points."""
+        fitted = all(member.calibration.points for member in self.members)
+        return {target: self.referral(target).threshold for target in TARGET_SENSITIVITIES if fitted}
 
     def grade(self, pixels: npt.NDArray[np.uint8] | Tensor) -> GradedBatch:
         """Grade prepared photographs.

@@ -137,6 +137,8 @@ def _describe_member(member: TrainedModel) -> dict[str, Any]:
         **{name: member.record[name] for name in facts if name in member.record},
         "calibration": {
             "temperature": calibration.temperature,
+            "weight": calibration.weight,
+            "nll_change": calibration.nll_change,
             "photographs": calibration.photographs,
             "note": calibration.note,
         },

@@ -22,6 +22,7 @@ from drgrade.errors import ConfigError
 from drgrade.explanation.explainer import AUTO, Explainer
 from drgrade.explanation.overlay import draw_overlay
 from drgrade.files import special_kind
+from drgrade.models.calibration import FEW_PHOTOGRAPHS
 from drgrade.prediction.grader import Grader
 from drgrade.prediction.inputs import InputFile, Inputs, InputState, file_state
 from drgrade.prediction.job_state import (
@@ -50,9 +51,6 @@ from drgrade.settings import PredictSettings
 
 ImageLike = Path | str | npt.NDArray[np.uint8] | Image.Image
 """A photograph: path, uint8 array of shape (H, W, 3) or (H, W), or PIL image."""
-
-REFERABLE_FROM = 0.5
-"""P(grade >= 2) from which a photograph is referable unless a sensitivity is requested."""
 
 _BATCH = 16
 
@@ -99,7 +97,7 @@ class Predictor:
 
     Attributes:
         grader: The grader.
-        threshold: P(grade >= 2) from which a photograph is referable.
+        rule: The referral decision, stated with every result.
 
     Example:
         >>> predictor = drgrade.load("outputs/runs/NAME/RUN")  # doctest: +SKIP
@@ -114,14 +112,15 @@ class Predictor:
         Args:
             grader: One model or an ensemble.
             sensitivity: Refer from the P(grade >= 2) that reached this sensitivity on the validation
-                photographs; None refers from 0.5.
+                photographs; None for the default of the run
+                (:func:`drgrade.models.calibration.referral_rule`).
             abstain: Do not grade photographs of insufficient quality.
 
         Raises:
             ConfigError: If a sensitivity is given and the model has no operating points.
         """
         self.grader, self._abstain = grader, abstain
-        self.threshold = REFERABLE_FROM if sensitivity is None else grader.threshold(sensitivity)
+        self.rule = grader.referral(sensitivity)
 
     def predict(self, photographs: ImageLike | Sequence[ImageLike]) -> list[PredictionRow]:
         """Grade photographs.
@@ -167,7 +166,7 @@ class Predictor:
         """Grade one batch of prepared photographs; the rows of those not to be graded have no grade."""
         pixels = [self.gradable_pixels(prepared) for _, prepared in files]
         crops = [each for each in pixels if each is not None]
-        results = split_batch(self.grader.grade(np.stack(crops)), self.threshold) if crops else iter(())
+        results = split_batch(self.grader.grade(np.stack(crops)), self.rule) if crops else iter(())
         return [
             make_row(item, prepared.verdict, prepared.crop.sha256, None if crop is None else next(results))
             for (item, prepared), crop in zip(files, pixels, strict=True)
@@ -318,7 +317,12 @@ def predict(settings: PredictSettings) -> PredictionSummary:
     predictor = Predictor(grader, settings.sensitivity, settings.abstain)
     names = ["tta", "reading", "sensitivity", "abstain", "overlays"]
     names += ["map", "target", "overlay_size"] if settings.overlays else []
-    job = describe_job(grader, settings.input, **{name: getattr(settings, name) for name in names})
+    job = describe_job(
+        grader,
+        settings.input,
+        **{name: getattr(settings, name) for name in names},
+        referral=predictor.rule.describe(),
+    )
     folder = settings.out or settings.paths.outputs / "predictions" / _default_name(job)
     inputs = Inputs(settings.input, leave_out=folder)
     if inputs.total == 0:
@@ -337,7 +341,7 @@ def _run_job(
     predictor: Predictor, inputs: Inputs, folder: Path, job: JobDescription, settings: PredictSettings
 ) -> PredictionSummary:
     """Run a job in its output folder."""
-    grader, threshold = predictor.grader, predictor.threshold
+    grader, rule = predictor.grader, predictor.rule
     pages = _overlay_pages(predictor, folder, settings)
     check_output_folder(folder)
     with closing(ProgressDatabase(folder, settings.overwrite)) as database:
@@ -345,7 +349,7 @@ def _run_job(
             delete_overlays(folder)
         else:
             check_same_job(folder, job)
-        facts = {"threshold": threshold, "batch_size": settings.batch_size}
+        facts = {"threshold": rule.threshold, "batch_size": settings.batch_size}
         write_manifest(folder, job, grader, status="unfinished", **facts)
         tables, counts = _tables(folder, job, settings), ResultCounts()
         batches = BatchJob(predictor, database, settings.batch_size, settings.workers)
@@ -354,7 +358,7 @@ def _run_job(
         write_manifest(folder, job, grader, status="finished", **facts, counts=all_counts)
     files = [*(table.path for table in tables), *(each.index for each in pages)]
     remarks = filter(None, [inputs.describe_skipped(), *_remarks(grader, deleted)])
-    lines = [*counts.summary(threshold), *remarks, NOTICE, *map(str, files)]
+    lines = [*counts.summary(rule), *remarks, NOTICE, *map(str, files)]
     return PredictionSummary(folder, all_counts, lines)
 
 
@@ -388,9 +392,9 @@ def _tables(folder: Path, job: JobDescription, settings: PredictSettings) -> lis
 
 def _remarks(grader: Grader, deleted: int) -> list[str]:
     remarks = [
-        f"the probabilities of {member.folder} are not calibrated: {member.calibration.note}"
+        f"calibration of {member.folder}: {member.calibration.worth()}"
         for member in grader.members
-        if not member.calibration.photographs
+        if member.calibration.photographs < FEW_PHOTOGRAPHS
     ]
     if deleted:
         remarks.append(f"{deleted} rows of an earlier job, whose files are no longer inputs, were removed")

@@ -12,6 +12,7 @@ from drgrade.csv_files import safe_cell
 from drgrade.data.fundus_check import PreparedPhotograph, Verdict
 from drgrade.errors import DataError
 from drgrade.files import writing
+from drgrade.models.referral import ReferralRule
 from drgrade.prediction.grader import GradedBatch
 from drgrade.prediction.inputs import InputFile, InputState
 
@@ -32,6 +33,7 @@ COLUMNS = (
     "p_referable",
     "referable",
     "threshold",
+    "referral_rule",
     "uncertainty",
     "disagreement",
     "quality",
@@ -58,6 +60,8 @@ class GradeResult:
         uncertainty: Normalised entropy, in [0, 1].
         disagreement: Part of the uncertainty that is disagreement of members and views, in [0, 1].
         logits: Of a single model without test-time augmentation; None otherwise.
+        referral_rule: Where the threshold comes from
+            (:attr:`drgrade.models.referral.ReferralRule.origin`).
     """
 
     predicted: int
@@ -70,6 +74,7 @@ class GradeResult:
     uncertainty: float
     disagreement: float
     logits: tuple[float, ...] | None = None
+    referral_rule: str = ""
 
 
 @dataclass(frozen=True)
@@ -169,13 +174,9 @@ def make_row(
     return PredictionRow(item.path, item.image_id, status, verdict.flag, reason, sha256, measures, result)
 
 
-def split_batch(graded: GradedBatch, threshold: float) -> Iterator[GradeResult]:
-    """Split the output of the grader into results of single photographs, in order.
-
-    Args:
-        graded: Output for B photographs.
-        threshold: P(grade >= 2) from which a photograph is referable.
-    """
+def split_batch(graded: GradedBatch, rule: ReferralRule) -> Iterator[GradeResult]:
+    """Split the output of the grader for B photographs into results of single ones, in order."""
+    referred = rule.refers(graded.referable)
     for i in range(len(graded)):
         yield GradeResult(
             int(graded.grades[i]),
@@ -183,11 +184,12 @@ def split_batch(graded: GradedBatch, threshold: float) -> Iterator[GradeResult]:
             _rounded(graded.raw[i].tolist()),
             round(float(graded.expected[i]), _DIGITS),
             round(float(graded.referable[i]), _DIGITS),
-            float(graded.referable[i]) >= threshold,
-            round(threshold, _DIGITS),
+            bool(referred[i]),
+            round(rule.threshold, _DIGITS),
             round(float(graded.uncertainty[i]), _DIGITS),
             round(float(graded.disagreement[i]), _DIGITS),
             None if graded.logits is None else _rounded(graded.logits[i].tolist()),
+            rule.origin,
         )
 
 
@@ -275,13 +277,14 @@ class ResultCounts(ResultWriter):
             "graded_with_caution": dict(sorted(self.cautions.items())),
         }
 
-    def summary(self, threshold: float) -> list[str]:
-        """Return the summary lines for the terminal; the threshold is a P(grade >= 2)."""
+    def summary(self, rule: ReferralRule) -> list[str]:
+        """Return the summary lines for the terminal, with the referral decision."""
         earlier = f", {self.rows - self.newly} of them before" if self.rows > self.newly else ""
         lines = [
             f"{self.rows} photographs{earlier}",
-            f"  {self.statuses['graded']} graded: {self.referable} referable (P(grade >= 2) at least "
-            f"{threshold:.3g}){_listed(self.cautions, 'with caution: ')}",
+            f"  {self.statuses['graded']} graded: {self.referable} referable"
+            f"{_listed(self.cautions, 'with caution: ')}",
+            f"  {rule.describe()}",
         ]
         if self.abstained:
             lines.append(f"  {self.statuses['abstained']} not graded{_listed(self.abstained)}")

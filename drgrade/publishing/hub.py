@@ -30,7 +30,9 @@ from drgrade.files import (
 )
 from drgrade.model_card.card import FOLDER, render_model_card
 from drgrade.model_card.facts import RunFiles, read_run_files
+from drgrade.models.calibration import referral_rule
 from drgrade.models.probes import FittedHead, PrototypeProbe
+from drgrade.models.referral import describe_rule
 from drgrade.models.restore import model_class
 from drgrade.prediction.checkpoint import TrainedModel, checkpoint_tensors, load_model
 from drgrade.prediction.published_folder import (
@@ -256,6 +258,7 @@ def _write(
         "normalisation": {"mean": list(MEAN), "std": list(STD)},
         "settings": settings,
         "calibration": asdict(run.calibration),
+        "referral": describe_rule(referral_rule([run.calibration])),
         "metrics": strip_private(record),
         "weights": {"sha256": file_sha256(target / WEIGHTS), "tensors": len(tensors)},
     }

@@ -137,10 +137,10 @@ def _changes(row: ResultRow) -> Record:
     """Return metrics before and after calibration; QWK before is the mean of the row."""
     if row.calibrated is None:
         return {}
-    record: Record = {"nll": row.calibrated.nll.before}
+    record: Record = {"ece_calibrated": row.calibrated.ece}
     changes = {
         "nll_calibrated": row.calibrated.nll,
-        "ece_calibrated": row.calibrated.ece,
+        "brier_calibrated": row.calibrated.brier,
         "qwk_thresholds": row.calibrated.qwk,
     }
     for name, change in changes.items():

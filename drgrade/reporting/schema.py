@@ -98,7 +98,8 @@ class Calibrated:
         temperatures: By fold, mean over the seeds.
         thresholds: Lower limits of grades 1 to 4 on the expected grade, over the runs.
         nll: Negative log-likelihood.
-        ece: Expected calibration error.
+        brier: Brier score.
+        ece: Calibration error after calibration, debiased; that before is among the metrics of the row.
         qwk: For the grades of the head and for those from the fitted thresholds.
         reliability: Of the calibrated probabilities, over all folds.
         points: Operating points; empty if a run has none.
@@ -108,7 +109,8 @@ class Calibrated:
     temperatures: Mapping[str, float]
     thresholds: Sequence[Range]
     nll: Change
-    ece: Change
+    brier: Change
+    ece: float
     qwk: Change
     reliability: ReliabilityCurve
     points: Sequence[Reached]
@@ -159,7 +161,8 @@ class MethodCurves:
         method: Key of the method.
         label_fraction: In (0, 1].
         confusion: (5, 5) sum over folds and seeds; rows are true grades.
-        calibration: Over the photographs of all folds, as ``roc`` for referable DR (grade >= 2).
+        calibration: Over the photographs of all folds.
+        roc: For referable DR (grade >= 2), mean of the curves of the runs with equal weight of all folds.
         referable_auroc: Mean over the folds.
         selective: Selective prediction.
         calibrated: None if a run has no calibration.

@@ -1,14 +1,14 @@
 """Results of rows, computed from stored predictions."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from drgrade.grades import NUM_BINS, NUM_GRADES, REFERABLE
-from drgrade.metrics.functional import grading_metrics
+from drgrade.grades import NUM_GRADES, REFERABLE
+from drgrade.metrics.functional import expected_calibration_error, grading_metrics
 from drgrade.models.calibration import TARGET_SENSITIVITIES
 from drgrade.reporting.checks import fold_order
 from drgrade.reporting.schema import Calibrated, Change, Reached, Referral, ResultRow, Selective
@@ -18,8 +18,10 @@ from drgrade.stats.bootstrap import TestFold, confusions, draws, kappas, resampl
 from drgrade.stats.curves import (
     ReliabilityCurve,
     RocCurve,
-    confidence_bins,
+    average_roc,
+    brier_scores,
     negative_log_likelihoods,
+    referable_scores,
     reliability_curve,
     roc_curve,
 )
@@ -34,7 +36,7 @@ class CalibrationScores:
 
     Attributes:
         nll: (B, 2) negative log-likelihood before and after.
-        ece: (B, 2) expected calibration error before and after.
+        brier: (B, 2) Brier score before and after.
         qwk: (B,) of the grades from the fitted thresholds.
         hits: (B, 2, T) true positives and true negatives for referable DR at each of T operating points; T is
             0 if none was fitted.
@@ -42,7 +44,7 @@ class CalibrationScores:
     """
 
     nll: Floats
-    ece: Floats
+    brier: Floats
     qwk: Floats
     hits: Floats
     totals: Floats
@@ -54,11 +56,13 @@ class CalibratedRun:
 
     Attributes:
         probabilities: (N, 5) calibrated probabilities of its test photographs.
+        ece: Their calibration error.
         measured: Metrics of all test photographs (B is 1).
         samples: Metrics of each resample.
     """
 
     probabilities: Floats
+    ece: float
     measured: CalibrationScores
     samples: CalibrationScores
 
@@ -196,7 +200,7 @@ def compute_row(results: Sequence[Result], complete: bool, seed: int = 0) -> Res
         confusion=_confusion(results),
         recall=[_recall(results, grade, seed) for grade in range(NUM_GRADES)],
         calibration=_calibration(results),
-        roc=_pooled_roc(results),
+        roc=_mean_roc(results),
         referable_auroc=_estimate(
             results, lambda one: one.metrics["referable_auroc"], lambda one: one.auroc, seed
         ),
@@ -315,7 +319,7 @@ def _calibrated(results: Sequence[Result], seed: int) -> Calibrated | None:
         return None
     own = _calibrated_run
     fitted = [result.run.calibration for result in results]
-    ece = _change(results, lambda one: own(one).measured.ece[0], lambda one: own(one).samples.ece, seed)
+    ece = float(mean_over_folds(results, lambda one: own(one).ece))
     temperatures = over_folds(results, lambda result: result.run.calibration.temperature)
     probabilities = np.concatenate([own(result).probabilities for result in results])
     grades = np.concatenate([result.run.grades for result in results])
@@ -324,6 +328,9 @@ def _calibrated(results: Sequence[Result], seed: int) -> Calibrated | None:
         temperatures={fold: float(value) for fold, value in temperatures.items()},
         thresholds=[Range.of(values) for values in zip(*(each.thresholds for each in fitted), strict=True)],
         nll=_change(results, lambda one: own(one).measured.nll[0], lambda one: own(one).samples.nll, seed),
+        brier=_change(
+            results, lambda one: own(one).measured.brier[0], lambda one: own(one).samples.brier, seed
+        ),
         ece=ece,
         qwk=_change(
             results,
@@ -331,7 +338,7 @@ def _calibrated(results: Sequence[Result], seed: int) -> Calibrated | None:
             lambda one: np.stack([one.qwk, own(one).samples.qwk], axis=1),
             seed,
         ),
-        reliability=reliability_curve(probabilities, grades, ece.after),
+        reliability=reliability_curve(probabilities, grades, ece),
         points=_reached(results, seed),
     )
 
@@ -379,10 +386,12 @@ def _reached(results: Sequence[Result], seed: int) -> list[Reached]:
     return [Reached(target, limits, rate(0, place), rate(1, place)) for place, (target, limits) in points]
 
 
-def _pooled_roc(results: Sequence[Result]) -> RocCurve:
-    scores = np.concatenate([result.run.probabilities[:, REFERABLE:].sum(axis=1) for result in results])
-    grades = np.concatenate([result.run.grades for result in results])
-    return roc_curve(scores, grades >= REFERABLE)
+def _mean_roc(results: Sequence[Result]) -> RocCurve:
+    """Average the curves of the runs; the runs of a fold share its weight, as in :func:`mean_over_folds`."""
+    runs = [result.run for result in results]
+    count = Counter(run.fold for run in runs)
+    curves = [roc_curve(referable_scores(run.probabilities), run.grades >= REFERABLE) for run in runs]
+    return average_roc(curves, [1 / count[run.fold] for run in runs])
 
 
 def mean_known(values: Iterable[float | None]) -> float:
@@ -416,10 +425,12 @@ def resample_calibrated(
 
 
 def _resample_run(fold: TestFold, run: Run, resamples: int, seed: int) -> CalibratedRun:
-    probabilities = run.calibration.probabilities(torch.from_numpy(run.probabilities)).numpy()
+    calibrated = run.calibration.probabilities(torch.from_numpy(run.probabilities))
+    ece = expected_calibration_error(calibrated, torch.from_numpy(run.grades))
+    probabilities = calibrated.numpy()
     sums = _sums_by_group(fold, run, probabilities)
     resampled = np.concatenate([counts @ sums for counts in draws(fold, resamples, seed)])
-    return CalibratedRun(probabilities, _scores(sums.sum(axis=0, keepdims=True)), _scores(resampled))
+    return CalibratedRun(probabilities, ece, _scores(sums.sum(axis=0, keepdims=True)), _scores(resampled))
 
 
 def _sums_by_group(fold: TestFold, run: Run, calibrated: Floats) -> Floats:
@@ -428,15 +439,15 @@ def _sums_by_group(fold: TestFold, run: Run, calibrated: Floats) -> Floats:
     referable = truth >= REFERABLE
     expected = calibrated @ np.arange(NUM_GRADES)
     graded = (expected[:, None] >= np.asarray(run.calibration.thresholds)).sum(axis=1)
-    scores = calibrated[:, REFERABLE:].sum(axis=1)
+    scores = referable_scores(calibrated)
     targets = TARGET_SENSITIVITIES if run.calibration.points else ()
     cuts = np.array([run.calibration.point(target).threshold for target in targets])
     referred = scores[:, None] >= cuts  # (N, T)
     columns = [
         negative_log_likelihoods(run.probabilities, truth)[:, None],
         negative_log_likelihoods(calibrated, truth)[:, None],
-        _gaps(run.probabilities, truth),
-        _gaps(calibrated, truth),
+        brier_scores(run.probabilities, truth)[:, None],
+        brier_scores(calibrated, truth)[:, None],
         np.eye(NUM_GRADES**2)[truth * NUM_GRADES + graded],
         referable[:, None],
         ~referable[:, None],
@@ -449,18 +460,9 @@ def _sums_by_group(fold: TestFold, run: Run, calibrated: Floats) -> Floats:
     return sums
 
 
-def _gaps(probabilities: Floats, truth: Counts) -> Floats:
-    """Return confidence minus correctness of each photograph in the column of its bin: (N, bins)."""
-    bins, confidence, correct = confidence_bins(probabilities, truth)
-    gaps: Floats = np.eye(NUM_BINS)[bins] * (confidence - correct)[:, None]
-    return gaps
-
-
 def _scores(sums: Floats) -> CalibrationScores:
     """Compute the metrics from (B, K) sums."""
-    ends = np.cumsum([2, NUM_BINS, NUM_BINS, NUM_GRADES**2, 2])
-    loss, before, after, cells, totals, hits = np.split(sums, ends, axis=1)
-    count = totals.sum(axis=1)
-    ece = np.stack([np.abs(before).sum(axis=1), np.abs(after).sum(axis=1)], axis=1) / count[:, None]
+    nll, brier, cells, totals, hits = np.split(sums, np.cumsum([2, 2, NUM_GRADES**2, 2]), axis=1)
+    count = totals.sum(axis=1, keepdims=True)
     qwk = kappas(cells.reshape(-1, NUM_GRADES, NUM_GRADES))
-    return CalibrationScores(loss / count[:, None], ece, qwk, hits.reshape(len(sums), 2, -1), totals)
+    return CalibrationScores(nll / count, brier / count, qwk, hits.reshape(len(sums), 2, -1), totals)

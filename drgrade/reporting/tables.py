@@ -5,6 +5,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from drgrade.models.calibration import FEW_PHOTOGRAPHS
+from drgrade.models.referral import DEFAULT_SENSITIVITY
 from drgrade.reporting.cross_data import cross_table
 from drgrade.reporting.overview import overview_table
 from drgrade.reporting.schema import (
@@ -47,6 +49,8 @@ METRICS = {
     "macro_f1": "macro F1",
     "mae": "MAE",
     "auroc": "AUROC",
+    "nll": "NLL",
+    "brier": "Brier",
     "ece": "ECE",
     "referable_sensitivity": "sensitivity",
     "referable_specificity": "specificity",
@@ -54,10 +58,7 @@ METRICS = {
 """First columns of the table of other metrics; those of one grade (``auroc_3``) are only in ``table.csv``."""
 
 FEW_METHODS = 6
-"""Number of methods above which only the operating point :data:`MAIN_TARGET` is shown."""
-
-MAIN_TARGET = 0.9
-"""One of :data:`drgrade.models.calibration.TARGET_SENSITIVITIES`."""
+"""Number of methods above which only the operating point :data:`DEFAULT_SENSITIVITY` is shown."""
 
 METHOD = (
     "hierarchical bootstrap of training seeds and label draws, then of groups of photographs; Student's t"
@@ -163,28 +164,41 @@ def metrics_table(study: Study) -> ReportTable:
         return [[dashes.cell(text, "undefined on these photographs") for text in cells]]
 
     caption = (
-        "Other metrics on the test photographs, mean over the folds; sensitivity, specificity and referable "
-        "AUROC are for referable DR (grade >= 2); the 95 % interval is that of the referable AUROC"
+        "Other metrics on the test photographs, mean over the folds; negative log-likelihood (NLL), Brier "
+        "score and debiased root-mean-square calibration error (ECE) before calibration; sensitivity and "
+        "specificity of the predicted grade and AUROC for referable DR (grade >= 2); the 95 % interval is "
+        "that of the referable AUROC"
     )
     return table_by_method(study, "metrics", caption, columns, lines)
 
 
 def calibration_table(study: Study) -> ReportTable:
-    """Effect of temperature scaling."""
+    """Effect of the calibration of the probabilities."""
     columns = [Column("photographs", over="fitted on"), Column("T")]
-    columns += [Column(name, over=over) for over in ("NLL", "ECE") for name in _CHANGE]
+    columns += [Column(name, over=over) for over in ("NLL", "Brier") for name in _CHANGE]
+    columns += [Column("after", over="ECE")]
 
     def lines(calibrated: Calibrated, dashes: Dashes) -> list[list[str]]:
         temperatures = Range.of(calibrated.temperatures.values())
         cells = [span(calibrated.photographs), _decimals(temperatures, 2)]
-        return [[*cells, *_change(calibrated.nll, dashes), *_change(calibrated.ece, dashes)]]
+        changes = [*_change(calibrated.nll, dashes), *_change(calibrated.brier, dashes)]
+        return [[*cells, *changes, decimal(calibrated.ece)]]
 
     caption = (
-        "Temperature scaling: temperature T, fitted on the validation photographs of each run; negative "
-        "log-likelihood (NLL) and expected calibration error (ECE) on the test photographs before and after "
-        "scaling, mean over the folds; a negative difference is an improvement"
+        "Calibration: temperature T, fitted on the validation photographs of each run; negative "
+        "log-likelihood (NLL) and Brier score on the test photographs before and after calibration, and "
+        "debiased root-mean-square calibration error (ECE) after it, mean over the folds; a negative "
+        "difference is an improvement"
     )
-    return table_by_method(study, "calibration", caption, columns, _if_calibrated(lines, len(columns)))
+    table = table_by_method(study, "calibration", caption, columns, _if_calibrated(lines, len(columns)))
+    few = min((row.calibrated.photographs.low for row in study.rows if row.calibrated), default=math.inf)
+    if few >= FEW_PHOTOGRAPHS:
+        return table
+    remark = (
+        f"With fewer than {FEW_PHOTOGRAPHS} validation photographs the fit may help or harm by chance: see "
+        "the intervals of the differences."
+    )
+    return replace(table, remarks=[*table.remarks, remark])
 
 
 def thresholds_table(study: Study) -> ReportTable:
@@ -213,7 +227,7 @@ def operating_points_table(study: Study) -> ReportTable:
         if not calibrated.points:
             dashes.note("the validation photographs do not include both referable and other grades")
             return [[DASH] * len(columns)]
-        shown = [point for point in calibrated.points if not many or point.target == MAIN_TARGET]
+        shown = [point for point in calibrated.points if not many or point.target == DEFAULT_SENSITIVITY]
         return [_point(point, dashes) for point in shown]
 
     caption = (
@@ -222,7 +236,7 @@ def operating_points_table(study: Study) -> ReportTable:
         "all folds"
     )
     table = table_by_method(study, "operating_points", caption, columns, _if_calibrated(lines, len(columns)))
-    others = f"Target sensitivities other than {percent(MAIN_TARGET)} are in operating_points.csv."
+    others = f"Target sensitivities other than {percent(DEFAULT_SENSITIVITY)} are in operating_points.csv."
     return replace(table, remarks=[*table.remarks, others]) if many else table
 
 

@@ -24,6 +24,7 @@ from drgrade.artefacts import is_number, read_object, read_text, read_yaml, shor
 from drgrade.csv_files import read_csv, to_csv
 from drgrade.errors import ConfigError, DataError
 from drgrade.files import checkpoint_fault, remove_partial_files, write_text
+from drgrade.grades import NUM_GRADES
 from drgrade.renames import current
 from drgrade.runs.settings import changed_settings, partial_settings
 
@@ -217,18 +218,42 @@ def read_provenance(folder: Path) -> dict[str, Any]:
 def read_calibration(folder: Path) -> "Calibration":
     """Read ``calibration.json``; the identity if there is no such file.
 
+    A calibration in the form of earlier versions is fitted again to the photographs of ``validation.csv``.
+
     Raises:
-        DataError: If the file is damaged.
+        DataError: If a file is damaged.
     """
-    from drgrade.models.calibration import Calibration
+    from drgrade.models.calibration import FORMER_NOTE, Calibration
 
     path = folder / CALIBRATION
     if not path.exists():
         return Calibration(note="the run was made before runs were calibrated; run it again")
     try:
-        return Calibration.from_json(read_text(path, "run it again"))
+        calibration = Calibration.from_json(read_text(path, "run it again"))
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
+    if calibration.note == FORMER_NOTE and (folder / VALIDATION).is_file():
+        log.info("%s has the form of an earlier version: it is fitted again to %s", path, VALIDATION)
+        return _fit_again(folder)
+    return calibration
+
+
+def _fit_again(folder: Path) -> "Calibration":
+    import torch
+
+    from drgrade.models.cross_fitting import fit_and_cross_fit
+
+    names = [f"p{grade}" for grade in range(NUM_GRADES)]
+    table = read_table(folder / VALIDATION, ["image_id", "grade", *names], "run it again")
+    probabilities, grades = table[names].to_numpy(float), table["grade"].to_numpy(float)
+    valid = bool(((probabilities >= 0) & (probabilities <= 1)).all()) and bool(
+        (abs(probabilities.sum(axis=1) - 1) < 1e-3).all()
+    )
+    if not (valid and set(grades.tolist()) <= set(range(NUM_GRADES))):
+        raise DataError(f"{folder / VALIDATION} is damaged (values that are no grade or probability)")
+    groups = dict(zip(*(read_split(folder)[name] for name in ("image_id", "group")), strict=True))
+    of_row = [str(groups.get(image_id, image_id)) for image_id in table["image_id"]]
+    return fit_and_cross_fit(torch.from_numpy(probabilities), torch.from_numpy(grades).long(), of_row)[0]
 
 
 def write_metrics(folder: Path, metrics: Mapping[str, object]) -> None:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from drgrade.grades import NUM_BINS, REFERABLE
-from drgrade.stats.curves import confidence_bins, negative_log_likelihoods
+from drgrade.grades import REFERABLE
+from drgrade.stats.curves import brier_scores, negative_log_likelihoods, referable_scores
 from drgrade.stats.estimates import Booleans, Counts, Floats, Interval
 
 _CHUNK = 4_000_000
@@ -167,7 +167,7 @@ def resample(
     """
     runs, grades = len(predicted), probabilities.shape[-1]
     cells = cells_by_group(fold, predicted, grades)  # (groups, R * 25)
-    scores = probabilities[:, :, REFERABLE:].sum(axis=2)
+    scores = referable_scores(probabilities)
     referable = fold.grades >= REFERABLE
     of_grade = cells_by_group(fold, fold.grades[None], grades)[:, :: grades + 1]  # (groups, 5): the diagonal
     qwk, auroc = np.empty((2, runs, resamples))
@@ -234,10 +234,11 @@ METRICS = (
     "referable_auroc",
     "referable_sensitivity",
     "referable_specificity",
-    "ece",
     "nll",
+    "brier",
 )
-"""Metrics of :func:`resample_metrics`."""
+"""Metrics of :func:`resample_metrics`. The calibration error is none of them: photographs that are drawn
+twice bias it, and its interval would not contain the estimate."""
 
 
 def resample_metrics(
@@ -259,7 +260,11 @@ def resample_metrics(
     """
     grades = probabilities.shape[1]
     cells = cells_by_group(fold, predicted[None], grades)  # (groups, G * G)
-    gaps, likelihood = _gaps_by_group(fold, probabilities), _likelihood_by_group(fold, probabilities)
+    scores = {
+        "nll": negative_log_likelihoods(probabilities, fold.grades),
+        "brier": brier_scores(probabilities, fold.grades),
+    }
+    sums = {name: np.bincount(fold.groups, weights=score) for name, score in scores.items()}  # (groups,)
     parts: list[dict[str, Floats]] = []
     for counts in draws(fold, resamples, seed):
         confusion = (counts @ cells).reshape(-1, grades, grades)
@@ -268,26 +273,10 @@ def resample_metrics(
             {
                 **_from_confusion(confusion),
                 **_discrimination(fold, probabilities, counts.T[fold.groups], confusion.sum(axis=2)),
-                "ece": np.abs(counts @ gaps).sum(axis=1) / total,
-                "nll": counts @ likelihood / total,
+                **{name: counts @ of_group / total for name, of_group in sums.items()},
             }
         )
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _gaps_by_group(fold: TestFold, probabilities: Floats) -> Floats:
-    """Sum confidence minus correctness of each group in each bin: (groups, bins)."""
-    bins, confidence, correct = confidence_bins(probabilities, fold.grades)
-    cells = np.bincount(
-        fold.groups * NUM_BINS + bins, weights=confidence - correct, minlength=fold.num_groups * NUM_BINS
-    )
-    return cells.astype(np.float64).reshape(-1, NUM_BINS)
-
-
-def _likelihood_by_group(fold: TestFold, probabilities: Floats) -> Floats:
-    """Sum the negative log-likelihoods of each group: (groups,)."""
-    loss = negative_log_likelihoods(probabilities, fold.grades)
-    return np.bincount(fold.groups, weights=loss, minlength=fold.num_groups).astype(np.float64)
 
 
 def _from_confusion(confusion: Floats) -> dict[str, Floats]:
@@ -325,7 +314,7 @@ def _discrimination(
     several = occurs.sum(axis=1) > 1
     mean = np.where(several, (single * occurs).sum(axis=1) / np.maximum(occurs.sum(axis=1), 1), np.nan)
     positive = true[:, REFERABLE:].sum(axis=1)
-    scores = probabilities[:, REFERABLE:].sum(axis=1)
+    scores = referable_scores(probabilities)
     referable = aurocs(scores, fold.grades >= REFERABLE, weights)
     both = (positive > 0) & (positive < total)
     return {"auroc": mean, "referable_auroc": np.where(both, referable, np.nan)}

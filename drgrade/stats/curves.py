@@ -1,10 +1,11 @@
 """ROC and reliability curves; confidence bins and likelihoods of single photographs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from drgrade.grades import MIN_PROBABILITY, NUM_BINS
+from drgrade.grades import MIN_PROBABILITY, NUM_BINS, REFERABLE
 from drgrade.stats.estimates import Booleans, Counts, Floats
 
 
@@ -18,7 +19,7 @@ class RocCurve:
 
 @dataclass(frozen=True)
 class ReliabilityCurve:
-    """Accuracy against confidence in the bins of the expected calibration error.
+    """Accuracy against confidence in bins of equal width.
 
     Attributes:
         confidence: (bins,) mean of the largest probability; NaN in an empty bin.
@@ -46,6 +47,17 @@ def confidence_bins(probabilities: Floats, grades: Counts) -> tuple[Counts, Floa
     confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == grades
     bins = np.searchsorted(np.linspace(0, 1, NUM_BINS + 1)[1:-1], confidence, side="left")
     return bins, confidence, correct
+
+
+def referable_scores(probabilities: Floats) -> Floats:
+    """Return P(grade >= 2) of distributions (..., G), with 12 decimals as in the metrics of a run."""
+    return np.asarray(probabilities[..., REFERABLE:].sum(axis=-1).round(12))
+
+
+def brier_scores(probabilities: Floats, grades: Counts) -> Floats:
+    """Return the squared error of each distribution, summed over the grades, (N,)."""
+    truth = np.eye(probabilities.shape[1])[grades]
+    return np.asarray(np.square(probabilities - truth).sum(axis=1))
 
 
 def negative_log_likelihoods(probabilities: Floats, grades: Counts) -> Floats:
@@ -89,3 +101,48 @@ def roc_curve(scores: Floats, positive: Booleans) -> RocCurve:
     rise, run = np.diff(true), np.diff(false)
     bends = np.r_[True, rise[1:] * run[:-1] != rise[:-1] * run[1:], True]
     return RocCurve(false[bends] / false[-1], true[bends] / true[-1])
+
+
+def average_roc(curves: Sequence[RocCurve], weights: Sequence[float]) -> RocCurve:
+    """Average the true positive rates of several curves at each false positive rate.
+
+    Vertical averaging (Fawcett, "An introduction to ROC analysis", Pattern Recognition Letters 27(8), 2006,
+    section 8.1) at every corner of a curve, so the area under the average is the average of the areas. To
+    pool the scores of different models instead would assume that they share one scale.
+
+    Args:
+        curves: Curves of single models; empty ones are left out.
+        weights: Weight of each curve, above 0.
+
+    Returns:
+        The average; empty if all curves are.
+
+    Example:
+        >>> perfect = RocCurve(np.array([0.0, 0, 1]), np.array([0.0, 1, 1]))
+        >>> useless = RocCurve(np.array([0.0, 1]), np.array([0.0, 1]))
+        >>> average_roc([perfect, useless], [1, 1]).y
+        array([0. , 0.5, 1. ])
+    """
+    defined = [(curve, weight) for curve, weight in zip(curves, weights, strict=True) if len(curve.x)]
+    if not defined:
+        return RocCurve(np.zeros(0), np.zeros(0))
+    grid = np.unique(np.concatenate([curve.x for curve, _ in defined]))
+    sides = np.stack([_limits(curve, grid) for curve, _ in defined])  # (curves, 2, N)
+    mean = np.average(sides, axis=0, weights=[weight for _, weight in defined])
+    x, y = np.repeat(grid, 2), mean.T.ravel()  # lower and upper end of a vertical part
+    distinct = np.r_[True, (np.diff(x) != 0) | (np.diff(y) != 0)]
+    return RocCurve(x[distinct], y[distinct])
+
+
+def _limits(curve: RocCurve, grid: Floats) -> Floats:
+    """Return the limits of a curve from the left and from the right at false positive rates: (2, N)."""
+    x, y = curve.x, curve.y
+    sides = []
+    for side in ("left", "right"):
+        after = np.clip(np.searchsorted(x, grid, side=side), 1, len(x) - 1)
+        run = x[after] - x[after - 1]
+        share = np.where(run > 0, (grid - x[after - 1]) / np.where(run > 0, run, 1), 0)
+        sides.append(y[after - 1] + share * (y[after] - y[after - 1]))
+    left, right = sides
+    left[grid == x[0]], right[grid == x[-1]] = y[0], y[-1]
+    return np.stack([left, right])

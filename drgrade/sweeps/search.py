@@ -59,6 +59,10 @@ class SearchSweeper(HydraSweeper):
             raise ConfigError("hydra/sweeper=search needs a package: pip install 'drgrade[search]'")
         if not metric.startswith("val/"):
             raise ConfigError(f"hydra.sweeper.metric={metric}: use a validation metric, such as val/qwk")
+        if metric == "val/ece":
+            raise ConfigError(
+                "hydra.sweeper.metric=val/ece is not an objective: its best value is 0; use val/nll"
+            )
         for name, number in (("n_trials", n_trials), ("n_jobs", n_jobs)):
             if isinstance(number, bool) or not isinstance(number, int) or number < 1:
                 raise ConfigError(f"hydra.sweeper.{name}={number} is not a whole number of at least 1")

@@ -47,7 +47,7 @@ _LOCK_SECONDS = 120
 """Time that a process waits while another one writes to the same SQLite file."""
 
 _SPACE = "space of"
-_MINIMISED = ("val/loss", "val/mae", "val/ece")
+_MINIMISED = ("val/loss", "val/mae", "val/nll", "val/brier")
 _COLUMNS = 3
 _STATES = {TrialState.PRUNED: ("pruned", "#b9b9b9"), TrialState.COMPLETE: ("finished", "#1f5f8b")}
 

@@ -12,13 +12,8 @@ from drgrade.data.datamodules import GradingDataModule
 from drgrade.files import write_text
 from drgrade.metrics.distributed import Predictions
 from drgrade.metrics.functional import confusion_matrix, quadratic_weighted_kappa
-from drgrade.models.calibration import (
-    Calibration,
-    calibrated_metrics,
-    cross_fitted_metrics,
-    fit_calibration,
-    selective_uncertainty,
-)
+from drgrade.models.calibration import Calibration, calibrated_metrics, selective_uncertainty
+from drgrade.models.cross_fitting import fit_and_cross_fit
 from drgrade.runs.run_dir import CALIBRATION, write_validation
 from drgrade.stats.selective import fit_limits, measure_selective
 from drgrade.tasks.grading import GradingTask
@@ -74,9 +69,8 @@ def calibrate(
     if predictions is None:
         calibration, figures, limits = Calibration(), {}, {}
     else:
-        calibration = fit_calibration(predictions.probabilities, predictions.grades)
         groups = split["group"].astype(str).iloc[predictions.index.numpy()].tolist()
-        figures = cross_fitted_metrics(predictions.probabilities, predictions.grades, groups)
+        calibration, figures = fit_and_cross_fit(predictions.probabilities, predictions.grades, groups)
         limits = fit_limits(
             selective_uncertainty(predictions.probabilities, calibration),
             predictions.predicted.numpy(),

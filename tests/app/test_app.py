@@ -186,16 +186,14 @@ def test_file_names_are_escaped(analyzer):
 
 
 def test_photograph_is_referable_from_the_threshold(analyzer):
-    threshold = analyzer.threshold
-    assert threshold == analyzer.grader.threshold(0.9)
     point = analyzer.grader.members[0].calibration.point(0.9)
+    threshold = point.threshold
+    assert analyzer.rule == analyzer.grader.referral(0.9)
     for probability, answer in ((threshold, "yes"), (threshold - 1e-3, "no")):
         html = render_cards([UploadResult("eye.jpg", Verdict("good"), _graded(probability))], analyzer)
         assert f"<strong>{answer}</strong>" in html
-        assert (
-            f"sensitivity {100 * point.sensitivity:.1f} % and specificity {100 * point.specificity:.1f} %"
-            in html
-        )
+        reached = f"reached {100 * point.sensitivity:.1f} %, specificity {100 * point.specificity:.1f} %"
+        assert reached in html
 
 
 def test_unknown_maps_and_too_many_maps_are_refused(analyzer):
@@ -229,15 +227,15 @@ def _graded(referable):
     )
 
 
-def test_run_without_operating_points_has_a_reason(finished_run, tmp_path):
+def test_run_without_operating_points_refers_from_one_half_with_a_reason(finished_run, tmp_path):
     folder = tmp_path / "old"
     shutil.copytree(finished_run(), folder)
     (folder / "calibration.json").unlink()
     grader = Grader.load([folder], device="cpu")
     analyzer = UploadAnalyzer(grader)
     html = render_cards([UploadResult("eye.jpg", Verdict("good"), _graded(0.9))], analyzer)
-    assert "no threshold was fitted: the run was made before" in html
-    assert "<strong>yes</strong>" not in html
+    assert "default 0.5, no operating point (the run was made before" in html
+    assert "<strong>yes</strong>" in html
     with pytest.raises(ConfigError, match="no operating points"):
         UploadAnalyzer(grader, sensitivity=0.9)
 
@@ -249,7 +247,7 @@ def test_ensemble_shows_members_and_disagreement(finished_run, uploads):
     with uploads.take(keep(uploads, name, content).path) as upload:
         html = render_cards([analyzer.analyse(upload)], analyzer)
     assert "including disagreement" in html
-    assert "each chosen for a sensitivity of 90 %" in html
+    assert "mean threshold of 2 members, 90 % sensitivity" in html
     about = render_about(analyzer.grader, "flips")
     assert all(folder.name in about for folder in folders)
     assert "tta=flips" in about

@@ -184,7 +184,7 @@ def assert_agrees(card, path, grader):
     assert written == [percent(p, 1) for p in graded.probabilities[0].tolist()]
     facts = card.query_selector(".dg-facts").inner_text()
     assert f"expected grade\n{decimal(float(graded.expected[0]), 2)}" in facts
-    threshold = grader.threshold(0.9)
+    threshold = grader.referral().threshold
     assert ("yes" if float(graded.referable[0]) >= threshold else "no") in facts
     assert "can be graded" in facts
 

@@ -154,12 +154,16 @@ def test_every_head_is_exported_to_onnx(finished_run, head):
     data = graph.onnx_bytes(graph.trace(grader, 32))
     runner = graph.onnx_runner(data)
     assert check_parity(grader, runner, 32).logits < 1e-4
-    temperature = grader.calibration.temperature
+    calibration = grader.calibration
     outputs = runner(random_discs(7, 32, seed=5))
     columns = [outputs[name] for name in ("logits", "probabilities", "grade")]
     for row, probabilities, grade in zip(*columns, strict=True):
-        raised = np.clip(_reference_probabilities(head, row), 1e-6, None) ** (1 / temperature)
-        np.testing.assert_allclose(probabilities, raised / raised.sum(), atol=2e-5)
+        at_least = np.cumsum(_reference_probabilities(head, row)[::-1])[::-1][1:]
+        odds = np.log(1e-4 + 0.9998 * at_least) - np.log(1e-4 + 0.9998 * (1 - at_least))
+        scaled = -np.diff(1 / (1 + np.exp(-odds / calibration.temperature)), prepend=1, append=0)
+        weight = calibration.weight
+        expected = (1 - weight) * scaled + weight * np.array(calibration.frequencies)
+        np.testing.assert_allclose(probabilities, expected, atol=2e-4)
         if head == "fitted":
             assert grade == sum(float(row[0]) >= cut for cut in (0.3, 0.9, 2.2, 2.3))
 

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 import subprocess
 import sys
 
@@ -28,7 +29,7 @@ from drgrade.metrics.functional import (
 )
 
 NAMES = {
-    *("qwk", "accuracy", "macro_f1", "mae", "ece", "auroc"),
+    *("qwk", "accuracy", "macro_f1", "mae", "nll", "brier", "ece", "auroc"),
     *(f"auroc_{k}" for k in range(5)),
     *(f"recall_{k}" for k in range(5)),
     *("referable_auroc", "referable_sensitivity", "referable_specificity"),
@@ -116,18 +117,28 @@ def random_case(seed, size, ties=False):
 
 
 def naive_ece(probabilities, grades, bins=15):
-    total, error = len(grades), 0.0
-    for i in range(bins):
-        inside = [
-            (max(row), row.index(max(row)) == grade)
-            for row, grade in zip(probabilities, grades, strict=True)
-            if i / bins < max(row) <= (i + 1) / bins
-        ]
-        if inside:
-            confidence = sum(c for c, _ in inside) / len(inside)
-            accuracy = sum(correct for _, correct in inside) / len(inside)
-            error += len(inside) / total * abs(accuracy - confidence)
-    return error
+    """Kumar et al. 2019 in a loop: bins of equal size that keep ties together, each of two or more."""
+    rows = sorted(
+        (max(row), row.index(max(row)) == grade) for row, grade in zip(probabilities, grades, strict=True)
+    )
+    confidences = [confidence for confidence, _ in rows]
+    parts: dict[int, list[tuple[float, bool]]] = {}
+    for confidence, correct in rows:
+        parts.setdefault(confidences.index(confidence) * bins // len(rows), []).append((confidence, correct))
+    merged: list[list[tuple[float, bool]]] = []
+    for part in parts.values():
+        if merged and len(merged[-1]) < 2:
+            merged[-1] += part
+        else:
+            merged.append(list(part))
+    if len(merged[-1]) < 2:
+        merged[-2:] = [merged[-2] + merged[-1]]
+    squared = 0.0
+    for part in merged:
+        confidence, accuracy = (sum(column) / len(part) for column in zip(*part, strict=True))
+        noise = accuracy * (1 - accuracy) / (len(part) - 1)
+        squared += len(part) / len(rows) * ((confidence - accuracy) ** 2 - noise)
+    return math.copysign(math.sqrt(abs(squared)), squared)
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -144,6 +155,8 @@ def test_every_metric_equals_its_reference(seed, size, ties):
         "accuracy": reference.accuracy_score(true, called),
         "macro_f1": reference.f1_score(true, called, average="macro"),
         "mae": reference.mean_absolute_error(true, called),
+        "nll": reference.log_loss(true, p / p.sum(axis=1, keepdims=True), labels=range(5)),
+        "brier": np.square(p - np.eye(5)[true]).sum(axis=1).mean(),
         "ece": naive_ece(p.tolist(), true.tolist()),
         "auroc": sum(singles.values()) / 5,
         **singles,
@@ -153,7 +166,7 @@ def test_every_metric_equals_its_reference(seed, size, ties):
         "referable_specificity": reference.recall_score(true < 2, called < 2),
     }
     assert set(ours) == NAMES
-    assert ours == pytest.approx(want, abs=1e-9)
+    assert ours == pytest.approx(want, abs=1e-7)
     assert grading_metrics(probabilities.flip(0), predicted.flip(0), grades.flip(0)) == pytest.approx(
         ours, abs=1e-12
     )
@@ -187,15 +200,57 @@ def test_absent_grades_are_left_out_of_the_mean_auroc_and_f1():
 def test_perfect_predictions_have_perfect_values():
     grades = torch.arange(5).repeat(3)
     ours = grading_metrics(torch.eye(5)[grades], grades, grades)
-    assert {name for name, value in ours.items() if value != 1} == {"mae", "ece"}
-    assert ours["mae"] == ours["ece"] == 0
+    assert {name for name, value in ours.items() if value != 1} == {"mae", "nll", "brier", "ece"}
+    assert ours["mae"] == ours["nll"] == ours["brier"] == ours["ece"] == 0
 
 
 def test_calibration_error_of_a_hand_made_case():
-    probabilities = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4]], dtype=torch.float64)
-    # Two at 0.9 of which one is correct, one at 0.6 which is not.
-    want = 2 / 3 * 0.4 + 1 / 3 * 0.6
-    assert expected_calibration_error(probabilities, torch.tensor([0, 1, 1])) == pytest.approx(want)
+    probabilities = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.6, 0.4]], dtype=torch.float64)
+    # Two at 0.9 of which one is correct, two at 0.6 which are not.
+    want = ((0.4**2 - 0.25) + 0.6**2) / 2
+    found = expected_calibration_error(probabilities, torch.tensor([0, 1, 1, 1]))
+    assert found == pytest.approx(math.sqrt(want))
+
+
+def _calibrated_draws(count, draws, seed=0):
+    """Yield probabilities and grades of a perfectly calibrated model."""
+    rng = np.random.default_rng(seed)
+    for _ in range(draws):
+        p = rng.dirichlet([0.4] * 5, count)
+        grades = [rng.choice(5, p=row) for row in p]
+        yield torch.from_numpy(p), torch.tensor(grades)
+
+
+@pytest.mark.parametrize("count", [40, 103, 500])
+def test_calibration_error_of_a_perfectly_calibrated_model_is_zero_on_average(count):
+    """With 103 photographs the mean absolute gap in 15 bins of equal width is 0.1."""
+    found = np.array([expected_calibration_error(*case) for case in _calibrated_draws(count, 300)])
+    assert abs(np.mean(found)) < 0.025
+    squared = np.sign(found) * found**2
+    assert abs(squared.mean()) < 3 * squared.std() / math.sqrt(len(squared))
+
+
+def test_calibration_error_of_an_overconfident_model_is_that_of_many_photographs():
+    def error(count, seed):
+        rng = np.random.default_rng(seed)
+        top = np.where(rng.random(count) < 0.5, 0.9, 0.7)
+        rest = (1 - top) / 4
+        p = np.stack([top, *[rest] * 4], axis=1)
+        grades = np.where(rng.random(count) < top - 0.2, 0, rng.integers(1, 5, count))
+        return expected_calibration_error(torch.from_numpy(p), torch.from_numpy(grades))
+
+    assert error(100_000, 0) == pytest.approx(0.2, abs=0.01)
+    squared = [math.copysign(error(100, seed) ** 2, error(100, seed)) for seed in range(400)]
+    assert np.mean(squared) == pytest.approx(0.04, abs=0.004)
+
+
+@pytest.mark.parametrize("confidences", [[0.9] * 7, [0.9, 0.8], [0.9, 0.9, 0.9, 0.8], [0.9, 0.8, 0.7]])
+def test_bins_of_the_calibration_error_have_two_photographs_or_more(confidences):
+    p = torch.tensor([[each, 1 - each] for each in confidences])
+    grades = torch.tensor([0, 1, 0, 1, 0, 0, 1][: len(confidences)])
+    assert expected_calibration_error(p, grades) == pytest.approx(
+        naive_ece(p.double().tolist(), grades.tolist())
+    )
 
 
 def test_likelihood_and_brier_score_equal_scikit_learn_and_a_loop():

@@ -14,6 +14,7 @@ from sklearn.metrics import cohen_kappa_score, log_loss, recall_score, roc_curve
 
 from drgrade.errors import ConfigError, DataError
 from drgrade.metrics.functional import (
+    auroc,
     brier_score,
     confusion_matrix,
     expected_calibration_error,
@@ -21,22 +22,23 @@ from drgrade.metrics.functional import (
     quadratic_weighted_kappa,
 )
 from drgrade.models.calibration import (
+    FORMER_NOTE,
     MIN_PHOTOGRAPHS,
-    NUM_PARTS,
     TARGET_SENSITIVITIES,
     Calibration,
-    OperatingPoint,
-    apply_temperature,
+    calibrate_probabilities,
     calibrated_metrics,
-    cross_fitted_metrics,
     ensemble_calibration,
     expected_grade,
     fit_calibration,
-    fit_temperature,
+    fit_probabilities,
     normalised_entropy,
-    operating_points,
     referable_probability,
+    referral_rule,
 )
+from drgrade.models.cross_fitting import NUM_PARTS, cross_fitted_metrics, fit_and_cross_fit
+from drgrade.models.heads import CornHead, CumulativeHead, RegressionHead, SoftmaxHead
+from drgrade.models.referral import OperatingPoint, operating_points
 
 
 def _drawn(count=400, sharpness=3.0, seed=0):
@@ -47,26 +49,114 @@ def _drawn(count=400, sharpness=3.0, seed=0):
     return torch.softmax(torch.from_numpy(-sharpness * distance), dim=1), torch.from_numpy(grades)
 
 
-def test_the_temperature_equals_scipys_posterior_mode():
+HEADS = (CumulativeHead, CornHead, SoftmaxHead, RegressionHead)
+
+
+def _logits(head, count, seed, spread):
+    """Draw logits of a head, with saturated ones and ties among them."""
+    generator = torch.Generator().manual_seed(seed)
+    model = head(4, hidden=0)
+    width = model.layers[-1].out_features
+    logits = spread * torch.randn(count, width, generator=generator)
+    logits[: count // 4] = logits[: count // 4].round()
+    return model, logits
+
+
+@pytest.mark.parametrize("head", HEADS)
+@given(
+    seed=st.integers(0, 1000),
+    spread=st.sampled_from([0.1, 1.0, 5.0, 30.0]),
+    temperature=st.floats(0.5, 20),
+    weight=st.floats(0, 0.95),
+    shares=st.lists(st.floats(0.01, 1), min_size=5, max_size=5),
+)
+def test_calibration_keeps_the_order_of_every_cumulative_probability(
+    head, seed, spread, temperature, weight, shares
+):
+    model, logits = _logits(head, 40, seed, spread)
+    frequencies = [each / sum(shares) for each in shares]
+    given_ = model.probabilities(logits).double()
+    found = calibrate_probabilities(given_, temperature, weight, frequencies)
+    torch.testing.assert_close(found.sum(dim=1), torch.ones(40, dtype=torch.float64))
+    assert (found >= 0).all()
+    for grade in range(1, 5):
+        before, after = given_[:, grade:].sum(dim=1), found[:, grade:].sum(dim=1)
+        apart = before[:, None] - before[None]
+        assert ((after[:, None] - after[None])[apart > 0] >= -1e-14).all()
+        assert ((after[:, None] - after[None])[apart > 1e-6] > 0).all()
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_fit_changes_no_auroc_of_a_threshold_between_grades(head, seed):
+    """The cumulative head's crossing sigmoids once gave zeros, which a temperature stretched."""
+    model, logits = _logits(head, 200, seed, 6.0)
+    grades = torch.from_numpy(np.random.default_rng(seed).integers(0, 5, 200))
+    logits += grades[:, None] * (1.5 if head is RegressionHead else torch.linspace(0, 3, logits.shape[1]))
+    given_ = model.probabilities(logits).double()
+    calibrated = fit_calibration(given_, grades).probabilities(given_)
+    for grade in range(1, 5):
+        before, after = (
+            auroc(p[:, grade:].sum(dim=1).round(decimals=12), grades >= grade) for p in (given_, calibrated)
+        )
+        assert after == pytest.approx(before, abs=1e-12)
+
+
+def test_zeros_of_crossing_sigmoids_get_a_probability():
+    logits = torch.tensor([[5.0, 4.0, -4.0, 3.0, -5.0]])
+    given_ = CumulativeHead(4, hidden=0).probabilities(logits).double()
+    assert (given_ < 1e-6).any()
+    assert (calibrate_probabilities(given_, 2.0, 0.05, [0.2] * 5) >= 0.009).all()
+
+
+def test_logits_of_the_cumulative_head_are_divided_by_the_temperature():
+    logits = torch.linspace(4, -4, 5, dtype=torch.float64)[None].repeat(3, 1)
+    logits += torch.tensor([[-1.0], [0.0], [1.0]])
+    given_ = CumulativeHead(4, hidden=0).probabilities(logits).double()
+    found = calibrate_probabilities(given_, 2.0, 0.0, [0.2] * 5)
+    at_least = found.flip(1).cumsum(1).flip(1)[:, 1:]
+    torch.testing.assert_close(at_least, torch.sigmoid(logits[:, 1:] / 2), atol=1e-3, rtol=0)
+
+
+def test_the_fit_equals_scipys_posterior_mode():
     probabilities, grades = _drawn()
+    frequencies = (np.bincount(grades, minlength=5) + 1) / (len(grades) + 5)
 
-    def loss(temperature):
-        logits = np.log(np.clip(probabilities.numpy(), 1e-6, None)) / temperature
-        scaled = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-        prior = scipy.stats.norm.logpdf(math.log(temperature)) / len(grades)
-        return log_loss(grades.numpy(), scaled, labels=range(5)) - prior
+    def loss(x):
+        temperature, weight = math.exp(x[0]), 1 / (1 + math.exp(-x[1]))
+        p = calibrate_probabilities(probabilities, temperature, 0.95 * weight, frequencies.tolist()).numpy()
+        prior = scipy.stats.norm.logpdf(x[0]) + scipy.stats.beta.logpdf(weight, 2, 10)
+        return log_loss(grades.numpy(), p, labels=range(5)) - prior / len(grades)
 
-    reference = minimize(lambda x: loss(math.exp(x[0])), [0.0], method="Nelder-Mead", tol=1e-10)
-    assert fit_temperature(probabilities, grades) == pytest.approx(math.exp(reference.x[0]), rel=1e-4)
+    reference = minimize(loss, [0.0, -2.0], method="Nelder-Mead", options={"xatol": 1e-8, "fatol": 1e-12})
+    fitted = fit_probabilities(probabilities, grades)
+    assert fitted.temperature == pytest.approx(math.exp(reference.x[0]), rel=1e-2)
+    assert fitted.weight == pytest.approx(0.95 / (1 + math.exp(-reference.x[1])), abs=2e-3)
+    assert fitted.frequencies == pytest.approx(frequencies.tolist())
 
 
-def test_the_prior_bounds_the_temperature_of_ten_photographs():
+def test_the_priors_bound_the_fit_of_ten_photographs():
     probabilities = torch.full((10, 5), 0.05, dtype=torch.float64)
     grades = torch.arange(10) % 5
     probabilities[torch.arange(10), grades] = 0.8
-    assert 0.2 < fit_temperature(probabilities, grades) < 1
-    many = fit_temperature(probabilities.repeat(1000, 1), grades.repeat(1000))
-    assert many < fit_temperature(probabilities, grades)
+    fitted = fit_probabilities(probabilities, grades)
+    assert 0.5 <= fitted.temperature < 1
+    assert 0.01 < fitted.weight < 0.2
+
+
+def test_few_photographs_are_said_with_the_cross_fitted_change():
+    probabilities, grades = _drawn(60, sharpness=6.0)
+    fitted = fit_and_cross_fit(probabilities, grades, list(map(str, range(60))))[0]
+    change, low, high = fitted.nll_change
+    cross_fitted = cross_fitted_metrics(probabilities, grades, list(map(str, range(60))))
+    raw = negative_log_likelihood(probabilities, grades)
+    assert change == pytest.approx(cross_fitted["nll_calibrated"] - raw)
+    assert low < change < high
+    assert "60 validation photographs, which are few" in fitted.worth()
+    many = fit_and_cross_fit(*_drawn(200), list(map(str, range(200))))[0]
+    assert "few" not in many.worth()
+    assert "not measured" in fit_calibration(*_drawn(60)).worth()
+    assert "no validation photographs" in Calibration().worth()
 
 
 def test_thresholds_of_operating_points_are_midpoints():
@@ -80,24 +170,7 @@ def test_thresholds_of_operating_points_are_midpoints():
 
 @pytest.mark.parametrize(("sharpness", "above"), [(6.0, True), (0.3, False)])
 def test_overconfidence_gives_a_temperature_above_1(sharpness, above):
-    assert (fit_temperature(*_drawn(sharpness=sharpness)) > 1) == above
-
-
-def test_the_temperature_of_a_softmax_divides_its_logits():
-    logits = torch.randn(20, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(
-        apply_temperature(torch.softmax(logits, 1), 1.7), torch.softmax(logits / 1.7, 1), atol=1e-5, rtol=0
-    )
-
-
-@given(st.lists(st.floats(0, 1), min_size=5, max_size=5), st.floats(0.05, 20))
-def test_a_temperature_keeps_order_and_sum(values, temperature):
-    given_ = torch.tensor([values], dtype=torch.float64) + 1e-5
-    given_ = given_ / given_.sum()
-    found = apply_temperature(given_, temperature)
-    assert float(found.sum()) == pytest.approx(1)
-    order = given_.argsort(dim=1)
-    assert (found.gather(1, order).diff(dim=1) >= -1e-12).all()
+    assert (fit_probabilities(*_drawn(sharpness=sharpness)).temperature > 1) == above
 
 
 def test_fitted_thresholds_are_at_least_as_good_as_rounding():
@@ -149,7 +222,7 @@ def test_too_few_photographs_are_not_calibrated():
 def test_without_referable_photographs_there_is_no_operating_point():
     probabilities, grades = _drawn(60)
     calibration = fit_calibration(probabilities, grades.clamp(max=1))
-    assert calibration.temperature != 1
+    assert calibration.photographs == 60
     with pytest.raises(ConfigError, match="with and without referable DR"):
         calibration.point(0.9)
 
@@ -165,7 +238,7 @@ def test_referable_is_grade_2_and_worse():
 
 
 def test_json_restores_the_same_bits():
-    calibration = fit_calibration(*_drawn())
+    calibration = fit_and_cross_fit(*_drawn(60), list(map(str, range(60))))[0]
     assert Calibration.from_json(calibration.to_json()) == calibration
 
 
@@ -182,6 +255,13 @@ def test_damaged_json_is_refused(text):
         ("temperature", "1"),
         ("temperature", math.nan),
         ("temperature", math.inf),
+        ("temperature", 0.1),
+        ("weight", 1),
+        ("weight", None),
+        ("frequencies", [0.5, 0.5]),
+        ("frequencies", [0.5, 0.5, 0.5, 0, 0]),
+        ("nll_change", [1, 2]),
+        ("nll_change", 0.5),
         ("thresholds", [0.5, 1.5, 2.5]),
         ("thresholds", [0.5, 1.5, 2.5, math.nan]),
         ("thresholds", [0.5, 2.5, 1.5, 3.5]),
@@ -196,6 +276,18 @@ def test_impossible_values_are_refused(name, value):
     record = json.loads(fit_calibration(*_drawn(50)).to_json())
     with pytest.raises(DataError, match=r"calibration (is damaged|cannot be read)"):
         Calibration.from_json(json.dumps({**record, name: value}))
+
+
+def test_the_form_of_earlier_versions_is_not_used():
+    former = {
+        "temperature": 3.0,
+        "thresholds": [0.5, 1.5, 2.5, 3.5],
+        "points": [],
+        "photographs": 30,
+        "note": "",
+    }
+    found = Calibration.from_json(json.dumps(former))
+    assert (found.photographs, found.note) == (0, FORMER_NOTE)
 
 
 def test_an_ensemble_has_mean_thresholds_and_no_temperature():
@@ -219,15 +311,15 @@ def fitted():
 def test_metrics_equal_scikit_learns(fitted):
     calibration, probabilities, grades = fitted
     found = calibrated_metrics(probabilities, grades, calibration)
-    tempered_ = apply_temperature(probabilities, calibration.temperature)
-    read = np.digitize(tempered_.numpy() @ np.arange(5), calibration.thresholds)
+    calibrated = calibration.probabilities(probabilities)
+    read = np.digitize(calibrated.numpy() @ np.arange(5), calibration.thresholds)
     truth = grades.numpy()
     assert found["qwk_thresholds"] == pytest.approx(cohen_kappa_score(truth, read, weights="quadratic"))
-    assert found["nll_calibrated"] == pytest.approx(log_loss(truth, tempered_.numpy(), labels=range(5)))
-    assert found["ece_calibrated"] == expected_calibration_error(tempered_, grades)
-    assert found["brier_calibrated"] == brier_score(tempered_, grades)
+    assert found["nll_calibrated"] == pytest.approx(log_loss(truth, calibrated.numpy(), labels=range(5)))
+    assert found["ece_calibrated"] == expected_calibration_error(calibrated, grades)
+    assert found["brier_calibrated"] == brier_score(calibrated, grades)
     for target in TARGET_SENSITIVITIES:
-        referred = tempered_[:, 2:].sum(dim=1).numpy() >= calibration.point(target).threshold
+        referred = calibrated[:, 2:].sum(dim=1).numpy() >= calibration.point(target).threshold
         true_negative = int((~referred & (truth < 2)).sum())
         assert found[f"sensitivity_at_{target:g}"] == pytest.approx(recall_score(truth >= 2, referred))
         assert found[f"specificity_at_{target:g}"] == pytest.approx(true_negative / (truth < 2).sum())
@@ -237,13 +329,18 @@ def test_an_overconfident_model_is_better_calibrated_on_other_photographs(fitted
     calibration, probabilities, grades = fitted
     found = calibrated_metrics(probabilities, grades, calibration)
     assert calibration.temperature > 1
-    assert found["nll_calibrated"] < found["nll"]
-    assert found["brier_calibrated"] < found["brier"]
+    assert found["nll_calibrated"] < negative_log_likelihood(probabilities, grades)
+    assert found["brier_calibrated"] < brier_score(probabilities, grades)
     assert found["ece_calibrated"] < expected_calibration_error(probabilities, grades)
 
 
-def test_without_a_fit_there_are_only_uncalibrated_metrics():
-    assert calibrated_metrics(*_overconfident(50), Calibration()).keys() == {"nll", "brier"}
+REFERRAL = {"referral_threshold", "referral_sensitivity", "referral_specificity"}
+
+
+def test_without_a_fit_there_is_only_the_referral_decision():
+    found = calibrated_metrics(*_overconfident(50), Calibration())
+    assert found.keys() == REFERRAL
+    assert found["referral_threshold"] == 0.5
 
 
 def test_without_operating_points_the_other_metrics_remain():
@@ -260,7 +357,8 @@ def test_an_ensemble_passes_its_own_probabilities_and_thresholds(fitted):
     own = calibration.probabilities(probabilities)
     cuts = {target: calibration.point(target).threshold for target in TARGET_SENSITIVITIES}
     alone = calibrated_metrics(probabilities, grades, calibration)
-    assert calibrated_metrics(probabilities, grades, both, own, cuts) == pytest.approx(alone)
+    rule = referral_rule([calibration, calibration])
+    assert calibrated_metrics(probabilities, grades, both, own, cuts, rule) == pytest.approx(alone)
 
 
 def test_metrics_are_named_by_the_target_sensitivity():
@@ -291,14 +389,11 @@ def test_cross_fitting_equals_a_loop_over_parts_of_groups():
     groups = [f"g{i // 2}" for i in range(60)]
     found = cross_fitted_metrics(probabilities, grades, groups)
     calibrated, read = _naive_cross_fit(probabilities, grades, groups)
-    assert found["nll"] == negative_log_likelihood(probabilities, grades)
     assert found["nll_calibrated"] == pytest.approx(negative_log_likelihood(calibrated, grades))
     kappa = cohen_kappa_score(grades.numpy(), read.numpy(), weights="quadratic")
     assert found["qwk_thresholds"] == pytest.approx(kappa)
-    assert (
-        found.keys()
-        == calibrated_metrics(probabilities, grades, fit_calibration(probabilities, grades)).keys()
-    )
+    whole = calibrated_metrics(probabilities, grades, fit_calibration(probabilities, grades))
+    assert found.keys() == whole.keys() - REFERRAL
 
 
 def test_cross_fitting_removes_the_optimism_of_fitted_thresholds():
@@ -317,9 +412,5 @@ def test_cross_fitting_removes_the_optimism_of_fitted_thresholds():
 def test_cross_fitting_needs_enough_photographs_outside_every_part():
     for count in (3, 12):
         probabilities, grades = _overconfident(count)
-        assert cross_fitted_metrics(probabilities, grades, list(map(str, range(count)))).keys() == {
-            "nll",
-            "brier",
-        }
-    one_group = cross_fitted_metrics(*_overconfident(60), ["all"] * 60)
-    assert one_group.keys() == {"nll", "brier"}
+        assert cross_fitted_metrics(probabilities, grades, list(map(str, range(count)))) == {}
+    assert cross_fitted_metrics(*_overconfident(60), ["all"] * 60) == {}

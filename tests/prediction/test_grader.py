@@ -148,4 +148,4 @@ def test_runs_without_calibration_file_are_not_calibrated(finished_run, tmp_path
     (folder / "calibration.json").unlink()
     assert load_model(folder).calibration == Calibration(note=load_model(folder).calibration.note)
     with pytest.raises(ConfigError, match="no operating points"):
-        Grader.load([folder], device="cpu").threshold(0.9)
+        Grader.load([folder], device="cpu").referral(0.9)

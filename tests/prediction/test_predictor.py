@@ -84,7 +84,7 @@ def test_a_photograph_is_explained(predictor, photograph):
 def test_sensitivity_and_ensembles(finished_run, photograph):
     runs = [finished_run(), finished_run("seed=1")]
     both = drgrade.load(runs, device="cpu", tta="flips", sensitivity=0.9)
-    assert both.threshold == both.grader.threshold(0.9)
+    assert both.rule == both.grader.referral(0.9)
     (row,) = both.predict(photograph)
-    assert row.result.threshold == round(both.threshold, 6)
+    assert row.result.threshold == round(both.rule.threshold, 6)
     assert row.result.logits is None

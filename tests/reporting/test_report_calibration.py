@@ -10,6 +10,7 @@ import torch
 from synthetic import RANDOM, ROTATION, FakeMethod, calibrate_run, write_runs
 
 from drgrade.errors import DataError
+from drgrade.metrics.functional import brier_score, negative_log_likelihood
 from drgrade.models.calibration import TARGET_SENSITIVITIES, calibrated_metrics
 from drgrade.reporting.checks import collect_folds
 from drgrade.reporting.csv_writer import csv_files
@@ -50,13 +51,14 @@ def test_calibration_results_are_means_over_folds(calibrated):
     own = [own_figures(run) for run in calibrated]
     found = row.calibrated
     for name, figure in (
-        ("nll", found.nll.before),
         ("nll_calibrated", found.nll.after),
-        ("ece_calibrated", found.ece.after),
+        ("brier_calibrated", found.brier.after),
+        ("ece_calibrated", found.ece),
         ("qwk_thresholds", found.qwk.after),
     ):
         assert figure == pytest.approx(np.mean([each[name] for each in own]))
-    assert found.ece.before == pytest.approx(row.metrics["ece"])
+    assert found.nll.before == pytest.approx(row.metrics["nll"])
+    assert found.brier.before == pytest.approx(row.metrics["brier"])
     assert found.qwk.before == pytest.approx(row.mean.value)
     assert found.qwk.difference.value == pytest.approx(found.qwk.after - row.mean.value)
     temperatures = [read_calibration(run).temperature for run in calibrated]
@@ -90,12 +92,12 @@ def test_resamples_equal_metrics_of_repeated_photographs(calibrated):
     (found,) = resample_calibrated(fold, [run], 20, seed=3)
     for number, counts in enumerate(np.concatenate(list(draws(fold, 20, seed=3)))):
         rows = np.repeat(np.arange(len(fold.grades)), counts[fold.groups].astype(int))
-        naive = calibrated_metrics(
-            torch.tensor(run.probabilities[rows]), torch.tensor(fold.grades[rows]), run.calibration
-        )
+        probabilities, grades = torch.tensor(run.probabilities[rows]), torch.tensor(fold.grades[rows])
+        naive = calibrated_metrics(probabilities, grades, run.calibration)
         samples = found.samples
-        assert samples.nll[number] == pytest.approx([naive["nll"], naive["nll_calibrated"]])
-        assert samples.ece[number, 1] == pytest.approx(naive["ece_calibrated"])
+        raw = negative_log_likelihood(probabilities, grades), brier_score(probabilities, grades)
+        assert samples.nll[number] == pytest.approx([raw[0], naive["nll_calibrated"]])
+        assert samples.brier[number] == pytest.approx([raw[1], naive["brier_calibrated"]])
         assert samples.qwk[number] == pytest.approx(naive["qwk_thresholds"])
         rates = samples.hits[number] / samples.totals[number][:, None]
         assert rates[0].tolist() == pytest.approx(
@@ -147,7 +149,8 @@ def test_all_writers_report_the_calibration_of_a_single_run(calibrated):
     )
     line = pd.read_csv(io.StringIO(csv_files(study)["table.csv"])).iloc[0]
     assert line["nll_calibrated"] == pytest.approx(own["nll_calibrated"])
-    assert line["nll_calibrated_change_low"] <= own["nll_calibrated"] - own["nll"]
+    assert line["nll_calibrated_change_low"] <= own["nll_calibrated"] - line["nll"]
+    assert line["brier_calibrated"] == pytest.approx(own["brier_calibrated"])
 
 
 def test_many_methods_show_one_operating_point(tmp_path):

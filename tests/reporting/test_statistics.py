@@ -23,7 +23,7 @@ from synthetic import (
 
 from drgrade.reporting.study import build_study
 from drgrade.reporting.tables import main_table, metrics_table
-from drgrade.stats.curves import roc_curve
+from drgrade.stats.curves import RocCurve, average_roc, roc_curve
 from drgrade.stats.hierarchical import FoldRuns, resample_mean
 
 SEEDS = (0, 1)
@@ -111,13 +111,35 @@ def test_confusion_and_recall_are_of_all_folds_and_seeds_together(row, tables):
     assert all(recall.interval.low <= recall.value <= recall.interval.high for recall in row.recall)
 
 
-def test_roc_equals_scikit_learn(row, tables):
-    pooled = pd.concat(tables.values())
-    scores = pooled[["p2", "p3", "p4"]].to_numpy().sum(axis=1)
-    false, true, _ = metrics.roc_curve(pooled["grade"] >= 2, scores, drop_intermediate=False)
+def test_roc_is_the_mean_of_the_curves_of_the_runs(row, tables):
+    """Scores of different models have no common scale, so they are not pooled."""
     assert (row.roc.x[0], row.roc.y[0], row.roc.x[-1], row.roc.y[-1]) == (0, 0, 1, 1)
-    assert metrics.auc(row.roc.x, row.roc.y) == pytest.approx(metrics.auc(false, true), abs=1e-12)
-    assert {*zip(row.roc.x, row.roc.y, strict=True)} <= {*zip(false, true, strict=True)}
+    assert metrics.auc(row.roc.x, row.roc.y) == pytest.approx(row.referable_auroc.value, abs=1e-12)
+    for rate in (0.013, 0.4567, 0.9):  # between the corners, where a curve has one value
+        expected = np.mean(over_folds(tables, lambda table, x=rate: np.interp(x, *_sklearn_roc(table))))
+        assert np.interp(rate, row.roc.x, row.roc.y) == pytest.approx(expected, abs=1e-12)
+
+
+def _sklearn_roc(table):
+    scores = table[["p2", "p3", "p4"]].to_numpy().sum(axis=1)
+    return metrics.roc_curve(table["grade"] >= 2, scores, drop_intermediate=False)[:2]
+
+
+def test_roc_does_not_depend_on_the_scale_of_the_scores_of_a_model():
+    rng = np.random.default_rng(0)
+    positive = rng.random((2, 50)) < 0.4
+    scores = rng.random((2, 50)) + 0.8 * positive
+    curves = [roc_curve(*case) for case in zip(scores, positive, strict=True)]
+    squeezed = [curves[0], roc_curve(scores[1] / 1000, positive[1])]
+    for one, other in ((curves, squeezed), (curves, curves[::-1])):
+        mean, again = average_roc(one, [1, 1]), average_roc(other, [1, 1])
+        assert np.array_equal(mean.x, again.x)
+        assert mean.y == pytest.approx(again.y)
+    alone = average_roc([curves[0], RocCurve(np.zeros(0), np.zeros(0))], [1, 1])
+    assert metrics.auc(alone.x, alone.y) == pytest.approx(metrics.auc(curves[0].x, curves[0].y))
+    weighted = average_roc(curves, [3, 1])
+    areas = [metrics.auc(curve.x, curve.y) for curve in curves]
+    assert metrics.auc(weighted.x, weighted.y) == pytest.approx(0.75 * areas[0] + 0.25 * areas[1])
 
 
 def test_roc_leaves_out_only_points_on_a_straight_line():

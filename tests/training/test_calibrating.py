@@ -1,5 +1,6 @@
 """Calibration of runs: fitted on validation photographs, reported, kept in the run folder."""
 
+import json
 import re
 import shutil
 
@@ -11,14 +12,24 @@ import torch
 from sklearn.metrics import cohen_kappa_score, log_loss
 
 from drgrade.config import CONF
+from drgrade.errors import DataError
 from drgrade.evaluation.evaluation import evaluate
-from drgrade.models.calibration import Calibration, cross_fitted_metrics, fit_calibration, normalised_entropy
+from drgrade.models.calibration import (
+    FORMER_NOTE,
+    Calibration,
+    fit_calibration,
+    normalised_entropy,
+    referral_rule,
+)
+from drgrade.models.cross_fitting import cross_fitted_metrics
+from drgrade.prediction.checkpoint import load_model
+from drgrade.publishing.hub import save_pretrained
 from drgrade.runs.run_dir import read_calibration, read_metrics, write_metrics
 from drgrade.stats.selective import read_limits
 from drgrade.training import calibration as run_calibration
 from drgrade.training.run import train
 
-SELECTIVE = re.compile("aurc|coverage|for_qwk|referral")
+SELECTIVE = re.compile("aurc|coverage|for_qwk|after_referral")
 GRADES = [f"p{grade}" for grade in range(5)]
 FIGURES = {"nll", "brier", "nll_calibrated", "brier_calibrated", "ece_calibrated", "qwk_thresholds"}
 
@@ -35,10 +46,12 @@ def names(record, name):
 def test_run_reports_calibrated_metrics(finished_run):
     run = finished_run()
     record, calibration = read_metrics(run), read_calibration(run)
+    assert record["test/referral_threshold"] == referral_rule([calibration]).threshold
     assert names(record, "test") >= FIGURES
     only_tested = set(filter(SELECTIVE.search, names(record, "test")))
     assert only_tested >= {"aurc", "excess_aurc", "qwk_at_coverage_0.8", "macro_f1_at_coverage_0.7"}
-    assert names(record, "test") - names(record, "val") == only_tested
+    referral = {"referral_threshold", "referral_sensitivity", "referral_specificity"}
+    assert names(record, "test") - names(record, "val") == only_tested | referral
 
     probabilities, grades = table(run / "predictions.csv")
     calibrated = calibration.probabilities(probabilities).numpy()
@@ -113,6 +126,44 @@ def test_old_run_without_calibration_is_evaluated(finished_run, tmp_path):
     assert names(evaluated(run, tmp_path), "test") & FIGURES == {"nll", "brier"}
 
 
+FORMER = {"temperature": 3.0, "thresholds": [0.5, 1.5, 2.5, 3.5], "points": [], "photographs": 14, "note": ""}
+"""``calibration.json`` of a version whose temperature changed the order of the photographs."""
+
+
+def test_calibration_of_an_earlier_version_is_fitted_again(finished_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run(), run)
+    own = read_calibration(run)
+    (run / "calibration.json").write_text(json.dumps(FORMER))
+    again = read_calibration(run)
+    assert again.photographs == own.photographs
+    assert again.temperature == pytest.approx(own.temperature, rel=1e-2)
+    assert again.nll_change == pytest.approx(own.nll_change, abs=1e-2)
+    assert load_model(run).calibration == again
+    (run / "validation.csv").unlink()
+    assert read_calibration(run) == Calibration(note=FORMER_NOTE)
+
+
+def test_published_calibration_of_an_earlier_version_is_not_used(finished_run, tmp_path):
+    folder = save_pretrained(finished_run(), tmp_path / "published")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "calibration": FORMER}))
+    assert load_model(folder).calibration == Calibration(note=FORMER_NOTE)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("p0", "q0"), ("0.", "7."), (",0,", ",9,")], ids=["column", "probability", "grade"]
+)
+def test_damaged_validation_photographs_are_refused(finished_run, tmp_path, old, new):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run(), run)
+    (run / "calibration.json").write_text(json.dumps(FORMER))
+    path = run / "validation.csv"
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(DataError, match=r"validation\.csv is damaged"):
+        read_calibration(run)
+
+
 @pytest.mark.parametrize("probe", ["linear", "majority"])
 def test_probe_is_calibrated(probe, compose, tmp_path):
     record = train(compose(f"protocol={probe}", "init=random", "protocol.val_fraction=0.3"))
@@ -123,9 +174,9 @@ def test_probe_is_calibrated(probe, compose, tmp_path):
 
 def test_calibration_does_not_change_uncalibrated_metrics(finished_run, compose, monkeypatch):
     plain = read_metrics(finished_run())
-    monkeypatch.setattr(run_calibration, "fit_calibration", lambda *_: Calibration())
+    monkeypatch.setattr(run_calibration, "fit_and_cross_fit", lambda *_: (Calibration(), {}))
     other = train(compose("protocol.val_fraction=0.3"))
-    # Calibration changes the order of the uncertainties.
-    others = {name: value for name, value in other.items() if not SELECTIVE.search(name)}
-    assert {name: plain[name] for name in others} == others
+    # Calibration changes the order of the uncertainties, and the referral decision.
+    names = [name for name in other if not SELECTIVE.search(name) and "/referral_" not in name]
+    assert {name: plain[name] for name in names} == {name: other[name] for name in names}
     assert len(plain) > len(other)

@@ -123,7 +123,7 @@ def draw_calibration(names: Labels, rows: Sequence[MethodCurves], part: str = ""
 
 def _ece(row: MethodCurves) -> str:
     before = f"ECE {decimal(row.calibration.ece)}"
-    return f"{before}, calibrated {decimal(row.calibrated.ece.after)}" if row.calibrated else before
+    return f"{before}, calibrated {decimal(row.calibrated.ece)}" if row.calibrated else before
 
 
 def _reliability(

@@ -43,7 +43,7 @@ _TO_MAXIMISE = (
     "referable_specificity",
     *(f"{metric}_{grade}" for metric in ("auroc", "recall") for grade in _GRADES),
 )
-_TO_MINIMISE = ("loss", "mae", "ece")
+_TO_MINIMISE = ("loss", "mae", "nll", "brier")
 
 _BY_FRACTION = "by_label_fraction/qwk"
 _CURVE_CHART = "wandb/area-under-curve/v0"
