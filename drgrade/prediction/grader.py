@@ -190,10 +190,12 @@ class Grader:
         single = len(outputs) == 1
         each_raw = torch.stack([member.model.head.probabilities(logits) for member, logits in outputs]).cpu()
         pairs = zip(outputs, each_raw, strict=True)
-        calibrated = torch.stack([member.calibration.probabilities(own) for (member, _), own in pairs])
+        # In double precision, as in training: float32 logarithms depend on the size of the batch.
+        each = [member.calibration.probabilities(own.double()) for (member, _), own in pairs]
+        calibrated = torch.stack(each).to(each_raw.dtype)
         raw, probabilities = each_raw.mean(dim=0), calibrated.mean(dim=0)  # (B, 5)
         total = normalised_entropy(probabilities)
-        within = torch.stack([normalised_entropy(each) for each in calibrated]).mean(dim=0)
+        within = torch.stack([normalised_entropy(one) for one in calibrated]).mean(dim=0)
         first, logits = outputs[0]
         if self._reading == "thresholds":
             grades = calibration.predict(probabilities)

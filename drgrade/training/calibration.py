@@ -67,7 +67,7 @@ def calibrate(
         without validation photographs.
     """
     if predictions is None:
-        calibration, figures, limits = Calibration(), {}, {}
+        calibration, figures, limits = Calibration(), dict[str, float](), dict[str, float]()
     else:
         groups = split["group"].astype(str).iloc[predictions.index.numpy()].tolist()
         calibration, figures = fit_and_cross_fit(predictions.probabilities, predictions.grades, groups)

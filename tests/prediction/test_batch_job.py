@@ -13,6 +13,7 @@ import torch
 from drgrade.data.crops import Crop
 from drgrade.data.fundus_check import PreparedPhotograph, Verdict
 from drgrade.errors import ConfigError, DataError
+from drgrade.models.referral import ReferralRule
 from drgrade.prediction.grader import GradedBatch
 from drgrade.prediction.inputs import InputFile, Inputs, InputState
 from drgrade.prediction.job_state import DATABASE, ProgressDatabase
@@ -39,6 +40,9 @@ class FakeGrader:
     @property
     def preparation(self):
         return self
+
+    def referral(self, sensitivity):
+        return ReferralRule(0.5, sensitivity)
 
     def prepare_all(self, paths, workers):
         for path in paths:
@@ -184,7 +188,7 @@ def test_rows_are_restored_unchanged(tmp_path):
     database.close()
     assert row.image_id == "other id"
     assert row == PredictionRow.from_content(row.path, row.image_id, row.content())
-    assert len(list(row.cells())) == 18
+    assert len(list(row.cells())) == 19
 
 
 def test_a_folder_is_locked_by_its_job(tmp_path):
