@@ -27,8 +27,8 @@ from drgrade.runs.run_dir import (
     PROVENANCE,
     SEEN,
     SPLIT,
-    read_calibration,
     read_finished,
+    read_fitted,
     read_json,
     read_provenance,
     read_split,
@@ -174,6 +174,7 @@ def read_run_files(folder: Path, record: Mapping[str, Any] | None = None) -> Run
         DataError: If a file is damaged, or files contradict each other.
     """
     cfg, record = read_finished(folder, record)
+    calibration, record = read_fitted(folder, record)
     config = cast(dict[str, Any], strip_private(OmegaConf.to_container(cfg, resolve=True)))
     expected = [SPLIT, PROVENANCE, CALIBRATION, SEEN, *([PREDICTIONS] if "test/qwk" in record else [])]
     missing = [name for name in expected if not (folder / name).is_file()]
@@ -190,7 +191,7 @@ def read_run_files(folder: Path, record: Mapping[str, Any] | None = None) -> Run
         provenance,
         None if SPLIT in missing else read_split(folder),
         tested if isinstance(tested, Run) else None,
-        read_calibration(folder),
+        calibration,
         encoder,
         read_provenance(initial) if initial else {},
         _data_sets(config),

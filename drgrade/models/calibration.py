@@ -304,7 +304,7 @@ def calibrate_probabilities(
 
     Example:
         >>> calibrate_probabilities(torch.tensor([[0.0, 0.0, 0.0, 0.0, 1.0]]), 2.0, 0.5, [0.2] * 5)
-        tensor([[0.1050, 0.1000, 0.1000, 0.1000, 0.5950]])
+        tensor([[0.1049, 0.1000, 0.1000, 0.1000, 0.5951]])
     """
     at_least = probabilities.flip(1).cumsum(dim=1).flip(1)[:, 1:]  # (B, G - 1): P(grade >= k)
     # A function of P(grade >= k) alone, so that photographs with equal ones stay equal.

@@ -31,7 +31,7 @@ from drgrade.models.restore import (
 )
 from drgrade.prediction import published_folder
 from drgrade.prediction.published_folder import is_published, published_tensors, read_published
-from drgrade.runs.run_dir import CONFIG, read_calibration, read_finished
+from drgrade.runs.run_dir import CONFIG, read_finished, read_fitted
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +96,7 @@ def load_model(folder: Path) -> TrainedModel:
         file, origin = folder / published_folder.CONFIG, folder / published_folder.WEIGHTS
     else:
         cfg, record = read_finished(folder)
-        calibration = read_calibration(folder)
+        calibration, record = read_fitted(folder, record)
         file, origin = folder / CONFIG, checkpoint_file(folder, record)
     settings: Any = OmegaConf.to_container(cfg)
     try:

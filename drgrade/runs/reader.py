@@ -23,7 +23,7 @@ from drgrade.runs.run_dir import (
     PROVENANCE,
     SPLIT,
     TRIAL,
-    read_calibration,
+    read_fitted,
     read_metrics,
     read_provenance,
     read_table,
@@ -271,6 +271,7 @@ def _read_finished(location: RunLocation, config: Mapping[str, Any], record: Map
     tested = split[split["subset"] == "test"].sort_values("image_id")
     predictions = predictions.sort_values("image_id")
     _check_predictions(folder, tested, predictions)
+    calibration, record = read_fitted(folder, record)
     run = Run(
         location,
         config,
@@ -282,7 +283,7 @@ def _read_finished(location: RunLocation, config: Mapping[str, Any], record: Map
         predictions["grade"].to_numpy(dtype=np.int64, copy=True),
         predictions["predicted"].to_numpy(dtype=np.int64, copy=True),
         predictions[PROBABILITIES].to_numpy(dtype=np.float64, copy=True),
-        read_calibration(folder),
+        calibration,
     )
     qwk = float(kappas(confusions(run.predicted, run.grades)))
     if abs(qwk - float(record["test/qwk"])) > 1e-6:

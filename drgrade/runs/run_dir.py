@@ -30,6 +30,7 @@ from drgrade.runs.settings import changed_settings, partial_settings
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import Tensor
 
     from drgrade.metrics.distributed import Predictions
     from drgrade.models.calibration import Calibration
@@ -233,27 +234,61 @@ def read_calibration(folder: Path) -> "Calibration":
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     if calibration.note == FORMER_NOTE and (folder / VALIDATION).is_file():
+        from drgrade.models.cross_fitting import fit_and_cross_fit
+
         log.info("%s has the form of an earlier version: it is fitted again to %s", path, VALIDATION)
-        return _fit_again(folder)
+        probabilities, _, grades = _read_validation(folder)
+        ids = read_table(folder / VALIDATION, ["image_id"], "run it again")["image_id"]
+        groups = dict(zip(*(read_split(folder)[name] for name in ("image_id", "group")), strict=True))
+        return fit_and_cross_fit(probabilities, grades, [str(groups.get(each, each)) for each in ids])[0]
     return calibration
 
 
-def _fit_again(folder: Path) -> "Calibration":
+def read_fitted(folder: Path, record: Mapping[str, Any]) -> tuple["Calibration", dict[str, Any]]:
+    """Read ``calibration.json``, and the uncertainty limits of the run that belong to it.
+
+    If the calibration is fitted again (:func:`read_calibration`), so are the limits.
+
+    Args:
+        folder: Folder of a run.
+        record: Content of its ``metrics.json``.
+
+    Returns:
+        The calibration, and ``record`` with its limits.
+
+    Raises:
+        DataError: If a file is damaged.
+    """
+    from drgrade.models.calibration import FORMER_NOTE, Calibration, selective_uncertainty
+    from drgrade.stats.selective import fit_limits, read_limits, without_limits
+
+    calibration = read_calibration(folder)
+    path = folder / CALIBRATION
+    if not (read_limits(record) and path.exists()):
+        return calibration, dict(record)
+    if Calibration.from_json(read_text(path, "run it again")).note != FORMER_NOTE:
+        return calibration, dict(record)
+    if not (folder / VALIDATION).is_file():
+        return calibration, without_limits(record)
+    probabilities, predicted, grades = _read_validation(folder)
+    uncertainty = selective_uncertainty(probabilities, calibration)
+    return calibration, {**record, **fit_limits(uncertainty, predicted.numpy(), grades.numpy())}
+
+
+def _read_validation(folder: Path) -> tuple["Tensor", "Tensor", "Tensor"]:
+    """Return probabilities (N, 5), predicted and true grades (N,) of ``validation.csv``."""
     import torch
 
-    from drgrade.models.cross_fitting import fit_and_cross_fit
-
     names = [f"p{grade}" for grade in range(NUM_GRADES)]
-    table = read_table(folder / VALIDATION, ["image_id", "grade", *names], "run it again")
-    probabilities, grades = table[names].to_numpy(float), table["grade"].to_numpy(float)
+    table = read_table(folder / VALIDATION, ["grade", "predicted", *names], "run it again")
+    probabilities, grades = table[names].to_numpy(float), table[["predicted", "grade"]].to_numpy(float)
     valid = bool(((probabilities >= 0) & (probabilities <= 1)).all()) and bool(
         (abs(probabilities.sum(axis=1) - 1) < 1e-3).all()
     )
-    if not (valid and set(grades.tolist()) <= set(range(NUM_GRADES))):
+    if not (valid and set(grades.ravel().tolist()) <= set(range(NUM_GRADES))):
         raise DataError(f"{folder / VALIDATION} is damaged (values that are no grade or probability)")
-    groups = dict(zip(*(read_split(folder)[name] for name in ("image_id", "group")), strict=True))
-    of_row = [str(groups.get(image_id, image_id)) for image_id in table["image_id"]]
-    return fit_and_cross_fit(torch.from_numpy(probabilities), torch.from_numpy(grades).long(), of_row)[0]
+    predicted, truth = torch.from_numpy(grades).long().T
+    return torch.from_numpy(probabilities), predicted, truth
 
 
 def write_metrics(folder: Path, metrics: Mapping[str, object]) -> None:

@@ -25,7 +25,7 @@ class ReliabilityCurve:
         confidence: (bins,) mean of the largest probability; NaN in an empty bin.
         accuracy: (bins,) share of photographs whose most probable grade is correct; NaN in an empty bin.
         count: (bins,) number of photographs.
-        ece: Expected calibration error, mean over the folds.
+        ece: Debiased calibration error, mean over the folds.
     """
 
     confidence: Floats

@@ -140,8 +140,14 @@ def test_calibration_of_an_earlier_version_is_fitted_again(finished_run, tmp_pat
     assert again.temperature == pytest.approx(own.temperature, rel=1e-2)
     assert again.nll_change == pytest.approx(own.nll_change, abs=1e-2)
     assert load_model(run).calibration == again
+    record = read_metrics(run)
+    limits = read_limits(record)
+    changed = {**record, **{name: 0.123 for name in record if name.startswith("uncertainty_limit")}}
+    write_metrics(run, changed)
+    assert read_limits(load_model(run).record) == pytest.approx(limits, abs=1e-2)
     (run / "validation.csv").unlink()
     assert read_calibration(run) == Calibration(note=FORMER_NOTE)
+    assert read_limits(load_model(run).record) == {}
 
 
 def test_published_calibration_of_an_earlier_version_is_not_used(finished_run, tmp_path):
