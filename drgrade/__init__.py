@@ -113,8 +113,12 @@ def load(
     """
     from drgrade.prediction.grader import Grader
     from drgrade.prediction.prediction import Predictor
+    from drgrade.progress import say
 
-    return Predictor(Grader.load(checkpoint, device, tta, reading), sensitivity, abstain)
+    grader = Grader.load(checkpoint, device, tta, reading)
+    if grader.warning:
+        say(f"WARNING: {grader.warning}")
+    return Predictor(grader, sensitivity, abstain)
 
 
 def predict(*overrides: str, **settings: object) -> "PredictionSummary":

@@ -398,6 +398,7 @@ class ReportSettings(CheckedSettings):
     seed: Natural
     cross: MaybePaths
     compare: Text
+    published: Literal["own", "all"]
     paths: PathSettings
 
 

@@ -5,15 +5,18 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import cv2
+from omegaconf import OmegaConf
 
 from drgrade.app.analysis import UploadAnalyzer, UploadResult
 from drgrade.app.uploads import MAX_BYTES, MAX_FILES, Uploads
+from drgrade.explanation.overlay import heat_gradient
 from drgrade.html.templates import environment, resource
 from drgrade.prediction.checkpoint import TrainedModel
 from drgrade.prediction.grader import Grader
+from drgrade.runs.first_weights import SSL, describe_weights_files, first_weights
 from drgrade.stats.formatting import DASH, decimal, percent
 from drgrade.synthetic.drawing import draw_photograph, plan_photographs
 
@@ -70,7 +73,9 @@ def build_page(analyzer: UploadAnalyzer, uploads: Uploads, tta: str = "none") ->
     members = len(analyzer.grader.members)
     with page:
         gr.HTML(_render("head.html.j2", ensemble=members if members > 1 else 0))
-        gr.HTML(_render("notice.html.j2", notice=NOTICE), elem_id="dg-notice")
+        gr.HTML(
+            _render("notice.html.j2", notice=NOTICE, warning=analyzer.grader.warning), elem_id="dg-notice"
+        )
         drop = gr.File(
             file_count="multiple",
             label=f"Fundus photographs, up to {MAX_FILES} files of at most {MAX_BYTES // 1_000_000} MB",
@@ -149,7 +154,13 @@ def render_cards(results: Sequence[UploadResult], analyzer: UploadAnalyzer) -> s
     """Render the results of an analyzer as HTML; file names are escaped."""
     cards = [_card(each, analyzer) for each in results]
     # A random token makes each answer differ from the one before, so that the page notices it.
-    return _render("cards.html.j2", cards=cards, answer=secrets.token_hex(4))
+    return _render(
+        "cards.html.j2",
+        cards=cards,
+        answer=secrets.token_hex(4),
+        warning=analyzer.grader.warning,
+        ramp=heat_gradient(),
+    )
 
 
 def render_about(grader: Grader, tta: str) -> str:
@@ -172,7 +183,7 @@ def _run_facts(member: TrainedModel) -> dict[str, str]:
     fraction = percent(_number(record, "label_fraction"))
     return {
         "trained on": f"{entry('data')} (hash {entry('data_hash')[:12]})",
-        "encoder": f"{_class_name(cfg.encoder)}, weights: {entry('init')}",
+        "encoder": f"{_class_name(cfg.encoder)}, first weights: {_first_weights(member)}",
         "head": _class_name(cfg.head),
         "protocol": f"{entry('protocol')}, {fraction} of labels",
         "seed, fold": f"{entry('seed')}, {entry('fold')} of {entry('folds')}",
@@ -181,6 +192,12 @@ def _run_facts(member: TrainedModel) -> dict[str, str]:
         "calibration": calibration.worth(),
         "input": f"{member.preparation.image_size} px, illumination: {member.preparation.illumination}",
     }
+
+
+def _first_weights(member: TrainedModel) -> str:
+    config = cast(dict[str, Any], OmegaConf.to_container(member.config, resolve=True))
+    name, files = first_weights(config, member.record), describe_weights_files(config, member.record)
+    return "; ".join([*([name] if name == SSL or not files else []), *files])
 
 
 def _card(result: UploadResult, analyzer: UploadAnalyzer) -> dict[str, Any]:

@@ -156,6 +156,8 @@ def run_app(settings: AppSettings) -> None:
         DrgradeError: If a run cannot be loaded, or the port is in use.
     """
     grader = Grader.load(settings.checkpoint, settings.device, settings.tta)
+    if grader.warning:
+        say(f"WARNING: {grader.warning}")
     analyzer = UploadAnalyzer(grader, settings.sensitivity, settings.abstain, settings.maps)
     with exit_on_signals(), listen(settings.port) as listening, Uploads() as uploads:
         os.environ["GRADIO_TEMP_DIR"] = str(uploads.folder)  # before Gradio is imported by build_page

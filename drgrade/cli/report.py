@@ -38,6 +38,7 @@ def make_report(settings: ReportSettings) -> Path:
         seed=settings.seed,
         title=settings.title,
         compare=settings.compare,
+        published=settings.published,
         cross=settings.cross,
     )
     page = write_report(study, target)

@@ -18,7 +18,7 @@ from drgrade.data.photographs import Photographs
 from drgrade.data.splits.spec import SplitSpec
 from drgrade.data.splits.split import groups_of
 from drgrade.errors import ConfigError, DataError
-from drgrade.evaluation.html_report import write_page
+from drgrade.evaluation.html_report import collect_notes, write_page
 from drgrade.evaluation.intervals import SetPredictions, estimate_set, write_intervals
 from drgrade.evaluation.overlap import exclude_overlap, pretraining_saw
 from drgrade.files import file_sha256
@@ -27,9 +27,10 @@ from drgrade.metrics.distributed import EpochMean, GradingMetrics, Predictions
 from drgrade.metrics.functional import auroc, grading_metrics
 from drgrade.models.calibration import Calibration, calibrated_metrics, referral_rule
 from drgrade.prediction.checkpoint import TrainedModel, load_model
-from drgrade.prediction.grader import GradedBatch, Grader
+from drgrade.prediction.grader import GradedBatch, Grader, drawings_warning
 from drgrade.prediction.own_photographs import OWN_RUN, run_photographs, stores_of
 from drgrade.prediction.published_folder import is_published
+from drgrade.progress import say
 from drgrade.runs.run_dir import (
     read_finished,
     write_config,
@@ -93,6 +94,7 @@ class EvaluationRun:
         seconds: Duration of validation and test.
         devices: Number of processes.
         checkpoints: SHA-256 of the tested weights by file.
+        warning: Warning that applies to all results of the models on real photographs; empty for none.
     """
 
     metrics: dict[str, Any]
@@ -102,6 +104,7 @@ class EvaluationRun:
     seconds: float
     devices: int
     checkpoints: dict[str, str]
+    warning: str = ""
 
 
 def evaluate(cfg: DictConfig) -> EvaluationResult:
@@ -285,7 +288,8 @@ def repeat_test(cfg: DictConfig, folder: Path, target: Path) -> EvaluationRun:
     seconds = time.monotonic() - start
     sets = {name: calibrate_run(each, calibration) for name, each in predictions.items()}
     hashes = {str(trained.weights_file): file_sha256(trained.weights_file)}
-    return EvaluationRun(metrics, photographs, sets, calibration, seconds, trainer.world_size, hashes)
+    world, warning = trainer.world_size, drawings_warning([trained])
+    return EvaluationRun(metrics, photographs, sets, calibration, seconds, world, hashes, warning)
 
 
 def evaluate_grader(cfg: DictConfig, folders: Sequence[Path], target: Path) -> EvaluationRun:
@@ -329,8 +333,9 @@ def evaluate_grader(cfg: DictConfig, folders: Sequence[Path], target: Path) -> E
         "status": "finished",
     }
     hashes = {str(member.weights_file): file_sha256(member.weights_file) for member in members}
+    sets, world = {"test": tested}, trainer.world_size
     return EvaluationRun(
-        metrics, photographs, {"test": tested}, grader.calibration, seconds, trainer.world_size, hashes
+        metrics, photographs, sets, grader.calibration, seconds, world, hashes, grader.warning
     )
 
 
@@ -465,7 +470,10 @@ def _write_artefacts(
     write_intervals(folder, sets, resamples, seed)
     facts = {title: _as_text(metrics[name]) for name, title in _PAGE_FACTS.items() if name in metrics}
     facts |= {"calibration": done.calibration.worth()}
-    write_page(folder, sets, facts, _notes(done.photographs, metrics), resamples, seed)
+    notes = collect_notes(done.photographs, done.sets, metrics, done.warning)
+    for note in notes:
+        say(f"note: {note}")
+    write_page(folder, sets, facts, notes, resamples, seed)
     count = sum(len(each.predictions.grades) for each in done.sets.values())
     write_provenance(
         folder,
@@ -483,21 +491,3 @@ def _as_text(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "unknown" if value is None else str(value)
-
-
-def _notes(photographs: Photographs, metrics: Mapping[str, Any]) -> list[str]:
-    """Return the caveats that the page shows."""
-    notes = []
-    if metrics.get("overlap", 0) and not metrics["overlap_dropped"]:
-        notes.append(
-            f"A run was trained or validated on {metrics['overlap']} of {metrics['photographs']} "
-            "photographs: these metrics do not apply to new photographs (force=true)."
-        )
-    if "overlap" in metrics and metrics["overlap"] is None:
-        notes.append("It is unknown if a run was trained on these photographs (force=true).")
-    if metrics.get("pretraining_saw_test"):
-        notes.append("Pre-training used tested photographs, without their grades.")
-    about = photographs.source.about
-    if about is not None and about.drawn:
-        notes.append("These photographs are synthetic: the results do not apply to patients.")
-    return notes

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from drgrade.evaluation.intervals import MetricSource, SetEstimates
+from drgrade.data.photographs import Photographs
+from drgrade.evaluation.intervals import MetricSource, SetEstimates, SetPredictions
 from drgrade.files import write_text
 from drgrade.grades import REFERABLE
 from drgrade.html.templates import fill_page, stylesheet
@@ -52,6 +53,50 @@ def write_page(
         seed=seed,
     )
     write_text(folder / PAGE, page)
+
+
+def collect_notes(
+    photographs: Photographs, sets: Mapping[str, SetPredictions], metrics: Mapping[str, Any], warning: str
+) -> list[str]:
+    """Return the caveats that the page shows, most important first.
+
+    Args:
+        photographs: Photographs with the split that marks the tested ones.
+        sets: Predictions by the name of the set.
+        metrics: Content of ``metrics.json``.
+        warning: Warning that applies to all results of the models on real photographs; empty for none.
+    """
+    tested = [
+        source for source, role in photographs.roles if role == "external" or source is photographs.source
+    ]
+    real = [source for source in tested if not (source.about and source.about.drawn)]
+    notes = [warning] if warning and real else []
+    notes += filter(None, (_one_grade(name, each) for name, each in sets.items()))
+    if metrics.get("overlap", 0) and not metrics["overlap_dropped"]:
+        notes.append(
+            f"A run was trained or validated on {metrics['overlap']} of {metrics['photographs']} "
+            "photographs: these metrics do not apply to new photographs (force=true)."
+        )
+    if "overlap" in metrics and metrics["overlap"] is None:
+        notes.append("It is unknown if a run was trained on these photographs (force=true).")
+    if metrics.get("pretraining_saw_test"):
+        notes.append("Pre-training used tested photographs, without their grades.")
+    about = photographs.source.about
+    if about is not None and about.drawn:
+        notes.append("These photographs are synthetic: the results do not apply to patients.")
+    return notes
+
+
+def _one_grade(name: str, tested: SetPredictions) -> str:
+    """Return a caveat if all photographs of a set got the same grade, else an empty text."""
+    predicted = tested.predictions.predicted.unique().tolist()
+    count = len(tested.predictions.predicted)
+    if len(predicted) > 1 or count < 2:
+        return ""
+    return (
+        f"{name}: every one of the {count} photographs was graded {predicted[0]}. The model does not "
+        "distinguish grades here, and QWK and accuracy are those of a constant."
+    )
 
 
 def _set_content(tested: SetEstimates) -> dict[str, Any]:

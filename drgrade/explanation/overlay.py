@@ -9,6 +9,10 @@ from drgrade.data.crops import Facts
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
+COLOURS = ((0, 90, 220), (0, 140, 255), (0, 245, 255))
+"""RGB at heat 0, 0.5 and 1. Exudates, cotton-wool spots and the optic disc are yellow, white or orange,
+haemorrhages and vessels red: a scale with such colours, as viridis or jet, would paint lesions."""
+
 _MAX_OPACITY = 0.65  # opacity of the colour at heat 1; the photograph stays visible everywhere
 _CONTOUR_LEVEL = 0.5  # heat at which a contour is drawn, so that colour is not the only cue
 
@@ -16,8 +20,9 @@ _CONTOUR_LEVEL = 0.5  # heat at which a contour is drawn, so that colour is not 
 def draw_overlay(photograph: Pixels, facts: Facts, heat: Floats) -> Pixels:
     """Blend a heat map into a photograph.
 
-    The colour map is viridis: perceptually uniform, ordered also for colour-blind readers and in grey. A
-    contour surrounds the region above half of the maximum.
+    Colours go from blue to cyan (:data:`COLOURS`), which no retina and no lesion has; lighter is
+    hotter, also for colour-blind readers and in grey. A contour surrounds the region above half of the
+    maximum.
 
     Args:
         photograph: RGB, uint8 of shape (H, W, 3), upright, at original or reduced size.
@@ -29,7 +34,7 @@ def draw_overlay(photograph: Pixels, facts: Facts, heat: Floats) -> Pixels:
     """
     spread = project_heat(photograph.shape[:2], facts, heat)
     opacity = (_MAX_OPACITY * np.clip(spread, 0, 1))[..., None]
-    mixed = (1 - opacity) * photograph + opacity * _viridis(spread)
+    mixed = (1 - opacity) * photograph + opacity * _colours(spread)
     overlay = np.ascontiguousarray(np.rint(mixed).astype(np.uint8))
     _draw_contour(overlay, spread)
     return overlay
@@ -72,10 +77,7 @@ def draw_legend(width: int) -> Pixels:
     """Draw a colour bar with labels, to be placed below an overlay: RGB, uint8 of shape (h, width, 3)."""
     scale = max(width / 640, 0.3)
     bar, text = max(4, round(14 * scale)), max(8, round(26 * scale))
-    ramp = np.linspace(0, 1, width, dtype=np.float32)[None].repeat(bar, 0)
-    opacity = (_MAX_OPACITY * ramp)[..., None]
-    retina = np.array([150, 70, 30])
-    colours = np.rint((1 - opacity) * retina + opacity * _viridis(ramp)).astype(np.uint8)
+    colours = _on_retina(np.linspace(0, 1, width, dtype=np.float32))[None].repeat(bar, 0)
     labels = np.full((text, width, 3), 255, np.uint8)
     font, size, margin = cv2.FONT_HERSHEY_SIMPLEX, 0.5 * scale, round(6 * scale)
     for label, at_right in (("little heat", False), ("most heat", True)):
@@ -97,10 +99,24 @@ def resize_to(pixels: Pixels, longest: int) -> Pixels:
     return np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def _viridis(heat: Floats) -> Pixels:
-    levels = np.rint(255 * np.clip(heat, 0, 1)).astype(np.uint8)
-    coloured = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_VIRIDIS), cv2.COLOR_BGR2RGB)
-    return np.asarray(coloured, dtype=np.uint8)
+def heat_gradient() -> str:
+    """Return the scale of :func:`draw_legend` as a CSS gradient from left to right."""
+    stops = _on_retina(np.linspace(0, 1, 9, dtype=np.float32)).tolist()
+    return f"linear-gradient(to right, {', '.join(f'#{bytes(stop).hex()}' for stop in stops)})"
+
+
+def _on_retina(heat: Floats) -> Pixels:
+    """Blend heat (N,) into the mean colour of a retina, as an overlay does: (N, 3)."""
+    opacity = (_MAX_OPACITY * heat)[..., None]
+    mixed = (1 - opacity) * np.array([150, 70, 30]) + opacity * _colours(heat)
+    return np.asarray(np.rint(mixed), np.uint8)
+
+
+def _colours(heat: Floats) -> Floats:
+    """Return the colour of heat (...) in RGB from 0 to 255: (..., 3)."""
+    places = np.linspace(0, 1, len(COLOURS))
+    channels = [np.interp(heat, places, channel) for channel in zip(*COLOURS, strict=True)]
+    return np.stack(channels, axis=-1).astype(np.float32)
 
 
 def _draw_contour(overlay: Pixels, spread: Floats) -> None:

@@ -40,6 +40,7 @@ from drgrade.files import file_sha256, write_bytes, write_text
 from drgrade.models.calibration import referral_rule
 from drgrade.models.referral import describe_rule
 from drgrade.prediction.checkpoint import TrainedModel, load_model
+from drgrade.prediction.grader import drawings_warning
 from drgrade.prediction.results import NOTICE
 from drgrade.runs.run_dir import CONFIG, versions
 from drgrade.settings import ExportSettings
@@ -54,6 +55,11 @@ _ORIGINS = (
     "data_hash",
     "split_hash",
     "encoder_hash",
+    "encoder_file",
+    "encoder_says",
+    "weights_hash",
+    "weights_file",
+    "weights_says",
     "protocol",
     "seed",
     "label_seed",
@@ -240,6 +246,7 @@ def describe(trained: TrainedModel) -> dict[str, Any]:
     return {
         "drgrade_export": DESCRIPTION_FORMAT,
         "notice": NOTICE,
+        "warning": drawings_warning([trained]),
         "input": {
             "name": INPUT,
             "type": "uint8",

@@ -30,6 +30,7 @@ from drgrade.model_card.facts import (
     read_run_files,
 )
 from drgrade.models.calibration import TARGET_SENSITIVITIES, calibrated_metrics, referral_rule
+from drgrade.runs.first_weights import IMAGENET, RANDOM, SSL
 from drgrade.runs.settings import label_seed, looks_secret
 from drgrade.stats import formatting
 from drgrade.stats.bootstrap import confusions
@@ -219,15 +220,16 @@ def _backbones(encoder: Mapping[str, object]) -> list[str]:
 
 
 def _first_weights(run: RunFiles) -> str:
-    init = run.config["init"]
-    if init == "random":
+    if run.first_weights == RANDOM:
         return "random"
-    if init == "imagenet":
+    if run.first_weights == IMAGENET:
         return "ImageNet, as published by the authors of timm"
-    pretext = run.encoder.get("pretext")
-    name = pretext.get("name") if isinstance(pretext, Mapping) else None
-    name = name or (run.config["pretext"]["name"] if init == "ssl" else None)
-    return f"self-supervised pre-training by drgrade ({name})" if name else "a given encoder"
+    files = "; ".join(run.weights_files)
+    if run.pretext:
+        text = f"self-supervised pre-training by drgrade ({run.pretext})"
+        return f"{text}, from {files}" if files else text
+    rest = run.first_weights.partition(", rest ")[2]
+    return f"from {files}" + (f"; the rest: {rest}" if rest else "")
 
 
 def _data_row(data: UsedDataSet) -> list[str]:
@@ -434,11 +436,10 @@ def _card_data(run: RunFiles, figures: Mapping[str, Estimate], weights: Mapping[
     from huggingface_hub import EvalResult, ModelCardData
 
     data, about = run.data[0], run.data[0].about
-    config, encoder = run.config, run.config["encoder"]
+    encoder = run.config["encoder"]
     tags = ["medical", "fundus", "diabetic-retinopathy", "research-only", data.name]
     tags += [_class_name(encoder).lower(), *_backbones(encoder)]
-    if run.is_pretrained:
-        tags += ["self-supervised", *([str(config["pretext"]["name"])] if config["init"] == "ssl" else [])]
+    tags += ["self-supervised", run.pretext] if run.pretext else []
     metrics = {name: entry for name, entry in _HUB_METRICS.items() if name in figures}
     results = [
         EvalResult(
@@ -496,7 +497,7 @@ def _licence(data: UsedDataSet, licence: str | None) -> dict[str, str]:
 
 def _citations(run: RunFiles) -> list[str]:
     """Cite drgrade, the papers of encoder, pretext and head, and the data sets."""
-    pretext = run.config["pretext"] if run.config["init"] == "ssl" else run.encoder.get("pretext")
+    pretext = run.config["pretext"] if run.first_weights == SSL else run.encoder.get("pretext")
     method = papers_of(run.config["encoder"], pretext if run.is_pretrained else None, run.head)
     return [DRGRADE, *method, *(text for each in run.data if each.about for text in each.about.citations)]
 

@@ -20,6 +20,7 @@ from drgrade.grades import NUM_GRADES
 from drgrade.metrics.functional import grading_metrics
 from drgrade.models.calibration import Calibration, selective_uncertainty
 from drgrade.models.encoder import CARD
+from drgrade.runs.first_weights import SSL, describe_weights_files, first_weights
 from drgrade.runs.reader import Run, RunLocation, initial_encoder_dir, read_run
 from drgrade.runs.run_dir import (
     CALIBRATION,
@@ -72,6 +73,8 @@ class RunFiles:
         tested: The run with its checked predictions on the test photographs; None without them.
         calibration: ``calibration.json``.
         encoder: ``encoder.json`` of the pre-trained encoder; empty if there is none.
+        first_weights: See :func:`~drgrade.runs.first_weights.first_weights`.
+        weights_files: Descriptions of the files that the encoder, or its pre-training, started from.
         encoder_provenance: ``provenance.json`` of the pre-trained encoder; empty if there is none.
         data: Data sets; the first is the one trained on.
         missing: Names of missing files.
@@ -85,6 +88,8 @@ class RunFiles:
     tested: Run | None
     calibration: Calibration
     encoder: Mapping[str, Any]
+    first_weights: str
+    weights_files: Sequence[str]
     encoder_provenance: Mapping[str, Any]
     data: Sequence[UsedDataSet]
     missing: Sequence[str]
@@ -111,6 +116,13 @@ class RunFiles:
     def is_pretrained(self) -> bool:
         """True if the encoder was pre-trained by drgrade or given."""
         return self.config.get("init") not in ("random", "imagenet")
+
+    @property
+    def pretext(self) -> str:
+        """Name of the pretext of the pre-trained encoder; empty if there is none or it is unknown."""
+        own = self.encoder.get("pretext")
+        name = own.get("name") if isinstance(own, Mapping) else None
+        return str(name or (self.config["pretext"]["name"] if self.first_weights == SSL else ""))
 
     @property
     def is_drawn(self) -> bool:
@@ -175,7 +187,8 @@ def read_run_files(folder: Path, record: Mapping[str, Any] | None = None) -> Run
     """
     cfg, record = read_finished(folder, record)
     calibration, record = read_fitted(folder, record)
-    config = cast(dict[str, Any], strip_private(OmegaConf.to_container(cfg, resolve=True)))
+    full = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+    config = cast(dict[str, Any], strip_private(full))
     expected = [SPLIT, PROVENANCE, CALIBRATION, SEEN, *([PREDICTIONS] if "test/qwk" in record else [])]
     missing = [name for name in expected if not (folder / name).is_file()]
     provenance = read_provenance(folder)
@@ -193,23 +206,30 @@ def read_run_files(folder: Path, record: Mapping[str, Any] | None = None) -> Run
         tested if isinstance(tested, Run) else None,
         calibration,
         encoder,
+        first_weights(full, record),
+        describe_weights_files(full, record),
         read_provenance(initial) if initial else {},
-        _data_sets(config),
+        used_data_sets(config),
         missing,
     )
 
 
-def _data_sets(config: Mapping[str, Any]) -> list[UsedDataSet]:
+def used_data_sets(config: Mapping[str, Any]) -> list[UsedDataSet]:
+    """Return the data sets of a run, the first one first.
+
+    Args:
+        config: Resolved config of a run; of a published model the published part, which names no source.
+    """
     data = config["data"]
     used = [UsedDataSet(str(data["name"] or UNNAMED), "labelled", _about(data.get("source")))]
     for role in ("labelled", "unlabelled", "external"):
-        for item in data.get(role) or []:
+        items = data.get(role)
+        for item in items if isinstance(items, list) else []:
             settings = item if isinstance(item, Mapping) else {"data": item}
             kind = str(settings.get("data", ""))
-            known = kind in choices("data")  # the run may come from anybody
-            node = (
-                yaml.safe_load((CONF / "data" / f"{kind}.yaml").read_text(encoding="utf-8")) if known else {}
-            )
+            # Only names of drgrade: the config may come from anybody and must not name a file.
+            path = CONF / "data" / f"{kind}.yaml" if kind in choices("data") else None
+            node = yaml.safe_load(path.read_text(encoding="utf-8")) if path else {}
             name = str(settings.get("name", kind) or UNNAMED)
             used.append(UsedDataSet(name, role, _about(node.get("source"))))
     return used

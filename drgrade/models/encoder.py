@@ -240,6 +240,38 @@ def load_encoder(encoder: Encoder, path: Path) -> dict[str, Any]:
     return {**card, "matched": sum(tensor.numel() for tensor in state.values())}
 
 
+def stated_origin(weights: Path) -> str:
+    """Return what a weights file says of its origin: its metadata, or the card of drgrade beside it.
+
+    Returns:
+        At most 200 characters in one line; empty if it says nothing.
+    """
+    card = weights.with_name(CARD)
+    if card.is_file() and (content := read_object(card, "pre-train again")).get("sha256") == file_sha256(
+        weights
+    ):
+        names = {"data": content.get("data"), "steps": content.get("steps"), "init": content.get("init")}
+        pretext = content.get("pretext")
+        stated = {"pretext": pretext.get("name") if isinstance(pretext, Mapping) else None, **names}
+    elif weights.suffix == ".safetensors":
+        with safe_open(weights, "pt") as file:
+            stated = dict(file.metadata() or {})
+    else:
+        stated = _scalars(weights)
+    texts = (f"{name}={value}" for name, value in stated.items() if value and name != "format")
+    return " ".join("; ".join(texts).split())[:200]
+
+
+def _scalars(weights: Path) -> dict[str, object]:
+    """Return the values beside the tensors of a file of torch; empty if it cannot be read without code."""
+    try:
+        content = torch.load(weights, map_location="cpu", weights_only=True)
+    except Exception:  # a file that timm reads in another way raises errors of many types
+        return {}
+    values = content.items() if isinstance(content, Mapping) else ()
+    return {str(name): value for name, value in values if isinstance(value, str | int | float)}
+
+
 def check_finite(tensors: Mapping[str, Tensor], origin: object) -> None:
     """Raise EncoderError if a tensor has a value that is NaN or infinite; ``origin`` is named."""
     bad = sorted(name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all()))

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -20,6 +20,7 @@ from drgrade.data.fundus_check import Preparation
 from drgrade.data.image_reader import MAX_PIXELS
 from drgrade.errors import ConfigError, DataError
 from drgrade.files import require_regular
+from drgrade.model_card.facts import used_data_sets
 from drgrade.models.calibration import Calibration
 from drgrade.models.grading_model import GradingModel
 from drgrade.models.restore import (
@@ -32,6 +33,9 @@ from drgrade.models.restore import (
 from drgrade.prediction import published_folder
 from drgrade.prediction.published_folder import is_published, published_tensors, read_published
 from drgrade.runs.run_dir import CONFIG, read_finished, read_fitted
+
+DEMO = "demo"
+"""Data set of drawings, by which earlier published models are recognised."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +58,18 @@ class TrainedModel:
     config: DictConfig
     record: Mapping[str, Any]
     folder: Path
+
+    @property
+    def drawings(self) -> list[str]:
+        """Names of the data sets of drawings that the model was trained on."""
+        if self.record.get("drawings"):
+            return [shortened(name) for name in str(self.record["drawings"]).split(",")]
+        data = cast(dict[str, Any], OmegaConf.to_container(self.config)).get("data")
+        if isinstance(data, dict) and "name" in data:  # of an earlier version
+            used = [each for each in used_data_sets({"data": data}) if each.role == "labelled"]
+            known = [shortened(each.name) for each in used if each.about is not None and each.about.drawn]
+            return known or ([DEMO] if data["name"] == DEMO else [])
+        return []
 
     @property
     def weights_file(self) -> Path:

@@ -132,6 +132,11 @@ class Grader:
         folders = [folders] if isinstance(folders, str | Path) else folders
         return cls([load_model(Path(folder)) for folder in folders], device, tta, reading)
 
+    @property
+    def warning(self) -> str:
+        """Warning that has to be shown beside every result; empty if there is none."""
+        return drawings_warning(self.members)
+
     def referral(self, sensitivity: float | None = None) -> ReferralRule:
         """Return the referral decision; see :func:`~drgrade.models.calibration.referral_rule`.
 
@@ -211,6 +216,17 @@ class Grader:
             torch.zeros_like(total) if single else (total - within).clamp(min=0),
             logits.cpu() if single else None,
         )
+
+
+def drawings_warning(members: Sequence[TrainedModel]) -> str:
+    """Return a warning if a model was trained on drawings; else an empty text."""
+    names = sorted({name for member in members for name in member.drawings})
+    if not names:
+        return ""
+    return (
+        f"TRAINED ON DRAWINGS ({', '.join(names)}), not on photographs of eyes: the grades of real "
+        "photographs mean nothing."
+    )
 
 
 def _resolve_device(wanted: str | torch.device) -> torch.device:

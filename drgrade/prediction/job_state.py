@@ -108,6 +108,7 @@ def write_manifest(folder: Path, job: JobDescription, grader: Grader, **more: ob
     """Write ``prediction.json`` with further entries (status, counts); nothing depends on the clock."""
     record = {
         "notice": NOTICE,
+        "warning": grader.warning,
         **more,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "job": job,

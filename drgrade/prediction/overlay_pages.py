@@ -18,7 +18,7 @@ import numpy.typing as npt
 from drgrade.data.image_reader import UnreadablePhotograph, read_photograph
 from drgrade.errors import DataError
 from drgrade.explanation.explainer import Explainer
-from drgrade.explanation.overlay import Pixels, draw_legend, draw_overlay, resize_to
+from drgrade.explanation.overlay import Pixels, draw_legend, draw_overlay, heat_gradient, resize_to
 from drgrade.files import write_bytes
 from drgrade.html.templates import fill_page
 from drgrade.prediction.results import NOTICE, PredictionRow, ProcessedFile, ResultWriter
@@ -77,6 +77,7 @@ class OverlayPages(ResultWriter):
         max_pixels: int,
         longest: int = OVERLAY_SIDE,
         per_page: int = PER_PAGE,
+        warning: str = "",
     ) -> None:
         """Set the output and its format.
 
@@ -86,11 +87,12 @@ class OverlayPages(ResultWriter):
             max_pixels: Larger photographs are refused.
             longest: Longer side of an overlay in pixels; 0 for that of the photograph.
             per_page: Photographs per page, at least 1.
+            warning: Shown on top of every page and beside every grade; empty for none.
         """
         self.folder = folder / FOLDER
         self.index = self.folder / INDEX
         self._explainer, self._max_pixels = explainer, max_pixels
-        self._longest, self._per_page = longest, per_page
+        self._longest, self._per_page, self._warning = longest, per_page, warning
 
     def add_batch(self, batch: Sequence[ProcessedFile]) -> None:
         """Write the images of a batch.
@@ -191,6 +193,8 @@ class OverlayPages(ResultWriter):
             overview=overview,
             names=GRADE_NAMES,
             notice=NOTICE,
+            warning=self._warning,
+            ramp=heat_gradient(),
         )
         with _write_errors(self.folder):
             # File names that are not valid text are shown with escapes.

@@ -314,6 +314,8 @@ def predict(settings: PredictSettings) -> PredictionSummary:
     """
     Inputs(settings.input)  # report missing files before the models are loaded
     grader = Grader.load(settings.checkpoint, settings.device, settings.tta, settings.reading)
+    if grader.warning:
+        say(f"WARNING: {grader.warning}")
     predictor = Predictor(grader, settings.sensitivity, settings.abstain)
     names = ["tta", "reading", "sensitivity", "abstain", "overlays"]
     names += ["map", "target", "overlay_size"] if settings.overlays else []
@@ -351,14 +353,15 @@ def _run_job(
             check_same_job(folder, job)
         facts = {"threshold": rule.threshold, "batch_size": settings.batch_size}
         write_manifest(folder, job, grader, status="unfinished", **facts)
-        tables, counts = _tables(folder, job, settings), ResultCounts()
+        tables, counts = _tables(folder, job, settings, grader.warning), ResultCounts()
         batches = BatchJob(predictor, database, settings.batch_size, settings.workers)
         batches.run(inputs, [*tables, *pages, counts])
         deleted, all_counts = database.delete_others(), {**counts.to_json(), "skipped": inputs.skipped}
         write_manifest(folder, job, grader, status="finished", **facts, counts=all_counts)
     files = [*(table.path for table in tables), *(each.index for each in pages)]
     remarks = filter(None, [inputs.describe_skipped(), *_remarks(grader, deleted)])
-    lines = [*counts.summary(rule), *remarks, NOTICE, *map(str, files)]
+    warning = [f"WARNING: {grader.warning}"] if grader.warning else []
+    lines = [*warning, *counts.summary(rule), *remarks, NOTICE, *map(str, files)]
     return PredictionSummary(folder, all_counts, lines)
 
 
@@ -368,7 +371,8 @@ def _overlay_pages(predictor: Predictor, folder: Path, settings: PredictSettings
         return []
     explainer = predictor.explainer([settings.map], settings.target)
     max_pixels = predictor.grader.preparation.max_pixels
-    return [OverlayPages(folder, explainer, max_pixels, settings.overlay_size)]
+    warning = predictor.grader.warning
+    return [OverlayPages(folder, explainer, max_pixels, settings.overlay_size, warning=warning)]
 
 
 def _default_name(job: JobDescription) -> str:
@@ -378,11 +382,13 @@ def _default_name(job: JobDescription) -> str:
     return f"{first.stem or 'photographs'}-{digest[:8]}"
 
 
-def _tables(folder: Path, job: JobDescription, settings: PredictSettings) -> list[CsvTable | JsonLines]:
+def _tables(
+    folder: Path, job: JobDescription, settings: PredictSettings, warning: str
+) -> list[CsvTable | JsonLines]:
     """Return the writers of the requested tables, and of existing ones, which would become outdated."""
     known: dict[str, CsvTable | JsonLines] = {
-        "csv": CsvTable(folder),
-        "jsonl": JsonLines(folder, row_provenance(job)),
+        "csv": CsvTable(folder, warning),
+        "jsonl": JsonLines(folder, row_provenance(job), warning),
     }
     if settings.overwrite:
         for table in known.values():

@@ -27,6 +27,7 @@ COLUMNS = (
     "path",
     "image_id",
     "status",
+    "warning",
     "predicted",
     *(f"p{grade}" for grade in range(5)),
     "expected_grade",
@@ -132,9 +133,9 @@ class PredictionRow:
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(f"the stored result of {path} is damaged; overwrite=true starts again") from error
 
-    def cells(self) -> list[str]:
+    def cells(self, warning: str = "") -> list[str]:
         """Return the cells of :data:`COLUMNS`; empty where there is no value."""
-        entries = self.to_json()
+        entries = self.to_json(warning=warning)
         entries |= {f"p{grade}": p for grade, p in enumerate(self.probabilities or ())}
         return [_cell(entries.get(name)) for name in COLUMNS]
 
@@ -220,29 +221,29 @@ class ResultWriter:
 
 
 class CsvTable(ResultWriter):
-    """Writes ``predictions.csv`` with the columns :data:`COLUMNS`."""
+    """Writes ``predictions.csv`` with the columns :data:`COLUMNS`; ``warning`` applies to all rows."""
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "predictions.csv"
+    def __init__(self, folder: Path, warning: str = "") -> None:
+        self.path, self._warning = folder / "predictions.csv", warning
 
     def finish(self, rows: Iterable[PredictionRow]) -> None:  # noqa: D102
         with writing(self.path) as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(COLUMNS)
-            table.writerows(row.cells() for row in rows)
+            table.writerows(row.cells(self._warning) for row in rows)
 
 
 class JsonLines(ResultWriter):
     """Writes ``predictions.jsonl``, one object per line, each with the provenance."""
 
-    def __init__(self, folder: Path, provenance: Mapping[str, object]) -> None:
+    def __init__(self, folder: Path, provenance: Mapping[str, object], warning: str = "") -> None:
         self.path = folder / "predictions.jsonl"
-        self._provenance = dict(provenance)
+        self._more = {"warning": warning, "provenance": dict(provenance)}
 
     def finish(self, rows: Iterable[PredictionRow]) -> None:  # noqa: D102
         with writing(self.path) as file:
             for row in rows:
-                file.write(json.dumps(row.to_json(provenance=self._provenance), allow_nan=False) + "\n")
+                file.write(json.dumps(row.to_json(**self._more), allow_nan=False) + "\n")
 
 
 class ResultCounts(ResultWriter):

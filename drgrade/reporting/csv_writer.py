@@ -155,6 +155,8 @@ def _published(row: PublishedRow) -> Record:
         "label_fraction": row.label_fraction,
         "published": True,
         "source": row.source,
+        "data": row.data,
+        "caveat": row.caveat,
         "beside": row.beside,
         "min": row.minimum,
         "mean": row.mean,

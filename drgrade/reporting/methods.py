@@ -1,15 +1,16 @@
 """Methods of a report: their runs, names, order, references and published results."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from drgrade.reporting.schema import Method, PublishedRow
+from drgrade.runs.first_weights import SSL, first_weights
 from drgrade.runs.reader import Run
 from drgrade.runs.settings import (
     Settings,
@@ -20,9 +21,7 @@ from drgrade.runs.settings import (
     method_title,
     short_setting,
 )
-
-PUBLISHED_DATA = "aptos2019"
-"""Data set of all published results."""
+from drgrade.stats.formatting import listed
 
 _PUBLISHED = Path(__file__).with_name("published.yaml")
 _INITS = {"ssl": "pre-trained", "imagenet": "ImageNet weights", "random": "random init"}
@@ -59,7 +58,11 @@ def group(runs: Sequence[Run]) -> Grouped:
     labels = _labels(settings, protocols)
     lines = _lines(settings, protocols, labels)
     references = _references(settings, protocols)
-    names = [name for name in differing_settings(list(settings.values())) if name not in _TITLES]
+    names = [
+        name
+        for name in differing_settings(list(settings.values()))
+        if name not in _TITLES and not name.endswith(".weights")  # the label names the file
+    ]
     methods = [
         Method(
             key,
@@ -136,6 +139,9 @@ def _label(settings: Settings) -> str:
     if is_majority(settings):
         return name
     text = _INITS.get(init, f"from {PurePath(init).name}")
+    files = [PurePath(path).name for path in _weights_files(settings).values()]
+    if init == SSL and files:
+        text += f" from {listed(files)}"
     return text if name == init else f"{name}, {text}"
 
 
@@ -193,7 +199,21 @@ def _count_shared(settings: Mapping[str, Settings], one: Settings, key: str) -> 
 
 
 def _encoder(settings: Settings) -> dict[str, object]:
-    return {name: value for name, value in settings.items() if name.startswith("encoder.")}
+    """Return the settings of an encoder without those of its first weights."""
+    return {
+        name: value
+        for name, value in settings.items()
+        if name.startswith("encoder.") and not name.endswith((".weights", ".pretrained"))
+    }
+
+
+def _weights_files(settings: Settings) -> dict[str, str]:
+    """Return the files with first weights by setting."""
+    return {
+        name: str(value)
+        for name, value in settings.items()
+        if name.startswith("encoder.") and name.endswith(".weights") and value
+    }
 
 
 def _shared(labels: Mapping[str, str]) -> list[list[str]]:
@@ -233,8 +253,27 @@ def published_rows() -> list[PublishedRow]:
         for share, qwk in sorted(paper["qwk"].items()):
             minimum, mean, maximum = qwk if isinstance(qwk, list) else (None, qwk, None)
             row = PublishedRow(paper["label"], paper["source"], share, mean, minimum, maximum, paper["of"])
-            rows.append(row)
+            noted = share in paper.get("caveat_at", [share])
+            caveat = paper.get("caveat", "") if noted else ""
+            rows.append(replace(row, data=paper.get("data", row.data), caveat=caveat))
     return rows
+
+
+def choose_published(
+    rows: Sequence[PublishedRow], choice: Literal["own", "all"], data: str, fractions: Collection[float]
+) -> list[PublishedRow]:
+    """Choose the published results of a report.
+
+    Args:
+        rows: All published results.
+        choice: ``own``: those of the data set and the label fractions of the report; ``all``: all, of which
+            those of other data sets are named so.
+        data: Name of the data set of the report.
+        fractions: Its label fractions.
+    """
+    if choice == "own":
+        return [row for row in rows if row.data == data and row.label_fraction in fractions]
+    return [row if row.data == data else replace(row, label=f"{row.label}, on {row.data}") for row in rows]
 
 
 def match_methods(rows: Sequence[PublishedRow], grouped: Grouped) -> list[PublishedRow]:
@@ -252,7 +291,8 @@ def match_methods(rows: Sequence[PublishedRow], grouped: Grouped) -> list[Publis
 
 
 def _matches(published: Mapping[str, str], config: Mapping[str, Any]) -> bool:
-    pretext = str(config["pretext"]["name"]) if config["init"] == "ssl" else ""
+    init = first_weights(config)
+    pretext = str(config["pretext"]["name"]) if init == SSL else ""
     encoder = f"{config['encoder']['_target_']} {config['encoder'].get('name', '')}".lower()
-    same = (published["init"], published.get("pretext", "")) == (str(config["init"]), pretext)
+    same = (published["init"], published.get("pretext", "")) == (init, pretext)
     return same and published["encoder"] in encoder

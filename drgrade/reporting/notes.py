@@ -8,8 +8,9 @@ from typing import Any
 
 from drgrade.grades import NUM_GRADES
 from drgrade.reporting.comparison import Pair
-from drgrade.reporting.methods import PUBLISHED_DATA, Grouped
-from drgrade.reporting.schema import Method, MethodComparison, ResultRow, Study
+from drgrade.reporting.methods import Grouped
+from drgrade.reporting.schema import Method, MethodComparison, PublishedRow, ResultRow, Study
+from drgrade.runs.first_weights import SSL, WEIGHTS_HASH, describe_weights_files
 from drgrade.runs.reader import LeftOut, Run
 from drgrade.stats.bootstrap import TestFold
 from drgrade.stats.estimates import Range
@@ -86,6 +87,7 @@ def collect_notes(
     return [
         *_completeness(grouped.methods, rows),
         *_test_photographs(grouped.methods),
+        *_weights_files(grouped),
         *_encoders(grouped),
         *_protocols(grouped),
         *_missing_grades(folds),
@@ -106,6 +108,12 @@ def left_out_notes(left_out: Sequence[LeftOut]) -> list[str]:
     return notes
 
 
+def published_notes(published: Sequence[PublishedRow], data: str) -> list[str]:
+    """Return a sentence if published results are for other data sets than that of the report."""
+    others = sorted({row.data for row in published} - {data})
+    return [f"Published results are also shown for {listed(others)}, not only for {data}."] if others else []
+
+
 def _completeness(methods: Sequence[Method], rows: Sequence[ResultRow]) -> Iterator[str]:
     labels = {method.key: method.label for method in methods}
     incomplete = []
@@ -124,6 +132,23 @@ def _test_photographs(methods: Sequence[Method]) -> Iterator[str]:
         yield f"Pre-training used the test photographs, without their grades: {'; '.join(saw)}."
     if unknown:
         yield f"It is unknown whether pre-training used the test photographs: {'; '.join(unknown)}."
+
+
+def _weights_files(grouped: Grouped) -> Iterator[str]:
+    """Describe the files that methods started from; warn if runs of a method started from different ones."""
+    for method in grouped.methods:
+        runs = grouped.runs[method.key]
+        files = dict.fromkeys(text for run in runs for text in describe_weights_files(run.config, run.record))
+        if files:
+            begin = "Pre-training of" if method.init == SSL else ""
+            yield f"{begin} {method.label} starts from {'; '.join(files)}.".strip()
+        hashes: dict[str, set[object]] = defaultdict(set)
+        for run in runs:
+            for name, value in run.record.items():
+                if name.endswith(WEIGHTS_HASH):
+                    hashes[name].add(value)
+        if any(len(different) > 1 for different in hashes.values()):
+            yield f"Runs of {method.label} started from weights files with different content."
 
 
 def _encoders(grouped: Grouped) -> Iterator[str]:
@@ -186,9 +211,6 @@ def _origin(runs: Sequence[Run]) -> Iterator[str]:
         yield "Some runs used code with uncommitted changes (marked +)."
     if len(packages) > 1:
         yield f"The runs used {len(packages)} different sets of package versions."
-    name = str(runs[0].record["data"])
-    if name != PUBLISHED_DATA:
-        yield f"Published results are for {PUBLISHED_DATA}, not for {name}."
 
 
 def _statistics(

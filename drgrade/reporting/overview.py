@@ -42,7 +42,11 @@ def overview_table(study: Study) -> ReportTable | None:
         groups.append(Group(f"{name}, {own_protocol}" if own_protocol else name, "", [line]))
         beside = [] if own_protocol else [row for row in papers if row.beside == name]
         for label in dict.fromkeys(row.label for row in beside):
-            means = {row.label_fraction: decimal(row.mean) for row in beside if row.label == label}
+            means = {
+                row.label_fraction: f"{decimal(row.mean)} {study.footnotes.get(row.caveat, '')}".strip()
+                for row in beside
+                if row.label == label
+            }
             line = [means.get(share, "") if block == block_of_papers else "" for block, share in places]
             groups.append(Group(label, "", [line], published=True))
     published = ", with published results below it" if any(row.beside for row in study.published) else ""
@@ -139,4 +143,5 @@ def _remarks(study: Study, groups: Sequence[Group]) -> list[str]:
         )
     if "*" in text:
         remarks.append("*: some runs of this row are missing.")
+    remarks += [f"{mark}: {caveat}." for caveat, mark in study.footnotes.items() if mark in text]
     return remarks

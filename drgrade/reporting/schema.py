@@ -9,6 +9,7 @@ first.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import ascii_lowercase
 
 from drgrade.stats.curves import ReliabilityCurve, RocCurve
 from drgrade.stats.estimates import Counts, Estimate, Range
@@ -28,7 +29,7 @@ class Method:
         label: Display name, as short as the other methods of the report allow.
         protocol: Name of the protocol; if several protocols of a report share it, with the settings that
             distinguish them: ``published (epochs=5)``.
-        init: ``random``, ``imagenet``, ``ssl`` or a path.
+        init: ``random``, ``imagenet``, ``ssl``, a path, or the names of the files with the first weights.
         settings: Settings that differ between methods of the report, apart from ``method``, ``init`` and
             ``protocol.name``: ``head: CornHead`` for a class, ``protocol.epochs: 20`` for others.
         saw_test: Pre-training used the test photographs, without grades; None if unknown.
@@ -298,13 +299,15 @@ class CrossResult:
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """Result of a paper.
+    """Result of a paper, a repository or a model card.
 
     Attributes:
         label: Method, as named in the paper.
         source: Paper, data and protocol.
         mean: QWK over the folds; ``minimum`` and ``maximum`` are None if the paper does not report them.
         of: ``init``, ``pretext`` and ``encoder`` of the method.
+        data: Name of the data set.
+        caveat: What makes the result hard to compare; empty if nothing is known.
         beside: Line (:attr:`Method.line`) of the same method in the report; empty if there is none.
     """
 
@@ -316,6 +319,8 @@ class PublishedRow:
     maximum: float | None = None
     of: Mapping[str, str] = field(default_factory=dict)
     beside: str = ""
+    data: str = "aptos2019"
+    caveat: str = ""
 
 
 @dataclass(frozen=True)
@@ -427,6 +432,12 @@ class Study:
     def labels(self) -> dict[str, str]:
         """Display name of each method, by key."""
         return {method.key: method.label for method in self.methods}
+
+    @property
+    def footnotes(self) -> dict[str, str]:
+        """Mark of each caveat of the published results: ``[a]``, ``[b]``, ..."""
+        caveats = dict.fromkeys(row.caveat for row in self.published if row.caveat)
+        return {caveat: f"[{letter}]" for caveat, letter in zip(caveats, ascii_lowercase, strict=False)}
 
     @property
     def label_fractions(self) -> list[float]:

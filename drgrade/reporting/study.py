@@ -5,6 +5,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -15,8 +16,14 @@ from drgrade.reporting.checks import check_same_data, collect_folds, one_run_per
 from drgrade.reporting.comparison import REFERENCE, SELECTIVE_STATISTICS, compare_all, pairs_to_compare
 from drgrade.reporting.costs import compare_budgets, compute_budgets, pretraining_costs
 from drgrade.reporting.cross_data import cross_results
-from drgrade.reporting.methods import group, match_methods, published_rows
-from drgrade.reporting.notes import collect_notes, data_facts, left_out_notes, provenance_facts
+from drgrade.reporting.methods import choose_published, group, match_methods, published_rows
+from drgrade.reporting.notes import (
+    collect_notes,
+    data_facts,
+    left_out_notes,
+    provenance_facts,
+    published_notes,
+)
 from drgrade.reporting.schema import Missing, ResultRow, Study
 from drgrade.reporting.statistics import Result, compute_results, compute_row, group_by_row
 from drgrade.runs.reader import HYDRA_CONFIG, LeftOut, Run, RunLocation, Unfinished, read_run
@@ -34,6 +41,7 @@ def build_study(
     seed: int = 0,
     title: str | None = None,
     compare: str = REFERENCE,
+    published: Literal["own", "all"] = "own",
     cross: Sequence[Path] = (),
 ) -> Study:
     """Read runs and compute the content of a report.
@@ -44,6 +52,7 @@ def build_study(
         seed: Random seed of the bootstrap.
         title: Title; None derives it from the data set.
         compare: Methods to compare; see :func:`drgrade.reporting.comparison.pairs_to_compare`.
+        published: Published results to show; see :func:`drgrade.reporting.methods.choose_published`.
         cross: Folders of runs that were trained on other data sets, for the matrix of data sets alone.
 
     Returns:
@@ -76,10 +85,13 @@ def build_study(
     budgets = compute_budgets(grouped, costs)
     findings = compare_budgets(grouped, budgets)
     warnings = [finding.text for finding in findings if finding.warning]
+    data = str(runs[0].record["data"])
+    papers = choose_published(published_rows(), published, data, {row.label_fraction for row in rows})
     notes = collect_notes(grouped, rows, pairs, comparisons, folds)
+    notes += published_notes(papers, data)
     others = [each for cell in find_cells(cross)[0] if isinstance(each := read_run(cell), Run)]
     return Study(
-        title=title or f"Grading with few labels: {runs[0].record['data']}",
+        title=title or f"Grading with few labels: {data}",
         runs=[run.folder for run in runs],
         missing=_missing(unfinished),
         data=data_facts(runs, folds),
@@ -89,7 +101,7 @@ def build_study(
         methods=grouped.methods,
         rows=rows,
         comparisons=comparisons,
-        published=match_methods(published_rows(), grouped),
+        published=match_methods(papers, grouped),
         pretrainings=list(costs.values()),
         compared=compared,
         budgets=budgets,

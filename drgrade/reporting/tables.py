@@ -102,9 +102,9 @@ def main_table(study: Study) -> ReportTable:
     for label in dict.fromkeys(row.label for row in study.published):
         rows = [row for row in study.published if row.label == label]
         sources = listed(list(dict.fromkeys(row.source for row in rows)))
-        lines = [_published_line(row, dashes) for row in rows]
-        groups.append(Group(label, f"results of the paper: {sources}", lines, published=True))
-    remarks = list(dashes.remarks)
+        lines = [_published_line(row, study.footnotes.get(row.caveat, ""), dashes) for row in rows]
+        groups.append(Group(label, f"source: {sources}", lines, published=True))
+    remarks = [*dashes.remarks, *(f"{mark}: {caveat}." for caveat, mark in study.footnotes.items())]
     if not all(row.complete for row in study.rows):
         remarks.insert(0, "*: some runs of this row are missing.")
     if any(len(row.seeds) < 2 for row in study.rows):
@@ -134,10 +134,10 @@ def _main_line(row: ResultRow, dashes: Dashes) -> list[str]:
     ]
 
 
-def _published_line(row: PublishedRow, dashes: Dashes) -> list[str]:
+def _published_line(row: PublishedRow, mark: str, dashes: Dashes) -> list[str]:
     dashes.note("not reported in the paper")
     return [
-        fraction(row.label_fraction),
+        f"{fraction(row.label_fraction)} {mark}".strip(),
         *[DASH] * 2,
         DASH if row.minimum is None else decimal(row.minimum),
         decimal(row.mean),

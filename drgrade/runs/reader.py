@@ -15,6 +15,7 @@ from drgrade.errors import DataError
 from drgrade.grades import NUM_GRADES
 from drgrade.models.calibration import Calibration
 from drgrade.renames import current
+from drgrade.runs.first_weights import first_weights
 from drgrade.runs.run_dir import (
     CONFIG,
     FINISHED,
@@ -234,6 +235,8 @@ def _check_record(folder: Path, config: Mapping[str, Any], record: Mapping[str, 
         missing = [name for name in _SETTINGS if not _has(config, name)]
         what = f"has no {', '.join(missing)}" if missing else f"has no usable {', '.join(_AXES)}"
         raise DataError(f"{folder / CONFIG} {what}; {_REPAIR}")
+    if str(record.get("init")) == first_weights(config):
+        record = {**record, "init": config["init"]}  # named after a weights file
     for name in (*_AXES, "init"):
         if name in record and record[name] != config[name] and str(record[name]) != str(config[name]):
             raise DataError(

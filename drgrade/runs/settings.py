@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from drgrade.artefacts import shortened
 from drgrade.config import ROLES, is_pretrained
 from drgrade.renames import canonical
+from drgrade.runs.first_weights import first_weights
 
 MAJORITY = "majority class"
 
@@ -215,7 +216,9 @@ def method_settings(config: Mapping[str, Any]) -> dict[str, object]:
     """Return the settings that all runs of one method share.
 
     Excluded are the axes of a table (label fraction, fold, seed), names, places, hardware and logging, and
-    settings that the run did not use: without ``init=ssl`` those of pre-training.
+    settings that the run did not use: without ``init=ssl`` those of pre-training. ``init`` is replaced by
+    :func:`~drgrade.runs.first_weights.first_weights`, so that weights of a file are called neither random nor
+    ImageNet.
 
     Args:
         config: Resolved config of a run.
@@ -226,9 +229,12 @@ def method_settings(config: Mapping[str, Any]) -> dict[str, object]:
         ignored += _PRETRAINING
     elif init != "ssl":  # the path of an encoder
         ignored += _PRETRAINING[:2]
+    settings = flat(canonical(config))
+    if init is not None and "encoder" in config:
+        settings["init"] = first_weights(config)
     return {
         name: value
-        for name, value in sorted(_without_added(flat(canonical(config)), config).items())
+        for name, value in sorted(_without_added(settings, config).items())
         if name in _COUNTED or not (_is_below(name, ignored) or name.endswith(_NOT_OF_A_METHOD_ENDINGS))
     }
 

@@ -324,7 +324,8 @@ class _ImageNetWeights:
 
     def fit(self, cfg: DictConfig) -> bool:
         """Return True if the files of a cell's encoder fit it; log once why the cells are left out."""
-        from drgrade.training.build import make_encoder, weights_files
+        from drgrade.runs.first_weights import weights_files
+        from drgrade.training.build import make_encoder
 
         key = OmegaConf.to_yaml(cfg.encoder, resolve=True)
         if key not in self._known:

@@ -22,8 +22,10 @@ from drgrade.config import further_sources, nearest
 from drgrade.data.photographs import Photographs
 from drgrade.data.splits.spec import SUBSETS
 from drgrade.errors import ConfigError, DataError, DrgradeError
-from drgrade.models.encoder import Encoder, load_encoder
+from drgrade.files import file_sha256
+from drgrade.models.encoder import Encoder, load_encoder, stated_origin
 from drgrade.models.restore import check_model_settings, model_class, model_settings, without_weights
+from drgrade.runs.first_weights import weights_files
 from drgrade.runs.run_dir import BEST, FINISHED, LAST, TRIAL, start_run_dir, write_metrics
 from drgrade.runs.settings import partial_settings
 from drgrade.tasks.grading import GradingTask
@@ -117,15 +119,14 @@ def is_probe(cfg: DictConfig) -> bool:
     return cfg.protocol.get("probe") is not None
 
 
-def weights_files(encoder: DictConfig) -> dict[str, str]:
-    """Return the weights files in an encoder's config, as ``{"part.weights": path}``."""
-    files: dict[str, str] = {}
-    for name, value in encoder.items():
-        if isinstance(value, DictConfig):
-            files |= {f"{name!s}.{setting}": path for setting, path in weights_files(value).items()}
-        elif name == "weights" and value:
-            files["weights"] = str(value)
-    return files
+def weights_facts(cfg: DictConfig) -> dict[str, str]:
+    """Return name, hash and stated origin of each weights file in the config of an encoder."""
+    facts: dict[str, str] = {}
+    for setting, path in weights_files(cfg.encoder).items():
+        file = Path(path)
+        facts |= {f"{setting}_file": file.name, f"{setting}_hash": file_sha256(file)}
+        facts[f"{setting}_says"] = stated_origin(file)
+    return facts
 
 
 _SET_BY_DRGRADE = {

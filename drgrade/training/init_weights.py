@@ -13,10 +13,11 @@ from drgrade.config import is_pretrained
 from drgrade.data.photographs import Photographs
 from drgrade.errors import ConfigError, DataError, EncoderError
 from drgrade.files import file_sha256
-from drgrade.models.encoder import CARD, WEIGHTS, is_complete_encoder
+from drgrade.models.encoder import CARD, WEIGHTS, is_complete_encoder, stated_origin
+from drgrade.runs.first_weights import IMAGENET, RANDOM, SSL, first_weights
 from drgrade.runs.run_dir import HASHES, LAST, SEEN, intact_checkpoints, read_json
 from drgrade.runs.settings import label_seed
-from drgrade.training.build import weights_files
+from drgrade.training.build import weights_facts
 from drgrade.training.distributed import (
     announce_no_pretraining,
     announce_pretraining,
@@ -38,9 +39,9 @@ def find_initial_encoder(cfg: DictConfig, photographs: Photographs) -> Path | No
         DrgradeError: If the encoder does not exist, or was pre-trained on test photographs of this run
             without ``pretrain_on=all``.
     """
-    if cfg.init in ("random", "imagenet"):
+    if cfg.init in (RANDOM, IMAGENET):
         return None
-    if cfg.init == "ssl":
+    if cfg.init == SSL:
         return find_or_pretrain(cfg, photographs)
     path = Path(cfg.init)
     if not path.exists():
@@ -137,20 +138,29 @@ def run_facts(cfg: DictConfig, photographs: Photographs, initial: Path | None) -
     facts |= {"label_seed": label_seed(cfg), "protocol": cfg.protocol.name, "data": cfg.data.name}
     if cfg.protocol.get("shots") is not None:
         facts["shots"] = cfg.protocol.shots
+    drawn = [
+        source.name
+        for source, role in photographs.roles
+        if role == "labelled" and source.about and source.about.drawn
+    ]
+    facts |= {"drawings": ",".join(drawn)} if drawn else {}
     for source, role in photographs.roles[1:]:
         named = facts.get(f"data_{role}")
         facts[f"data_{role}"] = f"{named},{source.name}" if named else source.name
     facts |= {"data_hash": photographs.sha256, "split_hash": photographs.split_hash}
     facts |= {f"split/{remark.name}": remark.count for remark in photographs.remarks}
     if initial is None:
-        files = weights_files(cfg.encoder)
-        facts |= {f"{setting}_hash": file_sha256(Path(path)) for setting, path in files.items()}
-        return {**facts, "init": cfg.init, "pretraining_saw_test": None if is_pretrained(cfg) else False}
+        init = first_weights(cfg)
+        facts |= weights_facts(cfg)
+        return {**facts, "init": init, "pretraining_saw_test": None if is_pretrained(cfg) else False}
     weights = initial / WEIGHTS if initial.is_dir() else initial
     saw = pretraining_saw_test(weights, photographs)
     if saw and is_main_process():
         log.info("note: pre-training has seen test photographs (without grades); metrics.json records it")
-    return {**facts, "init": str(cfg.init), "encoder_hash": file_sha256(weights), "pretraining_saw_test": saw}
+    facts |= {"init": str(cfg.init), "encoder_hash": file_sha256(weights), "pretraining_saw_test": saw}
+    if cfg.init != SSL:
+        return {**facts, "encoder_file": initial.name, "encoder_says": stated_origin(weights)}
+    return {**facts, **weights_facts(cfg)}
 
 
 def pretraining_saw_test(weights: Path, photographs: Photographs) -> bool | None:

@@ -17,6 +17,7 @@ from drgrade.errors import ConfigError, DrgradeError
 from drgrade.files import file_sha256, remove_partial_files, replacing
 from drgrade.models.encoder import CARD, WEIGHTS, is_complete_encoder, save_encoder
 from drgrade.renames import canonical
+from drgrade.runs.first_weights import first_weights, weights_files
 from drgrade.runs.run_dir import (
     CHECKPOINTS,
     PROVENANCE,
@@ -36,7 +37,7 @@ from drgrade.training.build import (
     make_encoder,
     make_trainer,
     seed_everything,
-    weights_files,
+    weights_facts,
 )
 from drgrade.training.distributed import is_main_process, wait_for_all
 from drgrade.training.tracking.tracker import tracked_run
@@ -64,7 +65,7 @@ def pretrain(
     Raises:
         DrgradeError: If photographs or encoder cannot be used, or the training diverges.
     """
-    first = first_weights(cfg)
+    first = pretext_init(cfg)
     if "seed_each_epoch" in cfg.callbacks:
         cfg.callbacks.seed_each_epoch.seed = cfg.pretext.seed
     seed_everything(cfg.pretext.seed)
@@ -79,7 +80,8 @@ def pretrain(
         subsets = data.subsets()
         seen = photographs.manifest["file_sha256"][subsets["subset"].ne("test").to_numpy()]
         start_run_dir(folder, cfg, subsets, hashes, seen, checkpoint)
-    facts = {"data_hash": photographs.sha256, **hashes}
+    facts = {"data_hash": photographs.sha256, **hashes, **weights_facts(cfg)}
+    facts["init"] = first_weights(encoder_cfg)
     with tracked_run(cfg, folder, facts, resumed=checkpoint is not None) as tracked:
         callbacks = checkpoint_callbacks(folder / CHECKPOINTS)
         trainer, clock = make_trainer(cfg, folder, callbacks, tracked.logger)
@@ -125,8 +127,8 @@ def _share(folder: Path, shared: Path) -> None:
     log.info("encoder: %s (found by init=ssl with the same settings)", shared)
 
 
-def first_weights(cfg: DictConfig) -> str:
-    """Return the first weights of a pre-training: ``init``, or ``pretext.init`` if ``init`` is ``random``.
+def pretext_init(cfg: DictConfig) -> str:
+    """Return ``init`` of a pre-training, or ``pretext.init`` if that is ``random``.
 
     Raises:
         ConfigError: If ``init`` is neither ``random`` nor ``imagenet``.
@@ -182,7 +184,7 @@ def _encoder_settings(cfg: DictConfig) -> dict[str, Any]:
         "encoder": _architecture_settings(cfg),
         "image_size": cfg.data.image_size,
         "pretrain_on": cfg.pretrain_on,
-        "init": first_weights(cfg),
+        "init": pretext_init(cfg),
         "trainer": {name: value for name, value in cfg.trainer.items() if name not in WITHOUT_EFFECT},
         "normalised_apart": 1 if shared else processes,
         "version": _VERSION,

@@ -17,7 +17,7 @@ import torch
 from drgrade.app import uploads as uploads_module
 from drgrade.app.analysis import UploadAnalyzer, UploadResult
 from drgrade.app.isolation import is_local
-from drgrade.app.page import GRADES, draw_example, render_about, render_cards
+from drgrade.app.page import GRADES, build_page, draw_example, render_about, render_cards
 from drgrade.app.server import listen
 from drgrade.app.uploads import MAX_BYTES, Uploads
 from drgrade.cli import app
@@ -67,6 +67,18 @@ def test_same_file_of_two_users_is_two_uploads(uploads):
     with uploads.take(first.path):
         pass
     assert second.path.read_bytes() == b"content"
+
+
+def test_run_trained_on_drawings_warns_beside_every_grade_and_in_the_notice(analyzer, uploads):
+    warning = analyzer.grader.warning
+    assert "TRAINED ON DRAWINGS (demo)" in warning
+    results = [UploadResult("eye.jpg", Verdict("good"), _graded(probability)) for probability in (0.1, 0.9)]
+    assert render_cards(results, analyzer).count(warning) == 2
+    page = build_page(analyzer, uploads)
+    (notice,) = (
+        block.value for block in page.blocks.values() if getattr(block, "elem_id", "") == "dg-notice"
+    )
+    assert notice.index(warning) < notice.index("For research only")
 
 
 def test_other_files_cannot_be_taken(uploads, tmp_path):

@@ -87,6 +87,7 @@ def server(run, tmp_path_factory):
     try:
         url = process.stdout.readline().strip()
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", url), process.stderr.read()
+        assert "TRAINED ON DRAWINGS" in process.stderr.readline()
         folder = Path(re.search(r"uploads are kept in (\S+)", process.stderr.readline())[1])
         started = len(log.read_text())  # libraries make folders for themselves when they are imported
         port = int(url.split(":")[2].strip("/"))
@@ -206,6 +207,7 @@ def test_photograph_is_graded_as_by_the_grader(page, photograph, grader, server)
     page.mouse.wheel(0, 5000)
     page.wait_for_function("scrollY > 0")
     assert NOTICE in page.inner_text("#dg-notice")
+    assert "TRAINED ON DRAWINGS" in page.inner_text("#dg-notice")
     assert page.evaluate("document.querySelector('#dg-notice').getBoundingClientRect().top") >= 0
 
 

@@ -1,5 +1,6 @@
 """Evaluation of runs and ensembles, on their own photographs and on data sets."""
 
+import dataclasses
 import filecmp
 import hashlib
 import json
@@ -11,6 +12,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from sklearn.metrics import cohen_kappa_score
 
@@ -314,6 +316,41 @@ def test_a_setting_of_a_data_set_needs_a_data_set(monkeypatch):
     monkeypatch.setattr(command, "_running", [EvaluateSettings])
     message = command.explain_override("Could not override 'data.root'.")
     assert message == "data.root is a setting of a data set and none is named: add data=NAME"
+
+
+def test_page_says_on_top_that_the_model_was_trained_on_drawings(
+    finished_run, other_clinic, shared, run, capsys
+):
+    _, folder = run(finished_run(), *clinic(other_clinic))
+    page = (folder / "evaluation.html").read_text()
+    assert page.index("TRAINED ON DRAWINGS (demo)") < page.index("<h2>")
+    assert "note: TRAINED ON DRAWINGS" in capsys.readouterr().err
+    _, folder = run(finished_run(), *own(shared), "force=true")
+    assert "TRAINED ON DRAWINGS" not in (folder / "evaluation.html").read_text()  # nor are they photographs
+
+
+def test_page_says_on_top_that_every_photograph_got_one_grade(
+    finished_run, other_clinic, run, monkeypatch, capsys
+):
+    grade = Grader.grade_normalised
+
+    def constant(self, images):
+        graded, members = grade(self, images)
+        same = dataclasses.replace(graded, grades=torch.full_like(graded.grades, 2))
+        return same, members
+
+    _, folder = run(finished_run(), *clinic(other_clinic))
+    page = (folder / "evaluation.html").read_text()
+    predicted = set(pd.read_csv(folder / "predictions.csv")["predicted"])
+    assert ("was graded" in page) == (len(predicted) == 1)
+    monkeypatch.setattr(Grader, "grade_normalised", constant)
+    _, folder = run(finished_run(), *clinic(other_clinic))
+    page, text = (
+        (folder / "evaluation.html").read_text(),
+        "test: every one of the 25 photographs was graded 2.",
+    )
+    assert page.index(text) < page.index("<h2>")
+    assert f"note: {text}" in capsys.readouterr().err
 
 
 def test_the_page_is_self_contained_and_shows_every_count(finished_run, other_clinic, run):

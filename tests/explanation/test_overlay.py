@@ -1,5 +1,7 @@
 """Heat is mapped back to its place on the original photograph."""
 
+import re
+
 import cv2
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 
 from drgrade.data.crops import Facts
 from drgrade.data.geometry import Disc, crop_disc
-from drgrade.explanation.overlay import draw_legend, draw_overlay, project_heat
+from drgrade.explanation.overlay import draw_legend, draw_overlay, heat_gradient, project_heat
 
 SIDE = 96
 
@@ -88,6 +90,26 @@ def test_lightness_increases_with_heat():
     along = lightness[[60, 80, 120, 140, 160, 180, 192]]  # the line at half of the heat is at 100
     assert (np.diff(along) > 0).all()
     assert along[-1] - lightness[0] > 50
+
+
+def test_no_colour_of_the_scale_is_that_of_a_retina_or_a_lesion():
+    """Exudates are yellow, white or orange, blood is red: in all of them red is above blue."""
+    retinas = [(150, 70, 30), (210, 120, 60), (90, 40, 20)]
+    for colour in retinas:
+        photograph = np.full((201, 201, 3), colour, np.uint8)
+        ramp = np.repeat(np.linspace(0, 1, SIDE, dtype=np.float32)[None], SIDE, axis=0)
+        overlay = draw_overlay(photograph, _facts(201, 201, 100.5, 100.5, 100.5), ramp).astype(int)
+        red, _, blue = overlay[100, 125:196].T
+        assert (blue > red).all()
+        assert (blue > 100).all()
+
+
+def test_pages_show_the_scale_of_the_legend_in_overlays():
+    stops = re.findall(r"#(\w{6})", heat_gradient())
+    legend = draw_legend(801)[0]
+    assert len(stops) == 9
+    for number, stop in enumerate(stops):
+        np.testing.assert_allclose(legend[100 * number], list(bytes.fromhex(stop)), atol=1)
 
 
 @pytest.mark.parametrize("width", [1, 40, 640, 4288])

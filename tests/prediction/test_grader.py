@@ -1,6 +1,7 @@
 """A loaded run prepares the same pixels and predicts the same as in training."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from drgrade.models.calibration import Calibration
 from drgrade.models.grading_model import TTA_VIEWS
 from drgrade.prediction.checkpoint import load_model
 from drgrade.prediction.grader import Grader
+from drgrade.publishing.hub import save_pretrained
 from drgrade.training.build import make_photographs
 
 P = [f"p{k}" for k in range(5)]
@@ -53,6 +55,28 @@ def test_a_loaded_model_is_calibrated_and_in_evaluation_mode(finished_run):
     trained = load_model(finished_run())
     assert trained.calibration.photographs >= 10
     assert not trained.model.training
+
+
+def test_drawings_are_recognised_in_earlier_runs_and_published_models(finished_run, tmp_path):
+    trained = load_model(finished_run())
+    assert trained.drawings == ["demo"]
+    earlier = {name: value for name, value in trained.record.items() if name != "drawings"}
+    assert replace(trained, record=earlier).drawings == ["demo"]
+    renamed = trained.config.copy()
+    renamed.data.name = "ours"
+    assert replace(trained, record=earlier, config=renamed).drawings == ["ours"]
+    published = load_model(save_pretrained(finished_run(), tmp_path / "published"))
+    assert published.drawings == ["demo"]
+    assert replace(published, record=earlier).drawings == ["demo"]  # of an earlier version
+    joined = trained.config.copy()
+    joined.data.source._target_ = "drgrade.data.sources.folder.Folder"
+    joined.data.name, joined.data.labelled = "clinic", ["demo", "../../secret"]
+    assert replace(trained, record=earlier, config=joined).drawings == ["demo"]
+    joined.data.labelled = []
+    real = replace(trained, record=earlier, config=joined)
+    assert real.drawings == []
+    assert Grader([real], device="cpu").warning == ""
+    assert "TRAINED ON DRAWINGS (demo)" in Grader([real, trained], device="cpu").warning
 
 
 @pytest.mark.parametrize("head", ["softmax", "regression_fitted", "corn"])

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,6 +50,18 @@ def eyes(tmp_path_factory) -> Path:
 def _predict(run: Path, given: object, out: Path, **more) -> list[dict]:
     work(compose("predict", checkpoint=run, input=str(given), out=out, device="cpu", workers=1, **more))
     return [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+
+
+def real_run(run: Path, folder: Path) -> Path:
+    """Copy a run as if it had been trained on photographs of a folder."""
+    shutil.copytree(run, folder)
+    record = json.loads((folder / "metrics.json").read_text())
+    del record["drawings"]
+    (folder / "metrics.json").write_text(json.dumps({**record, "data": "clinic"}))
+    cfg = OmegaConf.load(folder / "config.yaml")
+    cfg.data.name, cfg.data.source._target_ = "clinic", "drgrade.data.sources.folder.Folder"
+    OmegaConf.save(cfg, folder / "config.yaml")
+    return folder
 
 
 def _files(out: Path) -> dict[str, bytes]:
@@ -103,6 +116,29 @@ def test_the_manifest_records_weights_and_data(finished_run, eyes, tmp_path):
     assert manifest["status"] == "finished"
     assert manifest["counts"]["graded"] == 10
     assert "Not a medical device" in manifest["notice"]
+
+
+def test_model_trained_on_drawings_warns_in_console_and_every_output(finished_run, eyes, tmp_path, capsys):
+    lines = _predict(finished_run(), eyes, tmp_path, overlays=True)
+    said, printed = (text.splitlines() for text in reversed(capsys.readouterr()))
+    warning = lines[0]["warning"]
+    assert warning.startswith("TRAINED ON DRAWINGS (demo)")
+    assert f"WARNING: {warning}" in said
+    assert printed[0] == f"WARNING: {warning}"
+    table = pd.read_csv(tmp_path / "predictions.csv", keep_default_na=False)
+    assert set(table["warning"]) == {warning}
+    assert COLUMNS.index("warning") < COLUMNS.index("predicted")
+    assert json.loads((tmp_path / "prediction.json").read_text())["warning"] == warning
+    page = (tmp_path / "overlays" / "index.html").read_text()
+    assert page.count(warning) == 1 + 10
+    assert page.index(warning) < page.index("For research only")
+
+
+def test_model_trained_on_photographs_has_no_warning(finished_run, eyes, tmp_path):
+    run = real_run(finished_run(), tmp_path / "run")
+    lines = _predict(run, eyes, tmp_path / "out", overlays=True)
+    assert {line["warning"] for line in lines} == {""}
+    assert "DRAWINGS" not in (tmp_path / "out" / "overlays" / "index.html").read_text()
 
 
 def test_bad_files_are_rows_with_reasons(finished_run, eyes, tmp_path):

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import yaml
-from synthetic import RANDOM, ROTATION, FakeMethod, change_config, write_runs
+from synthetic import RANDOM, ROTATION, FakeMethod, change_config, change_json, write_runs
 
 from drgrade.reporting.study import build_study
 from drgrade.runs.settings import WITHOUT_EFFECT, flat, method_key, method_settings
@@ -171,3 +171,47 @@ def test_equal_labels_are_extended_by_the_fewest_settings(tmp_path):
         "rotation, random init, lr=0.5, head=SoftmaxHead",
     ]
     assert all(set(method.settings) == {"head", "optimizer.lr"} for method in study.methods)
+
+
+RESNET = ("encoder=timm", "encoder.name=resnet18")
+FILE = "encoder.weights=/somewhere/lite.safetensors"
+
+
+@pytest.mark.parametrize("init", ["random", "imagenet"])
+def test_weights_from_a_file_are_called_neither_random_nor_imagenet(tmp_path, init):
+    runs = write_runs(tmp_path, [FakeMethod((*RESNET, f"init={init}", FILE))], [1.0])
+    for run in runs:
+        change_json(run / "metrics.json", weights_hash="a" * 64, weights_says="source=ImageNet-1k")
+    study = build_study([tmp_path], resamples=10)
+    (method,) = study.methods
+    assert (method.label, method.init) == ("resnet18, from lite.safetensors", "lite.safetensors")
+    assert method.key.startswith("resnet18-lite-safetensors-published-")
+    assert (
+        "resnet18, from lite.safetensors starts from lite.safetensors, SHA-256 aaaaaaaaaaaa, "
+        "says: source=ImageNet-1k." in study.notes
+    )
+
+
+def test_weights_from_a_file_are_no_reference_and_are_compared_with_random_ones(tmp_path):
+    methods = [FakeMethod((*RESNET, "init=random", *more)) for more in ((), (FILE,))]
+    imagenet = FakeMethod((*RESNET, "init=imagenet", FILE))
+    write_runs(tmp_path, [*methods, imagenet], [1.0])
+    study = build_study([tmp_path], resamples=10)
+    random = next(method for method in study.methods if method.init == "random")
+    assert random.label == "resnet18, random init"
+    assert random.reference == ""
+    assert {method.reference for method in study.methods if method != random} == {random.key}
+    assert len({method.key for method in study.methods}) == len(study.methods) == 2
+
+
+def test_runs_from_different_content_of_one_file_are_noted(tmp_path):
+    runs = write_runs(tmp_path, [FakeMethod((*RESNET, "init=random", FILE))], [1.0])
+    for digit, run in zip("abc", runs, strict=True):
+        change_json(run / "metrics.json", weights_hash=digit * 64)
+    notes = build_study([tmp_path], resamples=10).notes
+    assert any("weights files with different content" in note for note in notes)
+
+
+def test_pretraining_that_starts_from_a_file_is_named_so(tmp_path):
+    write_runs(tmp_path, [FakeMethod((*RESNET, "init=ssl", FILE))], [1.0])
+    assert labels(tmp_path) == ["resnet18, pre-trained from lite.safetensors"]

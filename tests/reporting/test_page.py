@@ -65,7 +65,7 @@ def test_published_rows_are_marked(study, html):
     assert part
     text = part.partition("</table>")[0]
     assert "rotation (Taleb et al.)" in text
-    assert "results of the paper: 2022, APTOS 2019, 5 folds, published protocol" in text
+    assert "source: 2022, APTOS 2019, 5 folds, published protocol" in text
     means = re.findall(r'class="number strong">([^<]+)<', text)
     assert means == [formatting.decimal(row.mean) for row in study.published]
     assert html.count('<span class="badge note">published</span>') == 2

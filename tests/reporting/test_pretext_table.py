@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def study(folder):
-    return build_study([folder], resamples=200)
+    return build_study([folder], resamples=200, published="all")
 
 
 @pytest.fixture(scope="module")
@@ -145,20 +145,24 @@ def test_published_results_follow_the_matching_method(study):
     table = overview.overview_table(study)
     names = [group.name for group in table.groups]
     place = names.index("rotation, pre-trained")
-    assert names[place + 1 : place + 3] == ["rotation (2022)", "rotation (Taleb et al. 2020)"]
-    assert names[names.index("random init") + 1] == "random init (Taleb et al. 2020)"
+    papers = ["rotation (2022)", "rotation (Taleb et al. 2020)", "rotation (replication 2025)"]
+    assert names[place + 1 : place + 4] == [f"{name}, on aptos2019" for name in papers]
+    assert names[names.index("random init") + 1] == "random init (Taleb et al. 2020), on aptos2019"
     assert all(group.published == ("20" in group.name) for group in table.groups)
-    (paper,) = cells(study, "rotation (2022)")
-    assert paper["published: 10 %"] == "0.432"
+    (paper,) = cells(study, "rotation (2022), on aptos2019")
+    assert paper["published: 10 %"] == "0.432 [a]"
+    assert paper["published: 100 %"] == "0.725"
     assert paper["matched: 10 %"] == ""
     assert not any("jigsaw" in name for name in names)  # there is no such row here
 
 
 def test_papers_have_separate_columns_without_the_published_protocol(tmp_path):
     folder = write_table(tmp_path, protocols=("matched",), **SIZE)
-    study = build_study([folder], resamples=20)
-    (paper,) = cells(study, "rotation (2022)")
-    assert paper["papers: 5 %"] == "0.294"
+    study = build_study([folder], resamples=20, published="all")
+    (paper,) = cells(study, "rotation (2022), on aptos2019")
+    assert paper["papers: 5 %"] == "0.294 [a]"
+    remarks = overview.overview_table(study).remarks
+    assert any(remark.startswith("[a]: not a fair baseline") for remark in remarks)
     assert paper["matched: 100 %"] == ""
 
 

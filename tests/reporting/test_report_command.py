@@ -39,6 +39,7 @@ def reported(sweep):
         "report",
         str(sweep),
         "resamples=100",
+        "published=all",
     ]
     return subprocess.run(command, capture_output=True, text=True, check=True)
 

@@ -25,6 +25,7 @@ from synthetic import (
 from drgrade.errors import DataError
 from drgrade.reporting.methods import published_rows
 from drgrade.reporting.study import build_study
+from drgrade.reporting.tables import main_table
 
 
 @pytest.mark.parametrize(
@@ -302,7 +303,6 @@ def test_notes_contain_caveats(tmp_path):
         "The runs used 2 different commits.",
         "Some runs used code with uncommitted changes (marked +).",
         "The runs used 2 different sets of package versions.",
-        "Published results are for aptos2019, not for demo.",
     ):
         assert expected in notes
 
@@ -311,12 +311,6 @@ def test_validation_within_the_fraction_is_noted(tmp_path):
     write_runs(tmp_path, [FakeMethod((*RANDOM.overrides, "protocol.val_within_fraction=true"))], [1.0])
     notes = build_study([tmp_path], resamples=20).notes
     assert "Protocol published: validation labels are part of the label fraction." in notes
-
-
-def test_published_results_for_the_same_data_have_no_note(tmp_path):
-    for run in write_runs(tmp_path, [RANDOM], [1.0]):
-        change_json(run / "metrics.json", data="aptos2019")
-    assert not any("Published results" in note for note in build_study([tmp_path], resamples=20).notes)
 
 
 def test_pretraining_costs_are_listed_once_per_encoder(tmp_path):
@@ -390,8 +384,11 @@ def test_different_encoders_of_a_method_are_noted(tmp_path):
 
 
 def test_published_rows_equal_the_papers():
-    rows = {(row.label, row.label_fraction): row for row in published_rows()}
-    assert len(rows) == 5 * 7
+    every = published_rows()
+    assert len(every) == 5 * 7 + 5 * 5 + 6 * 3 + 3 * 3
+    assert len({(row.label, row.data, row.label_fraction) for row in every}) == len(every)
+    assert all(0 < row.mean < 1 and row.source for row in every)
+    rows = {(row.label, row.label_fraction): row for row in every if row.data == "aptos2019"}
     rotation = {
         0.05: (0.1751, 0.2944, 0.4670),
         0.1: (0.2889, 0.4321, 0.5085),
@@ -404,4 +401,44 @@ def test_published_rows_equal_the_papers():
         assert (row.minimum, row.mean, row.maximum) == figures
     assert rows["jigsaw (Taleb et al. 2020)", 0.1].mean == 0.52
     assert rows["random init (Taleb et al. 2020)", 0.25].minimum is None
-    assert all("APTOS 2019" in row.source for row in rows.values())
+    assert rows["random init (replication 2025)", 0.05].mean == 0.599
+    assert rows["exemplar (replication 2025)", 1.0].mean == 0.689
+    elsewhere = {(row.label, row.data): row.mean for row in every if row.label_fraction == 1}
+    assert elsewhere["SSiT, ViT-S/16 (GSSL 2024)", "ddr"] == 0.8188
+    assert elsewhere["GSSL, ViT-S/16 (GSSL 2024)", "messidor2"] == 0.6463
+    assert elsewhere["DINOv2-B (ClementP 2024)", "idrid"] == 0.824
+    low = [row for row in every if "2020" in row.label or "2022" in row.label]
+    assert all(("not a fair baseline" in row.caveat) == (row.label_fraction < 0.5) for row in low)
+    assert all(row.caveat for row in every if row not in low)
+
+
+@pytest.mark.parametrize("data", ["aptos2019", "idrid", "demo"])
+def test_report_shows_published_rows_of_its_data_set_and_fractions_unless_all_are_wanted(tmp_path, data):
+    for run in write_runs(tmp_path, [RANDOM], [0.1, 1.0]):
+        change_json(run / "metrics.json", data=data)
+    own = build_study([tmp_path], resamples=10)
+    assert {row.data for row in own.published} <= {data}
+    assert {row.label_fraction for row in own.published} == {
+        "aptos2019": {0.1, 1.0}, "idrid": {1.0}, "demo": set()
+    }[data]  # fmt: skip
+    assert not any("Published results" in note for note in own.notes)
+    every = build_study([tmp_path], resamples=10, published="all")
+    assert len(every.published) == len(published_rows())
+    assert len({(row.label, row.label_fraction) for row in every.published}) == len(every.published)
+    assert all((f", on {row.data}" in row.label) == (row.data != data) for row in every.published)
+    assert any(note.startswith("Published results are also shown for ") for note in every.notes)
+
+
+def test_footnotes_mark_the_published_rows_they_apply_to(tmp_path):
+    for run in write_runs(tmp_path, [RANDOM], [0.1, 1.0]):
+        change_json(run / "metrics.json", data="aptos2019")
+    study = build_study([tmp_path], resamples=10)
+    table = main_table(study)
+    lines = {group.name: [line[0] for line in group.lines] for group in table.groups}
+    (mark,) = (mark for caveat, mark in study.footnotes.items() if "not a fair baseline" in caveat)
+    assert lines["random init (Taleb et al. 2020)"] == [f"10 % {mark}", "100 %"]
+    assert lines["rotation (2022)"] == [f"10 % {mark}", "100 %"]
+    remarks = [remark for remark in table.remarks if remark.startswith("[")]
+    assert [remark.partition(":")[0] for remark in remarks] == ["[a]", "[b]", "[c]", "[d]"]
+    assert any(remark.startswith(f"{mark}: not a fair baseline") for remark in remarks)
+    assert not any(mark in line[0] for group in table.groups if not group.published for line in group.lines)

@@ -52,7 +52,7 @@ def test_weights_file_replaces_the_download(compose, files, offline):
     encoder, want = make_encoder(cfg), load_file(path)
     assert torch.equal(encoder.model.conv1[0].weight, want["conv1.0.weight"])
     facts = run_facts(cfg, make_photographs(cfg), None)
-    assert facts["init"] == "imagenet"
+    assert facts["init"] == facts["weights_file"] == "test_resnet.safetensors"
     assert facts["weights_hash"] == file_sha256(path)
     assert facts["pretraining_saw_test"] is None
 
@@ -154,7 +154,7 @@ def test_pretraining_starts_from_the_weights_file(compose, tmp_path, files, offl
     encoder = load_file(tmp_path / "run" / "encoder.safetensors")
     assert torch.equal(encoder["model.conv1.0.weight"], load_file(path)["conv1.0.weight"])
     card = json.loads((tmp_path / "run" / "encoder.json").read_text())
-    assert card["init"] == "imagenet"
+    assert card["init"] == card["weights_file"] == "test_resnet.safetensors"
     assert card["encoder"]["weights"] == file_sha256(path)
 
 

@@ -197,7 +197,10 @@ def _legend(
 
 
 def draw_curve(study: Study) -> ReportFigure:
-    """Draw the means of each method with intervals and folds; published results are dashed."""
+    """Draw means, intervals and folds of each method; published results are dashed.
+
+    Of many published results, only those of methods in the report are drawn.
+    """
     names = listed([method.label for method in study.methods])
     alt = f"QWK on the test photographs against the label fraction, for {names}"
     plot, axes = new_figure("curve", alt, _HEIGHT)
@@ -207,8 +210,11 @@ def draw_curve(study: Study) -> ReportFigure:
         aside = dodge(number, len(study.methods), _CURVE_ROOM)
         _curve_method(plot, axes, study.rows_of(method.key), method.label, styles[method.key], aside)
         legend.append((legend_entry(styles[method.key]), method.label))
-    for label, look in _paper_looks(dict.fromkeys(row.label for row in study.published), MARKERS).items():
-        rows = [row for row in study.published if row.label == label]
+    papers = study.published
+    if len({row.label for row in papers}) > FEW:
+        papers = [row for row in papers if row.beside]
+    for label, look in _paper_looks(dict.fromkeys(row.label for row in papers), MARKERS).items():
+        rows = [row for row in papers if row.label == label]
         _published(plot, axes, rows, look, 4.0, ranges=True)
         legend.append((legend_entry(look, "--"), f"published: {label}"))
     _curve_axes(axes, study)

@@ -182,10 +182,10 @@ def tracked_run(
         return
     if not resumed:
         (folder / TRACKING).unlink(missing_ok=True)
-    logger = instantiate(cfg.logger)
-    assert isinstance(logger, Logger)
+    logger = _make_logger(cfg.logger, facts)
     settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    more = {name: value for name, value in facts.items() if name not in cfg}
+    # The setting init does not name a weights file.
+    more = {name: value for name, value in facts.items() if name not in cfg or name == "init"}
     logger.log_hyperparams(without_paths({**cast(dict[str, Any], settings), **more}))  # starts the run
     tracked = TrackedRun(logger)
     try:
@@ -197,6 +197,17 @@ def tracked_run(
         raise
     if isinstance(logger, Tracker):
         logger.finish_run("finished", without_paths(tracked.record))
+
+
+def _make_logger(node: DictConfig, facts: Mapping[str, object]) -> Logger:
+    """Make the logger; the first weights are those of the facts, which name a weights file."""
+    if "about" in node and "init" in facts:
+        about = cast(dict[str, Any], OmegaConf.to_container(node.about, resolve=True))
+        logger = instantiate(node, about={**about, "init": facts["init"]})
+    else:
+        logger = instantiate(node)
+    assert isinstance(logger, Logger)
+    return logger
 
 
 def without_paths(value: Any) -> Any:
