@@ -75,7 +75,7 @@ def test_numbers_agree_with_stored_predictions(reported, sweep):
 
 
 def test_title_and_folder_can_be_set(reported, sweep, tmp_path, capsys):
-    report(sweep, out=tmp_path / "here", title="A & B")
+    report(sweep, out=tmp_path / "here", title="A & B", published="all")
     assert "<title>A &amp; B</title>" in (tmp_path / "here" / "report.html").read_text()
     assert capsys.readouterr().out.startswith("A & B\n")
     # The folder of the earlier report is not read as a run.
