@@ -89,7 +89,7 @@ def collect_notes(
 
 def _one_grade(name: str, tested: SetPredictions) -> str:
     """Return a caveat if all photographs of a set got the same grade, else an empty text."""
-    predicted = tested.predictions.predicted.unique().tolist()
+    predicted = sorted({*tested.predictions.predicted.tolist()})
     count = len(tested.predictions.predicted)
     if len(predicted) > 1 or count < 2:
         return ""

@@ -349,6 +349,7 @@ def test_signal_ends_the_app_and_deletes_the_uploads(finished_run, tmp_path, num
     )
     try:
         assert process.stdout.readline().startswith("http://127.0.0.1:")
+        assert "TRAINED ON DRAWINGS" in process.stderr.readline()
         folder = Path(re.search(r"uploads are kept in (\S+)", process.stderr.readline())[1])
         assert folder.is_dir()
         process.send_signal(number)

@@ -18,7 +18,7 @@ from drgrade.prediction.grader import GradedBatch
 from drgrade.prediction.inputs import InputFile, Inputs, InputState
 from drgrade.prediction.job_state import DATABASE, ProgressDatabase
 from drgrade.prediction.prediction import BatchJob, Predictor
-from drgrade.prediction.results import PredictionRow, ResultWriter
+from drgrade.prediction.results import COLUMNS, PredictionRow, ResultWriter
 
 
 class Stopped(Exception):
@@ -188,7 +188,7 @@ def test_rows_are_restored_unchanged(tmp_path):
     database.close()
     assert row.image_id == "other id"
     assert row == PredictionRow.from_content(row.path, row.image_id, row.content())
-    assert len(list(row.cells())) == 19
+    assert len(list(row.cells())) == len(COLUMNS)
 
 
 def test_a_folder_is_locked_by_its_job(tmp_path):
