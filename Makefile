@@ -4,8 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export NO_ALBUMENTATIONS_UPDATE := 1
-# A file's tests run in one worker, so that its fixtures are made once; short files come last. One thread for each worker.
-PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
+# A file's tests run in one worker, so that its fixtures are made once; short files come last. One thread for each
+# worker, and three workers for two cores, because a worker waits while processes of its test run or start.
+WORKERS = $(shell $(PYTHON) -c "import os; print(max(1, 3 * os.cpu_count() // 2))")
+PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo reproduce test test-slow test-cluster test-campaigns coverage lint format benchmark clean
