@@ -12,7 +12,9 @@ from torch import multiprocessing as mp
 
 WORLD = 2
 # Processes are forked from a server that has imported slow modules, once for all tests of a worker.
-multiprocessing.set_forkserver_preload(["torch", "timm", "drgrade.models", "lightly.loss", "torchmetrics"])
+multiprocessing.set_forkserver_preload(
+    ["torch", "timm", "drgrade.models", "lightly.loss", "torchmetrics", "sklearn.metrics"]
+)
 
 
 def on_two_ranks(function: Callable[..., Any], *arguments: Any) -> list[Any]:

@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import on_two_ranks
 from sklearn.metrics import accuracy_score, cohen_kappa_score
 
 from drgrade.metrics.distributed import EpochMean, GradingMetrics
@@ -40,9 +39,7 @@ def feed(metric, columns, batch=7):
         metric.update(*rows)
 
 
-def run_rank(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+def results_of(rank):
     results = []
     for case in range(len(CASES)):
         metric = GradingMetrics()
@@ -64,8 +61,7 @@ def run_rank(rank, folder):
                 len(metric.index),
             )
         )
-    torch.save(results, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return results
 
 
 def alone(case):
@@ -75,10 +71,8 @@ def alone(case):
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(run_rank, args=(str(folder),), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+def two_processes():
+    return on_two_ranks(results_of)
 
 
 @pytest.mark.parametrize("case", range(len(CASES)))
