@@ -1,5 +1,7 @@
 """Shared fixtures: a small drawn data set, prepared once, and tiny runs on it."""
 
+import copy
+import functools
 import hashlib
 import os
 import signal
@@ -12,7 +14,7 @@ import hypothesis
 import pandas as pd
 import pytest
 from filelock import FileLock
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from tiny_run import REPOSITORY, TINY
 
 from drgrade.config import CONF
@@ -29,8 +31,27 @@ IMAGE_SIZE = 32
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Fewer examples than by default; other tests of the run slow an example down, so it has no deadline.
-hypothesis.settings.register_profile("tests", max_examples=50, deadline=None)
+hypothesis.settings.register_profile("tests", max_examples=30, deadline=None)
 hypothesis.settings.load_profile("tests")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def parsed_config_files():
+    """Parse each text of a YAML file once per worker: Hydra opens about 30 files for one config."""
+    load, parsed = OmegaConf.load, {}
+
+    def read(file):
+        if not hasattr(file, "read"):
+            return load(file)
+        text = file.read()
+        if text not in parsed:
+            file.seek(0)
+            parsed[text] = load(file)
+        return copy.deepcopy(parsed[text])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OmegaConf, "load", staticmethod(read))
+        yield
 
 
 class Relabelled(Source):
@@ -120,14 +141,31 @@ def overrides(shared, tmp_path) -> list[str]:
     return [*TINY, *shared, f"paths.outputs={tmp_path}"]
 
 
+@pytest.fixture(scope="session")
+def composed() -> Callable[..., DictConfig]:
+    """``composed("a=b")``: the config of a training, composed and checked once; do not change it."""
+
+    @functools.lru_cache(maxsize=64)  # equal configs are mostly those of one file
+    def make(*overrides: str) -> DictConfig:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = hydra.compose("train", list(overrides))
+        TrainSettings.read(cfg)
+        return cfg
+
+    return make
+
+
 @pytest.fixture
-def compose(overrides, tmp_path) -> Callable[..., DictConfig]:
+def compose(composed, shared, tmp_path) -> Callable[..., DictConfig]:
     """``compose("a=b", run="name")``: the checked config of a tiny run that writes to ``tmp_path/name``."""
 
     def make(*more: str, run: str = "run") -> DictConfig:
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = hydra.compose("train", [*overrides, f"paths.run={tmp_path / run}", *more])
-        TrainSettings.read(cfg)
+        places = {"outputs": str(tmp_path), "run": str(tmp_path / run)}
+        unset = [f"paths.{name}=unset/{name}" for name in places]
+        cfg = copy.deepcopy(composed(*TINY, *shared, *unset, *more))
+        for name, place in places.items():
+            if cfg.paths[name] == f"unset/{name}":
+                cfg.paths[name] = place
         return cfg
 
     return make
