@@ -5,17 +5,14 @@ no photograph, no patient and no path, so that it can be published.
 """
 
 import math
-import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
 
 from drgrade.data.splits.spec import SUBSETS
 from drgrade.errors import ConfigError
@@ -27,6 +24,7 @@ from drgrade.model_card.facts import (
     UsedDataSet,
     calibration_changes,
     find_limits,
+    papers_of,
     read_run_files,
 )
 from drgrade.models.calibration import TARGET_SENSITIVITIES, calibrated_metrics, referral_rule
@@ -500,39 +498,3 @@ def _citations(run: RunFiles) -> list[str]:
     pretext = run.config["pretext"] if run.first_weights == SSL else run.encoder.get("pretext")
     method = papers_of(run.config["encoder"], pretext if run.is_pretrained else None, run.head)
     return [DRGRADE, *method, *(text for each in run.data if each.about for text in each.about.citations)]
-
-
-@cache
-def papers() -> Mapping[str, Mapping[str, Any]]:
-    """Read ``papers.yaml``: ``of`` (class, or prefix of a timm name: keys) and ``papers`` (key: paper)."""
-    text = files("drgrade.model_card").joinpath("papers.yaml").read_text(encoding="utf-8")
-    content: Mapping[str, Mapping[str, Any]] = yaml.safe_load(text)
-    return content
-
-
-def papers_of(*configs: Mapping[str, Any] | None) -> list[str]:
-    """List the papers of encoder, pretext, head or probe without repetition; those of classes first."""
-    known = papers()
-    names = [name for config in configs for name in _names(config)]
-    classes = [name.rsplit(".", 1)[-1] for name in names if name.startswith("drgrade.")]
-    backbones = [
-        kind
-        for name in names
-        for kind in known["of"]
-        if kind.islower() and re.match(rf"(test_)?{kind}(?![a-z])", name)
-    ]
-    keys = [key for name in [*classes, *backbones] for key in known["of"].get(name, [])]
-    return [str(known["papers"][key]) for key in dict.fromkeys(keys)]
-
-
-def _names(node: object) -> Iterator[str]:
-    """Yield the names of classes and timm models in a config."""
-    if isinstance(node, Mapping):
-        for name, value in node.items():
-            if name in ("_target_", "cnn", "vit", "name") and isinstance(value, str):
-                yield value
-            else:
-                yield from _names(value)
-    elif isinstance(node, list):
-        for item in node:
-            yield from _names(item)

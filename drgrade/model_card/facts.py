@@ -1,8 +1,10 @@
 """Facts for the model card of a finished run: the content of its files, and limits that follow from it."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +20,10 @@ from drgrade.data.sources.base import About
 from drgrade.data.sources.known import source_class
 from drgrade.grades import NUM_GRADES
 from drgrade.metrics.functional import grading_metrics
-from drgrade.models.calibration import Calibration, selective_uncertainty
+from drgrade.models.calibration import (
+    Calibration,
+    selective_uncertainty,
+)
 from drgrade.models.encoder import CARD
 from drgrade.runs.first_weights import SSL, describe_weights_files, first_weights
 from drgrade.runs.reader import Run, RunLocation, initial_encoder_dir, read_run
@@ -38,7 +43,11 @@ from drgrade.runs.settings import strip_private
 from drgrade.stats import formatting
 from drgrade.stats.bootstrap import interval_if_spread, resample_metrics
 from drgrade.stats.estimates import Estimate
-from drgrade.stats.selective import measure_selective, read_limits, resample_selective
+from drgrade.stats.selective import (
+    measure_selective,
+    read_limits,
+    resample_selective,
+)
 
 UNNAMED = "unnamed"
 """Replaces a name that may be private."""
@@ -389,3 +398,39 @@ def _calibration_limits(run: RunFiles) -> Iterator[str]:
             f"Temperature {calibration.temperature:.1f} and weight {calibration.weight:.2f} of the grade "
             "frequencies: the probabilities were almost uninformative on the validation photographs."
         )
+
+
+@cache
+def papers() -> Mapping[str, Mapping[str, Any]]:
+    """Read ``papers.yaml``: ``of`` (class, or prefix of a timm name: keys) and ``papers`` (key: paper)."""
+    text = files("drgrade.model_card").joinpath("papers.yaml").read_text(encoding="utf-8")
+    content: Mapping[str, Mapping[str, Any]] = yaml.safe_load(text)
+    return content
+
+
+def papers_of(*configs: Mapping[str, Any] | None) -> list[str]:
+    """List the papers of encoder, pretext, head or probe without repetition; those of classes first."""
+    known = papers()
+    names = [name for config in configs for name in _names(config)]
+    classes = [name.rsplit(".", 1)[-1] for name in names if name.startswith("drgrade.")]
+    backbones = [
+        kind
+        for name in names
+        for kind in known["of"]
+        if kind.islower() and re.match(rf"(test_)?{kind}(?![a-z])", name)
+    ]
+    keys = [key for name in [*classes, *backbones] for key in known["of"].get(name, [])]
+    return [str(known["papers"][key]) for key in dict.fromkeys(keys)]
+
+
+def _names(node: object) -> Iterator[str]:
+    """Yield the names of classes and timm models in a config."""
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            if name in ("_target_", "cnn", "vit", "name") and isinstance(value, str):
+                yield value
+            else:
+                yield from _names(value)
+    elif isinstance(node, list):
+        for item in node:
+            yield from _names(item)

@@ -25,13 +25,11 @@ from drgrade.model_card.card import (
     DRGRADE,
     MODEL_CARD,
     NOTICE,
-    papers,
-    papers_of,
     public_command,
     render_model_card,
     write_model_card,
 )
-from drgrade.model_card.facts import read_run_files
+from drgrade.model_card.facts import papers, papers_of, read_run_files
 from drgrade.prediction.checkpoint import load_model
 from drgrade.prediction.grader import Grader
 from drgrade.runs.run_dir import read_metrics
