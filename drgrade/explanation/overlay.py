@@ -14,6 +14,7 @@ COLOURS = ((0, 90, 220), (0, 140, 255), (0, 245, 255))
 haemorrhages and vessels red: a scale with such colours, as viridis or jet, would paint lesions."""
 
 _MAX_OPACITY = 0.65  # opacity of the colour at heat 1; the photograph stays visible everywhere
+_RETINA = np.array([150.0, 70.0, 30.0])  # mean colour of a retina, on which legends show the scale
 _CONTOUR_LEVEL = 0.5  # heat at which a contour is drawn, so that colour is not the only cue
 
 
@@ -33,9 +34,7 @@ def draw_overlay(photograph: Pixels, facts: Facts, heat: Floats) -> Pixels:
         RGB, uint8 of shape (H, W, 3); unchanged where heat is 0.
     """
     spread = project_heat(photograph.shape[:2], facts, heat)
-    opacity = (_MAX_OPACITY * np.clip(spread, 0, 1))[..., None]
-    mixed = (1 - opacity) * photograph + opacity * _colours(spread)
-    overlay = np.ascontiguousarray(np.rint(mixed).astype(np.uint8))
+    overlay = np.ascontiguousarray(_blend(photograph, spread))
     _draw_contour(overlay, spread)
     return overlay
 
@@ -77,7 +76,7 @@ def draw_legend(width: int) -> Pixels:
     """Draw a colour bar with labels, to be placed below an overlay: RGB, uint8 of shape (h, width, 3)."""
     scale = max(width / 640, 0.3)
     bar, text = max(4, round(14 * scale)), max(8, round(26 * scale))
-    colours = _on_retina(np.linspace(0, 1, width, dtype=np.float32))[None].repeat(bar, 0)
+    colours = _blend(_RETINA, np.linspace(0, 1, width, dtype=np.float32))[None].repeat(bar, 0)
     labels = np.full((text, width, 3), 255, np.uint8)
     font, size, margin = cv2.FONT_HERSHEY_SIMPLEX, 0.5 * scale, round(6 * scale)
     for label, at_right in (("little heat", False), ("most heat", True)):
@@ -101,14 +100,14 @@ def resize_to(pixels: Pixels, longest: int) -> Pixels:
 
 def heat_gradient() -> str:
     """Return the scale of :func:`draw_legend` as a CSS gradient from left to right."""
-    stops = _on_retina(np.linspace(0, 1, 9, dtype=np.float32)).tolist()
+    stops = _blend(_RETINA, np.linspace(0, 1, 9, dtype=np.float32)).tolist()
     return f"linear-gradient(to right, {', '.join(f'#{bytes(stop).hex()}' for stop in stops)})"
 
 
-def _on_retina(heat: Floats) -> Pixels:
-    """Blend heat (N,) into the mean colour of a retina, as an overlay does: (N, 3)."""
-    opacity = (_MAX_OPACITY * heat)[..., None]
-    mixed = (1 - opacity) * np.array([150, 70, 30]) + opacity * _colours(heat)
+def _blend(pixels: Pixels | npt.NDArray[np.float64], heat: Floats) -> Pixels:
+    """Blend the colours of heat (...) into pixels (..., 3), or into a single colour (3,)."""
+    opacity = (_MAX_OPACITY * np.clip(heat, 0, 1))[..., None]
+    mixed = (1 - opacity) * pixels + opacity * _colours(heat)
     return np.asarray(np.rint(mixed), np.uint8)
 
 
