@@ -154,10 +154,16 @@ def restore_folder(folder: Path) -> None:
         _remove(previous)
     elif previous.exists():
         previous.replace(folder)
-    for path in folder.parent.iterdir() if folder.parent.is_dir() else ():
-        ours = path.name.startswith(f".{folder.name}.") and path.name.endswith(_PARTIAL)
-        if ours and path.is_dir() and time.time() - path.stat().st_mtime > _ABANDONED:
+    for path in _unfinished(folder.parent, f".{folder.name}."):
+        if path.is_dir() and time.time() - path.stat().st_mtime > _ABANDONED:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _unfinished(folder: Path, start: str) -> Iterator[Path]:
+    """Yield the files and folders whose writing has not ended, and whose names have this start."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name.startswith(start) and path.name.endswith(_PARTIAL):
+            yield path
 
 
 def _previous(folder: Path) -> Path:
@@ -216,10 +222,8 @@ def remove_partial_files(folder: Path, name: str | None = None) -> None:
         folder: Their folder.
         name: Name of the complete file; None for all files in the folder.
     """
-    start = "." if name is None else f".{name}."
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name.startswith(start) and path.name.endswith(_PARTIAL):
-            path.unlink(missing_ok=True)
+    for path in _unfinished(folder, "." if name is None else f".{name}."):
+        path.unlink(missing_ok=True)
 
 
 def allocate(path: Path) -> None:
