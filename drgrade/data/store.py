@@ -30,6 +30,7 @@ from drgrade.data.crops import CropMaker, Facts, check_illumination
 from drgrade.data.geometry import THUMBNAIL_SIZE
 from drgrade.data.image_reader import MAX_PIXELS
 from drgrade.data.sources.base import MANIFEST_COLUMNS, Source
+from drgrade.data.sources.label_files import MORE_VALUES
 from drgrade.data.store_builder import (
     FORMAT,
     IMAGES,
@@ -372,7 +373,7 @@ def _short_list(problems: pd.DataFrame) -> str:
 
 def _remedy(reason: str) -> str:
     """Return what to do about a reason, where that is not obvious; reasons are part of the key of a store."""
-    surplus = reason.endswith("more values than columns")
+    surplus = reason.endswith(MORE_VALUES)
     return " (put values that contain the separator in quotation marks)" if surplus else ""
 
 

@@ -11,7 +11,7 @@ from typing import TextIO
 
 from drgrade.csv_files import original_cell
 from drgrade.data.image_reader import IMAGE_EXTENSIONS, NO_PERMISSION
-from drgrade.data.sources.label_files import read_records, utf16_encoding
+from drgrade.data.sources.label_files import SURPLUS, read_records, utf16_encoding
 from drgrade.errors import ConfigError, DataError
 from drgrade.files import require_regular, special_kind
 
@@ -202,8 +202,7 @@ def _read_table(file: TextIO, path: str, folder: str) -> Iterator[InputFile]:
         row = dict(zip(names, values, strict=False))
         name = original_cell(row.get(column, ""))
         if any(value.strip() for value in values[len(names) :]):
-            problem = "has more values than columns: put those that contain the separator in quotation marks"
-            yield InputFile(f"{path}, row {number}", "", f"row {number} of the list {problem}")
+            yield InputFile(f"{path}, row {number}", "", f"row {number} of the list {SURPLUS}")
         elif not name:
             yield InputFile(f"{path}, row {number}", "", f"row {number} of the list names no photograph")
         else:

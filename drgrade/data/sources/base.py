@@ -16,7 +16,7 @@ from typing import ClassVar, Literal, NamedTuple
 import pandas as pd
 from filelock import FileLock
 
-from drgrade.data.sources.label_files import LabelFile, LabelRow, PhotoFinder, RowError
+from drgrade.data.sources.label_files import MORE_VALUES, LabelFile, LabelRow, PhotoFinder, RowError
 from drgrade.errors import DataError
 from drgrade.grades import NUM_GRADES
 
@@ -241,7 +241,7 @@ def read_rows(
         name, where, path = row.cells[image_column], f"{labels.path.name}:{row.line}", ""
         try:
             if row.surplus:
-                raise RowError(f"{row.surplus} more values than columns")
+                raise RowError(f"{row.surplus} {MORE_VALUES}")
             if not name:
                 raise RowError(f'empty id (column "{image_column}")')
             path = finder.find(locate(name))

@@ -23,6 +23,12 @@ from drgrade.files import special_kind
 MAX_BYTES = 256_000_000
 """Largest label file in bytes; 100,000 photographs take about 10 MB."""
 
+MORE_VALUES = "more values than columns"
+"""What is wrong with a row that has surplus cells; the reasons of rows are part of the key of a store."""
+
+SURPLUS = f"has {MORE_VALUES}: put those that contain the separator in quotation marks"
+"""What is wrong with a row that has surplus cells, and what to do about it."""
+
 _REPAIR = "a label file has a header and a row for each photograph"
 _SEPARATORS = ",;\t|"
 _MOST_UNPACKED = 200_000_000  # bytes of a spreadsheet, all parts together

@@ -18,7 +18,7 @@ import pandas as pd
 
 from drgrade.data.image_reader import IMAGE_EXTENSIONS
 from drgrade.data.sources.base import parse_grade, parse_split
-from drgrade.data.sources.label_files import LabelFile, LabelRow, RowError, read_label_file
+from drgrade.data.sources.label_files import SURPLUS, LabelFile, LabelRow, RowError, read_label_file
 from drgrade.data.splits.remarks import examples
 from drgrade.data.splits.spec import SUBSETS, SplitFile, SplitSpec
 from drgrade.errors import DataError
@@ -87,10 +87,7 @@ def _matched(file: LabelFile, table: pd.DataFrame) -> tuple[dict[str, list[Label
     for row in file.rows:
         name = row.cells["image_id"]
         if row.surplus:
-            raise DataError(
-                f"{file.path}:{row.line} has more values than columns: put those that contain the separator "
-                "in quotation marks"
-            )
+            raise DataError(f"{file.path}:{row.line} {SURPLUS}")
         matches = {name} if name in ids else aliases.get(name) or aliases.get(_stem(name), set())
         if len(matches) > 1:
             raise DataError(
