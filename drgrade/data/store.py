@@ -46,7 +46,7 @@ from drgrade.data.store_builder import (
     can_resume,
 )
 from drgrade.errors import DataError
-from drgrade.files import require_regular, write_text
+from drgrade.files import write_text
 from drgrade.progress import say
 
 _UNFINISHED = ".unfinished"
@@ -235,8 +235,8 @@ def _find_prepared(plan: StorePlan) -> Path | None:
     for state in (plan.state, plan.earlier_state):
         try:
             name = read_text(plan.folder / _INDEX / state, "")
-            problems = require_regular(plan.folder / name / PROBLEMS).read_text(encoding="utf-8")
-        except (DataError, OSError, ValueError):
+            problems = read_text(plan.folder / name / PROBLEMS, "")
+        except DataError:
             continue
         misread = "16 bit to 8 bit" in problems or "all black" in problems
         if name and not (state == plan.earlier_state and misread):
