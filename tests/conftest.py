@@ -113,7 +113,7 @@ def shared(session_folder) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def finished_run(shared, session_folder) -> Callable[..., Path]:
+def finished_run(composed, shared, session_folder) -> Callable[..., Path]:
     """``finished_run("encoder=msssl")``: folder of a finished run with these overrides; do not change it.
 
     Each run is trained once per session, whichever worker asks first. Without overrides it is a DenseNet with
@@ -126,10 +126,8 @@ def finished_run(shared, session_folder) -> Callable[..., Path]:
         with FileLock(f"{folder}.lock"):
             if not (folder / "metrics.json").is_file():
                 places = [f"paths.outputs={folder}", f"paths.run={folder}"]
-                with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-                    settings = [*places, *TINY, *shared, "protocol.val_fraction=0.3", *more]
-                    cfg = hydra.compose("train", settings)
-                train(cfg)
+                cfg = composed(*places, *TINY, *shared, "protocol.val_fraction=0.3", *more)
+                train(copy.deepcopy(cfg))
         return folder
 
     return run
