@@ -202,7 +202,7 @@ def _between(low: float, values: npt.NDArray[np.floating], high: float) -> Mask:
 
 _LONGEST = 1024  # longer side in pixels at which the surround is filled
 _BRIGHT = 60  # level from which a surround is not taken for the black one of a camera
-_TOLERANCE = 24  # levels between a pixel of the surround and the one where filling begins
+_FILL_TOLERANCE = 24  # levels between a pixel of the surround and the one where filling begins
 _SHARE = 0.5  # share of the edge of the file that must have one colour
 _RETINA = 40  # levels of red above blue at the edge of a file that shows retina up to there
 _LAYERS = 3  # frames within frames
@@ -214,7 +214,7 @@ def has_bright_surround(pixels: Pixels) -> bool:
     """Return True if most of the edge of a photograph, (H, W, 3), has one bright colour, not a retina's."""
     edge = np.concatenate((pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])).astype(int)
     red, green, blue = colour = np.median(edge, axis=0)
-    alike = (np.abs(edge - colour) <= _TOLERANCE).all(axis=1).mean()
+    alike = (np.abs(edge - colour) <= _FILL_TOLERANCE).all(axis=1).mean()
     return bool(colour.max() >= _BRIGHT and alike >= _SHARE and not (red - blue > _RETINA and red > green))
 
 
@@ -250,9 +250,9 @@ def _fill(pixels: Pixels, filled: npt.NDArray[np.uint8]) -> None:
     if not near.any():
         return
     colour = np.median(pixels[near], axis=0)
-    near &= (np.abs(pixels - colour) <= _TOLERANCE).all(axis=2)
+    near &= (np.abs(pixels - colour) <= _FILL_TOLERANCE).all(axis=2)
     flags = 4 | cv2.FLOODFILL_MASK_ONLY | cv2.FLOODFILL_FIXED_RANGE | (1 << 8)
-    tolerance = (_TOLERANCE,) * 3
+    tolerance = (_FILL_TOLERANCE,) * 3
     for y, x in np.argwhere(near):
         if not filled[y + 1, x + 1]:
             cv2.floodFill(pixels, filled, (int(x), int(y)), 0, tolerance, tolerance, flags)
