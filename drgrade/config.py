@@ -383,7 +383,7 @@ def _values(model: type[CheckedSettings], cfg: DictConfig) -> dict[str, Any]:
 
 
 def _message(model: Any, error: ErrorDetails) -> str:
-    """Name the setting, its value, and what is allowed."""
+    """Return a message that names the setting, its value, and what is allowed."""
     names: list[str] = []
     for part in error["loc"]:
         if not _is_group(model):

@@ -270,7 +270,7 @@ def _write(
 
 
 def _warn_of_secrets(cfg: DictConfig) -> None:
-    """Name settings that look like secrets; :func:`strip_private` removes them."""
+    """Log the names of settings that look like secrets, which :func:`strip_private` removes."""
     values = leaves(OmegaConf.to_container(cfg, resolve=True))
     secret = [name for name, value in values if isinstance(value, str) and looks_secret(value)]
     if secret:
@@ -291,7 +291,7 @@ def _copy(source: Path, target: Path, seen: bool | None, licence: str | None) ->
 
 
 def _copy_file(path: Path, target: Path) -> None:
-    """Copy a file of a folder that may come from anybody: a link could name any file of the user."""
+    """Copy a file; refuse a link that leads out of its folder, which could name any file of the user."""
     real, folder = require_regular(path).resolve(), path.parent.resolve()
     cached = folder.parent.parent / "blobs"  # a downloaded folder of the hub consists of links
     if not (real.is_relative_to(folder) or real.parent == cached):
