@@ -34,8 +34,7 @@ from drgrade.prediction import published_folder
 from drgrade.prediction.published_folder import is_published, published_tensors, read_published
 from drgrade.runs.run_dir import CONFIG, read_finished, read_fitted
 
-DEMO = "demo"
-"""Data set of drawings, by which earlier published models are recognised."""
+_DEMO = "demo"  # data set of drawings, by which earlier published models are recognised
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +67,7 @@ class TrainedModel:
         if isinstance(data, dict) and "name" in data:  # of an earlier version
             used = [each for each in used_data_sets({"data": data}) if each.role == "labelled"]
             known = [shortened(each.name) for each in used if each.about is not None and each.about.drawn]
-            return known or ([DEMO] if data["name"] == DEMO else [])
+            return known or ([_DEMO] if data["name"] == _DEMO else [])
         return []
 
     @property
