@@ -181,14 +181,10 @@ class Artefact:
         finally:
             path.write_bytes(before)
 
-    def read_pipe(self, name: str) -> str:
-        """Replace one file by a pipe and read the artefact.
+    def opens_pipe(self, name: str) -> bool:
+        """Replace one file by a pipe, read the artefact, and return True if the pipe was opened.
 
-        Returns:
-            How it ended: ``read`` or ``refused``.
-
-        Raises:
-            AssertionError: If the pipe was opened.
+        The artefact may be read without the file, or refused with a DrgradeError.
         """
         path, kept = self.folder / name, self.folder / f"{name}.kept"
         path.rename(kept)
@@ -204,17 +200,14 @@ class Artefact:
         writer = threading.Thread(target=write)
         writer.start()
         try:
-            self.read(self.folder)
-            result = "read"
-        except DrgradeError:
-            result = "refused"
+            with suppress(DrgradeError):
+                self.read(self.folder)
         finally:
             ended.set()
             writer.join()
             path.unlink()
             kept.rename(path)
-        assert not opened.is_set(), f"{name} was opened"
-        return result
+        return opened.is_set()
 
 
 def mutated(rng: random.Random, name: str, data: bytes) -> bytes:

@@ -163,7 +163,12 @@ def test_downloaded_folder_of_links_is_published(copied, tmp_path):
     for path in copied.iterdir():
         path.rename(blobs / path.name)
         (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
-    load_model(save_pretrained(snapshot, tmp_path / "out"))
+    folder = save_pretrained(snapshot, tmp_path / "out")
+    assert {each.name: each.read_bytes() for each in folder.iterdir()} == {
+        each.name: each.read_bytes() for each in blobs.iterdir()
+    }
+    assert not [each for each in folder.iterdir() if each.is_symlink()]
+    load_model(folder)
 
 
 TOKENS = [
