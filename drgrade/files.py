@@ -223,7 +223,8 @@ def remove_partial_files(folder: Path, name: str | None = None) -> None:
         name: Name of the complete file; None for all files in the folder.
     """
     for path in _unfinished(folder, "." if name is None else f".{name}."):
-        path.unlink(missing_ok=True)
+        if not path.is_dir():
+            path.unlink(missing_ok=True)
 
 
 def allocate(path: Path) -> None:

@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 
 from drgrade.errors import DataError
-from drgrade.files import checkpoint_fault, file_sha256, replacing_folder, restore_folder
+from drgrade.files import (
+    checkpoint_fault,
+    file_sha256,
+    remove_partial_files,
+    replacing_folder,
+    restore_folder,
+)
 
 KILLED = """
 import os, signal, sys
@@ -60,6 +66,16 @@ def test_killed_replacement_of_a_folder_loses_nothing(tmp_path, fatal, left):
         os.utime(path, (time.time() - 7200,) * 2)
     restore_folder(folder)
     assert names(tmp_path) == ["grader"]
+
+
+def test_unfinished_files_are_removed_beside_an_unfinished_folder(tmp_path):
+    (tmp_path / ".grader.x.partial").mkdir()
+    for name in (".features.x.partial", ".other.x.partial", "features"):
+        (tmp_path / name).touch()
+    remove_partial_files(tmp_path, "features")
+    assert names(tmp_path) == [".grader.x.partial", ".other.x.partial", "features"]
+    remove_partial_files(tmp_path)
+    assert names(tmp_path) == [".grader.x.partial", "features"]
 
 
 @pytest.mark.parametrize("number", [1, 2])
