@@ -1,7 +1,6 @@
 """Shared fixtures: a small drawn data set, prepared once, and tiny runs on it."""
 
 import copy
-import functools
 import hashlib
 import os
 import signal
@@ -31,7 +30,7 @@ IMAGE_SIZE = 32
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Fewer examples than by default; other tests of the run slow an example down, so it has no deadline.
-hypothesis.settings.register_profile("tests", max_examples=30, deadline=None)
+hypothesis.settings.register_profile("tests", max_examples=50, deadline=None)
 hypothesis.settings.load_profile("tests")
 
 
@@ -139,31 +138,14 @@ def overrides(shared, tmp_path) -> list[str]:
     return [*TINY, *shared, f"paths.outputs={tmp_path}"]
 
 
-@pytest.fixture(scope="session")
-def composed() -> Callable[..., DictConfig]:
-    """``composed("a=b")``: the config of a training, composed and checked once; do not change it."""
-
-    @functools.lru_cache(maxsize=64)  # equal configs are mostly those of one file
-    def make(*overrides: str) -> DictConfig:
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = hydra.compose("train", list(overrides))
-        TrainSettings.read(cfg)
-        return cfg
-
-    return make
-
-
 @pytest.fixture
-def compose(composed, shared, tmp_path) -> Callable[..., DictConfig]:
+def compose(overrides, tmp_path) -> Callable[..., DictConfig]:
     """``compose("a=b", run="name")``: the checked config of a tiny run that writes to ``tmp_path/name``."""
 
     def make(*more: str, run: str = "run") -> DictConfig:
-        places = {"outputs": str(tmp_path), "run": str(tmp_path / run)}
-        unset = [f"paths.{name}=unset/{name}" for name in places]
-        cfg = copy.deepcopy(composed(*TINY, *shared, *unset, *more))
-        for name, place in places.items():
-            if cfg.paths[name] == f"unset/{name}":
-                cfg.paths[name] = place
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = hydra.compose("train", [*overrides, f"paths.run={tmp_path / run}", *more])
+        TrainSettings.read(cfg)
         return cfg
 
     return make

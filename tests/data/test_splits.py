@@ -28,7 +28,7 @@ DEMO_HASH = "64983ca8f049515507be8c24547fbe6b6a8292e0f71f84b7c05a0e20cb3a4c8f"
 APTOS = {0: 1805, 1: 370, 2: 999, 3: 193, 4: 295}
 
 quick = settings(
-    max_examples=15,
+    max_examples=25,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much],
 )
