@@ -53,6 +53,14 @@ def parsed_config_files():
         yield
 
 
+def composed(*overrides: str) -> DictConfig:
+    """Compose and check the config of a training."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose("train", list(overrides))
+    TrainSettings.read(cfg)
+    return cfg
+
+
 class Relabelled(Source):
     """The photographs of another source with a changed manifest."""
 
@@ -112,7 +120,7 @@ def shared(session_folder) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def finished_run(composed, shared, session_folder) -> Callable[..., Path]:
+def finished_run(shared, session_folder) -> Callable[..., Path]:
     """``finished_run("encoder=msssl")``: folder of a finished run with these overrides; do not change it.
 
     Each run is trained once per session, whichever worker asks first. Without overrides it is a DenseNet with
@@ -125,8 +133,7 @@ def finished_run(composed, shared, session_folder) -> Callable[..., Path]:
         with FileLock(f"{folder}.lock"):
             if not (folder / "metrics.json").is_file():
                 places = [f"paths.outputs={folder}", f"paths.run={folder}"]
-                cfg = composed(*places, *TINY, *shared, "protocol.val_fraction=0.3", *more)
-                train(copy.deepcopy(cfg))
+                train(composed(*places, *TINY, *shared, "protocol.val_fraction=0.3", *more))
         return folder
 
     return run
@@ -143,10 +150,7 @@ def compose(overrides, tmp_path) -> Callable[..., DictConfig]:
     """``compose("a=b", run="name")``: the checked config of a tiny run that writes to ``tmp_path/name``."""
 
     def make(*more: str, run: str = "run") -> DictConfig:
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = hydra.compose("train", [*overrides, f"paths.run={tmp_path / run}", *more])
-        TrainSettings.read(cfg)
-        return cfg
+        return composed(*overrides, f"paths.run={tmp_path / run}", *more)
 
     return make
 
