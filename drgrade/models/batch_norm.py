@@ -73,38 +73,39 @@ class SecondStatistics:
 
     def __init__(self, model: nn.Module, momentum: float) -> None:
         self._norms, self.momentum = batch_norms(model), momentum
-        self.statistics: dict[str, Tensor] = {
-            name: tensor.clone() for name, tensor in self._running() if tensor is not None
-        }
+        self.statistics = self._running_copies()
         self._before: dict[str, Tensor] = {}
         for name, norm in self._norms.items():
             norm.register_forward_pre_hook(lambda module, inputs, name=name: self._remember(name))
             norm.register_forward_hook(lambda module, inputs, output, name=name: self._follow(name))
 
-    def _running(self) -> Iterator[tuple[str, Tensor]]:
-        for name, norm in self._norms.items():
-            for kind in ("running_mean", "running_var"):
-                yield f"{name}.{kind}", getattr(norm, kind)
+    def _running(self, *names: str) -> dict[str, Tensor]:
+        """Return the model's own statistics of the named normalisations, by default of all."""
+        return {
+            f"{name}.{kind}": getattr(self._norms[name], kind)
+            for name in names or self._norms
+            for kind in ("running_mean", "running_var")
+        }
+
+    def _running_copies(self, *names: str) -> dict[str, Tensor]:
+        return {key: tensor.clone() for key, tensor in self._running(*names).items()}
 
     def _remember(self, name: str) -> None:
-        if self._norms[name].training:
-            self._before = {
-                f"{name}.{kind}": getattr(self._norms[name], kind).clone()
-                for kind in ("running_mean", "running_var")
-            }
+        # A single value per channel is normalised in evaluation mode, which ends before the other hook.
+        self._before = self._running_copies(name) if self._norms[name].training else {}
 
     def _follow(self, name: str) -> None:
-        norm = self._norms[name]
-        if not norm.training or not norm.momentum:
+        momentum, running = self._norms[name].momentum, self._running(name)
+        if not momentum:
             return
         for key, before in self._before.items():
-            batch = before + (getattr(norm, key.rsplit(".", 1)[1]) - before) / norm.momentum
+            batch = before + (running[key] - before) / momentum
             self.statistics[key] = torch.lerp(self.statistics[key].to(batch), batch, self.momentum)
 
     @contextmanager
     def used(self) -> Iterator[None]:
         """Evaluate the model with these statistics; its own are restored afterwards."""
-        own = {key: tensor.clone() for key, tensor in self._running()}
+        own = self._running_copies()
         try:
             self._write(self.statistics)
             yield
@@ -113,7 +114,7 @@ class SecondStatistics:
 
     @torch.no_grad()
     def _write(self, statistics: dict[str, Tensor]) -> None:
-        for key, tensor in self._running():
+        for key, tensor in self._running().items():
             tensor.copy_(statistics[key])
 
 

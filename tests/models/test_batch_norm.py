@@ -8,7 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from drgrade.models.batch_norm import SecondStatistics, batch_norms, estimate_statistics
+from drgrade.models.batch_norm import (
+    SecondStatistics,
+    batch_norms,
+    estimate_statistics,
+    use_running_statistics_for_one,
+)
 from drgrade.models.encoder import TimmEncoder
 
 
@@ -107,3 +112,24 @@ def test_second_statistics_equal_those_of_a_training_with_their_momentum(momentu
     kept = dict(second.statistics)
     trained(image)
     assert all(torch.equal(kept[name], each) for name, each in second.statistics.items())
+
+
+def test_batch_of_one_mixes_no_statistics_of_two_normalisations():
+    def with_head(momentum):
+        torch.manual_seed(0)
+        pooled = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 6), nn.BatchNorm1d(6))
+        model = nn.Sequential(*small_model(), *pooled)
+        model[3].p = 0.0
+        for norm in batch_norms(model).values():
+            norm.momentum = momentum
+        use_running_statistics_for_one(model)
+        return model.train()
+
+    trained, other = with_head(0.1), with_head(0.5)
+    second = SecondStatistics(trained, 0.5)
+    for batch in (*batches(2), *batches(1, size=1)):
+        trained(batch), other(batch)
+    own = other.state_dict()
+    assert second.statistics.keys() == {name for name in own if "running" in name}
+    for name, each in second.statistics.items():
+        torch.testing.assert_close(each, own[name], rtol=1e-3, atol=1e-3)
