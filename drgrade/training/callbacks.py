@@ -150,11 +150,9 @@ class Clock(Callback):
         self._metrics = self.last_metrics(trainer)
 
     def cost(self) -> dict[str, float]:
-        """Return seconds, images, images_per_second and peak_memory, for ``provenance.json``."""
-        rate = self.images / self.seconds if self.seconds else 0.0
-        state = self.state_dict()
-        del state["metrics"]
-        return {**state, "images_per_second": rate}
+        """Return :func:`cost_entries` of the training so far."""
+        self._update()
+        return cost_entries(self.seconds, self.images, self.peak_memory)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint."""
@@ -195,6 +193,16 @@ class Clock(Callback):
         now = time.monotonic()
         self.seconds, self._last = self.seconds + now - self._last, now
         self.peak_memory = max(self.peak_memory, _peak_memory())
+
+
+def cost_entries(seconds: float, images: float, peak_memory: float) -> dict[str, float]:
+    """Return seconds, images, images_per_second and peak_memory, for ``provenance.json``."""
+    return {
+        "seconds": seconds,
+        "images": images,
+        "images_per_second": images / seconds if seconds else 0.0,
+        "peak_memory": peak_memory,
+    }
 
 
 def _peak_memory() -> int:

@@ -116,8 +116,6 @@ def check_settings(cfg: DictConfig) -> None:
         check_probe(cfg)
         return
     check_learning_rates(cfg)
-    if cfg.protocol.learning_rates is not None and "batchnorm_momentum" in cfg.callbacks:
-        raise ConfigError("callbacks.batchnorm_momentum needs one training: protocol.learning_rates=null")
     if cfg.protocol.probe_first and cfg.head.hidden:
         raise ConfigError(
             f"protocol.probe_first=true fits a linear head, and head.hidden={cfg.head.hidden} is not one: "

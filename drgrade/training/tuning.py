@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from drgrade.artefacts import is_number, read_object
 from drgrade.errors import ConfigError, DivergenceError
 from drgrade.files import write_text
+from drgrade.training.callbacks import cost_entries
 from drgrade.training.distributed import is_main_process, wait_for_all
 
 log = logging.getLogger(__name__)
@@ -49,10 +50,15 @@ class Trial:
     steps: int
 
     @property
-    def order(self) -> tuple[float, float, float]:
-        """Sort key: the highest QWK first, then the lowest loss on the validation photographs and rate."""
+    def has_diverged(self) -> bool:
+        """True if the training has diverged."""
+        return not self.steps
+
+    @property
+    def order(self) -> tuple[bool, float, float, float]:
+        """Sort key: highest validation QWK, lowest loss, lowest rate; diverged trainings come last."""
         qwk, loss = self.metrics.get("val/qwk", -math.inf), self.metrics.get("val/loss", math.inf)
-        return -qwk, loss, self.rate
+        return self.has_diverged, -qwk, loss, self.rate
 
 
 def check_learning_rates(cfg: DictConfig) -> None:
@@ -74,6 +80,8 @@ def check_learning_rates(cfg: DictConfig) -> None:
             "protocol.learning_rates: a search chooses the learning rate itself; set "
             "protocol.learning_rates=null and search optimizer.lr"
         )
+    if "batchnorm_momentum" in cfg.callbacks:
+        raise ConfigError("callbacks.batchnorm_momentum needs one training: protocol.learning_rates=null")
 
 
 def rates_to_try(rates: Sequence[float], validated: bool) -> list[float]:
@@ -131,8 +139,8 @@ def try_rates(
             listed = {str(each.rate): asdict(each) for each in trials.values()}
             write_text(checkpoints / TRIALS, json.dumps(listed, indent=2) + "\n")
     tried = [trials[rate] for rate in rates]
-    best = min(tried, key=lambda trial: (not trial.steps, *trial.order))
-    if not best.steps:
+    best = min(tried, key=lambda trial: trial.order)
+    if best.has_diverged:
         raise DivergenceError(f"training has diverged with every learning rate of {list(rates)}: lower them")
     if is_main_process():
         _keep(checkpoints, best)
@@ -178,10 +186,8 @@ def tuning_cost(trials: Sequence[Trial]) -> dict[str, Any]:
     """Return the cost of all trainings together, and each, for ``provenance.json``."""
     costs = [each.cost for each in trials if each.cost]
     seconds, images = (sum(cost[name] for cost in costs) for name in ("seconds", "images"))
+    peak_memory = max((cost["peak_memory"] for cost in costs), default=0)
     return {
-        "seconds": seconds,
-        "images": images,
-        "images_per_second": images / seconds if seconds else 0.0,
-        "peak_memory": max((cost["peak_memory"] for cost in costs), default=0),
+        **cost_entries(seconds, images, peak_memory),
         "learning_rates": {str(each.rate): {**each.metrics, **each.cost} for each in trials},
     }
