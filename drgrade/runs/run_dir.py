@@ -217,70 +217,69 @@ def read_provenance(folder: Path) -> dict[str, Any]:
 
 
 def read_calibration(folder: Path) -> "Calibration":
-    """Read ``calibration.json``; the identity if there is no such file.
-
-    A calibration in the form of earlier versions is fitted again to the photographs of ``validation.csv``.
+    """Read ``calibration.json`` as :func:`read_fitted`.
 
     Raises:
         DataError: If a file is damaged.
     """
-    from drgrade.models.calibration import FORMER_NOTE, Calibration
-
-    path = folder / CALIBRATION
-    if not path.exists():
-        return Calibration(note="the run was made before runs were calibrated; run it again")
-    try:
-        calibration = Calibration.from_json(read_text(path, "run it again"))
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
-    if calibration.note == FORMER_NOTE and (folder / VALIDATION).is_file():
-        from drgrade.models.cross_fitting import fit_and_cross_fit
-
-        log.info("%s has the form of an earlier version: it is fitted again to %s", path, VALIDATION)
-        probabilities, _, grades = _read_validation(folder)
-        ids = read_table(folder / VALIDATION, ["image_id"], "run it again")["image_id"]
-        groups = dict(zip(*(read_split(folder)[name] for name in ("image_id", "group")), strict=True))
-        return fit_and_cross_fit(probabilities, grades, [str(groups.get(each, each)) for each in ids])[0]
-    return calibration
+    return read_fitted(folder, {})[0]
 
 
-def read_fitted(folder: Path, record: Mapping[str, Any]) -> tuple["Calibration", dict[str, Any]]:
+def read_fitted(folder: Path, record: Mapping[str, Any]) -> tuple["Calibration", Mapping[str, Any]]:
     """Read ``calibration.json``, and the uncertainty limits of the run that belong to it.
 
-    If the calibration is fitted again (:func:`read_calibration`), so are the limits.
+    A calibration in the form of earlier versions is fitted again to the photographs of ``validation.csv``,
+    and so are the limits.
 
     Args:
         folder: Folder of a run.
         record: Content of its ``metrics.json``.
 
     Returns:
-        The calibration, and ``record`` with its limits.
+        The calibration, the identity if there is no such file, and ``record`` with its limits.
 
     Raises:
         DataError: If a file is damaged.
     """
-    from drgrade.models.calibration import FORMER_NOTE, Calibration, selective_uncertainty
+    from drgrade.models.calibration import FORMER_NOTE, selective_uncertainty
+    from drgrade.models.cross_fitting import fit_and_cross_fit
     from drgrade.stats.selective import fit_limits, read_limits, without_limits
 
-    calibration = read_calibration(folder)
-    path = folder / CALIBRATION
-    if not (read_limits(record) and path.exists()):
-        return calibration, dict(record)
-    if Calibration.from_json(read_text(path, "run it again")).note != FORMER_NOTE:
-        return calibration, dict(record)
-    if not (folder / VALIDATION).is_file():
-        return calibration, without_limits(record)
-    probabilities, predicted, grades = _read_validation(folder)
-    uncertainty = selective_uncertainty(probabilities, calibration)
-    return calibration, {**record, **fit_limits(uncertainty, predicted.numpy(), grades.numpy())}
+    calibration = _stored_calibration(folder / CALIBRATION)
+    if calibration.note != FORMER_NOTE:
+        return calibration, record
+    limits: dict[str, float] = {}
+    if (folder / VALIDATION).is_file():
+        log.info(
+            "%s has the form of an earlier version: it is fitted again to %s",
+            folder / CALIBRATION,
+            VALIDATION,
+        )
+        probabilities, predicted, grades, groups = _read_validation(folder)
+        calibration = fit_and_cross_fit(probabilities, grades, groups)[0]
+        if read_limits(record):
+            uncertainty = selective_uncertainty(probabilities, calibration)
+            limits = fit_limits(uncertainty, predicted.numpy(), grades.numpy())
+    return calibration, RunRecord({**without_limits(record), **limits}, folder / METRICS, "run it again")
 
 
-def _read_validation(folder: Path) -> tuple["Tensor", "Tensor", "Tensor"]:
-    """Return probabilities (N, 5), predicted and true grades (N,) of ``validation.csv``."""
+def _stored_calibration(path: Path) -> "Calibration":
+    from drgrade.models.calibration import Calibration
+
+    if not path.exists():
+        return Calibration(note="the run was made before runs were calibrated; run it again")
+    try:
+        return Calibration.from_json(read_text(path, "run it again"))
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def _read_validation(folder: Path) -> tuple["Tensor", "Tensor", "Tensor", list[str]]:
+    """Return probabilities (N, 5), predicted and true grades and groups (N,) of ``validation.csv``."""
     import torch
 
     names = [f"p{grade}" for grade in range(NUM_GRADES)]
-    table = read_table(folder / VALIDATION, ["grade", "predicted", *names], "run it again")
+    table = read_table(folder / VALIDATION, ["image_id", "grade", "predicted", *names], "run it again")
     probabilities, grades = table[names].to_numpy(float), table[["predicted", "grade"]].to_numpy(float)
     valid = bool(((probabilities >= 0) & (probabilities <= 1)).all()) and bool(
         (abs(probabilities.sum(axis=1) - 1) < 1e-3).all()
@@ -288,7 +287,10 @@ def _read_validation(folder: Path) -> tuple["Tensor", "Tensor", "Tensor"]:
     if not (valid and set(grades.ravel().tolist()) <= set(range(NUM_GRADES))):
         raise DataError(f"{folder / VALIDATION} is damaged (values that are no grade or probability)")
     predicted, truth = torch.from_numpy(grades).long().T
-    return torch.from_numpy(probabilities), predicted, truth
+    split = read_split(folder)
+    known = dict(zip(split["image_id"], split["group"], strict=True))
+    groups = [str(known.get(each, each)) for each in table["image_id"]]
+    return torch.from_numpy(probabilities), predicted, truth, groups
 
 
 def write_metrics(folder: Path, metrics: Mapping[str, object]) -> None:

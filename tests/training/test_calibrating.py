@@ -77,6 +77,11 @@ def test_run_reports_selective_prediction_by_the_uncertainty_of_predict(finished
         assert record[f"test/referred_for_qwk_{wanted:g}"] == pytest.approx(np.mean(uncertainty > limit))
 
 
+def test_missing_value_of_a_loaded_run_is_named(finished_run):
+    with pytest.raises(DataError, match=r"metrics\.json is damaged \(no_such_metric is missing\)"):
+        load_model(finished_run()).record["no_such_metric"]
+
+
 def test_calibration_is_fitted_and_cross_validated_on_validation_photographs(finished_run):
     run = finished_run()
     record = read_metrics(run)
@@ -141,6 +146,8 @@ def test_calibration_of_an_earlier_version_is_fitted_again(finished_run, tmp_pat
     assert again.nll_change == pytest.approx(own.nll_change, abs=1e-2)
     assert load_model(run).calibration == again
     record = read_metrics(run)
+    with pytest.raises(DataError, match="no_such_metric is missing"):
+        load_model(run).record["no_such_metric"]
     limits = read_limits(record)
     changed = {**record, **{name: 0.123 for name in record if name.startswith("uncertainty_limit")}}
     write_metrics(run, changed)
