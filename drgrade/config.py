@@ -35,12 +35,15 @@ ROLES = ("labelled", "unlabelled", "external")
 """Settings ``data.ROLE`` that name further data sets."""
 
 
-def has_weights(encoder: Mapping[Any, Any]) -> bool:
-    """Return True if an encoder's config names a weights file, or asks for published weights, in any part."""
+def is_set(encoder: Mapping[Any, Any], *settings: str) -> bool:
+    """Return True if any of these settings has a value in an encoder's config, in any part.
+
+    Example:
+        >>> is_set({"weights": None, "cnn_options": {"pretrained": True}}, "weights", "pretrained")
+        True
+    """
     return any(
-        has_weights(value)
-        if isinstance(value, Mapping)
-        else name in ("weights", "pretrained") and bool(value)
+        is_set(value, *settings) if isinstance(value, Mapping) else name in settings and bool(value)
         for name, value in encoder.items()
     )
 
@@ -57,7 +60,7 @@ def is_pretrained(cfg: Mapping[Any, Any]) -> bool:
         >>> is_pretrained({"init": "random", "encoder": {"name": "resnet18", "weights": "a.safetensors"}})
         True
     """
-    return cfg["init"] != "random" or has_weights(cfg["encoder"])
+    return cfg["init"] != "random" or is_set(cfg["encoder"], "weights", "pretrained")
 
 
 def _if_pretrained(value: Any, *, _root_: DictConfig) -> Any:

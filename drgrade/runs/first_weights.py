@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
+from drgrade.config import is_set
+
 RANDOM, IMAGENET, SSL = "random", "imagenet", "ssl"
 UNNAMED_FILE = "file (name not recorded)"
 
@@ -51,15 +53,16 @@ def first_weights(config: Mapping[str, Any], record: Mapping[str, Any] | None = 
     if init not in _WITHOUT_FILE:
         return init
     files = weights_files(encoder)
+    rest = IMAGENET if is_set(encoder, "pretrained") else init
     if not files and any(name.endswith(WEIGHTS_HASH) for name in record or {}):
         return str((record or {}).get("weights_file") or UNNAMED_FILE)
     if not files:
-        return IMAGENET if _downloads(encoder) else init
+        return rest
     parts = [name.removesuffix("_options") for name in encoder if str(name).endswith("_options")]
     given = {_part(setting): PurePath(path).name for setting, path in files.items()}
     names = ", ".join(f"{name} ({part})" if part in parts else name for part, name in given.items())
     if parts and not {*parts} <= {*given}:
-        return f"{names}, rest {_WITHOUT_FILE[IMAGENET if _downloads(encoder) else init]}"
+        return f"{names}, rest {_WITHOUT_FILE[rest]}"
     return f"{names} (file)" if names in (*_WITHOUT_FILE, SSL) else names
 
 
@@ -87,9 +90,10 @@ def _describe(setting: str, name: str, record: Mapping[str, Any]) -> str:
     name = str(record.get(f"{setting}_file") or name or UNNAMED_FILE)[:_LONGEST]
     digest = str(record.get(f"{setting}_hash") or "not recorded")[:12]
     says = record.get(f"{setting}_says")
-    stated = f"says: {str(says)[:_LONGEST]}" if says else "says nothing of its origin"
     if says is None:
         stated = "what it says of its origin is not recorded"
+    else:
+        stated = f"says: {str(says)[:_LONGEST]}" if says else "says nothing of its origin"
     part = _part(setting)
     return f"{name}{f' ({part})' if part not in ('', 'encoder') else ''}, SHA-256 {digest}, {stated}"
 
@@ -97,11 +101,3 @@ def _describe(setting: str, name: str, record: Mapping[str, Any]) -> str:
 def _part(setting: str) -> str:
     """Return the part of the encoder that a setting belongs to: ``cnn`` of ``cnn_options.weights``."""
     return setting.removesuffix("weights").removesuffix(".").removesuffix("options").removesuffix("_")
-
-
-def _downloads(encoder: Mapping[Any, Any]) -> bool:
-    """Return whether the config of an encoder asks for published weights by itself."""
-    return any(
-        _downloads(value) if isinstance(value, Mapping) else name == "pretrained" and bool(value)
-        for name, value in encoder.items()
-    )
