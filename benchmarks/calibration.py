@@ -18,8 +18,8 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from drgrade.metrics.functional import confusion_matrix, negative_log_likelihood, quadratic_weighted_kappa
-from drgrade.models.calibration import calibrate_probabilities, calibrated_metrics, fit_calibration
-from drgrade.models.cross_fitting import cross_fitted_metrics
+from drgrade.models.calibration import calibrate_probabilities, calibrated_metrics
+from drgrade.models.cross_fitting import fit_and_cross_fit
 from drgrade.models.heads import CornHead, CumulativeHead, Head, RegressionHead, SoftmaxHead
 
 SHARES = torch.tensor([0.33, 0.05, 0.33, 0.18, 0.11])  # of the grades of IDRiD
@@ -68,10 +68,9 @@ def measure(head: Head, own: tuple[Tensor, Tensor], others: tuple[Tensor, Tensor
     with torch.no_grad():
         logits = head(others[0])
         p, q = head.probabilities(head(own[0])).double(), head.probabilities(logits).double()
-    fitted = fit_calibration(p, own[1])
+    fitted, left_out = fit_and_cross_fit(p, own[1], list(map(str, range(len(p)))))
     tested, raw = calibrated_metrics(q, others[1], fitted), negative_log_likelihood(q, others[1])
     alone = calibrate_probabilities(q, temperature_alone(p, own[1]), 0, [0.2] * 5)
-    left_out = cross_fitted_metrics(p, own[1], list(map(str, range(len(p)))))
     better = left_out.get("nll_calibrated", math.inf) < negative_log_likelihood(p, own[1])
     always = tested.get("nll_calibrated", raw)
     return [

@@ -8,7 +8,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -169,12 +168,11 @@ NLL by −0.120 (95 % −0.310 to 0.060), so it is not shown to help'
                 raise TypeError("the note is not text")
             if content.keys() == _FORMER_FIELDS:
                 return cls(note=FORMER_NOTE)
-            points = tuple(OperatingPoint(**each) for each in content.pop("points"))
-            change = content.pop("nll_change")
-            rows: dict[str, Any] = {name: tuple(content.pop(name)) for name in ("frequencies", "thresholds")}
-            parsed = cls(
-                **content, **rows, points=points, nll_change=None if change is None else tuple(change)
-            )
+            content["points"] = [OperatingPoint(**each) for each in content["points"]]
+            for name in ("points", "frequencies", "thresholds", "nll_change"):
+                if content[name] is not None:
+                    content[name] = tuple(content[name])
+            parsed = cls(**content)
             fault = parsed._fault()
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(f"the calibration is damaged ({error})") from error

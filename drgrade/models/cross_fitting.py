@@ -44,45 +44,28 @@ def fit_and_cross_fit(
 ) -> tuple[Calibration, dict[str, float]]:
     """Fit a calibration to validation photographs, and measure by cross-fitting what it is worth.
 
+    For the metrics the photographs are divided into ``NUM_PARTS`` parts; each is evaluated with a calibration
+    fitted on the others (Stone, "Cross-validatory choice and assessment of statistical predictions", JRSS B
+    36(2), 1974). Groups stay together, and the grades are spread over the parts as evenly as groups allow.
+
     Args:
         probabilities: (N, G) from the head.
         grades: (N,) int64, the true grades.
         groups: (N,) group of each photograph.
 
     Returns:
-        The calibration with its cross-fitted change of NLL, and the metrics of :func:`cross_fitted_metrics`.
+        The calibration with its cross-fitted change of NLL, and metrics as those of
+        :func:`drgrade.models.calibration.calibrated_metrics` without the referral decision, which is one of
+        the whole fit. The metrics are empty if a part leaves too few photographs for a fit, and without
+        operating points if it leaves none with, or none without, referable DR.
     """
     calibration = fit_calibration(probabilities, grades)
     fit = _cross_fit(probabilities, grades, groups)
     if fit is None:
         return calibration, {}
     change = _nll_change(fit.calibrated, probabilities, grades, groups)
-    return replace(calibration, nll_change=change), _metrics(fit, grades)
-
-
-def cross_fitted_metrics(probabilities: Tensor, grades: Tensor, groups: Sequence[str]) -> dict[str, float]:
-    """Compute the metrics of a calibration by cross-fitting, on the photographs that it is fitted on.
-
-    The photographs are divided into ``NUM_PARTS`` parts; each is evaluated with a calibration fitted on the
-    others (Stone, "Cross-validatory choice and assessment of statistical predictions", JRSS B 36(2), 1974).
-    Groups stay together, and the grades are spread over the parts as evenly as groups allow.
-
-    Args:
-        probabilities: (N, G) from the head.
-        grades: (N,) int64, the true grades.
-        groups: (N,) group of each photograph.
-
-    Returns:
-        As :func:`drgrade.models.calibration.calibrated_metrics` without the referral decision, which is one
-        of the whole fit; empty if a part leaves too few photographs for a fit, and without operating points
-        if it leaves none with, or none without, referable DR.
-    """
-    fit = _cross_fit(probabilities, grades, groups)
-    return {} if fit is None else _metrics(fit, grades)
-
-
-def _metrics(fit: _CrossFit, grades: Tensor) -> dict[str, float]:
-    return decision_metrics(fit.calibrated, fit.predicted, fit.referred, grades.cpu())
+    metrics = decision_metrics(fit.calibrated, fit.predicted, fit.referred, grades.cpu())
+    return replace(calibration, nll_change=change), metrics
 
 
 def _cross_fit(probabilities: Tensor, grades: Tensor, groups: Sequence[str]) -> _CrossFit | None:

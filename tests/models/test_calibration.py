@@ -36,7 +36,7 @@ from drgrade.models.calibration import (
     referable_probability,
     referral_rule,
 )
-from drgrade.models.cross_fitting import NUM_PARTS, cross_fitted_metrics, fit_and_cross_fit
+from drgrade.models.cross_fitting import NUM_PARTS, fit_and_cross_fit
 from drgrade.models.heads import CornHead, CumulativeHead, RegressionHead, SoftmaxHead
 from drgrade.models.referral import OperatingPoint, operating_points
 
@@ -146,9 +146,8 @@ def test_the_priors_bound_the_fit_of_ten_photographs():
 
 def test_few_photographs_are_said_with_the_cross_fitted_change():
     probabilities, grades = _drawn(60, sharpness=6.0)
-    fitted = fit_and_cross_fit(probabilities, grades, list(map(str, range(60))))[0]
+    fitted, cross_fitted = fit_and_cross_fit(probabilities, grades, list(map(str, range(60))))
     change, low, high = fitted.nll_change
-    cross_fitted = cross_fitted_metrics(probabilities, grades, list(map(str, range(60))))
     raw = negative_log_likelihood(probabilities, grades)
     assert change == pytest.approx(cross_fitted["nll_calibrated"] - raw)
     assert low < change < high
@@ -387,7 +386,7 @@ def _naive_cross_fit(probabilities, grades, groups):
 def test_cross_fitting_equals_a_loop_over_parts_of_groups():
     probabilities, grades = _overconfident(60)
     groups = [f"g{i // 2}" for i in range(60)]
-    found = cross_fitted_metrics(probabilities, grades, groups)
+    _, found = fit_and_cross_fit(probabilities, grades, groups)
     calibrated, read = _naive_cross_fit(probabilities, grades, groups)
     assert found["nll_calibrated"] == pytest.approx(negative_log_likelihood(calibrated, grades))
     kappa = cohen_kappa_score(grades.numpy(), read.numpy(), weights="quadratic")
@@ -403,8 +402,9 @@ def test_cross_fitting_removes_the_optimism_of_fitted_thresholds():
     for _ in range(20):
         nothing = torch.softmax(torch.randn(60, 5, generator=generator, dtype=torch.float64), dim=1)
         grades = torch.randint(0, 5, (60,), generator=generator)
-        own.append(calibrated_metrics(nothing, grades, fit_calibration(nothing, grades))["qwk_thresholds"])
-        left_out.append(cross_fitted_metrics(nothing, grades, list(map(str, range(60))))["qwk_thresholds"])
+        fitted, cross_fitted = fit_and_cross_fit(nothing, grades, list(map(str, range(60))))
+        own.append(calibrated_metrics(nothing, grades, fitted)["qwk_thresholds"])
+        left_out.append(cross_fitted["qwk_thresholds"])
     assert np.mean(own) > 0.1
     assert abs(np.mean(left_out)) < 0.05
 
@@ -412,5 +412,5 @@ def test_cross_fitting_removes_the_optimism_of_fitted_thresholds():
 def test_cross_fitting_needs_enough_photographs_outside_every_part():
     for count in (3, 12):
         probabilities, grades = _overconfident(count)
-        assert cross_fitted_metrics(probabilities, grades, list(map(str, range(count)))) == {}
-    assert cross_fitted_metrics(*_overconfident(60), ["all"] * 60) == {}
+        assert fit_and_cross_fit(probabilities, grades, list(map(str, range(count))))[1] == {}
+    assert fit_and_cross_fit(*_overconfident(60), ["all"] * 60)[1] == {}

@@ -21,7 +21,7 @@ from drgrade.models.calibration import (
     normalised_entropy,
     referral_rule,
 )
-from drgrade.models.cross_fitting import cross_fitted_metrics
+from drgrade.models.cross_fitting import fit_and_cross_fit
 from drgrade.prediction.checkpoint import load_model
 from drgrade.publishing.hub import save_pretrained
 from drgrade.runs.run_dir import read_calibration, read_metrics, write_metrics
@@ -91,7 +91,7 @@ def test_calibration_is_fitted_and_cross_validated_on_validation_photographs(fin
     probabilities, grades = table(run / "validation.csv")
     fitted, kept = fit_calibration(probabilities, grades), read_calibration(run)
     assert kept.temperature == pytest.approx(fitted.temperature, rel=1e-3)
-    cross_fitted = cross_fitted_metrics(probabilities, grades, split["group"].loc[validated].tolist())
+    _, cross_fitted = fit_and_cross_fit(probabilities, grades, split["group"].loc[validated].tolist())
     for name, value in cross_fitted.items():
         assert record[f"val/{name}"] == pytest.approx(value, abs=1e-3)
 
