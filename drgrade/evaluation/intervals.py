@@ -14,12 +14,8 @@ from drgrade.data.photographs import Photographs
 from drgrade.files import write_text
 from drgrade.grades import REFERABLE
 from drgrade.metrics.distributed import Predictions
-from drgrade.models.calibration import (
-    Calibration,
-    expected_grade,
-    referable_probability,
-    selective_uncertainty,
-)
+from drgrade.metrics.functional import referable_probability
+from drgrade.models.calibration import Calibration, expected_grade, selective_uncertainty
 from drgrade.models.referral import ReferralRule
 from drgrade.stats import formatting
 from drgrade.stats.bootstrap import METRICS, TestFold, interval_if_spread, resample_metrics

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from drgrade.data.transforms import normalise
 from drgrade.errors import ConfigError, DrgradeError
-from drgrade.models.calibration import expected_grade, referable_probability, referral_rule
+from drgrade.metrics.functional import referable_probability
+from drgrade.models.calibration import expected_grade, referral_rule
 from drgrade.prediction.checkpoint import TrainedModel
 
 INPUT = "photographs"

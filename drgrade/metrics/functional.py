@@ -119,6 +119,15 @@ def auroc(scores: Tensor, positive: Tensor, name: str = "auroc") -> float:
     return doubled / (2 * pairs)
 
 
+def referable_probability(probabilities: Tensor) -> Tensor:
+    """Return the probability of referable DR (B,), P(grade >= 2), of distributions (B, G).
+
+    In double precision it has 12 decimals, so that rounding errors order no photographs.
+    """
+    scores = probabilities[:, REFERABLE:].sum(dim=1)
+    return scores.round(decimals=12) if scores.dtype == torch.float64 else scores
+
+
 def expected_calibration_error(probabilities: Tensor, grades: Tensor, bins: int = NUM_BINS) -> float:
     """Estimate the root-mean-square gap between confidence and accuracy without the bias of small bins.
 
@@ -311,8 +320,7 @@ def _aurocs(probabilities: Tensor, grades: Tensor) -> dict[str, float]:
         if len(present) > 1
         else undefined_value("auroc", 0.5, "it needs photographs of two grades")
     )
-    # Rounded, because errors of the sum would order photographs of equal probability.
-    scores = probabilities[:, REFERABLE:].sum(dim=1).round(decimals=12)
+    scores = referable_probability(probabilities)
     referable = auroc(scores, grades >= REFERABLE, name="referable_auroc")
     return {"auroc": mean, **single, "referable_auroc": referable}
 

@@ -23,6 +23,7 @@ from drgrade.metrics.functional import (
     expected_calibration_error,
     negative_log_likelihood,
     quadratic_weighted_kappa,
+    referable_probability,
     sensitivity_specificity,
 )
 from drgrade.models.heads import differences
@@ -316,15 +317,6 @@ def expected_grade(probabilities: Tensor) -> Tensor:
     """Return the mean grade (B,), in [0, G - 1], of distributions (B, G)."""
     grades = torch.arange(probabilities.shape[1], dtype=probabilities.dtype, device=probabilities.device)
     return probabilities @ grades
-
-
-def referable_probability(probabilities: Tensor) -> Tensor:
-    """Return the probability of referable DR (B,), P(grade >= 2), of distributions (B, G).
-
-    In double precision it has 12 decimals, so that rounding errors order no photographs.
-    """
-    scores = probabilities[:, REFERABLE:].sum(dim=1)
-    return scores.round(decimals=12) if scores.dtype == torch.float64 else scores
 
 
 def normalised_entropy(probabilities: Tensor) -> Tensor:

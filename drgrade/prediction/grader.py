@@ -12,13 +12,13 @@ from torch import Tensor
 
 from drgrade.data.transforms import normalise
 from drgrade.errors import ConfigError
+from drgrade.metrics.functional import referable_probability
 from drgrade.models.calibration import (
     TARGET_SENSITIVITIES,
     Calibration,
     ensemble_calibration,
     expected_grade,
     normalised_entropy,
-    referable_probability,
     referral_rule,
 )
 from drgrade.models.grading_model import check_outputs, median_grade, tta_views

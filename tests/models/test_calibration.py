@@ -20,6 +20,7 @@ from drgrade.metrics.functional import (
     expected_calibration_error,
     negative_log_likelihood,
     quadratic_weighted_kappa,
+    referable_probability,
 )
 from drgrade.models.calibration import (
     FORMER_NOTE,
@@ -33,7 +34,6 @@ from drgrade.models.calibration import (
     fit_calibration,
     fit_probabilities,
     normalised_entropy,
-    referable_probability,
     referral_rule,
 )
 from drgrade.models.cross_fitting import NUM_PARTS, fit_and_cross_fit
