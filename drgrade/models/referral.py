@@ -62,7 +62,7 @@ class ReferralRule:
 
     @property
     def origin(self) -> str:
-        """Where the threshold comes from, in a few words without a number of the validation."""
+        """Describe where the threshold comes from, without the rates that it reached in validation."""
         if self.sensitivity is None:
             return f"default {self.threshold:g}, no operating point ({self.reason})"
         counts = " and ".join(map(str, self.photographs))

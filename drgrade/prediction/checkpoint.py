@@ -32,7 +32,7 @@ from drgrade.models.restore import (
 )
 from drgrade.prediction import published_folder
 from drgrade.prediction.published_folder import is_published, published_tensors, read_published
-from drgrade.runs.run_dir import CONFIG, read_finished, read_fitted
+from drgrade.runs.run_dir import CHECKPOINTS, CONFIG, read_finished, read_fitted
 
 _DEMO = "demo"  # data set of drawings, by which earlier published models are recognised
 
@@ -161,7 +161,7 @@ def checkpoint_file(folder: Path, record: Mapping[str, Any]) -> Path:
     name = str(record["checkpoint"])
     if not re.fullmatch(r"[\w-][\w.-]*\.ckpt", name):
         raise DataError(f"{folder}: checkpoint={shortened(name)} is not the name of a checkpoint")
-    return folder / "checkpoints" / name
+    return folder / CHECKPOINTS / name
 
 
 def checkpoint_tensors(folder: Path, record: Mapping[str, Any]) -> Mapping[str, Tensor]:

@@ -325,10 +325,10 @@ def start_run_dir(
         DataError: If the run to resume used other photographs or another split.
     """
     if checkpoint is None:
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     else:
         _check_hashes(folder, hashes)
-    for each in (folder, folder / "checkpoints"):
+    for each in (folder, folder / CHECKPOINTS):
         remove_partial_files(each)
     write_split(folder, split)
     write_text(folder / HASHES, json.dumps(dict(hashes), indent=2) + "\n")

@@ -317,7 +317,7 @@ class CellSweeper(HydraSweeper):
 
 
 class _ImageNetWeights:
-    """Whether weights files for ``init=imagenet`` fit the encoders of a table, each tried once."""
+    """Find out whether weights files for ``init=imagenet`` fit the encoders of a table, each tried once."""
 
     def __init__(self) -> None:
         self._known: dict[str, bool] = {}

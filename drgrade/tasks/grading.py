@@ -190,7 +190,7 @@ class GradingTask(Task):
         self.clip_gradients(optimizer, limit, gradient_clip_algorithm)
 
     def parameter_groups(self) -> list[dict[str, Any]] | list[torch.nn.Parameter]:
-        """As in :class:`Task`; groups by learning rate, the highest first, and by weight decay."""
+        """Return groups by learning rate, the highest first, and by weight decay; see :class:`Task`."""
         if not self._lr_factors and self._decay_norms:
             return super().parameter_groups()
         groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}

@@ -1,4 +1,4 @@
-"""What is computed with a frozen encoder before it is trained: batch statistics, and a linear head."""
+"""Estimate batch statistics and fit a linear head with a frozen encoder, before it is trained."""
 
 import hashlib
 import logging
@@ -22,7 +22,7 @@ from drgrade.training.distributed import is_main_process
 log = logging.getLogger(__name__)
 
 _MOST = 4096
-"""Photographs at most; in the paper 1,000 to 10,000 images give the same accuracy as more."""
+"""Largest number of photographs; in the paper 1,000 to 10,000 images give the same accuracy as more."""
 
 
 def statistics_rows(photographs: Photographs) -> npt.NDArray[np.int64]:

@@ -15,7 +15,7 @@ from drgrade.errors import ConfigError, DataError, EncoderError
 from drgrade.files import file_sha256
 from drgrade.models.encoder import CARD, WEIGHTS, is_complete_encoder, stated_origin
 from drgrade.runs.first_weights import IMAGENET, RANDOM, SSL, first_weights
-from drgrade.runs.run_dir import HASHES, LAST, SEEN, intact_checkpoints, read_json
+from drgrade.runs.run_dir import CHECKPOINTS, HASHES, LAST, SEEN, intact_checkpoints, read_json
 from drgrade.runs.settings import label_seed
 from drgrade.training.build import weights_facts
 from drgrade.training.distributed import (
@@ -121,7 +121,7 @@ def _pretrain_once(pretext: DictConfig, photographs: Photographs, folder: Path) 
 
 def _last_checkpoint(folder: Path) -> Path | None:
     """Return the checkpoint of an interrupted pre-training, if its files are intact."""
-    path = folder / "checkpoints" / f"{LAST}.ckpt"
+    path = folder / CHECKPOINTS / f"{LAST}.ckpt"
     with suppress(DataError):
         if path.is_file() and read_json(folder / HASHES, "") and intact_checkpoints(folder):
             return path

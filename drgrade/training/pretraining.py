@@ -144,7 +144,7 @@ def _check_finite(metrics: dict[str, Any], folder: Path) -> None:
         return
     wait_for_all()
     if is_main_process():
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     raise DrgradeError("pre-training has diverged (a metric is not finite): lower pretext.optimizer.lr")
 
 

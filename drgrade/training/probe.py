@@ -23,7 +23,7 @@ from drgrade.data.photographs import Photographs
 from drgrade.errors import ConfigError
 from drgrade.metrics.distributed import GradingMetrics, Predictions
 from drgrade.models.probes import FittedHead
-from drgrade.runs.run_dir import LAST, write_predictions, write_provenance
+from drgrade.runs.run_dir import CHECKPOINTS, LAST, write_predictions, write_provenance
 from drgrade.tasks.grading import GradingTask
 from drgrade.training.build import final_status, finish_run_dir, make_task, open_run_dir
 from drgrade.training.cache import RunCache
@@ -218,7 +218,7 @@ def _write_checkpoint(task: GradingTask, folder: Path) -> None:
         "pytorch-lightning_version": version("pytorch-lightning"),
         "state_dict": task.state_dict(),
     }
-    save_checkpoint(checkpoint, folder / "checkpoints" / f"{LAST}.ckpt")
+    save_checkpoint(checkpoint, folder / CHECKPOINTS / f"{LAST}.ckpt")
 
 
 def _cost(features: Features | None, seconds: float) -> dict[str, object]:

@@ -175,7 +175,7 @@ def fit(
     checkpoint: Path | None,
     logger: Logger | Literal[False],
 ) -> tuple[pl.Trainer, Trial]:
-    """Train a task, after batch statistics and head of a frozen encoder have been estimated.
+    """Train a task; if the protocol asks for it, estimate batch statistics and fit the head before.
 
     Args:
         cfg: The run's config.
