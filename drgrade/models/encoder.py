@@ -246,13 +246,12 @@ def stated_origin(weights: Path) -> str:
     Returns:
         At most 200 characters in one line; empty if it says nothing.
     """
-    card = weights.with_name(CARD)
-    if card.is_file() and (content := read_object(card, "pre-train again")).get("sha256") == file_sha256(
-        weights
-    ):
-        names = {"data": content.get("data"), "steps": content.get("steps"), "init": content.get("init")}
-        pretext = content.get("pretext")
-        stated = {"pretext": pretext.get("name") if isinstance(pretext, Mapping) else None, **names}
+    path = weights.with_name(CARD)
+    card = read_object(path, "pre-train again") if path.is_file() else {}
+    if card and card.get("sha256") == file_sha256(weights):
+        pretext = card.get("pretext")
+        stated = {"pretext": pretext.get("name") if isinstance(pretext, Mapping) else None}
+        stated |= {name: card.get(name) for name in ("data", "steps", "init")}
     elif weights.suffix == ".safetensors":
         with safe_open(weights, "pt") as file:
             stated = dict(file.metadata() or {})

@@ -264,17 +264,18 @@ def make_trainer(
     return trainer, clock
 
 
-def chosen_device(cfg: DictConfig) -> torch.device:
-    """Return the device of this process that the config's trainer chooses."""
+def make_bare_trainer(cfg: DictConfig) -> pl.Trainer:
+    """Make a trainer that keeps nothing: no callbacks, logger or checkpoints; its device is the config's."""
     trainer = instantiate(
         cfg.trainer,
+        callbacks=[],
         logger=False,
         plugins=[cluster_environment()],
         enable_progress_bar=False,
         enable_checkpointing=False,
     )
     assert isinstance(trainer, pl.Trainer)
-    return trainer.strategy.root_device
+    return trainer
 
 
 def checkpoint_callbacks(checkpoints: Path, monitor: str | None = None) -> list[Callback]:

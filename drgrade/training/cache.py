@@ -19,8 +19,8 @@ from drgrade.files import file_sha256
 from drgrade.models.batch_norm import batch_norms
 from drgrade.models.encoder import WEIGHTS, Encoder
 from drgrade.training.build import (
-    chosen_device,
     instantiate,
+    make_bare_trainer,
     make_encoder,
     make_photographs,
     seed_everything,
@@ -95,7 +95,7 @@ class RunCache:
             sha256 = weights_hash(encoder)
             if precise and batch_norms(encoder):
                 sha256 = hashlib.sha256(f"{sha256} {precise}".encode()).hexdigest()
-                device = chosen_device(cfg)
+                device = make_bare_trainer(cfg).strategy.root_device
                 estimate_encoder_statistics(encoder, photographs, cfg.data.batch_size, device)
                 encoder.cpu()
             _put(self._encoders, key, InitialEncoder(encoder, sha256), _MAX_ENCODERS)

@@ -33,9 +33,8 @@ from drgrade.models.encoder import Encoder
 from drgrade.progress import track
 from drgrade.renames import canonical
 from drgrade.runs.run_dir import versions
-from drgrade.training.build import instantiate
+from drgrade.training.build import make_bare_trainer
 from drgrade.training.cache import InitialEncoder
-from drgrade.training.distributed import cluster_environment
 
 log = logging.getLogger(__name__)
 
@@ -188,17 +187,8 @@ def encode(cfg: DictConfig, store: Store, encoder: Encoder, array: Floats) -> No
     count = len(store)
     dataset = StoreDataset([store.images_file], range(count), [UNGRADED] * count, AugmentedView(None))
     loader = DataLoader(dataset, batch_size=cfg.data.batch_size, sampler=EvaluationSampler(count))
-    trainer = instantiate(
-        cfg.trainer,
-        callbacks=[],
-        logger=False,
-        plugins=[cluster_environment()],
-        enable_progress_bar=False,
-        enable_checkpointing=False,
-    )
-    assert isinstance(trainer, pl.Trainer)
     task = _Encoding(copy.deepcopy(encoder), array, channels_last=cfg.channels_last)
-    trainer.predict(task, _TrackedLoader(loader, store), return_predictions=False)
+    make_bare_trainer(cfg).predict(task, _TrackedLoader(loader, store), return_predictions=False)
 
 
 class _Encoding(pl.LightningModule):
