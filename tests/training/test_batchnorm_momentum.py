@@ -7,7 +7,6 @@ from pytorch_lightning.callbacks import Callback
 
 from drgrade.errors import ConfigError
 from drgrade.models.batch_norm import batch_norms
-from drgrade.training import run as run_module
 from drgrade.training.run import train
 
 EXPERIMENT = ("+experiment=batchnorm_momentum", "data.batch_size=8", "scale.published_epochs=3")
@@ -25,27 +24,10 @@ class StopAfter(Callback):
             raise RuntimeError("power cut")
 
 
-@pytest.fixture
-def with_callback(monkeypatch):
-    """``with_callback(callback, cfg)``: train with a further callback."""
-
-    def run(callback, cfg):
-        original = run_module.make_trainer
-        with monkeypatch.context() as patch:
-            patch.setattr(
-                run_module,
-                "make_trainer",
-                lambda cfg, folder, kept, *rest: original(cfg, folder, [*kept, callback], *rest),
-            )
-            return train(cfg)
-
-    return run
-
-
-def test_second_momentum_gives_the_results_of_a_training_with_it(compose, tmp_path, with_callback):
+def test_second_momentum_gives_the_results_of_a_training_with_it(compose, tmp_path, train_with):
     both = train(compose(*EXPERIMENT, run="both"))
     own = ("~callbacks.batchnorm_momentum",)
-    other = with_callback(OtherMomentum(), compose(*EXPERIMENT, *own, run="other"))
+    other = train_with(OtherMomentum(), compose(*EXPERIMENT, *own, run="other"))
     plain = train(compose(*EXPERIMENT, *own, run="plain"))
     names = [name for name in plain if name.startswith("test/")]
     for name in names:
@@ -60,10 +42,10 @@ def test_second_momentum_gives_the_results_of_a_training_with_it(compose, tmp_pa
     assert both["test/auroc"] != pytest.approx(other["test/auroc"], abs=1e-3)
 
 
-def test_statistics_survive_an_interruption(compose, tmp_path, with_callback):
+def test_statistics_survive_an_interruption(compose, tmp_path, train_with):
     straight = train(compose(*EXPERIMENT, run="straight"))
     with pytest.raises(RuntimeError, match="power cut"):
-        with_callback(StopAfter(), compose(*EXPERIMENT, run="resumed"))
+        train_with(StopAfter(), compose(*EXPERIMENT, run="resumed"))
     assert train(compose(*EXPERIMENT, f"resume={tmp_path / 'resumed'}", run="elsewhere")) == straight
 
 

@@ -27,17 +27,10 @@ def card(folder):
     return json.loads((folder / "encoder.json").read_text())
 
 
-def test_interrupted_pretraining_counts_all_images(compose, tmp_path, monkeypatch):
+def test_interrupted_pretraining_counts_all_images(compose, tmp_path, train_with):
     train(compose(*SETTINGS, run="whole"))
-    original = pretraining_module.make_trainer
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            pretraining_module,
-            "make_trainer",
-            lambda cfg, folder, kept, *rest: original(cfg, folder, [*kept, StopAfter(1)], *rest),
-        )
-        with pytest.raises(RuntimeError, match="power cut"):
-            train(compose(*SETTINGS, "resume=auto"))
+    with pytest.raises(RuntimeError, match="power cut"):
+        train_with(StopAfter(1), compose(*SETTINGS, "resume=auto"), pretraining_module)
     assert not (tmp_path / "run" / "encoder.json").exists()
     train(compose(*SETTINGS, "resume=auto"))
     for name in ("whole", "run"):

@@ -14,7 +14,6 @@ from torch import nn
 from drgrade.config import CONF
 from drgrade.errors import ConfigError
 from drgrade.evaluation.evaluation import evaluate
-from drgrade.training import run as run_module
 from drgrade.training.build import instantiate, make_encoder
 from drgrade.training.callbacks import MovingAverage
 from drgrade.training.run import train
@@ -48,21 +47,15 @@ class Witness(Callback):
 
 
 @pytest.fixture
-def watched(monkeypatch):
+def watched(train_with):
     """``watched(cfg, stop)``: train with this callback."""
 
     def run(cfg, stop=None):
-        witness, original = Witness(stop), run_module.make_trainer
-        with monkeypatch.context() as patch:
-            patch.setattr(
-                run_module,
-                "make_trainer",
-                lambda cfg, folder, kept, *rest: original(cfg, folder, [*kept, witness], *rest),
-            )
-            try:
-                return train(cfg), witness
-            except RuntimeError:
-                return None, witness
+        witness = Witness(stop)
+        try:
+            return train_with(witness, cfg), witness
+        except RuntimeError:
+            return None, witness
 
     return run
 

@@ -8,7 +8,6 @@ from pytorch_lightning import Callback
 
 from drgrade.cli.command import explain
 from drgrade.errors import ConfigError, EncoderError
-from drgrade.training import run as run_module
 from drgrade.training.build import instantiate, make_encoder
 from drgrade.training.run import train
 
@@ -118,18 +117,11 @@ class StopAfter(Callback):
             raise RuntimeError("power cut")
 
 
-def test_resumed_run_ends_with_the_same_weights(compose, tmp_path, monkeypatch):
+def test_resumed_run_ends_with_the_same_weights(compose, tmp_path, train_with):
     settings = (*SETTINGS, "protocol.layer_decay=0.7", "test=false")
     train(compose(*settings, run="straight"))
-    original = run_module.make_trainer
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            run_module,
-            "make_trainer",
-            lambda cfg, folder, kept, *rest: original(cfg, folder, [*kept, StopAfter()], *rest),
-        )
-        with pytest.raises(RuntimeError, match="power cut"):
-            train(compose(*settings, run="resumed"))
+    with pytest.raises(RuntimeError, match="power cut"):
+        train_with(StopAfter(), compose(*settings, run="resumed"))
     train(compose(*settings, f"resume={tmp_path / 'resumed'}", run="elsewhere"))
     assert same(weights(tmp_path / "straight"), weights(tmp_path / "resumed"))
 

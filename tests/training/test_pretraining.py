@@ -111,7 +111,7 @@ def test_encoder_card_describes_its_pretraining(finished_run):
 
 
 @pytest.mark.parametrize("length", [["pretext.epochs=2"], ["pretext.epochs=-1", "pretext.max_steps=11"]])
-def test_interrupted_pretraining_is_resumed(length, compose, tmp_path, caplog, monkeypatch):
+def test_interrupted_pretraining_is_resumed(length, compose, tmp_path, train_with):
     from pytorch_lightning import Callback
 
     from drgrade.training import pretraining
@@ -123,15 +123,8 @@ def test_interrupted_pretraining_is_resumed(length, compose, tmp_path, caplog, m
 
     settings = (*DENSENET, *length)
     train(compose(*settings, f"paths.encoders={tmp_path / 'straight'}", run="straight_run"))
-    original = pretraining.make_trainer
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            pretraining,
-            "make_trainer",
-            lambda cfg, folder, kept, *rest: original(cfg, folder, [*kept, PowerCut()], *rest),
-        )
-        with pytest.raises(RuntimeError, match="power cut"):
-            train(compose(*settings, run="broken"))
+    with pytest.raises(RuntimeError, match="power cut"):
+        train_with(PowerCut(), compose(*settings, run="broken"), pretraining)
     train(compose(*settings))
     (straight,) = (tmp_path / "straight").glob("*/encoder.safetensors")
     (resumed,) = (tmp_path / "encoders").glob("*/encoder.safetensors")

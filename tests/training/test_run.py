@@ -23,7 +23,6 @@ from drgrade.models.encoder import save_encoder
 from drgrade.models.heads import CumulativeHead
 from drgrade.runs.reader import RunLocation, read_run
 from drgrade.runs.run_dir import read_finished, read_metrics
-from drgrade.training import run as run_module
 from drgrade.training.build import instantiate, make_encoder, make_trainer, seed_everything
 from drgrade.training.run import train
 
@@ -107,7 +106,7 @@ class StopAfter(Callback):
 
 
 @pytest.mark.parametrize(("experiment", "epoch"), [("rotation_100pct", 1), ("msssl_50pct", 2)])
-def test_resumed_run_ends_with_the_same_weights(experiment, epoch, compose, tmp_path, monkeypatch):
+def test_resumed_run_ends_with_the_same_weights(experiment, epoch, compose, tmp_path, train_with):
     # Dropout, a schedule over the whole run, frozen epochs, and Adam's moments all have to be taken up again.
     settings = (
         f"+experiment={experiment}",
@@ -118,15 +117,8 @@ def test_resumed_run_ends_with_the_same_weights(experiment, epoch, compose, tmp_
         "data.batch_size=8",
     )
     straight = train(compose(*settings, run="straight"))
-    original = run_module.make_trainer
-    with monkeypatch.context() as patch:
-
-        def interrupted(cfg, folder, checkpoints, *rest):
-            return original(cfg, folder, [*checkpoints, StopAfter(epoch)], *rest)
-
-        patch.setattr(run_module, "make_trainer", interrupted)
-        with pytest.raises(RuntimeError, match="power cut"):
-            train(compose(*settings, run="resumed"))
+    with pytest.raises(RuntimeError, match="power cut"):
+        train_with(StopAfter(epoch), compose(*settings, run="resumed"))
     assert json.loads((tmp_path / "resumed" / "metrics.json").read_text())["status"] == "failed"
     resumed = train(compose(*settings, f"resume={tmp_path / 'resumed'}", run="elsewhere"))
     before, after = weights_of(tmp_path / "straight"), weights_of(tmp_path / "resumed")
@@ -136,18 +128,11 @@ def test_resumed_run_ends_with_the_same_weights(experiment, epoch, compose, tmp_
     assert {**straight, "checkpoint": 0} == {**resumed, "checkpoint": 0}
 
 
-def test_cost_covers_all_parts_of_a_resumed_run(compose, tmp_path, monkeypatch):
+def test_cost_covers_all_parts_of_a_resumed_run(compose, tmp_path, train_with):
     # protocol=matched may test an early epoch; all 3 epochs of 2 steps of 8 photographs count.
     settings = ("+experiment=msssl_100pct", "init=random", "protocol.epochs=3", "data.batch_size=8")
-    original = run_module.make_trainer
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            run_module,
-            "make_trainer",
-            lambda cfg, folder, kept, *rest: original(cfg, folder, [*kept, StopAfter(1)], *rest),
-        )
-        with pytest.raises(RuntimeError, match="power cut"):
-            train(compose(*settings, "resume=auto"))
+    with pytest.raises(RuntimeError, match="power cut"):
+        train_with(StopAfter(1), compose(*settings, "resume=auto"))
     record = train(compose(*settings, "resume=auto"))
     cost = json.loads((tmp_path / "run" / "provenance.json").read_text())
     assert record["checkpoint"] == "best.ckpt"

@@ -131,18 +131,11 @@ class StopAfter(Callback):
 
 
 @pytest.mark.parametrize(("rate", "epoch"), [(1e-3, 1), (1e-2, 0), (1e-2, 1)])
-def test_interrupted_tuned_run_ends_with_the_same_results(rate, epoch, compose, tmp_path, monkeypatch):
+def test_interrupted_tuned_run_ends_with_the_same_results(rate, epoch, compose, tmp_path, train_with):
     settings = (*TUNED, "init=random", "resume=auto")
     straight = train(compose(*settings, run="straight"))
-    original = run_module.make_trainer
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            run_module,
-            "make_trainer",
-            lambda cfg, folder, kept, *rest: original(cfg, folder, [*kept, StopAfter(rate, epoch)], *rest),
-        )
-        with pytest.raises(RuntimeError, match="power cut"):
-            train(compose(*settings, run="resumed"))
+    with pytest.raises(RuntimeError, match="power cut"):
+        train_with(StopAfter(rate, epoch), compose(*settings, run="resumed"))
     assert record_of(tmp_path / "resumed")["status"] == "failed"
     resumed = train(compose(*settings, run="resumed"))
     assert resumed == straight
