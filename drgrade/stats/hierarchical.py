@@ -20,6 +20,7 @@ the normal distribution (Satterthwaite, Biometrics Bulletin 2(6), 1946).
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy import stats
@@ -169,7 +170,9 @@ def resample_mean(folds: Sequence[FoldRuns], seed: int) -> ResampledMean:
     means = np.mean([fold.samples.mean(axis=0) for fold in folds], axis=0)
     defined = np.isfinite(means)
     values, samples = _arrange(folds)
-    found = _components(values, samples[..., defined], means[defined], sum(fold.groups - 1 for fold in folds))
+    # Unlike an index, compress keeps the order in memory, which the sums over runs need to be fast.
+    kept = np.compress(defined, samples, axis=-1)
+    found = _components(values, kept, means[defined], sum(fold.groups - 1 for fold in folds))
     effects = _training_effects(values, len(means), seed)
     if found.training > 0:
         means = means + effects * math.sqrt(found.training / effects.var())
@@ -244,12 +247,16 @@ def _mean_squares(x: Floats) -> tuple[Floats, Floats, Floats]:
 
 def _training_effects(values: Floats, resamples: int, seed: int) -> Floats:
     """Resample seeds (the same in all folds) and label draws of (F, S, D) values: (B,) change of the mean."""
-    folds, seeds, draws = values.shape
-    rng = np.random.default_rng([seed, 1])
-    of_seeds = _weights(rng, (resamples, 1), seeds)[:, 0]
-    of_draws = _weights(rng, (resamples, folds), draws)
-    drawn = np.einsum("bs,bfd,fsd->b", of_seeds, of_draws, values) / folds
+    of_seeds, of_draws = _drawn_weights(*values.shape, resamples, seed)
+    drawn = np.einsum("bs,bfd,fsd->b", of_seeds, of_draws, values) / len(values)
     return np.asarray(drawn - values.mean())
+
+
+@lru_cache(maxsize=4)
+def _drawn_weights(folds: int, seeds: int, draws: int, resamples: int, seed: int) -> tuple[Floats, Floats]:
+    """Draw weights of seeds (B, S) and label draws (B, F, D), which all metrics of a report share."""
+    rng = np.random.default_rng([seed, 1])
+    return _weights(rng, (resamples, 1), seeds)[:, 0], _weights(rng, (resamples, folds), draws)
 
 
 def _weights(rng: np.random.Generator, shape: tuple[int, int], number: int) -> Floats:
