@@ -126,10 +126,17 @@ def group_by_row(results: Sequence[Result]) -> dict[tuple[str, float], list[Resu
 
 def over_folds(results: Sequence[Result], figure: Callable[[Result], float | Floats]) -> dict[str, Floats]:
     """Average a number or an array of each result over the seeds and label draws of each fold."""
-    folds: dict[str, list[float | Floats]] = defaultdict(list)
+    return {
+        fold: np.mean(np.asarray([figure(each) for each in of_fold], dtype=np.float64), axis=0)
+        for fold, of_fold in _by_fold(results).items()
+    }
+
+
+def _by_fold(results: Sequence[Result]) -> dict[str, list[Result]]:
+    folds: dict[str, list[Result]] = defaultdict(list)
     for result in results:
-        folds[result.run.fold].append(figure(result))
-    return {fold: np.mean(np.asarray(figures, dtype=np.float64), axis=0) for fold, figures in folds.items()}
+        folds[result.run.fold].append(result)
+    return folds
 
 
 def mean_over_folds(results: Sequence[Result], figure: Callable[[Result], float | Floats]) -> Floats:
@@ -151,9 +158,6 @@ def resampled_mean(
         samples: (B,) the metric in each resample of the groups.
         seed: Random seed.
     """
-    folds: dict[str, list[Result]] = defaultdict(list)
-    for result in results:
-        folds[result.run.fold].append(result)
     runs = [
         FoldRuns(
             [each.run.replicate for each in of_fold],
@@ -161,7 +165,7 @@ def resampled_mean(
             np.stack([samples(each) for each in of_fold]),
             len({*of_fold[0].run.groups.tolist()}),
         )
-        for of_fold in folds.values()
+        for of_fold in _by_fold(results).values()
     ]
     return resample_mean(runs, seed)
 
@@ -185,13 +189,13 @@ def compute_row(results: Sequence[Result], complete: bool, seed: int = 0) -> Res
     by_fold = over_folds(results, lambda result: result.metrics["qwk"])
     folds = {fold: float(qwk) for fold, qwk in by_fold.items()}
     values = list(folds.values())
-    seeds = {fold: {result.run.replicate for result in results if result.run.fold == fold} for fold in folds}
+    replicates = [{each.run.replicate for each in of_fold} for of_fold in _by_fold(results).values()]
     costs = [result.run.provenance for result in results]
     return ResultRow(
         method=results[0].run.method,
         label_fraction=results[0].run.label_fraction,
         folds=folds,
-        replicates=sorted(set.intersection(*seeds.values())),
+        replicates=sorted(set.intersection(*replicates)),
         minimum=min(values),
         mean=_estimate(results, lambda one: one.metrics["qwk"], lambda one: one.qwk, seed),
         maximum=max(values),
@@ -212,7 +216,7 @@ def compute_row(results: Sequence[Result], complete: bool, seed: int = 0) -> Res
         peak_memory=max(
             (int(fact["peak_memory"]) for fact in costs if fact.get("peak_memory") is not None), default=None
         ),
-        complete=complete and len({frozenset(of_fold) for of_fold in seeds.values()}) == 1,
+        complete=complete and all(of_fold == replicates[0] for of_fold in replicates),
         selective=_selective(results, seed),
         calibrated=_calibrated(results, seed),
         uncalibrated=next(
