@@ -25,7 +25,7 @@ from drgrade.stats.curves import (
     reliability_curve,
     roc_curve,
 )
-from drgrade.stats.estimates import Counts, Estimate, Floats, Interval, Range
+from drgrade.stats.estimates import UNKNOWN, Counts, Estimate, Floats, Range
 from drgrade.stats.hierarchical import FoldRuns, ResampledMean, resample_mean
 from drgrade.stats.selective import REFER_ALL, SELECTIVE, RiskCoverage
 
@@ -304,7 +304,6 @@ def _referrals(
         limits = [result.selective.limits[wanted] for result in results]
         name = f"qwk_after_referral_{wanted:g}"
         some = [result for result in results if np.isfinite(result.selective.measured[name])]
-        unknown = Estimate(float("nan"), Interval(float("nan"), float("nan")))
         referrals.append(
             Referral(
                 wanted,
@@ -312,7 +311,7 @@ def _referrals(
                 sum(limit > REFER_ALL for limit in limits),
                 len(results),
                 mean(f"referred_for_qwk_{wanted:g}", results),
-                mean(name, some) if some else unknown,
+                mean(name, some) if some else Estimate(float("nan"), UNKNOWN),
             )
         )
     return referrals

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from drgrade.grades import REFERABLE
 from drgrade.stats.curves import brier_scores, negative_log_likelihoods, referable_scores
-from drgrade.stats.estimates import Booleans, Counts, Floats, Interval
+from drgrade.stats.estimates import UNKNOWN, Booleans, Counts, Floats, Interval
 
 _CHUNK = 4_000_000
 """Approximate number of values held in memory at a time (32 MB)."""
@@ -202,7 +202,7 @@ def interval_if_spread(samples: Floats) -> Interval:
     The bootstrap cannot estimate the uncertainty of, for example, a recall of 0.
     """
     ends = interval(samples)
-    return ends if ends.low < ends.high else Interval(float("nan"), float("nan"))
+    return ends if ends.low < ends.high else UNKNOWN
 
 
 def interval(samples: Floats, tail: float = 0.025) -> Interval:
@@ -221,7 +221,7 @@ def interval(samples: Floats, tail: float = 0.025) -> Interval:
     """
     defined = samples[~np.isnan(samples)]
     if not len(defined):
-        return Interval(float("nan"), float("nan"))
+        return UNKNOWN
     low, high = np.percentile(defined, [100 * tail, 100 * (1 - tail)])
     return Interval(float(low), float(high))
 

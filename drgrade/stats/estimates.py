@@ -21,6 +21,7 @@ class Interval:
 
 
 UNKNOWN = Interval(math.nan, math.nan)
+"""Interval that cannot be estimated."""
 
 
 @dataclass(frozen=True)
