@@ -15,7 +15,7 @@ from drgrade.files import write_text
 from drgrade.grades import REFERABLE
 from drgrade.metrics.distributed import Predictions
 from drgrade.metrics.functional import referable_probability
-from drgrade.models.calibration import Calibration, expected_grade, selective_uncertainty
+from drgrade.models.calibration import Calibration, selective_uncertainty
 from drgrade.models.referral import ReferralRule
 from drgrade.stats import formatting
 from drgrade.stats.bootstrap import METRICS, TestFold, interval_if_spread, resample_metrics
@@ -169,8 +169,7 @@ def _calibrated_source(name: str, tested: SetPredictions, calibrated: Tensor) ->
 
 def _threshold_source(name: str, calibrated: Tensor, calibration: Calibration) -> MetricSource:
     """Return the grades that the fitted thresholds read."""
-    expected = expected_grade(calibrated)
-    grades = (expected[:, None] >= expected.new_tensor(calibration.thresholds)).sum(dim=1).numpy()
+    grades = calibration.predict(calibrated).numpy()
     return MetricSource(grades, calibrated.numpy(), {f"{name}/qwk_thresholds": "qwk"})
 
 

@@ -440,11 +440,9 @@ def _sums_by_group(fold: TestFold, run: Run, calibrated: Floats) -> Floats:
     """Sum the terms of the metrics over each group: (groups, K)."""
     truth = fold.grades
     referable = truth >= REFERABLE
-    expected = calibrated @ np.arange(NUM_GRADES)
-    graded = (expected[:, None] >= np.asarray(run.calibration.thresholds)).sum(axis=1)
+    graded = run.calibration.predict(torch.from_numpy(calibrated)).numpy()
     scores = referable_scores(calibrated)
-    targets = TARGET_SENSITIVITIES if run.calibration.points else ()
-    cuts = np.array([run.calibration.point(target).threshold for target in targets])
+    cuts = np.array(list(run.calibration.target_thresholds().values()))
     referred = scores[:, None] >= cuts  # (N, T)
     columns = [
         negative_log_likelihoods(run.probabilities, truth)[:, None],
