@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -11,7 +12,7 @@ from drgrade.reporting.table import Column, Dashes, ReportTable, table_by_method
 from drgrade.runs.reader import Run
 from drgrade.stats.bootstrap import TestFold
 from drgrade.stats.estimates import Floats
-from drgrade.stats.formatting import DASH, decimal, estimate, interval, percent
+from drgrade.stats.formatting import DASH, decimal, estimate, interval, percent, span
 from drgrade.stats.selective import (
     COVERAGES,
     MIN_GRADED,
@@ -115,7 +116,6 @@ def referral_table(study: Study) -> ReportTable:
 
 
 def _referral_line(referral: Referral, dashes: Dashes) -> list[str]:
-    low, high = decimal(referral.limits.low, 2), decimal(referral.limits.high, 2)
     ends = referral.referred.interval
     cells = [
         percent(referral.referred.value),
@@ -125,7 +125,7 @@ def _referral_line(referral: Referral, dashes: Dashes) -> list[str]:
     ]
     return [
         decimal(referral.wanted, 1),
-        low if low == high else f"{low} to {high}",
+        span(referral.limits, partial(decimal, places=2)),
         f"{referral.reached} of {referral.runs}",
         *(dashes.cell(text, "every photograph is referred, or no resample differs") for text in cells),
     ]

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from drgrade.models.calibration import FEW_PHOTOGRAPHS
 from drgrade.models.referral import DEFAULT_SENSITIVITY
@@ -180,7 +181,7 @@ def calibration_table(study: Study) -> ReportTable:
 
     def lines(calibrated: Calibrated, dashes: Dashes) -> list[list[str]]:
         temperatures = Range.of(calibrated.temperatures.values())
-        cells = [span(calibrated.photographs), _decimals(temperatures, 2)]
+        cells = [span(calibrated.photographs), span(temperatures, partial(decimal, places=2))]
         changes = [*_change(calibrated.nll, dashes), *_change(calibrated.brier, dashes)]
         return [[*cells, *changes, decimal(calibrated.ece)]]
 
@@ -207,7 +208,7 @@ def thresholds_table(study: Study) -> ReportTable:
     columns += [Column(str(grade), over="lower limit of grade") for grade in range(1, 5)]
 
     def lines(calibrated: Calibrated, dashes: Dashes) -> list[list[str]]:
-        limits = [_decimals(limit, 2) for limit in calibrated.thresholds]
+        limits = [span(limit, partial(decimal, places=2)) for limit in calibrated.thresholds]
         return [[*_change(calibrated.qwk, dashes), *limits]]
 
     caption = (
@@ -246,7 +247,7 @@ def _point(point: Reached, dashes: Dashes) -> list[str]:
         for rate in (point.sensitivity, point.specificity)
         for text in (decimal(rate.value), interval(rate.interval))
     ]
-    return [percent(point.target), _decimals(point.threshold, 3), *rates]
+    return [percent(point.target), span(point.threshold, decimal), *rates]
 
 
 def _change(change: Change, dashes: Dashes) -> list[str]:
@@ -256,12 +257,6 @@ def _change(change: Change, dashes: Dashes) -> list[str]:
     else:
         difference = f"{difference} ({ends})"
     return [decimal(change.before), decimal(change.after), difference]
-
-
-def _decimals(ends: Range, places: int) -> str:
-    """Format minimum and maximum; a single number if both look the same."""
-    low, high = decimal(ends.low, places), decimal(ends.high, places)
-    return low if low == high else f"{low} to {high}"
 
 
 def recall_table(study: Study) -> ReportTable:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from drgrade.stats.estimates import Estimate, Interval, Range
 
@@ -78,9 +78,14 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 1000 else f"{value:.3g}"
 
 
-def span(ends: Range) -> str:
-    """Format minimum and maximum; a single number if they are equal."""
-    low, high = number(ends.low), number(ends.high)
+def span(ends: Range, text: Callable[[float], str] = number) -> str:
+    """Format minimum and maximum; a single number if both look the same.
+
+    Example:
+        >>> span(Range(0.2, 0.25), decimal), span(Range(0.2, 0.2001), decimal)
+        ('0.200 to 0.250', '0.200')
+    """
+    low, high = text(ends.low), text(ends.high)
     return low if low == high else f"{low} to {high}"
 
 

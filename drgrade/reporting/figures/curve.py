@@ -32,7 +32,7 @@ from drgrade.reporting.figures.canvas import (
 )
 from drgrade.reporting.schema import PublishedRow, ResultRow, Study
 from drgrade.stats.estimates import Range
-from drgrade.stats.formatting import count, decimal, fraction, interval, listed, plural
+from drgrade.stats.formatting import count, decimal, fraction, interval, listed, plural, span
 
 _BELOW = "below: labels of a run, validation included"
 
@@ -156,9 +156,7 @@ def _line(
 
 def _labels_used(study: Study, share: float) -> str:
     """Return the number of training and validation labels at a fraction, over the rows of the report."""
-    used = Range.of(row.labels_used for row in study.rows if row.label_fraction == share)
-    low, high = count(used.low), count(used.high)
-    return low if low == high else f"{low} to {high}"
+    return span(Range.of(row.labels_used for row in study.rows if row.label_fraction == share), count)
 
 
 def _axes(axes: np.ndarray, study: Study, panels: int) -> None:
