@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from drgrade.grades import NUM_GRADES
-from drgrade.reporting.comparison import Pair
+from drgrade.reporting.comparison import ALPHA, Pair
 from drgrade.reporting.methods import Grouped
 from drgrade.reporting.schema import Method, MethodComparison, PublishedRow, ResultRow, Study
 from drgrade.runs.first_weights import SSL, WEIGHTS_HASH, describe_weights_files
@@ -15,9 +15,6 @@ from drgrade.runs.reader import LeftOut, Run
 from drgrade.stats.bootstrap import TestFold
 from drgrade.stats.estimates import Range
 from drgrade.stats.formatting import decimal, fraction, listed, plural
-
-_P = 0.05
-"""Usual significance level."""
 
 _MANY_METHODS = 6
 """Number of methods above which they are counted instead of named."""
@@ -256,7 +253,7 @@ def _trainings(rows: Sequence[ResultRow], comparisons: Sequence[MethodComparison
     if math.isfinite(sizes.low):
         family = plural(sum(math.isfinite(each.p_value) for each in comparisons), "comparison")
         yield (
-            f"Power: with {family}, the smallest true difference in QWK that has p (Holm) < {_P} with a "
+            f"Power: with {family}, the smallest true difference in QWK that has p (Holm) < {ALPHA} with a "
             f"probability of at least 80 % is {_span(sizes)}."
         )
 

@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from drgrade.reporting.comparison import ALPHA
 from drgrade.reporting.schema import Study
 from drgrade.reporting.table import Column, Group, ReportTable
 from drgrade.stats.formatting import BETTER, WORSE, decimal, fraction
 
 PAPERS = "papers"
 _FEW = 4
-_P = 0.05
 _PUBLISHED = "published"
 """Protocol of the papers."""
 
@@ -114,7 +114,7 @@ def _significance_marks(study: Study) -> Mapping[tuple[str, float], str]:
     references = {method.key: method.reference for method in study.methods}
     marks = {}
     for each in study.comparisons:
-        if not each.p_holm < _P:  # NaN: no p-value
+        if not each.p_holm < ALPHA:  # NaN: no p-value
             continue
         for method, other, sign in ((each.first, each.second, 1), (each.second, each.first, -1)):
             if references.get(method) == other:
@@ -139,7 +139,7 @@ def _remarks(study: Study, groups: Sequence[Group]) -> list[str]:
     if BETTER in text or WORSE in text or any(method.reference for method in study.methods):
         remarks.append(
             f"{BETTER} {WORSE}: better or worse than random initialisation of the same "
-            f"encoder under the same protocol, with p (Holm) below {_P}."
+            f"encoder under the same protocol, with p (Holm) below {ALPHA}."
         )
     if "*" in text:
         remarks.append("*: some runs of this row are missing.")

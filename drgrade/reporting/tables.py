@@ -8,6 +8,7 @@ from functools import partial
 
 from drgrade.models.calibration import FEW_PHOTOGRAPHS
 from drgrade.models.referral import DEFAULT_SENSITIVITY
+from drgrade.reporting.comparison import ALPHA
 from drgrade.reporting.cross_data import cross_table
 from drgrade.reporting.overview import overview_table
 from drgrade.reporting.schema import (
@@ -342,8 +343,8 @@ def comparisons_table(study: Study) -> ReportTable:
     caption = (
         "Difference in QWK between two methods over the same folds, training seeds and label draws, first "
         f"minus second; 95 % and p: {METHOD}; p (Holm): corrected for the {plural(family, 'p-value')} of "
-        "this table; detectable: smallest true difference that has p (Holm) < 0.05 with a probability of at "
-        "least 80 %"
+        f"this table; detectable: smallest true difference that has p (Holm) < {ALPHA} with a probability of "
+        "at least 80 %"
     )
     remarks = [*filter(None, [study.compared])]
     return _compared(study, "comparisons", caption, study.comparisons, {}, remarks)
