@@ -12,6 +12,7 @@ effects are close to the variance components of runs on IDRiD. Prints the tables
 
 import argparse
 import dataclasses
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,10 @@ from common import make_parser, print_header, print_row
 from scipy import stats
 
 from drgrade.reporting.checks import collect_folds
+from drgrade.reporting.comparison import QWK, compare
 from drgrade.reporting.methods import group
-from drgrade.reporting.statistics import Result, compute_results, group_by_row, resampled_mean
-from drgrade.reporting.study import find_cells
-from drgrade.runs.reader import Run, read_run
+from drgrade.reporting.statistics import compute_results, group_by_row, resampled_mean
+from drgrade.reporting.study import find_runs
 from drgrade.stats.bootstrap import TestFold, cells_by_group, draws, interval, kappas
 from drgrade.stats.estimates import Floats, Interval
 from drgrade.stats.hierarchical import FoldRuns, ResampledMean, resample_mean
@@ -181,36 +182,20 @@ def print_components(rows: list[tuple[str, list[ResampledMean]]]) -> None:
 
 def read_components(folders: list[Path], resamples: int) -> None:
     """Print the variance components of each row of runs, and of each difference between two methods."""
-    runs = [run for cell in find_cells(folders)[0] if isinstance(run := read_run(cell), Run)]
+    runs = find_runs(folders)
     rows = group_by_row(compute_results(runs, collect_folds(runs), resamples, 0))
     labels = {method.key: method.label for method in group(runs).methods}
     found = [
-        (f"{labels[key]}, {share:.0%}", [resampled_mean(results, _qwk, lambda one: one.qwk, 0)])
+        (f"{labels[key]}, {share:.0%}", [resampled_mean(results, QWK.value, QWK.samples, 0)])
         for (key, share), results in rows.items()
     ]
     keys = list(dict.fromkeys(key for key, _ in rows))
     for share in sorted({share for _, share in rows}):
-        for place, first in enumerate(keys):
-            for second in keys[place + 1 :]:
-                found.append(
-                    (f"{labels[first]} - {labels[second]}, {share:.0%}", [_gap(rows, first, second, share)])
-                )
+        for first, second in combinations(keys, 2):
+            _, difference = compare(rows[first, share], rows[second, share]) or (None, None)
+            if difference:  # several training seeds in common
+                found.append((f"{labels[first]} - {labels[second]}, {share:.0%}", [difference]))
     print_components(found)
-
-
-def _qwk(result: Result) -> float:
-    return result.metrics["qwk"]
-
-
-def _gap(rows: dict[tuple[str, float], list[Result]], first: str, second: str, share: float) -> ResampledMean:
-    others = {(each.run.fold, each.run.replicate): each for each in rows[second, share]}
-
-    def other(one: Result) -> Result:
-        return others[one.run.fold, one.run.replicate]
-
-    return resampled_mean(
-        rows[first, share], lambda one: _qwk(one) - _qwk(other(one)), lambda one: one.qwk - other(one).qwk, 0
-    )
 
 
 def main() -> None:

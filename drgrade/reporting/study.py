@@ -70,6 +70,7 @@ def build_study(
     left_out = [each for each in read if isinstance(each, LeftOut)]
     if not runs:
         raise _no_runs_error(folders, unfinished, left_out)
+    others = find_runs(cross)
     check_same_data(runs)
     folds = collect_folds(runs)
     runs, repeats = one_run_per_cell(runs)
@@ -89,7 +90,6 @@ def build_study(
     papers = choose_published(published_rows(), published, data, {row.label_fraction for row in rows})
     notes = collect_notes(grouped, rows, pairs, comparisons, folds)
     notes += published_notes(papers, data)
-    others = [each for cell in find_cells(cross)[0] if isinstance(each := read_run(cell), Run)]
     return Study(
         title=title or f"Grading with few labels: {data}",
         runs=[run.folder for run in runs],
@@ -140,6 +140,11 @@ def find_cells(folders: Sequence[Path]) -> tuple[list[RunLocation], list[str]]:
             else:
                 cells.setdefault(path.resolve(), RunLocation(path))
     return [cells[path] for path in sorted(cells)], sorted(commands)
+
+
+def find_runs(folders: Sequence[Path]) -> list[Run]:
+    """Read the finished runs at or below folders; see :func:`find_cells`."""
+    return [run for cell in find_cells(folders)[0] if isinstance(run := read_run(cell), Run)]
 
 
 def _runs_and_sweeps(folder: Path) -> Iterator[Path]:
