@@ -20,10 +20,7 @@ from drgrade.data.sources.base import About
 from drgrade.data.sources.known import source_class
 from drgrade.grades import NUM_GRADES
 from drgrade.metrics.functional import grading_metrics
-from drgrade.models.calibration import (
-    Calibration,
-    selective_uncertainty,
-)
+from drgrade.models.calibration import Calibration, selective_uncertainty
 from drgrade.models.encoder import CARD
 from drgrade.runs.first_weights import SSL, describe_weights_files, first_weights
 from drgrade.runs.reader import Run, RunLocation, initial_encoder_dir, read_run
@@ -43,11 +40,7 @@ from drgrade.runs.settings import strip_private
 from drgrade.stats import formatting
 from drgrade.stats.bootstrap import interval_if_spread, resample_metrics
 from drgrade.stats.estimates import Estimate
-from drgrade.stats.selective import (
-    measure_selective,
-    read_limits,
-    resample_selective,
-)
+from drgrade.stats.selective import measure_selective, read_limits, resample_selective
 
 UNNAMED = "unnamed"
 """Replaces a name that may be private."""
@@ -195,7 +188,6 @@ def read_run_files(folder: Path, record: Mapping[str, Any] | None = None) -> Run
         DataError: If a file is damaged, or files contradict each other.
     """
     cfg, record = read_finished(folder, record)
-    calibration, record = read_fitted(folder, record)
     full = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     config = cast(dict[str, Any], strip_private(full))
     expected = [SPLIT, PROVENANCE, CALIBRATION, SEEN, *([PREDICTIONS] if "test/qwk" in record else [])]
@@ -205,14 +197,17 @@ def read_run_files(folder: Path, record: Mapping[str, Any] | None = None) -> Run
     encoder = strip_private(read_json(initial / CARD, "remove it to go without")) if initial else {}
     if config.get("init") not in ("random", "imagenet") and not encoder:
         missing.append(f"{CARD} of the pre-trained encoder")
-    tested = None if {SPLIT, PREDICTIONS} & {*missing} else read_run(RunLocation(folder), record)
+    run = None if {SPLIT, PREDICTIONS} & {*missing} else read_run(RunLocation(folder), record)
+    tested = run if isinstance(run, Run) else None
+    # Read once: a calibration of earlier versions is fitted again each time.
+    calibration, record = (tested.calibration, tested.record) if tested else read_fitted(folder, record)
     return RunFiles(
         folder,
         config,
         record,
         provenance,
         None if SPLIT in missing else read_split(folder),
-        tested if isinstance(tested, Run) else None,
+        tested,
         calibration,
         encoder,
         first_weights(full, record),
