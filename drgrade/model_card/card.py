@@ -170,6 +170,7 @@ def render_model_card(
         confusion=_confusion(run, figures),
         external=_external(run),
         figures=figures,
+        coverages=list(map(formatting.percent, COVERAGES)),
         coverage=_coverage(figures),
         uncertainty_limits=_uncertainty_limits(run, figures),
         thresholds=", ".join(f"{each:.2f}" for each in run.calibration.thresholds),
@@ -433,8 +434,7 @@ def _card_data(run: RunFiles, figures: Mapping[str, Estimate], weights: Mapping[
     """Build the metadata of a card: licence, tags, data sets, metrics and ``model-index``."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    data, about = run.data[0], run.data[0].about
-    encoder = run.config["encoder"]
+    data, about, encoder = run.data[0], run.data[0].about, run.config["encoder"]
     tags = ["medical", "fundus", "diabetic-retinopathy", "research-only", data.name]
     tags += [_class_name(encoder).lower(), *_backbones(encoder)]
     tags += ["self-supervised", run.pretext] if run.pretext else []
