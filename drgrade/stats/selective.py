@@ -126,8 +126,7 @@ class Selection:
 
     def risk(self, coverage: float) -> Floats:
         """Return the share of wrong grades among the graded photographs: (B,)."""
-        counts = self.confusion(coverage)
-        return np.asarray(1 - np.trace(counts, axis1=1, axis2=2) / counts.sum(axis=(1, 2)))
+        return _risks(self.confusion(coverage))
 
     def metrics(self) -> dict[str, Floats]:
         """Return (B,) values of each of :data:`SELECTIVE`."""
@@ -141,8 +140,7 @@ class Selection:
     def curve(self) -> RiskCoverage:
         """Return the curves of the first weighting."""
         counts = np.concatenate([self.confusion(float(coverage))[:1] for coverage in _GRID])
-        right = np.trace(counts, axis1=1, axis2=2) / counts.sum(axis=(1, 2))
-        return RiskCoverage(_GRID, 1 - right, kappas(counts))
+        return RiskCoverage(_GRID, _risks(counts), kappas(counts))
 
 
 def at_coverage(metric: str, coverage: float) -> str:
@@ -176,6 +174,11 @@ def macro_f1s(confusion: Floats) -> Floats:
     totals = confusion.sum(axis=-1) + confusion.sum(axis=-2)  # 2 TP + FP + FN
     scores = np.where(totals > 0, 2 * hits / np.where(totals > 0, totals, 1), 0)
     return np.asarray(scores.sum(axis=-1) / np.maximum((totals > 0).sum(axis=-1), 1))
+
+
+def _risks(confusion: Floats) -> Floats:
+    """Return the share of wrong grades in each confusion matrix (B, G, G): (B,)."""
+    return np.asarray(1 - np.trace(confusion, axis1=1, axis2=2) / confusion.sum(axis=(1, 2)))
 
 
 def _cells(predicted: Counts, grades: Counts) -> Floats:
@@ -268,9 +271,8 @@ def selective_metrics(
     weight = np.ones((len(grades), 1)) if weights is None else weights
     for wanted, limit in limits.items():
         graded = np.round(uncertainty, _DIGITS) <= limit
-        counts = (weight.T @ (_cells(predicted, grades) * graded[:, None])).reshape(
-            -1, NUM_GRADES, NUM_GRADES
-        )
+        cells = weight.T @ (_cells(predicted, grades) * graded[:, None])
+        counts = cells.reshape(-1, NUM_GRADES, NUM_GRADES)
         count = counts.sum(axis=(1, 2))
         values[f"referred_for_qwk_{wanted:g}"] = 1 - count / weight.sum(axis=0)
         values[f"qwk_after_referral_{wanted:g}"] = np.where(count > 0, kappas(counts), np.nan)
