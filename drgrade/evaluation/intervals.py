@@ -53,7 +53,7 @@ class SetPredictions:
 
     @property
     def score(self) -> Tensor:
-        """The one score of the referral decision, its operating points and its ROC: P(grade >= 2), (N,)."""
+        """P(grade >= 2), (N,): the score of the referral decision, its operating points and its ROC."""
         calibrated = self.predictions.probabilities.double() if self.calibrated is None else self.calibrated
         return referable_probability(calibrated)
 

@@ -147,7 +147,7 @@ def _qwks(cells: Floats) -> Floats:
 
 
 def cross_table(results: Sequence[CrossResult]) -> ReportTable:
-    """Trained on A, tested on B."""
+    """Tabulate the QWK of each row on each data set: trained on A, tested on B."""
     dashes = Dashes()
     names = list(dict.fromkeys([each.trained for each in results] + [each.tested for each in results]))
     columns = [Column("labels"), Column("trained on", number=False)]

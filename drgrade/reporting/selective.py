@@ -56,7 +56,7 @@ def select_run(fold: TestFold, run: Run, resamples: int, seed: int) -> Selective
 
 
 def selective_table(study: Study) -> ReportTable:
-    """AURC of each row."""
+    """Tabulate AURC and excess AURC of each row."""
     names = ("AURC", "95 %", "excess AURC", "95 %", "wrong grades")
     columns = [Column(name, strong=name == "AURC") for name in names]
 
@@ -77,7 +77,7 @@ def selective_table(study: Study) -> ReportTable:
 
 
 def coverage_table(study: Study) -> ReportTable:
-    """QWK and macro F1 of the photographs that a model is most certain of."""
+    """Tabulate QWK and macro F1 of the photographs that a model is most certain of."""
     columns = [Column("metric", number=False)]
     columns += [Column(percent(coverage), over="coverage") for coverage in COVERAGES]
     titles = {"qwk": "QWK", "macro_f1": "macro F1"}
@@ -96,7 +96,7 @@ def coverage_table(study: Study) -> ReportTable:
 
 
 def referral_table(study: Study) -> ReportTable:
-    """Share referred at uncertainty limits that were fitted on validation photographs."""
+    """Tabulate the share referred at uncertainty limits that were fitted on validation photographs."""
     names = ("wanted QWK", "limit", "reached by", "referred", "95 %", "QWK of the others", "95 %")
     columns = [Column(name) for name in names]
 
