@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -142,9 +143,10 @@ def test_missing_originals_are_named(name, tmp_path):
     assert done.stderr == f"no photographs in {tmp_path}: set --originals=DIR, or --drawn=1424 to draw some\n"
 
 
-def test_contact_sheet_is_written(call, tmp_path):
-    call("tools/contact_sheet.py", f"--out={tmp_path / 'sheet.jpg'}")
-    assert (tmp_path / "sheet.jpg").stat().st_size > 10_000
+def test_pictures_of_the_documentation_are_made(call, finished_run, tmp_path):
+    names = ["demo", "audit", "explanations", "app"] if shutil.which("chromium") else ["demo"]
+    call("tools/pictures.py", *names, f"--out={tmp_path}", f"--checkpoint={finished_run()}")
+    assert all((tmp_path / f"{name}.jpg").stat().st_size > 10_000 for name in names)
 
 
 def test_behaviour_recorder_compares_recordings(call, tmp_path):
