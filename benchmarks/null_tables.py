@@ -12,6 +12,7 @@ effects are close to the variance components of runs on IDRiD. Prints the tables
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -26,10 +27,20 @@ from drgrade.reporting.statistics import compute_results, group_by_row, resample
 from drgrade.reporting.study import find_runs
 from drgrade.stats.bootstrap import TestFold, cells_by_group, draws, interval, kappas
 from drgrade.stats.estimates import Floats, Interval
-from drgrade.stats.hierarchical import FoldRuns, ResampledMean, resample_mean
+from drgrade.stats.hierarchical import FoldRuns, Replicate, ResampledMean, resample_mean
 
 FOLDS, SEEDS, DRAWS, PHOTOGRAPHS = 5, 3, 3, 103
 SHARES = np.array([168, 25, 168, 93, 62]) / 516  # of the grades of IDRiD
+CROSSED = "3 seeds x 3 label draws"
+_ALL = [(seed, draw) for seed in range(SEEDS) for draw in range(DRAWS)]
+DESIGNS = {
+    CROSSED: _ALL,
+    "the same, one run missing": _ALL[:-1],
+    "3 seeds, each with labels of its own": _ALL[::4],
+    "3 seeds, one label draw": _ALL[::3],
+    "2 seeds x 3 label draws": _ALL[:6],
+    "2 seeds, one label draw": _ALL[:6:3],
+}
 COMPONENTS = ("groups", "seeds", "draws", "both", "shared", "total")
 
 
@@ -104,14 +115,11 @@ class Resampler:
         return np.stack(values), np.stack(samples)
 
 
-def fold_runs(values: Floats, samples: Floats, paired: bool = False) -> list[FoldRuns]:
-    """Return the folds of (F, S, D) values and (F, S, D, B) samples; ``paired``: each seed has its labels."""
-    places = [(seed, draw) for seed in range(SEEDS) for draw in range(DRAWS) if seed == draw or not paired]
+def fold_runs(values: Floats, samples: Floats, places: Sequence[Replicate]) -> list[FoldRuns]:
+    """Return the folds of (F, S, D) values and (F, S, D, B) samples, of the runs at ``places``."""
+    at = tuple(np.transpose(places))
     return [
-        FoldRuns(
-            places, np.array([own[at] for at in places]), np.stack([drawn[at] for at in places]), PHOTOGRAPHS
-        )
-        for own, drawn in zip(values, samples, strict=True)
+        FoldRuns(places, own[at], drawn[at], PHOTOGRAPHS) for own, drawn in zip(values, samples, strict=True)
     ]
 
 
@@ -135,16 +143,14 @@ def intervals(
     values: Floats, samples: Floats, rng: np.random.Generator
 ) -> tuple[dict[str, Interval], ResampledMean]:
     """Return the intervals of the mean of (F, S, D) values by method, and the resampled mean."""
-    own = resample_mean(fold_runs(values, samples), 0)
-    paired = resample_mean(fold_runs(values, samples, paired=True), 0)
+    found = {name: resample_mean(fold_runs(values, samples, places), 0) for name, places in DESIGNS.items()}
     return {
         "groups only (earlier versions)": interval(samples.mean(axis=(0, 1, 2))),
         "plain hierarchical bootstrap": naive_hierarchical(values, samples, rng),
         "corrected t-test, 45 runs": resampled_t(values, 0.25),
         "corrected t-test, 5 fold means": resampled_t(values.mean(axis=(1, 2)), 0.25),
-        "chosen": own.percentile_interval,
-        "chosen, 3 runs a fold": paired.percentile_interval,
-    }, own
+        **{f"chosen, {name}": mean.percentile_interval for name, mean in found.items()},
+    }, found[CROSSED]
 
 
 def report_coverage(setting: Setting, arguments: argparse.Namespace) -> None:

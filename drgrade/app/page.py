@@ -16,7 +16,13 @@ from drgrade.explanation.overlay import heat_gradient
 from drgrade.html.templates import environment, resource
 from drgrade.prediction.checkpoint import TrainedModel
 from drgrade.prediction.grader import Grader
-from drgrade.runs.first_weights import SSL, describe_weights_files, first_weights
+from drgrade.runs.first_weights import (
+    IMAGENET,
+    SSL,
+    describe_weights_files,
+    first_weights,
+    published_weights,
+)
 from drgrade.stats.formatting import DASH, decimal, percent
 from drgrade.synthetic.drawing import draw_photograph, plan_photographs
 
@@ -197,6 +203,7 @@ def _run_facts(member: TrainedModel) -> dict[str, str]:
 def _first_weights(member: TrainedModel) -> str:
     config = cast(dict[str, Any], OmegaConf.to_container(member.config, resolve=True))
     name, files = first_weights(config, member.record), describe_weights_files(config, member.record)
+    name = published_weights(config["encoder"]) if name == IMAGENET else name
     return "; ".join([*([name] if name == SSL or not files else []), *files])
 
 

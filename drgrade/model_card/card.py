@@ -28,7 +28,7 @@ from drgrade.model_card.facts import (
     read_run_files,
 )
 from drgrade.models.calibration import TARGET_SENSITIVITIES, calibrated_metrics, referral_rule
-from drgrade.runs.first_weights import IMAGENET, RANDOM, SSL
+from drgrade.runs.first_weights import IMAGENET, RANDOM, SSL, published_weights
 from drgrade.runs.settings import label_seed, looks_secret
 from drgrade.stats import formatting
 from drgrade.stats.bootstrap import confusions
@@ -222,7 +222,7 @@ def _first_weights(run: RunFiles) -> str:
     if run.first_weights == RANDOM:
         return "random"
     if run.first_weights == IMAGENET:
-        return "ImageNet, as published by the authors of timm"
+        return f"{published_weights(run.config['encoder'])}, as published by the authors of timm"
     files = "; ".join(run.weights_files)
     if run.pretext:
         text = f"self-supervised pre-training by drgrade ({run.pretext})"

@@ -14,7 +14,7 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
-from drgrade.artefacts import is_number
+from drgrade.artefacts import is_number, shortened
 from drgrade.config import CONF, choices
 from drgrade.data.sources.base import About
 from drgrade.data.sources.known import source_class
@@ -44,6 +44,9 @@ from drgrade.stats.selective import measure_selective, read_limits, resample_sel
 
 UNNAMED = "unnamed"
 """Replaces a name that may be private."""
+
+_DEMO = "demo"
+"""Data set of drawings, by which earlier published models are recognised."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ class RunFiles:
     @property
     def is_drawn(self) -> bool:
         """True if the run was trained on drawn photographs."""
-        return any(each.about is not None and each.about.drawn for each in self.data[:1])
+        return bool(drawings(self.config, self.record))
 
     def estimates(self, resamples: int, seed: int = 0) -> dict[str, Estimate]:
         """Compute 95 % intervals of metrics on the test photographs by a bootstrap of groups.
@@ -237,6 +240,23 @@ def used_data_sets(config: Mapping[str, Any]) -> list[UsedDataSet]:
             name = str(settings.get("name", kind) or UNNAMED)
             used.append(UsedDataSet(name, role, _about(node.get("source"))))
     return used
+
+
+def drawings(config: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
+    """Return the names of the data sets of drawings that a run was trained on.
+
+    Args:
+        config: As for :func:`used_data_sets`; a published model may have no data.
+        record: ``metrics.json``, in which earlier versions did not record them.
+    """
+    if record.get("drawings"):
+        return [shortened(name) for name in str(record["drawings"]).split(",")]
+    data = config.get("data")
+    if not isinstance(data, Mapping) or "name" not in data:
+        return []
+    used = [each for each in used_data_sets(config) if each.role == "labelled"]
+    known = [shortened(each.name) for each in used if each.about is not None and each.about.drawn]
+    return known or ([_DEMO] if data["name"] == _DEMO else [])
 
 
 def _about(source: object) -> About | None:

@@ -20,7 +20,7 @@ from drgrade.data.fundus_check import Preparation
 from drgrade.data.image_reader import MAX_PIXELS
 from drgrade.errors import ConfigError, DataError
 from drgrade.files import require_regular
-from drgrade.model_card.facts import used_data_sets
+from drgrade.model_card.facts import drawings
 from drgrade.models.calibration import Calibration
 from drgrade.models.grading_model import GradingModel
 from drgrade.models.restore import (
@@ -33,8 +33,6 @@ from drgrade.models.restore import (
 from drgrade.prediction import published_folder
 from drgrade.prediction.published_folder import is_published, published_tensors, read_published
 from drgrade.runs.run_dir import CHECKPOINTS, CONFIG, read_finished, read_fitted
-
-_DEMO = "demo"  # data set of drawings, by which earlier published models are recognised
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,14 +59,8 @@ class TrainedModel:
     @property
     def drawings(self) -> list[str]:
         """Names of the data sets of drawings that the model was trained on."""
-        if self.record.get("drawings"):
-            return [shortened(name) for name in str(self.record["drawings"]).split(",")]
-        data = cast(dict[str, Any], OmegaConf.to_container(self.config)).get("data")
-        if isinstance(data, dict) and "name" in data:  # of an earlier version
-            used = [each for each in used_data_sets({"data": data}) if each.role == "labelled"]
-            known = [shortened(each.name) for each in used if each.about is not None and each.about.drawn]
-            return known or ([_DEMO] if data["name"] == _DEMO else [])
-        return []
+        config = cast(dict[str, Any], OmegaConf.to_container(self.config))
+        return drawings(config, self.record)
 
     @property
     def weights_file(self) -> Path:

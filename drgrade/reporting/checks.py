@@ -49,7 +49,8 @@ def collect_folds(runs: Sequence[Run]) -> dict[str, TestFold]:
     """Collect the test photographs of each fold by name, numbered folds first.
 
     Raises:
-        DataError: If runs of a fold were tested on different photographs, or two folds share a photograph.
+        DataError: If runs of a fold were tested on different photographs, or two folds share a photograph
+            or a group.
     """
     first: dict[str, Run] = {}
     for run in runs:
@@ -71,15 +72,16 @@ def fold_order(name: str) -> tuple[bool, int, str]:
 
 
 def _check_disjoint(runs: Mapping[str, Run]) -> None:
-    tested: dict[str, Run] = {}
-    for run in runs.values():
-        for image_id in run.image_ids.tolist():
-            if image_id in tested:
-                raise DataError(
-                    f"{image_id} is tested in two folds, by {tested[image_id].folder} and {run.folder}: the "
-                    f"folds are not disjoint; {_APART}"
-                )
-            tested[image_id] = run
+    for kind, field in (("photograph", "image_ids"), ("group", "groups")):
+        tested: dict[str, Run] = {}
+        for run in runs.values():
+            for name in sorted({*getattr(run, field).tolist()}):
+                if name in tested:
+                    raise DataError(
+                        f"{kind} {name} is tested in two folds, by {tested[name].folder} and {run.folder}: "
+                        f"the folds are not disjoint; {_APART}"
+                    )
+                tested[name] = run
 
 
 def split_hashes(runs: Sequence[Run], protocol: Mapping[str, str]) -> dict[SplitKey, str]:

@@ -89,6 +89,9 @@ def _row_records(study: Study, row: ResultRow) -> dict[str, list[Record]]:
         ],
         "referral.csv": list(map(_referral, row.selective.referrals)),
         "costs.csv": [{"what": "run", **_costs(row)}],
+        "learning_rates.csv": [
+            {"learning_rate": rate, "runs": chosen} for rate, chosen in row.learning_rates.items()
+        ],
     }
     if row.calibrated:
         temperatures = row.calibrated.temperatures.items()

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 
 from drgrade.reporting.schema import Method, PublishedRow
-from drgrade.runs.first_weights import SSL, first_weights
+from drgrade.runs.first_weights import IMAGENET, SSL, first_weights, published_weights
 from drgrade.runs.reader import Run
 from drgrade.runs.settings import (
     Settings,
@@ -139,6 +139,9 @@ def _label(settings: Settings) -> str:
     if is_majority(settings):
         return name
     text = _INITS.get(init, f"from {PurePath(init).name}")
+    if init == IMAGENET:
+        parts = {name.removeprefix("encoder."): value for name, value in settings.items()}
+        text = f"{published_weights(parts)} weights"
     files = [PurePath(path).name for path in _weights_files(settings).values()]
     if init == SSL and files:
         text += f" from {listed(files)}"

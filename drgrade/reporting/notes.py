@@ -162,6 +162,12 @@ def _encoders(grouped: Grouped) -> Iterator[str]:
                 f"Runs of {method.label} started from different encoders that were pre-trained with the same "
                 "settings (encoder_hash in metrics.json differs)."
             )
+        used = [(fold, each) for (_, fold), of_seed in hashes.items() for each in of_seed]
+        if len({*used}) < len(used):
+            yield (
+                f"Several training seeds of {method.label} start from the same pre-trained encoder: results "
+                "hold for this encoder, and the variation between pre-trainings is not in the intervals."
+            )
 
 
 def _missing_grades(folds: Mapping[str, TestFold]) -> Iterator[str]:

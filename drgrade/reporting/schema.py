@@ -199,6 +199,8 @@ class ResultRow(MethodCurves):
         complete: No run is missing: no cell of the sweep, no fold of other rows, no seed or label draw of
             other folds.
         uncalibrated: Reason why a run has no calibration; else empty.
+        learning_rates: Number of runs that chose each learning rate of the list that all tried, by rising
+            rate; empty if none was chosen.
     """
 
     folds: Mapping[str, float]
@@ -217,6 +219,7 @@ class ResultRow(MethodCurves):
     complete: bool
     uncalibrated: str = "not calibrated"
     val_within_fraction: bool = False
+    learning_rates: Mapping[float, int] = field(default_factory=dict)
 
     @property
     def share(self) -> str:
@@ -252,7 +255,7 @@ class MethodComparison:
             (:mod:`drgrade.stats.hierarchical`); NaN for a single seed.
         won: Share of folds in which the first is better; a tie counts half.
         p_value: Two-sided, from the same bootstrap; NaN for a single seed.
-        p_holm: Corrected for all p-values of the report (:func:`drgrade.stats.bootstrap.holm_correction`).
+        p_holm: Corrected for all p-values of its table (:func:`drgrade.stats.bootstrap.holm_correction`).
         detectable: Smallest true difference whose corrected p-value is below 0.05 with a probability of 80 %,
             at the level of the first step of Holm's correction.
         statistic: Name of the metric in ``metrics.json``.

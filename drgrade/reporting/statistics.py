@@ -222,7 +222,17 @@ def compute_row(results: Sequence[Result], complete: bool, seed: int = 0) -> Res
         uncalibrated=next(
             (each.run.calibration.note for each in results if not each.run.calibration.photographs), ""
         ),
+        learning_rates=_learning_rates(results),
     )
+
+
+def _learning_rates(results: Sequence[Result]) -> dict[float, int]:
+    """Count the choices of each learning rate; rates that were tried and not chosen count 0."""
+    chosen = Counter(float(rate) for one in results if (rate := one.run.record.get("learning_rate")))
+    tried = {
+        float(rate) for one in results for rate in one.run.config["protocol"].get("learning_rates") or ()
+    }
+    return {rate: chosen[rate] for rate in sorted(tried | chosen.keys())} if chosen else {}
 
 
 def _other_metrics(results: Sequence[Result]) -> dict[str, float]:

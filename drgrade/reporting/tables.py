@@ -270,6 +270,42 @@ def recall_table(study: Study) -> ReportTable:
     return table_by_method(study, "recall", "Recall of each grade, with its 95 % interval", columns, lines)
 
 
+def learning_rates_table(study: Study) -> ReportTable:
+    """Learning rates that the runs chose by their validation photographs."""
+    rates = sorted({rate for row in study.rows for rate in row.learning_rates})
+    columns = [Column(f"{rate:g}", over="runs that chose") for rate in rates]
+
+    def lines(row: ResultRow, dashes: Dashes) -> list[list[str]]:
+        cells = [str(row.learning_rates[rate]) if rate in row.learning_rates else DASH for rate in rates]
+        return [[dashes.cell(text, "not tried") for text in cells]]
+
+    caption = (
+        "Learning rate: number of runs that chose each rate of their list, by QWK on their own validation "
+        "photographs"
+    )
+    table = table_by_method(study, "learning_rates", caption, columns, lines)
+    return replace(table, remarks=[*_ends_of_list(study), *table.remarks])
+
+
+def _ends_of_list(study: Study) -> list[str]:
+    """Remark on methods most of whose runs chose the end of the list, so that a longer list may be better."""
+    remarks = []
+    for end, direction in ((min, "lowest"), (max, "highest")):
+        names = []
+        for method in study.methods:
+            rows = [row.learning_rates for row in study.rows_of(method.key) if len(row.learning_rates) > 1]
+            runs = sum(sum(own.values()) for own in rows)
+            at_end = sum(own[end(own)] for own in rows)
+            if 2 * at_end > runs:
+                names.append(f"{method.label} ({at_end} of {runs} runs)")
+        if names:
+            remarks.append(
+                f"Most runs chose the {direction} rate of the list, so a wider list may give better results: "
+                f"{'; '.join(names)}."
+            )
+    return remarks
+
+
 def costs_table(study: Study) -> ReportTable:
     """Cost of fine-tuning."""
     columns = [Column(name) for name in ("images/s", "time of a run", "peak memory")]
@@ -343,8 +379,8 @@ def comparisons_table(study: Study) -> ReportTable:
     caption = (
         "Difference in QWK between two methods over the same folds, training seeds and label draws, first "
         f"minus second; 95 % and p: {METHOD}; p (Holm): corrected for the {plural(family, 'p-value')} of "
-        f"this table; detectable: smallest true difference that has p (Holm) < {ALPHA} with a probability of "
-        "at least 80 %"
+        f"this table; detectable: smallest true difference that has p (Holm) < {ALPHA} with a probability "
+        "(power) of at least 80 %"
     )
     remarks = [*filter(None, [study.compared])]
     return _compared(study, "comparisons", caption, study.comparisons, {}, remarks)
@@ -431,7 +467,10 @@ def all_tables(study: Study) -> list[ReportTable]:
         tables += [calibration_table(study), thresholds_table(study), operating_points_table(study)]
     tables += [selective_table(study), coverage_table(study), referral_table(study)]
     tables.append(selective_comparisons_table(study))
-    tables += [cross_table(study.cross), budget_table(study), costs_table(study), pretraining_table(study)]
+    tables += [cross_table(study.cross), budget_table(study)]
+    if any(row.learning_rates for row in study.rows):
+        tables.append(learning_rates_table(study))
+    tables += [costs_table(study), pretraining_table(study)]
     return [table for table in tables if table.groups]
 
 

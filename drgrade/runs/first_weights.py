@@ -13,7 +13,12 @@ WEIGHTS_HASH = "weights_hash"
 """End of the names of entries of ``metrics.json`` with the hash of a weights file."""
 
 _LONGEST = 200  # characters of a name or a statement, which may come from anybody
-_WITHOUT_FILE = {RANDOM: "random", IMAGENET: "ImageNet weights"}
+_WITHOUT_FILE = (RANDOM, IMAGENET)
+_BACKBONES = ("name", "cnn", "vit")
+_OTHER_TRAINING = {"ft", "jft", "in12k", "in21k", "in22k", "ssl", "swsl"}
+"""Parts of timm's tags of weights that saw more than ImageNet's 1,000 classes."""
+_OTHER_MODELS = ("aimv2", "beit", "clip", "dino", "eva", "mae", "sam", "siglip")
+"""Begin of parts of the names of models whose weights in timm are from another training by default."""
 
 
 def weights_files(encoder: Mapping[Any, Any]) -> dict[str, str]:
@@ -62,8 +67,35 @@ def first_weights(config: Mapping[str, Any], record: Mapping[str, Any] | None = 
     given = {_part(setting): PurePath(path).name for setting, path in files.items()}
     names = ", ".join(f"{name} ({part})" if part in parts else name for part, name in given.items())
     if parts and not {*parts} <= {*given}:
-        return f"{names}, rest {_WITHOUT_FILE[rest]}"
+        others = RANDOM if rest == RANDOM else f"{published_weights(encoder)} weights"
+        return f"{names}, rest {others}"
     return f"{names} (file)" if names in (*_WITHOUT_FILE, SSL) else names
+
+
+def published_weights(encoder: Mapping[Any, Any]) -> str:
+    """Name the weights that timm publishes for an encoder: ``ImageNet``, or the models with their tags.
+
+    Weights of a tag like ``dino``, ``mae``, ``openai`` or ``augreg_in21k`` are from another training than
+    the classification of ImageNet's 1,000 classes.
+
+    Args:
+        encoder: Config of the encoder.
+
+    Example:
+        >>> published_weights({"name": "resnet18.a1_in1k"}), published_weights({"name": "vit_small.dino"})
+        ('ImageNet', 'vit_small.dino')
+    """
+    names = [str(encoder[part]) for part in _BACKBONES if encoder.get(part)]
+    others = [PurePath(name).name for name in names if not _is_imagenet(name)]
+    return ", ".join(others)[:_LONGEST] or "ImageNet"
+
+
+def _is_imagenet(name: str) -> bool:
+    model, _, tag = name.partition(".")
+    if ":" in name or any(part.startswith(_OTHER_MODELS) for part in model.split("_")):
+        return False
+    parts = tag.split("_")
+    return not tag or (parts[-1] == "in1k" and not _OTHER_TRAINING & {*parts})
 
 
 def describe_weights_files(config: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:

@@ -13,8 +13,11 @@ with replacement, one fewer than there are (Rao and Wu, "Resampling Inference wi
 83(401), 1988); then groups are drawn inside folds. The effects are shrunk so that the variance of the
 resamples is the estimated one (Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section
 3.8).
-Two or three seeds estimate a variance badly, so Student's t with Satterthwaite's degrees of freedom replaces
-the normal distribution (Satterthwaite, Biometrics Bulletin 2(6), 1946).
+Two or three seeds estimate a variance badly, so Student's t replaces the normal distribution, with
+Satterthwaite's degrees of freedom (Biometrics Bulletin 2(6), 1946) if seeds and label draws are crossed. Two
+or three seeds of one label draw often show too small a variance by chance, and Satterthwaite's formula then
+takes it for a certain one; there, and with two seeds, the half widths of the parts, each with its own
+Student's t, are added in quadrature (Howe, JASA 69(347), 1974).
 """
 
 import math
@@ -23,7 +26,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 from drgrade.stats.bootstrap import interval
 from drgrade.stats.estimates import Floats, Interval
@@ -33,6 +36,13 @@ Replicate = tuple[int, int]
 
 LEVEL = 0.95
 """Coverage of intervals."""
+
+_LEAST_BEYOND = 5
+"""Number of resamples beyond a percentile for it to be read from them; farther ones are extrapolated."""
+
+_MOST_DEGREES = 1e6
+_NEGLIGIBLE = 1e-6
+"""Share of the variance below which seeds and label draws do not interact: the label draws are copies."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,15 +93,46 @@ class Components:
         return max(0.0, self.total - self.groups)
 
     @property
-    def satterthwaite(self) -> float:
+    def degrees_of_total(self) -> float:
         """Degrees of freedom of the total; infinite if it is 0.
+
+        Satterthwaite's if seeds and label draws are crossed and neither is estimated from a single degree of
+        freedom, or if there is one training; else those with which Student's t gives Howe's interval.
+        """
+        if not self.total > 0:
+            return math.inf
+        of_training = [df for df in self.degrees[1:3] if df > 0]
+        is_crossed = self.both > _NEGLIGIBLE * self.total
+        if not of_training or (is_crossed and min(of_training) > 1):
+            return self._satterthwaite()
+        return self._howe()
+
+    def _parts(self) -> list[tuple[float, float]]:
+        """Return variances and degrees of freedom of groups, seeds and label draws that were estimated."""
+        parts = (max(0.0, self.groups - self.shared), self.seeds, self.draws)
+        return [(part, df) for part, df in zip(parts, self.degrees[:3], strict=True) if df > 0]
+
+    def _satterthwaite(self) -> float:
+        """Return the degrees of freedom of a sum of variances.
 
         The square of an estimated variance of ``df`` degrees of freedom, times df / (df + 2), is an unbiased
         estimate of the square of the variance (Welch, Biometrika 34(1/2), 1947).
         """
-        parts = (max(0.0, self.groups - self.shared), self.seeds, self.draws, self.both)
-        spread = sum(part**2 / (df + 2) for part, df in zip(parts, self.degrees, strict=True) if df > 0)
+        parts = [*self._parts(), (self.both, self.degrees[3])]
+        spread = sum(part**2 / (df + 2) for part, df in parts)
         return self.total**2 / spread if spread > 0 else math.inf
+
+    def _howe(self) -> float:
+        """Return the degrees of freedom with which Student's t has the half width of Howe."""
+        tail = (1 - LEVEL) / 2
+        squares = sum(part * stats.t.isf(tail, df) ** 2 for part, df in self._parts())
+        squares -= self.both * stats.norm.isf(tail) ** 2
+        wanted, least = math.sqrt(max(0.0, squares) / self.total), min(df for _, df in self._parts())
+        if wanted <= stats.t.isf(tail, _MOST_DEGREES):
+            return math.inf
+        if wanted >= stats.t.isf(tail, least):
+            return least
+        return float(optimize.brentq(lambda df: stats.t.isf(tail, df) - wanted, least, _MOST_DEGREES))
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,17 +154,26 @@ class ResampledMean:
     @property
     def degrees(self) -> float:
         """Degrees of freedom of its variance."""
-        return self.components.satterthwaite
+        return self.components.degrees_of_total
 
     @property
     def percentile_interval(self) -> Interval:
         """95 % interval of percentiles, at the tail probability of Student's t.
 
         Hesterberg, "What Teachers Should Know About the Bootstrap", The American Statistician 69(4), 2015
-        (expanded percentile interval). It stays in the range of the metric.
+        (expanded percentile interval). Percentiles beyond those that the resamples show are extrapolated.
         """
-        tail = float(stats.norm.sf(stats.t.isf((1 - LEVEL) / 2, self.degrees)))
-        return interval(self.samples, tail)
+        wanted = float(stats.t.isf((1 - LEVEL) / 2, self.degrees))
+        reach = max(float(stats.norm.sf(wanted)), self._least_tail)
+        ends, stretch = interval(self.samples, reach), wanted / float(stats.norm.isf(reach))
+        if stretch <= 1:
+            return ends
+        return Interval(*(self.value + stretch * (end - self.value) for end in (ends.low, ends.high)))
+
+    @property
+    def _least_tail(self) -> float:
+        """Least tail probability that the resamples show."""
+        return min(0.25, _LEAST_BEYOND / max(1, len(self.samples)))
 
     @property
     def standard_error(self) -> float:
@@ -132,20 +182,20 @@ class ResampledMean:
 
     @property
     def p_value(self) -> float:
-        """Two-sided p-value that the expectation is 0.
-
-        It is below 0.05 if :attr:`percentile_interval` excludes 0. If no resample is on the other side of
-        0, it is that of Student's t from the standard error, if that is smaller.
-        """
+        """Two-sided p-value that the expectation is 0: below 0.05 if the interval excludes 0."""
         if self.value == 0 or not len(self.samples):
             return 1.0 if self.value == 0 else math.nan
         sign = math.copysign(1.0, self.value)
-        beyond = int((sign * self.samples <= 0).sum())
-        share = min(0.5, (beyond + 1) / (len(self.samples) + 1))
-        p = float(2 * stats.t.sf(stats.norm.isf(share), self.degrees))
-        if beyond or not self.standard_error > 0:
-            return p
-        return min(p, float(2 * stats.t.sf(abs(self.value) / self.standard_error, self.degrees)))
+        ends = interval(self.samples, self._least_tail)
+        nearest = sign * (ends.low if sign > 0 else ends.high)
+        if nearest > 0:
+            size = sign * self.value
+            spread = size - nearest
+            score = float(stats.norm.isf(self._least_tail)) * size / spread if spread > 0 else math.inf
+        else:
+            beyond = int((sign * self.samples <= 0).sum())
+            score = float(stats.norm.isf(min(0.5, (beyond + 1) / (len(self.samples) + 1))))
+        return float(2 * stats.t.sf(score, self.degrees))
 
     def detectable(self, alpha: float, power: float = 0.8) -> float:
         """Return the smallest true value that a two-sided test shows with a given power.
@@ -189,22 +239,49 @@ def common_replicates(folds: Sequence[FoldRuns]) -> list[Replicate]:
 def _arrange(folds: Sequence[FoldRuns]) -> tuple[Floats, Floats]:
     """Arrange values (F, S, D) and samples (F, S, D, B) by fold, seed and label draw.
 
-    If seeds and label draws are not crossed, for example if each seed has its own, a pair of them counts as a
-    seed. Without common replicates the mean of a fold counts as a single run.
+    Runs are independent only if they share neither the seed nor the label draw. If each seed has label draws
+    of its own, the mean of a seed counts as one run. If some runs of a crossed design are missing, the
+    largest complete part of it is arranged. Without common replicates the mean of a fold counts as one run.
     """
     shared = common_replicates(folds)
     if not shared:
         values = np.array([[[fold.values.mean()]] for fold in folds])
         return values, np.stack([fold.samples.mean(axis=0)[None, None] for fold in folds])
-    seeds, draws = (sorted({each[part] for each in shared}) for part in (0, 1))
-    grid = [[(seed, draw) for draw in draws] for seed in seeds]
-    if len(shared) < len(seeds) * len(draws):
-        grid = [[each] for each in shared]
-    places = [[[list(fold.replicates).index(each) for each in row] for row in grid] for fold in folds]
-    pairs = list(zip(folds, places, strict=True))
-    return (
-        np.stack([fold.values[place] for fold, place in pairs]),
-        np.stack([fold.samples[place] for fold, place in pairs]),
+    units = _independent(shared)
+    if len(units) > 1:
+        grid = [[unit] for unit in units]
+    else:
+        seeds, draws = _largest_grid(shared)
+        grid = [[[(seed, draw)] for draw in draws] for seed in seeds]
+    values, samples = [], []
+    for fold in folds:
+        places = [[[list(fold.replicates).index(each) for each in unit] for unit in row] for row in grid]
+        values.append([[fold.values[place].mean() for place in row] for row in places])
+        samples.append([[fold.samples[place].mean(axis=0) for place in row] for row in places])
+    return np.array(values), np.array(samples)
+
+
+def _independent(replicates: Sequence[Replicate]) -> list[list[Replicate]]:
+    """Group replicates so that two groups have neither a seed nor a label draw in common."""
+    groups: list[list[Replicate]] = []
+    for seed, draw in replicates:
+        linked = [group for group in groups if any(one == seed or other == draw for one, other in group)]
+        merged = [*(each for group in linked for each in group), (seed, draw)]
+        groups = [*(group for group in groups if group not in linked), merged]
+    return groups
+
+
+def _largest_grid(replicates: Sequence[Replicate]) -> tuple[list[int], list[int]]:
+    """Return seeds and label draws of which every pair is there: two of each if possible, and most pairs."""
+    draws_of = {one: {draw for seed, draw in replicates if seed == one} for one, _ in replicates}
+    grids = [
+        (sorted(seed for seed in draws_of if draws <= draws_of[seed]), sorted(draws))
+        for draws in (one & other for one in draws_of.values() for other in draws_of.values())
+        if draws
+    ]
+    return max(
+        grids,
+        key=lambda grid: (min(len(grid[0]), 2), min(len(grid[1]), 2), len(grid[0]) * len(grid[1])),
     )
 
 

@@ -32,7 +32,10 @@ BENCHMARKS = {
         ("--drawn=64", "--size=32", "--batch-size=4", "--rounds=2", "--store-batches=2"),
         ("from the store", "ratio"),
     ),
-    "null_tables": (("--tables=3", "--resamples=50"), ("| chosen |", "p < 0.05 in ")),
+    "null_tables": (
+        ("--tables=3", "--resamples=50"),
+        ("| chosen, 3 seeds x 3 label draws |", "p < 0.05 in "),
+    ),
     "patch_shortcuts cpc": (
         ("--pretext", "cpc", "--count", "40", "--size", "64", "--epochs", "1", *PARTS),
         ("| demo | edges |", "| demo | mean colour |"),

@@ -58,6 +58,13 @@ def _set(run, **settings):
     OmegaConf.save(cfg, run / "config.yaml")
 
 
+def _forget_drawings(run):
+    """Turn a run into one of an earlier version, which did not record its drawings."""
+    path = run / "metrics.json"
+    record = {name: value for name, value in json.loads(path.read_text()).items() if name != "drawings"}
+    path.write_text(json.dumps(record))
+
+
 def _predict(run, predicted, probabilities):
     """Replace the predictions of a run, and its metrics accordingly."""
     predictions = pd.read_csv(run / "predictions.csv")
@@ -173,6 +180,7 @@ def test_card_contains_no_path_and_no_photograph(finished_run, card):
 
 def test_card_describes_the_data_set_of_the_config(run_copy):
     _set(run_copy, data__source___target_="drgrade.data.sources.messidor2.Messidor2", data__name="messidor2")
+    _forget_drawings(run_copy)
     text = _text(run_copy)
     assert "no redistribution" in text
     assert "doi 10.5566/ias.1155" in text
@@ -183,6 +191,15 @@ def test_card_describes_the_data_set_of_the_config(run_copy):
     text = _text(run_copy)
     assert "ours: clinics, cameras and patients are not known to drgrade." in text
     assert ModelCard(text).data.license_name == "see-the-terms-of-ours"
+
+
+def test_drawings_among_further_labelled_data_sets_are_stated(run_copy):
+    _set(run_copy, data__source___target_="drgrade.data.sources.folder.Folder", data__name="clinic")
+    _forget_drawings(run_copy)
+    assert not read_run_files(run_copy).is_drawn
+    _set(run_copy, data__labelled=["demo"])
+    assert read_run_files(run_copy).is_drawn
+    assert "The photographs are drawn." in _text(run_copy)
 
 
 def test_card_names_further_data_sets_with_their_terms(run_copy):

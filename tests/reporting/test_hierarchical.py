@@ -128,6 +128,55 @@ def test_runs_that_other_folds_lack_count_for_the_value_only(tables):
     assert resample_mean(folds, 0).seeds == 0
 
 
+CROSSED = [(seed, draw) for seed in range(SEEDS) for draw in range(DRAWS)]
+DESIGNS = {
+    "one cell missing": CROSSED[:-1],
+    "two cells missing": [*CROSSED[:4], *CROSSED[5:8]],
+    "three seeds": [(0, 0), (1, 0), (2, 0)],
+    "three seeds with labels of their own": [(0, 0), (1, 1), (2, 2)],
+    "two seeds": [(0, 0), (1, 0)],
+    "two seeds, crossed": CROSSED[:6],
+    "two seeds with unequal numbers of labels of their own": [(0, 0), (1, 1), (1, 2)],
+}
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_p_values_of_few_and_unbalanced_trainings_are_not_too_small(tables, design):
+    found = [resample_mean(arrange(*table, DESIGNS[design]), 0) for table in tables]
+    ends = [each.percentile_interval for each in found]
+    # Coverage of 0.95 or more, less three standard errors of 600 tables.
+    assert np.mean([each.low <= 0 <= each.high for each in ends]) > 0.925
+    assert np.mean([each.p_value < 0.05 for each in found]) < 0.075
+
+
+def test_missing_cell_leaves_the_largest_complete_part_for_the_variance(tables):
+    values, samples = tables[0]
+    folds = arrange(values, samples)
+    folds[0] = arrange(values, samples, CROSSED[:-1])[0]
+    found = resample_mean(folds, 0)
+    assert found.components.degrees[1:] == (1, FOLDS * 2, FOLDS * 2)  # two seeds, three label draws
+    by_seed = values[:, :2].mean(axis=(0, 2))
+    assert found.components.seeds == pytest.approx(by_seed.var(ddof=1) / 2)
+    assert (found.seeds, found.value) == (3, pytest.approx(np.mean([each.values.mean() for each in folds])))
+
+
+def test_label_draws_of_a_seed_of_its_own_are_not_independent_runs(tables):
+    values, samples = tables[0]
+    places = [(0, 0), (0, 1), (1, 2)]
+    found = resample_mean(arrange(values, samples, places), 0).components
+    by_seed = [values[:, 0, :2].mean(), values[:, 1, 2].mean()]
+    assert found.seeds == pytest.approx(np.var(by_seed, ddof=1) / 2)
+    assert (found.degrees[1], found.draws) == (1, 0)
+
+
+def test_copies_of_a_run_add_no_degrees_of_freedom(tables):
+    """With all labels, every label draw is the same."""
+    values, samples = (np.repeat(each[:, :, :1], DRAWS, axis=2) for each in tables[0])
+    copies, once = (resample_mean(arrange(values, samples, at), 0) for at in (None, DESIGNS["three seeds"]))
+    assert copies.degrees == pytest.approx(once.degrees)
+    assert copies.components.total == pytest.approx(once.components.total)
+
+
 def test_undefined_resamples_are_left_out(tables):
     values, samples = tables[0]
     some = samples.copy()
@@ -141,10 +190,10 @@ def test_undefined_resamples_are_left_out(tables):
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.floats(-0.2, 0.2), st.integers(0, 50))
-def test_interval_excludes_zero_exactly_if_p_is_below_5_per_cent(counts, shift, seed):
+@given(st.floats(-0.4, 0.4), st.integers(0, 50), st.sampled_from([None, *DESIGNS.values()]))
+def test_interval_excludes_zero_exactly_if_p_is_below_5_per_cent(counts, shift, seed, places):
     values, samples = draw_table(np.random.default_rng(seed), counts)
-    found = resample_mean(arrange(values + shift, samples + shift), 0)
+    found = resample_mean(arrange(values + shift, samples + shift, places), 0)
     ends = found.percentile_interval
     if abs(found.p_value - 0.05) > 0.02:  # the interval interpolates between resamples
         assert (found.p_value < 0.05) == (ends.low > 0 or ends.high < 0)

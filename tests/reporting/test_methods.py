@@ -128,6 +128,14 @@ def test_unnamed_method_is_labelled_by_its_encoder(tmp_path):
     assert labels(tmp_path) == ["MsSSL, ImageNet weights", "densenet121, random init"]
 
 
+def test_weights_of_another_training_than_imagenet_are_named(tmp_path):
+    name = "encoder.name=vit_tiny_patch16_224.augreg_in21k"
+    write_runs(tmp_path, [FakeMethod(("encoder=timm", name, "init=imagenet"))], [1.0])
+    assert labels(tmp_path) == [
+        "vit_tiny_patch16_224.augreg_in21k, vit_tiny_patch16_224.augreg_in21k weights"
+    ]
+
+
 def test_two_protocols_are_two_rows(tmp_path):
     write_runs(tmp_path, [RANDOM, FakeMethod((*RANDOM.overrides, "protocol=matched"))], [1.0])
     study = build_study([tmp_path], resamples=10)

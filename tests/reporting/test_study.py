@@ -23,9 +23,11 @@ from synthetic import (
 )
 
 from drgrade.errors import DataError
+from drgrade.reporting.csv_writer import csv_files
 from drgrade.reporting.methods import published_rows
 from drgrade.reporting.study import build_study
-from drgrade.reporting.tables import main_table
+from drgrade.reporting.tables import learning_rates_table, main_table
+from drgrade.stats.formatting import DASH
 
 
 @pytest.mark.parametrize(
@@ -92,6 +94,33 @@ def test_photograph_in_two_test_folds_is_an_error(tmp_path):
             remove_run(run)
     with pytest.raises(DataError, match="is tested in two folds"):
         build_study([tmp_path])
+
+
+def test_group_in_two_test_folds_is_an_error(tmp_path):
+    runs = write_runs(tmp_path, [RANDOM], [1.0], sweep=None)
+    names = []
+    for run in runs[:2]:
+        split = pd.read_csv(run / "split.csv", dtype=str)
+        names.append(split["group"][split["subset"] == "test"].min())
+    text = (runs[1] / "split.csv").read_text()
+    (runs[1] / "split.csv").write_text(text.replace(f",{names[1]},", f",{names[0]},"))
+    with pytest.raises(DataError, match=f"group {names[0]} is tested in two folds"):
+        build_study([tmp_path])
+
+
+def test_learning_rates_are_counted_in_each_row(tmp_path):
+    tuned = FakeMethod((*RANDOM.overrides, "protocol=tuned"))
+    runs = write_runs(tmp_path, [tuned, RANDOM], [1.0])
+    for run, rate in zip(runs, (3e-3, 3e-3, 1e-3), strict=False):
+        change_json(run / "metrics.json", learning_rate=rate)
+    study = build_study([tmp_path], resamples=20)
+    assert [row.learning_rates for row in study.rows if row.learning_rates] == [{3e-4: 0, 1e-3: 1, 3e-3: 2}]
+    table = learning_rates_table(study)
+    assert [column.title for column in table.columns[1:]] == ["0.0003", "0.001", "0.003"]
+    assert sorted(group.lines[0][1:] for group in table.groups) == [["0", "1", "2"], [DASH] * 3]
+    assert "Most runs chose the highest rate of the list" in table.remarks[0]
+    assert "(2 of 3 runs)" in table.remarks[0]
+    assert "learning_rates.csv" in csv_files(study)
 
 
 def test_other_training_labels_under_one_protocol_are_errors(tmp_path):
@@ -363,6 +392,15 @@ def test_folds_without_a_grade_are_named(tmp_path):
         for grade in range(5):
             named = re.search(rf"fold {fold} has no grade [0-4, and]*{grade}", note)
             assert bool(named) == (grade not in set(tested))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_encoder_that_several_seeds_share_is_noted(shared, tmp_path):
+    for run in write_runs(tmp_path, [ROTATION], [1.0], folds=(0, 1), seeds=(0, 1)):
+        own = "" if shared else run.name[-1]  # the seed
+        change_json(run / "metrics.json", encoder_hash=f"a{own}")
+    notes = build_study([tmp_path], resamples=20).notes
+    assert any("start from the same pre-trained encoder" in note for note in notes) == shared
 
 
 def test_different_encoders_of_a_method_are_noted(tmp_path):

@@ -1,6 +1,8 @@
 """The choice of the learning rate: order, ties, divergence, resuming, and what a run records."""
 
 import json
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -144,6 +146,51 @@ def test_interrupted_tuned_run_ends_with_the_same_results(rate, epoch, compose, 
         for name in ("straight", "resumed")
     ]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+SPY = """
+import json, os
+from pathlib import Path
+from drgrade.training import run
+
+choose, test = run.choose_learning_rate, run.test
+found = {}
+
+def choosing(*given):
+    chosen = choose(*given)
+    found["rate"] = chosen[0].rate
+    return chosen
+
+def testing(trainer, task, data, checkpoint, *rest):
+    metrics = test(trainer, task, data, checkpoint, *rest)
+    found["step"] = trainer.fit_loop.epoch_loop.global_step
+    found["weights"] = [float(weight.double().sum()) for weight in task.parameters()]
+    Path(f"rank-{trainer.global_rank}.json").write_text(json.dumps(found))
+    return metrics
+
+run.choose_learning_rate, run.test = choosing, testing
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_choose_the_same_rate_and_test_the_same_weights(command, tmp_path):
+    python, script, *overrides = command(*TUNED, "init=random", "trainer=ddp_cpu")
+    (tmp_path / "spied.py").write_text(SPY + Path(script).read_text())
+    given = [python, "spied.py", *overrides, f"paths.run={tmp_path / 'run'}"]
+    done = subprocess.run(given, capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    metrics, folder = record_of(tmp_path / "run"), tmp_path / "run" / "checkpoints"
+    assert first["rate"] == metrics["learning_rate"]
+    assert metrics["tuning/lr_0.001/qwk"] != metrics["tuning/lr_0.01/qwk"]
+    content = torch.load(folder / "last.ckpt", weights_only=True)
+    assert content["optimizer_states"][0]["param_groups"][0]["initial_lr"] == first["rate"]
+    assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", "learning_rates.json"]
+    provenance = json.loads((tmp_path / "run" / "provenance.json").read_text())
+    assert (provenance["devices"], provenance["steps"]) == (2, 4)
+    assert provenance["images"] == 2 * 4 * 8  # of both processes
+    assert (done.stdout + done.stderr).count("is chosen (validation QWK") == 1
 
 
 def test_tuned_run_without_validation_uses_the_middle_rate(compose):

@@ -11,7 +11,7 @@ from drgrade.files import file_sha256
 from drgrade.model_card.card import render_model_card
 from drgrade.model_card.facts import read_run_files
 from drgrade.models.encoder import CARD, WEIGHTS, stated_origin
-from drgrade.runs.first_weights import describe_weights_files, first_weights
+from drgrade.runs.first_weights import describe_weights_files, first_weights, published_weights
 from drgrade.training.build import make_encoder
 from drgrade.training.run import train
 
@@ -44,6 +44,23 @@ MSSSL = {"cnn": "resnet10t", "cnn_options": {}, "vit": "test_vit", "vit_options"
 )
 def test_first_weights_are_named_after_their_file_whatever_init_is(init, encoder, expected):
     assert first_weights({"init": init, "encoder": encoder}) == expected
+
+
+@pytest.mark.parametrize(
+    ("encoder", "expected"),
+    [
+        ({"name": "resnet18.a1_in1k"}, "ImageNet"),
+        ({"name": "densenet121"}, "ImageNet"),
+        ({"name": "vit_small_patch16_224.dino"}, "vit_small_patch16_224.dino"),
+        ({"name": "vit_small_patch16_224.augreg_in21k"}, "vit_small_patch16_224.augreg_in21k"),
+        ({"name": "vit_base_patch16_224.augreg_in21k_ft_in1k"}, "vit_base_patch16_224.augreg_in21k_ft_in1k"),
+        ({"name": "vit_base_patch14_dinov2"}, "vit_base_patch14_dinov2"),
+        ({"name": "hf-hub:somebody/model"}, "model"),
+        ({"cnn": "resnet50.tv_in1k", "vit": "vit_base_patch16_224.mae"}, "vit_base_patch16_224.mae"),
+    ],
+)
+def test_published_weights_of_another_training_are_not_called_imagenet(encoder, expected):
+    assert published_weights(encoder) == expected
 
 
 def test_file_of_a_config_without_paths_is_still_neither_random_nor_imagenet():
