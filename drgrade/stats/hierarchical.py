@@ -168,7 +168,8 @@ class ResampledMean:
         ends, stretch = interval(self.samples, reach), wanted / float(stats.norm.isf(reach))
         if stretch <= 1:
             return ends
-        return Interval(*(self.value + stretch * (end - self.value) for end in (ends.low, ends.high)))
+        low, high = (self.value + stretch * (end - self.value) for end in (ends.low, ends.high))
+        return Interval(min(low, ends.low), max(high, ends.high))
 
     @property
     def _least_tail(self) -> float:
@@ -188,10 +189,9 @@ class ResampledMean:
         sign = math.copysign(1.0, self.value)
         ends = interval(self.samples, self._least_tail)
         nearest = sign * (ends.low if sign > 0 else ends.high)
-        if nearest > 0:
-            size = sign * self.value
-            spread = size - nearest
-            score = float(stats.norm.isf(self._least_tail)) * size / spread if spread > 0 else math.inf
+        size = sign * self.value
+        if size > nearest > 0:
+            score = float(stats.norm.isf(self._least_tail)) * size / (size - nearest)
         else:
             beyond = int((sign * self.samples <= 0).sum())
             score = float(stats.norm.isf(min(0.5, (beyond + 1) / (len(self.samples) + 1))))

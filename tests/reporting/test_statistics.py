@@ -306,3 +306,10 @@ def test_grade_that_does_not_occur_has_no_recall(tmp_path):
     assert np.isnan(row.recall[4].value)
     assert np.isnan(row.recall[4].interval.low)
     assert row.recall[3].value == pytest.approx(row.confusion[3, 3] / row.confusion[3].sum())
+
+
+def test_intervals_of_two_seeds_stay_in_the_range_of_the_metric(tmp_path):
+    write_runs(tmp_path, [FakeMethod(ROTATION.overrides, skill=0.99)], [1.0], folds=(0,), seeds=SEEDS)
+    row = build_study([tmp_path], resamples=100).rows[0]
+    for each in (row.mean, row.referable_auroc, *row.recall, *row.selective.metrics.values()):
+        assert math.isnan(each.interval.low) or -1 <= each.interval.low <= each.interval.high <= 1
