@@ -116,7 +116,7 @@ def test_learning_rates_are_counted_in_each_row(tmp_path):
     study = build_study([tmp_path], resamples=20)
     assert [row.learning_rates for row in study.rows if row.learning_rates] == [{3e-4: 0, 1e-3: 1, 3e-3: 2}]
     table = learning_rates_table(study)
-    assert [column.title for column in table.columns[1:]] == ["0.0003", "0.001", "0.003"]
+    assert [column.name for column in table.columns[1:]] == ["0.0003", "0.001", "0.003"]
     assert sorted(group.lines[0][1:] for group in table.groups) == [["0", "1", "2"], [DASH] * 3]
     assert "Most runs chose the highest rate of the list" in table.remarks[0]
     assert "(2 of 3 runs)" in table.remarks[0]
