@@ -138,7 +138,7 @@ def _estimate(
         sets.append(FoldRuns(list(by_replicate), value, sample, fold.num_groups))
     mean = resample_mean(sets, seed)
     photographs = sum(len(fold.grades) for fold, _ in tested.values())
-    return Estimate(mean.value, mean.percentile_interval), photographs
+    return Estimate(mean.value, mean.bounded_interval), photographs
 
 
 def _qwks(cells: Floats) -> Floats:

@@ -25,7 +25,7 @@ from drgrade.stats.curves import (
     reliability_curve,
     roc_curve,
 )
-from drgrade.stats.estimates import UNKNOWN, Counts, Estimate, Floats, Interval, Range
+from drgrade.stats.estimates import UNKNOWN, Counts, Estimate, Floats, Range
 from drgrade.stats.hierarchical import FoldRuns, ResampledMean, resample_mean
 from drgrade.stats.selective import REFER_ALL, SELECTIVE, RiskCoverage
 
@@ -179,11 +179,7 @@ def _estimate(
 ) -> Estimate:
     """Estimate a metric in [0, 1], QWK in [-1, 1], or a change, which is not bounded."""
     mean = resampled_mean(results, value, samples, seed)
-    ends = mean.percentile_interval
-    if not is_change:
-        least = 0.0 if (mean.samples >= 0).all() else -1.0
-        ends = Interval(*np.clip((ends.low, ends.high), least, 1.0).tolist())
-    return Estimate(mean.value, ends)
+    return Estimate(mean.value, mean.percentile_interval if is_change else mean.bounded_interval)
 
 
 def compute_row(results: Sequence[Result], complete: bool, seed: int = 0) -> ResultRow:

@@ -172,6 +172,12 @@ class ResampledMean:
         return Interval(min(low, ends.low), max(high, ends.high))
 
     @property
+    def bounded_interval(self) -> Interval:
+        """:attr:`percentile_interval` of a metric in [-1, 1], or in [0, 1] if no resample is negative."""
+        ends, least = self.percentile_interval, 0.0 if (self.samples >= 0).all() else -1.0
+        return Interval(*np.clip((ends.low, ends.high), least, 1.0).tolist())
+
+    @property
     def _least_tail(self) -> float:
         """Least tail probability that the resamples show."""
         return min(0.25, _LEAST_BEYOND / max(1, len(self.samples)))
