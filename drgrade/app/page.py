@@ -16,13 +16,7 @@ from drgrade.explanation.overlay import heat_gradient
 from drgrade.html.templates import environment, resource
 from drgrade.prediction.checkpoint import TrainedModel
 from drgrade.prediction.grader import Grader
-from drgrade.runs.first_weights import (
-    IMAGENET,
-    SSL,
-    describe_weights_files,
-    first_weights,
-    published_weights,
-)
+from drgrade.runs.settings import IMAGENET, SSL, describe_weights_files, first_weights, published_weights
 from drgrade.stats.formatting import DASH, decimal, percent
 from drgrade.synthetic.drawing import draw_photograph, plan_photographs
 

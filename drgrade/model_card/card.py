@@ -28,8 +28,7 @@ from drgrade.model_card.facts import (
     read_run_files,
 )
 from drgrade.models.calibration import TARGET_SENSITIVITIES, calibrated_metrics, referral_rule
-from drgrade.runs.first_weights import IMAGENET, RANDOM, SSL, published_weights
-from drgrade.runs.settings import label_seed, looks_secret
+from drgrade.runs.settings import IMAGENET, RANDOM, SSL, label_seed, looks_secret, published_weights
 from drgrade.stats import formatting
 from drgrade.stats.bootstrap import confusions
 from drgrade.stats.estimates import Estimate

@@ -22,7 +22,6 @@ from drgrade.grades import NUM_GRADES
 from drgrade.metrics.functional import grading_metrics
 from drgrade.models.calibration import Calibration, selective_uncertainty
 from drgrade.models.encoder import CARD
-from drgrade.runs.first_weights import SSL, describe_weights_files, first_weights
 from drgrade.runs.reader import Run, RunLocation, initial_encoder_dir, read_run
 from drgrade.runs.run_dir import (
     CALIBRATION,
@@ -36,7 +35,7 @@ from drgrade.runs.run_dir import (
     read_provenance,
     read_split,
 )
-from drgrade.runs.settings import strip_private
+from drgrade.runs.settings import SSL, describe_weights_files, first_weights, strip_private
 from drgrade.stats import formatting
 from drgrade.stats.bootstrap import interval_if_spread, resample_metrics
 from drgrade.stats.estimates import Estimate
@@ -78,7 +77,7 @@ class RunFiles:
         tested: The run with its checked predictions on the test photographs; None without them.
         calibration: ``calibration.json``.
         encoder: ``encoder.json`` of the pre-trained encoder; empty if there is none.
-        first_weights: See :func:`~drgrade.runs.first_weights.first_weights`.
+        first_weights: See :func:`~drgrade.runs.settings.first_weights`.
         weights_files: Descriptions of the files that the encoder, or its pre-training, started from.
         encoder_provenance: ``provenance.json`` of the pre-trained encoder; empty if there is none.
         data: Data sets; the first is the one trained on.

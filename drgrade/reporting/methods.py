@@ -10,15 +10,18 @@ from typing import Any, Literal
 import yaml
 
 from drgrade.reporting.schema import Method, PublishedRow
-from drgrade.runs.first_weights import IMAGENET, SSL, first_weights, published_weights
 from drgrade.runs.reader import Run
 from drgrade.runs.settings import (
+    IMAGENET,
+    SSL,
     Settings,
     as_text,
     differing_settings,
+    first_weights,
     is_majority,
     method_settings,
     method_title,
+    published_weights,
     short_setting,
 )
 from drgrade.stats.formatting import listed

@@ -10,8 +10,8 @@ from drgrade.grades import NUM_GRADES
 from drgrade.reporting.comparison import ALPHA, Pair
 from drgrade.reporting.methods import Grouped
 from drgrade.reporting.schema import Method, MethodComparison, PublishedRow, ResultRow, Study
-from drgrade.runs.first_weights import SSL, WEIGHTS_HASH, describe_weights_files
 from drgrade.runs.reader import LeftOut, Run
+from drgrade.runs.settings import SSL, WEIGHTS_HASH, describe_weights_files
 from drgrade.stats.bootstrap import TestFold
 from drgrade.stats.estimates import Range
 from drgrade.stats.formatting import decimal, fraction, listed, plural

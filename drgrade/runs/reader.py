@@ -15,7 +15,6 @@ from drgrade.errors import DataError
 from drgrade.grades import NUM_GRADES
 from drgrade.models.calibration import Calibration
 from drgrade.renames import current
-from drgrade.runs.first_weights import first_weights
 from drgrade.runs.run_dir import (
     CONFIG,
     FINISHED,
@@ -29,7 +28,7 @@ from drgrade.runs.run_dir import (
     read_provenance,
     read_table,
 )
-from drgrade.runs.settings import label_seed, method_key, partial_settings
+from drgrade.runs.settings import first_weights, label_seed, method_key, partial_settings
 from drgrade.stats.bootstrap import TestFold, confusions, kappas
 from drgrade.stats.estimates import Counts, Floats
 

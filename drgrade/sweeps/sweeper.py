@@ -324,7 +324,7 @@ class _ImageNetWeights:
 
     def fit(self, cfg: DictConfig) -> bool:
         """Return True if the files of a cell's encoder fit it; log once why the cells are left out."""
-        from drgrade.runs.first_weights import weights_files
+        from drgrade.runs.settings import weights_files
         from drgrade.training.build import make_encoder
 
         key = OmegaConf.to_yaml(cfg.encoder, resolve=True)

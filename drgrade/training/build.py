@@ -25,9 +25,8 @@ from drgrade.errors import ConfigError, DataError, DrgradeError
 from drgrade.files import file_sha256
 from drgrade.models.encoder import Encoder, load_encoder, stated_origin
 from drgrade.models.restore import check_model_settings, model_class, model_settings, without_weights
-from drgrade.runs.first_weights import weights_files
 from drgrade.runs.run_dir import BEST, FINISHED, LAST, TRIAL, start_run_dir, write_metrics
-from drgrade.runs.settings import partial_settings
+from drgrade.runs.settings import partial_settings, weights_files
 from drgrade.tasks.grading import GradingTask
 from drgrade.training.callbacks import Clock, DivergenceCheck, MovingAverage
 from drgrade.training.checkpoints import CheckpointFiles

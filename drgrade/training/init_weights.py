@@ -14,9 +14,8 @@ from drgrade.data.photographs import Photographs
 from drgrade.errors import ConfigError, DataError, EncoderError
 from drgrade.files import file_sha256
 from drgrade.models.encoder import CARD, WEIGHTS, is_complete_encoder, stated_origin
-from drgrade.runs.first_weights import IMAGENET, RANDOM, SSL, first_weights
 from drgrade.runs.run_dir import CHECKPOINTS, HASHES, LAST, SEEN, intact_checkpoints, read_json
-from drgrade.runs.settings import label_seed
+from drgrade.runs.settings import IMAGENET, RANDOM, SSL, first_weights, label_seed
 from drgrade.training.build import weights_facts
 from drgrade.training.distributed import (
     announce_no_pretraining,

@@ -17,7 +17,6 @@ from drgrade.errors import ConfigError, DrgradeError
 from drgrade.files import file_sha256, remove_partial_files, replacing
 from drgrade.models.encoder import CARD, WEIGHTS, is_complete_encoder, save_encoder
 from drgrade.renames import canonical
-from drgrade.runs.first_weights import first_weights, weights_files
 from drgrade.runs.run_dir import (
     CHECKPOINTS,
     PROVENANCE,
@@ -28,7 +27,7 @@ from drgrade.runs.run_dir import (
     write_metrics,
     write_provenance,
 )
-from drgrade.runs.settings import WITHOUT_EFFECT
+from drgrade.runs.settings import WITHOUT_EFFECT, first_weights, weights_files
 from drgrade.tasks.pretext import PretextTask
 from drgrade.training.build import (
     checkpoint_callbacks,

@@ -15,12 +15,7 @@ from PIL import Image, ImageFile
 from synthetic_photographs import disc_photograph, save
 
 from drgrade.data.decoder_process import DecoderEnded, DecoderProcess
-from drgrade.data.image_reader import (
-    UnreadablePhotograph,
-    hash_file,
-    read_photograph,
-    read_photograph_here,
-)
+from drgrade.data.image_reader import UnreadablePhotograph, hash_file, read_photograph, read_photograph_here
 from drgrade.errors import DataError
 from drgrade.files import require_regular
 

@@ -11,7 +11,7 @@ from drgrade.files import file_sha256
 from drgrade.model_card.card import render_model_card
 from drgrade.model_card.facts import read_run_files
 from drgrade.models.encoder import CARD, WEIGHTS, stated_origin
-from drgrade.runs.first_weights import describe_weights_files, first_weights, published_weights
+from drgrade.runs.settings import describe_weights_files, first_weights, published_weights
 from drgrade.training.build import make_encoder
 from drgrade.training.run import train
 

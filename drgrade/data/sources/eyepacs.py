@@ -4,7 +4,16 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from drgrade.data.sources.base import About, Entry, Item, Problem, Source, parse_grade, read_folder, read_rows
+from drgrade.data.sources.base import (
+    About,
+    Entry,
+    Item,
+    Problem,
+    Source,
+    parse_grade,
+    read_folder,
+    read_rows,
+)
 from drgrade.data.sources.label_files import LabelRow, PhotoFinder, RowError, read_label_file
 
 _SETS = {"train": ("trainLabels.csv", "train"), "test": ("retinopathy_solution.csv", "test")}

@@ -4,7 +4,16 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from drgrade.data.sources.base import About, Entry, Item, Problem, Source, parse_grade, parse_text, read_rows
+from drgrade.data.sources.base import (
+    About,
+    Entry,
+    Item,
+    Problem,
+    Source,
+    parse_grade,
+    parse_text,
+    read_rows,
+)
 from drgrade.data.sources.label_files import LabelRow, PhotoFinder, RowError, read_label_file
 from drgrade.errors import DataError
 
