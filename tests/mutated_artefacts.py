@@ -33,7 +33,7 @@ from drgrade.runs.reader import RunLocation, read_run
 from drgrade.runs.run_dir import read_config, resolve_run_dir
 from drgrade.sweeps.cells import Cell, progress, read_sweep, write_sweep
 from drgrade.sweeps.launcher import peak_gpu_memory
-from drgrade.training.init_weights import pretraining_saw_test
+from drgrade.training.pretraining import pretraining_saw_test
 
 PIXELS = np.zeros((1, 32, 32, 3), np.uint8)
 VALUES = [

@@ -24,7 +24,7 @@ from drgrade.prediction.own_photographs import OWN_RUN, run_photographs, stores_
 from drgrade.prediction.published_folder import is_published
 from drgrade.runs.run_dir import SEEN, read_provenance, read_split
 from drgrade.training.distributed import is_main_process
-from drgrade.training.init_weights import pretraining_saw_test
+from drgrade.training.pretraining import pretraining_saw_test
 
 log = logging.getLogger(__name__)
 

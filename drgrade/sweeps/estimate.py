@@ -31,8 +31,8 @@ from drgrade.sweeps.inline import InlineLauncher
 from drgrade.sweeps.launcher import cell_environment
 from drgrade.sweeps.sweeper import PlannedSweep
 from drgrade.training.build import instantiate, is_probe
-from drgrade.training.cache import RunCache
-from drgrade.training.init_weights import pretext_config
+from drgrade.training.frozen_encoder import RunCache
+from drgrade.training.pretraining import pretext_config
 from drgrade.training.tuning import rates_to_try
 
 _FORWARD = 1 / 3

@@ -23,7 +23,7 @@ from drgrade.sweeps.cells import OUTPUT
 from drgrade.sweeps.launcher import ComposedCell, ProgressLog, compose_cells
 
 if TYPE_CHECKING:  # slow to import, and Hydra imports every launcher in every command
-    from drgrade.training.cache import RunCache
+    from drgrade.training.frozen_encoder import RunCache
 
 log = logging.getLogger("drgrade")
 
@@ -41,7 +41,7 @@ class InlineLauncher(Launcher):
         Raises:
             ConfigError: If a cell trains a model; nothing has run by then.
         """
-        from drgrade.training.cache import RunCache
+        from drgrade.training.frozen_encoder import RunCache
 
         cells = list(compose_cells(self._context, self._config, job_overrides, initial_job_idx))
         for cell in cells:

@@ -14,6 +14,7 @@ import hydra.utils
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, ProgressBar
 from pytorch_lightning.loggers import Logger
@@ -22,14 +23,13 @@ from drgrade.config import further_sources, nearest
 from drgrade.data.photographs import Photographs
 from drgrade.data.splits.spec import SUBSETS
 from drgrade.errors import ConfigError, DataError, DrgradeError
-from drgrade.files import file_sha256
-from drgrade.models.encoder import Encoder, load_encoder, stated_origin
+from drgrade.files import checkpoint_fault, replacing
+from drgrade.models.encoder import Encoder, load_encoder
 from drgrade.models.restore import check_model_settings, model_class, model_settings, without_weights
 from drgrade.runs.run_dir import BEST, FINISHED, LAST, TRIAL, start_run_dir, write_metrics
-from drgrade.runs.settings import partial_settings, weights_files
+from drgrade.runs.settings import partial_settings
 from drgrade.tasks.grading import GradingTask
 from drgrade.training.callbacks import Clock, DivergenceCheck, MovingAverage
-from drgrade.training.checkpoints import CheckpointFiles
 from drgrade.training.distributed import cluster_environment, is_main_process, supervise
 
 log = logging.getLogger(__name__)
@@ -116,16 +116,6 @@ def make_task(cfg: DictConfig, encoder: Encoder) -> GradingTask:
 def is_probe(cfg: DictConfig) -> bool:
     """Return True if a grading run fits a probe to a frozen encoder instead of fine-tuning."""
     return cfg.protocol.get("probe") is not None
-
-
-def weights_facts(cfg: DictConfig) -> dict[str, str]:
-    """Return name, hash and stated origin of each weights file in the config of an encoder."""
-    facts: dict[str, str] = {}
-    for setting, path in weights_files(cfg.encoder).items():
-        file = Path(path)
-        facts |= {f"{setting}_file": file.name, f"{setting}_hash": file_sha256(file)}
-        facts[f"{setting}_says"] = stated_origin(file)
-    return facts
 
 
 _SET_BY_DRGRADE = {
@@ -284,6 +274,45 @@ def checkpoint_callbacks(checkpoints: Path, monitor: str | None = None) -> list[
     if monitor is None:
         return [last]
     return [last, keep(filename=BEST, monitor=monitor, mode="max", save_on_train_epoch_end=False)]
+
+
+def save_checkpoint(content: Mapping[str, Any], path: Path) -> None:
+    """Write a checkpoint beside its target and rename it.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    # With a path instead of an open file, torch raises a RuntimeError without the cause.
+    with replacing(path) as partial, partial.open("wb") as file:
+        torch.save(content, file)
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Lightning's checkpoint files, staged in their own folder.
+
+    Lightning stages a checkpoint in ``$TMPDIR`` and moves it. From another file system, a move is a copy over
+    the last good checkpoint.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """See :func:`save_checkpoint`; there are no ``storage_options``."""
+        if storage_options is not None:
+            raise TypeError(f"storage_options={storage_options} has no effect on local files")
+        save_checkpoint(checkpoint, Path(path))
+
+    def load_checkpoint(self, path: str | Path, *arguments: Any, **more: Any) -> dict[str, Any]:
+        """Load a checkpoint after its checksums have been compared.
+
+        Raises:
+            DataError: If it is damaged.
+        """
+        fault = checkpoint_fault(Path(path))
+        if fault is not None:
+            raise DataError(f"{path} is damaged ({fault}); train again without resume=")
+        content: dict[str, Any] = super().load_checkpoint(path, *arguments, **more)
+        return content
 
 
 def open_run_dir(cfg: DictConfig, photographs: Photographs, folder: Path, checkpoint: Path | None) -> None:

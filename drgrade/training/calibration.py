@@ -17,7 +17,7 @@ from drgrade.models.cross_fitting import fit_and_cross_fit
 from drgrade.runs.run_dir import CALIBRATION, write_validation
 from drgrade.stats.selective import fit_limits, measure_selective
 from drgrade.tasks.grading import GradingTask
-from drgrade.training.checkpoints import save_checkpoint
+from drgrade.training.build import save_checkpoint
 from drgrade.training.distributed import is_main_process, wait_for_all
 
 

@@ -25,12 +25,10 @@ from drgrade.metrics.distributed import GradingMetrics, Predictions
 from drgrade.models.probes import FittedHead
 from drgrade.runs.run_dir import CHECKPOINTS, LAST, write_predictions, write_provenance
 from drgrade.tasks.grading import GradingTask
-from drgrade.training.build import final_status, finish_run_dir, make_task, open_run_dir
-from drgrade.training.cache import RunCache
+from drgrade.training.build import final_status, finish_run_dir, make_task, open_run_dir, save_checkpoint
 from drgrade.training.calibration import calibrate, calibrated_figures
-from drgrade.training.checkpoints import save_checkpoint
-from drgrade.training.features import Features, find_or_compute
-from drgrade.training.init_weights import run_facts
+from drgrade.training.frozen_encoder import Features, RunCache, find_or_compute
+from drgrade.training.pretraining import run_facts
 from drgrade.training.tracking.tracker import log_evaluation, tracked_run
 
 log = logging.getLogger(__name__)

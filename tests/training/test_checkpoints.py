@@ -12,7 +12,7 @@ from drgrade.errors import DataError
 from drgrade.files import checkpoint_fault, replacing
 from drgrade.model_card import card
 from drgrade.training import pretraining
-from drgrade.training.checkpoints import CheckpointFiles, save_checkpoint
+from drgrade.training.build import CheckpointFiles, save_checkpoint
 from drgrade.training.run import train
 
 CONTENT = {"state_dict": {"weight": torch.arange(1000.0)}}

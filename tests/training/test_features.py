@@ -16,10 +16,15 @@ from drgrade.data.splits.spec import SplitSpec
 from drgrade.data.transforms import normalise
 from drgrade.errors import DrgradeError
 from drgrade.models.encoder import Encoder
-from drgrade.training import features as features_module
+from drgrade.training import frozen_encoder as features_module
 from drgrade.training.build import make_encoder, make_photographs, seed_everything
-from drgrade.training.cache import InitialEncoder, RunCache, weights_hash
-from drgrade.training.features import features_file, find_or_compute
+from drgrade.training.frozen_encoder import (
+    InitialEncoder,
+    RunCache,
+    features_file,
+    find_or_compute,
+    weights_hash,
+)
 
 
 @pytest.fixture

@@ -15,8 +15,7 @@ from drgrade.evaluation.evaluation import evaluate
 from drgrade.files import file_sha256
 from drgrade.models.msssl import MsSSL
 from drgrade.training.build import make_encoder, make_photographs
-from drgrade.training.init_weights import pretext_config, run_facts
-from drgrade.training.pretraining import encoder_dir
+from drgrade.training.pretraining import encoder_dir, pretext_config, run_facts
 from drgrade.training.run import train
 
 RESNET = ("encoder=timm", "encoder.name=test_resnet")

@@ -10,8 +10,7 @@ from safetensors.torch import load_file
 
 from drgrade.errors import ConfigError, DrgradeError, EncoderError
 from drgrade.training.build import make_photographs
-from drgrade.training.init_weights import pretext_config
-from drgrade.training.pretraining import encoder_dir
+from drgrade.training.pretraining import encoder_dir, pretext_config
 from drgrade.training.run import train
 
 DENSENET = ("+experiment=rotation_50pct",)

@@ -20,7 +20,7 @@ from drgrade.evaluation.evaluation import evaluate
 from drgrade.models.heads import RegressionHead
 from drgrade.models.probes import KnnProbe, LinearProbe
 from drgrade.settings import ReportSettings
-from drgrade.training import features as features_module
+from drgrade.training import frozen_encoder as features_module
 from drgrade.training import probe
 from drgrade.training.build import make_encoder, seed_everything
 from drgrade.training.run import train
