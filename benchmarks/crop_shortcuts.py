@@ -15,9 +15,8 @@ import numpy as np
 from common import Score, add_data_options, make_parser, open_sources, print_header, print_row
 
 from drgrade.config import CONF
-from drgrade.data.augmentation import FundusAugmentation
 from drgrade.data.store import Store, prepare
-from drgrade.data.transforms import MultiView, SquareView, ViewTransform
+from drgrade.data.transforms import FundusAugmentation, MultiView, SquareView, ViewTransform
 
 Array = np.ndarray
 BATCH = 64

@@ -24,10 +24,10 @@ from omegaconf import OmegaConf
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 
-from drgrade.data.augmentation import Augmentation
 from drgrade.data.datasets import UNGRADED, AugmentedView, SampleIndex, StoreDataset, StreamSampler
 from drgrade.data.sources.folder import Folder
 from drgrade.data.store import prepare
+from drgrade.data.transforms import Augmentation
 
 AUGMENT = Path(__file__).parents[1] / "conf" / "augment" / "published.yaml"
 

@@ -11,13 +11,16 @@ RENAMED = {
     "drgrade.data.squares.SquareView": "drgrade.data.transforms.SquareView",
     "drgrade.data.squares.SeveralViews": "drgrade.data.transforms.MultiView",
     "drgrade.data.views.MaskedView": "drgrade.data.transforms.MaskedView",
-    "drgrade.data.augment.FundusAugmentation": "drgrade.data.augmentation.FundusAugmentation",
+    "drgrade.data.augment.FundusAugmentation": "drgrade.data.transforms.FundusAugmentation",
+    "drgrade.data.augmentation.FundusAugmentation": "drgrade.data.transforms.FundusAugmentation",
     "drgrade.data.collection.Collection": "drgrade.data.photographs.Collection",
     "drgrade.data.modules.GradingDataModule": "drgrade.data.datamodules.GradingDataModule",
     "drgrade.data.modules.PretextDataModule": "drgrade.data.datamodules.PretextDataModule",
     "drgrade.data.splits.SplitSpec": "drgrade.data.splits.spec.SplitSpec",
     "drgrade.tasks.GradingTask": "drgrade.tasks.grading.GradingTask",
     "drgrade.tasks.PretextTask": "drgrade.tasks.pretext.PretextTask",
+    "drgrade.tasks.schedules.constant": "drgrade.tasks.base.constant",
+    "drgrade.tasks.schedules.cosine": "drgrade.tasks.base.cosine",
     "drgrade.training.feature_watch.FeatureWatch": "drgrade.training.callbacks.FeatureMonitor",
     "drgrade.training.pruning.Pruning": "drgrade.sweeps.trials.Pruning",
     "drgrade.training.loggers.mlflow_logger": "drgrade.training.tracking.figure_loggers.mlflow_logger",
@@ -26,13 +29,14 @@ RENAMED = {
     "drgrade.models.linear_probe.LinearProbe": "drgrade.models.probes.LinearProbe",
     "drgrade.pretext.combination.views_of": "drgrade.pretext.combination.combine_views",
 }
-"""First dotted name to present dotted name."""
+"""Earlier dotted name to present dotted name; of several earlier names, the first one comes first."""
 
-_FIRST = {present: first for first, present in RENAMED.items()}
+_FIRST_OF_PRESENT = {present: earlier for earlier, present in reversed(RENAMED.items())}
+_FIRST = _FIRST_OF_PRESENT | {earlier: _FIRST_OF_PRESENT[present] for earlier, present in RENAMED.items()}
 
 
 def canonical(value: Any) -> Any:
-    """Replace present dotted names by the first ones, for hashing and comparing.
+    """Replace present and later dotted names by the first ones, for hashing and comparing.
 
     Args:
         value: Mappings, lists, strings and numbers, as in JSON.
@@ -58,7 +62,7 @@ def _first_forms(value: Any) -> Any:
 
 
 def current(value: Any) -> Any:
-    """Replace first dotted names by the present ones, for instantiating the parts of an earlier config.
+    """Replace earlier dotted names by the present ones, for instantiating the parts of an earlier config.
 
     Args:
         value: Mappings, lists, strings and numbers, as in JSON.

@@ -20,7 +20,7 @@ from drgrade.errors import ConfigError
 from drgrade.exporting.export import export
 from drgrade.exporting.graph import onnx_runner, torch_runner
 from drgrade.models.calibration import Calibration, referral_rule
-from drgrade.models.referral import OperatingPoint
+from drgrade.models.thresholds import OperatingPoint
 from drgrade.prediction.checkpoint import load_model
 from drgrade.prediction.grader import Grader
 from drgrade.publishing.hub import from_pretrained, save_pretrained

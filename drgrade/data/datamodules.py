@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from drgrade.data.augmentation import Augmentation
 from drgrade.data.datasets import (
     UNGRADED,
     AugmentedView,
@@ -29,7 +28,7 @@ from drgrade.data.datasets import (
 )
 from drgrade.data.photographs import Photographs
 from drgrade.data.splits.draw import proportional_order
-from drgrade.data.transforms import ViewTransform, normalise
+from drgrade.data.transforms import Augmentation, ViewTransform, normalise
 from drgrade.errors import ConfigError, DataError
 
 

@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from drgrade.artefacts import map_array
-from drgrade.data.augmentation import Augmentation, Image
-from drgrade.data.transforms import ViewTransform
+from drgrade.data.transforms import Augmentation, Image, ViewTransform
 from drgrade.errors import ConfigError
 
 UNGRADED = -1

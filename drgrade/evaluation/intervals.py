@@ -16,7 +16,7 @@ from drgrade.grades import REFERABLE
 from drgrade.metrics.distributed import Predictions
 from drgrade.metrics.functional import referable_probability
 from drgrade.models.calibration import Calibration, selective_uncertainty
-from drgrade.models.referral import ReferralRule
+from drgrade.models.thresholds import ReferralRule
 from drgrade.stats import formatting
 from drgrade.stats.bootstrap import METRICS, TestFold, interval_if_spread, resample_metrics
 from drgrade.stats.estimates import Counts, Estimate, Floats

@@ -38,7 +38,7 @@ from drgrade.exporting.int8 import (
 )
 from drgrade.files import file_sha256, write_bytes, write_text
 from drgrade.models.calibration import referral_rule
-from drgrade.models.referral import describe_rule
+from drgrade.models.thresholds import describe_rule
 from drgrade.prediction.checkpoint import TrainedModel, load_model
 from drgrade.prediction.grader import drawings_warning
 from drgrade.prediction.results import NOTICE

@@ -27,14 +27,14 @@ from drgrade.metrics.functional import (
     sensitivity_specificity,
 )
 from drgrade.models.heads import differences
-from drgrade.models.referral import (
+from drgrade.models.thresholds import (
     DEFAULT_SENSITIVITY,
     DEFAULT_THRESHOLD,
     OperatingPoint,
     ReferralRule,
+    best_thresholds,
     operating_points,
 )
-from drgrade.models.thresholds import best_thresholds
 from drgrade.stats import formatting
 from drgrade.stats.estimates import Floats, Interval
 
@@ -222,8 +222,8 @@ def referral_rule(calibrations: Sequence[Calibration], sensitivity: float | None
         calibrations: Calibration of the run, or of each member. The threshold of an ensemble is the mean over
             the members, which have different validation photographs.
         sensitivity: Required sensitivity on the validation photographs, in (0, 1]; None for
-            :data:`~drgrade.models.referral.DEFAULT_SENSITIVITY` if every member has operating points, else
-            for :data:`~drgrade.models.referral.DEFAULT_THRESHOLD`.
+            :data:`~drgrade.models.thresholds.DEFAULT_SENSITIVITY` if every member has operating points, else
+            for :data:`~drgrade.models.thresholds.DEFAULT_THRESHOLD`.
 
     Raises:
         ConfigError: If a requested sensitivity is out of range, or a member has no operating points.

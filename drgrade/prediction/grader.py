@@ -22,7 +22,7 @@ from drgrade.models.calibration import (
     referral_rule,
 )
 from drgrade.models.grading_model import check_outputs, median_grade, tta_views
-from drgrade.models.referral import ReferralRule
+from drgrade.models.thresholds import ReferralRule
 from drgrade.prediction.checkpoint import TrainedModel, load_model
 from drgrade.settings import Reading
 

@@ -12,7 +12,7 @@ from drgrade.csv_files import safe_cell
 from drgrade.data.fundus_check import PreparedPhotograph, Verdict
 from drgrade.errors import DataError
 from drgrade.files import writing
-from drgrade.models.referral import ReferralRule
+from drgrade.models.thresholds import ReferralRule
 from drgrade.prediction.grader import GradedBatch
 from drgrade.prediction.inputs import InputFile, InputState
 
@@ -62,7 +62,7 @@ class GradeResult:
         disagreement: Part of the uncertainty that is disagreement of members and views, in [0, 1].
         logits: Of a single model without test-time augmentation; None otherwise.
         referral_rule: Where the threshold comes from
-            (:attr:`drgrade.models.referral.ReferralRule.origin`).
+            (:attr:`drgrade.models.thresholds.ReferralRule.origin`).
     """
 
     predicted: int

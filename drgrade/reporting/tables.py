@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from drgrade.models.calibration import FEW_PHOTOGRAPHS
-from drgrade.models.referral import DEFAULT_SENSITIVITY
+from drgrade.models.thresholds import DEFAULT_SENSITIVITY
 from drgrade.reporting.comparison import ALPHA
 from drgrade.reporting.cross_data import cross_table
 from drgrade.reporting.overview import overview_table

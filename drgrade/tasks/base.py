@@ -1,5 +1,6 @@
-"""Base class of the tasks: optimiser and schedule, compilation, memory format, exact epoch means."""
+"""Base class of the tasks: optimiser, schedules, compilation, memory format, exact epoch means."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from drgrade.errors import ConfigError
 from drgrade.metrics.distributed import EpochMean
@@ -121,3 +122,28 @@ class Task(pl.LightningModule):
     def to_encoder_format(self, images: Tensor) -> Tensor:
         """Convert images (B, 3, H, W) to the dtype and the memory format of the encoder."""
         return images.to(self.dtype).contiguous(memory_format=self._memory_format)
+
+
+def constant(optimizer: Optimizer, steps: int) -> LRScheduler:
+    """Create a constant schedule, as in the published protocol; ``steps`` is not used."""
+    return LambdaLR(optimizer, lambda step: 1.0)
+
+
+def cosine(optimizer: Optimizer, steps: int, warmup: float = 0.05, floor: float = 0.01) -> LRScheduler:
+    """Create a linear warm-up followed by cosine annealing (Loshchilov and Hutter, ICLR 2017, no restarts).
+
+    Args:
+        optimizer: The optimiser.
+        steps: Optimiser steps of the run.
+        warmup: Fraction of the steps for the warm-up, in [0, 1).
+        floor: Final learning rate as a fraction of the highest.
+    """
+    rising = max(1, round(warmup * steps)) if warmup else 0
+
+    def factor(step: int) -> float:
+        if step < rising:
+            return (step + 1) / rising
+        progress = min(1.0, (step - rising) / max(1, steps - rising))
+        return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
+
+    return LambdaLR(optimizer, factor)

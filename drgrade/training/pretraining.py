@@ -18,13 +18,7 @@ from drgrade.data.datamodules import PretextDataModule
 from drgrade.data.photographs import Photographs
 from drgrade.errors import ConfigError, DataError, DrgradeError, EncoderError
 from drgrade.files import file_sha256, remove_partial_files, replacing
-from drgrade.models.encoder import (
-    CARD,
-    WEIGHTS,
-    is_complete_encoder,
-    save_encoder,
-    stated_origin,
-)
+from drgrade.models.encoder import CARD, WEIGHTS, is_complete_encoder, save_encoder, stated_origin
 from drgrade.renames import canonical
 from drgrade.runs.run_dir import (
     CHECKPOINTS,

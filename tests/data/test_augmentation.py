@@ -15,7 +15,7 @@ import pytest
 import yaml
 from scipy.stats import chi2_contingency, chisquare
 
-from drgrade.data.augmentation import FundusAugmentation
+from drgrade.data.transforms import FundusAugmentation
 from drgrade.errors import ConfigError
 
 CONF = Path(__file__).parents[2] / "conf" / "augment"
@@ -44,7 +44,7 @@ def drawn_circle(size, radius):
 
 def published():
     settings = yaml.safe_load((CONF / "published.yaml").read_text())
-    assert settings.pop("_target_") == "drgrade.data.augmentation.FundusAugmentation"
+    assert settings.pop("_target_") == "drgrade.data.transforms.FundusAugmentation"
     return settings
 
 
@@ -227,7 +227,7 @@ def test_strengths_out_of_range_are_refused(name, value):
 def test_import_does_not_load_albumentations():
     code = (
         "import sys, os; os.environ.pop('NO_ALBUMENTATIONS_UPDATE', None)\n"
-        "import drgrade.data.augmentation as a\n"
+        "import drgrade.data.transforms as a\n"
         "assert 'albumentations' not in sys.modules\n"
         "a.FundusAugmentation()\n"
         "assert 'albumentations' not in sys.modules, 'nothing to do, yet imported'\n"

@@ -10,11 +10,18 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from drgrade.data.augmentation import FundusAugmentation
 from drgrade.data.datamodules import GradingDataModule, PretextDataModule
 from drgrade.data.datasets import local_batch_size
 from drgrade.data.splits.split import groups_of
-from drgrade.data.transforms import FILL, MEAN, STD, MaskedView, circular_mask, normalise
+from drgrade.data.transforms import (
+    FILL,
+    MEAN,
+    STD,
+    FundusAugmentation,
+    MaskedView,
+    circular_mask,
+    normalise,
+)
 from drgrade.errors import ConfigError, DataError
 
 PUBLISHED = {"zoom": (0.85, 1.15), "horizontal_flip": True, "vertical_flip": True}

@@ -38,7 +38,7 @@ from drgrade.models.calibration import (
 )
 from drgrade.models.cross_fitting import NUM_PARTS, fit_and_cross_fit
 from drgrade.models.heads import CornHead, CumulativeHead, RegressionHead, SoftmaxHead
-from drgrade.models.referral import OperatingPoint, operating_points
+from drgrade.models.thresholds import OperatingPoint, operating_points
 
 
 def _drawn(count=400, sharpness=3.0, seed=0):

@@ -13,7 +13,7 @@ import torch
 from drgrade.data.crops import Crop
 from drgrade.data.fundus_check import PreparedPhotograph, Verdict
 from drgrade.errors import ConfigError, DataError
-from drgrade.models.referral import ReferralRule
+from drgrade.models.thresholds import ReferralRule
 from drgrade.prediction.grader import GradedBatch
 from drgrade.prediction.inputs import InputFile, Inputs, InputState
 from drgrade.prediction.job_state import DATABASE, ProgressDatabase

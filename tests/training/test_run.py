@@ -15,9 +15,9 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping
 from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score, roc_auc_score
 
 from drgrade.cli.command import explain
-from drgrade.data.augmentation import FundusAugmentation
 from drgrade.data.datamodules import GradingDataModule
 from drgrade.data.splits.split import split_hash
+from drgrade.data.transforms import FundusAugmentation
 from drgrade.errors import ConfigError, DataError, DrgradeError
 from drgrade.models.encoder import save_encoder
 from drgrade.models.heads import CumulativeHead
