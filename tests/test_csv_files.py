@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drgrade.csv_files import original_cell, read_csv, safe_cell, to_csv
 from drgrade.errors import DataError
+from drgrade.files import original_cell, read_csv, safe_cell, to_csv
 from drgrade.runs.run_dir import read_split, write_split
 
 FORMULAS = [

@@ -14,10 +14,9 @@ from drgrade.auditing.audit import Audit
 from drgrade.auditing.checks import PAIR_COLUMNS, rows
 from drgrade.auditing.findings import COLUMNS, FINDINGS
 from drgrade.auditing.shortcut import SIGNIFICANT, Probe
-from drgrade.csv_files import to_csv
 from drgrade.data.store import Store
 from drgrade.errors import ConfigError, DataError
-from drgrade.files import replacing_folder, restore_folder, write_text
+from drgrade.files import replacing_folder, restore_folder, to_csv, write_text
 from drgrade.html.templates import fill_page
 from drgrade.stats.formatting import DASH
 

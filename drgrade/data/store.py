@@ -25,7 +25,6 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from drgrade.artefacts import map_array, read_object, read_text
-from drgrade.csv_files import read_csv
 from drgrade.data.crops import CropMaker, Facts, check_illumination
 from drgrade.data.geometry import THUMBNAIL_SIZE
 from drgrade.data.image_reader import MAX_PIXELS
@@ -46,7 +45,7 @@ from drgrade.data.store_builder import (
     can_resume,
 )
 from drgrade.errors import DataError
-from drgrade.files import write_text
+from drgrade.files import read_csv, write_text
 from drgrade.progress import say
 
 _UNFINISHED = ".unfinished"

@@ -25,13 +25,12 @@ import pandas as pd
 import PIL
 
 from drgrade.artefacts import read_object
-from drgrade.csv_files import to_csv
 from drgrade.data.crops import Crop, CropMaker, Facts, make_crops
 from drgrade.data.geometry import THUMBNAIL_SIZE
 from drgrade.data.image_reader import NO_MEMORY, NO_PERMISSION, NO_PYDICOM
 from drgrade.data.sources.base import MANIFEST_COLUMNS, Problem, Source, SourceTable
 from drgrade.errors import DataError
-from drgrade.files import require_regular, write_text
+from drgrade.files import require_regular, to_csv, write_text
 from drgrade.progress import track
 
 Pixels = npt.NDArray[np.uint8]

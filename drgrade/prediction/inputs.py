@@ -9,11 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TextIO
 
-from drgrade.csv_files import original_cell
 from drgrade.data.image_reader import IMAGE_EXTENSIONS, NO_PERMISSION
 from drgrade.data.sources.label_files import SURPLUS, read_records, utf16_encoding
 from drgrade.errors import ConfigError, DataError
-from drgrade.files import require_regular, special_kind
+from drgrade.files import original_cell, require_regular, special_kind
 
 STDIN = "-"
 """Input that stands for paths on standard input."""

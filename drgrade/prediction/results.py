@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from drgrade.csv_files import safe_cell
 from drgrade.data.fundus_check import PreparedPhotograph, Verdict
 from drgrade.errors import DataError
-from drgrade.files import writing
+from drgrade.files import safe_cell, writing
 from drgrade.models.thresholds import ReferralRule
 from drgrade.prediction.grader import GradedBatch
 from drgrade.prediction.inputs import InputFile, InputState

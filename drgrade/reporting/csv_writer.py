@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from pydantic_core import to_json
 
-from drgrade.csv_files import to_csv
+from drgrade.files import to_csv
 from drgrade.reporting.figures.details import row_shares
 from drgrade.reporting.schema import (
     Budget,

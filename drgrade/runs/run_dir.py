@@ -21,9 +21,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from omegaconf import DictConfig, OmegaConf
 
 from drgrade.artefacts import is_number, read_object, read_text, read_yaml, shortened
-from drgrade.csv_files import read_csv, to_csv
 from drgrade.errors import ConfigError, DataError
-from drgrade.files import checkpoint_fault, remove_partial_files, write_text
+from drgrade.files import checkpoint_fault, read_csv, remove_partial_files, to_csv, write_text
 from drgrade.grades import NUM_GRADES
 from drgrade.renames import current
 from drgrade.runs.settings import changed_settings, partial_settings

@@ -30,9 +30,8 @@ from pytorch_lightning.callbacks import Callback
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from drgrade.config import as_override
-from drgrade.csv_files import to_csv
 from drgrade.errors import ConfigError
-from drgrade.files import replacing, write_text
+from drgrade.files import replacing, to_csv, write_text
 from drgrade.runs.run_dir import AUTO
 from drgrade.runs.settings import identity_settings
 from drgrade.sweeps.cells import Progress, log_file, progress

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from drgrade.artefacts import read_bytes
-from drgrade.csv_files import original_cell
 from drgrade.data.image_reader import FURTHER_EXTENSIONS, IMAGE_EXTENSIONS
 from drgrade.errors import DataError
-from drgrade.files import special_kind
+from drgrade.files import original_cell, special_kind
 
 MAX_BYTES = 256_000_000
 """Largest label file in bytes; 100,000 photographs take about 10 MB."""
