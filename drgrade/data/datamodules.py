@@ -27,7 +27,7 @@ from drgrade.data.datasets import (
     local_batch_size,
 )
 from drgrade.data.photographs import Photographs
-from drgrade.data.splits.draw import proportional_order
+from drgrade.data.splits.spec import proportional_order
 from drgrade.data.transforms import Augmentation, ViewTransform, normalise
 from drgrade.errors import ConfigError, DataError
 

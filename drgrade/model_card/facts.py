@@ -16,8 +16,7 @@ from omegaconf import OmegaConf
 
 from drgrade.artefacts import is_number, shortened
 from drgrade.config import CONF, choices
-from drgrade.data.sources.base import About
-from drgrade.data.sources.known import source_class
+from drgrade.data.sources.base import About, source_class
 from drgrade.grades import NUM_GRADES
 from drgrade.metrics.functional import grading_metrics
 from drgrade.models.calibration import Calibration, selective_uncertainty

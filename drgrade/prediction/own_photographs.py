@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from drgrade.artefacts import leaves, shortened
 from drgrade.config import ROLES, further_sources
 from drgrade.data.photographs import Photographs
-from drgrade.data.sources.known import make_source
+from drgrade.data.sources.base import make_source
 from drgrade.data.splits.spec import SplitSpec
 from drgrade.errors import ConfigError, DataError
 from drgrade.prediction.checkpoint import read_preparation

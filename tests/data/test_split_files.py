@@ -18,7 +18,7 @@ from split_manifests import (
     with_columns,
 )
 
-from drgrade.data.splits import draw
+from drgrade.data.splits import spec as draw
 from drgrade.data.splits.files import read_split_file
 from drgrade.data.splits.spec import SplitSpec
 from drgrade.data.splits.split import make_split, split_hash, split_sides

@@ -8,9 +8,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from split_manifests import counts, ids, manifest_of, split_table, try_split
 
-from drgrade.data.splits import draw
-from drgrade.data.splits.draw import fold_requirement, keep_rare_grades, validation_requirement
-from drgrade.data.splits.spec import SplitSpec
+from drgrade.data.splits import spec as draw
+from drgrade.data.splits.spec import SplitSpec, fold_requirement, keep_rare_grades, validation_requirement
 from drgrade.data.splits.split import groups_of, make_split
 
 quick = settings(

@@ -15,7 +15,7 @@ from split_manifests import (
     with_columns,
 )
 
-from drgrade.data.splits import draw
+from drgrade.data.splits import spec as draw
 from drgrade.data.splits.spec import SUBSETS, SplitSpec
 from drgrade.data.splits.split import has_grades, make_split, split_hash, split_sides
 from drgrade.errors import DataError

@@ -9,9 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from split_manifests import counts, demo_manifest, ids, manifest_of, singletons, split_table, try_split
 
-from drgrade.data.splits import draw
-from drgrade.data.splits.draw import shot_groups
-from drgrade.data.splits.spec import SplitSpec
+from drgrade.data.splits import spec as draw
+from drgrade.data.splits.spec import SplitSpec, shot_groups
 from drgrade.data.splits.split import make_split, split_hash
 from drgrade.errors import ConfigError
 

@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 from split_manifests import counts, demo_manifest, ids, manifest_of, singletons, split_table, try_split
 
 from drgrade.data.sources.idrid import IDRiD
-from drgrade.data.splits import draw
-from drgrade.data.splits.draw import proportional_order
-from drgrade.data.splits.spec import SUBSETS, SplitSpec
+from drgrade.data.splits import spec as draw
+from drgrade.data.splits.spec import SUBSETS, SplitSpec, proportional_order
 from drgrade.data.splits.split import groups_of, split_hash
 from drgrade.errors import ConfigError, DataError
 

@@ -1,11 +1,12 @@
 """Remarks on a split for readers of the results."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pandas as pd
 
-from drgrade.data.splits.spec import SplitFile, SplitSpec, disagreeing_copies
+from drgrade.data.splits.files import SplitFile
+from drgrade.data.splits.spec import SplitSpec, examples, number
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,6 @@ class Remark:
     count: int
     text: str
     serious: bool = False
-
-
-def number(count: int, noun: str = "photograph") -> str:
-    """Return a count with its noun: ``1 photograph``, ``2 photographs``."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 _TESTED = {"tested": ("test", "the published test set"), "external": ("external", "an external data set")}
@@ -174,10 +170,12 @@ def _on_shots(table: pd.DataFrame, shots: int) -> Iterator[Remark]:
     yield Remark("shots_beyond", beyond, text)
 
 
-_EXAMPLES = 3
+def disagreeing_copies(table: pd.DataFrame) -> pd.Series:
+    """Return which photographs, graded or not, are in a cluster of copies with several grades.
 
-
-def examples(names: Iterable[str]) -> str:
-    """Return the first few names in alphabetical order, in brackets."""
-    ordered = sorted(names)
-    return f"({', '.join(ordered[:_EXAMPLES])}{', ...' if len(ordered) > _EXAMPLES else ''})"
+    Args:
+        table: Columns duplicate (missing: no copies) and grade (missing: none).
+    """
+    graded = table[table["duplicate"].notna() & table["grade"].notna()]
+    grades = graded.groupby("duplicate")["grade"].nunique()
+    return table["duplicate"].isin(grades.index[grades > 1])

@@ -5,6 +5,7 @@ Then validation and training labels are drawn from the training side.
 """
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,10 +14,17 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from drgrade.data.splits.draw import draw_test_fold, draw_validation_and_training
-from drgrade.data.splits.files import read_split_file
-from drgrade.data.splits.remarks import Remark, examples, remarks_on
-from drgrade.data.splits.spec import PUBLISHED, ROLES, SplitFile, SplitSpec, settle_grades
+from drgrade.data.splits.files import SplitFile, read_split_file
+from drgrade.data.splits.remarks import Remark, disagreeing_copies, remarks_on
+from drgrade.data.splits.spec import (
+    PUBLISHED,
+    ROLES,
+    Disagreeing,
+    SplitSpec,
+    draw_test_fold,
+    draw_validation_and_training,
+    examples,
+)
 from drgrade.errors import ConfigError, DataError
 
 
@@ -345,3 +353,28 @@ def _no_test(spec: SplitSpec) -> str:
 
 def _setting(spec: SplitSpec) -> str:
     return f"split.file={spec.file}" if spec.file is not None else f"fold={spec.fold}"
+
+
+def settle_grades(table: pd.DataFrame, how: Disagreeing) -> pd.Series:
+    """Settle the grades of copies that disagree.
+
+    The method "drop" removes the grades of all copies. The method "keep_one" keeps the grade of the first by
+    image_id, or only those of untouched copies if there are any. The method "majority" gives all graded
+    copies the grade of more than half of them; if there is none, all grades are removed.
+
+    Args:
+        table: One row per photograph with columns image_id, duplicate, grade, and untouched (takes part in
+            the vote but keeps its grade).
+        how: The method.
+    """
+    grades = table["grade"].copy()
+    for _, copies in table[disagreeing_copies(table) & table["grade"].notna()].groupby("duplicate"):
+        free = copies.index[~copies["untouched"]]
+        winner, votes = Counter(copies["grade"]).most_common(1)[0]
+        if how == "majority" and 2 * votes > len(copies):
+            grades.loc[free] = winner
+            continue
+        if how == "keep_one" and not copies["untouched"].any():
+            free = free.drop(copies.sort_values("image_id").index[0])
+        grades.loc[free] = pd.NA
+    return grades
