@@ -35,8 +35,7 @@ from scipy.stats import spearmanr
 
 from drgrade.data.geometry import Disc, crop_disc, recorded_mask
 from drgrade.explanation.explainer import TARGETS, Explainer, available_maps
-from drgrade.models.grading_model import GradingModel
-from drgrade.models.restore import model_settings
+from drgrade.models.grading_model import GradingModel, model_settings
 from drgrade.prediction.checkpoint import TrainedModel, load_model
 from drgrade.prediction.grader import Grader
 from drgrade.synthetic.lesions import Lesion

@@ -22,9 +22,9 @@ from drgrade.errors import ConfigError, DataError
 from drgrade.files import require_regular
 from drgrade.model_card.facts import drawings
 from drgrade.models.calibration import Calibration
-from drgrade.models.grading_model import GradingModel
-from drgrade.models.restore import (
+from drgrade.models.grading_model import (
     MAX_IMAGE_SIZE,
+    GradingModel,
     build_model,
     check_model_settings,
     model_settings,

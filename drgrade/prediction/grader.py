@@ -1,6 +1,6 @@
 """Grading of prepared photographs with one trained model or an ensemble."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from drgrade.data.transforms import normalise
-from drgrade.errors import ConfigError
+from drgrade.errors import ConfigError, EncoderError
 from drgrade.metrics.functional import referable_probability
 from drgrade.models.calibration import (
     TARGET_SENSITIVITIES,
@@ -21,7 +21,6 @@ from drgrade.models.calibration import (
     normalised_entropy,
     referral_rule,
 )
-from drgrade.models.grading_model import check_outputs, median_grade, tta_views
 from drgrade.models.thresholds import ReferralRule
 from drgrade.prediction.checkpoint import TrainedModel, load_model
 from drgrade.settings import Reading
@@ -239,3 +238,58 @@ def _resolve_device(wanted: str | torch.device) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"device={wanted} is not available ({reason}); use device=cpu") from error
     return device
+
+
+def check_outputs(logits: Tensor) -> None:
+    """Raise EncoderError if logits of a batch are NaN or infinite, so that nothing is graded by them."""
+    if not bool(torch.isfinite(logits).all()):
+        raise EncoderError(
+            "the model outputs numbers that are not finite, so nothing is graded: its training has diverged "
+            "(lower optimizer.lr), or its weights are damaged"
+        )
+
+
+View = Callable[[Tensor], Tensor]
+"""Maps images (B, 3, S, S) to flipped or rotated ones."""
+
+
+def _view(axes: tuple[int, ...] = (), turns: int = 0) -> View:
+    """Return a view that flips along the axes, then rotates by quarter turns."""
+
+    def view(images: Tensor) -> Tensor:
+        return torch.rot90(torch.flip(images, axes), turns, (-2, -1))
+
+    return view
+
+
+TTA_VIEWS: Mapping[str, Sequence[View]] = {
+    "none": (_view(),),
+    "flips": (_view(), _view((-1,)), _view((-2,)), _view((-2, -1))),
+    "dihedral": tuple(_view(axes, turns) for axes in ((), (-1,)) for turns in range(4)),
+}
+"""Test-time augmentation: views whose probabilities are averaged. All are exact, without interpolation."""
+
+
+def tta_views(name: str) -> Sequence[View]:
+    """Return the views of ``none``, ``flips`` (4 views) or ``dihedral`` (8: flips and quarter turns).
+
+    Raises:
+        ConfigError: If the name is unknown.
+    """
+    if name not in TTA_VIEWS:
+        raise ConfigError(f"tta={name} is not one of {', '.join(TTA_VIEWS)}")
+    return TTA_VIEWS[name]
+
+
+def median_grade(probabilities: Tensor) -> Tensor:
+    """Read the grade of averaged distributions (B, G): the highest k with P(grade >= k) of at least 0.5.
+
+    No single head can read an average over models or views. For one distribution this is how the cumulative,
+    the CORN and the regression head read it.
+
+    Example:
+        >>> median_grade(torch.tensor([[0.2, 0.2, 0.3, 0.2, 0.1]]))
+        tensor([2])
+    """
+    at_least = probabilities.double().flip(1).cumsum(dim=1).flip(1)  # (B, G): P(grade >= k)
+    return (at_least[:, 1:] >= 0.5).sum(dim=1)

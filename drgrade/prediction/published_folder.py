@@ -15,7 +15,7 @@ from drgrade.artefacts import read_json, refuse_interpolations, shortened
 from drgrade.errors import ConfigError, DataError
 from drgrade.files import file_sha256, require_regular
 from drgrade.models.calibration import Calibration
-from drgrade.models.restore import check_model_settings, model_settings
+from drgrade.models.grading_model import check_model_settings, model_settings
 from drgrade.renames import current
 from drgrade.runs.run_dir import SEEN, checked_metrics
 from drgrade.runs.settings import strip_private

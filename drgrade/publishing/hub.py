@@ -31,8 +31,8 @@ from drgrade.files import (
 from drgrade.model_card.card import FOLDER, render_model_card
 from drgrade.model_card.facts import RunFiles, read_run_files
 from drgrade.models.calibration import referral_rule
+from drgrade.models.grading_model import model_class
 from drgrade.models.probes import FittedHead, PrototypeProbe
-from drgrade.models.restore import model_class
 from drgrade.models.thresholds import describe_rule
 from drgrade.prediction.checkpoint import TrainedModel, checkpoint_tensors, load_model
 from drgrade.prediction.published_folder import (

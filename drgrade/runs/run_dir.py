@@ -108,7 +108,7 @@ def read_config(folder: Path) -> DictConfig:
     """Read ``config.yaml``; dotted names of earlier versions are replaced by the present ones.
 
     The folder may come from anybody: interpolations are refused, and nothing of the config may be
-    instantiated without a check (:mod:`drgrade.models.restore`).
+    instantiated without a check (:mod:`drgrade.models.grading_model`).
 
     Raises:
         DataError: If the file is damaged.

@@ -25,7 +25,7 @@ from drgrade.data.splits.spec import SUBSETS
 from drgrade.errors import ConfigError, DataError, DrgradeError
 from drgrade.files import checkpoint_fault, replacing
 from drgrade.models.encoder import Encoder, load_encoder
-from drgrade.models.restore import check_model_settings, model_class, model_settings, without_weights
+from drgrade.models.grading_model import check_model_settings, model_class, model_settings, without_weights
 from drgrade.runs.run_dir import BEST, FINISHED, LAST, TRIAL, start_run_dir, write_metrics
 from drgrade.runs.settings import partial_settings
 from drgrade.tasks.grading import GradingTask
@@ -180,7 +180,7 @@ def check_trainer(cfg: DictConfig) -> None:
 
 
 def check_loadable(cfg: DictConfig) -> None:
-    """Check that the trained model can be loaded again (:mod:`drgrade.models.restore`).
+    """Check that the trained model can be loaded again (:mod:`drgrade.models.grading_model`).
 
     A class outside drgrade gives a warning, because a package that offers it may be installed later.
 

@@ -12,9 +12,8 @@ from omegaconf import OmegaConf
 from drgrade.data.store import Store
 from drgrade.errors import ConfigError, EncoderError
 from drgrade.models.calibration import Calibration
-from drgrade.models.grading_model import TTA_VIEWS
 from drgrade.prediction.checkpoint import load_model
-from drgrade.prediction.grader import Grader
+from drgrade.prediction.grader import TTA_VIEWS, Grader
 from drgrade.publishing.hub import save_pretrained
 from drgrade.training.build import make_photographs
 

@@ -18,7 +18,7 @@ from drgrade.errors import ConfigError, DataError, DrgradeError, EncoderError
 from drgrade.exporting.export import export
 from drgrade.files import file_sha256
 from drgrade.model_card.card import write_model_card
-from drgrade.models.restore import model_class
+from drgrade.models.grading_model import model_class
 from drgrade.prediction.checkpoint import load_model
 from drgrade.prediction.grader import Grader
 from drgrade.prediction.own_photographs import run_photographs
