@@ -14,8 +14,8 @@ from drgrade.reporting.figures.details import draw_calibration, draw_confusion, 
 from drgrade.reporting.figures.svg import embed
 from drgrade.reporting.schema import MethodCurves, Selective
 from drgrade.stats import formatting
-from drgrade.stats.bootstrap import confusions
-from drgrade.stats.curves import referable_scores, reliability_curve, roc_curve
+from drgrade.stats.bootstrap import confusions, referable_scores
+from drgrade.stats.curves import reliability_curve, roc_curve
 from drgrade.stats.selective import SELECTIVE
 
 PAGE = "evaluation.html"

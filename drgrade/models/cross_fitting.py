@@ -14,8 +14,7 @@ from drgrade.models.calibration import (
     fit_calibration,
     referrals,
 )
-from drgrade.stats.bootstrap import TestFold, draws, interval
-from drgrade.stats.curves import negative_log_likelihoods
+from drgrade.stats.bootstrap import TestFold, draws, interval, negative_log_likelihoods
 
 NUM_PARTS = 5
 """Number of parts in cross-fitting."""

@@ -14,17 +14,17 @@ from drgrade.reporting.checks import fold_order
 from drgrade.reporting.schema import Calibrated, Change, Reached, Referral, ResultRow, Selective
 from drgrade.reporting.selective import SelectiveRun, select_run
 from drgrade.runs.reader import Run
-from drgrade.stats.bootstrap import TestFold, confusions, draws, kappas, resample
-from drgrade.stats.curves import (
-    ReliabilityCurve,
-    RocCurve,
-    average_roc,
+from drgrade.stats.bootstrap import (
+    TestFold,
     brier_scores,
+    confusions,
+    draws,
+    kappas,
     negative_log_likelihoods,
     referable_scores,
-    reliability_curve,
-    roc_curve,
+    resample,
 )
+from drgrade.stats.curves import ReliabilityCurve, RocCurve, average_roc, reliability_curve, roc_curve
 from drgrade.stats.estimates import UNKNOWN, Counts, Estimate, Floats, Range
 from drgrade.stats.hierarchical import FoldRuns, ResampledMean, resample_mean
 from drgrade.stats.selective import REFER_ALL, SELECTIVE, RiskCoverage

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from drgrade.grades import REFERABLE
-from drgrade.stats.curves import brier_scores, negative_log_likelihoods, referable_scores
+from drgrade.grades import MIN_PROBABILITY, REFERABLE
 from drgrade.stats.estimates import UNKNOWN, Booleans, Counts, Floats, Interval
 
 _CHUNK = 4_000_000
@@ -336,3 +335,20 @@ def holm_correction(p_values: Sequence[float]) -> list[float]:
     corrected = np.empty_like(p)
     corrected[order] = np.minimum(steps, 1)
     return [float(value) for value in corrected]
+
+
+def referable_scores(probabilities: Floats) -> Floats:
+    """Return P(grade >= 2) of distributions (..., G), with 12 decimals as in the metrics of a run."""
+    return np.asarray(probabilities[..., REFERABLE:].sum(axis=-1).round(12))
+
+
+def brier_scores(probabilities: Floats, grades: Counts) -> Floats:
+    """Return the squared error of each distribution, summed over the grades, (N,)."""
+    truth = np.eye(probabilities.shape[1])[grades]
+    return np.asarray(np.square(probabilities - truth).sum(axis=1))
+
+
+def negative_log_likelihoods(probabilities: Floats, grades: Counts) -> Floats:
+    """Return -log of the probability of each true grade, (N,); see :data:`drgrade.grades.MIN_PROBABILITY`."""
+    likelihoods: Floats = probabilities[np.arange(len(grades)), grades]
+    return np.asarray(-np.log(np.maximum(likelihoods, MIN_PROBABILITY)))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from drgrade.grades import MIN_PROBABILITY, NUM_BINS, REFERABLE
+from drgrade.grades import NUM_BINS
 from drgrade.stats.estimates import Booleans, Counts, Floats
 
 
@@ -47,23 +47,6 @@ def confidence_bins(probabilities: Floats, grades: Counts) -> tuple[Counts, Floa
     confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == grades
     bins = np.searchsorted(np.linspace(0, 1, NUM_BINS + 1)[1:-1], confidence, side="left")
     return bins, confidence, correct
-
-
-def referable_scores(probabilities: Floats) -> Floats:
-    """Return P(grade >= 2) of distributions (..., G), with 12 decimals as in the metrics of a run."""
-    return np.asarray(probabilities[..., REFERABLE:].sum(axis=-1).round(12))
-
-
-def brier_scores(probabilities: Floats, grades: Counts) -> Floats:
-    """Return the squared error of each distribution, summed over the grades, (N,)."""
-    truth = np.eye(probabilities.shape[1])[grades]
-    return np.asarray(np.square(probabilities - truth).sum(axis=1))
-
-
-def negative_log_likelihoods(probabilities: Floats, grades: Counts) -> Floats:
-    """Return -log of the probability of each true grade, (N,); see :data:`drgrade.grades.MIN_PROBABILITY`."""
-    likelihoods: Floats = probabilities[np.arange(len(grades)), grades]
-    return np.asarray(-np.log(np.maximum(likelihoods, MIN_PROBABILITY)))
 
 
 def reliability_curve(probabilities: Floats, grades: Counts, ece: float) -> ReliabilityCurve:

@@ -33,7 +33,7 @@ from drgrade.sweeps.sweeper import PlannedSweep
 from drgrade.training.build import instantiate, is_probe
 from drgrade.training.frozen_encoder import RunCache
 from drgrade.training.pretraining import pretext_config
-from drgrade.training.tuning import rates_to_try
+from drgrade.training.validation import rates_to_try
 
 _FORWARD = 1 / 3
 """Cost of a forward pass relative to a training step; used for evaluation and frozen epochs."""

@@ -26,10 +26,10 @@ from drgrade.models.probes import FittedHead
 from drgrade.runs.run_dir import CHECKPOINTS, LAST, write_predictions, write_provenance
 from drgrade.tasks.grading import GradingTask
 from drgrade.training.build import final_status, finish_run_dir, make_task, open_run_dir, save_checkpoint
-from drgrade.training.calibration import calibrate, calibrated_figures
 from drgrade.training.frozen_encoder import Features, RunCache, find_or_compute
 from drgrade.training.pretraining import run_facts
 from drgrade.training.tracking.tracker import log_evaluation, tracked_run
+from drgrade.training.validation import calibrate, calibrated_figures
 
 log = logging.getLogger(__name__)
 

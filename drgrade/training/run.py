@@ -48,16 +48,18 @@ from drgrade.training.build import (
     seed_everything,
     silence_known_warnings,
 )
-from drgrade.training.calibration import calibrate, calibrated_figures, fit_thresholds
 from drgrade.training.callbacks import BatchNormMomentum
 from drgrade.training.distributed import is_main_process, lock_run_dir, supervised
 from drgrade.training.frozen_encoder import RunCache, estimate_encoder_statistics, fit_linear_head
 from drgrade.training.pretraining import find_initial_encoder, pretrain, run_facts
 from drgrade.training.probe import check_probe, fit_probe
 from drgrade.training.tracking.tracker import failure_record, log_evaluation, tracked_run
-from drgrade.training.tuning import (
+from drgrade.training.validation import (
     Trial,
+    calibrate,
+    calibrated_figures,
     check_learning_rates,
+    fit_thresholds,
     rates_to_try,
     try_rates,
     tuning_cost,

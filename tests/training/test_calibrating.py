@@ -26,7 +26,7 @@ from drgrade.prediction.checkpoint import load_model
 from drgrade.publishing.hub import save_pretrained
 from drgrade.runs.run_dir import read_calibration, read_metrics, write_metrics
 from drgrade.stats.selective import read_limits
-from drgrade.training import calibration as run_calibration
+from drgrade.training import validation as run_calibration
 from drgrade.training.run import train
 
 SELECTIVE = re.compile("aurc|coverage|for_qwk|after_referral")

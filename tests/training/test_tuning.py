@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks import Callback
 from drgrade.errors import ConfigError, DivergenceError
 from drgrade.training import run as run_module
 from drgrade.training.run import train
-from drgrade.training.tuning import Trial, rates_to_try, try_rates
+from drgrade.training.validation import Trial, rates_to_try, try_rates
 
 COST = {"seconds": 1.0, "images": 8, "images_per_second": 8.0, "peak_memory": 1}
 
