@@ -1,4 +1,4 @@
-"""ROC and reliability curves; confidence bins and likelihoods of single photographs."""
+"""ROC and reliability curves, and the bins of confidence."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
