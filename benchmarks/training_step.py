@@ -31,7 +31,7 @@ from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Callback
 
 from drgrade.config import CONF
-from drgrade.tasks.grading import GradingTask
+from drgrade.tasks import GradingTask
 from drgrade.training.run import train
 
 Clock = Callable[[], float]

@@ -17,10 +17,12 @@ RENAMED = {
     "drgrade.data.modules.GradingDataModule": "drgrade.data.datamodules.GradingDataModule",
     "drgrade.data.modules.PretextDataModule": "drgrade.data.datamodules.PretextDataModule",
     "drgrade.data.splits.SplitSpec": "drgrade.data.splits.spec.SplitSpec",
-    "drgrade.tasks.GradingTask": "drgrade.tasks.grading.GradingTask",
-    "drgrade.tasks.PretextTask": "drgrade.tasks.pretext.PretextTask",
-    "drgrade.tasks.schedules.constant": "drgrade.tasks.base.constant",
-    "drgrade.tasks.schedules.cosine": "drgrade.tasks.base.cosine",
+    "drgrade.tasks.GradingTask": "drgrade.tasks.GradingTask",
+    "drgrade.tasks.grading.GradingTask": "drgrade.tasks.GradingTask",
+    "drgrade.tasks.PretextTask": "drgrade.tasks.PretextTask",
+    "drgrade.tasks.pretext.PretextTask": "drgrade.tasks.PretextTask",
+    "drgrade.tasks.schedules.constant": "drgrade.tasks.constant",
+    "drgrade.tasks.schedules.cosine": "drgrade.tasks.cosine",
     "drgrade.training.feature_watch.FeatureWatch": "drgrade.training.callbacks.FeatureMonitor",
     "drgrade.training.pruning.Pruning": "drgrade.sweeps.trials.Pruning",
     "drgrade.training.loggers.mlflow_logger": "drgrade.training.tracking.figure_loggers.mlflow_logger",
@@ -29,7 +31,7 @@ RENAMED = {
     "drgrade.models.linear_probe.LinearProbe": "drgrade.models.probes.LinearProbe",
     "drgrade.pretext.combination.views_of": "drgrade.pretext.combination.combine_views",
 }
-"""Earlier dotted name to present dotted name; of several earlier names, the first one comes first."""
+"""Earlier dotted name to present dotted name; the first name of all is the first of its entries."""
 
 _FIRST_OF_PRESENT = {present: earlier for earlier, present in reversed(RENAMED.items())}
 _FIRST = _FIRST_OF_PRESENT | {earlier: _FIRST_OF_PRESENT[present] for earlier, present in RENAMED.items()}

@@ -42,8 +42,7 @@ from drgrade.runs.run_dir import (
 from drgrade.settings import EvaluateSettings
 from drgrade.stats.estimates import Estimate
 from drgrade.stats.selective import measure_selective, without_limits
-from drgrade.tasks.base import constant
-from drgrade.tasks.grading import GradingTask
+from drgrade.tasks import GradingTask, constant
 from drgrade.training.build import instantiate, make_trainer, silence_known_warnings
 from drgrade.training.distributed import is_main_process, supervised
 from drgrade.training.run import test, validate

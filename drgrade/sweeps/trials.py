@@ -35,7 +35,7 @@ from drgrade.files import replacing, to_csv, write_text
 from drgrade.runs.run_dir import AUTO
 from drgrade.runs.settings import identity_settings
 from drgrade.sweeps.cells import Progress, log_file, progress
-from drgrade.tasks.grading import GradingTask
+from drgrade.tasks import GradingTask
 
 if TYPE_CHECKING:
     from drgrade.sweeps.search import SearchSweeper

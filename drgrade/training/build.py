@@ -28,7 +28,7 @@ from drgrade.models.encoder import Encoder, load_encoder
 from drgrade.models.grading_model import check_model_settings, model_class, model_settings, without_weights
 from drgrade.runs.run_dir import BEST, FINISHED, LAST, TRIAL, start_run_dir, write_metrics
 from drgrade.runs.settings import partial_settings
-from drgrade.tasks.grading import GradingTask
+from drgrade.tasks import GradingTask
 from drgrade.training.callbacks import Clock, DivergenceCheck, MovingAverage
 from drgrade.training.distributed import cluster_environment, is_main_process, supervise
 

@@ -28,7 +28,7 @@ from drgrade.metrics.functional import (
 from drgrade.models.batch_norm import SecondStatistics
 from drgrade.models.encoder import Encoder
 from drgrade.models.probes import knn_shares
-from drgrade.tasks.pretext import PretextTask
+from drgrade.tasks import PretextTask
 
 log = logging.getLogger(__name__)
 

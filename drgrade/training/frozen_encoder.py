@@ -40,7 +40,7 @@ from drgrade.models.probes import LinearProbe
 from drgrade.progress import track
 from drgrade.renames import canonical
 from drgrade.runs.run_dir import versions
-from drgrade.tasks.grading import GradingTask
+from drgrade.tasks import GradingTask
 from drgrade.training.build import (
     instantiate,
     make_bare_trainer,

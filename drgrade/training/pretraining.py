@@ -43,7 +43,7 @@ from drgrade.runs.settings import (
     label_seed,
     weights_files,
 )
-from drgrade.tasks.pretext import PretextTask
+from drgrade.tasks import PretextTask
 from drgrade.training.build import (
     checkpoint_callbacks,
     final_status,

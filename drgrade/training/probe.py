@@ -24,7 +24,7 @@ from drgrade.errors import ConfigError
 from drgrade.metrics.distributed import GradingMetrics, Predictions
 from drgrade.models.probes import FittedHead
 from drgrade.runs.run_dir import CHECKPOINTS, LAST, write_predictions, write_provenance
-from drgrade.tasks.grading import GradingTask
+from drgrade.tasks import GradingTask
 from drgrade.training.build import final_status, finish_run_dir, make_task, open_run_dir, save_checkpoint
 from drgrade.training.frozen_encoder import Features, RunCache, find_or_compute
 from drgrade.training.pretraining import run_facts

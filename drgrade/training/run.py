@@ -31,7 +31,7 @@ from drgrade.runs.run_dir import (
     write_predictions,
     write_provenance,
 )
-from drgrade.tasks.grading import GradingTask
+from drgrade.tasks import GradingTask
 from drgrade.training.build import (
     check_loadable,
     check_trainer,

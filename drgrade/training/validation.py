@@ -29,7 +29,7 @@ from drgrade.models.calibration import Calibration, calibrated_metrics, selectiv
 from drgrade.models.cross_fitting import fit_and_cross_fit
 from drgrade.runs.run_dir import CALIBRATION, write_validation
 from drgrade.stats.selective import fit_limits, measure_selective
-from drgrade.tasks.grading import GradingTask
+from drgrade.tasks import GradingTask
 from drgrade.training.build import save_checkpoint
 from drgrade.training.callbacks import cost_entries
 from drgrade.training.distributed import is_main_process, wait_for_all

@@ -11,7 +11,7 @@ from tiny import ENCODERS, PRETEXTS, SIDE, losses, one_size, pictures, views_for
 from drgrade.config import choices
 from drgrade.data.datamodules import PretextDataModule
 from drgrade.errors import ConfigError, EncoderError
-from drgrade.tasks.pretext import PretextTask
+from drgrade.tasks import PretextTask
 from drgrade.training.build import instantiate, make_encoder, make_photographs, seed_everything
 from drgrade.training.run import train
 

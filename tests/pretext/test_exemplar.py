@@ -15,7 +15,7 @@ from drgrade.pretext.combination import Combination
 from drgrade.pretext.contrastive import embed
 from drgrade.pretext.exemplar import Exemplar, semi_hard
 from drgrade.pretext.rotation import Rotation
-from drgrade.tasks.pretext import PretextTask
+from drgrade.tasks import PretextTask
 from drgrade.training.run import train
 
 MARGIN = 0.2

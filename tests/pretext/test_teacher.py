@@ -9,8 +9,7 @@ from drgrade.errors import ConfigError
 from drgrade.models.encoder import TimmEncoder
 from drgrade.models.timm_backbone import convert_sync_batchnorm
 from drgrade.pretext.teacher import Teacher
-from drgrade.tasks.base import constant
-from drgrade.tasks.pretext import PretextTask
+from drgrade.tasks import PretextTask, constant
 
 
 def head(width, normalise=False):

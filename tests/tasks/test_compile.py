@@ -6,8 +6,7 @@ import torch
 from drgrade.models.encoder import TimmEncoder
 from drgrade.pretext.rotation import Rotation
 from drgrade.pretext.saliency import Saliency
-from drgrade.tasks.base import constant
-from drgrade.tasks.pretext import PretextTask
+from drgrade.tasks import PretextTask, constant
 
 
 @pytest.mark.parametrize("pretext", [Rotation, partial(Saliency, image_size=64)])

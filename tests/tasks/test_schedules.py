@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from drgrade.tasks.base import constant, cosine
+from drgrade.tasks import constant, cosine
 
 
 def rates(schedule, steps):

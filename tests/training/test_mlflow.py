@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from test_loggers import nobody  # noqa: F401 - a fixture
 
 from drgrade.errors import DrgradeError
-from drgrade.tasks.grading import GradingTask
+from drgrade.tasks import GradingTask
 from drgrade.training.run import train
 
 mlflow = pytest.importorskip("mlflow")

@@ -18,8 +18,7 @@ from wandb_files import offline_runs
 
 from drgrade.data.datamodules import GradingDataModule
 from drgrade.errors import DrgradeError
-from drgrade.tasks.grading import GradingTask
-from drgrade.tasks.pretext import PretextTask
+from drgrade.tasks import GradingTask, PretextTask
 from drgrade.training.run import train
 from drgrade.training.tracking.tracker import without_paths
 

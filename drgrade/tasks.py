@@ -1,18 +1,131 @@
-"""Fine-tuning on graded photographs, validation and testing."""
+"""LightningModules: pre-training with a pretext, and grading; learning-rate schedules."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
+import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.utils.data import DataLoader
 
 from drgrade.errors import ConfigError
-from drgrade.metrics.distributed import GradingMetrics, Predictions, gather_rows
+from drgrade.metrics.distributed import EpochMean, GradingMetrics, Predictions, gather_rows
+from drgrade.models.batch_norm import use_running_statistics_for_one
 from drgrade.models.encoder import Encoder, learning_rate_factors
 from drgrade.models.heads import Head
-from drgrade.tasks.base import LR_FACTOR, OptimizerFactory, ScheduleFactory, Task
+from drgrade.models.timm_backbone import convert_sync_batchnorm
+from drgrade.pretext.base import Pretext
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter] | Iterable[dict[str, Any]]], Optimizer]
+"""Parameters, or groups of them -> optimiser."""
+
+ScheduleFactory = Callable[[Optimizer, int], LRScheduler]
+"""(optimiser, optimiser steps of the whole run) -> schedule, stepped after each optimiser step."""
+
+LR_FACTOR = "lr_factor"
+"""Key of a parameter group: its learning rate as a fraction of the optimiser's."""
+
+
+class Task(pl.LightningModule):
+    """A LightningModule that trains an encoder.
+
+    Attributes:
+        encoder: Images to features.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        optimizer: OptimizerFactory,
+        schedule: ScheduleFactory,
+        averaged: Sequence[str],
+        compile: bool = False,
+        channels_last: bool = False,
+        sync_batchnorm: bool = False,
+    ) -> None:
+        """Store the parts.
+
+        Args:
+            encoder: Images to features.
+            optimizer: Creates the optimiser.
+            schedule: Creates the learning-rate schedule.
+            averaged: Names of the quantities whose mean over an epoch is logged.
+            compile: Compile the encoder with ``torch.compile``.
+            channels_last: Use the channels-last memory format for images and convolution weights.
+            sync_batchnorm: Compute batch statistics over all GPUs.
+        """
+        super().__init__()
+        self.encoder = encoder
+        self._optimizer, self._schedule = optimizer, schedule
+        self._means = nn.ModuleDict(
+            {f"{subset}/{name}": EpochMean() for subset in ("train", "val", "test") for name in averaged}
+        )
+        self._sync_batchnorm = sync_batchnorm
+        self._trains_one = False
+        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        if channels_last:
+            self.encoder.to(memory_format=torch.channels_last)
+        if compile:
+            # In place: torch.compile(encoder) would rename every tensor of the checkpoint.
+            self.encoder.compile()
+            self.encoder.feature_map = torch.compile(self.encoder.feature_map)  # type: ignore[method-assign]
+
+    def configure_model(self) -> None:
+        """Convert batch normalisations, once, if several GPUs share a batch."""
+        # The strategy's device: the model itself is moved to its device later.
+        device = self.trainer.strategy.root_device
+        if self._sync_batchnorm and self.trainer.world_size > 1 and device.type == "cuda":
+            for name, part in list(self.named_children()):
+                setattr(self, name, convert_sync_batchnorm(part))
+            self._sync_batchnorm = False
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Prepare batch normalisations for batches of one photograph, at the first such batch."""
+        if len(batch["index"]) == 1 and not self._trains_one:
+            use_running_statistics_for_one(self)
+            self._trains_one = True
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Create one optimiser over all trainable parameters, with its schedule stepped at every step."""
+        try:
+            optimizer = self._optimizer(self.parameter_groups())
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"optimizer: {error}") from error
+        for group in optimizer.param_groups:
+            group["lr"] *= group.get(LR_FACTOR, 1.0)  # before the schedule, which scales these rates
+        steps = int(self.trainer.estimated_stepping_batches)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self._schedule(optimizer, steps), "interval": "step"},
+        }
+
+    def parameter_groups(self) -> list[nn.Parameter] | list[dict[str, Any]]:
+        """Return the trainable parameters, or groups of them with an ``LR_FACTOR``."""
+        return [each for each in self.parameters() if each.requires_grad]
+
+    def metric_prefix(self, subset: str) -> str:
+        """Return the prefix of the logged metrics of ``train``, ``val`` or ``test``."""
+        return subset
+
+    def log_means(self, subset: str, values: Mapping[str, Tensor], weight: int) -> None:
+        """Add batch means to the epoch means, which are exact for every division into batches and processes.
+
+        ``weight`` is the number of terms of the means, usually the images of the batch.
+        """
+        for name, value in values.items():
+            mean = self._means[f"{subset}/{name}"]
+            assert isinstance(mean, EpochMean)
+            mean.update(value, weight)
+            self.log(f"{self.metric_prefix(subset)}/{name}", mean, on_step=False, on_epoch=True)
+
+    def to_encoder_format(self, images: Tensor) -> Tensor:
+        """Convert images (B, 3, H, W) to the dtype and the memory format of the encoder."""
+        return images.to(self.dtype).contiguous(memory_format=self._memory_format)
 
 
 class GradingTask(Task):
@@ -232,3 +345,101 @@ class GradingTask(Task):
         self.results[subset] = {f"{prefix}/{name}": value for name, value in metrics.items()}
         # Every process has computed the same values from the gathered predictions.
         self.log_dict(self.results[subset], sync_dist=False)
+
+
+class PretextTask(Task):
+    """Trains an encoder with a pretext.
+
+    Attributes:
+        pretext: Inputs and targets, head and loss.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        pretext: Callable[[Encoder], Pretext],
+        optimizer: OptimizerFactory,
+        schedule: ScheduleFactory,
+        compile: bool = False,
+        channels_last: bool = False,
+        sync_batchnorm: bool = False,
+    ) -> None:
+        """Create the pretext for the encoder; the other arguments are those of :class:`Task`."""
+        task = pretext(encoder)
+        super().__init__(
+            encoder, optimizer, schedule, ("loss", *task.scores), compile, channels_last, sync_batchnorm
+        )
+        self.pretext = task
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Compute the loss of a batch."""
+        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        self.pretext.before_step(self.encoder, min(1.0, self.global_step / steps))
+        return self._step(batch, "train")
+
+    def on_train_start(self) -> None:
+        """Check the validation batches before the first epoch, not after it."""
+        self.on_validation_start()
+
+    def on_validation_start(self) -> None:
+        """Check that a validation batch is large enough.
+
+        Raises:
+            ConfigError: If no batch of any process would be.
+        """
+        loader = self.trainer.val_dataloaders
+        if not isinstance(loader, DataLoader):
+            return
+        photographs = len(loader.dataset)  # type: ignore[arg-type]
+        largest = min(loader.batch_size or 1, -(-photographs // self.trainer.world_size))
+        if largest < self.pretext.min_photographs:
+            raise ConfigError(
+                f"{type(self.pretext).__name__} needs batches of at least {self.pretext.min_photographs} "
+                f"photographs, and the largest batch of the {photographs} held-out photographs has "
+                f"{largest}: raise pretext.val_fraction or pretext.batch_size, or set pretext.val_fraction=0"
+            )
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Log loss and scores of a batch; a batch that is too small has weight 0."""
+        if len(batch["index"]) < self.pretext.min_photographs:
+            zero = torch.zeros((), device=self.device)
+            self.log_means("val", dict.fromkeys(("loss", *self.pretext.scores), zero), 0)
+            return
+        self._step(batch, "val")
+
+    def _step(self, batch: dict[str, Any], subset: str) -> Tensor:
+        views = [self.to_encoder_format(view) for view in batch["views"]]
+        if len(views) != self.pretext.num_views:
+            raise ConfigError(
+                f"pretext.views gives {len(views)} views of a photograph, and {type(self.pretext).__name__} "
+                f"takes {self.pretext.num_views}: set pretext.views and pretext.head to the same number"
+            )
+        loss, scores = self.pretext(self.encoder, views)
+        self.log_means(subset, {"loss": loss, **scores}, len(batch["index"]))
+        total: Tensor = loss
+        return total
+
+
+def constant(optimizer: Optimizer, steps: int) -> LRScheduler:
+    """Create a constant schedule, as in the published protocol; ``steps`` is not used."""
+    return LambdaLR(optimizer, lambda step: 1.0)
+
+
+def cosine(optimizer: Optimizer, steps: int, warmup: float = 0.05, floor: float = 0.01) -> LRScheduler:
+    """Create a linear warm-up followed by cosine annealing (Loshchilov and Hutter, ICLR 2017, no restarts).
+
+    Args:
+        optimizer: The optimiser.
+        steps: Optimiser steps of the run.
+        warmup: Fraction of the steps for the warm-up, in [0, 1).
+        floor: Final learning rate as a fraction of the highest.
+    """
+    rising = max(1, round(warmup * steps)) if warmup else 0
+
+    def factor(step: int) -> float:
+        if step < rising:
+            return (step + 1) / rising
+        progress = min(1.0, (step - rising) / max(1, steps - rising))
+        return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
+
+    return LambdaLR(optimizer, factor)

@@ -1,1 +1,0 @@
-"""LightningModules. They orchestrate training and evaluation; the mathematics is in the packages below."""
