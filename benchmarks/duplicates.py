@@ -42,8 +42,8 @@ from drgrade.data.image_reader import MAX_PIXELS, read_photograph
 from drgrade.data.sources.base import Source
 from drgrade.data.sources.demo import Demo
 from drgrade.data.sources.idrid import IDRiD
-from drgrade.synthetic.canvas import CAMERAS, FloatImage, Stream, View, aim_camera, stream, take_photograph
-from drgrade.synthetic.drawing import PlannedPhotograph, plan_photographs
+from drgrade.synthetic.canvas import CAMERAS, FloatImage, View, aim_camera, take_photograph
+from drgrade.synthetic.drawing import PlannedPhotograph, Stream, plan_photographs, stream
 from drgrade.synthetic.lesions import LesionPainter, draw_burden
 from drgrade.synthetic.retina import Pigmentation, grow_vessels, paint_background, paint_disc, paint_vessels
 

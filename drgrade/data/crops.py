@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -47,6 +47,9 @@ Made = TypeVar("Made")
 
 IN_PROCESS_LIMIT = 24
 """Up to this number, photographs are prepared faster than worker processes start."""
+
+_CHUNK = 4
+"""Number of photographs that a worker process gets at a time."""
 
 LEAST_SIDE = 16
 """Smallest side of a photograph in pixels."""
@@ -232,14 +235,19 @@ def make_crops(maker: Callable[[Path], Made], paths: Iterable[Path], workers: in
     Raises:
         DataError: If a worker process was killed.
     """
-    workers, paths = workers or os.cpu_count() or 1, iter(paths)
+    return chain.from_iterable(_make_in_chunks(maker, iter(paths), workers or os.cpu_count() or 1))
+
+
+def _make_in_chunks(
+    maker: Callable[[Path], Made], paths: Iterator[Path], workers: int
+) -> Iterator[Iterable[Made]]:
     first = [] if workers == 1 else list(islice(paths, IN_PROCESS_LIMIT + 1))
     if len(first) <= IN_PROCESS_LIMIT:
-        yield from map(maker, chain(first, paths))
+        yield map(maker, chain(first, paths))
         return
     try:
         with ProcessPoolExecutor(workers, _start_method(), _start_worker, (maker,)) as pool:
-            yield from _map_in_order(pool, chain(first, paths), ahead=4 * workers)
+            yield from _map_in_order(pool, chain(first, paths), ahead=2 * workers)
     except BrokenProcessPool:
         raise DataError(
             f"a worker process was killed while preparing photographs, perhaps for lack of memory: "
@@ -248,12 +256,12 @@ def make_crops(maker: Callable[[Path], Made], paths: Iterable[Path], workers: in
         ) from None
 
 
-def _map_in_order(pool: ProcessPoolExecutor, paths: Iterable[Path], ahead: int) -> Iterator[Any]:
-    """Map like ``pool.map``, with at most ``ahead`` results in memory."""
-    waiting: deque[Future[Any]] = deque()
+def _map_in_order(pool: ProcessPoolExecutor, paths: Iterator[Path], ahead: int) -> Iterator[list[Any]]:
+    """Map like ``pool.map``, with the results of at most ``ahead`` chunks in memory."""
+    waiting: deque[Future[list[Any]]] = deque()
     try:
-        for path in paths:
-            waiting.append(pool.submit(_make, path))
+        while chunk := list(islice(paths, _CHUNK)):
+            waiting.append(pool.submit(_make, chunk))
             if len(waiting) >= ahead:
                 yield waiting.popleft().result()
         while waiting:
@@ -279,8 +287,8 @@ def _start_worker(maker: Callable[[Path], Any]) -> None:
     end_with_pool()
 
 
-def _make(path: Path) -> Any:
-    return _makers[0](path)
+def _make(paths: Sequence[Path]) -> list[Any]:
+    return [_makers[0](path) for path in paths]
 
 
 Illumination = Callable[[Pixels, Mask], Pixels]

@@ -100,7 +100,7 @@ def read_photograph(path: Path, *, max_pixels: int = MAX_PIXELS, at_least: int |
                 if not (_is_progressive(image) and image.width * image.height > _PLAIN_PIXELS):
                     return _decode(image, path, max_pixels, at_least)
     try:
-        pixels, value = _decoder.call(path.absolute(), max_pixels, at_least)
+        pixels, value = _decoder().call(path.absolute(), max_pixels, at_least)
     except DecoderEnded as error:
         raise UnreadablePhotograph(str(error)) from None
     if pixels is None:
@@ -132,7 +132,10 @@ def read_photograph_here(
     return decoded.pixels, (decoded.conversions, decoded.full_size)
 
 
-_decoder = DecoderProcess(f"{__name__}:{read_photograph_here.__name__}")
+@cache
+def _decoder() -> DecoderProcess:
+    """Return the process that decodes photographs for this one; it starts with the first call."""
+    return DecoderProcess(f"{__name__}:{read_photograph_here.__name__}")
 
 
 def hash_file(path: Path) -> str:

@@ -13,10 +13,10 @@ from drgrade.reporting.figures.canvas import ReportFigure, style
 from drgrade.reporting.figures.details import draw_calibration, draw_confusion, draw_roc, draw_selective
 from drgrade.reporting.figures.svg import embed
 from drgrade.reporting.schema import MethodCurves, Selective
+from drgrade.reporting.selective import SELECTIVE
 from drgrade.stats import formatting
 from drgrade.stats.bootstrap import confusions, referable_scores
 from drgrade.stats.curves import reliability_curve, roc_curve
-from drgrade.stats.selective import SELECTIVE
 
 PAGE = "evaluation.html"
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from drgrade.artefacts import is_number, read_json, read_text
 from drgrade.data.duplicates import DUPLICATES_VERSION, find_duplicates
 from drgrade.data.photographs import Photographs
-from drgrade.data.splits.spec import examples
+from drgrade.data.splits.remarks import examples
 from drgrade.data.store import Store
 from drgrade.data.store_builder import INFO
 from drgrade.errors import ConfigError, DataError

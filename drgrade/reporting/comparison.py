@@ -9,12 +9,12 @@ import numpy as np
 
 from drgrade.errors import ConfigError
 from drgrade.reporting.schema import Method, MethodComparison
+from drgrade.reporting.selective import SELECTIVE
 from drgrade.reporting.statistics import Result, over_folds, resampled_mean
 from drgrade.stats.bootstrap import holm_correction
 from drgrade.stats.estimates import UNKNOWN, Estimate, Floats
 from drgrade.stats.formatting import listed
 from drgrade.stats.hierarchical import ResampledMean
-from drgrade.stats.selective import SELECTIVE
 
 REFERENCE, ALL = "reference", "all"
 
@@ -46,7 +46,7 @@ QWK = Statistic("qwk", lambda result: result.metrics["qwk"], lambda result: resu
 
 
 def selective_statistic(name: str) -> Statistic:
-    """Return a metric of :data:`drgrade.stats.selective.SELECTIVE`."""
+    """Return a metric of :data:`drgrade.reporting.selective.SELECTIVE`."""
     return Statistic(
         name,
         lambda result: result.selective.measured[name],

@@ -143,7 +143,7 @@ class Selective:
     """Selective prediction on the test photographs (:mod:`drgrade.stats.selective`), mean over the folds.
 
     Attributes:
-        metrics: :data:`drgrade.stats.selective.SELECTIVE`.
+        metrics: :data:`drgrade.reporting.selective.SELECTIVE`.
         curve: Risk and QWK at each coverage; the curves of all runs are averaged, not their photographs
             pooled.
         referrals: Empty if a run has recorded no uncertainty limits.

@@ -24,6 +24,13 @@ from drgrade.stats.selective import (
     selective_metrics,
 )
 
+SELECTIVE = (
+    "aurc",
+    "excess_aurc",
+    *(at_coverage(metric, share) for share in COVERAGES for metric in ("qwk", "macro_f1")),
+)
+"""Metrics of :meth:`Selection.metrics`."""
+
 
 @dataclass(frozen=True, eq=False)
 class SelectiveRun:

@@ -12,7 +12,7 @@ from drgrade.metrics.functional import expected_calibration_error, grading_metri
 from drgrade.models.calibration import TARGET_SENSITIVITIES
 from drgrade.reporting.checks import fold_order
 from drgrade.reporting.schema import Calibrated, Change, Reached, Referral, ResultRow, Selective
-from drgrade.reporting.selective import SelectiveRun, select_run
+from drgrade.reporting.selective import SELECTIVE, SelectiveRun, select_run
 from drgrade.runs.reader import Run
 from drgrade.stats.bootstrap import (
     TestFold,
@@ -27,7 +27,7 @@ from drgrade.stats.bootstrap import (
 from drgrade.stats.curves import ReliabilityCurve, RocCurve, average_roc, reliability_curve, roc_curve
 from drgrade.stats.estimates import UNKNOWN, Counts, Estimate, Floats, Range
 from drgrade.stats.hierarchical import FoldRuns, ResampledMean, resample_mean
-from drgrade.stats.selective import REFER_ALL, SELECTIVE, RiskCoverage
+from drgrade.stats.selective import REFER_ALL, RiskCoverage
 
 
 @dataclass(frozen=True, eq=False)

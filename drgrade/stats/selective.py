@@ -153,14 +153,6 @@ def at_coverage(metric: str, coverage: float) -> str:
     return metric if coverage == 1 else f"{metric}_at_coverage_{coverage:g}"
 
 
-SELECTIVE = (
-    "aurc",
-    "excess_aurc",
-    *(at_coverage(metric, share) for share in COVERAGES for metric in ("qwk", "macro_f1")),
-)
-"""Metrics of :meth:`Selection.metrics`."""
-
-
 def macro_f1s(confusion: Floats) -> Floats:
     """Compute the F1 score of each confusion matrix, mean over the grades in truth or predictions.
 

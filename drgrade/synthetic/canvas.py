@@ -5,7 +5,6 @@ points to the temple (towards the macula), y points down. They are equal for bot
 """
 
 from dataclasses import dataclass, field, replace
-from enum import IntEnum
 from functools import cached_property
 from typing import Literal
 
@@ -21,26 +20,6 @@ Points = npt.NDArray[np.float64]
 
 FOVEA = (5.0, 0.45)
 """Position of the fovea: 2.5 disc diameters towards the temple, slightly below the disc."""
-
-
-class Stream(IntEnum):
-    """Purpose of a random generator; separates streams with the same seed and indices."""
-
-    PLAN = 1
-    PATIENT = 2
-    EYE = 3
-
-
-def stream(purpose: Stream, seed: int, *indices: int) -> np.random.Generator:
-    """Return the random generator of a purpose.
-
-    Args:
-        purpose: Purpose of the generator.
-        seed: Seed of the data set, at least 0.
-        *indices: Numbers of the patient and the eye, if they matter; at least 0.
-    """
-    # SeedSequence pads with zeros, so [1, 2] and [1, 2, 0] would be equal: hence + 1.
-    return np.random.default_rng([int(purpose), seed, *(index + 1 for index in indices)])
 
 
 def cloud(rng: np.random.Generator, shape: tuple[int, int], cells: int) -> FloatImage:

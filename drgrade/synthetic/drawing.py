@@ -1,12 +1,13 @@
 """Plan of a synthetic data set (patients, eyes, grades, cameras), and drawing of its photographs."""
 
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from drgrade.synthetic.canvas import CAMERAS, Stream, aim_camera, stream, take_photograph
+from drgrade.synthetic.canvas import CAMERAS, aim_camera, take_photograph
 from drgrade.synthetic.lesions import LesionPainter, draw_burden
 from drgrade.synthetic.retina import (
     Pigmentation,
@@ -30,6 +31,26 @@ ART_VERSION = 1
 """Goes into the name of the drawn folder. Raise it with any change that alters a pixel or a grade."""
 
 Eye = Literal["left", "right"]
+
+
+class Stream(IntEnum):
+    """Purpose of a random generator; separates streams with the same seed and indices."""
+
+    PLAN = 1
+    PATIENT = 2
+    EYE = 3
+
+
+def stream(purpose: Stream, seed: int, *indices: int) -> np.random.Generator:
+    """Return the random generator of a purpose.
+
+    Args:
+        purpose: Purpose of the generator.
+        seed: Seed of the data set, at least 0.
+        *indices: Numbers of the patient and the eye, if they matter; at least 0.
+    """
+    # SeedSequence pads with zeros, so [1, 2] and [1, 2, 0] would be equal: hence + 1.
+    return np.random.default_rng([int(purpose), seed, *(index + 1 for index in indices)])
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, ProgressBar
 from pytorch_lightning.loggers import Logger
 
+from drgrade.artefacts import is_number
 from drgrade.config import further_sources, nearest
 from drgrade.data.photographs import Photographs
 from drgrade.data.splits.spec import SUBSETS
@@ -26,11 +27,22 @@ from drgrade.errors import ConfigError, DataError, DrgradeError
 from drgrade.files import checkpoint_fault, replacing
 from drgrade.models.encoder import Encoder, load_encoder
 from drgrade.models.grading_model import check_model_settings, model_class, model_settings, without_weights
-from drgrade.runs.run_dir import BEST, FINISHED, LAST, TRIAL, start_run_dir, write_metrics
+from drgrade.runs.run_dir import (
+    BEST,
+    FINISHED,
+    LAST,
+    TRIAL,
+    start_run_dir,
+    write_metrics,
+)
 from drgrade.runs.settings import partial_settings
 from drgrade.tasks import GradingTask
 from drgrade.training.callbacks import Clock, DivergenceCheck, MovingAverage
-from drgrade.training.distributed import cluster_environment, is_main_process, supervise
+from drgrade.training.distributed import (
+    cluster_environment,
+    is_main_process,
+    supervise,
+)
 
 log = logging.getLogger(__name__)
 
@@ -203,6 +215,29 @@ def check_loadable(cfg: DictConfig) -> None:
         raise ConfigError(
             f"{error}: the run could be trained, but not be loaded afterwards (docs/security.md)"
         ) from error
+
+
+def check_learning_rates(cfg: DictConfig) -> None:
+    """Raise ConfigError if ``protocol.learning_rates`` is invalid or contradicts another setting."""
+    rates = cfg.protocol.get("learning_rates")
+    if rates is None:
+        return
+    if not rates or len(set(rates)) != len(rates) or not all(is_number(each, 0) and each for each in rates):
+        raise ConfigError(
+            f"protocol.learning_rates={list(rates)}: give different rates above 0, or null for optimizer.lr"
+        )
+    if not OmegaConf.is_interpolation(cfg.optimizer, "lr"):
+        raise ConfigError(
+            f"optimizer.lr={cfg.optimizer.get('lr')} has no effect with protocol={cfg.protocol.name}, which "
+            f"tries protocol.learning_rates={list(rates)}: set protocol.learning_rates=[RATE] or null"
+        )
+    if "search" in cfg.callbacks:
+        raise ConfigError(
+            "protocol.learning_rates: a search chooses the learning rate itself; set "
+            "protocol.learning_rates=null and search optimizer.lr"
+        )
+    if "batchnorm_momentum" in cfg.callbacks:
+        raise ConfigError("callbacks.batchnorm_momentum needs one training: protocol.learning_rates=null")
 
 
 def _check_length(group: str, length: Mapping[Any, Any]) -> None:

@@ -33,6 +33,7 @@ from drgrade.runs.run_dir import (
 )
 from drgrade.tasks import GradingTask
 from drgrade.training.build import (
+    check_learning_rates,
     check_loadable,
     check_trainer,
     checkpoint_callbacks,
@@ -58,7 +59,6 @@ from drgrade.training.validation import (
     Trial,
     calibrate,
     calibrated_figures,
-    check_learning_rates,
     fit_thresholds,
     rates_to_try,
     try_rates,

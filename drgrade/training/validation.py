@@ -17,11 +17,11 @@ from typing import Any
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from drgrade.artefacts import is_number, read_object
+from drgrade.artefacts import read_object
 from drgrade.data.datamodules import GradingDataModule
-from drgrade.errors import ConfigError, DivergenceError
+from drgrade.errors import DivergenceError
 from drgrade.files import write_text
 from drgrade.metrics.distributed import Predictions
 from drgrade.metrics.functional import confusion_matrix, quadratic_weighted_kappa
@@ -69,29 +69,6 @@ class Trial:
         """Sort key: highest validation QWK, lowest loss, lowest rate; diverged trainings come last."""
         qwk, loss = self.metrics.get("val/qwk", -math.inf), self.metrics.get("val/loss", math.inf)
         return self.has_diverged, -qwk, loss, self.rate
-
-
-def check_learning_rates(cfg: DictConfig) -> None:
-    """Raise ConfigError if ``protocol.learning_rates`` is invalid or contradicts another setting."""
-    rates = cfg.protocol.get("learning_rates")
-    if rates is None:
-        return
-    if not rates or len(set(rates)) != len(rates) or not all(is_number(each, 0) and each for each in rates):
-        raise ConfigError(
-            f"protocol.learning_rates={list(rates)}: give different rates above 0, or null for optimizer.lr"
-        )
-    if not OmegaConf.is_interpolation(cfg.optimizer, "lr"):
-        raise ConfigError(
-            f"optimizer.lr={cfg.optimizer.get('lr')} has no effect with protocol={cfg.protocol.name}, which "
-            f"tries protocol.learning_rates={list(rates)}: set protocol.learning_rates=[RATE] or null"
-        )
-    if "search" in cfg.callbacks:
-        raise ConfigError(
-            "protocol.learning_rates: a search chooses the learning rate itself; set "
-            "protocol.learning_rates=null and search optimizer.lr"
-        )
-    if "batchnorm_momentum" in cfg.callbacks:
-        raise ConfigError("callbacks.batchnorm_momentum needs one training: protocol.learning_rates=null")
 
 
 def rates_to_try(rates: Sequence[float], validated: bool) -> list[float]:

@@ -360,7 +360,7 @@ def test_unexpected_error_of_a_decoder_is_the_reason_of_one_file(tmp_path, monke
 
     path = save(tmp_path / name, RGB)
     monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
-    monkeypatch.setattr("drgrade.data.image_reader._decoder.call", read_photograph_here)
+    monkeypatch.setattr(DecoderProcess, "call", lambda _, *arguments: read_photograph_here(*arguments))
     with pytest.raises(UnreadablePhotograph, match="damaged: unexpected"):
         read_photograph(path)
 

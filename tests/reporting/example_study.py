@@ -15,9 +15,10 @@ from drgrade.reporting.schema import (
     Selective,
     Study,
 )
+from drgrade.reporting.selective import SELECTIVE
 from drgrade.stats.curves import ReliabilityCurve, RocCurve
 from drgrade.stats.estimates import Estimate, Interval, Range
-from drgrade.stats.selective import SELECTIVE, RiskCoverage
+from drgrade.stats.selective import RiskCoverage
 
 FRACTIONS = (0.05, 0.1, 0.25, 0.5, 1.0)
 MEANS = {

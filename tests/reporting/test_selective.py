@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score, f1_score
 
+from drgrade.reporting.selective import SELECTIVE
 from drgrade.reporting.study import build_study
 from drgrade.reporting.writer import write_report
 from drgrade.stats.bootstrap import TestFold, draws
@@ -16,7 +17,6 @@ from drgrade.stats.selective import (
     COVERAGES,
     MIN_GRADED,
     REFER_ALL,
-    SELECTIVE,
     Selection,
     fit_limits,
     macro_f1s,

@@ -10,7 +10,6 @@ A column ``grade`` is compared with the grades of the data; other columns are ig
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
@@ -20,38 +19,14 @@ import pandas as pd
 from drgrade.data.image_reader import IMAGE_EXTENSIONS
 from drgrade.data.sources.base import parse_grade, parse_split
 from drgrade.data.sources.label_files import SURPLUS, LabelFile, LabelRow, RowError, read_label_file
-from drgrade.data.splits.spec import SUBSETS, SplitSpec, examples
+from drgrade.data.splits.remarks import examples
+from drgrade.data.splits.spec import SUBSETS, SplitFile, SplitSpec
 from drgrade.errors import DataError
 from drgrade.files import require_regular
 
 _Value = TypeVar("_Value")
 
 _PLACES = ("subset", "split", "fold")
-
-
-@dataclass(frozen=True)
-class SplitFile:
-    """Split file matched with photographs.
-
-    Attributes:
-        path: The file.
-        subsets: Subset of each photograph in the file. In a file of folds, "test" for the test fold and
-            "train" for the others.
-        grades: Values of the column ``grade``; None without that column.
-        unknown: Names in the file that no photograph has.
-        folds: Folds in the file; empty if it names subsets.
-    """
-
-    path: Path
-    subsets: dict[str, str]
-    grades: dict[str, int] | None
-    unknown: tuple[str, ...]
-    folds: tuple[int, ...] = ()
-
-    @property
-    def validates(self) -> bool:
-        """True if the file names validation photographs."""
-        return "val" in self.subsets.values()
 
 
 def read_split_file(table: pd.DataFrame, spec: SplitSpec) -> SplitFile:

@@ -1,12 +1,11 @@
 """Remarks on a split for readers of the results."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import pandas as pd
 
-from drgrade.data.splits.files import SplitFile
-from drgrade.data.splits.spec import SplitSpec, examples, number
+from drgrade.data.splits.spec import SplitFile, SplitSpec
 
 
 @dataclass(frozen=True)
@@ -179,3 +178,17 @@ def disagreeing_copies(table: pd.DataFrame) -> pd.Series:
     graded = table[table["duplicate"].notna() & table["grade"].notna()]
     grades = graded.groupby("duplicate")["grade"].nunique()
     return table["duplicate"].isin(grades.index[grades > 1])
+
+
+def number(count: int, noun: str = "photograph") -> str:
+    """Return a count with its noun: ``1 photograph``, ``2 photographs``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+_EXAMPLES = 3
+
+
+def examples(names: Iterable[str]) -> str:
+    """Return the first few names in alphabetical order, in brackets."""
+    ordered = sorted(names)
+    return f"({', '.join(ordered[:_EXAMPLES])}{', ...' if len(ordered) > _EXAMPLES else ''})"

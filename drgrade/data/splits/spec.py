@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import floor
+from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
@@ -450,15 +451,26 @@ def draw_validation_and_training(side: pd.DataFrame, spec: SplitSpec) -> tuple[s
     return val, _labelled_groups(side[~side["group"].isin(val)], spec)
 
 
-def number(count: int, noun: str = "photograph") -> str:
-    """Return a count with its noun: ``1 photograph``, ``2 photographs``."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+@dataclass(frozen=True)
+class SplitFile:
+    """Split file matched with photographs.
 
+    Attributes:
+        path: The file.
+        subsets: Subset of each photograph in the file. In a file of folds, "test" for the test fold and
+            "train" for the others.
+        grades: Values of the column ``grade``; None without that column.
+        unknown: Names in the file that no photograph has.
+        folds: Folds in the file; empty if it names subsets.
+    """
 
-_EXAMPLES = 3
+    path: Path
+    subsets: dict[str, str]
+    grades: dict[str, int] | None
+    unknown: tuple[str, ...]
+    folds: tuple[int, ...] = ()
 
-
-def examples(names: Iterable[str]) -> str:
-    """Return the first few names in alphabetical order, in brackets."""
-    ordered = sorted(names)
-    return f"({', '.join(ordered[:_EXAMPLES])}{', ...' if len(ordered) > _EXAMPLES else ''})"
+    @property
+    def validates(self) -> bool:
+        """True if the file names validation photographs."""
+        return "val" in self.subsets.values()

@@ -14,16 +14,16 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from drgrade.data.splits.files import SplitFile, read_split_file
-from drgrade.data.splits.remarks import Remark, disagreeing_copies, remarks_on
+from drgrade.data.splits.files import read_split_file
+from drgrade.data.splits.remarks import Remark, disagreeing_copies, examples, remarks_on
 from drgrade.data.splits.spec import (
     PUBLISHED,
     ROLES,
     Disagreeing,
+    SplitFile,
     SplitSpec,
     draw_test_fold,
     draw_validation_and_training,
-    examples,
 )
 from drgrade.errors import ConfigError, DataError
 
