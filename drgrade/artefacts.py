@@ -1,4 +1,4 @@
-"""Read JSON and YAML of artefacts: runs, encoders, published models, stores, jobs.
+"""Read JSON and YAML of artefacts (runs, encoders, published models, stores, jobs); strip what is private.
 
 An artefact may come from anybody, so it is data: size and nesting are bounded, YAML has no tags and aliases,
 and nothing in it is resolved.
@@ -7,8 +7,9 @@ and nothing in it is resolved.
 import io
 import json
 import math
+import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from tokenize import TokenError
@@ -242,3 +243,63 @@ def _refuse_constant(name: str) -> NoReturn:
 def _reason(error: Exception) -> str:
     lines = str(getattr(error, "strerror", None) or error).split()
     return " ".join(lines)[:300] or type(error).__name__
+
+
+PUBLIC_TEXT = re.compile(r"[\w .,+=()-]*")
+"""Strings that may be published: no paths, no addresses, no interpolations."""
+
+
+_TOKEN = re.compile(
+    r"\b(hf_|sk-|pk_|rk_|gh[opsur]_|github_pat_|glpat-|xox[abeprs]-|AKIA|ASIA|AIza|eyJ|wandb_v)[\w-]{12}"
+    r"|\b[0-9a-fA-F]{32,}\b"
+    r"|\b[A-Za-z0-9]{24,}\b"
+)
+"""Known forms of access tokens, hexadecimal keys, and long words that may be random."""
+
+
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+
+_SECRET_VARIABLE = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
+
+
+_ALTERNATIONS = 5  # between letters and digits in a random word; names have fewer
+
+
+def looks_secret(text: str) -> bool:
+    """Return True if a text contains what looks like a key, a token or a password.
+
+    That is a known form of a token, a random word, or the value of an environment variable that is named like
+    a secret.
+
+    Example:
+        >>> looks_secret("hf_AbCdEfGhIjKlMnOpQrSt"), looks_secret("MsSSL, 10 % of the labels, DenseNet121")
+        (True, False)
+    """
+    for found in _TOKEN.finditer(text):
+        word = found[0]
+        if found[1] or re.fullmatch(r"[0-9a-fA-F]+", word):
+            return True
+        if len(re.findall(r"(?<=\d)(?=[A-Za-z])|(?<=[A-Za-z])(?=\d)", word)) >= _ALTERNATIONS:
+            return True
+    secrets = (value for name, value in os.environ.items() if _SECRET_VARIABLE.search(name))
+    return any(len(value) >= 8 and value in text for value in secrets)
+
+
+def strip_private(value: Any, name: str = "") -> Any:
+    """Return a copy in which strings that may be a path, an address, code or a secret are None.
+
+    ``weights`` are None, too, and entries whose name looks like a secret are left out. Hashes stay.
+
+    Args:
+        value: Mappings, lists, text and numbers.
+        name: Name of the value in the mapping around it.
+    """
+    if isinstance(value, Mapping):
+        named = {str(key): item for key, item in value.items() if not looks_secret(str(key))}
+        return {key: None if key == "weights" else strip_private(item, key) for key, item in named.items()}
+    if isinstance(value, list | tuple):
+        return [strip_private(item, name) for item in value]
+    if not isinstance(value, str) or (name.endswith(("hash", "sha256", "key")) and _HASH.fullmatch(value)):
+        return value
+    return value if PUBLIC_TEXT.fullmatch(value) and not looks_secret(value) else None

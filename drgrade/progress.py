@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 _SECONDS_BETWEEN_LINES = 30.0
-_CHUNK = 8
+_CHUNK = 16
 """Number of items after which the clock is read."""
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from drgrade.artefacts import looks_secret
 from drgrade.data.splits.spec import SUBSETS
 from drgrade.errors import ConfigError
 from drgrade.files import write_text
@@ -28,7 +29,7 @@ from drgrade.model_card.facts import (
     read_run_files,
 )
 from drgrade.models.calibration import TARGET_SENSITIVITIES, calibrated_metrics, referral_rule
-from drgrade.runs.settings import IMAGENET, RANDOM, SSL, label_seed, looks_secret, published_weights
+from drgrade.runs.settings import IMAGENET, RANDOM, SSL, label_seed, published_weights
 from drgrade.stats import formatting
 from drgrade.stats.bootstrap import confusions
 from drgrade.stats.estimates import Estimate

@@ -14,7 +14,7 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
-from drgrade.artefacts import is_number, shortened
+from drgrade.artefacts import is_number, shortened, strip_private
 from drgrade.config import CONF, choices
 from drgrade.data.sources.base import About, source_class
 from drgrade.grades import NUM_GRADES
@@ -34,7 +34,7 @@ from drgrade.runs.run_dir import (
     read_provenance,
     read_split,
 )
-from drgrade.runs.settings import SSL, describe_weights_files, first_weights, strip_private
+from drgrade.runs.settings import SSL, describe_weights_files, first_weights
 from drgrade.stats import formatting
 from drgrade.stats.bootstrap import interval_if_spread, resample_metrics
 from drgrade.stats.estimates import Estimate

@@ -11,14 +11,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from drgrade.artefacts import read_json, refuse_interpolations, shortened
+from drgrade.artefacts import read_json, refuse_interpolations, shortened, strip_private
 from drgrade.errors import ConfigError, DataError
 from drgrade.files import file_sha256, require_regular
 from drgrade.models.calibration import Calibration
 from drgrade.models.grading_model import check_model_settings, model_settings
 from drgrade.renames import current
 from drgrade.runs.run_dir import SEEN, checked_metrics
-from drgrade.runs.settings import strip_private
 
 CONFIG, WEIGHTS, README = "config.json", "model.safetensors", "README.md"
 FILES = (CONFIG, WEIGHTS, README, SEEN)

@@ -17,7 +17,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from drgrade.artefacts import leaves
+from drgrade.artefacts import leaves, looks_secret, strip_private
 from drgrade.data.transforms import MEAN, STD
 from drgrade.errors import ConfigError, DataError
 from drgrade.files import (
@@ -47,7 +47,6 @@ from drgrade.prediction.published_folder import (
     read_published_config,
 )
 from drgrade.runs.run_dir import SEEN, read_finished
-from drgrade.runs.settings import looks_secret, strip_private
 from drgrade.stats.formatting import GRADE_NAMES, plural
 
 HUB = "hf://"

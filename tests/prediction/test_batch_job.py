@@ -237,12 +237,12 @@ def test_a_batch_too_large_for_the_device_is_an_error(tmp_path):
 def test_progress_is_shown_for_an_unknown_number_of_inputs(tmp_path, monkeypatch, capsys):
     import io
 
-    _list(tmp_path, range(9))
+    _list(tmp_path, range(17))
     monkeypatch.chdir(tmp_path)
     listed = (tmp_path / "list.txt").read_bytes()
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(listed)))
     monkeypatch.setattr("drgrade.progress._SECONDS_BETWEEN_LINES", 0.0)
-    assert len(_run(tmp_path / "out", Inputs(["-"]))) == 9
+    assert len(_run(tmp_path / "out", Inputs(["-"]))) == 17
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "grading photographs"
-    assert lines[-1].startswith("  8 (")
+    assert lines[-1].startswith("  16 (")

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from drgrade.artefacts import looks_secret, strip_private
 from drgrade.cli.publish import work
 from drgrade.config import compose
 from drgrade.errors import ConfigError, DataError, DrgradeError
@@ -24,7 +25,6 @@ from drgrade.prediction.grader import Grader
 from drgrade.prediction.own_photographs import run_photographs
 from drgrade.publishing import hub
 from drgrade.publishing.hub import from_pretrained, push_to_hub, save_pretrained
-from drgrade.runs.settings import looks_secret, strip_private
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3), np.uint8)
 
