@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from drgrade.errors import ConfigError, check_range
+from drgrade.errors import ConfigError
 
 SUBSETS = ("train", "unlabelled", "val", "test", "external", "excluded")
 """Subsets of a split.
@@ -67,7 +67,8 @@ class SplitSpec:
             raise ConfigError(
                 f"label_fraction={self.label_fraction} is not in (0, 1]; 10 % is label_fraction=0.1"
             )
-        check_range("[0, 1)", "protocol.", val_fraction=self.val_fraction)
+        if not 0 <= self.val_fraction < 1:
+            raise ConfigError(f"protocol.val_fraction={self.val_fraction} is not in [0, 1)")
         if self.shots is not None:
             self._check_shots(self.shots)
         if self.folds < 2:
