@@ -94,8 +94,8 @@ class Crop:
 
     Attributes:
         sha256: SHA-256 of the file; "" if it could not be read.
-        pixels: RGB, uint8 (S, S, 3). This and the next two are None if the photograph cannot be used, or its
-            content is known.
+        pixels: RGB, uint8 (S, S, 3). This and the next two are None if the photograph cannot be used, or,
+            without a failure, if its content is known and nothing was decoded.
         thumbnail: Grey, uint8 (T, T), for the search for duplicates.
         facts: Measurements.
         conversions: Changes made to the decoded image.
@@ -108,11 +108,6 @@ class Crop:
     facts: Facts | None = None
     conversions: tuple[str, ...] = ()
     failure: str = ""
-
-    @property
-    def is_known(self) -> bool:
-        """True if the content was known, so that nothing was decoded."""
-        return self.pixels is None and not self.failure
 
 
 class ExtractedDisc(NamedTuple):

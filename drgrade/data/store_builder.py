@@ -208,7 +208,8 @@ class CropCache:
         made = make_crops(partial(maker, known=contents), unknown, workers)
         for file in files:
             crop = self._crop(file) if file in self._found else next(made)
-            yield self._crop(crop.sha256) if crop.is_known else crop
+            is_known = crop.pixels is None and not crop.failure
+            yield self._crop(crop.sha256) if is_known else crop
 
     def same_files(self, files: Sequence[FileState]) -> CropArchive | None:
         """Return an archive of exactly these files in this order; None if there is none."""
