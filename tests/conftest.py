@@ -1,6 +1,7 @@
 """Shared fixtures: a small drawn data set, prepared once, and tiny runs on it."""
 
 import copy
+import functools
 import hashlib
 import os
 import signal
@@ -10,10 +11,12 @@ from pathlib import Path
 
 import hydra
 import hypothesis
+import omegaconf
 import pandas as pd
 import pytest
 from filelock import FileLock
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf, grammar_parser
 from tiny_run import REPOSITORY, TINY
 
 from drgrade.config import CONF
@@ -35,28 +38,45 @@ hypothesis.settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def parsed_config_files():
-    """Parse each text of a YAML file once per worker: Hydra opens about 30 files for one config."""
-    load, parsed = OmegaConf.load, {}
+def parsed_once():
+    """Parse each YAML text, override and interpolation once per worker: one config has about 30 files."""
+    load, parse_rule, yaml_files, rules = OmegaConf.load, OverridesParser.parse_rule, {}, {}
 
     def read(file):
         if not hasattr(file, "read"):
             return load(file)
         text = file.read()
-        if text not in parsed:
+        if text not in yaml_files:
             file.seek(0)
-            parsed[text] = load(file)
-        return copy.deepcopy(parsed[text])
+            yaml_files[text] = load(file)
+        return copy.deepcopy(yaml_files[text])
 
+    def parse(parser, *text_and_rule):
+        if text_and_rule not in rules:
+            rules[text_and_rule] = parse_rule(parser, *text_and_rule)
+        return copy.deepcopy(rules[text_and_rule])
+
+    parse_interpolation = functools.cache(grammar_parser.parse)  # of which only the result is read
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OmegaConf, "load", staticmethod(read))
+        patch.setattr(OverridesParser, "parse_rule", parse)
+        patch.setattr(omegaconf.base, "parse", parse_interpolation)
+        patch.setattr(omegaconf._utils, "parse", parse_interpolation)
         yield
 
 
-def composed(*overrides: str) -> DictConfig:
-    """Compose and check the config of a training."""
+@functools.cache
+def composed_once(*overrides: str) -> DictConfig:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = hydra.compose("train", list(overrides))
+        return hydra.compose("train", list(overrides))
+
+
+def composed(*overrides: str) -> DictConfig:
+    """Compose and check the config of a training; configs that differ only in two paths are composed once."""
+    places = [each for each in overrides if each.startswith(("paths.run=", "paths.outputs="))]
+    cfg = copy.deepcopy(composed_once(*(each for each in overrides if each not in places)))
+    for name, value in (each.split("=", 1) for each in places):
+        OmegaConf.update(cfg, name, value)
     TrainSettings.read(cfg)
     return cfg
 
@@ -163,3 +183,23 @@ def command(overrides) -> Callable[..., list[str]]:
         return [sys.executable, str(REPOSITORY / "train.py"), *overrides, *more]
 
     return make
+
+
+@pytest.fixture
+def call_main(tmp_path, monkeypatch, capfd) -> Callable[..., tuple[int, str, str]]:
+    """``call_main(main, *argv)``: exit status, output and errors of a command, run in this process.
+
+    Starting a process takes longer than a tiny run.
+    """
+
+    def call(main: Callable[[], int | None], *argv: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", list(argv))
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+        try:
+            status = main() or 0
+        except SystemExit as end:
+            status = end.code
+        return (status, *capfd.readouterr())
+
+    return call

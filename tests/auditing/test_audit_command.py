@@ -1,7 +1,5 @@
 """Tests of the command ``drgrade audit``."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import hydra
@@ -10,7 +8,7 @@ from omegaconf import OmegaConf
 
 from drgrade.auditing.findings import FINDINGS
 from drgrade.cli import COMMANDS
-from drgrade.cli.audit import FOUND, work
+from drgrade.cli.audit import FOUND, main, work
 from drgrade.config import CONF
 from drgrade.errors import ConfigError
 
@@ -37,16 +35,13 @@ def run(*overrides):
         work(hydra.compose("audit", list(overrides)))
 
 
-def test_command_exits_with_status_3_and_lists_the_findings(overrides, tmp_path):
-    command = [sys.executable, "-m", "drgrade.cli.audit", *overrides]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
-    assert done.returncode == FOUND == 3, done.stderr
-    assert (
-        "failed: 1 conflicting_grades, 1 across_splits, 1 patient_across_splits, 2 unreadable" in done.stdout
-    )
-    assert done.stdout.rstrip().endswith(f"{tmp_path}/audit/index.html")
+def test_command_exits_with_status_3_and_lists_the_findings(overrides, call_main, tmp_path):
+    status, out, err = call_main(main, "drgrade", *overrides)
+    assert status == FOUND == 3, err
+    assert "failed: 1 conflicting_grades, 1 across_splits, 1 patient_across_splits, 2 unreadable" in out
+    assert out.rstrip().endswith(f"{tmp_path}/audit/index.html")
     assert (tmp_path / "audit" / "index.html").is_file()
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in err
 
 
 def test_empty_fail_on_passes(overrides, tmp_path):

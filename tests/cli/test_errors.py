@@ -1,12 +1,12 @@
 """Wrong input on the command line: a one-line message and a non-zero exit status."""
 
-import subprocess
 import sys
 
 import pytest
 
 from drgrade.cli import command
 from drgrade.cli import main as drgrade
+from drgrade.cli.prepare import main as prepare
 from drgrade.cli.train import headline, work
 from drgrade.settings import TrainSettings
 
@@ -106,8 +106,8 @@ def test_drgrade_lists_its_commands(arguments, status, words, monkeypatch, capsy
     assert words in output.out + output.err
 
 
-def test_prepare_makes_a_store_and_summarises_it(shared, tmp_path):
+def test_prepare_makes_a_store_and_summarises_it(shared, call_main):
     arguments = [*shared, "data.count=60", "data.size=64", "data.image_size=32"]
-    command = [sys.executable, "-m", "drgrade.cli.prepare", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
-    assert "60 photographs at 32 px" in done.stdout
+    status, out, _ = call_main(prepare, "drgrade", *arguments)
+    assert status == 0
+    assert "60 photographs at 32 px" in out

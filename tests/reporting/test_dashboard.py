@@ -2,14 +2,12 @@
 
 import json
 import shlex
-import subprocess
-import sys
 
 import pytest
 from omegaconf import OmegaConf
 from wandb_files import offline_runs
 
-from drgrade.cli.dashboard import work
+from drgrade.cli.dashboard import main, work
 from drgrade.config import compose
 from drgrade.errors import ConfigError, DataError
 from drgrade.sweeps.cells import Cell, write_sweep
@@ -221,8 +219,8 @@ def test_folder_without_wandb_sweep_is_an_error(sweep, tmp_path):
         work(compose("dashboard"))
 
 
-def test_dashboard_command(sweep):
+def test_dashboard_command(sweep, call_main):
     folder = sweep("logger=wandb")
-    command = [sys.executable, "-c", "from drgrade.cli import main; main()", "dashboard"]
-    done = subprocess.run([*command, str(folder)], capture_output=True, text=True, check=True)
-    assert str(folder / "dashboard" / "report.json") in done.stdout
+    status, out, _ = call_main(main, "drgrade", str(folder))
+    assert status == 0
+    assert str(folder / "dashboard" / "report.json") in out

@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import cohen_kappa_score
 from synthetic import fail_run, remove_run, write_runs
 
-from drgrade.cli.report import make_report
+from drgrade.cli.report import main, make_report
 from drgrade.errors import ConfigError, DataError
 from drgrade.settings import ReportSettings
 
@@ -116,17 +116,15 @@ def test_folder_without_runs_is_refused_and_nothing_is_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_command_line_errors_are_one_line():
-    command = [sys.executable, "-c", "from drgrade.cli import main; main()", "report", "tilte=x"]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ended.returncode == 1
-    assert ended.stderr.startswith("error: ")
-    assert ended.stderr.count("\n") == 1
-    assert "did you mean title" in ended.stderr
+def test_command_line_errors_are_one_line(call_main):
+    status, _, err = call_main(main, "drgrade", "tilte=x")
+    assert status == 1
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert "did you mean title" in err
 
 
-def test_help_names_every_setting():
-    command = [sys.executable, "-m", "drgrade.cli.report", "--help"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def test_help_names_every_setting(call_main):
+    _, shown, _ = call_main(main, "drgrade", "--help")
     for name in ("RUN_OR_SWEEP", "out=null", "title=null", "resamples=10000", "seed=0"):
         assert name in shown

@@ -1,8 +1,7 @@
-"""Commands of sweeps, in this process where possible: starting one takes longer than a tiny run."""
+"""Commands of sweeps, in this process where possible."""
 
 import json
 import subprocess
-import sys
 
 import pytest
 
@@ -10,19 +9,11 @@ from drgrade.cli.train import main
 
 
 @pytest.fixture
-def call_here(tmp_path, monkeypatch, capfd):
+def call_here(call_main):
     """``call_here(command, status=0)``: run a command in this process, and return its output."""
 
     def run(command, status=0):
-        monkeypatch.setattr(sys, "argv", command[1:])
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = end.code
-        out, err = capfd.readouterr()
+        code, out, err = call_main(main, *command[1:])
         assert code == status, out + err
         assert "Traceback" not in out + err
         return out + err

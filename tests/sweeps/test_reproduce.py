@@ -28,17 +28,11 @@ def reproduce(overrides):
 
 
 @pytest.fixture
-def reproduce_here(reproduce, monkeypatch, capfd, tmp_path):
+def reproduce_here(reproduce, call_main):
     """``reproduce_here("a=b", status=0)``: output and errors of the command, run in this process."""
 
     def run(*more, status=0):
-        monkeypatch.setattr(sys, "argv", reproduce(*more)[2:])
-        monkeypatch.chdir(tmp_path)
-        try:
-            ended = main() or 0
-        except SystemExit as error:
-            ended = error.code
-        out, err = capfd.readouterr()
+        ended, out, err = call_main(main, *reproduce(*more)[2:])
         assert ended == status, out + err
         return out, err
 
