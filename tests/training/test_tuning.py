@@ -132,20 +132,20 @@ class StopAfter(Callback):
             raise RuntimeError("power cut")
 
 
-@pytest.mark.parametrize(("rate", "epoch"), [(1e-3, 1), (1e-2, 0), (1e-2, 1)])
-def test_interrupted_tuned_run_ends_with_the_same_results(rate, epoch, compose, tmp_path, train_with):
+def test_interrupted_tuned_run_ends_with_the_same_results(compose, tmp_path, train_with):
     settings = (*TUNED, "init=random", "resume=auto")
     straight = train(compose(*settings, run="straight"))
-    with pytest.raises(RuntimeError, match="power cut"):
-        train_with(StopAfter(rate, epoch), compose(*settings, run="resumed"))
-    assert record_of(tmp_path / "resumed")["status"] == "failed"
-    resumed = train(compose(*settings, run="resumed"))
-    assert resumed == straight
-    weights = [
-        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        for name in ("straight", "resumed")
-    ]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    for rate, epoch in ((1e-3, 1), (1e-2, 0), (1e-2, 1)):
+        run = f"resumed-{rate}-{epoch}"
+        with pytest.raises(RuntimeError, match="power cut"):
+            train_with(StopAfter(rate, epoch), compose(*settings, run=run))
+        assert record_of(tmp_path / run)["status"] == "failed"
+        assert train(compose(*settings, run=run)) == straight
+        one, other = (
+            torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+            for name in ("straight", run)
+        )
+        assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 SPY = """
