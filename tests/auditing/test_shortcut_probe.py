@@ -10,7 +10,7 @@ from sklearn.metrics import cohen_kappa_score
 from drgrade.auditing.shortcut import FEATURES, grades_by_rank, kappa, probe, probe_findings, shuffle_groups
 from drgrade.settings import AuditThresholds
 
-FAST = AuditThresholds(permutations=19, resamples=200)
+FAST = AuditThresholds(permutations=19, resamples=200, folds=2)
 
 
 def manifest_of(number=240, seed=0, per_patient=1, **columns):
@@ -47,12 +47,12 @@ def test_camera_correlated_with_the_grade_is_a_shortcut():
 
 
 def test_random_grades_give_chance_level():
-    result = probe(manifest_of(), AuditThresholds(permutations=60, resamples=200))
+    result = probe(manifest_of(), AuditThresholds(permutations=40, resamples=200, folds=2))
     assert result.low < 0 < result.high
     assert result.p_value > 0.05
     assert "not more than chance" in result.sentence
     assert list(probe_findings([result], AuditThresholds())) == []
-    assert abs(result.chance) < 0.04  # standard deviation: 0.09 of a repeat, so 0.012 of the mean
+    assert abs(result.chance) < 0.04  # standard deviation: 0.09 of a repeat, so 0.014 of the mean
     assert 0 < result.chance_high < 0.3
 
 
@@ -77,7 +77,7 @@ def test_copies_stay_in_one_fold(twelve_patients):
 
 
 def test_constant_features_give_qwk_0():
-    found = probe(manifest_of(file_size=1, border=0.3, brightness=50.0), FAST)
+    found = probe(manifest_of(file_size=1, border=0.3, brightness=50.0), AuditThresholds())
     assert found.constant == FEATURES
     assert found.qwk == 0
     assert found.p_value == 1
@@ -93,7 +93,7 @@ def test_probe_is_reproducible():
     [
         (manifest_of(40, grade=[0, 4] * 20), "there are 40"),
         (manifest_of(grade=2), "two grades"),
-        (manifest_of(per_patient=60), "4 groups for 5 folds"),
+        (manifest_of(per_patient=120), "2 groups for 2 folds"),
         (manifest_of(grade=pd.NA), "there are 0"),
     ],
 )
@@ -111,7 +111,9 @@ def test_rare_grades_are_left_out_and_named():
 
 
 def test_large_data_set_is_sampled():
-    found = probe(manifest_of(600), AuditThresholds(permutations=19, resamples=100, probe_photographs=150))
+    found = probe(
+        manifest_of(600), AuditThresholds(permutations=19, resamples=100, folds=2, probe_photographs=150)
+    )
     assert found.photographs == 150
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -14,6 +15,14 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 DATA = ROOT / os.environ.get("DRGRADE_TEST_DATA", "../shared/data")
 
 
+class EverySecond(IDRiD):
+    """Half of IDRiD."""
+
+    def read(self):
+        table = super().read()
+        return dataclasses.replace(table, manifest=table.manifest.iloc[::2])
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     before = torch.get_num_threads()
@@ -23,19 +32,20 @@ def one_thread():
 
 
 @pytest.fixture(scope="session")
-def stores(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("stores")
+def stores(session_folder):
+    """``stores("demo")``: prepared photographs at 64 px, once for all workers; every second one of IDRiD."""
+    folder = session_folder / "pretext"
     prepared = {}
 
     def store(name):
         if name not in prepared:
             if name == "demo":
-                source = Demo(folder / "demo", count=240, size=128, seed=1)
+                source = Demo(folder / "demo", count=240, size=128, seed=1, workers=1)
             elif not (DATA / "idrid").is_dir():
                 pytest.skip(f"IDRiD is not in {DATA}")
             else:
-                source = IDRiD(DATA / "idrid")
-            prepared[name] = prepare(source, folder / "stores", image_size=64)
+                source = EverySecond(DATA / "idrid")
+            prepared[name] = prepare(source, folder / "stores", image_size=64, workers=1)
         return prepared[name]
 
     return store

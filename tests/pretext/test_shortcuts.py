@@ -57,9 +57,8 @@ def accuracy(clue, epochs, per_photograph=2):
 @pytest.mark.parametrize("part", HIDDEN)
 @pytest.mark.parametrize("name", DATA)
 def test_protected_clues_do_not_reveal_the_rotation(views, name, part):
-    clue = HIDDEN[part](views(name, MaskedView(), "views"))
-    assert turns_alike(clue)
-    assert accuracy(clue, epochs=2, per_photograph=1).share == pytest.approx(CHANCE, abs=TOLERANCE)
+    """Where the four turns are equal, any network is right for exactly one of them."""
+    assert turns_alike(HIDDEN[part](views(name, MaskedView(), "views")))
 
 
 @pytest.mark.parametrize("part", ["rim of 5 %", "rim of 10 %"])
