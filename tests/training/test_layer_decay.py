@@ -1,10 +1,9 @@
-"""Layer-wise learning-rate decay in training: every optimiser, every schedule, frozen epochs, resuming."""
+"""Layer-wise learning-rate decay in training: every optimiser, every schedule, frozen epochs."""
 
 from types import SimpleNamespace
 
 import pytest
 import torch
-from pytorch_lightning import Callback
 
 from drgrade.cli.command import explain
 from drgrade.errors import ConfigError, EncoderError
@@ -109,21 +108,6 @@ def test_layer_decay_of_one_changes_nothing(compose, tmp_path):
     for decay in ("null", "1.0"):
         train(compose(*SETTINGS, f"protocol.layer_decay={decay}", "trainer.max_steps=8", run=decay))
     assert same(weights(tmp_path / "null"), weights(tmp_path / "1.0"))
-
-
-class StopAfter(Callback):
-    def on_train_epoch_start(self, trainer, pl_module):
-        if trainer.current_epoch == 2:
-            raise RuntimeError("power cut")
-
-
-def test_resumed_run_ends_with_the_same_weights(compose, tmp_path, train_with):
-    settings = (*SETTINGS, "protocol.layer_decay=0.7", "test=false")
-    train(compose(*settings, run="straight"))
-    with pytest.raises(RuntimeError, match="power cut"):
-        train_with(StopAfter(), compose(*settings, run="resumed"))
-    train(compose(*settings, f"resume={tmp_path / 'resumed'}", run="elsewhere"))
-    assert same(weights(tmp_path / "straight"), weights(tmp_path / "resumed"))
 
 
 def test_invalid_layer_decay_is_refused_before_training(compose):

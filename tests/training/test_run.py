@@ -103,11 +103,16 @@ class StopAfter(Callback):
             raise RuntimeError("power cut")
 
 
-@pytest.mark.parametrize(("experiment", "epoch"), [("rotation_100pct", 1), ("msssl_50pct", 2)])
-def test_resumed_run_ends_with_the_same_weights(experiment, epoch, compose, tmp_path, train_with):
+@pytest.mark.parametrize(
+    ("experiment", "layer_decay", "epoch"), [("rotation_100pct", 0.7, 1), ("msssl_50pct", "null", 2)]
+)
+def test_resumed_run_ends_with_the_same_weights(
+    experiment, layer_decay, epoch, compose, tmp_path, train_with
+):
     # Dropout, a schedule over the whole run, frozen epochs, and Adam's moments all have to be taken up again.
     settings = (
         f"+experiment={experiment}",
+        f"protocol.layer_decay={layer_decay}",
         "init=ssl",
         "schedule=cosine",
         "protocol.epochs=3",
