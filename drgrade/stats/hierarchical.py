@@ -259,12 +259,15 @@ def _arrange(folds: Sequence[FoldRuns]) -> tuple[Floats, Floats]:
     else:
         seeds, draws = _largest_grid(shared)
         grid = [[[(seed, draw)] for draw in draws] for seed in seeds]
-    values, samples = [], []
-    for fold in folds:
-        places = [[[list(fold.replicates).index(each) for each in unit] for unit in row] for row in grid]
-        values.append([[fold.values[place].mean() for place in row] for row in places])
-        samples.append([[fold.samples[place].mean(axis=0) for place in row] for row in places])
-    return np.array(values), np.array(samples)
+    places = [
+        [[[list(fold.replicates).index(each) for each in unit] for unit in row] for row in grid]
+        for fold in folds
+    ]
+    pairs = list(zip(folds, places, strict=True))
+    return (
+        np.array([[[fold.values[at].mean() for at in row] for row in rows] for fold, rows in pairs]),
+        np.array([[[fold.samples[at].mean(axis=0) for at in row] for row in rows] for fold, rows in pairs]),
+    )
 
 
 def _independent(replicates: Sequence[Replicate]) -> list[list[Replicate]]:
