@@ -281,17 +281,22 @@ def _independent(replicates: Sequence[Replicate]) -> list[list[Replicate]]:
 
 
 def _largest_grid(replicates: Sequence[Replicate]) -> tuple[list[int], list[int]]:
-    """Return seeds and label draws of which every pair is there: two of each if possible, and most pairs."""
+    """Return seeds and label draws of which every pair is there.
+
+    Two of each if possible; then those of most pairs, and of these the one with more seeds.
+    """
     draws_of = {one: {draw for seed, draw in replicates if seed == one} for one, _ in replicates}
     grids = [
         (sorted(seed for seed in draws_of if draws <= draws_of[seed]), sorted(draws))
         for draws in (one & other for one in draws_of.values() for other in draws_of.values())
         if draws
     ]
-    return max(
-        grids,
-        key=lambda grid: (min(len(grid[0]), 2), min(len(grid[1]), 2), len(grid[0]) * len(grid[1])),
-    )
+
+    def order(grid: tuple[list[int], list[int]]) -> tuple[int, ...]:
+        seeds, draws = map(len, grid)
+        return min(seeds, 2), min(draws, 2), seeds * draws, seeds
+
+    return max(grids, key=order)
 
 
 def _components(values: Floats, samples: Floats, means: Floats, degrees: float) -> Components:

@@ -154,9 +154,9 @@ def test_missing_cell_leaves_the_largest_complete_part_for_the_variance(tables):
     folds = arrange(values, samples)
     folds[0] = arrange(values, samples, CROSSED[:-1])[0]
     found = resample_mean(folds, 0)
-    assert found.components.degrees[1:] == (1, FOLDS * 2, FOLDS * 2)  # two seeds, three label draws
-    by_seed = values[:, :2].mean(axis=(0, 2))
-    assert found.components.seeds == pytest.approx(by_seed.var(ddof=1) / 2)
+    assert found.components.degrees[1:] == (2, FOLDS, FOLDS * 2)  # three seeds, two label draws
+    by_seed = values[:, :, :2].mean(axis=(0, 2))
+    assert found.components.seeds == pytest.approx(by_seed.var(ddof=1) / 3)
     assert (found.seeds, found.value) == (3, pytest.approx(np.mean([each.values.mean() for each in folds])))
 
 
