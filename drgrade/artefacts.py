@@ -160,6 +160,18 @@ def leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, node
 
 
+def select(settings: Any, name: str) -> Any:
+    """Return a setting ``a.b.c`` of nested mappings; None if it, or a mapping around it, is missing.
+
+    Example:
+        >>> select({"a": {"b": 1}}, "a.b"), select({"a": [1]}, "a.b")
+        (1, None)
+    """
+    for part in name.split("."):
+        settings = settings.get(part) if isinstance(settings, Mapping) else None
+    return settings
+
+
 def check_plain(content: Any, origin: object, repair: str) -> None:
     """Check that content has mappings with text as keys, lists, text and numbers only.
 

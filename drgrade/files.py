@@ -3,6 +3,7 @@
 CSV files are written so that spreadsheets execute no text in them, and read as they were.
 """
 
+import errno
 import hashlib
 import os
 import re
@@ -49,6 +50,17 @@ def special_kind(path: Path | str) -> str:
     system = _kernel_devices().get(status.st_dev, "")
     generated = f"a file of the kernel ({system})" if system and stat.S_ISREG(status.st_mode) else ""
     return _KINDS.get(stat.S_IFMT(status.st_mode), generated)
+
+
+def is_path(text: str) -> bool:
+    """Return False for a text that is no path on any system; the file need not exist, and is not opened."""
+    try:
+        os.stat(text)  # noqa: PTH116  (the text may be no valid path for pathlib)
+    except ValueError:  # a zero byte, or a character that cannot be encoded
+        return False
+    except OSError as error:
+        return error.errno != errno.ENAMETOOLONG
+    return True
 
 
 def require_regular(path: Path) -> Path:
@@ -186,8 +198,11 @@ def _remove(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text as UTF-8, atomically; the folder is created."""
-    write_bytes(path, text.encode("utf-8"))
+    r"""Write text as UTF-8, atomically; the folder is created.
+
+    Half characters, which JSON may contain, and bytes of file names that are not UTF-8 become ``\uXXXX``.
+    """
+    write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -259,11 +274,17 @@ def file_sha256(path: Path) -> str:
 
 
 def checkpoint_fault(path: Path) -> str | None:
-    """Compare a file of :func:`torch.save` with its checksums; return what is damaged, None if nothing is."""
+    """Return what is damaged in a file of :func:`torch.save`, by its checksums; None if nothing is.
+
+    A file that unpacks to more than its size, as none of torch does, is not unpacked.
+    """
     if kind := special_kind(path):
         return f"{kind}, not a file"
     try:
         with zipfile.ZipFile(path) as archive:
+            unpacked = sum(part.file_size for part in archive.infolist())
+            if unpacked > path.stat().st_size:
+                return f"it would unpack to {unpacked:,} bytes"
             damaged = archive.testzip()
     except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError) as error:
         return str(error) or type(error).__name__

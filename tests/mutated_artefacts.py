@@ -38,7 +38,22 @@ from drgrade.training.pretraining import pretraining_saw_test
 PIXELS = np.zeros((1, 32, 32, 3), np.uint8)
 VALUES = [
     *(None, True, False, 0, 1, -1, -5, 7, 10**9, 10**30, 0.5, -0.0, 1e308, float("inf"), float("nan")),
-    *("", "x", "../../x", "/etc/passwd", "\0", "\n", "é" * 300, "${oc.env:HOME}", "${seed}", "???", "1e5"),
+    *(
+        "",
+        "x",
+        "../../x",
+        "/etc/passwd",
+        "\0",
+        "\n",
+        "\ud800",
+        "\udc80",
+        "=1+1",
+        "é" * 300,
+        "${oc.env:HOME}",
+        "${seed}",
+        "???",
+        "1e5",
+    ),
     *([], {}, [1], [[]], {"a": 1}, {"_target_": "os.system", "command": "true"}, ["x"] * 300, "x" * 100_000),
     *({"_target_": "drgrade.models.encoder.TimmEncoder", "name": "hf-hub:a/b"}, list(range(1000))),
 ]
@@ -154,28 +169,41 @@ class Artefact:
     read: Callable[[Path], object]
 
     def attack(self, rng: random.Random) -> tuple[str, str]:
-        """Mutate one file, read the artefact and restore the file.
+        """Mutate one file, and return it and the result of :meth:`read_with`."""
+        name = rng.choice(self.files)
+        return name, self.read_with(name, mutated(rng, name, (self.folder / name).read_bytes()))
+
+    def read_changed(self, name: str, place: str, value: object) -> str:
+        """Change one value of a JSON or YAML file, ``a.b.0``, and return the result of :meth:`read_with`."""
+        data = (self.folder / name).read_bytes()
+        content = json.loads(data) if name.endswith(".json") else yaml.safe_load(data)
+        node, (*groups, last) = content, [int(part) if part.isdigit() else part for part in place.split(".")]
+        for group in groups:
+            node = node[group]
+        node[last] = value
+        return self.read_with(name, (json.dumps if name.endswith(".json") else _yaml)(content).encode())
+
+    def read_with(self, name: str, after: bytes) -> str:
+        """Read the artefact with another content of one file, which is restored.
 
         Returns:
-            The file, and how it ended: ``read`` or ``refused``.
+            How it ended: ``read`` or ``refused``.
 
         Raises:
             AssertionError: If it ended in any other way.
         """
-        name = rng.choice(self.files)
         path = self.folder / name
         before = path.read_bytes()
         path.unlink()  # it may be linked
-        path.write_bytes(mutated(rng, name, before))
-        after = path.read_bytes()
+        path.write_bytes(after)
         try:
             self.read(self.folder)
-            return name, "read"
+            return "read"
         except DrgradeError as error:
             message = str(error)
             assert message, name
             assert len(message) < 20_000, (name, message[:300])
-            return name, "refused"
+            return "refused"
         except BaseException as error:
             raise AssertionError(f"{name}: {type(error).__name__}: {error}\n{after[:3000]!r}") from error
         finally:

@@ -9,9 +9,10 @@ from typing import Any
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 from torch import Tensor, nn
 
+from drgrade.artefacts import select
 from drgrade.data.datamodules import GradingDataModule
 from drgrade.data.fundus_check import Preparation
 from drgrade.data.photographs import Photographs
@@ -267,7 +268,7 @@ def repeat_test(cfg: DictConfig, folder: Path, target: Path) -> EvaluationRun:
     trained = load_model(folder)
     record = trained.record
     photographs = run_photographs(trained.config, record, folder, cfg.paths.stores, cfg.download)
-    channels_last = OmegaConf.select(trained.config, "grading.task.channels_last") is True
+    channels_last = select(trained.config, "grading.task.channels_last") is True
     task = GradingTask(
         trained.model.encoder,
         lambda _: trained.model.head,
@@ -339,7 +340,7 @@ def evaluate_grader(cfg: DictConfig, folders: Sequence[Path], target: Path) -> E
 
 
 def _finds_duplicates(trained: TrainedModel) -> bool:
-    return OmegaConf.select(trained.config, "photographs.find_duplicates") is not False
+    return select(trained.config, "photographs.find_duplicates") is not False
 
 
 def _tested_photographs(cfg: DictConfig, first: TrainedModel) -> Photographs:

@@ -217,7 +217,10 @@ def _read_cache(path: Path, count: int) -> list[int] | None:
         rows = read_json(path, "")
     except DataError:
         return None
-    return rows if isinstance(rows, list) and all(is_number(row, 0, count - 1) for row in rows) else None
+    known = isinstance(rows, list) and all(
+        isinstance(row, int) and is_number(row, 0, count - 1) for row in rows
+    )
+    return rows if known else None
 
 
 def _read_thumbnails(

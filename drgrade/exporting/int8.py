@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from omegaconf import OmegaConf
 
+from drgrade.artefacts import select
 from drgrade.data.fundus_check import Preparation
 from drgrade.data.image_reader import IMAGE_EXTENSIONS
 from drgrade.data.photographs import Photographs
@@ -189,7 +189,7 @@ def load_run_photographs(model: TrainedModel, own_run: bool) -> Photographs:
         if not own_run:
             raise DataError(OWN_RUN)
         for setting in ("photographs.source.root", "photographs.folder"):
-            place = OmegaConf.select(model.config, setting)
+            place = select(model.config, setting)
             if not isinstance(place, str) or not Path(place).is_dir():
                 raise DataError(f"{place} does not exist")
     return run_photographs(model.config, model.record, model.folder)

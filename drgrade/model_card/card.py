@@ -25,6 +25,8 @@ from drgrade.model_card.facts import (
     UsedDataSet,
     calibration_changes,
     find_limits,
+    hardware,
+    naming_config,
     papers_of,
     read_run_files,
 )
@@ -120,10 +122,8 @@ def write_model_card(
     Raises:
         DrgradeError: If the folder holds no such run, or its files are damaged.
     """
-    target = run / MODEL_CARD
-    run_files = read_run_files(run, record)
-    write_text(target, render_model_card(run_files, resamples=resamples, licence=licence))
-    return target
+    write_text(run / MODEL_CARD, render_model_card(read_run_files(run, record), FOLDER, resamples, licence))
+    return run / MODEL_CARD
 
 
 def render_model_card(
@@ -143,7 +143,13 @@ def render_model_card(
 
     Raises:
         ConfigError: If ``licence`` is not the name of a licence.
+        DataError: If the config of the run lacks a setting, or has one of another type.
     """
+    with naming_config(run.folder):
+        return _render(run, place, resamples, licence)
+
+
+def _render(run: RunFiles, place: str, resamples: int, licence: str | None) -> str:
     from huggingface_hub import ModelCard
 
     figures = run.estimates(resamples)
@@ -385,15 +391,7 @@ def _compute(run: RunFiles) -> Iterator[list[str]]:
         if "seconds" in cost:
             memory = cost.get("peak_memory")
             peak = formatting.memory(None if memory is None else int(memory))
-            yield [phase, formatting.hours(float(cost["seconds"])), _hardware(cost), peak]
-
-
-def _hardware(cost: Mapping[str, Any]) -> str:
-    machine, devices = cost.get("machine"), cost.get("devices", 1)
-    if not isinstance(machine, Mapping):
-        return "not recorded"
-    device = machine.get("gpu") or f"{machine.get('processor')} with {machine.get('cores')} cores"
-    return escape_markdown(f"{device}, {devices} devices" if devices != 1 else str(device))
+            yield [phase, formatting.hours(float(cost["seconds"])), escape_markdown(hardware(cost)), peak]
 
 
 def public_command(command: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.resources import files
@@ -17,6 +18,7 @@ from omegaconf import OmegaConf
 from drgrade.artefacts import is_number, shortened, strip_private
 from drgrade.config import CONF, choices
 from drgrade.data.sources.base import About, source_class
+from drgrade.errors import DataError
 from drgrade.grades import NUM_GRADES
 from drgrade.metrics.functional import grading_metrics
 from drgrade.models.calibration import Calibration, selective_uncertainty
@@ -24,6 +26,7 @@ from drgrade.models.encoder import CARD
 from drgrade.runs.reader import Run, RunLocation, initial_encoder_dir, read_run
 from drgrade.runs.run_dir import (
     CALIBRATION,
+    CONFIG,
     PREDICTIONS,
     PROVENANCE,
     SEEN,
@@ -177,6 +180,15 @@ class RunFiles:
         return {**grading_metrics(*arrays), **recorded}
 
 
+@contextmanager
+def naming_config(folder: Path) -> Iterator[None]:
+    """Raise DataError for a setting of a run's config that is missing or has another type."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{folder / CONFIG} is not the config of a run ({error!r}); run it again") from error
+
+
 def read_run_files(folder: Path, record: Mapping[str, Any] | None = None) -> RunFiles:
     """Read the files of a finished grading run, without its photographs and checkpoints.
 
@@ -188,6 +200,11 @@ def read_run_files(folder: Path, record: Mapping[str, Any] | None = None) -> Run
         ConfigError: If the folder holds no finished grading run.
         DataError: If a file is damaged, or files contradict each other.
     """
+    with naming_config(folder):
+        return _read_run_files(folder, record)
+
+
+def _read_run_files(folder: Path, record: Mapping[str, Any] | None) -> RunFiles:
     cfg, record = read_finished(folder, record)
     full = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     config = cast(dict[str, Any], strip_private(full))
@@ -261,6 +278,15 @@ def _about(source: object) -> About | None:
     """Return the description of a source; None if its class is unknown or has no description."""
     kind = source_class(source.get("_target_") if isinstance(source, Mapping) else None)
     return None if kind is None else kind.about
+
+
+def hardware(cost: Mapping[str, Any]) -> str:
+    """Return the device of a training from its ``provenance.json``."""
+    machine, devices = cost.get("machine"), cost.get("devices", 1)
+    if not isinstance(machine, Mapping):
+        return "not recorded"
+    device = machine.get("gpu") or f"{machine.get('processor')} with {machine.get('cores')} cores"
+    return f"{device}, {devices} devices" if devices != 1 else str(device)
 
 
 RARE = 10

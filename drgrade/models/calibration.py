@@ -206,6 +206,8 @@ NLL by −0.120 (95 % −0.310 to 0.060), so it is not shown to help'
             return "the thresholds do not rise"
         if not all(is_number(rate, 0, 1) for point in self.points for rate in astuple(point)):
             return "an operating point is not between 0 and 1"
+        if self.points and not self.photographs:
+            return "it has operating points, but was fitted on no photographs"
         if self.points and self.points[-1].sensitivity != 1:
             return "the last operating point does not have a sensitivity of 1"
         if self.nll_change is not None and not (

@@ -14,12 +14,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from drgrade.artefacts import is_number, shortened
+from drgrade.artefacts import is_number, select, shortened
 from drgrade.data.crops import check_illumination
 from drgrade.data.fundus_check import Preparation
 from drgrade.data.image_reader import MAX_PIXELS
 from drgrade.errors import ConfigError, DataError
-from drgrade.files import require_regular
+from drgrade.files import checkpoint_fault, require_regular
 from drgrade.model_card.facts import drawings
 from drgrade.models.calibration import Calibration
 from drgrade.models.grading_model import (
@@ -77,7 +77,7 @@ class TrainedModel:
     @property
     def batch_size(self) -> int:
         """Photographs in a batch of the training, at most 4096."""
-        value = OmegaConf.select(self.config, "grading.datamodule.batch_size")
+        value = select(self.config, "grading.datamodule.batch_size")
         if not isinstance(value, int) or not is_number(value, 1, 4096):
             raise DataError(f"{self.config_file}: grading.datamodule.batch_size={shortened(value)}")
         return value
@@ -151,7 +151,7 @@ def checkpoint_file(folder: Path, record: Mapping[str, Any]) -> Path:
         DataError: If it is not a file in ``checkpoints``.
     """
     name = str(record["checkpoint"])
-    if not re.fullmatch(r"[\w-][\w.-]*\.ckpt", name):
+    if not re.fullmatch(r"[\w-][\w.-]{0,50}\.ckpt", name):
         raise DataError(f"{folder}: checkpoint={shortened(name)} is not the name of a checkpoint")
     return folder / CHECKPOINTS / name
 
@@ -166,6 +166,8 @@ def checkpoint_tensors(folder: Path, record: Mapping[str, Any]) -> Mapping[str, 
     path = checkpoint_file(folder, record)
     if not require_regular(path).is_file():
         raise ConfigError(f"checkpoint={folder}: {path.relative_to(folder)} is missing")
+    if fault := checkpoint_fault(path):
+        raise DataError(f"{path} is damaged ({fault}); train again")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         tensors = dict(content["state_dict"])

@@ -130,32 +130,38 @@ class Inputs:
             if each == STDIN:
                 yield from _read_lines(sys.stdin.buffer, "")
             elif Path(each).is_dir():
-                yield from self._search(each, "")
+                yield from self._search(each)
             elif each.lower().endswith(_LISTS):
                 yield from _read_list(each)
             else:
                 yield InputFile(each, _stem(os.path.basename(each)))  # noqa: PTH119
 
-    def _search(self, top: str, below: str) -> Iterator[InputFile]:
-        """Yield the photographs of the folder ``top/below`` and of its subfolders."""
-        folder = os.path.join(top, below) if below else top  # noqa: PTH118  (keeps the user's spelling)
-        try:
-            with os.scandir(folder) as entries:
-                listed = sorted((each.name, each.is_dir(follow_symlinks=False)) for each in entries)
-        except PermissionError:
-            yield InputFile(folder, below, NO_PERMISSION.replace("file", "folder"))
-            return
-        for name, is_folder in listed:
-            if name.startswith("."):
-                continue
-            inner = os.path.join(below, name)  # noqa: PTH118
-            path = os.path.join(top, inner)  # noqa: PTH118
-            if name.lower().endswith(IMAGE_EXTENSIONS):
+    def _search(self, top: str) -> Iterator[InputFile]:
+        """Yield the photographs of a folder and of its subfolders, which may be nested to any depth."""
+        waiting = [("", True)]
+        while waiting:
+            inner, is_folder = waiting.pop()
+            path = os.path.join(top, inner) if inner else top  # noqa: PTH118  (keeps the user's spelling)
+            if inner.lower().endswith(IMAGE_EXTENSIONS):
                 yield InputFile(path, _stem(inner))
             elif not is_folder:
                 self._skip(path)
-            if is_folder and Path(path).resolve() != self._leave_out:
-                yield from self._search(top, inner)
+            if not is_folder or (inner and self._is_left_out(Path(path))):
+                continue
+            try:
+                with os.scandir(path) as entries:
+                    listed = [(each.name, each.is_dir(follow_symlinks=False)) for each in entries]
+            except PermissionError:
+                yield InputFile(path, inner, NO_PERMISSION.replace("file", "folder"))
+            except OSError as error:
+                yield InputFile(path, inner, f"the folder cannot be read: {error.strerror}")
+            else:
+                shown = sorted(each for each in listed if not each[0].startswith("."))
+                waiting += [(os.path.join(inner, name), folder) for name, folder in reversed(shown)]  # noqa: PTH118
+
+    def _is_left_out(self, folder: Path) -> bool:
+        left_out = self._leave_out  # the name is compared first, because resolving a deep path takes long
+        return left_out is not None and folder.name == left_out.name and folder.resolve() == left_out
 
     def _skip(self, path: str) -> None:
         ending = os.path.splitext(path)[1].lower()  # noqa: PTH122

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from drgrade.artefacts import read_object
+from drgrade.artefacts import read_object, shortened
 from drgrade.errors import ConfigError, DataError
 from drgrade.files import file_sha256, write_text
 from drgrade.prediction.checkpoint import TrainedModel
@@ -98,10 +98,12 @@ def _changes(name: str, before: JobDescription, now: JobDescription) -> list[str
         return ["other checkpoints, or another calibration"]
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
-        return [f"{key} was {old.get(key)} and is {new.get(key)}" for key in keys]
+        return [
+            f"{shortened(key)} was {shortened(old.get(key))} and is {shortened(new.get(key))}" for key in keys
+        ]
     if isinstance(old, list):
-        return [f"{name} were {', '.join(map(str, old))}"]
-    return [f"{name} was {old} and is {new}"]
+        return [f"{name} were {shortened(', '.join(map(str, old)), 300)}"]
+    return [f"{shortened(name)} was {shortened(old)} and is {shortened(new)}"]
 
 
 def write_manifest(folder: Path, job: JobDescription, grader: Grader, **more: object) -> None:
@@ -266,7 +268,7 @@ class ProgressDatabase:
             raise DataError(
                 f"{self.path} cannot be written ({error}); once this is fixed, the same command resumes"
             ) from error
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             raise DataError(f"{self.path} is damaged ({error}); overwrite=true starts again") from error
         except OSError as error:
             raise DataError(f"{self.path.parent} cannot be created ({error.strerror})") from error

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from drgrade.artefacts import leaves, shortened
+from drgrade.artefacts import leaves, select, shortened
 from drgrade.config import ROLES, further_sources
 from drgrade.data.photographs import Photographs
 from drgrade.data.sources.base import make_source
@@ -65,7 +65,7 @@ def run_photographs(
 
 def stores_of(cfg: DictConfig) -> Path:
     """Return the folder of the prepared photographs that a run names; raise DataError without one."""
-    folder = OmegaConf.select(cfg, "photographs.folder")
+    folder = select(cfg, "photographs.folder")
     if not isinstance(folder, str) or "\0" in folder:
         raise DataError(f"photographs.folder={shortened(folder)} is not a folder")
     return Path(folder)

@@ -4,6 +4,7 @@ The folder may come from anybody, so it is data and never code (docs/security.md
 """
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from drgrade.artefacts import read_json, refuse_interpolations, shortened, strip_private
+from drgrade.artefacts import leaves, read_json, refuse_interpolations, select, shortened, strip_private
 from drgrade.errors import ConfigError, DataError
 from drgrade.files import file_sha256, require_regular
 from drgrade.models.calibration import Calibration
@@ -74,11 +75,14 @@ def published_settings(cfg: DictConfig) -> dict[str, Any]:
     """
     kept = OmegaConf.create({})
     for setting in _PUBLISHED_SETTINGS:
-        value = OmegaConf.select(cfg, setting)
+        value = select(cfg, setting)
         if value is not None:
             OmegaConf.update(kept, setting, value)
     settings: dict[str, Any] = strip_private(OmegaConf.to_container(kept, resolve=True))
     try:
+        for name, value in leaves(settings):
+            if isinstance(value, float) and not math.isfinite(value):
+                raise DataError(f"{name}={value} is not a finite number")
         check_model_settings(*model_settings(settings))
     except DataError as error:
         raise ConfigError(f"the run cannot be published, because it could not be loaded: {error}") from error

@@ -11,7 +11,7 @@ import wandb_workspaces.reports.v2.interface as wr
 import wandb_workspaces.workspaces as ws
 from wandb_workspaces import expr
 
-from drgrade.artefacts import read_object, read_yaml
+from drgrade.artefacts import read_object, read_yaml, shortened
 from drgrade.errors import DataError
 from drgrade.files import write_text
 from drgrade.grades import NUM_GRADES
@@ -137,8 +137,13 @@ def _logger(cell: Path) -> dict[str, Any] | None:
     logger = read_yaml(cell / CONFIG, "run the cell again").get("logger")
     if not isinstance(logger, dict):
         return None
-    known = str(logger.get("_target_", "")).endswith(".wandb_logger")
-    return {"entity": None, "project": None, **logger} if known else None
+    if not str(logger.get("_target_", "")).endswith(".wandb_logger"):
+        return None
+    logger = {"entity": None, "project": None, **logger}
+    for name in ("entity", "project"):
+        if not isinstance(logger[name], str | None):
+            raise DataError(f"{cell / CONFIG}: logger.{name}={shortened(logger[name])} is not text")
+    return logger
 
 
 def efficiency() -> list[Any]:

@@ -107,7 +107,8 @@ def _earlier_files(folder: Path) -> set[str]:
     except DataError:  # no earlier report
         return set()
     names = record.get("files") if isinstance(record, dict) else None
-    return {name for name in names or () if isinstance(name, str) and _OURS.fullmatch(name)}
+    listed = names if isinstance(names, list) else ()
+    return {name for name in listed if isinstance(name, str) and _OURS.fullmatch(name)}
 
 
 def draw_figures(study: Study) -> ReportFigures:

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from drgrade.artefacts import is_number, read_object, read_text, read_yaml, shortened
 from drgrade.errors import ConfigError, DataError
-from drgrade.files import checkpoint_fault, read_csv, remove_partial_files, to_csv, write_text
+from drgrade.files import checkpoint_fault, is_path, read_csv, remove_partial_files, to_csv, write_text
 from drgrade.grades import NUM_GRADES
 from drgrade.renames import current
 from drgrade.runs.settings import changed_settings, partial_settings
@@ -212,6 +212,8 @@ def read_provenance(folder: Path) -> dict[str, Any]:
         value = content.get(name)
         if not isinstance(value, kind | None):
             raise DataError(f"{path} is damaged ({name}={shortened(value)}): {repair}")
+    if not is_path(content.get("encoder") or ""):
+        raise DataError(f"{path} is damaged (encoder={shortened(content['encoder'])} is no path): {repair}")
     return content
 
 

@@ -8,9 +8,11 @@ from pathlib import PurePath
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from drgrade.artefacts import shortened
 from drgrade.config import ROLES, is_pretrained, is_set
+from drgrade.errors import DataError
 from drgrade.renames import canonical
 
 MAJORITY = "majority class"
@@ -129,10 +131,17 @@ def changed_settings(before: DictConfig, now: DictConfig, *, finished: bool = Fa
         now: Config of this run.
         finished: The earlier run is finished and is to be reused: length and precision of the training, which
             may change when a run is resumed, must be equal too.
+
+    Raises:
+        DataError: If the earlier config, which is read from a file, is not the config of a run.
     """
-    first, second = identity_settings(before), identity_settings(now)
-    if finished:
-        first, second = first | _trainer_settings(before), second | _trainer_settings(now)
+    second = identity_settings(now)
+    try:
+        first = identity_settings(before)
+        if finished:
+            first, second = first | _trainer_settings(before), second | _trainer_settings(now)
+    except (OmegaConfBaseException, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DataError(f"the config of the earlier run is damaged ({error!r}); remove its folder") from error
     return [
         f"{name} was {shortened(first.get(name), 200)} and is {shortened(second.get(name), 200)}"
         for name in sorted({*first, *second})

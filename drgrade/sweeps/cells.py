@@ -12,7 +12,7 @@ from typing import Any
 from drgrade.artefacts import read_object
 from drgrade.config import as_override
 from drgrade.errors import DataError
-from drgrade.files import write_text
+from drgrade.files import is_path, write_text
 from drgrade.runs.run_dir import CONFIG, ENDED, read_metrics
 
 SWEEP = "sweep.json"
@@ -184,13 +184,17 @@ def read_sweep(folder: Path) -> list[Cell]:
     try:
         listed = read_object(path, "remove it and repeat the sweep's command")["cells"]
         cells = [Cell(str(cell["name"]), tuple(map(str, cell["overrides"]))) for cell in listed]
-        if any(set(cell.name) & {"/", "\\", "\0"} or cell.name in (".", "..") for cell in cells):
+        if not all(_is_folder_name(cell.name) for cell in cells):
             raise ValueError("a cell is not named like a folder in it")
         return cells
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path} cannot be read ({error!r}); remove it and repeat the sweep's command"
         ) from error
+
+
+def _is_folder_name(name: str) -> bool:
+    return not set(name) & {"/", "\\"} and name not in ("", ".", "..") and is_path(name)
 
 
 def error_line(output: str) -> str:

@@ -4,8 +4,10 @@ import inspect
 import logging
 import os
 import random
+import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -15,6 +17,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, ProgressBar
 from pytorch_lightning.loggers import Logger
@@ -29,6 +32,7 @@ from drgrade.models.encoder import Encoder, load_encoder
 from drgrade.models.grading_model import check_model_settings, model_class, model_settings, without_weights
 from drgrade.runs.run_dir import (
     BEST,
+    CHECKPOINTS,
     FINISHED,
     LAST,
     TRIAL,
@@ -77,8 +81,9 @@ def instantiate(node: DictConfig, **arguments: Any) -> Any:
         return hydra.utils.instantiate(node, _convert_="all")
     try:
         return hydra.utils.instantiate(node, _convert_="all", _partial_=True)(**arguments)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{node._target_} refuses its settings: {error}") from error
+    except (TypeError, ValueError, MisconfigurationException, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{node._target_} refuses its settings: {reason}") from error
 
 
 def seed_everything(seed: int) -> None:
@@ -343,11 +348,55 @@ class CheckpointFiles(TorchCheckpointIO):
         Raises:
             DataError: If it is damaged.
         """
-        fault = checkpoint_fault(Path(path))
+        content, fault = {}, checkpoint_fault(Path(path))
+        if fault is None:
+            try:
+                content = super().load_checkpoint(path, *arguments, **more)
+                fault = _missing_part(content)
+            except Exception as error:  # a file of anything else raises errors of many types
+                fault = str(error).split("\n", 1)[0] or type(error).__name__
         if fault is not None:
             raise DataError(f"{path} is damaged ({fault}); train again without resume=")
-        content: dict[str, Any] = super().load_checkpoint(path, *arguments, **more)
         return content
+
+
+@contextmanager
+def restoring(folder: Path) -> Iterator[None]:
+    """Raise DataError if Lightning cannot restore a training from a checkpoint of a run's folder."""
+    try:
+        yield
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        called = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+        names = [code.co_name for code in called if code.co_filename.endswith("checkpoint_connector.py")]
+        restored = any(name.lstrip("_").startswith(("restore", "resume")) for name in names)
+        if not restored or isinstance(error, torch.cuda.OutOfMemoryError):
+            raise
+        reason = str(error).split("\n", 1)[0]
+        raise DataError(
+            f"a checkpoint in {folder / CHECKPOINTS} does not fit the run ({reason}); "
+            "train again without resume="
+        ) from error
+
+
+_PARTS: Mapping[str, type] = {
+    "state_dict": dict,
+    "loops": dict,
+    "callbacks": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "epoch": int,
+    "global_step": int,
+    "pytorch-lightning_version": str,
+}
+
+
+def _missing_part(content: object) -> str | None:
+    """Return what a checkpoint of Lightning would have; None if it has all of it."""
+    parts = content if isinstance(content, Mapping) else {}
+    for name, kind in _PARTS.items():
+        if not isinstance(parts.get(name), kind):
+            return f"it has no {name}"
+    return None
 
 
 def open_run_dir(cfg: DictConfig, photographs: Photographs, folder: Path, checkpoint: Path | None) -> None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _PORT_OFFSET = 10_000
 """Offset between the port of the process group and that of the key-value store."""
 
-_LOCK_SECONDS = 30.0
+_LOCK_SECONDS = 120.0
 """Time in which an interrupted run ends; loader processes of a killed one hold its lock for some seconds."""
 
 _PRETRAINING_KEY = "DRGRADE_PRETRAINING"
@@ -194,7 +194,7 @@ def lock_run_dir(folder: Path, wait: bool = False) -> Iterator[None]:
 
     Args:
         folder: The run's folder.
-        wait: Wait up to 30 s for an earlier process, which may just have been told to end.
+        wait: Wait up to 120 s for an earlier process, which may just have been told to end.
 
     Raises:
         ConfigError: If another process holds the lock.

@@ -46,6 +46,7 @@ from drgrade.training.build import (
     make_task,
     make_trainer,
     open_run_dir,
+    restoring,
     seed_everything,
     silence_known_warnings,
 )
@@ -95,6 +96,7 @@ def train(cfg: DictConfig, cache: RunCache | None = None) -> dict[str, Any]:
     with (
         lock_run_dir(folder, wait=cfg.resume == AUTO),
         _failure_recorded(folder, checkpoint),
+        restoring(folder),
         supervised(partial(_record_failure, folder)),
     ):
         photographs = cache.photographs(cfg) if cache else make_photographs(cfg)
@@ -110,6 +112,8 @@ def check_settings(cfg: DictConfig) -> None:
     """Raise ConfigError if settings contradict each other, have no effect, or give an unloadable run."""
     check_trainer(cfg)
     check_loadable(cfg)
+    if cfg.seed >= 2**63:
+        raise ConfigError(f"seed={cfg.seed} is not below 2^63, the limit of torch")
     if cfg.task != "grading":
         return
     if is_probe(cfg):

@@ -30,7 +30,7 @@ class TrialRun:
     def command(self):
         """Run the command to its end; return its status and output, which must hold no traceback."""
         command = [sys.executable, "-m", "drgrade.cli.train", *self.overrides]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
         output = done.stdout + done.stderr
         assert "Traceback" not in output, output
         return done.returncode, output
@@ -151,7 +151,7 @@ def test_run_on_a_full_disk_resumes_when_there_is_room(exhaust, options, scale, 
             time.sleep(0.05)
         time.sleep(rng.uniform(0, 4))
         exhaust(place)
-        text = process.communicate(timeout=300)[0]
+        text = process.communicate(timeout=900)[0]
         assert "Traceback" not in text, text
         assert process.returncode == 0 or text.count("error: ") == 1, text
         ends.append(process.returncode)

@@ -13,20 +13,25 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.campaign
-LIMIT = 30
-"""Seconds after which every process has to be gone."""
+LIMIT = 300
+"""Seconds after which a process counts as hanging; on an idle machine all are gone within 30 s."""
+
+
+def do_not_ignore_signals():
+    """Undo what this process has inherited: a shell lets background commands ignore SIGINT, nohup SIGHUP."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager
 def started(command, log):
     """Start a command in a process group of its own, which is killed at the end."""
     with log.open("ab") as output:
-        # A shell starts background commands with SIGINT ignored.
         process = subprocess.Popen(
             command,
             stdout=output,
             stderr=subprocess.STDOUT,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            preexec_fn=do_not_ignore_signals,
             start_new_session=True,
         )
     try:
@@ -46,7 +51,7 @@ def at_work(folder):
 
 
 def wait_until_gone(folder):
-    """Return the seconds until no process names a folder, or None after 30 s."""
+    """Return the seconds until no process names a folder, or None after ``LIMIT`` seconds."""
     began = time.monotonic()
     while at_work(folder):
         if time.monotonic() - began > LIMIT:
@@ -65,10 +70,12 @@ def last_epoch(log):
 
 
 @pytest.fixture
-def outputs():
-    """A folder on another file system than the temporary files, if there is one."""
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
+def outputs(request):
+    """A folder on another file system than the temporary files; on theirs if the parameter is False."""
+    second, memory = getattr(request, "param", True), Path("/dev/shm")
+    if second and not os.access(memory, os.W_OK):
+        pytest.skip("there is no second file system")
+    with tempfile.TemporaryDirectory(dir=memory if second else None) as folder:
         yield Path(folder)
 
 
@@ -98,7 +105,7 @@ def test_signals_to_each_process_of_a_run(scale, rng, command, outputs):
             target = others[0] if rank and others else process.pid
             os.kill(target, number)
             seconds = wait_until_gone(folder)
-            code = None if seconds is None else process.wait(timeout=5)
+            code = None if seconds is None else process.wait(timeout=LIMIT)
         printed = log.read_bytes()[before:].decode(errors="replace")
         attempt = f"{name} to process {int(target != process.pid)} after {moment:.1f} s"
         if seconds is None:
@@ -121,12 +128,15 @@ def test_signals_to_each_process_of_a_run(scale, rng, command, outputs):
     assert not problems, "\n".join([*problems, log.read_text(errors="replace")[-3000:]])
 
 
+@pytest.mark.parametrize(
+    "outputs", [False, True], indirect=True, ids=["one-file-system", "second-file-system"]
+)
 def test_sweep_is_killed_again_and_again(scale, rng, command, outputs):
     log = outputs / "log"
     axes = ("label_fraction=0.5,1.0", "seed=0,1", "fold=0", "init=random", "hydra.launcher.n_jobs=2")
     length = ("scale.published_epochs=12", f"paths.outputs={outputs}", "hydra.sweeper.report=false", "-m")
     sweep = command("+experiment=rotation_table", *axes, *length)
-    slowest, problems, tries = 0.0, [], 5 * scale
+    slowest, problems, tries = 0.0, [], -(-5 * scale // 2)
     for _ in range(tries):
         with started(sweep, log) as process:
             time.sleep(moment := rng.uniform(1, 15))
@@ -136,13 +146,13 @@ def test_sweep_is_killed_again_and_again(scale, rng, command, outputs):
             problems.append(f"killed after {moment:.1f} s: cells are not gone after {LIMIT} s")
         slowest = max(slowest, seconds or 0.0)
     with started(sweep, log) as process:
-        assert process.wait(timeout=500) == 0, log.read_text(errors="replace")[-3000:]
+        assert process.wait(timeout=1800) == 0, log.read_text(errors="replace")[-3000:]
     cells = list((outputs / "sweeps").glob("*/init-*"))
     problems += [f"{cell.name}: {status(cell)}" for cell in cells if status(cell) != "finished"]
     logs = [log, *(cell / "output.log" for cell in cells)]
     problems += [f"a traceback in {file}" for file in logs if "Traceback" in file.read_text(errors="replace")]
     print(
-        f"SIGKILL of a sweep of four cells: {tries} tried, {len(cells)} of 4 cells finished at the end; "
+        f"SIGKILL of a sweep of four cells in {outputs}: {tries} tried, {len(cells)} of 4 cells finished; "
         f"cells gone after at most {slowest:.1f} s"
     )
     assert len(cells) == 4

@@ -121,6 +121,16 @@ def test_broken_links_and_links_out_are_refused(tmp_path):
         assert finder.find("link") == "link.png"
 
 
+@pytest.mark.parametrize(
+    "name", ["a/" * 1500 + "x.jpg", "x" * 300, "x" * 5000, "a\0b", "a\0/b.jpg", "\ud800/x"]
+)
+def test_name_that_is_no_path_is_a_reason(tmp_path, name):
+    files(tmp_path, "x.jpg")
+    for loose in (False, True):
+        with pytest.raises(RowError):
+            PhotoFinder(tmp_path, loose=loose).find(name)
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.sampled_from("aAbB"), min_size=1, max_size=3).map("".join), st.booleans())
 def test_found_files_exist_inside_the_root(tmp_path_factory, name, loose):

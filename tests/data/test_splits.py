@@ -443,6 +443,7 @@ def test_hash_survives_csv(names):
         ({"fold": "first"}, "fold='first' is neither a number nor 'published'"),
         ({"seed": -1}, "split.seed=-1"),
         ({"label_seed": -1}, "split.label_seed=-1"),
+        ({"seed": 0.5}, "split.seed=0.5"),
         ({"disagreeing": "first"}, "split.disagreeing='first' is not one of drop, keep_one, majority"),
     ],
 )

@@ -268,6 +268,7 @@ def test_damaged_json_is_refused(text):
         ("points", [{"threshold": 2, "sensitivity": 1, "specificity": 0}]),
         ("points", [{"threshold": 0.5, "sensitivity": 0.9, "specificity": 0}]),
         ("points", [{"threshold": 0.5}]),
+        ("photographs", 0),
         ("of_another_version", 1),
     ],
 )

@@ -2,6 +2,7 @@
 
 import io
 import os
+import subprocess
 from itertools import count, islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +32,18 @@ def test_a_folder_is_searched_recursively_sorted_without_hidden_files(tmp_path):
     assert _paths(tmp_path) == [str(tmp_path / name) for name in ("a/10.tif", "a/2.png", "b.JPG", "c.jpeg")]
     assert [item.image_id for item in Inputs([str(tmp_path)])] == ["a/10", "a/2", "b", "c"]
     assert Inputs([str(tmp_path)]).total == 4
+
+
+def test_folders_may_be_nested_to_any_depth(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(1500):
+        os.mkdir("a")  # noqa: PTH102
+        os.chdir("a")
+    Path("x.jpg").touch()
+    monkeypatch.chdir(tmp_path)
+    found = _paths("a")
+    subprocess.run(["rm", "-r", "a"], check=True)  # shutil.rmtree cannot
+    assert found == ["/".join([*["a"] * 1500, "x.jpg"])]
 
 
 def test_other_files_in_a_folder_are_counted_and_named(tmp_path):

@@ -4,6 +4,8 @@ import errno
 import json
 import shutil
 import tempfile
+import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +17,16 @@ from drgrade.training import pretraining
 from drgrade.training.build import CheckpointFiles, save_checkpoint
 from drgrade.training.run import train
 
-CONTENT = {"state_dict": {"weight": torch.arange(1000.0)}}
+CONTENT = {
+    "state_dict": {"weight": torch.arange(1000.0)},
+    "loops": {},
+    "callbacks": {},
+    "optimizer_states": [],
+    "lr_schedulers": [],
+    "epoch": 1,
+    "global_step": 2,
+    "pytorch-lightning_version": "2.5.0",
+}
 RUN = ("init=random", "resume=auto")
 PRETRAINING = ("+experiment=rotation_pretrain", "resume=auto")
 
@@ -83,6 +94,30 @@ def test_damaged_checkpoint_is_recognised(damage, tmp_path):
         CheckpointFiles().load_checkpoint(path, weights_only=True)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        *([], 5, {}, {**CONTENT, "state_dict": None}, {**CONTENT, "epoch": "1"}, {**CONTENT, "loops": 3}),
+        {**CONTENT, "path": Path("code")},
+    ],
+)
+def test_file_of_torch_that_is_no_checkpoint_is_named(content, tmp_path):
+    torch.save(content, tmp_path / "last.ckpt")
+    with pytest.raises(DataError, match=r"last\.ckpt is damaged"):
+        CheckpointFiles().load_checkpoint(tmp_path / "last.ckpt", weights_only=True)
+
+
+def test_checkpoint_that_unpacks_to_more_than_its_size_is_refused(tmp_path):
+    save_checkpoint({**CONTENT, "state_dict": {"weight": torch.zeros(1_000_000)}}, tmp_path / "last.ckpt")
+    with (
+        zipfile.ZipFile(tmp_path / "last.ckpt") as archive,
+        zipfile.ZipFile(tmp_path / "packed.ckpt", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in archive.namelist():
+            packed.writestr(name, archive.read(name))
+    assert checkpoint_fault(tmp_path / "packed.ckpt").startswith("it would unpack to 4,0")
+
+
 @pytest.fixture
 def begun(finished_run, tmp_path):
     """A copy of a run that was killed after its training."""
@@ -102,6 +137,24 @@ def test_damaged_checkpoint_is_named_and_a_cell_starts_afresh(name, begun, compo
     assert train(compose(*settings, "resume=auto"))["status"] == "finished"
     assert f"{name}.ckpt is damaged" in caplog.text
     assert not list(begun.rglob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("optimizer_states", [{}]),
+        ("loops", {"fit_loop": 5}),
+        ("lr_schedulers", [5]),
+        ("state_dict", {}),
+        ("pytorch-lightning_version", "none"),
+    ],
+)
+def test_checkpoint_that_does_not_fit_the_run_is_named(part, value, begun, compose):
+    path = begun / "checkpoints" / "last.ckpt"
+    torch.save({**torch.load(path, weights_only=True), part: value}, path)
+    settings = ("init=random", "protocol=matched", "protocol.val_fraction=0.3")
+    with pytest.raises(DataError, match=rf"checkpoint in {begun / 'checkpoints'} does not fit the run"):
+        train(compose(*settings, f"resume={begun}"))
 
 
 def kill(*arguments, **more):

@@ -336,6 +336,7 @@ def test_resumed_run_keeps_the_curves_of_its_first_part(compose, tmp_path):
         ("+trainer.num_nodes=2", "trainer.num_nodes=2: for several devices use"),
         ("+trainer.check_val_every_n_epoch=0", "check_val_every_n_epoch=0 is not allowed"),
         ("trainer.accelerator=tpu", "trainer.accelerator=tpu is not allowed; did you mean"),
+        ("seed=9223372036854775808", "is not below 2^63"),
         ("+trainer.limit_tests=1", "no such argument; did you mean limit_test_batches"),
     ],
 )

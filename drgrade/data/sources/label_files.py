@@ -426,14 +426,18 @@ class PhotoFinder:
 
     def _existing_folder(self, folder: str) -> str:
         """Return a folder; if it does not exist, the only one that differs in upper and lower case."""
-        if folder == self._top or Path(folder).is_dir():
-            return folder
-        parent, name = os.path.split(folder)
-        parent = self._existing_folder(parent)
-        same = [
-            other for other, is_file in _scan(parent) if not is_file and other.casefold() == name.casefold()
-        ]
-        return os.path.join(parent, same[0] if len(same) == 1 else name)  # noqa: PTH118
+        missing: list[str] = []
+        while folder != self._top and not Path(folder).is_dir():
+            folder, name = os.path.split(folder)
+            missing.insert(0, name)
+        for name in missing:
+            same = [
+                other
+                for other, is_file in _scan(folder)
+                if not is_file and other.casefold() == name.casefold()
+            ]
+            folder = os.path.join(folder, same[0] if len(same) == 1 else name)  # noqa: PTH118
+        return folder
 
     def _check_link(self, path: Path, name: str) -> None:
         """Check that a file that is, or lies behind, a symbolic link is inside the root."""

@@ -16,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from drgrade.artefacts import shortened
 from drgrade.errors import ConfigError
+from drgrade.files import is_path
 
 SUBSETS = ("train", "unlabelled", "val", "test", "external", "excluded")
 """Subsets of a split.
@@ -74,8 +76,11 @@ class SplitSpec:
         if self.folds < 2:
             raise ConfigError(f"folds={self.folds}: cross validation needs at least 2 folds")
         for name in ("seed", "label_seed"):
-            if (value := getattr(self, name)) < 0:
-                raise ConfigError(f"split.{name}={value} is negative")
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise ConfigError(f"split.{name}={value!r} is not a whole number of at least 0")
+        if self.file is not None and not (isinstance(self.file, str | Path) and is_path(str(self.file))):
+            raise ConfigError(f"split.file={shortened(self.file)} is not a path")
         if self.disagreeing not in get_args(Disagreeing):
             raise ConfigError(
                 f"split.disagreeing={self.disagreeing!r} is not one of {', '.join(get_args(Disagreeing))}"
