@@ -44,7 +44,7 @@ test-slow: $(READY)  ## slow tests
 test-cluster: $(READY)  ## the tests on SLURM, Ray and several processes; need root and Debian's slurm-wlm and munge
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cluster -m cluster
 
-test-campaigns: $(READY)  ## random failures and attacks, 15 minutes on two cores; SCALE=10 for all, SEED=N to repeat
+test-campaigns: $(READY)  ## random failures and attacks, 5 minutes on two cores; SCALE=10 for all, SEED=N to repeat
 	OMP_NUM_THREADS=1 SCALE=$(or $(SCALE),1) SEED=$(SEED) $(BIN)/python -m pytest -s -n 0 tests/campaigns -m campaign
 
 coverage: $(READY)  ## line coverage of the fast tests, subprocesses included; fails below 90 %
