@@ -260,7 +260,6 @@ def _reason(error: Exception) -> str:
 PUBLIC_TEXT = re.compile(r"[\w .,+=()-]*")
 """Strings that may be published: no paths, no addresses, no interpolations."""
 
-
 _TOKEN = re.compile(
     r"\b(hf_|sk-|pk_|rk_|gh[opsur]_|github_pat_|glpat-|xox[abeprs]-|AKIA|ASIA|AIza|eyJ|wandb_v)[\w-]{12}"
     r"|\b[0-9a-fA-F]{32,}\b"
@@ -268,13 +267,8 @@ _TOKEN = re.compile(
 )
 """Known forms of access tokens, hexadecimal keys, and long words that may be random."""
 
-
 _HASH = re.compile(r"[0-9a-f]{64}")
-
-
 _SECRET_VARIABLE = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
-
-
 _ALTERNATIONS = 5  # between letters and digits in a random word; names have fewer
 
 

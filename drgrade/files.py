@@ -14,7 +14,7 @@ import threading
 import time
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -353,3 +353,24 @@ def read_csv(file: Path | IO[str], **options: Any) -> "pd.DataFrame":
 
 def _text_columns(table: "pd.DataFrame") -> list[str]:
     return list(table.select_dtypes(exclude=["number", "bool"]).columns)
+
+
+@contextmanager
+def locked(path: Path, tell: Callable[[str], object], waiting: str) -> Iterator[None]:
+    """Hold the lock of a file; if another process holds it, call ``tell(waiting)`` and wait.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        tell(waiting)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

@@ -14,7 +14,7 @@ A store is a folder with
 import multiprocessing
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -22,7 +22,6 @@ from typing import Any, TypedDict
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from filelock import FileLock, Timeout
 
 from drgrade.artefacts import map_array, read_object, read_text
 from drgrade.data.crops import CropMaker, Facts, check_illumination
@@ -45,7 +44,7 @@ from drgrade.data.store_builder import (
     can_resume,
 )
 from drgrade.errors import DataError
-from drgrade.files import read_csv, write_text
+from drgrade.files import locked, read_csv, write_text
 from drgrade.progress import say
 
 _UNFINISHED = ".unfinished"
@@ -246,19 +245,16 @@ def _find_prepared(plan: StorePlan) -> Path | None:
 @contextmanager
 def _locked(plan: StorePlan) -> Iterator[None]:
     """Hold the lock of one source's preparation; print a line if another process holds it."""
-    lock = FileLock(plan.folder / f".{plan.work}.lock")
-    try:
-        (plan.folder / _INDEX).mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        say(f"waiting for another process that prepares {plan.source.name}")
-        lock.acquire()
-    except OSError as error:
-        raise DataError(f"cannot write to the folder of stores {plan.folder}: {error.strerror}") from error
-    try:
+    waiting = f"waiting for another process that prepares {plan.source.name}"
+    with ExitStack() as held:
+        try:
+            (plan.folder / _INDEX).mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(plan.folder / f".{plan.work}.lock", say, waiting))
+        except OSError as error:
+            raise DataError(
+                f"cannot write to the folder of stores {plan.folder}: {error.strerror}"
+            ) from error
         yield
-    finally:
-        lock.release()
 
 
 def _build(plan: StorePlan, strict: bool, workers: int | None) -> Path:

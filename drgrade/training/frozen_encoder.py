@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 import pytorch_lightning as pl
 import torch
-from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -32,7 +31,7 @@ from drgrade.data.splits.spec import SplitSpec
 from drgrade.data.store import Store
 from drgrade.data.transforms import normalise
 from drgrade.errors import DataError, DrgradeError
-from drgrade.files import allocate, file_sha256, remove_partial_files, replacing, write_text
+from drgrade.files import allocate, file_sha256, locked, remove_partial_files, replacing, write_text
 from drgrade.models.batch_norm import batch_norms, estimate_statistics
 from drgrade.models.encoder import WEIGHTS, Encoder
 from drgrade.models.heads import Head
@@ -343,21 +342,14 @@ def _read(path: Path, store: Store, encoder: Encoder) -> Floats | None:
 
 def _compute_once(cfg: DictConfig, path: Path, store: Store, initial: InitialEncoder) -> tuple[Floats, bool]:
     """Return the features, and True if this run has computed them; runs with the same features wait."""
-    lock = FileLock(path.with_suffix(".lock"))
+    waiting = f"waiting for another run that computes the same features ({path})"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            log.info("waiting for another run that computes the same features (%s)", path)
-            lock.acquire()
-        try:
+        with locked(path.with_suffix(".lock"), log.info, waiting):
             array = _read(path, store, initial.encoder)
             if array is not None:
                 return array, False
             _compute(cfg, path, store, initial)
-        finally:
-            lock.release()
     except OSError as error:
         raise DataError(
             f"features cannot be kept in {path.parent}: {error.strerror or error}; make room, or choose "

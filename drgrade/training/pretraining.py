@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 
 from drgrade.artefacts import read_text
@@ -17,7 +17,7 @@ from drgrade.config import is_pretrained
 from drgrade.data.datamodules import PretextDataModule
 from drgrade.data.photographs import Photographs
 from drgrade.errors import ConfigError, DataError, DrgradeError, EncoderError
-from drgrade.files import file_sha256, remove_partial_files, replacing
+from drgrade.files import file_sha256, locked, remove_partial_files, replacing
 from drgrade.models.encoder import CARD, WEIGHTS, is_complete_encoder, save_encoder, stated_origin
 from drgrade.renames import canonical
 from drgrade.runs.run_dir import (
@@ -291,13 +291,8 @@ def pretext_config(cfg: DictConfig, photographs: Photographs) -> DictConfig:
 
 def _pretrain_once(pretext: DictConfig, photographs: Photographs, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_suffix(".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("waiting for another run that is pre-training the same encoder (%s)", folder)
-        lock.acquire()
-    try:
+    waiting = f"waiting for another run that is pre-training the same encoder ({folder})"
+    with locked(folder.with_suffix(".lock"), log.info, waiting):
         if is_complete_encoder(folder):
             log.info("encoder: found %s", folder)
             announce_no_pretraining()
@@ -308,8 +303,6 @@ def _pretrain_once(pretext: DictConfig, photographs: Photographs, folder: Path) 
         log.info("encoder: not found for these settings; pre-training for %s into %s", length, folder)
         with announce_pretraining(folder.name):
             pretrain(pretext, photographs, folder, _last_checkpoint(folder))
-    finally:
-        lock.release()
 
 
 def _last_checkpoint(folder: Path) -> Path | None:

@@ -1,4 +1,4 @@
-"""What a run chooses by its validation photographs: learning rate, thresholds, calibration.
+"""Choose learning rate, thresholds and calibration by the validation photographs of a run.
 
 Every rate of ``protocol.learning_rates`` is a training of full length from the same first weights and seed;
 the test photographs are evaluated once, with the chosen one. A run that is interrupted resumes in the

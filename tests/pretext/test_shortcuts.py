@@ -57,7 +57,7 @@ def accuracy(clue, epochs, per_photograph=2):
 @pytest.mark.parametrize("part", HIDDEN)
 @pytest.mark.parametrize("name", DATA)
 def test_protected_clues_do_not_reveal_the_rotation(views, name, part):
-    """Where the four turns are equal, any network is right for exactly one of them."""
+    """Equal turns cannot be told apart: any network predicts exactly one of the four correctly."""
     assert turns_alike(HIDDEN[part](views(name, MaskedView(), "views")))
 
 

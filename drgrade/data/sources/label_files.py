@@ -23,10 +23,10 @@ MAX_BYTES = 256_000_000
 """Largest label file in bytes; 100,000 photographs take about 10 MB."""
 
 MORE_VALUES = "more values than columns"
-"""What is wrong with a row that has surplus cells; the reasons of rows are part of the key of a store."""
+"""Reason of a row with surplus cells. Reasons are part of the key of a store."""
 
 SURPLUS = f"has {MORE_VALUES}: put those that contain the separator in quotation marks"
-"""What is wrong with a row that has surplus cells, and what to do about it."""
+"""The same reason, with what to do about it."""
 
 _REPAIR = "a label file has a header and a row for each photograph"
 _SEPARATORS = ",;\t|"
