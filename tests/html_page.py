@@ -1,8 +1,12 @@
 """Parser of the HTML pages that drgrade writes."""
 
+import shutil
 from html.parser import HTMLParser
 
 VOID = {"meta", "img", "br", "link", "input", "hr", "rect", "line", "circle"}
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+"""Command of the browser; None if it is not installed."""
 
 
 class Page(HTMLParser):

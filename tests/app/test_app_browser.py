@@ -4,7 +4,6 @@ import http.client
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
+from html_page import CHROMIUM
 
 from drgrade.app.isolation import is_local
 from drgrade.app.page import GRADES, NOTICE
@@ -22,7 +22,6 @@ from drgrade.prediction.grader import Grader
 from drgrade.stats.formatting import decimal, percent
 from drgrade.synthetic.drawing import draw_photograph, plan_photographs
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian: chromium)")
 pytest.importorskip("gradio", reason="gradio is not installed: pip install 'drgrade[app]'")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra dev)")

@@ -2,12 +2,12 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from html_page import CHROMIUM
 from tiny_run import REPOSITORY, TINY
 
 pytestmark = pytest.mark.slow
@@ -147,7 +147,7 @@ def test_missing_originals_are_named(name, tmp_path):
 
 
 def test_pictures_of_the_documentation_are_made(call, finished_run, tmp_path):
-    names = ["demo", "audit", "explanations", "app"] if shutil.which("chromium") else ["demo"]
+    names = ["demo", "audit", "explanations", "app"] if CHROMIUM else ["demo"]
     call("tools/pictures.py", *names, f"--out={tmp_path}", f"--checkpoint={finished_run()}")
     assert all((tmp_path / f"{name}.jpg").stat().st_size > 10_000 for name in names)
 

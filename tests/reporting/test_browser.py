@@ -6,20 +6,19 @@ copy of the page, which simulates the reader and writes the result into the docu
 
 import json
 import re
-import shutil
 import subprocess
 from dataclasses import replace
 from html import unescape
 
 import pytest
 from example_study import example_study
+from html_page import CHROMIUM
 
 from drgrade.reporting.figures.canvas import style
 from drgrade.reporting.schema import Budget
 from drgrade.reporting.writer import draw_figures, render_page
 from drgrade.stats.estimates import Range
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian: chromium)")
 
 HELPERS = """
